@@ -1,0 +1,45 @@
+"""What can go wrong, each kind with the exit code that scripts and schedulers can rely on."""
+
+
+class PretrainError(Exception):
+    """Something the user can act on: shown as its one message, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(PretrainError):
+    """A setting is unknown, of the wrong type, out of range, or at odds with another one."""
+
+    exit_code = 2
+
+
+class DataError(PretrainError):
+    """A corpus, a tokenizer or a token store is missing, damaged, or does not fit the run."""
+
+    exit_code = 3
+
+
+class CheckpointError(PretrainError):
+    """A checkpoint cannot be written, read or verified, or the storage beneath it failed."""
+
+    exit_code = 4
+
+
+class DivergenceError(PretrainError):
+    """The loss or its gradient is no longer finite, so going on would only waste the machine."""
+
+    exit_code = 5
+
+
+class RankLostError(PretrainError):
+    """A process of the run died or stopped answering."""
+
+    exit_code = 6
+
+
+class Interrupted(PretrainError):  # noqa: N818  (not an error: the run obeyed and saved)
+    """The run was asked to stop by a signal and has saved its state."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
