@@ -1,0 +1,190 @@
+"""From the words typed behind a script to typed settings, with one clear sentence where they do not fit.
+
+Hydra composes presets and overrides. What it lets pass or explains in its own terms is checked here: unknown settings
+behind `+` and inside experiment files, wrong types, misspelt presets.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import choices, groups, nearest
+from pretrain.errors import ConfigError, PretrainError
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+
+
+def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
+    """Compose the settings of a script from the command line, run `task(settings, overrides)`, and exit.
+
+    `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError ends the process with its
+    exit code and its message alone. Flags (--help, --cfg, --info, -m, ...) are Hydra's own.
+    """
+    words = [_quote(word, free_text) for word in sys.argv[1:]]
+    try:
+        _register_schemas(config_name, config_class)
+        if any(word.startswith("-") for word in words):
+            _hand_to_hydra(config_name, task, words)
+        else:
+            task(compose(config_name, words), words)
+    except PretrainError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(error.exit_code)
+
+
+def compose(config_name: str, overrides: list[str]) -> Any:
+    """Return the settings that a script's configuration and these overrides make.
+
+    Raises ConfigError: an unknown setting or preset, a wrong type, a missing value, a combination that cannot work.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
+        _check_words(overrides)
+        try:
+            tree = hydra_compose(config_name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+            raise _explain(error, hydra_compose(config_name, overrides=presets), overrides) from error
+    return typed(tree)
+
+
+def typed(tree: Any) -> Any:
+    """Return the dataclasses of a composed tree; raises ConfigError for keys that none of them declares."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    for key, known in _undeclared(tree, ""):
+        raise ConfigError(f"{key} is not a setting. {nearest(key, known)}")
+    for key in sorted(OmegaConf.missing_keys(tree)):
+        raise ConfigError(f"{key} has no value, and needs one. Give it as {key}=... on the command line.")
+    try:
+        return OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def is_group(name: str) -> bool:
+    """Whether `name` chooses a preset (model, trainer, experiment, ...) rather than a value."""
+    return (CONFIG_FOLDER / name.split("@")[0]).is_dir()
+
+
+def _check_words(overrides: list[str]) -> None:
+    """Refuse words that are no `key=value`, and presets that do not exist."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        key = key.lstrip("+")
+        if key.startswith("~"):
+            raise ConfigError(f"{word} would delete a setting, and every setting has a place. Give it another value.")
+        if not equals:
+            raise ConfigError(f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100.")
+        try:
+            OverridesParser.create().parse_overrides([word])
+        except OverrideParseException as error:
+            raise ConfigError(f"""{word!r} cannot be read. Quote special characters twice: '{key}="..."'.""") from error
+        if is_group(key):
+            presets = sorted(path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml"))
+            chosen = [item.strip() for item in value.strip("[]").split(",")]
+            for item in chosen:
+                if item not in presets and item not in ("null", ""):
+                    raise ConfigError(f"{key}={item} is not a preset. {nearest(item, presets)}")
+
+
+def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
+    """Say which word is at fault, given the tree that the presets alone make."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for word in overrides:
+        key, _, value = word.partition("=")
+        key = key.lstrip("+")
+        if is_group(key):
+            continue
+        known = tree
+        for depth, part in enumerate(key.split(".")):
+            if not OmegaConf.is_dict(known) or part not in known:
+                above = "".join(f"{name}." for name in key.split(".")[:depth])
+                names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
+                return ConfigError(f"{above}{part} is not a setting. {nearest(above + part, names)}")
+            known = known._get_node(part)
+        try:
+            OmegaConf.update(tree, key, OmegaConf.create({"value": None}).value if value == "null" else _parse(value))
+        except OmegaConfBaseException as problem:
+            return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}")
+    return ConfigError(_first_line(error))
+
+
+def _parse(value: str) -> Any:
+    """Return a value as Hydra would read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(f"x={value}").value()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _undeclared(tree: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every key that the dataclass of its node does not declare, with the names that it does."""
+    from omegaconf import DictConfig, OmegaConf
+
+    declared = OmegaConf.get_type(tree)
+    if is_dataclass(declared):
+        known = [f.name for f in fields(declared)]
+        for key in tree:
+            if key not in known:
+                yield f"{prefix}{key}", [prefix + name for name in known]
+    for key in tree:
+        node = tree._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_missing() or node._is_none() or node._is_interpolation()):
+            yield from _undeclared(node, f"{prefix}{key}.")
+
+
+def _register_schemas(config_name: str, config_class: type) -> None:
+    """Make the dataclasses known to Hydra, so that presets are checked against them."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name=config_class.__name__, node=config_class, provider="pretrain")
+    for group in groups():
+        for choice in choices(group).values():
+            store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
+
+
+def _hand_to_hydra(config_name: str, task: Callable[[Any, list[str]], object], words: list[str]) -> None:
+    """Let Hydra act on its own flags; a multirun calls `task` for each of its jobs."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    sys.argv[1:] = words
+
+    def job(tree: Any) -> None:
+        task(typed(tree), list(HydraConfig.get().overrides.task))
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
+
+
+def _quote(word: str, free_text: str) -> str:
+    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
+    key, equals, value = word.partition("=")
+    if not free_text or key != free_text or not equals:
+        return word
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

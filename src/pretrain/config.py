@@ -1,0 +1,232 @@
+"""The whole of a run as one typed record, and the closed registry of everything it can choose.
+
+Settings are dataclasses; a YAML preset gives one of them a name and numbers. A saved record is data: `from_dict` looks
+classes up by their `kind` here, and never imports what a file names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.data.config import (
+    BPETokenizerConfig,
+    BytesTokenizerConfig,
+    DataConfig,
+    HuggingFaceConfig,
+    PretrainedTokenizerConfig,
+    PythonDocsConfig,
+    TextFilesConfig,
+    TokenizerConfig,
+)
+from pretrain.errors import ConfigError
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
+from pretrain.optim.config import AdamWConfig, CosineConfig, MuonConfig, OptimizerConfig, ScheduleConfig, WSDConfig
+from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, SampleConfig, TrainerConfig
+
+_BUILT_IN: dict[str, tuple[type, ...]] = {
+    "model": (TransformerConfig,),
+    "objective": (CausalConfig, MaskedConfig),
+    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig),
+    "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
+    "optimizer": (AdamWConfig, MuonConfig),
+    "schedule": (CosineConfig, WSDConfig),
+}
+_REGISTERED: dict[str, dict[str, type]] = {}
+
+
+@dataclass
+class RunConfig:
+    """Everything a training run depends on."""
+
+    name: str = ""  # of the run's folder below logs_dir; none given: model and data
+    seed: int = 0
+    batch_size: int = 16  # rows in one optimizer step, over all devices and micro-batches
+    micro_batch_size: int | None = None  # rows in one forward pass on one device; none given: as many as divide evenly
+    resume: str | None = None  # auto, a run folder or one of its checkpoints: go on exactly where it stopped
+    init_from: str | None = None  # a run folder or checkpoint: start a new run from its weights
+    allow_change: list[str] = field(default_factory=list)  # settings that may differ from those of the run resumed
+    data: DataConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
+        self.accumulation_steps()
+        if self.resume and self.init_from:
+            raise ConfigError(
+                f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one."
+            )
+
+    def accumulation_steps(self) -> int:
+        """Return how many micro-batches on each device make one optimizer step."""
+        ranks = self.trainer.devices
+        micro = self.micro_batch_size or max(1, self.batch_size // ranks)
+        unit = micro * ranks
+        if micro < 1 or self.batch_size % unit:
+            below = self.batch_size // unit * unit
+            near = f"{below} or {below + unit}" if below else f"{unit}"
+            raise ConfigError(
+                f"batch_size={self.batch_size} is not a whole number of micro-batches: one holds {unit} rows "
+                f"(micro_batch_size={micro} x {ranks} devices). Nearest that fit: {near}."
+            )
+        return self.batch_size // unit
+
+    def rows_per_micro_batch(self) -> int:
+        """Return the rows of one forward pass on one device."""
+        return self.batch_size // (self.accumulation_steps() * self.trainer.devices)
+
+
+@dataclass
+class PrepareConfig:
+    """Text to a token store, without training."""
+
+    data: DataConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class GenerateConfig:
+    """Continue a prompt, or fill its masks, with a trained model."""
+
+    checkpoint: str = "auto"  # a run folder or one of its checkpoints; auto: the newest run
+    prompt: str = "The"
+    max_new_tokens: int = 100
+    temperature: float = 0.8  # 0 always takes the likeliest token
+    top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
+    top_p: float | None = None
+    seed: int = 0
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class EvalConfig:
+    """Score a trained model on documents."""
+
+    checkpoint: str = "auto"  # a run folder or one of its checkpoints; auto: the newest run
+    path: str | None = None  # text files to score; none given: the validation documents of the run itself
+    text_column: str = "text"  # of .jsonl and .parquet files
+    batch_size: int = 16  # rows
+    max_rows: int = 0  # 0 scores all
+    output: str | None = None  # a file for the figures, as JSON
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+def register(group: str, config_class: type) -> None:
+    """Add a dataclass of your own to the choices of `group`; its `kind` default is its name.
+
+    Call it from a package with an entry point in the group `pretrain.plugins`, or before `main()` in a script.
+    """
+    if group not in _BUILT_IN:
+        raise ConfigError(f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}")
+    _REGISTERED.setdefault(group, {})[kind_of(config_class)] = config_class
+
+
+def kind_of(config_class: type) -> str:
+    """Return the name by which a saved record refers to this class."""
+    return str(next(f.default for f in fields(config_class) if f.name == "kind"))
+
+
+def choices(group: str) -> dict[str, type]:
+    """Return the classes of a group by kind: built in, from plugins, and registered."""
+    _load_plugins()
+    return {kind_of(c): c for c in _BUILT_IN[group]} | _REGISTERED.get(group, {})
+
+
+@cache
+def _load_plugins() -> None:
+    for point in entry_points(group="pretrain.plugins"):
+        point.load()()
+
+
+def groups() -> list[str]:
+    """Return the names of the groups whose settings differ by kind."""
+    return list(_BUILT_IN)
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """Return settings as plain data that JSON can hold, with enums by name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
+    """Return the settings that `to_dict` wrote; they are data, so nothing in them is looked up or executed.
+
+    Raises ConfigError where a key, a kind or a value is not one we know.
+    """
+    _refuse_interpolation(saved, "")
+    parts: dict[str, Any] = {}
+    for name, value in saved.items():
+        part_class = config_class
+        if name in _BUILT_IN and isinstance(value, dict):
+            part_class = choices(name).get(str(value.get("kind")), type(None))
+            if part_class is type(None):
+                raise ConfigError(f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}")
+            value = OmegaConf.structured(part_class), value
+        parts[name] = value
+    try:
+        tree = OmegaConf.structured(config_class)
+        for name, value in parts.items():
+            if isinstance(value, tuple):
+                tree[name] = value[0]
+                value = value[1]
+            tree = OmegaConf.merge(tree, {name: value})
+        return OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the saved settings do not fit this version: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_interpolation(value: Any, key: str) -> None:
+    """Saved settings hold values only: `${...}` could read the environment of whoever opens them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_interpolation(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_interpolation(item, key)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"the saved settings hold {key}={value}; only plain values are read from a file.")
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return each setting that differs between two records, by its full name, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(old.keys() | new.keys()):
+        key, before, after = f"{prefix}{name}", old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= changes(before, after, f"{key}.")
+        elif before != after:
+            found[key] = (before, after)
+    return found
+
+
+def nearest(word: str, known: Any) -> str:
+    """Return a hint for a misspelt word: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(sorted(known))}."

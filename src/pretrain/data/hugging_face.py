@@ -1,0 +1,121 @@
+"""Documents of a Hugging Face data set: a folder of this machine, or a name on the hub, read as a stream."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from pretrain.data.config import HuggingFaceConfig
+from pretrain.data.sources import Document, Source, printable
+from pretrain.data.text_files import all_files, hash_files, missing_column
+from pretrain.errors import DataError
+
+
+class HuggingFace(Source):
+    """One or two splits of a data set; nothing of it is copied into a cache."""
+
+    config: HuggingFaceConfig
+
+    def __init__(self, config: HuggingFaceConfig) -> None:
+        super().__init__(config)
+        place = Path(config.path).expanduser()
+        self.folder = place if place.is_dir() else None
+        if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):
+            raise DataError(
+                f"data.path={printable(config.path)} is not a folder. "
+                "Name a folder or a hub data set such as HuggingFaceFW/fineweb-edu; files are read by data=text_files."
+            )
+
+    def validation_documents(self) -> Iterator[Document] | None:
+        """Return the documents of `data.validation_split`; None where it is not set."""
+        split = self.config.validation_split
+        if split is None:
+            return None
+        return self._screened(self._read_split(split, "data.validation_split"), f"data.validation_split={split}")
+
+    def fingerprint(self) -> str:
+        """Return the hash of a folder's bytes, or of a hub repository's commit, and of what is read of it."""
+        import xxhash
+
+        config = self.config
+        reading = [config.subset, config.split, config.validation_split, config.text_column, config.max_documents]
+        if self.folder:
+            files = all_files(self.folder)  # their names decide which split they belong to
+            identity = [*files, hash_files(files).hex()]
+        else:
+            identity = [config.path, self._commit()]
+        return xxhash.xxh3_128(json.dumps([identity, reading]).encode()).hexdigest()
+
+    def _commit(self) -> str:
+        """Return the commit of the hub repository that the settings resolve to."""
+        import datasets
+
+        try:
+            builder = datasets.load_dataset_builder(
+                self.config.path, name=self.config.subset, revision=self.config.revision
+            )
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        return str(builder.hash)
+
+    def _origin(self) -> str:
+        return f"data.path={printable(self.config.path)}, data.split={self.config.split}"
+
+    def _read(self) -> Iterator[Document]:
+        return self._read_split(self.config.split, "data.split")
+
+    def _read_split(self, split: str, key: str) -> Iterator[Document]:
+        column, limit = self.config.text_column, self.config.max_documents
+        number = 0
+        for number, row in enumerate(self._rows(split, key), start=1):
+            if number == 1 and column not in row:
+                raise missing_column(f"data.path={printable(self.config.path)} ({key}={split})", column, row)
+            if isinstance(row.get(column), str):
+                yield Document(row[column], f"{printable(split)}:{number}")
+            else:
+                self.skipped["text is no string"] += 1
+            if number == limit:
+                return
+
+    def _rows(self, split: str, key: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a split, whatever fails in the library becoming a DataError."""
+        import datasets
+
+        try:
+            yield from _only(self._open(split, key), self.config.text_column)
+        except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error
+
+    def _open(self, split: str, key: str) -> Any:
+        import datasets
+
+        config, folder = self.config, self.folder
+        if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return self._chosen(datasets.load_from_disk(str(folder)), split, key)
+        path = str(folder.resolve()) if folder else config.path
+        splits = datasets.load_dataset(path, name=config.subset, revision=config.revision, streaming=True)
+        return self._chosen(splits, split, key)
+
+    def _chosen(self, found: Any, split: str, key: str) -> Any:
+        """Return one split; a saved data set without splits counts as "train"."""
+        splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+        if split not in splits:
+            raise DataError(
+                f"{key}={split} is not a split of data.path={printable(self.config.path)}. "
+                f"Try one of its splits: {', '.join(printable(name) for name in splits)}."
+            )
+        return splits[split]
+
+    def _unreadable(self, error: Exception) -> DataError:
+        config = self.config
+        chosen = f"data.path={printable(config.path)} (data.subset={config.subset}, data.revision={config.revision})"
+        where = "this folder's files" if self.folder else "the name, and that this machine can reach the hub"
+        reason = " ".join(str(error).split())
+        return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
+
+
+def _only(rows: Any, column: str) -> Iterable[dict[str, Any]]:
+    """Return the rows with nothing but the wanted column where the columns are known, so the others are not decoded."""
+    return cast(
+        Iterable[dict[str, Any]], rows.select_columns([column]) if column in (rows.column_names or []) else rows
+    )

@@ -1,0 +1,126 @@
+"""Where text comes from: every source gives its documents one by one, in an order that never changes.
+
+1. `open_source` picks the source by the settings' class.
+2. The source's file reads raw documents: `python_docs.py`, `text_files.py`, `hugging_face.py`.
+3. `Source` drops what no tokenizer can use, and counts it by reason: documents in = kept + skipped.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pretrain.data.config import DataConfig, HuggingFaceConfig, PythonDocsConfig, TextFilesConfig
+from pretrain.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus."""
+
+    text: str
+    name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
+
+
+class Source:
+    """The documents that one set of data settings names. A subclass reads them; this class screens them."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.skipped: Counter[str] = Counter()  # documents dropped since `documents` was last called, by reason
+
+    def documents(self) -> Iterator[Document]:
+        """Return the training documents, or all of them where no validation set of its own is configured.
+
+        `skipped` starts again from nothing. Raises DataError for a source that cannot be read or holds no text.
+        """
+        self.skipped.clear()
+        return self._screened(self._read(), self._origin())
+
+    def validation_documents(self) -> Iterator[Document] | None:
+        """Return the documents of the configured validation set; None where the caller is to split off its own.
+
+        `skipped` counts on. Raises DataError as `documents` does.
+        """
+        return None
+
+    def fingerprint(self) -> str:
+        """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
+        raise NotImplementedError
+
+    def _read(self) -> Iterator[Document]:
+        raise NotImplementedError
+
+    def _origin(self) -> str:
+        """Return the setting and value to name when the source turns out to be empty."""
+        raise NotImplementedError
+
+    def _screened(self, found: Iterator[Document], origin: str) -> Iterator[Document]:
+        """Yield the usable documents; count the others in `skipped`."""
+        kept = 0
+        for document in found:
+            text = document.text.removeprefix("\ufeff")
+            if fault := _fault(text):
+                self.skipped[fault] += 1
+            else:
+                kept += 1
+                yield Document(text, document.name)
+        if not kept:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
+            raise DataError(
+                f"{origin} holds no text (documents skipped: {counts or 'none'}). "
+                "Name a source with non-empty UTF-8 text."
+            )
+
+
+class PythonDocs(Source):
+    """The help topics and docstrings of the Python that runs."""
+
+    def fingerprint(self) -> str:
+        """Return the hash of the Python version and of the files read."""
+        from pretrain.data import python_docs
+
+        return python_docs.fingerprint()
+
+    def _read(self) -> Iterator[Document]:
+        from pretrain.data import python_docs
+
+        return python_docs.documents()
+
+    def _origin(self) -> str:
+        return f"data.kind={self.config.kind}: this Python's standard library"
+
+
+def open_source(config: DataConfig) -> Source:
+    """Return the source that the class of `config` stands for.
+
+    Raises ConfigError for settings of no known source, DataError where the named files are not there.
+    """
+    if isinstance(config, TextFilesConfig):
+        from pretrain.data.text_files import TextFiles
+
+        return TextFiles(config)
+    if isinstance(config, HuggingFaceConfig):
+        from pretrain.data.hugging_face import HuggingFace
+
+        return HuggingFace(config)
+    if isinstance(config, PythonDocsConfig):
+        return PythonDocs(config)
+    raise ConfigError(f"data.kind={config.kind} is not a source of text. Try data=python_docs.")
+
+
+def printable(name: object) -> str:
+    """Return a file or column name with control characters and lone surrogates escaped: safe to print and to store."""
+    return repr(str(name))[1:-1]
+
+
+def _fault(text: str) -> str | None:
+    """Return why a text cannot be used, or None."""
+    if not text or text.isspace():
+        return "empty"
+    if "\0" in text:
+        return "NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which UTF-8 cannot
+        return "lone surrogate"
+    return None

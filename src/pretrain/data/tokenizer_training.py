@@ -1,0 +1,105 @@
+"""Tokenizers of our own: every byte a token, or byte-level BPE learned from the corpus. Both are lossless."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
+from pretrain.data.tokenizer import BYTE_OF, PIECE_LENGTH, Tokenizer, pieces
+from pretrain.errors import ConfigError, DataError
+
+END_OF_TEXT, PAD, MASK = "<|endoftext|>", "[PAD]", "[MASK]"
+OWN_ROLES = {
+    "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "mask_token": MASK
+}  # fmt: skip
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """Return the tokenizer that the settings describe; `texts` gives the corpus anew and is called only to train.
+
+    Raises ConfigError for settings of no known tokenizer, DataError for one that cannot be read or trained.
+    """
+    if isinstance(config, BytesTokenizerConfig):
+        return byte_tokenizer()
+    if isinstance(config, BPETokenizerConfig):
+        return train_bpe(thin(texts(), config.max_training_bytes), config.vocab_size)
+    if isinstance(config, PretrainedTokenizerConfig):
+        from pretrain.data.tokenizer_files import find_tokenizer
+
+        return Tokenizer.load(find_tokenizer(config.path, config.revision))
+    raise ConfigError(f"tokenizer.kind={config.kind} is not a tokenizer. Try tokenizer=bytes.")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return the tokenizer whose ids 0 to 255 are the bytes of UTF-8; the three special tokens follow."""
+    from tokenizers import models
+
+    inner = _byte_level(models.BPE(vocab=BYTE_OF, merges=[]))
+    inner.add_special_tokens(_special_tokens(mask_takes_space=False))  # a space is a token of its own here
+    return Tokenizer(inner, OWN_ROLES)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer of at most `vocab_size` ids; the same texts always give the same one.
+
+    Fewer ids come out where no pair of tokens occurs twice any more. Ids 0 to 2 are special, the 256 bytes follow.
+    Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, algorithm 1; Radford et al. 2019, section 2.2.
+    """
+    from tokenizers import models, trainers
+
+    inner = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=list(BYTE_OF),
+        special_tokens=_special_tokens(mask_takes_space=True),
+        show_progress=False,
+    )
+    inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+    return Tokenizer(inner, OWN_ROLES)
+
+
+def thin(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Yield at most `max_bytes` of UTF-8 spread evenly over the texts, in order; everything where it fits.
+
+    One pass: every piece is kept until the limit is reached, then every 2nd, every 4th and so on, so between half
+    of the limit and all of it remains. Raises DataError where there is no text.
+    """
+    length = max(1, min(PIECE_LENGTH, max_bytes // 64))  # characters: small enough to be spread over a few long texts
+    kept: list[str] = []
+    size, stride, count = 0, 1, 0
+    for count, piece in enumerate((piece for text in texts for piece in pieces(text, length)), start=1):
+        if (count - 1) % stride:
+            continue
+        kept.append(piece)
+        size += len(piece.encode())
+        while size > max_bytes and len(kept) > 1:
+            stride *= 2
+            kept = kept[::2]
+            size = sum(len(piece.encode()) for piece in kept)
+    if not count:
+        raise DataError(
+            "tokenizer.kind=bpe has no text to learn from. Name a corpus with text, or try tokenizer=bytes."
+        )
+    yield from kept
+
+
+def _special_tokens(mask_takes_space: bool) -> list[Any]:
+    """Return the special tokens of our own tokenizers, in the order of their ids.
+
+    A mask that takes the space before it stands for a whole " word", as RoBERTa's does.
+    """
+    from tokenizers import AddedToken
+
+    plain = [AddedToken(token, special=True, normalized=False) for token in (END_OF_TEXT, PAD)]
+    return [*plain, AddedToken(MASK, special=True, normalized=False, lstrip=mask_takes_space)]
+
+
+def _byte_level(model: Any) -> Any:
+    """Return a `tokenizers.Tokenizer` that splits as GPT-2 does, then applies the model to bytes."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, pre_tokenizers
+
+    inner = Inner(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner

@@ -1,0 +1,97 @@
+"""Self-attention, and the masks that say who may see whom.
+
+Shapes: B batch, T query positions, S key positions, H query heads, K key and value heads (K divides H), D head width.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.config import TransformerConfig
+from pretrain.models.position import rotate
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Who may see whom in one kind of layer: plain causal or unrestricted without `allowed`, else exactly `allowed`."""
+
+    causal: bool
+    allowed: Tensor | None = None  # bool (B or 1, 1, T, S)
+
+
+class Memory(Protocol):
+    """Keys and values of earlier positions, kept for generation."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) keys and values of new positions; return those of all positions so far, (B, K, S, D)."""
+        ...
+
+
+def build_mask(causal: bool, window: int | None, documents: Tensor | None, length: int, device: torch.device) -> Mask:
+    """Return the mask of layers with this window over rows of `length` tokens.
+
+    `documents` (B, T) numbers the document of each token; tokens of different documents do not see each other.
+    None means that every row is one document. A causal window of w sees the token itself and the w - 1 before it;
+    a window of w in both directions sees w // 2 tokens to either side, as ModernBERT does.
+    """
+    if documents is None and (window is None or (causal and window >= length)):
+        return Mask(causal)
+    places = torch.arange(length, device=device)
+    distance = places.unsqueeze(1) - places  # (T, S), positive when the key comes first
+    allowed = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        allowed = allowed & (distance < window if causal else distance.abs() <= window // 2)
+    allowed = allowed.view(1, 1, length, length)
+    if documents is not None:
+        allowed = allowed & (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)
+    return Mask(causal, allowed)
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped keys and values, optional rotary positions and query-key norms.
+
+    Source: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245, section 2.2.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_width = config.width
+        self.dropout = config.attention_dropout
+        inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+        self.query = nn.Linear(config.d_model, inner, bias=config.attention_bias)
+        self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.output = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.query_norm = nn.RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None
+    ) -> Tensor:
+        """Return what each position of x (B, T, d_model) gathers from the positions it may see, same shape."""
+        q = self._heads(self.query(x))  # (B, H, T, D)
+        k = self._heads(self.key(x))  # (B, K, T, D)
+        v = self._heads(self.value(x))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if memory is not None:
+            k, v = memory.extend(self.layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask.allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask.causal and mask.allowed is None,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return self.output(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

@@ -1,0 +1,42 @@
+"""Rotary positions: each pair of channels of a head turns by an angle that grows with the position."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pretrain.models.config import RopeScaling, RopeScalingConfig
+
+
+def rotary_frequencies(width: int, base: float, scaling: RopeScalingConfig) -> Tensor:
+    """Return the angle per position of each channel pair, float32 (width / 2,), in radians.
+
+    Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.4.2.
+    """
+    pairs = torch.arange(0, width, 2, dtype=torch.float32, device="cpu")
+    frequencies = base ** (-pairs / width)
+    if scaling.kind is RopeScaling.linear:
+        return frequencies / scaling.factor
+    if scaling.kind is RopeScaling.llama3:
+        return _llama3(frequencies, scaling)
+    return frequencies
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """Stretch long wavelengths by the factor, keep short ones, and blend between the two thresholds."""
+    turns = scaling.original_context_length * frequencies / (2 * math.pi)  # in the original context
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
+    return frequencies * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, float32 (B, 1, T, width / 2), for positions (B, T)."""
+    angles = positions.unsqueeze(-1).float() * frequencies  # (B, T, width / 2)
+    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x (B, H, T, width) with channel i turned against channel i + width / 2."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

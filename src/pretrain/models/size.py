@@ -1,0 +1,49 @@
+"""What a model costs, from its settings alone: parameters and floating-point operations."""
+
+from pretrain.models.config import Head, Norm, NormPlace, Position, TransformerConfig
+
+
+def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
+    """Return the number of parameters, shared ones counted once."""
+    norm = config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
+    total = vocab_size * config.d_model
+    total += config.context_length * config.d_model if config.position is Position.learned else 0
+    total += config.token_types * config.d_model
+    total += norm if config.embedding_norm else 0
+    total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)
+    total -= 0 if config.norm_first_block else norm
+    total += norm if config.norm_place is NormPlace.pre else 0
+    total += 0 if config.tied else vocab_size * config.d_model
+    if config.head is Head.mlm:
+        total += config.d_model * (config.d_model + config.bias) + norm + vocab_size
+    return total
+
+
+def _attention(config: TransformerConfig) -> int:
+    inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+    weights = config.d_model * (2 * inner + 2 * inner_kv)
+    biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.bias
+    return weights + biases + (2 * config.width if config.qk_norm else 0)
+
+
+def _feed_forward(config: TransformerConfig) -> int:
+    matrices = 3 if config.gated else 2
+    biases = (matrices - 1) * config.ff_width + config.d_model
+    return matrices * config.d_model * config.ff_width + biases * config.bias
+
+
+def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_share: float = 1.0) -> float:
+    """Return floating-point operations of one forward and backward pass, per token of a full row.
+
+    Two operations per weight of every matrix multiplication forward, four backward, and 12 d_attention T for the
+    attention scores of a layer that sees T tokens, not halved for causal masks. `head_share` is the share of positions
+    that reach the head (a masked model computes its head at the targets only).
+    Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; Kaplan et al. 2020, section 2.1.
+    """
+    inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+    matrices = config.d_model * (2 * inner + 2 * inner_kv)
+    matrices += (3 if config.gated else 2) * config.d_model * config.ff_width
+    head = vocab_size * config.d_model + (config.d_model**2 if config.head is Head.mlm else 0)
+    seen = sum(min(config.layer_window(layer) or config.context_length, config.context_length)
+               for layer in range(config.n_layers))
+    return 6.0 * (config.n_layers * matrices + head_share * head) + 12.0 * inner * seen

@@ -1,0 +1,146 @@
+"""One Transformer for all families: GPT-2, Llama, BERT and ModernBERT are settings of it.
+
+Shapes: B batch, T positions, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.attention import Attention, Mask, Memory, build_mask
+from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
+from pretrain.models.feed_forward import FeedForward, activate
+from pretrain.models.norm import build_norm
+from pretrain.models.position import rotary_frequencies, rotation
+
+
+class Embeddings(nn.Module):
+    """Token embeddings with what is added to them: learned positions, token types, a norm, dropout."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        learned = config.position is Position.learned
+        self.tokens = nn.Embedding(vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.context_length, config.d_model) if learned else None
+        self.types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
+        self.norm = build_norm(config, config.d_model) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T)."""
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        if self.types is not None:
+            x = x + self.types.weight[0]
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.dropout(x)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each adds to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.post = config.norm_place is NormPlace.post
+        first = layer == 0 and not config.norm_first_block
+        self.attention_norm = nn.Identity() if first else build_norm(config, config.d_model)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = build_norm(config, config.d_model)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None
+    ) -> Tensor:
+        """Return the residual stream x (B, T, d_model) after this block, same shape."""
+        if self.post:
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, memory)))
+            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, memory))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class VocabularyHead(nn.Module):
+    """From hidden states to the vocabulary; `weight` may be the token embedding's own matrix."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, tied_to: nn.Parameter | None) -> None:
+        super().__init__()
+        mlm = config.head is Head.mlm
+        self.activation = Activation.gelu if config.gated else config.feed_forward
+        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
+        self.norm = build_norm(config, config.d_model) if mlm else None
+        self.bias = nn.Parameter(torch.empty(vocab_size)) if mlm else None
+        self.weight = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what the vocabulary matrix multiplies, same shape as hidden (..., d_model)."""
+        if self.dense is None or self.norm is None:
+            return hidden
+        return self.norm(activate(self.dense(hidden), self.activation))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., V) of hidden states (..., d_model)."""
+        return F.linear(self.features(hidden), self.weight, self.bias)
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks, final norm and head. `causal` says whether a position may see those after it."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.causal = causal
+        self.embeddings = Embeddings(config, vocab_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        post = config.norm_place is NormPlace.post
+        self.final_norm = nn.Identity() if post else build_norm(config, config.d_model)
+        self.head = VocabularyHead(config, vocab_size, self.embeddings.tokens.weight if config.tied else None)
+        self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
+        self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        memory: Memory | None = None,
+        masks: dict[int | None, Mask] | None = None,
+    ) -> Tensor:
+        """Return the last hidden states (B, T, d_model) of tokens (B, T).
+
+        `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, none meaning
+        one per row. Generation passes `memory` together with its own `masks`, one for every window in use.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        if masks is None:
+            masks = self.masks(tokens, documents)
+        rotations = self._rotation(positions)
+        x = self.embeddings(tokens, positions)
+        for window, block in zip(self.windows, self.blocks, strict=True):
+            x = block(x, masks[window], rotations[window], memory)
+        return self.final_norm(x)
+
+    def masks(self, tokens: Tensor, documents: Tensor | None) -> dict[int | None, Mask]:
+        """Return one mask for every window in use, shared by all layers that have it."""
+        length, device = tokens.shape[1], tokens.device
+        return {window: build_mask(self.causal, window, documents, length, device) for window in set(self.windows)}
+
+    def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:
+        """Return cosines and sines for every window in use: local layers may have a base of their own."""
+        config = self.config
+        if config.position is not Position.rope:
+            return dict.fromkeys(self.windows)
+        if positions.device not in self._rotations:  # computed once, and on the CPU, so that every device agrees
+            self._rotations[positions.device] = {
+                window: rotary_frequencies(
+                    config.width,
+                    config.rope_base if window is None else (config.rope_base_local or config.rope_base),
+                    config.rope_scaling,
+                ).to(positions.device)
+                for window in set(self.windows)
+            }
+        return {window: rotation(positions, f) for window, f in self._rotations[positions.device].items()}

@@ -1,0 +1,63 @@
+"""What a step trains on: rows of tokens with the targets that an objective chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100  # target of a place that has nothing to predict
+
+
+class TokenRows(Protocol):
+    """Packed rows as the store gives them; all arrays (B, T)."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def next_tokens(self) -> np.ndarray: ...
+    @property
+    def positions(self) -> np.ndarray: ...
+    @property
+    def documents(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B rows of T tokens, with M targets a row."""
+
+    tokens: Tensor  # int64 (B, T)
+    positions: Tensor  # int64 (B, T)
+    documents: Tensor | None  # int32 (B, T); none: every row is one document
+    targets: Tensor  # int64 (B, M); IGNORE where there is nothing to predict
+    places: Tensor | None  # int64 (B, M): position of each target; none: M = T and target i stands at position i
+    samples: Tensor  # int64 (B,): place of each row in the run's endless stream of rows
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()},
+                     **self._absent())  # fmt: skip
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which copies to a GPU need not wait."""
+        return Batch(**{name: tensor.pin_memory() for name, tensor in self._tensors()}, **self._absent())
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in pairs if value is not None]
+
+    def _absent(self) -> dict[str, None]:
+        return {field.name: None for field in fields(self) if getattr(self, field.name) is None}
+
+
+def visible_documents(rows: TokenRows, causal: bool) -> Tensor | None:
+    """Return document numbers (B, T), or none where plain attention sees the same.
+
+    Padding (document -1) stands at the end of a row: a causal model cannot see it, a bidirectional one must be told.
+    """
+    if rows.documents.max() <= 0 and (causal or rows.documents.min() >= 0):
+        return None
+    return torch.from_numpy(rows.documents)

@@ -1,0 +1,23 @@
+"""Predict every token from those before it."""
+
+import torch
+
+from pretrain.objectives.batch import Batch, TokenRows, visible_documents
+from pretrain.objectives.objective import Objective
+
+
+class Causal(Objective):
+    """Next-token prediction; a document's last token predicts nothing, for the next document is another text."""
+
+    causal = True
+
+    def make_batch(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
+        """Return rows whose target at each position is the token that follows it in its document."""
+        return Batch(
+            tokens=torch.from_numpy(rows.tokens),
+            positions=torch.from_numpy(rows.positions),
+            documents=visible_documents(rows, causal=True),
+            targets=torch.from_numpy(rows.next_tokens),
+            places=None,
+            samples=samples,
+        )

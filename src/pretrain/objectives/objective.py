@@ -1,0 +1,70 @@
+"""What the objectives share: from hidden states to a loss, at the targets only."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.objectives.batch import IGNORE, Batch, TokenRows
+from pretrain.objectives.loss import cross_entropy_sum, token_losses
+
+
+class VocabularyHead(Protocol):
+    """The part of a model that maps hidden states to the vocabulary."""
+
+    weight: Tensor  # (V, d_model)
+    bias: Tensor | None  # (V,)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what `weight` multiplies, same shape as hidden (..., d_model)."""
+        ...
+
+
+class Objective(nn.Module):
+    """Chooses targets and scores predictions; a subclass says which tokens are targets."""
+
+    causal: bool
+
+    def make_batch(self, rows: TokenRows, samples: "torch.Tensor") -> Batch:
+        """Return the micro-batch of packed rows; `samples` (B,) are their places in the stream of rows."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ()."""
+        features, targets = self._at_targets(hidden, head, batch)
+        return cross_entropy_sum(features, head.weight, head.bias, targets), (targets != IGNORE).sum()
+
+    def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each target's cross-entropy (B, M) in nats and whether it was the likeliest token, bool (B, M)."""
+        features, targets = self._at_targets(hidden, head, batch)
+        losses, right = token_losses(features, head.weight, head.bias, targets)
+        return losses.view_as(batch.targets), right.view_as(batch.targets)
+
+    @staticmethod
+    def _at_targets(hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.places is not None:
+            places = batch.places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+            hidden = hidden.gather(1, places)
+        return head.features(hidden.flatten(0, 1)), batch.targets.flatten()
+
+
+class Learner(nn.Module):
+    """A model with its objective, from batch to loss: the unit that is compiled, sharded and trained."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
+        hidden = self.model(batch.tokens, batch.positions, batch.documents)
+        loss: tuple[Tensor, Tensor] = self.objective(hidden, self.model.head, batch)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each target's cross-entropy (B, M) in nats and whether it was the likeliest token, bool (B, M)."""
+        hidden = self.model(batch.tokens, batch.positions, batch.documents)
+        head: VocabularyHead = self.model.head  # type: ignore[assignment]
+        return self.objective.evaluate(hidden, head, batch)

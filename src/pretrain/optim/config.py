@@ -1,0 +1,153 @@
+"""Settings of the optimizer and of the learning rate over the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@dataclass
+class OptimizerConfig:
+    """What every optimizer has in common."""
+
+    kind: str = "?"
+    learning_rate: float = 1e-3  # at its height; the schedule scales it
+    weight_decay: float = 0.1  # of matrices only: norms, biases and embeddings do not decay
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ConfigError(
+                f"optimizer.learning_rate={self.learning_rate} must be above 0. Try optimizer.learning_rate=0.001."
+            )
+        if self.weight_decay < 0:
+            raise ConfigError(
+                f"optimizer.weight_decay={self.weight_decay} is negative. Try optimizer.weight_decay=0.1."
+            )
+
+    def build(self, model: nn.Module) -> Optimizer:
+        """Return the optimizer of every parameter of `model`."""
+        raise TypeError(f"optimizer {self.kind!r} has no build()")
+
+
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
+
+    kind: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(
+                    f"optimizer.{name}={getattr(self, name)} is not a share from 0 up to but not including 1. "
+                    f"Try optimizer.{name}=0.95."
+                )
+
+    def build(self, model: nn.Module) -> Optimizer:
+        from pretrain.optim.adamw import build_adamw
+
+        return build_adamw(self, model)
+
+
+@dataclass
+class MuonConfig(AdamWConfig):
+    """Muon for the matrices of the blocks, AdamW for everything else (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    A Muon update is scaled to the root mean square of an AdamW update, so that both share one learning rate
+    (Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2).
+    """
+
+    kind: str = "muon"
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    matrix_learning_rate_ratio: float = 1.0  # learning rate of the matrices over that of the rest
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.momentum < 1.0:
+            raise ConfigError(
+                f"optimizer.momentum={self.momentum} is not a share from 0 up to but not including 1. "
+                "Try optimizer.momentum=0.95."
+            )
+        if self.newton_schulz_steps < 1:
+            raise ConfigError(
+                f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is below 1. "
+                "Try optimizer.newton_schulz_steps=5."
+            )
+
+    def build(self, model: nn.Module) -> Optimizer:
+        from pretrain.optim.muon import build_muon
+
+        return build_muon(self, model)
+
+
+@dataclass
+class ScheduleConfig:
+    """What every schedule has in common: a linear warm-up."""
+
+    kind: str = "?"
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps={self.warmup_steps} is negative. Try schedule.warmup_steps=0.")
+
+    def share(self, step: int, max_steps: int) -> float:
+        """Return the learning rate of optimizer step `step` (from 0) as a share of its height."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.after_warmup(step, max_steps)
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        """Return the share of the learning rate at a step behind the warm-up."""
+        raise TypeError(f"schedule {self.kind!r} has no course")
+
+
+@dataclass
+class CosineConfig(ScheduleConfig):
+    """Half a cosine from the height to `final_share` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983)."""
+
+    kind: str = "cosine"
+    final_share: float = 0.1
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        import math
+
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        return self.final_share + (1.0 - self.final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass
+class WSDConfig(ScheduleConfig):
+    """Warm-up, stable, decay: the height until the last `decay_share` of the steps, then a line to `final_share`.
+
+    Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; a linear decay as in Haegele et al. 2024,
+    https://arxiv.org/abs/2405.18392.
+    """
+
+    kind: str = "wsd"
+    decay_share: float = 0.2
+    final_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.decay_share <= 1.0:
+            raise ConfigError(
+                f"schedule.decay_share={self.decay_share} is not a share above 0 and up to 1. "
+                "Try schedule.decay_share=0.2."
+            )
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        decay_steps = max(1, round(self.decay_share * max_steps))
+        left = min(1.0, max(0.0, (max_steps - step) / decay_steps))
+        return self.final_share + (1.0 - self.final_share) * left

@@ -1,0 +1,96 @@
+"""Muon for the matrices of the blocks, AdamW for everything else, as one optimizer."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.optim.config import MuonConfig
+from pretrain.optim.groups import parameter_names
+
+# of the quintic that pushes singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Return matrices (N, rows, columns) with their singular values brought close to 1, same shape and dtype.
+
+    Newton-Schulz iteration, all matrices at once, over the shorter side.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """One optimizer over both kinds of groups: those with `matrices` set take Muon's step, the others AdamW's."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step of every group; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["matrices"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["matrices"]:
+                self._matrix_step(group)
+        return loss
+
+    def _matrix_step(self, group: dict[str, object]) -> None:
+        """Step matrices of one shape together: stacked, they keep the processor busy where one alone is too small."""
+        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        rate, decay, momentum = (float(group[key]) for key in ("lr", "weight_decay", "momentum"))  # type: ignore[arg-type]
+        for shape, parameters in by_shape.items():
+            for parameter in parameters:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+            nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+            updates = orthogonalise(nesterov, int(group["newton_schulz_steps"]))  # type: ignore[call-overload]
+            torch._foreach_mul_(parameters, 1.0 - rate * decay)
+            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
+
+
+def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
+    """Return Muon over three groups: the blocks' matrices, the other matrices that decay, and the rest."""
+    names = parameter_names(model)
+    parameters = dict(model.named_parameters())
+    plain = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0}
+    groups = [
+        {
+            "params": [parameters[name] for name in names.matrices],
+            "weight_decay": config.weight_decay,
+            "lr": config.learning_rate * config.matrix_learning_rate_ratio,
+            "matrices": True,
+            "momentum": config.momentum,
+            "newton_schulz_steps": config.newton_schulz_steps,
+        },
+        {"params": [parameters[name] for name in names.head], "weight_decay": config.weight_decay, **plain},
+        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0, **plain},
+    ]
+    return Muon(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )

@@ -1,0 +1,94 @@
+"""Settings of a training run: Lightning's Trainer, checkpoints, logs, samples, folders."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pretrain.errors import ConfigError
+
+
+class Precision(Enum):
+    """Number format of the computation; weights, optimizer state and gradients stay in 32 bits."""
+
+    auto = "auto"  # bf16 where a short measurement finds the device fast at it, else 32
+    fp32 = "32"
+    bf16 = "bf16"
+
+
+@dataclass
+class TrainerConfig:
+    """What we pass to Lightning's Trainer, under its own names. Everything that counts, counts optimizer steps."""
+
+    accelerator: str = "auto"  # auto, cpu, gpu, mps
+    devices: int = 1
+    precision: Precision = Precision.auto
+    max_steps: int = 1000
+    gradient_clip_val: float = 1.0  # largest norm of the whole gradient; 0 does not clip
+    val_check_interval: int = 250  # steps between validations; there is always one at the end
+    log_every_n_steps: int = 10
+    enable_progress_bar: bool = True
+    deterministic: bool = False  # refuse operations that have no deterministic form
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
+        if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+            raise ConfigError(
+                f"trainer.accelerator={self.accelerator} is none of auto, cpu, gpu, mps. Try trainer.accelerator=auto."
+            )
+        if self.gradient_clip_val < 0:
+            raise ConfigError(
+                f"trainer.gradient_clip_val={self.gradient_clip_val} is negative. "
+                "Try trainer.gradient_clip_val=1.0, or 0 for no clipping."
+            )
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state of the run is saved and how much of it is kept."""
+
+    every_n_steps: int = 250  # there is always one at the end and when the run is interrupted
+    keep: int = 2  # newest checkpoints that stay; older ones go once a newer one has been verified; 0 keeps all
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise ConfigError(
+                f"checkpoint.every_n_steps={self.every_n_steps} is below 1. Try checkpoint.every_n_steps=250."
+            )
+        if self.keep < 0:
+            raise ConfigError(f"checkpoint.keep={self.keep} is negative. Try checkpoint.keep=2, or 0 for all.")
+
+
+@dataclass
+class LoggerConfig:
+    """Where figures go while the run goes on."""
+
+    tensorboard: bool = True
+    csv: bool = True
+
+
+@dataclass
+class SampleConfig:
+    """What the model is asked to write, or to fill in, while it trains and at the end."""
+
+    every_n_steps: int = 500  # 0: only at the end
+    prompts: list[str] = field(default_factory=list)  # none given: a few that suit the objective
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_steps", "max_new_tokens", "top_k"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"sample.{name}={getattr(self, name)} is negative. Try sample.{name}=0.")
+        if self.temperature < 0:
+            raise ConfigError(f"sample.temperature={self.temperature} is negative. Try sample.temperature=0.8.")
+
+
+@dataclass
+class PathsConfig:
+    """Folders, relative to where the command is typed."""
+
+    logs_dir: str = "logs"
+    cache_dir: str = ".cache"  # tokenizers and token stores, found again by the hash of what they were made from
+    run_dir: str | None = None  # none given: logs_dir/<name>/<time of the start>

@@ -1,0 +1,15 @@
+"""Pre-train a causal or masked Transformer: `python src/train.py --help`."""
+
+from pretrain.command_line import main
+from pretrain.config import RunConfig
+
+
+def train(config: RunConfig, overrides: list[str]) -> None:
+    """Run the training that `config` describes."""
+    from pretrain.training.launch import launch  # here: reading settings must not load torch
+
+    launch(config, overrides)
+
+
+if __name__ == "__main__":
+    main("train", RunConfig, train)
