@@ -23,7 +23,7 @@ class DataConfig:
     validation_fraction: float = 0.05  # of the documents, chosen by the hash of their text
     max_validation_rows: int = 512  # rows scored at each validation; 0 scores all of them
     shard_tokens: int = 134_217_728  # tokens in one file of the store (2^27: 256 MiB at two bytes a token)
-    num_workers: int = 0  # processes that assemble batches; 0 uses one thread of the main process
+    num_workers: int = 0  # processes that assemble batches; 0: the main process does, which is as fast
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_fraction < 1.0:

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from pretrain.data.sources import Document
@@ -26,7 +27,7 @@ def documents() -> Iterator[Document]:
     The order is fixed. A docstring that an earlier module also has appears once; documents under 40 bytes are left out.
     """
     seen: set[str] = set()
-    for name, text in (*_topics().items(), *_module_texts(seen)):
+    for name, text in chain(_topics().items(), _module_texts(seen)):
         if text not in seen and len(text.encode("utf-8", "replace")) >= MIN_BYTES:
             seen.add(text)
             yield Document(text, name)

@@ -234,7 +234,7 @@ class Store:
         first, end = (self._lines[1][local - 1] + 1 if local else 0), self._lines[1][local]
         try:
             name = json.loads(self._map(shard, "names")[first:end].tobytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             name = None
         if not isinstance(name, str):
             raise DataError(f"{self._path(shard, 'names')} is damaged: the name of document {local} is no JSON string.")

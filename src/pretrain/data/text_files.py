@@ -91,7 +91,8 @@ def find_files(path: str, key: str) -> dict[str, Path]:
             f"{key}={printable(path)} cannot be listed: {error.strerror}. Name a folder that this user can read."
         ) from error
     named = {file.relative_to(root).as_posix(): file for file in found}
-    distinct = {file.resolve(): name for name, file in sorted(named.items(), reverse=True)}
+    by_depth = sorted(named, key=lambda name: (name.count("/"), name), reverse=True)
+    distinct = {named[name].resolve(): name for name in by_depth}  # of a file's names, the shallowest stays
     if not distinct:
         raise DataError(
             f"{key}={printable(path)} has no file to read. "

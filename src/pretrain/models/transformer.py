@@ -101,6 +101,11 @@ class Transformer(nn.Module):
         self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 
+    def tie(self) -> None:
+        """Have the head share the embedding's matrix again, after a wrapper or a move has made copies of it."""
+        if self.config.tied:
+            self.head.weight = self.embeddings.tokens.weight
+
     def forward(
         self,
         tokens: Tensor,

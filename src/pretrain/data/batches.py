@@ -1,0 +1,47 @@
+"""The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
+
+import numpy as np
+
+from pretrain.data.config import DataConfig
+from pretrain.data.order import Order, slot_samples
+from pretrain.data.packing import plan_rows
+from pretrain.data.rows import Rows, read_rows
+from pretrain.data.store import Store
+from pretrain.errors import DataError
+
+
+class RowStream:
+    """Packed rows of a store in the order of a run.
+
+    Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which rows make
+    up a step depends on the seed and the step alone, whatever the number of ranks, workers or micro-batches.
+    """
+
+    def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
+        self.store = store
+        self.plan = plan_rows(store, config.packing, row_length, cache=store.folder / "plans")
+        if len(self.plan) == 0:
+            raise DataError(f"the token store {store.folder} holds no tokens to train on.")
+        self.order = Order(len(self.plan), seed)
+        self.pad_id = pad_id
+        self.reset_positions = config.document_mask
+        self.document_mask = config.document_mask
+
+    def __len__(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self.plan)
+
+    def samples(self, step: int, slot: int, size: int, batch_size: int) -> np.ndarray:
+        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
+        return slot_samples(step, slot, size, batch_size)
+
+    def rows(self, samples: np.ndarray) -> Rows:
+        """Return the rows at these places of the stream, (len(samples), row_length)."""
+        return self.read(self.order(samples))
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Return rows of the plan by number, (len(rows), row_length)."""
+        found = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
+        if self.document_mask:
+            return found
+        return Rows(found.tokens, found.next_tokens, found.positions, np.minimum(found.documents, 0))

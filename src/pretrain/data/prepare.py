@@ -1,0 +1,197 @@
+"""From text to token stores, once: what was made is found again by the hash of what it was made from."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import xxhash
+
+from pretrain.data.config import DataConfig, TokenizerConfig
+from pretrain.data.sources import Document, Source, open_source
+from pretrain.data.store import Store, StoreWriter
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer_training import build_tokenizer
+from pretrain.errors import DataError
+
+PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
+_BATCH = 256  # documents tokenised together
+_SPLIT_PARTS = 10_000
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus ready to train on."""
+
+    tokenizer: Tokenizer
+    train: Store
+    validation: Store | None  # none where data.validation_fraction is 0
+    folder: Path
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
+    """Return the tokenizer and the stores of a corpus, from the cache or made now.
+
+    Raises DataError where the corpus cannot be read or holds nothing.
+    """
+    source = open_source(data)
+    corpus = source.fingerprint()
+    trained = _cached_tokenizer(source, data, tokenizer, cache, report)
+    key = _key(
+        corpus, trained.fingerprint, data.validation_fraction, data.shard_tokens, getattr(data, "validation_path", None)
+    )
+    folder = cache / "stores" / f"{data.kind}-{key}"
+    if not (folder / "done.json").exists():
+        _fill(folder, source, data, trained, report)
+    validation = folder / "validation"
+    found = Prepared(
+        trained, Store(folder / "train"), Store(validation) if (validation / "manifest.json").exists() else None, folder
+    )
+    for store in (found.train, found.validation):
+        if store is not None:
+            store.check_tokenizer(trained.fingerprint, trained.vocab_size)
+    return found
+
+
+def _cached_tokenizer(
+    source: Source, data: DataConfig, config: TokenizerConfig, cache: Path, report: Report
+) -> Tokenizer:
+    """Return the tokenizer; one that has to be trained sees the training documents only."""
+    if config.kind != "bpe":
+        return build_tokenizer(config, lambda: iter(()))
+    folder = cache / "tokenizers" / f"{config.kind}-{_key(source.fingerprint(), data.validation_fraction, asdict(config))}"
+    if not (folder / "tokenizer.json").exists():
+        report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
+        tokenizer = build_tokenizer(config, lambda: _training_texts(source, data))
+        _commit(folder, tokenizer.save)
+    return Tokenizer.load(folder)
+
+
+def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
+    return (document.text for split, document in _split(source, data) if split == "train")
+
+
+def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:
+    """Write both stores and commit them as one folder."""
+
+    def write(temporary: Path) -> None:
+        counts = _tokenise(temporary, source, data, tokenizer, report)
+        (temporary / "done.json").write_text(json.dumps(counts, indent=1), encoding="utf8")
+
+    _commit(folder, write)
+
+
+def _tokenise(
+    folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report
+) -> dict[str, object]:
+    writers: dict[str, StoreWriter] = {}
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    for batch in _batches(_split(source, data), _BATCH):
+        fresh = []
+        for split, document in batch:
+            digest = xxhash.xxh3_64_intdigest(document.text.encode())
+            if digest in seen:
+                counts["exact duplicates"] += 1
+                continue
+            seen.add(digest)
+            fresh.append((split, document))
+        encoded = tokenizer.encode_documents([document.text for _, document in fresh])
+        for (split, document), tokens in zip(fresh, encoded, strict=True):
+            if split not in writers:
+                writers[split] = StoreWriter(
+                    folder / split,
+                    vocab_size=tokenizer.vocab_size,
+                    tokenizer_fingerprint=tokenizer.fingerprint,
+                    bos_id=tokenizer.bos_id,
+                    eos_id=tokenizer.eos_id,
+                    shard_tokens=data.shard_tokens,
+                )
+            writers[split].add(tokens, len(document.text.encode()), document.name)
+            counts[split] += 1
+            counts["bytes"] += len(document.text.encode())
+            if sum(counts[s] for s in ("train", "validation")) % 20_000 == 0:
+                report(f"tokenised {counts['train']:,} documents, {counts['bytes'] / 1e6:,.0f} MB ...")
+    if "train" not in writers:
+        raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
+    skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}
+    report(
+        f"tokenised {counts['train']:,} documents to train on and {counts['validation']:,} to validate on"
+        + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
+    )
+    for split, writer in writers.items():
+        writer.finish({"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped})
+    tokenizer.save(folder / "tokenizer")
+    return {"documents": dict(counts), "skipped": skipped}
+
+
+def _split(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
+    """Yield each document with its split, decided by the hash of its text alone.
+
+    Where a corpus is a single document, its end becomes the validation text.
+    """
+    own = source.validation_documents()
+    if own is not None:
+        yield from (("validation", document) for document in own)
+        yield from (("train", document) for document in source.documents())
+        return
+    share = round(data.validation_fraction * _SPLIT_PARTS)
+    documents = source.documents()
+    first = list(islice(documents, 2))
+    if len(first) == 1 and share:
+        yield from _cut(first[0], data.validation_fraction)
+        return
+    for document in chain(first, documents):
+        part = xxhash.xxh3_64_intdigest(document.text.encode(), seed=1) % _SPLIT_PARTS
+        yield ("validation" if part < share else "train"), document
+
+
+def _cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
+    """Yield the beginning of a document to train on and its end to validate on, cut at a line where there is one."""
+    text = document.text
+    place = max(1, int(len(text) * (1 - share)))
+    place = text.find("\n", place) + 1 or place
+    yield "train", Document(text[:place], document.name)
+    if place < len(text):
+        yield "validation", Document(text[place:], f"{document.name} (end)")
+
+
+def _batches(items: Iterator[tuple[str, Document]], size: int) -> Iterator[list[tuple[str, Document]]]:
+    """Yield lists of at most `size` documents and about 4 MB of text, so that memory stays bounded."""
+    batch: list[tuple[str, Document]] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += len(item[1].text)
+        if len(batch) == size or characters > 4_000_000:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _commit(folder: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a folder that appears under its name only when it is whole."""
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if folder.exists() and not (folder / "done.json").exists() and not (folder / "tokenizer.json").exists():
+            shutil.rmtree(folder)
+        if not folder.exists():  # else another process was faster, and made the same
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _key(*parts: object) -> str:
+    """Return a short hash of everything that decides a result."""
+    text = json.dumps([PREPARE_VERSION, *parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""Keys and values of what has been read, kept so that each new token costs one position.
+
+Shapes: B batch, K key and value heads, T new positions, S positions so far, D head width.
+"""
+
+import torch
+from torch import Tensor
+
+from pretrain.models.attention import Mask
+from pretrain.models.config import TransformerConfig
+
+
+class KeyValueCache:
+    """One allocation of (layers, 2, B, K, length, D) that fills up as a prompt is read and continued."""
+
+    def __init__(
+        self, config: TransformerConfig, padding: Tensor, length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.n_layers, 2, len(padding), config.kv_heads, length, config.width)
+        self.store = torch.empty(shape, dtype=dtype, device=device)
+        self.padding = padding  # int64 (B,): places at the start of each row that hold nothing
+        self.padded = bool(padding.any())
+        self.filled = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, D) keys and values of new positions; return those of all positions so far, (B, K, S, D)."""
+        end = self.filled + key.shape[2]
+        keys, values = self.store[layer]
+        keys[:, :, self.filled : end] = key
+        values[:, :, self.filled : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def masks(self, new: int, windows: set[int | None]) -> dict[int | None, Mask]:
+        """Return for each window who of `new` positions may see whom, them included."""
+        return {window: self._mask(new, window) for window in windows}
+
+    def _mask(self, new: int, window: int | None) -> Mask:
+        total = self.filled + new
+        if not self.padded and (window is None or window >= total) and (new == 1 or self.filled == 0):
+            return Mask(causal=new > 1)  # one new position sees all; a fresh prompt is plainly causal
+        keys = torch.arange(total, device=self.padding.device)
+        distance = keys[self.filled :].unsqueeze(1) - keys  # (T, S)
+        allowed = distance >= 0
+        if window is not None:
+            allowed = allowed & (distance < window)
+        real = keys >= self.padding.unsqueeze(1)  # (B, S)
+        itself = distance == 0  # a padding place sees itself, for a row that sees nothing has no softmax
+        return Mask(causal=True, allowed=((allowed & real.unsqueeze(1)) | itself).unsqueeze(1))

@@ -1,0 +1,27 @@
+"""What a masked model would put in the place of each mask."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.models.transformer import Transformer
+
+
+@torch.inference_mode()
+def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, forbidden: Tensor) -> Tensor:
+    """Return the probability of every token at every mask of a text, float32 (masks, V).
+
+    `forbidden` is bool (V,): tokens that are no answer. Raises ConfigError where the text has no mask or is too long.
+    """
+    if len(tokens) > model.config.context_length:
+        raise ConfigError(
+            f"the text has {len(tokens)} tokens, the model's context {model.config.context_length}. Try a shorter text."
+        )
+    row = torch.tensor([list(tokens)], device=next(model.parameters()).device)
+    places = (row[0] == mask_id).nonzero().squeeze(1)
+    if not len(places):
+        raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
+    logits: Tensor = model.head(model(row)[0, places])
+    return logits.float().masked_fill(forbidden, -torch.inf).softmax(-1)

@@ -1,0 +1,89 @@
+"""Continue prompts token by token, with or without a cache: the tokens are the same."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.inference.cache import KeyValueCache
+from pretrain.inference.sampling import Sampler, Sampling
+from pretrain.models.transformer import Transformer
+
+
+def continue_prompts(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    end_id: int,
+    forbidden: Tensor,
+    use_cache: bool = True,
+) -> Iterator[list[int | None]]:
+    """Yield the next token of every prompt, until all have ended or `max_new_tokens` have come.
+
+    A prompt that has produced `end_id` yields None from then on. `forbidden` is bool (V,): tokens never chosen. Prompts
+    of different lengths are aligned at their ends. Raises ConfigError where the context is too short.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    _check_room(longest, max_new_tokens, model.config.context_length)
+    state = _Reading(model, prompts, longest + max_new_tokens, use_cache)
+    sample = Sampler(sampling)
+    alive = [True] * len(prompts)
+    with torch.inference_mode():
+        for _ in range(max_new_tokens):
+            logits = model.head(state.last_hidden()).float().masked_fill(forbidden, -torch.inf)
+            chosen = sample(logits)
+            state.append(chosen)
+            tokens = chosen.tolist()
+            alive = [was and token != end_id for was, token in zip(alive, tokens, strict=True)]
+            yield [token if going else None for token, going in zip(tokens, alive, strict=True)]
+            if not any(alive):
+                return
+
+
+def _check_room(prompt: int, new: int, context_length: int) -> None:
+    if prompt + new > context_length:
+        raise ConfigError(
+            f"a prompt of {prompt} tokens and max_new_tokens={new} do not fit into the model's context of "
+            f"{context_length} tokens. Try max_new_tokens={max(1, context_length - prompt)}, or a shorter prompt."
+        )
+
+
+class _Reading:
+    """The rows so far, padded on the left, and what the model keeps of them."""
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], length: int, use_cache: bool) -> None:
+        parameter = next(model.parameters())
+        longest = max(len(prompt) for prompt in prompts)
+        self.model = model
+        self.use_cache = use_cache
+        self.padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=parameter.device)
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        self.tokens = torch.tensor(rows, device=parameter.device)
+        self.unread = self.tokens
+        self.length = length
+        self.dtype = parameter.dtype
+        self.cache = self._new_cache()
+
+    def _new_cache(self) -> KeyValueCache:
+        return KeyValueCache(self.model.config, self.padding, self.length, self.dtype, self.tokens.device)
+
+    def last_hidden(self) -> Tensor:
+        """Read what has not been read and return the last position's hidden state, (B, d_model)."""
+        if not self.use_cache:
+            self.cache, self.unread = self._new_cache(), self.tokens
+        new = self.unread.shape[1]
+        places = torch.arange(self.cache.filled, self.cache.filled + new, device=self.tokens.device)
+        positions = (places - self.padding.unsqueeze(1)).clamp(min=0)
+        masks = self.cache.masks(new, set(self.model.windows))
+        hidden: Tensor = self.model(self.unread, positions, memory=self.cache, masks=masks)
+        self.cache.filled += new
+        return hidden[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """Add one token (B,) to every row."""
+        self.unread = tokens.unsqueeze(1)
+        if not self.use_cache:
+            self.tokens = torch.cat((self.tokens, self.unread), dim=1)

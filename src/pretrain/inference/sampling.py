@@ -1,0 +1,61 @@
+"""From logits to the next token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.8  # 0 always takes the likeliest
+    top_k: int | None = None  # choose among so many of the likeliest
+    top_p: float | None = None  # choose among the likeliest that together have this probability
+    seed: int | None = None  # none: another choice each time
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature} is negative. Try temperature=0.8, or 0 for the likeliest.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p={self.top_p} is not a probability above 0 and up to 1. Try top_p=0.95.")
+
+
+class Sampler:
+    """Chooses tokens with a random generator of its own, so that the training's stays untouched."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.generator = torch.Generator()
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the chosen token of each row, int64 (B,), from logits (B, V)."""
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        kept = restrict(logits.float().cpu() / self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
+        return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
+
+
+def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Return logits (B, V) with all but the likeliest tokens at minus infinity.
+
+    `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2020, arxiv.org/abs/1904.09751).
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None and top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        logits = torch.empty_like(logits).scatter_(-1, order, ordered.masked_fill(before >= top_p, -torch.inf))
+    return logits

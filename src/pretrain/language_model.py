@@ -1,0 +1,214 @@
+"""A trained model to use: continue prompts, fill masks, score texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+
+from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.config import RunConfig, from_dict
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.evaluation.likelihood import Score, causal_log_likelihoods, masked_log_likelihoods
+from pretrain.inference.fill_mask import mask_probabilities
+from pretrain.inference.generate import continue_prompts
+from pretrain.inference.sampling import Sampling
+from pretrain.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer for one mask."""
+
+    token: str
+    probability: float
+    text: str  # the whole text with this answer in place of the mask, other masks still open
+
+
+class LanguageModel:
+    """A model with its tokenizer. `LanguageModel.load(run_folder)` is the usual way to one."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, trained: dict[str, Any] | None = None) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.trained = trained or {}  # step, tokens seen and the like, from the checkpoint
+        everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
+        special = torch.tensor(sorted(tokenizer.special_ids), device=everything.device)
+        self._no_answer = torch.isin(everything, special) | (everything >= tokenizer.vocab_size)
+        self._not_next = self._no_answer & (everything != tokenizer.eos_id)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> LanguageModel:
+        """Return the model of a run's newest checkpoint, or of the checkpoint at `path`.
+
+        Raises CheckpointError where there is none, it is damaged, or its weights do not fit its settings.
+        """
+        checkpoint = open_checkpoint(Path(path))
+        config = from_dict(checkpoint.config)
+        tokenizer = Tokenizer.load(checkpoint.tokenizer_folder)
+        model = load_model(checkpoint, config, tokenizer)
+        trained = {"step": checkpoint.step, **checkpoint.progress}
+        return cls(model.to(device), tokenizer, trained)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model reads from left to right only, and so continues prompts rather than filling masks."""
+        return self.model.causal
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], *, stream: Literal[False] = False, **options: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        use_cache: bool = True,
+    ) -> str | list[str] | Iterator[str]:
+        """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
+
+        `stream=True` returns an iterator over the new pieces of text of one prompt as they come. `temperature=0` always
+        takes the likeliest token; the same `seed` gives the same text. A text ends early where the model ends it.
+        Raises ConfigError for a masked model, and where prompt and continuation exceed the context.
+        """
+        if not self.causal:
+            raise ConfigError(
+                "this model was trained to fill masks and cannot continue a prompt. "
+                'Use predict_mask("The quick [MASK] fox"), or train a causal one: objective=causal.'
+            )
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not prompts or (stream and len(prompts) > 1):
+            raise ConfigError("generate() takes one prompt, or a list of at least one where stream is False.")
+        steps = continue_prompts(
+            self.model,
+            [[self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text)] for text in prompts],
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            end_id=self.tokenizer.eos_id,
+            forbidden=self._not_next,
+            use_cache=use_cache,
+        )
+        if stream:
+            return self._pieces(step[0] for step in steps)
+        columns = list(zip(*steps, strict=True))
+        texts = [
+            text + self.tokenizer.decode([token for token in column if token is not None])
+            for text, column in zip(prompts, columns, strict=True)
+        ]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def _pieces(self, tokens: Iterator[int | None]) -> Iterator[str]:
+        """Yield new text once it is whole: a character may take several tokens."""
+        pending: list[int] = []
+        for token in tokens:
+            if token is None:
+                break
+            pending.append(token)
+            text = self.tokenizer.decode(pending)
+            if text and not text.endswith("\ufffd"):
+                yield text
+                pending.clear()
+        if pending:
+            yield self.tokenizer.decode(pending)
+
+    def predict_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+        """Return for each [MASK] of the text, in order, its `top_k` likeliest answers.
+
+        Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
+        """
+        if self.causal or self.tokenizer.mask_id is None:
+            raise ConfigError(
+                "this model was trained to continue prompts and cannot fill masks. "
+                'Use generate("The quick"), or train a masked one: objective=masked.'
+            )
+        if top_k < 1:
+            raise ConfigError(f"top_k={top_k} is below 1. Try top_k=5.")
+        text = text.replace("[MASK]", self.tokenizer.token(self.tokenizer.mask_id))
+        inner = self.tokenizer.encode_prompt(text)
+        tokens = [self.tokenizer.bos_id, *inner, self.tokenizer.eos_id]
+        probabilities = mask_probabilities(self.model, tokens, self.tokenizer.mask_id, self._no_answer)
+        places = [place for place, token in enumerate(inner) if token == self.tokenizer.mask_id]
+        best = probabilities.topk(min(top_k, probabilities.shape[1]), dim=-1)
+        return [
+            [self._prediction(inner, place, token, p) for token, p in zip(ids.tolist(), values.tolist(), strict=True)]
+            for place, ids, values in zip(places, best.indices, best.values, strict=True)
+        ]
+
+    def _prediction(self, tokens: Sequence[int], place: int, token: int, probability: float) -> Prediction:
+        filled = [*tokens[:place], token, *tokens[place + 1 :]]
+        return Prediction(self.tokenizer.decode([token]), probability, self._readable(filled))
+
+    def _readable(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens with masks that are still open shown as [MASK]."""
+        parts: list[str] = []
+        start = 0
+        for place, token in enumerate(tokens):
+            if token == self.tokenizer.mask_id:
+                parts += [self.tokenizer.decode(tokens[start:place]), " [MASK]"]
+                start = place + 1
+        return "".join([*parts, self.tokenizer.decode(tokens[start:])])
+
+    def score(self, text: str) -> Score:
+        """Return how likely the model finds a text; for a masked model its pseudo-likelihood."""
+        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        if self.causal:
+            found = causal_log_likelihoods(self.model, tokens)
+        elif self.tokenizer.mask_id is None:
+            raise ConfigError("this model's tokenizer has no mask token, so a text cannot be scored.")
+        else:
+            tokens.append(self.tokenizer.eos_id)
+            found = masked_log_likelihoods(self.model, tokens, self.tokenizer.mask_id, self.tokenizer.special_ids)
+        return Score(float(found.double().sum()), len(found), len(text.encode()))
+
+
+def load_model(checkpoint: Checkpoint, config: RunConfig, tokenizer: Tokenizer) -> Transformer:
+    """Return the model of a checkpoint with its weights, on the CPU; raises CheckpointError where they do not fit."""
+    model = empty_model(config, tokenizer)
+    load_weights(model, checkpoint)
+    return model
+
+
+def empty_model(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
+    """Return the model that the settings describe, on the CPU, its weights not yet given values."""
+    with torch.device("meta"):  # spares the initialisation that PyTorch's layers would do on their own
+        model: Transformer = config.model.build(  # type: ignore[attr-defined]
+            config.model.vocabulary(tokenizer.vocab_size), config.objective.causal
+        )
+    model.to_empty(device="cpu")
+    model.tie()
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into `model`, in place; raises CheckpointError naming what does not fit."""
+    saved = checkpoint.tensors("model")
+    parameters = dict(model.named_parameters())
+    missing, unknown = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and has {unknown[:3] or 'nothing'} "
+            "that the model does not. Take the model settings of the run that wrote it."
+        )
+    for name, parameter in parameters.items():
+        if saved[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, the model's {tuple(parameter.shape)}. "
+                "Take the model settings and the tokenizer of the run that wrote it."
+            )
+        parameter.copy_(saved[name])

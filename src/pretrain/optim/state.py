@@ -1,0 +1,33 @@
+"""Optimizer state by parameter name, so that it does not depend on order, groups, ranks or wrapping."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretrain.errors import CheckpointError
+
+
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return every state tensor of `optimizer` as <parameter name>/<key>."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return state
+
+
+def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Put saved state back; raises CheckpointError where it does not belong to this model."""
+    parameters = dict(model.named_parameters())
+    for key in saved:
+        name, _, slot = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"the saved optimizer state holds {key}, but the model has no parameter {name!r}.")
+        value, parameter = saved[key], parameters[name]
+        if value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"the saved optimizer state {key} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}."
+            )
+        optimizer.state[parameter][slot] = value.to(parameter.device)

@@ -1,0 +1,88 @@
+"""Figures of the run, every n steps: nothing waits for the device in between."""
+
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from pretrain.objectives.batch import Batch
+from pretrain.training.module import TrainingModule
+from pretrain.training.throughput import Throughput
+
+
+class Metrics(Callback):
+    """Logs losses, learning rate, gradient norm, speed and memory; the unit of its axis is the optimizer step."""
+
+    def __init__(
+        self, throughput: Throughput, *, every_n_steps: int, flops_per_token: float, peak_flops_per_s: float,
+        tokens_seen: int,
+    ) -> None:  # fmt: skip
+        self.throughput = throughput
+        self.every_n_steps = every_n_steps
+        self.flops_per_token = flops_per_token
+        self.peak_flops_per_s = peak_flops_per_s
+        self.tokens_seen = tokens_seen  # over the whole run, what was read before a resume included
+        self.newest: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.throughput.resume()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count tokens; at a step to be logged, log."""
+        tokens = batch.tokens.numel() * trainer.world_size
+        self.throughput.add(tokens)
+        self.tokens_seen += tokens
+        step = trainer.global_step
+        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ended and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+            assert isinstance(pl_module, TrainingModule)
+            self._log(trainer, pl_module, step)
+
+    def _log(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
+        tokens_per_s = self.throughput.tokens_per_s()
+        self.newest = {
+            "train/loss": module.take_training_loss(),
+            "optim/learning_rate": module.learning_rate(),
+            "optim/grad_norm": float(module.grad_norm),
+            "optim/skipped_steps": float(module.skipped_steps),
+            "speed/tokens_per_s": tokens_per_s,
+            "speed/mfu": tokens_per_s * self.flops_per_token / self.peak_flops_per_s,
+            "speed/memory_gib": memory_gib(module.device),
+            "progress/tokens": float(self.tokens_seen),
+        }
+        write(trainer, self.newest, step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock while validating."""
+        self.throughput.pause()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the validation's figures."""
+        assert isinstance(pl_module, TrainingModule)
+        if pl_module.validated:
+            write(trainer, pl_module.validated, trainer.global_step)
+        if trainer.training or trainer.state.fn == "fit":
+            self.throughput.resume()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self.throughput.pause()
+
+
+def write(trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
+    """Hand figures to every logger, once over all ranks."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the most memory that the GPU has held, or what the process holds now on a processor, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,0 +1,77 @@
+"""The progress bar: step, loss, tokens per second, time left."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from pretrain.training.callbacks.metrics import Metrics
+from pretrain.training.module import TrainingModule
+
+
+class Progress(Callback):
+    """A bar over optimizer steps; where the output is no terminal, a line at every logged step instead."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.bar: Any = None
+        self._shown: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar from the run's step on."""
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, smoothing=0.05
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance at the end of a step."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        fresh = self.metrics.newest is not self._shown
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+            if fresh:
+                self.bar.set_postfix_str(self._figures(), refresh=False)
+        elif fresh and trainer.is_global_zero:
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._figures()}{self._left(trainer)}", flush=True)
+        self._shown = self.metrics.newest
+
+    def _figures(self) -> str:
+        newest = self.metrics.newest
+        return f"loss {newest['train/loss']:.3f}  {newest['speed/tokens_per_s']:,.0f} tokens/s"
+
+    def _left(self, trainer: L.Trainer) -> str:
+        done = self.metrics.throughput
+        steps = trainer.global_step - int(getattr(trainer, "first_step", 0))
+        seconds = done.training_s / max(1, steps) * (trainer.max_steps - trainer.global_step)
+        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the validation loss on a line of its own."""
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.training and "val/loss" in pl_module.validated:
+            figures = pl_module.validated
+            per_byte = f"  bits per byte {figures['val/bits_per_byte']:.3f}" if "val/bits_per_byte" in figures else ""
+            accuracy = f"  accuracy {figures['val/accuracy']:.1%}"
+            tqdm.write(
+                f"step {trainer.global_step}: validation loss {figures['val/loss']:.4f}{per_byte}{accuracy}",
+                file=sys.stderr if self.bar is not None else sys.stdout,
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the bar as it is, so that the message stands on a line of its own."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,50 @@
+"""Figures as a table that any program reads: metrics.csv, a row per step and figure."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class LongCSVLogger(Logger):
+    """Appends step, name, value; a resume first drops rows beyond the step it goes on from, so none stands twice."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        super().__init__()
+        self.path = path
+        rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at]
+        with path.open("w", newline="", encoding="utf8") as file:
+            writer = csv.DictWriter(file, ["step", "name", "value"])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @property
+    def name(self) -> str:
+        """Return the name by which Lightning knows the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return nothing: a run folder has one table."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row for each figure."""
+        with self.path.open("a", newline="", encoding="utf8") as file:
+            csv.writer(file).writerows([step, name, repr(float(value))] for name, value in metrics.items())
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the settings are in the run folder and in every checkpoint."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv, none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf8") as file:
+        return [row for row in csv.DictReader(file) if row.get("value") is not None and (row["step"] or "").isdigit()]

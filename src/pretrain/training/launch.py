@@ -1,0 +1,151 @@
+"""Where a run happens: its folder, whether it goes on from an earlier one, and with which settings."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
+from pretrain.command_line import is_group
+from pretrain.config import RunConfig, changes, from_dict, to_dict
+from pretrain.errors import CheckpointError, ConfigError
+
+# settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
+_DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
+_DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
+_FREE = ("data.num_workers", "data.max_validation_rows")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A run about to happen."""
+
+    config: RunConfig
+    folder: Path
+    resumed: Checkpoint | None
+
+
+def launch(config: RunConfig, overrides: list[str]) -> None:
+    """Train as `config` says, in one process, and print the report."""
+    placement = place(config, overrides)
+    from pretrain.training.run import run  # here: a wrong folder is told before Lightning is loaded
+
+    print(run(placement))
+
+
+def place(config: RunConfig, overrides: list[str]) -> Placement:
+    """Decide folder and settings of a run; `overrides` are the words typed, which win over a resumed run's settings.
+
+    Raises ConfigError where they would change the result of the run resumed, CheckpointError where its folder cannot
+    be used.
+    """
+    resumed = _find_resumed(config) if config.resume else None
+    if resumed is not None:
+        folder = resumed.folder.parent.parent
+        print(f"resuming {folder} at step {resumed.step}")
+        return Placement(_merge(config, overrides, resumed), folder, resumed)
+    folder = Path(config.paths.run_dir or _fresh_folder(config))
+    if step_folders(folder / "checkpoints") and config.resume is None:
+        raise CheckpointError(
+            f"paths.run_dir={folder} already holds the checkpoints of a run. "
+            "Go on with it by resume=auto, or choose another folder."
+        )
+    _probe(folder)
+    return Placement(config, folder, None)
+
+
+def _fresh_folder(config: RunConfig) -> Path:
+    parent = Path(config.paths.logs_dir) / (config.name or "run")
+    name = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder, copy = parent / name, 1
+    while folder.exists():
+        copy += 1
+        folder = parent / f"{name}_{copy}"
+    return folder
+
+
+def _probe(folder: Path) -> None:
+    """Create the folder and write to it, so that a run that could not save never starts."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / "checkpoints" / ".probe"
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir.") from error
+
+
+def _find_resumed(config: RunConfig) -> Checkpoint | None:
+    """Return the checkpoint that `resume` means; none where it is auto and there is nothing to resume."""
+    if config.resume != "auto":
+        return open_checkpoint(Path(str(config.resume)))
+    if config.paths.run_dir:
+        candidates = [Path(config.paths.run_dir)]
+    else:
+        parent = Path(config.paths.logs_dir) / (config.name or "run")
+        candidates = sorted((path for path in parent.glob("*") if path.is_dir()), reverse=True)
+    for folder in candidates:
+        found, passed_over = newest(folder)
+        for path, reason in passed_over:
+            print(f"resume=auto passes over {path}: {reason}")
+        if found is not None:
+            return found
+        if passed_over:
+            raise CheckpointError(
+                f"{folder} holds checkpoints but none verifies, so resume=auto does not start over in silence. "
+                "Delete the folder to start anew, or name another one by resume=<folder>."
+            )
+    print("resume=auto found nothing to resume: starting a new run")
+    return None
+
+
+def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunConfig:
+    """Return the resumed run's settings with those that the command line names on top."""
+    saved, typed = resumed.config, to_dict(config)
+    merged = to_dict(from_dict(saved))
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if key in ("resume", "experiment", "paths.run_dir"):
+            continue
+        if is_group(key) or key in typed:
+            merged[key] = typed[key]
+        else:
+            _replace_at(merged, key.split("."), typed)
+    differing = changes(saved, merged)
+    refused = {
+        key: pair for key, pair in differing.items() if _decides(key) and not _allowed(key, config.allow_change)
+    }
+    if refused:
+        lines = "".join(f"\n  {key}: {before} in the run, {after} now" for key, (before, after) in refused.items())
+        names = ",".join(refused)
+        raise ConfigError(
+            f"these settings would change the result of the run resumed:{lines}\n"
+            f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
+        )
+    for key, (before, after) in differing.items():
+        if not key.startswith(("resume", "paths", "allow_change")):
+            print(f"  {key}: {before} before, {after} from here on")
+    return _as_config(merged)
+
+
+def _as_config(record: dict[str, Any]) -> RunConfig:
+    found: RunConfig = from_dict(record)
+    return found
+
+
+def _replace_at(record: dict[str, Any], path: list[str], source: dict[str, Any]) -> None:
+    """Copy the value at `path` from one record to the other, where both have it."""
+    for part in path[:-1]:
+        if not isinstance(record.get(part), dict) or not isinstance(source.get(part), dict):
+            return
+        record, source = record[part], source[part]
+    if path[-1] in source:
+        record[path[-1]] = source[path[-1]]
+
+
+def _decides(key: str) -> bool:
+    return (key.split(".")[0] in _DECISIVE and key not in _FREE) or key in _DECISIVE_TRAINER
+
+
+def _allowed(key: str, allowed: list[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)

@@ -1,0 +1,168 @@
+"""The LightningModule: what one training step does, for every model and objective alike."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from pretrain.errors import DivergenceError
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.objective import Learner
+from pretrain.optim.config import OptimizerConfig, ScheduleConfig
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class LossMetrics(Metric):
+    """Loss, perplexity and accuracy over all targets of all ranks, each target counting once."""
+
+    full_state_update = False
+    loss_sum: Tensor
+    right: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("loss_sum", "right", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, right: Tensor, counts: Tensor) -> None:
+        """Add targets: cross-entropies in nats, whether each was the likeliest token, and whether it counts."""
+        self.loss_sum += losses.double().sum()
+        self.right += right.sum()
+        self.count += counts.sum()
+
+    def compute(self) -> dict[str, float]:
+        """Return loss in nats per target, its exponential, and the share of targets that were the likeliest token."""
+        count = max(1.0, float(self.count))
+        loss = float(self.loss_sum) / count
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(self.right) / count}
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a learner with gradients of the mean over every target of the global batch."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        max_steps: int,
+        clip_norm: float,
+        expected_targets: float,
+        targets_per_byte: float | None,
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.max_steps = max_steps
+        self.clip_norm = clip_norm
+        self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
+        self.targets_per_byte = targets_per_byte  # of the validation text; none where bits per byte mean nothing
+        self.validation = LossMetrics()
+        self.validated: dict[str, float] = {}  # the newest validation, by metric key
+        self.grad_norm = torch.zeros(())
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._step_targets = torch.zeros((), dtype=torch.int64)
+        self._logged_loss = torch.zeros((), dtype=torch.float64)
+        self._logged_targets = torch.zeros((), dtype=torch.int64)
+        self._samples: list[Tensor] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return this micro-batch's part of the loss, for Lightning to differentiate.
+
+        It is the sum over targets divided by a constant; `configure_gradient_clipping` divides by the true count of
+        the global batch once that is known. Causal or masked is the objective's business: nothing here may ask which.
+        """
+        loss_sum, count = self.learner(batch)
+        self._step_targets = self._step_targets.to(count.device) + count
+        self._logged_loss = self._logged_loss.to(loss_sum.device) + loss_sum.detach()
+        self._samples.append(batch.samples)
+        return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer; the learning rate is a function of the step and needs no scheduler object."""
+        optimizer = self.optimizer_config.build(self.learner.model)
+        for group in optimizer.param_groups:
+            group["height"] = group["lr"]
+        return optimizer
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Set the learning rate of this step, then take it."""
+        share = self.schedule.share(self.global_step, self.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["height"] * share
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
+
+        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        scale = self.expected_targets / self._step_targets.clamp(min=1).float()
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients, foreach=True) * scale
+        if not bool(torch.isfinite(self.grad_norm)):
+            self._skip(optimizer)
+            return
+        if self.clip_norm:
+            scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale)
+        self._skipped_in_a_row = 0
+        self._end_step()
+
+    def _skip(self, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        rows = torch.cat(self._samples).tolist()
+        self._logged_loss.zero_()
+        self._end_step()
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DivergenceError(
+                f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step}; "
+                f"the last of them read samples {rows}. Try a lower optimizer.learning_rate, then resume=auto."
+            )
+
+    def _end_step(self) -> None:
+        self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
+        self._step_targets = torch.zeros_like(self._step_targets)
+        self._samples.clear()
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the newest step, of the first group of parameters."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def take_training_loss(self) -> float:
+        """Return the mean loss in nats per target since the last call; this waits for the device."""
+        loss = float(self._logged_loss) / max(1, int(self._logged_targets))
+        self._logged_loss.zero_()
+        self._logged_targets.zero_()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Score one batch of validation rows."""
+        losses, right = self.learner.evaluate(batch)
+        self.validation.update(losses, right, batch.targets != IGNORE)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the figures of this validation in `validated`."""
+        scores = self.validation.compute()
+        self.validation.reset()
+        self.validated = {f"val/{name}": value for name, value in scores.items()}
+        if self.targets_per_byte is not None:
+            self.validated["val/bits_per_byte"] = scores["loss"] * self.targets_per_byte / math.log(2)

@@ -1,0 +1,82 @@
+"""Hugging Face data sets of this machine are read in order; what cannot be had is refused without a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.data.config import HuggingFaceConfig
+from pretrain.data.sources import Source, open_source
+from pretrain.errors import DataError
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.documents()]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same documents as raw files, as a saved data set and as a saved set of splits."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets")
+    train = datasets.Dataset.from_dict({"text": ["one", None, "", "four"], "id": [1, 2, 3, 4]})
+    test = datasets.Dataset.from_dict({"text": ["five"], "id": [5]})
+    (folder / "raw").mkdir()
+    train.to_json(folder / "raw" / "train.jsonl")
+    test.to_json(folder / "raw" / "test.jsonl")
+    train.save_to_disk(folder / "single")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(folder / "splits")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["raw", "single", "splits"])
+def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
+    source = open_source(HuggingFaceConfig(path=str(saved / form)))
+    assert [(document.text, document.name) for document in source.documents()] == [
+        ("one", "train:1"),
+        ("four", "train:4"),
+    ]
+    assert source.skipped == {"text is no string": 1, "empty": 1}
+    assert source.validation_documents() is None
+    with pytest.raises(DataError, match=r"data\.split=nosuch is not a split of .*: .*train"):
+        texts(open_source(HuggingFaceConfig(path=str(saved / form), split="nosuch")))
+    with pytest.raises(DataError, match=r"\(data\.split=train\) has no data\.text_column=body\. .*: id, text"):
+        texts(open_source(HuggingFaceConfig(path=str(saved / form), text_column="body")))
+
+
+@pytest.mark.parametrize("form", ["raw", "splits"])
+def test_a_local_data_set_gives_its_validation_split(saved: Path, form: str) -> None:
+    documents = open_source(HuggingFaceConfig(path=str(saved / form), validation_split="test")).validation_documents()
+    assert documents is not None
+    assert [document.text for document in documents] == ["five"]
+
+
+def test_max_documents_stops_early_and_counts_in_the_fingerprint(saved: Path) -> None:
+    source = open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3))
+    assert texts(source) == ["one"]
+    assert (
+        source.fingerprint() == open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3)).fingerprint()
+    )
+    assert source.fingerprint() != open_source(HuggingFaceConfig(path=str(saved / "raw"))).fingerprint()
+
+
+def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    remote = open_source(HuggingFaceConfig(path="someone/no-such-data-set", subset="small"))
+    with pytest.raises(
+        DataError, match=r"data\.path=someone/no-such-data-set \(data\.subset=small, .*this machine can reach"
+    ):
+        texts(remote)
+    with pytest.raises(DataError, match=r"data\.path=someone/no-such-data-set .* cannot be read"):
+        remote.fingerprint()
+    for path in (str(tmp_path / "nowhere"), str(saved / "raw" / "train.jsonl")):
+        with pytest.raises(DataError, match=r"data\.path=.* is not a folder"):
+            open_source(HuggingFaceConfig(path=path))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "train.jsonl").write_text('{"text": "x"')
+    with pytest.raises(DataError, match=r"data\.path=.*damaged .* cannot be read: .* Check this folder's files"):
+        texts(open_source(HuggingFaceConfig(path=str(tmp_path / "damaged"))))
