@@ -272,6 +272,7 @@ def _opening(config: RunConfig, model: Transformer, prepared: Prepared, device: 
 def _quiet_lightning() -> None:
     """Keep Lightning's banners and advice to itself: what matters here, the run says."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")

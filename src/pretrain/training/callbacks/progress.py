@@ -18,9 +18,12 @@ class Progress(Callback):
         self.metrics = metrics
         self.bar: Any = None
         self._shown: dict[str, float] = {}
+        self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar from the run's step on."""
+        self._first_step = trainer.global_step
+        self._shown = self.metrics.newest
         if sys.stderr.isatty():
             self.bar = tqdm(
                 total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, smoothing=0.05
@@ -46,9 +49,8 @@ class Progress(Callback):
         return f"loss {newest['train/loss']:.3f}  {newest['speed/tokens_per_s']:,.0f} tokens/s"
 
     def _left(self, trainer: L.Trainer) -> str:
-        done = self.metrics.throughput
-        steps = trainer.global_step - int(getattr(trainer, "first_step", 0))
-        seconds = done.training_s / max(1, steps) * (trainer.max_steps - trainer.global_step)
+        per_step = self.metrics.throughput.training_s / max(1, trainer.global_step - self._first_step)
+        seconds = per_step * (trainer.max_steps - trainer.global_step)
         return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
