@@ -150,6 +150,14 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]
     return None, passed_over
 
 
+def latest_run(logs_folder: str | Path) -> Path:
+    """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError."""
+    manifests = list(Path(logs_folder).glob("**/checkpoints/step-*/manifest.json"))
+    if not manifests:
+        raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
+    return max(manifests, key=lambda path: path.stat().st_mtime).parents[2]
+
+
 def step_folders(parent: Path) -> list[Path]:
     """Return the folders below `parent` that are named like checkpoints, oldest step first."""
     if not parent.is_dir():

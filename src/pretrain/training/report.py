@@ -1,9 +1,10 @@
 """What a run prints at its end, and leaves in its folder."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pretrain.inference.printing import printable
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,3 @@ class Report:
         lines += [f"  python src/train.py resume={self.folder} trainer.max_steps={2 * self.steps}"]
         return "\n".join(lines)
 
-
-def printable(text: str) -> str:
-    """Return text that is safe to show on this terminal: control characters and what it cannot encode escaped."""
-    visible = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    encoding = sys.stdout.encoding or "utf8"
-    return visible.encode(encoding, "backslashreplace").decode(encoding)
