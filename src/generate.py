@@ -19,9 +19,8 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
                 print(f"  {answer.probability:6.1%}  {printable(answer.token.strip()):<16}  {printable(answer.text)}")
         return
     print(printable(config.prompt), end="", flush=True)
-    for piece in language_model.generate(
+    for piece in language_model.stream(
         config.prompt,
-        stream=True,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_k=config.top_k,

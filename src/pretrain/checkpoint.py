@@ -135,13 +135,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     found, passed_over = newest(path)
     if found is None:
         reasons = "".join(f" {folder.name}: {reason}." for folder, reason in passed_over)
-        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or ' There is none in its checkpoints folder.'}")
+        raise CheckpointError(
+            f"{path} holds no usable checkpoint.{reasons or ' There is none in its checkpoints folder.'}"
+        )
     return found
 
 
 def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """Return the newest checkpoint of a run that verifies, and each newer one passed over with the reason."""
-    passed_over = []
+    passed_over: list[tuple[Path, str]] = []
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         problem = _problem(folder)
         if problem is None:

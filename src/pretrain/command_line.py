@@ -93,7 +93,9 @@ def _check_words(overrides: list[str]) -> None:
         if key.startswith("~"):
             raise ConfigError(f"{word} would delete a setting, and every setting has a place. Give it another value.")
         if not equals:
-            raise ConfigError(f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100.")
+            raise ConfigError(
+                f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
+            )
         try:
             OverridesParser.create().parse_overrides([word])
         except OverrideParseException as error:

@@ -136,7 +136,9 @@ def register(group: str, config_class: type) -> None:
     Call it from a package with an entry point in the group `pretrain.plugins`, or before `main()` in a script.
     """
     if group not in _BUILT_IN:
-        raise ConfigError(f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}")
+        raise ConfigError(
+            f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}"
+        )
     _REGISTERED.setdefault(group, {})[kind_of(config_class)] = config_class
 
 
@@ -187,7 +189,9 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
         if name in _BUILT_IN and isinstance(value, dict):
             part_class = choices(name).get(str(value.get("kind")), type(None))
             if part_class is type(None):
-                raise ConfigError(f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}")
+                raise ConfigError(
+                    f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}"
+                )
             value = OmegaConf.structured(part_class), value
         parts[name] = value
     try:

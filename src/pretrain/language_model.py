@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from pretrain.inference.fill_mask import mask_probabilities
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer
+
+Prompt = TypeVar("Prompt", str, list[str])
 
 
 @dataclass(frozen=True)
@@ -59,31 +61,49 @@ class LanguageModel:
         """Whether the model reads from left to right only, and so continues prompts rather than filling masks."""
         return self.model.causal
 
-    @overload
-    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
-    @overload
-    def generate(self, prompt: list[str], *, stream: Literal[False] = False, **options: Any) -> list[str]: ...
-    @overload
-    def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
-
     def generate(
         self,
-        prompt: str | list[str],
+        prompt: Prompt,
         *,
         max_new_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        stream: bool = False,
         use_cache: bool = True,
-    ) -> str | list[str] | Iterator[str]:
+    ) -> Prompt:
         """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
 
-        `stream=True` returns an iterator over the new pieces of text of one prompt as they come. `temperature=0` always
-        takes the likeliest token; the same `seed` gives the same text. A text ends early where the model ends it.
-        Raises ConfigError for a masked model, and where prompt and continuation exceed the context.
+        `temperature=0` always takes the likeliest token; `top_k` and `top_p` leave out unlikely ones; the same `seed`
+        gives the same text. A text ends early where the model ends it. Raises ConfigError for a masked model, and where
+        prompt and continuation exceed the context.
         """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        columns = list(zip(*self._steps(prompts, max_new_tokens, sampling, use_cache), strict=True))
+        texts = [
+            text + self.tokenizer.decode([token for token in column if token is not None])
+            for text, column in zip(prompts, columns, strict=True)
+        ]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`."""
+        steps = self._steps([prompt], max_new_tokens, Sampling(temperature, top_k, top_p, seed), use_cache=True)
+        return self._pieces(step[0] for step in steps)
+
+    def _steps(
+        self, prompts: list[str], max_new_tokens: int, sampling: Sampling, use_cache: bool
+    ) -> Iterator[list[int | None]]:
         if not self.causal:
             raise ConfigError(
                 "this model was trained to fill masks and cannot continue a prompt. "
@@ -91,26 +111,17 @@ class LanguageModel:
             )
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not prompts or (stream and len(prompts) > 1):
-            raise ConfigError("generate() takes one prompt, or a list of at least one where stream is False.")
-        steps = continue_prompts(
+        if not prompts:
+            raise ConfigError("generate() needs at least one prompt, and the list is empty.")
+        return continue_prompts(
             self.model,
             [[self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text)] for text in prompts],
             max_new_tokens=max_new_tokens,
-            sampling=Sampling(temperature, top_k, top_p, seed),
+            sampling=sampling,
             end_id=self.tokenizer.eos_id,
             forbidden=self._not_next,
             use_cache=use_cache,
         )
-        if stream:
-            return self._pieces(step[0] for step in steps)
-        columns = list(zip(*steps, strict=True))
-        texts = [
-            text + self.tokenizer.decode([token for token in column if token is not None])
-            for text, column in zip(prompts, columns, strict=True)
-        ]
-        return texts[0] if isinstance(prompt, str) else texts
 
     def _pieces(self, tokens: Iterator[int | None]) -> Iterator[str]:
         """Yield new text once it is whole: a character may take several tokens."""
@@ -202,13 +213,13 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     missing, unknown = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and has {unknown[:3] or 'nothing'} "
-            "that the model does not. Take the model settings of the run that wrote it."
+            f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and "
+            f"has {unknown[:3] or 'nothing'} that the model does not. Take the model settings of the run that wrote it."
         )
     for name, parameter in parameters.items():
         if saved[name].shape != parameter.shape:
             raise CheckpointError(
-                f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, the model's {tuple(parameter.shape)}. "
-                "Take the model settings and the tokenizer of the run that wrote it."
+                f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, "
+                f"the model's {tuple(parameter.shape)}. Take the model settings and the tokenizer of the run that wrote it."
             )
         parameter.copy_(saved[name])

@@ -65,7 +65,9 @@ def _cached_tokenizer(
     """Return the tokenizer; one that has to be trained sees the training documents only."""
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
-    folder = cache / "tokenizers" / f"{config.kind}-{_key(source.fingerprint(), data.validation_fraction, asdict(config))}"
+    folder = (
+        cache / "tokenizers" / f"{config.kind}-{_key(source.fingerprint(), data.validation_fraction, asdict(config))}"
+    )
     if not (folder / "tokenizer.json").exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
         tokenizer = build_tokenizer(config, lambda: _training_texts(source, data))
@@ -126,7 +128,9 @@ def _tokenise(
         + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
     )
     for split, writer in writers.items():
-        writer.finish({"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped})
+        writer.finish(
+            {"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped}
+        )
     tokenizer.save(folder / "tokenizer")
     return {"documents": dict(counts), "skipped": skipped}
 

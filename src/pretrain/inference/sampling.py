@@ -19,7 +19,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} is negative. Try temperature=0.8, or 0 for the likeliest.")
+            raise ConfigError(
+                f"temperature={self.temperature} is negative. Try temperature=0.8, or 0 for the likeliest."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
@@ -48,7 +50,8 @@ class Sampler:
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """Return logits (B, V) with all but the likeliest tokens at minus infinity.
 
-    `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2020, arxiv.org/abs/1904.09751).
+    `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2020,
+    https://arxiv.org/abs/1904.09751, section 3.1).
     """
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]

@@ -155,6 +155,9 @@ class TransformerConfig(ModelConfig):
                 f"model.position=rope turns pairs of channels, but a head is {self.width} wide. "
                 f"Try model.head_width={self.width + 1}."
             )
+        self._check_shares_and_reach()
+
+    def _check_shares_and_reach(self) -> None:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(

@@ -44,6 +44,8 @@ def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_sh
     matrices = config.d_model * (2 * inner + 2 * inner_kv)
     matrices += (3 if config.gated else 2) * config.d_model * config.ff_width
     head = vocab_size * config.d_model + (config.d_model**2 if config.head is Head.mlm else 0)
-    seen = sum(min(config.layer_window(layer) or config.context_length, config.context_length)
-               for layer in range(config.n_layers))
+    seen = sum(
+        min(config.layer_window(layer) or config.context_length, config.context_length)
+        for layer in range(config.n_layers)
+    )
     return 6.0 * (config.n_layers * matrices + head_share * head) + 12.0 * inner * seen

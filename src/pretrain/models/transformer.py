@@ -72,7 +72,7 @@ class VocabularyHead(nn.Module):
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config, config.d_model) if mlm else None
         self.bias = nn.Parameter(torch.empty(vocab_size)) if mlm else None
-        self.weight = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
+        self.weight: Tensor = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return what the vocabulary matrix multiplies, same shape as hidden (..., d_model)."""
@@ -83,6 +83,12 @@ class VocabularyHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
         return F.linear(self.features(hidden), self.weight, self.bias)
+
+
+def _shared(embeddings: Embeddings) -> nn.Parameter:
+    weight = embeddings.tokens.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 class Transformer(nn.Module):
@@ -97,7 +103,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         post = config.norm_place is NormPlace.post
         self.final_norm = nn.Identity() if post else build_norm(config, config.d_model)
-        self.head = VocabularyHead(config, vocab_size, self.embeddings.tokens.weight if config.tied else None)
+        self.head = VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tied else None)
         self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -38,19 +39,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on `device`."""
-        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()},
-                     **self._absent())  # fmt: skip
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, from which copies to a GPU need not wait."""
-        return Batch(**{name: tensor.pin_memory() for name, tensor in self._tensors()}, **self._absent())
+        return self._each(lambda tensor: tensor.pin_memory())
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, value) for name, value in pairs if value is not None]
-
-    def _absent(self) -> dict[str, None]:
-        return {field.name: None for field in fields(self) if getattr(self, field.name) is None}
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
 
 
 def visible_documents(rows: TokenRows, causal: bool) -> Tensor | None:

@@ -61,10 +61,11 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the matrices of the blocks, AdamW for everything else (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Muon for the matrices of the blocks, AdamW for everything else.
 
-    A Muon update is scaled to the root mean square of an AdamW update, so that both share one learning rate
-    (Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2).
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. A Muon update is scaled to the root
+    mean square of an AdamW update, so that both share one learning rate (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, section 2.2).
     """
 
     kind: str = "muon"

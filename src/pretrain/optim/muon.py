@@ -66,8 +66,9 @@ class Muon(torch.optim.AdamW):
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
             updates = orthogonalise(nesterov, int(group["newton_schulz_steps"]))  # type: ignore[call-overload]
-            torch._foreach_mul_(parameters, 1.0 - rate * decay)
-            torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
+            weights: list[Tensor] = list(parameters)
+            torch._foreach_mul_(weights, 1.0 - rate * decay)
+            torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:

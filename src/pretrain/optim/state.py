@@ -28,6 +28,7 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[
         value, parameter = saved[key], parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise CheckpointError(
-                f"the saved optimizer state {key} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}."
+                f"the saved optimizer state {key} has shape {tuple(value.shape)}, "
+                f"and the parameter {tuple(parameter.shape)}."
             )
         optimizer.state[parameter][slot] = value.to(parameter.device)

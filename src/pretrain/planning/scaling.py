@@ -1,6 +1,7 @@
 """Whether a run's plan makes sense: how often the data is repeated, and whether there is enough of it."""
 
-# up to about four epochs, repeated data is worth almost as much as new (Muennighoff et al. 2023, arxiv.org/abs/2305.16264)
+# up to about four epochs, repeated data is worth almost as much as new
+# (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)
 MAX_USEFUL_EPOCHS = 4.0
 
 

@@ -49,8 +49,8 @@ class RunState:
         """Write a checkpoint of this step, delete what is no longer kept, and return its folder."""
         model = self.module.learner.model
         optimizer = self.trainer.optimizers[0]
-        parts = {
-            "model": dict(model.named_parameters()),
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {name: parameter.detach() for name, parameter in model.named_parameters()},
             "optimizer": optimizer_state(optimizer, model),
             "random": random_state(),
         }
@@ -95,7 +95,7 @@ def set_step(trainer: L.Trainer, step: int) -> None:
 def random_state() -> dict[str, Tensor]:
     """Return the states of the random generators of Python, NumPy, torch and its GPUs, as tensors."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  (the global one is meant)
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  (the global one is meant)
     state = {
         "python": torch.tensor([version, *words], dtype=torch.int64),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),

@@ -72,7 +72,9 @@ def _probe(folder: Path) -> None:
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir.") from error
+        raise CheckpointError(
+            f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir."
+        ) from error
 
 
 def _find_resumed(config: RunConfig) -> Checkpoint | None:
@@ -112,9 +114,7 @@ def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunC
         else:
             _replace_at(merged, key.split("."), typed)
     differing = changes(saved, merged)
-    refused = {
-        key: pair for key, pair in differing.items() if _decides(key) and not _allowed(key, config.allow_change)
-    }
+    refused = {key: pair for key, pair in differing.items() if _decides(key) and not _allowed(key, config.allow_change)}
     if refused:
         lines = "".join(f"\n  {key}: {before} in the run, {after} now" for key, (before, after) in refused.items())
         names = ",".join(refused)

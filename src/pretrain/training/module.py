@@ -95,9 +95,7 @@ class TrainingModule(L.LightningModule):
             group["height"] = group["lr"]
         return optimizer
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Set the learning rate of this step, then take it."""
         share = self.schedule.share(self.global_step, self.max_steps)
         for group in optimizer.param_groups:

@@ -47,4 +47,3 @@ class Report:
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
         lines += [f"  python src/train.py resume={self.folder} trainer.max_steps={2 * self.steps}"]
         return "\n".join(lines)
-

@@ -91,7 +91,7 @@ def run(placement: Placement) -> Report:
         Samples(config.sample, language_model, throughput),
     ]
     callbacks += [Restore(resumed)] if resumed else []
-    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    trainer.callbacks.extend(callbacks)
     set_step(trainer, start)
 
     print(_opening(config, model, prepared, device, precision), flush=True)
@@ -127,7 +127,8 @@ def _build_model(placement: Placement, prepared: Prepared) -> Transformer:
         if given.progress["tokenizer_fingerprint"] != prepared.tokenizer.fingerprint:
             raise ConfigError(
                 f"init_from={config.init_from} was trained with another tokenizer "
-                f"({given.progress['tokenizer_fingerprint'][:12]}) than this run's ({prepared.tokenizer.fingerprint[:12]}). "
+                f"({given.progress['tokenizer_fingerprint'][:12]}) than this run's "
+                f"({prepared.tokenizer.fingerprint[:12]}). "
                 f"Try tokenizer=pretrained tokenizer.path={given.tokenizer_folder}."
             )
         load_weights(model, given)
@@ -147,8 +148,8 @@ def _check_same_data(progress: dict[str, Any], prepared: Prepared) -> None:
     for name, value in found.items():
         if progress.get(name) != value:
             raise DataError(
-                f"the run resumed was trained with {name} {progress.get(name)}, and here it is {value}: the text or the "
-                "version of the program has changed since. Bring the old one back, or start anew with init_from=<run>."
+                f"the run resumed was trained with {name} {progress.get(name)}, and here it is {value}: the text or "
+                "the program has changed since. Bring the old one back, or start anew with init_from=<run>."
             )
 
 
@@ -178,7 +179,9 @@ def _build_module(config: RunConfig, prepared: Prepared, data: TextDataModule, l
     store = prepared.validation
     targets_per_byte = None
     if store is not None and not masked:
-        targets_per_byte = (store.n_tokens - store.n_documents) / max(1, store.text_bytes)  # a document's first is given
+        targets_per_byte = (store.n_tokens - store.n_documents) / max(
+            1, store.text_bytes
+        )  # a document's first is given
     return TrainingModule(
         learner,
         config.optimizer,
@@ -257,7 +260,9 @@ def _warn(config: RunConfig, model: Transformer, prepared: Prepared) -> None:
         print(f"warning: {sentence}")
 
 
-def _opening(config: RunConfig, model: Transformer, prepared: Prepared, device: torch.device, precision: Precision) -> str:
+def _opening(
+    config: RunConfig, model: Transformer, prepared: Prepared, device: torch.device, precision: Precision
+) -> str:
     assert isinstance(config.model, TransformerConfig)
     parameters = parameter_count(config.model, model.vocab_size)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

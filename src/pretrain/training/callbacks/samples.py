@@ -64,10 +64,9 @@ def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig,
 
 
 def _filled(language_model: LanguageModel, prompt: str) -> str:
-    lines = [prompt]
-    for answers in language_model.predict_mask(prompt):
-        lines.append("    " + "   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in answers))
-    return "\n".join(lines)
+    masks = language_model.predict_mask(prompt)
+    answers = ["   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in each) for each in masks]
+    return "\n    ".join([prompt, *answers])
 
 
 def log_text(trainer: L.Trainer, tag: str, text: str, step: int) -> None:
