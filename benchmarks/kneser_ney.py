@@ -103,8 +103,8 @@ class KneserNey:
         return _Order(
             keys[k - 1],
             counts - taken,
-            np.bincount(contexts, counts, minlength=size),
-            np.bincount(contexts, taken, minlength=size),
+            np.bincount(contexts, counts, minlength=size).astype(np.float64),
+            np.bincount(contexts, taken, minlength=size).astype(np.float64),
         )
 
     def _probabilities(self, tokens: Ints) -> Floats:
@@ -126,17 +126,17 @@ class KneserNey:
 
 
 def discounts(counts: Counts) -> tuple[float, float, float]:
-    """Return what is taken from counts of 1, 2 and more, estimated from counts of counts, within 0 to 1, 2 and 3.
+    """Return what is taken from counts of 1, 2 and more, estimated from counts of counts.
 
     With n_c k-grams of count c and Y = n1 / (n1 + 2 n2): D_c = c - (c + 1) Y n_(c+1) / n_c (Chen & Goodman 1999).
-    Where an n_c is 0 the estimate does not exist, and FALLBACK_DISCOUNTS are used.
+    Where an n_c is 0 or a D_c is not above 0, so that unseen tokens would get nothing, FALLBACK_DISCOUNTS are used.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=5)[:5].astype(float)
     if not n[1:5].all():
         return FALLBACK_DISCOUNTS
     y = n[1] / (n[1] + 2 * n[2])
-    one, two, more = (float(np.clip(c - (c + 1) * y * n[c + 1] / n[c], 0.0, c)) for c in (1, 2, 3))
-    return one, two, more
+    one, two, more = (float(c - (c + 1) * y * n[c + 1] / n[c]) for c in (1, 2, 3))
+    return (one, two, more) if min(one, two, more) > 0 else FALLBACK_DISCOUNTS
 
 
 def worst_sum(model: KneserNey, documents: Sequence[Counts], contexts: int = 50, seed: int = 0) -> float:

@@ -10,7 +10,7 @@ from pretrain.config import EvalConfig
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print loss, perplexity, accuracy and, for a causal model, bits per byte."""
     from pretrain.checkpoint import latest_run
-    from pretrain.evaluation.documents import score_documents
+    from pretrain.score import score_documents
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     figures = score_documents(config, Path(path))

@@ -18,7 +18,8 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
             store.verify()
             print(
                 f"{name:<11} {store.n_documents:,} documents, {store.n_tokens:,} tokens, "
-                f"{store.text_bytes:,} bytes of text, {store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
+                f"{store.text_bytes:,} bytes of text, "
+                f"{store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
             )
 
 

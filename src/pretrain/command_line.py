@@ -27,7 +27,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     """
     words = [_quote(word, free_text) for word in sys.argv[1:]]
     try:
-        _register_schemas(config_name, config_class)
+        register_schemas(config_name, config_class)
         if any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, task, words)
         else:
@@ -159,7 +159,7 @@ def _undeclared(tree: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
             yield from _undeclared(node, f"{prefix}{key}.")
 
 
-def _register_schemas(config_name: str, config_class: type) -> None:
+def register_schemas(config_name: str, config_class: type) -> None:
     """Make the dataclasses known to Hydra, so that presets are checked against them."""
     from hydra.core.config_store import ConfigStore
 

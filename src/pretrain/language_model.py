@@ -220,6 +220,6 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         if saved[name].shape != parameter.shape:
             raise CheckpointError(
                 f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, "
-                f"the model's {tuple(parameter.shape)}. Take the model settings and the tokenizer of the run that wrote it."
+                f"the model's {tuple(parameter.shape)}. Take model and tokenizer of the run that wrote it."
             )
         parameter.copy_(saved[name])

@@ -62,7 +62,7 @@ def test_equals_values_computed_by_hand():
     assert model.discounts == [(0.5, 1.0, 1.5), (0.5, 1.0, 1.5)]
     # Different tokens before A, B and end: 2, 1, 1. Discounts 1, 0.5, 0.5 leave 1, 0.5, 0.5 and 2 for uniform, of 4.
     one = {A: (1 + 2 / 3) / 4, B: (0.5 + 2 / 3) / 4, END: (0.5 + 2 / 3) / 4}
-    # After A: B and end once each, 0.5 left of each, 1 of 2 to share. After B and after the begin: A once, 0.5 to share.
+    # After A: B and end once each, 0.5 left of each, 1 of 2 to share. After B and the begin: A once, 0.5 to share.
     after_a = [0.5 * one[A], (0.5 + one[B]) / 2, (0.5 + one[END]) / 2]
     after_b = [0.5 + 0.5 * one[A], 0.5 * one[B], 0.5 * one[END]]
     assert model.distribution([]) == pytest.approx([one[A], one[B], one[END]])
@@ -77,7 +77,8 @@ def test_equals_values_computed_by_hand():
 def test_discounts_follow_counts_of_counts():
     # n1 to n4 are 8, 4, 2, 1: Y = 8 / 16; 1 - 2 Y 4 / 8, 2 - 3 Y 2 / 4, 3 - 4 Y 1 / 2
     assert discounts(np.repeat([0, 1, 2, 3, 4, 9], [5, 8, 4, 2, 1, 7])) == pytest.approx((0.5, 1.25, 2.0))
-    assert discounts(np.array([1, 1, 2, 3])) == (0.5, 1.0, 1.5)
+    assert discounts(np.array([1, 1, 2, 3])) == (0.5, 1.0, 1.5)  # n4 is 0
+    assert discounts(np.repeat([1, 2, 3, 4], [9, 1, 1, 90])) == (0.5, 1.0, 1.5)  # 2 - 3 (9 / 11) 1 / 1 is negative
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

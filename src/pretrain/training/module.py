@@ -56,7 +56,7 @@ class TrainingModule(L.LightningModule):
         max_steps: int,
         clip_norm: float,
         expected_targets: float,
-        targets_per_byte: float | None,
+        bits_per_byte_of_a_nat: float | None,
     ) -> None:
         super().__init__()
         self.learner = learner
@@ -65,7 +65,7 @@ class TrainingModule(L.LightningModule):
         self.max_steps = max_steps
         self.clip_norm = clip_norm
         self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
-        self.targets_per_byte = targets_per_byte  # of the validation text; none where bits per byte mean nothing
+        self.bits_per_byte_of_a_nat = bits_per_byte_of_a_nat  # of the validation text; none for masked models
         self.validation = LossMetrics()
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
         self.grad_norm = torch.zeros(())
@@ -162,5 +162,5 @@ class TrainingModule(L.LightningModule):
         scores = self.validation.compute()
         self.validation.reset()
         self.validated = {f"val/{name}": value for name, value in scores.items()}
-        if self.targets_per_byte is not None:
-            self.validated["val/bits_per_byte"] = scores["loss"] * self.targets_per_byte / math.log(2)
+        if self.bits_per_byte_of_a_nat is not None:
+            self.validated["val/bits_per_byte"] = scores["loss"] * self.bits_per_byte_of_a_nat

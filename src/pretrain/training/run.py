@@ -73,7 +73,7 @@ def run(placement: Placement) -> Report:
     )
     language_model = LanguageModel(model, prepared.tokenizer)
     model.train()
-    trainer = _build_trainer(config, folder, device, precision, start)
+    trainer = _build_trainer(config, folder, device, precision, start, validates=prepared.validation is not None)
     state = RunState(
         trainer,
         module,
@@ -177,11 +177,6 @@ def _build_module(config: RunConfig, prepared: Prepared, data: TextDataModule, l
     per_row = len(learner.objective.make_batch(data.train_stream.read(torch.zeros(1, dtype=torch.int64).numpy()),
                                                torch.zeros(1, dtype=torch.int64)).targets[0])  # fmt: skip
     store = prepared.validation
-    targets_per_byte = None
-    if store is not None and not masked:
-        targets_per_byte = (store.n_tokens - store.n_documents) / max(
-            1, store.text_bytes
-        )  # a document's first is given
     return TrainingModule(
         learner,
         config.optimizer,
@@ -189,12 +184,12 @@ def _build_module(config: RunConfig, prepared: Prepared, data: TextDataModule, l
         max_steps=config.trainer.max_steps,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
-        targets_per_byte=targets_per_byte,
+        bits_per_byte_of_a_nat=None if masked or store is None else store.bits_per_byte_of_a_nat(),
     )
 
 
 def _build_trainer(
-    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int
+    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool
 ) -> L.Trainer:
     accumulation = config.accumulation_steps()
     return L.Trainer(
@@ -206,8 +201,10 @@ def _build_trainer(
         accumulate_grad_batches=accumulation,
         val_check_interval=config.trainer.val_check_interval * accumulation,
         check_val_every_n_epoch=None,
+        log_every_n_steps=1,  # ours go straight to the loggers; this only keeps Lightning from warning
         deterministic=config.trainer.deterministic,
         logger=_loggers(config, folder, start),
+        limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,

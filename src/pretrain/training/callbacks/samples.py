@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from pretrain.errors import ConfigError
 from pretrain.language_model import LanguageModel
 from pretrain.training.config import SampleConfig
 from pretrain.training.throughput import Throughput
@@ -43,17 +44,26 @@ def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) 
     was_training = model.training
     model.eval()
     try:
-        if language_model.causal:
-            prompts = config.prompts or CAUSAL_PROMPTS
-            room = model.config.context_length - 1
-            return "\n\n".join(_continued(language_model, prompt, config, room, seed) for prompt in prompts)
-        return "\n\n".join(_filled(language_model, prompt) for prompt in config.prompts or MASKED_PROMPTS)
+        default = CAUSAL_PROMPTS if language_model.causal else MASKED_PROMPTS
+        return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
     finally:
         model.train(was_training)
 
 
-def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig, room: int, seed: int) -> str:
-    room -= len(language_model.tokenizer.encode_prompt(prompt))
+def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
+    """Return what the model makes of a prompt; one that it cannot take must not end a training run."""
+    try:
+        return (
+            _continued(language_model, prompt, config, seed)
+            if language_model.causal
+            else _filled(language_model, prompt)
+        )
+    except ConfigError as error:
+        return f"{prompt}\n    (no sample: {error})"
+
+
+def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
+    room = language_model.model.config.context_length - 1 - len(language_model.tokenizer.encode_prompt(prompt))
     return language_model.generate(
         prompt,
         max_new_tokens=max(1, min(config.max_new_tokens, room)),

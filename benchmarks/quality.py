@@ -1,0 +1,298 @@
+"""What a run has learnt, on documents it was not trained on: `python benchmarks/quality.py RUN_FOLDER`.
+
+A causal run is compared with interpolated Kneser-Ney n-grams of the same tokens (`kneser_ney.py`), and its samples are
+searched for loops and for words that the corpus does not hold. A masked run is compared with answers that look at no
+context. What is counted, exactly:
+
+strict loop     four tokens that stand three times or more back to back anywhere in a sample, white space included
+any loop        the same for a phrase of any number of tokens: three times or more, and 12 tokens or more in all
+frequent 4-gram four tokens in a row that occur four times or more in a sample, overlaps counted, white space left out
+real words      of the words ([A-Za-z]{2,}) of a sample, without its first and last, the share that occur in the
+                training or validation documents, upper and lower case alike
+
+A sample is the new text alone, cut into tokens anew (often fewer), and shorter where the model ended it. "Real text"
+is as many tokens of held-out documents at the same places: it tells what the corpus itself repeats.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from kneser_ney import KneserNey, worst_sum
+
+from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.config import EvalConfig, RunConfig, from_dict
+from pretrain.data.prepare import prepare
+from pretrain.data.store import Store
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import DataError, PretrainError
+from pretrain.inference.printing import printable
+from pretrain.language_model import LanguageModel
+from pretrain.score import score_documents
+from pretrain.training.config import PathsConfig
+
+ORDERS = (2, 3, 4, 5)
+NEW_TOKENS, PROMPT_TOKENS, TEMPERATURE, TOP_K = 100, 8, 0.8, 50
+WORD = re.compile("[A-Za-z]{2,}")
+Ids = Sequence[int]
+Documents = list[npt.NDArray[np.int64]]  # each the ids of begin, text and end
+
+
+def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
+    """Return all figures of a run, by section."""
+    checkpoint = open_checkpoint(run_folder)
+    run: RunConfig = from_dict(checkpoint.config)
+    prepared = prepare(run.data, run.tokenizer, cache, report=lambda line: print(line, file=sys.stderr))
+    if prepared.validation is None:
+        raise DataError(
+            "the run kept no validation documents (data.validation_fraction=0), so nothing can be measured."
+        )
+    train, held_out = _documents(prepared.train), _documents(prepared.validation)
+    figures: dict[str, Any] = {
+        "machine": _machine(),
+        "settings": _settings(checkpoint, run, prepared.train, prepared.validation),
+        "model": _score(run_folder, cache),
+    }
+    if not run.objective.causal:
+        figures["no context"] = _without_context(prepared.tokenizer, train, held_out)
+        figures["targets"] = _masked_targets(figures["model"], figures["no context"])
+        return figures
+    figures["n-grams"] = _n_grams(train, held_out, prepared.validation)
+    words = _corpus_words(prepared.tokenizer, [*train, *held_out])
+    language_model = LanguageModel.load(run_folder)
+    figures["samples"] = _sample(language_model, held_out, words, samples, run.model.context_length)
+    figures["targets"] = _targets(figures)
+    return figures
+
+
+def _documents(store: Store) -> Documents:
+    return [store.document(index) for index in range(store.n_documents)]
+
+
+def _settings(checkpoint: Checkpoint, run: RunConfig, train: Store, validation: Store) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "run": run.name,
+        "step": checkpoint.step,
+        "tokens seen in training": checkpoint.progress.get("tokens_seen"),
+        "parameters": checkpoint.progress.get("parameters"),
+        "objective": run.objective.kind,
+        "context length": run.model.context_length,
+        "corpus": run.data.kind,
+        "same corpus as in training": checkpoint.progress.get("data_fingerprint") == train.fingerprint,
+        "vocabulary": train.vocab_size,
+        "training documents": train.n_documents,
+        "training tokens": train.n_tokens,
+        "validation documents": validation.n_documents,
+        "validation tokens predicted": validation.n_tokens - validation.n_documents,
+        "validation bytes": validation.text_bytes,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Return what the timings depend on, without names of the machine."""
+    facts = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _score(run_folder: Path, cache: Path) -> dict[str, Any]:
+    """Return the model's figures on all validation documents."""
+    start = time.perf_counter()
+    scored = score_documents(EvalConfig(paths=PathsConfig(cache_dir=str(cache))), run_folder)
+    kept = {name: value for name, value in scored.items() if name not in ("checkpoint", "objective")}
+    return kept | {"seconds": time.perf_counter() - start}
+
+
+def _n_grams(train: Documents, held_out: Documents, store: Store) -> dict[str, dict[str, float]]:
+    """Return bits per byte of each order, how long it took, and how far its probabilities are from summing to 1."""
+    figures = {}
+    for order in ORDERS:
+        start = time.perf_counter()
+        model = KneserNey(train, store.vocab_size, order)
+        nats = -float(model.log_probabilities(held_out).mean())
+        seconds = time.perf_counter() - start
+        figures[f"{order}-gram"] = {
+            "bits_per_byte": nats * store.bits_per_byte_of_a_nat(),
+            "nats_per_token": nats,
+            "seconds": seconds,
+            "sum_error": worst_sum(model, train),
+        }
+    return figures
+
+
+def _without_context(tokenizer: Tokenizer, train: Documents, held_out: Documents) -> dict[str, Any]:
+    """Return how often, and at which loss, one guesses a validation token from the counts of the training tokens.
+
+    The expectation over all tokens that can be hidden, where a masked model is scored on a random choice of them. The
+    unigram adds one to each count (Laplace). "drawn" answers with a random token of the training documents.
+    """
+    special = sorted(tokenizer.special_ids)
+    trained, asked = (np.bincount(np.concatenate(part), minlength=tokenizer.vocab_size) for part in (train, held_out))
+    trained[special] = asked[special] = 0
+    unigram, share = (trained + 1) / (trained + 1).sum(), asked / asked.sum()
+    frequent = int(trained.argmax())
+    return {
+        "most frequent token": repr(tokenizer.token(frequent)),
+        "accuracy of the most frequent token": float(share[frequent]),
+        "accuracy drawn from the unigram": float(share @ (trained / trained.sum())),
+        "loss of the unigram": -float(share @ np.log(unigram)),
+    }
+
+
+def _corpus_words(tokenizer: Tokenizer, documents: Documents) -> set[str]:
+    found: set[str] = set()
+    for document in documents:
+        found.update(word.casefold() for word in WORD.findall(tokenizer.decode(document.tolist())))
+    return found
+
+
+def _sample(
+    model: LanguageModel, held_out: Documents, words: set[str], count: int, context_length: int
+) -> dict[str, Any]:
+    """Return what `count` continuations of the first tokens of held-out documents, long ones, look like."""
+    tokenizer = model.tokenizer
+    start = time.perf_counter()
+    texts, real, prompts = [], [], []
+    new_tokens = min(NEW_TOKENS, context_length - 1 - 2 * PROMPT_TOKENS)  # a prompt may be cut into other tokens anew
+    long = [document for document in held_out if len(document) > 1 + PROMPT_TOKENS + new_tokens] or held_out
+    for seed in range(count):
+        document = long[seed * len(long) // count]
+        prompts.append(tokenizer.decode(document[1 : 1 + PROMPT_TOKENS].tolist()))
+        text = model.generate(prompts[-1], max_new_tokens=new_tokens, temperature=TEMPERATURE, top_k=TOP_K, seed=seed)
+        texts.append(text[len(prompts[-1]) :])
+        real.append(tokenizer.decode(document[1 + PROMPT_TOKENS : 1 + PROMPT_TOKENS + new_tokens].tolist()))
+    found = [word for text in texts for word in WORD.findall(text)[1:-1]]
+    unknown = Counter(word for word in found if word.casefold() not in words)
+    return {
+        "count": count,
+        "new tokens": new_tokens,
+        "temperature": TEMPERATURE,
+        "top_k": TOP_K,
+        "prompt tokens": PROMPT_TOKENS,
+        "seconds": time.perf_counter() - start,
+        "generated": _repetitions(tokenizer, texts),
+        "real text": _repetitions(tokenizer, real),
+        "words": len(found),
+        "real words": 1 - unknown.total() / len(found) if found else 0.0,
+        "unknown words": [word for word, _ in unknown.most_common(12)],
+        "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)],
+    }
+
+
+def _repetitions(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Any]:
+    """Return in how many texts something repeats, by the definitions above."""
+    ids = [tokenizer.encode(text) for text in texts]
+    blank = [frozenset(token for token in set(row) if not tokenizer.decode([token]).strip()) for row in ids]
+    return {
+        "mean tokens": sum(map(len, ids)) / len(ids),
+        "shortest": min(map(len, ids)),
+        "strict loops": sum(has_strict_loop(row) for row in ids),
+        "any loops": sum(has_any_loop(row) for row in ids),
+        "frequent 4-grams": sum(most_frequent_4_gram(row, skip) >= 4 for row, skip in zip(ids, blank, strict=True)),
+    }
+
+
+def has_strict_loop(tokens: Ids, width: int = 4, times: int = 3) -> bool:
+    """Whether some `width` tokens stand `times` times or more back to back."""
+    same = 0  # tokens in a row that equal the one `width` before them
+    for place in range(width, len(tokens)):
+        same = same + 1 if tokens[place] == tokens[place - width] else 0
+        if same >= width * (times - 1):
+            return True
+    return False
+
+
+def has_any_loop(tokens: Ids) -> bool:
+    """Whether a phrase of any width stands three times or more back to back and fills 12 tokens or more."""
+    return any(has_strict_loop(tokens, width, max(3, -(-12 // width))) for width in range(1, len(tokens) // 3 + 1))
+
+
+def most_frequent_4_gram(tokens: Ids, blank: frozenset[int] = frozenset()) -> int:
+    """Return how often the most frequent four tokens in a row occur, those of `blank` tokens alone left out."""
+    grams = Counter(tuple(tokens[place : place + 4]) for place in range(len(tokens) - 3))
+    return max((count for gram, count in grams.items() if not blank.issuperset(gram)), default=0)
+
+
+def _masked_targets(model: dict[str, Any], baseline: dict[str, Any]) -> dict[str, bool]:
+    return {
+        "right more often than the most frequent token": model["accuracy"]
+        > baseline["accuracy of the most frequent token"],
+        "lower loss than the unigram": model["loss"] < baseline["loss of the unigram"],
+    }
+
+
+def _targets(figures: dict[str, Any]) -> dict[str, bool]:
+    """Compare with the n-gram, whose share of bits is added to the figures, and with what samples should be."""
+    ratio = figures["model"]["bits_per_byte"] / figures["n-grams"]["3-gram"]["bits_per_byte"]
+    figures["model"]["share of the 3-gram's bits"] = ratio
+    samples = figures["samples"]
+    return {
+        "fewer bits per byte than the 3-gram": ratio < 1,
+        "at least 10 % fewer": ratio <= 0.9,
+        "no strict loop in any sample": samples["generated"]["strict loops"] == 0,
+        "at least 90 % real words": samples["real words"] >= 0.9,
+    }
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures as a table, each line a name and a value."""
+    for section, content in figures.items():
+        print(f"\n{section}")
+        for name, value in content.items():
+            if isinstance(value, dict):
+                value = "   ".join(f"{key} {_short(item)}" for key, item in value.items())
+            elif section == "targets":
+                value = "met" if value else "NOT MET"
+            elif name == "texts":
+                name, value = "the first", value[0]["prompt"] + " >>> " + value[0]["text"]
+            elif isinstance(value, list):
+                value = " ".join(value)
+            print(f"  {name:<46} {printable(_short(value))}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Measure a run, print the figures and write them where asked."""
+    parser = argparse.ArgumentParser(description="Measure what a run has learnt, on its validation documents.")
+    parser.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where token stores are (paths.cache_dir)")
+    parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
+    given = parser.parse_args()
+    if given.samples < 1:
+        parser.error("--samples must be at least 1")
+    try:
+        figures = measure(given.run, given.cache, given.samples)
+    except PretrainError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    show(figures)
+    if given.output:
+        given.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()

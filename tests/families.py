@@ -1,0 +1,48 @@
+"""Tiny models of every family, with weights that leave no part of them idle."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pretrain.models.config import Activation, Head, Norm, NormPlace, Position, TransformerConfig
+from pretrain.models.transformer import Transformer
+
+GPT = TransformerConfig(n_layers=2, d_model=32, n_heads=4, context_length=32)
+LLAMA = replace(
+    GPT, norm=Norm.rms, position=Position.rope, feed_forward=Activation.swiglu, bias=False, n_kv_heads=2, qk_norm=True,
+    tied=False, d_ff=48,
+)  # fmt: skip
+BERT = replace(
+    GPT, norm_place=NormPlace.post, norm_eps=1e-12, embedding_norm=True, token_types=2, head=Head.mlm,
+    feed_forward=Activation.gelu,
+)  # fmt: skip
+MODERN_BERT = replace(
+    GPT, n_layers=4, norm_bias=False, norm_first_block=False, embedding_norm=True, position=Position.rope,
+    rope_base=160_000.0, rope_base_local=10_000.0, feed_forward=Activation.geglu, bias=False, head=Head.mlm, window=8,
+    global_every=3,
+)  # fmt: skip
+SHAPES = {
+    "gpt": GPT,
+    "llama": LLAMA,
+    "local": replace(LLAMA, n_layers=3, window=5, global_every=2),  # a causal model with windows
+    "bert": BERT,
+    "modern_bert": MODERN_BERT,
+}
+CAUSAL = ["gpt", "llama", "local"]
+
+
+def shape(name: str, **changes: Any) -> TransformerConfig:
+    """Return tiny settings of a family, some of them changed."""
+    return replace(SHAPES[name], **changes)
+
+
+def lively(config: TransformerConfig, vocab_size: int, causal: bool, seed: int = 0) -> Transformer:
+    """Return a model whose every bias, norm and matrix matters to its output."""
+    model = config.build(vocab_size, causal)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3, generator=generator)
+            parameter += float("norm" in name and name.endswith("weight"))
+    return model.eval()

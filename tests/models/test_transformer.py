@@ -1,0 +1,264 @@
+"""Who sees whom, and what attention computes: each against a slow formula; sizes against published ones."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from families import lively, shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from pretrain.models.attention import Attention, build_mask
+from pretrain.models.config import (
+    Activation,
+    Head,
+    Norm,
+    NormPlace,
+    Position,
+    RopeScaling,
+    RopeScalingConfig,
+    TransformerConfig,
+)
+from pretrain.models.feed_forward import FeedForward
+from pretrain.models.position import rotary_frequencies, rotation
+from pretrain.models.size import parameter_count
+
+FAMILIES = [("gpt", True), ("llama", True), ("local", True), ("bert", False), ("modern_bert", False)]
+
+
+def some_tokens(rows: int, length: int, vocab_size: int = 50, seed: int = 1) -> Tensor:
+    return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", [name for name, _ in FAMILIES])
+@torch.no_grad()
+def test_a_causal_model_does_not_see_ahead_and_a_bidirectional_one_does(family: str) -> None:
+    tokens = some_tokens(2, 12)
+    changed = tokens.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % 50
+    for causal in (True, False):
+        model = lively(shape(family), 50, causal)
+        before, after = model(tokens)[:, :8], model(changed)[:, :8]
+        moved = (before - after).abs().amax((0, 2))  # of each position
+        if causal:
+            assert_close(before, after, atol=0, rtol=0)
+        else:
+            assert moved[-1] > 1e-3
+
+
+@pytest.mark.parametrize(("family", "causal"), FAMILIES)
+@torch.no_grad()
+def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -> None:
+    model = lively(shape(family), 50, causal)
+    lengths = [7, 12, 1, 5]
+    tokens = some_tokens(1, sum(lengths) + 3)
+    documents = torch.tensor([[n for n, length in enumerate(lengths) for _ in range(length)] + [-1] * 3])
+    positions = torch.tensor([[i for length in lengths for i in range(length)] + [0] * 3])
+    packed = model(tokens, positions, documents)[0]
+    assert packed.isfinite().all()  # padding too
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        assert_close(packed[part], model(tokens[:, part])[0], atol=1e-5, rtol=1e-5)
+        start += length
+    whole = model(tokens)[0, 7:19]  # without document numbers they do
+    assert (whole - packed[7:19]).abs().max() > 1e-2
+
+
+def sees(i: int, j: int, causal: bool, window: int | None) -> bool:
+    """The rule in words: causal sees itself and what came before, a window the last w, or w // 2 to either side."""
+    if causal:
+        return j <= i and (window is None or i - j < window)
+    return window is None or abs(i - j) <= window // 2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 8, 100])
+def test_masks_hold_exactly_the_pairs_of_the_rule(causal: bool, window: int | None) -> None:
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, -1], [0] * 9])
+    mask = build_mask(causal, window, documents, 9, torch.device("cpu"))
+    expected = [
+        [[sees(i, j, causal, window) and row[i] == row[j] for j in range(9)] for i in range(9)]
+        for row in documents.tolist()
+    ]
+    assert mask.allowed is not None
+    assert mask.allowed.squeeze(1).tolist() == expected
+    plain = build_mask(causal, window, None, 9, torch.device("cpu"))
+    if plain.allowed is not None:
+        assert plain.allowed[0, 0].tolist() == expected[1]
+    else:
+        assert expected[1] == [[sees(i, j, causal, None) for j in range(9)] for i in range(9)]
+
+
+def slow_rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / math.sqrt(float((x * x).sum()) / len(x) + eps) * weight
+
+
+def slow_turn(x: Tensor, position: int, frequencies: list[float]) -> Tensor:
+    """Turn channel i against channel i + width / 2 as complex numbers."""
+    half = len(x) // 2
+    turned = [
+        complex(x[i], x[i + half]) * complex(math.cos(position * f), math.sin(position * f))
+        for i, f in enumerate(frequencies)
+    ]
+    return torch.tensor([z.real for z in turned] + [z.imag for z in turned], dtype=torch.float64)
+
+
+def slow_attention(
+    layer: Attention, x: Tensor, config: TransformerConfig, visible: Callable[[int, int], bool]
+) -> Tensor:
+    """One row, one head and one position at a time, in 64 bits; x is (T, d_model)."""
+    width, group = config.width, config.n_heads // config.kv_heads
+    frequencies = [float(config.rope_base ** (-2 * i / width)) for i in range(width // 2)]
+    q, k, v = (
+        (x @ linear.weight.double().T).unflatten(1, (-1, width)) for linear in (layer.query, layer.key, layer.value)
+    )
+    out = torch.zeros(len(x), config.n_heads, width, dtype=torch.float64)
+    for head in range(config.n_heads):
+        queries, keys = [], []
+        for t in range(len(x)):
+            query, key = q[t, head], k[t, head // group]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                query = slow_rms(query, layer.query_norm.weight.double(), config.norm_eps)
+                key = slow_rms(key, layer.key_norm.weight.double(), config.norm_eps)
+            queries.append(slow_turn(query, t, frequencies))
+            keys.append(slow_turn(key, t, frequencies))
+        for i in range(len(x)):
+            places = [j for j in range(len(x)) if visible(i, j)]
+            weights = [math.exp(float(queries[i] @ keys[j]) / math.sqrt(width)) for j in places]
+            for weight, j in zip(weights, places, strict=True):
+                out[i, head] += weight / sum(weights) * v[j, head // group]
+    return out.flatten(1) @ layer.output.weight.double().T
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 3), (False, None), (False, 4)])
+@torch.no_grad()
+def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: bool, window: int | None) -> None:
+    config = shape("llama", n_kv_heads=kv_heads, qk_norm=qk_norm, window=window, global_every=0, head_width=6)
+    model = lively(config, 50, causal)
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(2))
+    turns = rotation(torch.arange(9).unsqueeze(0), rotary_frequencies(6, config.rope_base, config.rope_scaling))
+    layer = model.blocks[0].attention
+    found = layer(x, build_mask(causal, window, None, 9, x.device), turns)
+    expected = slow_attention(layer, x[0].double(), config, lambda i, j: sees(i, j, causal, window))
+    assert_close(found[0].double(), expected, atol=2e-6, rtol=1e-5)
+
+
+def llama3_frequency(frequency: float, factor: float, low: float, high: float, original: int) -> float:
+    """The three cases as Grattafiori et al. release them, by wavelength."""
+    wavelength = 2 * math.pi / frequency
+    if wavelength < original / high:
+        return frequency
+    if wavelength > original / low:
+        return frequency / factor
+    smooth = (original / wavelength - low) / (high - low)
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+def test_rope_scaling_equals_its_formula() -> None:
+    plain = [500_000.0 ** (-2 * i / 64) for i in range(32)]
+    for kind, expected in {
+        RopeScaling.none: plain,
+        RopeScaling.linear: [f / 8 for f in plain],
+        RopeScaling.llama3: [llama3_frequency(f, 8, 1, 4, 8192) for f in plain],
+    }.items():
+        found = rotary_frequencies(64, 500_000.0, RopeScalingConfig(kind, factor=8.0))
+        assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=0, rtol=1e-5)
+    kept, stretched = rotary_frequencies(64, 500_000.0, RopeScalingConfig(RopeScaling.llama3, 8.0))[[0, -1]].tolist()
+    assert kept == 1.0
+    assert stretched == pytest.approx(plain[-1] / 8)
+
+
+@torch.no_grad()
+def test_local_layers_turn_by_their_own_base() -> None:
+    config = shape("modern_bert", window=100, global_every=2)  # wide open: only the base tells the layers apart
+    tokens = some_tokens(1, 10)
+    own = lively(config, 50, False)(tokens)
+    same = lively(replace(config, rope_base_local=None), 50, False)(tokens)
+    assert (own - same).abs().max() > 1e-3
+    assert_close(lively(replace(config, rope_base_local=config.rope_base), 50, False)(tokens), same)
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@torch.no_grad()
+def test_feed_forward_equals_its_formula(activation: Activation) -> None:
+    layer = FeedForward(shape("gpt", feed_forward=activation))
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
+    up = layer.up(x).double()
+    gate = up if layer.gate is None else layer.gate(x).double()
+    by_name = {
+        "gelu": gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2))),
+        "gelu_tanh": 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))),
+        "relu2": gate.clamp(min=0) ** 2,
+        "swiglu": gate / (1 + torch.exp(-gate)) * up,
+        "geglu": gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2))) * up,
+    }
+    assert_close(layer(x), layer.down(by_name[activation.value].float()), atol=1e-6, rtol=1e-5)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> TransformerConfig:
+    heads = draw(st.integers(1, 4))
+    flags = {
+        name: draw(st.booleans())
+        for name in ("norm_bias", "norm_first_block", "embedding_norm", "bias", "qk_norm", "tied")
+    }
+    return TransformerConfig(
+        n_layers=draw(st.integers(1, 3)),
+        d_model=2 * heads * draw(st.integers(1, 4)),
+        n_heads=heads,
+        n_kv_heads=draw(st.sampled_from([None, *(n for n in range(1, heads + 1) if heads % n == 0)])),
+        head_width=draw(st.sampled_from([None, 2, 6])),
+        d_ff=draw(st.sampled_from([None, 1, 7])),
+        context_length=draw(st.integers(1, 9)),
+        token_types=draw(st.integers(0, 2)),
+        qkv_bias=draw(st.sampled_from([None, True, False])),
+        feed_forward=draw(st.sampled_from(Activation)),
+        norm=draw(st.sampled_from(Norm)),
+        norm_place=draw(st.sampled_from(NormPlace)),
+        position=draw(st.sampled_from(Position)),
+        head=draw(st.sampled_from(Head)),
+        **flags,
+    )
+
+
+@given(config=configs(), vocab_size=st.integers(1, 300))
+@settings(max_examples=100, deadline=None)
+def test_the_formula_for_the_size_equals_a_count(config: TransformerConfig, vocab_size: int) -> None:
+    with torch.device("meta"):
+        model = config.build(vocab_size, causal=True)
+    assert parameter_count(config, vocab_size) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "width", "heads", "context", "vocabulary", "count"),
+    [
+        ("gpt", 12, 768, 12, 1024, 50257, 124_439_808),
+        ("gpt", 24, 1024, 16, 1024, 50257, 354_823_168),
+        ("gpt", 36, 1280, 20, 1024, 50257, 774_030_080),
+        ("gpt", 48, 1600, 25, 1024, 50257, 1_557_611_200),
+        ("bert", 12, 768, 12, 512, 30522, 109_514_298),
+        ("bert", 24, 1024, 16, 512, 30522, 335_174_458),
+    ],
+)
+def test_sizes_are_the_published_ones(
+    family: str, layers: int, width: int, heads: int, context: int, vocabulary: int, count: int
+) -> None:
+    config = shape(family, n_layers=layers, d_model=width, n_heads=heads, context_length=context)
+    assert parameter_count(config, vocabulary) == count
+
+
+def test_the_head_shares_the_embedding_again_after_copies_were_made() -> None:
+    with torch.device("meta"):
+        model = shape("gpt").build(50, causal=True)
+    model.to_empty(device="cpu").tie()
+    assert model.head.weight is model.embeddings.tokens.weight
+    untied = shape("llama").build(50, causal=True)
+    untied.tie()
+    assert untied.head.weight is not untied.embeddings.tokens.weight
