@@ -53,15 +53,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits += bias
             counts = (targets[part] != IGNORE).unsqueeze(1)
             target = targets[part].unsqueeze(1).where(counts, 0)
-            log_total = logits.logsumexp(-1, keepdim=True)
-            loss += (log_total - logits.gather(1, target)).where(counts, 0.0).sum()
-            slope = logits.sub_(log_total).exp_()  # of the loss over the logits: softmax - 1 at the target
-            slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0)).masked_fill_(~counts, 0.0)
+            logits -= logits.amax(-1, keepdim=True)
+            of_target = logits.gather(1, target)
+            slope = logits.exp_()
+            total = slope.sum(-1, keepdim=True)
+            loss += (total.log() - of_target).where(counts, 0.0).sum()
+            slope *= (1.0 / total).where(counts, 0.0)
+            slope.scatter_add_(1, target, -counts.float())  # of the loss over the logits: softmax - 1 at the target
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
             grad_x[part] = slope @ matrix
-            grad_weight += slope.T @ x[part]
+            if dtype == grad_weight.dtype:
+                grad_weight.addmm_(slope.T, x[part])
+            else:
+                grad_weight += slope.T @ x[part]
         ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         return loss
 
