@@ -6,6 +6,7 @@ About 2 MB of prose with nothing to download. Files are parsed, never imported, 
 import ast
 import inspect
 import os
+import re
 import sys
 import sysconfig
 import warnings
@@ -16,7 +17,8 @@ from pathlib import Path
 from pretrain.data.sources import Document
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"})
-MIN_BYTES = 40  # shorter documents are titles without a text
+VERSION = 1  # of how documents are made from the files; raise it and stores made before are left aside
+MIN_BYTES = 40  # shorter paragraphs are headings, shorter documents titles without a text
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -24,20 +26,39 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def documents() -> Iterator[Document]:
     """Yield every help topic, then one document for each module: its docstring and those of what it defines.
 
-    The order is fixed. A docstring that an earlier module also has appears once; documents under 40 bytes are left out.
+    The order is fixed. Topics quote one another and modules share passages: a paragraph appears once, so that nothing
+    is held out for validation that was read in training. Documents under 40 bytes are left out.
     """
     seen: set[str] = set()
-    for name, text in chain(_topics().items(), _module_texts(seen)):
-        if text not in seen and len(text.encode("utf-8", "replace")) >= MIN_BYTES:
-            seen.add(text)
-            yield Document(text, name)
+    for name, passages in chain(_topics(), _modules()):
+        text = "\n\n".join(fresh for passage in passages if (fresh := _fresh(passage, seen)))
+        if len(text.encode("utf-8", "replace")) >= MIN_BYTES:
+            yield Document(text + "\n", name)
+
+
+def _fresh(passage: str, seen: set[str]) -> str:
+    """Return a passage without the paragraphs in `seen`, and add the others to it; headings and the like stay.
+
+    Nothing is returned where half of the passage or more is known: what remains would be fragments.
+    """
+    kept, known, whole = [], 0, 0
+    for paragraph in re.split(r"\n\s*\n", passage.strip()):
+        key = " ".join(paragraph.split())
+        whole += len(key)
+        if key in seen:
+            known += len(key)
+            continue
+        if len(key) >= MIN_BYTES:
+            seen.add(key)
+        kept.append(paragraph)
+    return "\n\n".join(kept) if known < whole / 2 else ""
 
 
 def fingerprint() -> str:
     """Return 32 hexadecimal digits (xxh3_128) of the Python version and the bytes of every file that is read."""
     import xxhash
 
-    digest = xxhash.xxh3_128(sys.version.encode())
+    digest = xxhash.xxh3_128(f"{VERSION} {sys.version}".encode())
     for path in _files():
         digest.update(xxhash.xxh3_128(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -52,24 +73,24 @@ def _files() -> list[Path]:
     return sorted(found)
 
 
-def _topics() -> dict[str, str]:
-    """Return the texts of Python's `help("...")` topics by name; none where this Python was packaged without them."""
+def _topics() -> Iterator[tuple[str, list[str]]]:
+    """Yield the texts of Python's `help("...")` topics by name; none where this Python was packaged without them."""
     tree = _parse(Path(sysconfig.get_paths()["stdlib"], "pydoc_data", "topics.py"))
     for statement in tree.body if tree else []:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Dict):
             topics = ast.literal_eval(statement.value)
-            return {f"help:{name}": topics[name].strip() + "\n" for name in sorted(topics)}
-    return {}
+            yield from ((f"help:{name}", [topics[name]]) for name in sorted(topics))
+            return
 
 
-def _module_texts(seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the collected docstrings of each module, adding every docstring to `seen`."""
+def _modules() -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the docstrings of each module."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in _files():
         tree = _parse(path)
         if tree is not None:
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-            yield name, "\n\n".join(_passages(tree, "", seen)) + "\n"
+            yield name, list(_docstrings(tree))
 
 
 def _parse(path: Path) -> ast.Module | None:
@@ -81,26 +102,11 @@ def _parse(path: Path) -> ast.Module | None:
         return None
 
 
-def _passages(node: ast.Module | Definition, prefix: str, seen: set[str]) -> Iterator[str]:
-    """Yield the docstring of a module or definition under a line that names it, then those of what it contains."""
+def _docstrings(node: ast.Module | Definition) -> Iterator[str]:
+    """Yield the docstring of a module or definition, then those of what it contains."""
     docstring = ast.get_docstring(node, clean=False)
-    text = inspect.cleandoc(docstring).strip() if docstring else ""
-    if text and text not in seen:
-        seen.add(text)
-        yield text if isinstance(node, ast.Module) else f"{_title(node, prefix)}\n{text}"
-    inside = prefix if isinstance(node, ast.Module) else f"{prefix}{node.name}."
+    if docstring:
+        yield inspect.cleandoc(docstring).strip()
     for child in node.body:
         if isinstance(child, Definition):
-            yield from _passages(child, inside, seen)
-
-
-def _title(node: Definition, prefix: str) -> str:
-    """Return a line such as `class Path` or `def Path.joinpath(self, *pathsegments)`."""
-    if isinstance(node, ast.ClassDef):
-        return f"class {prefix}{node.name}"
-    given = node.args
-    names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
-    names += [f"*{given.vararg.arg}"] if given.vararg else []
-    names += [argument.arg for argument in given.kwonlyargs]
-    names += [f"**{given.kwarg.arg}"] if given.kwarg else []
-    return f"def {prefix}{node.name}({', '.join(names)})"
+            yield from _docstrings(child)

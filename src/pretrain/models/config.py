@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -134,9 +135,7 @@ class TransformerConfig(ModelConfig):
     residual_init: ResidualInit = ResidualInit.scaled
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "context_length", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} is below 1. Try model.{name}=1.")
+        self._check_numbers()
         if self.head_width is None and self.d_model % self.n_heads:
             nearest = self.n_heads * max(1, round(self.d_model / self.n_heads))
             raise ConfigError(
@@ -157,6 +156,18 @@ class TransformerConfig(ModelConfig):
             )
         self._check_shares_and_reach()
 
+    def _check_numbers(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "context_length", "vocab_multiple", "head_width", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name}={value} is below 1. Try model.{name}=1.")
+        if self.token_types < 0:
+            raise ConfigError(f"model.token_types={self.token_types} is negative. Try model.token_types=0.")
+        for name, usual in (("norm_eps", 1e-5), ("init_std", 0.02), ("rope_base", 1e4), ("rope_base_local", 1e4)):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ConfigError(f"model.{name}={value} is not a number above 0. Try model.{name}={usual}.")
+
     def _check_shares_and_reach(self) -> None:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -168,10 +179,17 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(f"model.window={self.window} lets a token see nothing. Try model.window=128 or null.")
         if self.global_every < 0:
             raise ConfigError(f"model.global_every={self.global_every} is negative. Try model.global_every=1.")
-        if self.rope_scaling.factor < 1.0:
+        scaling = self.rope_scaling
+        if not 1.0 <= scaling.factor < math.inf:
             raise ConfigError(
-                f"model.rope_scaling.factor={self.rope_scaling.factor} would shrink the context. "
+                f"model.rope_scaling.factor={scaling.factor} would shrink the context. "
                 "Try model.rope_scaling.factor=1.0."
+            )
+        if not 0.0 < scaling.low_freq_factor < scaling.high_freq_factor < math.inf:
+            raise ConfigError(
+                f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor} must be above 0 and below "
+                f"high_freq_factor={scaling.high_freq_factor}. Try model.rope_scaling.low_freq_factor=1.0 "
+                "model.rope_scaling.high_freq_factor=4.0."
             )
 
     @property

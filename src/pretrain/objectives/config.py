@@ -69,7 +69,7 @@ class MaskedConfig(ObjectiveConfig):
                 f"objective.mask_probability={self.mask_probability} is not a share between 0 and 1. "
                 "Try objective.mask_probability=0.15."
             )
-        if self.mask_share < 0 or self.random_share < 0 or self.mask_share + self.random_share > 1:
+        if not (self.mask_share >= 0 and self.random_share >= 0 and self.mask_share + self.random_share <= 1):
             raise ConfigError(
                 f"objective.mask_share={self.mask_share} and objective.random_share={self.random_share} must be shares "
                 "that add up to at most 1. Try objective.mask_share=0.8 objective.random_share=0.1."

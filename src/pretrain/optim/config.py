@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,13 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # of matrices only: norms, biases and embeddings do not decay
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ConfigError(
-                f"optimizer.learning_rate={self.learning_rate} must be above 0. Try optimizer.learning_rate=0.001."
+                f"optimizer.learning_rate={self.learning_rate} is not a number above 0. Try optimizer.learning_rate=0.001."
             )
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(
-                f"optimizer.weight_decay={self.weight_decay} is negative. Try optimizer.weight_decay=0.1."
+                f"optimizer.weight_decay={self.weight_decay} is not a number from 0 up. Try optimizer.weight_decay=0.1."
             )
 
     def build(self, model: nn.Module) -> Optimizer:
@@ -52,6 +53,8 @@ class AdamWConfig(OptimizerConfig):
                     f"optimizer.{name}={getattr(self, name)} is not a share from 0 up to but not including 1. "
                     f"Try optimizer.{name}=0.95."
                 )
+        if not 0.0 < self.eps < math.inf:
+            raise ConfigError(f"optimizer.eps={self.eps} is not a number above 0. Try optimizer.eps=1e-08.")
 
     def build(self, model: nn.Module) -> Optimizer:
         from pretrain.optim.adamw import build_adamw
@@ -84,6 +87,11 @@ class MuonConfig(AdamWConfig):
             raise ConfigError(
                 f"optimizer.newton_schulz_steps={self.newton_schulz_steps} is below 1. "
                 "Try optimizer.newton_schulz_steps=5."
+            )
+        if not 0.0 < self.matrix_learning_rate_ratio < math.inf:
+            raise ConfigError(
+                f"optimizer.matrix_learning_rate_ratio={self.matrix_learning_rate_ratio} is not a number above 0. "
+                "Try optimizer.matrix_learning_rate_ratio=1.0."
             )
 
     def build(self, model: nn.Module) -> Optimizer:
@@ -121,9 +129,11 @@ class CosineConfig(ScheduleConfig):
     kind: str = "cosine"
     final_share: float = 0.1
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
-        import math
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_final_share(self.final_share, 0.1)
 
+    def after_warmup(self, step: int, max_steps: int) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
         return self.final_share + (1.0 - self.final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -147,8 +157,14 @@ class WSDConfig(ScheduleConfig):
                 f"schedule.decay_share={self.decay_share} is not a share above 0 and up to 1. "
                 "Try schedule.decay_share=0.2."
             )
+        _check_final_share(self.final_share, 0.0)
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         decay_steps = max(1, round(self.decay_share * max_steps))
         left = min(1.0, max(0.0, (max_steps - step) / decay_steps))
         return self.final_share + (1.0 - self.final_share) * left
+
+
+def _check_final_share(share: float, usual: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"schedule.final_share={share} is not a share from 0 to 1. Try schedule.final_share={usual}.")

@@ -1,0 +1,182 @@
+"""The loss in chunks is the loss at once, in value and gradient; micro-batches of unequal counts are one batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from families import lively, shape
+from torch import Tensor
+from torch.testing import assert_close
+
+from pretrain.data.rows import Rows
+from pretrain.objectives import loss
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.causal import Causal
+from pretrain.objectives.config import MaskedConfig
+from pretrain.objectives.masked import Masked
+from pretrain.objectives.objective import Learner, Objective
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have every loss take the path of a large vocabulary, 128 targets at a time."""
+    monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(loss, "CHUNK", 1)
+    yield
+
+
+def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
+    """Return features, weight and perhaps bias, and 300 targets: two chunks and a part."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(300, 16), (70, 16), (70,)][: 2 + bias]
+    values = [torch.randn(shape, generator=draw).to(dtype).requires_grad_() for shape in shapes]
+    targets = torch.randint(70, (300,), generator=draw)
+    if ignored != "none":
+        targets[:: 1 if ignored == "all" else 3] = IGNORE
+    return values, targets
+
+
+def plain_loss(values: list[Tensor], targets: Tensor) -> Tensor:
+    """The definition, in 64 bits."""
+    features, weight, *bias = (value.double() for value in values)
+    logits = features @ weight.T + (bias[0] if bias else 0.0)
+    kept = targets != IGNORE
+    return -logits.log_softmax(-1)[kept, targets[kept]].sum()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_chunks_give_the_loss_and_the_gradient_of_whole_logits(bias: bool, ignored: str) -> None:
+    values, targets = problem(bias, ignored)
+    expected = plain_loss(values, targets)
+    gradients = torch.autograd.grad(3 * expected, values)
+    found = loss.cross_entropy_sum(values[0], values[1], values[2] if bias else None, targets)
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(3 * found, values), gradients, strict=True):
+        assert ours.dtype == torch.float32
+        assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_both_paths_agree_at_the_threshold(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, targets = problem(bias, "some")
+    arguments = (values[0], values[1], values[2] if bias else None, targets)
+    chunked_calls = []
+    real = loss._ChunkedCrossEntropy.apply
+    monkeypatch.setattr(loss._ChunkedCrossEntropy, "apply", lambda *a: chunked_calls.append(1) or real(*a))
+    monkeypatch.setattr(loss, "WHOLE_LOGITS", 300 * 70)
+    whole = loss.cross_entropy_sum(*arguments)
+    assert not chunked_calls
+    monkeypatch.setattr(loss, "WHOLE_LOGITS", 300 * 70 - 1)
+    assert_close(loss.cross_entropy_sum(*arguments), whole, rtol=1e-6, atol=0)
+    assert chunked_calls
+    with torch.no_grad():
+        assert_close(loss.cross_entropy_sum(*arguments), whole, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
+    """Adding up in bfloat16 would be off by percents: the matrix products alone are rounded."""
+    draw = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, 16, generator=draw).requires_grad_() for size in (4000, 70)]
+    targets = torch.randint(70, (4000,), generator=draw)
+    expected = plain_loss(values, targets)
+    gradients = torch.autograd.grad(expected, values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss.cross_entropy_sum(values[0], values[1], None, targets)
+    assert_close(found.double(), expected, rtol=2e-4, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(found, values), gradients, strict=True):
+        assert ((ours - theirs).norm() / theirs.norm()).item() < 0.01
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_each_target_has_its_loss_and_whether_it_was_the_likeliest() -> None:
+    values, targets = problem(bias=True, ignored="some")
+    losses, right = loss.token_losses(values[0], values[1], values[2], targets)
+    logits = F.linear(*values)
+    kept = targets != IGNORE
+    assert_close(losses[kept], F.cross_entropy(logits[kept], targets[kept], reduction="none"))
+    assert not losses[~kept].any()
+    assert torch.equal(right, logits.argmax(-1) == targets)
+    assert losses.dtype == torch.float32
+    assert not losses.requires_grad
+
+
+def rows(count: int, length: int) -> Rows:
+    """Return rows whose numbers of targets differ widely: short documents, and a padded end of each row."""
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(5, 50, (count, length))
+    documents = np.zeros((count, length), np.int32)
+    for row in range(count):
+        documents[row] = np.cumsum(draw.random(length) < 0.05 * row)
+        documents[row, length - 5 * row :] = -1
+    following = np.where(documents == np.roll(documents, -1, axis=1), np.roll(tokens, -1, axis=1), IGNORE)
+    following[:, -1] = IGNORE
+    following[documents < 0] = IGNORE
+    positions = np.tile(np.arange(length), (count, 1))
+    return Rows(tokens, following, positions, documents)
+
+
+def part_of(whole: Rows, part: slice) -> Rows:
+    return Rows(whole.tokens[part], whole.next_tokens[part], whole.positions[part], whole.documents[part])
+
+
+def masked() -> Masked:
+    return Masked(MaskedConfig(mask_probability=0.3), mask_id=1, special_ids=[0, 1], vocab_size=50, seed=0)
+
+
+@pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
+def test_the_gradient_over_unequal_micro_batches_is_that_of_the_whole_batch(objective: Objective, family: str) -> None:
+    everything, samples = rows(4, 30), torch.arange(4)
+    learner = Learner(lively(shape(family), 50, objective.causal), objective)
+    total, count = learner(objective.make_batch(everything, samples))
+    (total / count).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
+    learner.zero_grad()
+    counts = []
+    for part in (slice(0, 1), slice(1, 2), slice(2, 4)):
+        loss_sum, part_count = learner(objective.make_batch(part_of(everything, part), samples[part]))
+        loss_sum.backward()
+        counts.append(int(part_count))
+    assert sum(counts) == int(count)
+    assert len(set(counts)) == 3  # a mean of means would be another number
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert_close(parameter.grad / sum(counts), expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
+def test_training_and_evaluation_score_alike(objective: Objective, family: str) -> None:
+    batch = objective.make_batch(rows(4, 30), torch.arange(4))
+    learner = Learner(lively(shape(family), 50, objective.causal), objective)
+    total, count = learner(batch)
+    losses, right = learner.evaluate(batch)
+    assert losses.shape == right.shape == batch.targets.shape
+    assert_close(losses.sum(), total.detach(), rtol=1e-5, atol=0)
+    assert int((losses > 0).sum()) == int(count)
+    assert not right[batch.targets == IGNORE].any()
+
+
+def test_the_head_runs_at_the_targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = masked()
+    learner = Learner(lively(shape("bert"), 50, False), objective)
+    seen: list[torch.Size] = []
+    features = learner.model.head.features
+    monkeypatch.setattr(learner.model.head, "features", lambda hidden: seen.append(hidden.shape) or features(hidden))
+    batch = objective.make_batch(rows(4, 30), torch.arange(4))
+    learner(batch)
+    learner.evaluate(batch)
+    assert seen == [torch.Size([4 * 9, 32])] * 2  # 9 = 0.3 x 30
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    batch = masked().make_batch(rows(2, 30), torch.arange(2))
+    moved = batch.to("meta")
+    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.samples)
+    assert causal.to("cpu").documents is None
+    assert causal.to("cpu").places is None
