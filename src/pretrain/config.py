@@ -109,7 +109,7 @@ class GenerateConfig:
 
     checkpoint: str = "auto"  # a run folder or one of its checkpoints; auto: the newest run
     prompt: str = "The"
-    max_new_tokens: int = 100
+    max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
     temperature: float = 0.8  # 0 always takes the likeliest token
     top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
     top_p: float | None = None

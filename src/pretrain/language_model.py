@@ -65,7 +65,7 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -74,9 +74,10 @@ class LanguageModel:
     ) -> Prompt:
         """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
 
-        `temperature=0` always takes the likeliest token; `top_k` and `top_p` leave out unlikely ones; the same `seed`
-        gives the same text. A text ends early where the model ends it. Raises ConfigError for a masked model, and where
-        prompt and continuation exceed the context.
+        Without `max_new_tokens` it is as long as the context allows, 100 tokens at most. `temperature=0` always takes
+        the likeliest token; `top_k` and `top_p` leave out unlikely ones; the same `seed` gives the same text. A text
+        ends early where the model ends it. Raises ConfigError for a masked model, and where prompt and continuation
+        exceed the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(temperature, top_k, top_p, seed)
@@ -91,7 +92,7 @@ class LanguageModel:
         self,
         prompt: str,
         *,
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -102,21 +103,23 @@ class LanguageModel:
         return self._pieces(step[0] for step in steps)
 
     def _steps(
-        self, prompts: list[str], max_new_tokens: int, sampling: Sampling, use_cache: bool
+        self, prompts: list[str], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
     ) -> Iterator[list[int | None]]:
         if not self.causal:
             raise ConfigError(
                 "this model was trained to fill masks and cannot continue a prompt. "
                 'Use predict_mask("The quick [MASK] fox"), or train a causal one: objective=causal.'
             )
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
         if not prompts:
             raise ConfigError("generate() needs at least one prompt, and the list is empty.")
+        rows = [[self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text)] for text in prompts]
+        room = max(1, self.model.config.context_length - max(len(row) for row in rows))
         return continue_prompts(
             self.model,
-            [[self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text)] for text in prompts],
-            max_new_tokens=max_new_tokens,
+            rows,
+            max_new_tokens=min(100, room) if max_new_tokens is None else max_new_tokens,
             sampling=sampling,
             end_id=self.tokenizer.eos_id,
             forbidden=self._not_next,
@@ -154,7 +157,7 @@ class LanguageModel:
         tokens = [self.tokenizer.bos_id, *inner, self.tokenizer.eos_id]
         probabilities = mask_probabilities(self.model, tokens, self.tokenizer.mask_id, self._no_answer)
         places = [place for place, token in enumerate(inner) if token == self.tokenizer.mask_id]
-        best = probabilities.topk(min(top_k, probabilities.shape[1]), dim=-1)
+        best = probabilities.topk(min(top_k, int((~self._no_answer).sum())), dim=-1)
         return [
             [self._prediction(inner, place, token, p) for token, p in zip(ids.tolist(), values.tolist(), strict=True)]
             for place, ids, values in zip(places, best.indices, best.values, strict=True)
@@ -166,13 +169,14 @@ class LanguageModel:
 
     def _readable(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens with masks that are still open shown as [MASK]."""
-        parts: list[str] = []
+        text = ""
         start = 0
         for place, token in enumerate(tokens):
             if token == self.tokenizer.mask_id:
-                parts += [self.tokenizer.decode(tokens[start:place]), " [MASK]"]
+                text += self.tokenizer.decode(tokens[start:place])
+                text += "[MASK]" if not text or text[-1].isspace() else " [MASK]"  # a mask may have taken the space
                 start = place + 1
-        return "".join([*parts, self.tokenizer.decode(tokens[start:])])
+        return text + self.tokenizer.decode(tokens[start:])
 
     def score(self, text: str) -> Score:
         """Return how likely the model finds a text; for a masked model its pseudo-likelihood."""

@@ -1,4 +1,4 @@
-"""The same weights give the same logits here and in transformers: GPT-2, Llama, BERT and ModernBERT are settings of ours.
+"""The same weights give the same logits here and in transformers: GPT-2, Llama, BERT and ModernBERT.
 
 Each family's name map is written out once: our parameter, theirs, and how one becomes the other.
 """
@@ -109,17 +109,17 @@ def test_llama(attention: str, tied: bool, scaling: RopeScaling) -> None:
     if not tied:
         values["head.weight"] = state["lm_head.weight"]
     names = {
-        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
-        "attention.output": "self_attn.o_proj", "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
+        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
+        "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
         "feed_forward.down": "mlp.down_proj", "attention_norm": "input_layernorm",
         "feed_forward_norm": "post_attention_layernorm",
     }  # fmt: skip
     for i in range(2):
         values |= {f"blocks.{i}.{our}.weight": state[f"model.layers.{i}.{his}.weight"] for our, his in names.items()}
-    config = shape(
-        "llama", qk_norm=False, norm_eps=1e-6, tied=tied,
-        rope_scaling=RopeScalingConfig(scaling, 1.0 if scaling is RopeScaling.none else 4.0, original_context_length=16),
-    )  # fmt: skip
+    factor = 1.0 if scaling is RopeScaling.none else 4.0
+    ours_scaling = RopeScalingConfig(scaling, factor, original_context_length=16)
+    config = shape("llama", qk_norm=False, norm_eps=1e-6, tied=tied, rope_scaling=ours_scaling)
     assert_same_logits(config, True, theirs, values)
 
 

@@ -1,7 +1,5 @@
 """The loss in chunks is the loss at once, in value and gradient; micro-batches of unequal counts are one batch."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -20,11 +18,10 @@ from pretrain.objectives.objective import Learner, Objective
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every loss take the path of a large vocabulary, 128 targets at a time."""
     monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
     monkeypatch.setattr(loss, "CHUNK", 1)
-    yield
 
 
 def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:

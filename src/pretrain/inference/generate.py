@@ -21,26 +21,15 @@ def continue_prompts(
     forbidden: Tensor,
     use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """Yield the next token of every prompt, until all have ended or `max_new_tokens` have come.
+    """Return an iterator over the next token of every prompt, until all have ended or `max_new_tokens` have come.
 
-    A prompt that has produced `end_id` yields None from then on. `forbidden` is bool (V,): tokens never chosen. Prompts
+    A prompt that has produced `end_id` gives None from then on. `forbidden` is bool (V,): tokens never chosen. Prompts
     of different lengths are aligned at their ends. Raises ConfigError where the context is too short.
     """
     longest = max(len(prompt) for prompt in prompts)
     _check_room(longest, max_new_tokens, model.config.context_length)
     state = _Reading(model, prompts, longest + max_new_tokens, use_cache)
-    sample = Sampler(sampling)
-    alive = [True] * len(prompts)
-    with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            logits = model.head(state.last_hidden()).float().masked_fill(forbidden, -torch.inf)
-            chosen = sample(logits)
-            state.append(chosen)
-            tokens = chosen.tolist()
-            alive = [was and token != end_id for was, token in zip(alive, tokens, strict=True)]
-            yield [token if going else None for token, going in zip(tokens, alive, strict=True)]
-            if not any(alive):
-                return
+    return _steps(state, Sampler(sampling), max_new_tokens, end_id, forbidden)
 
 
 def _check_room(prompt: int, new: int, context_length: int) -> None:
@@ -87,3 +76,19 @@ class _Reading:
         self.unread = tokens.unsqueeze(1)
         if not self.use_cache:
             self.tokens = torch.cat((self.tokens, self.unread), dim=1)
+
+
+@torch.inference_mode()  # as a decorator it holds between two tokens no longer: the caller's code runs as it did before
+def _steps(
+    state: _Reading, sample: Sampler, max_new_tokens: int, end_id: int, forbidden: Tensor
+) -> Iterator[list[int | None]]:
+    alive = [True] * len(state.padding)
+    for _ in range(max_new_tokens):
+        logits = state.model.head(state.last_hidden()).float().masked_fill(forbidden, -torch.inf)
+        chosen = sample(logits)
+        state.append(chosen)
+        tokens = chosen.tolist()
+        alive = [was and token != end_id for was, token in zip(alive, tokens, strict=True)]
+        yield [token if going else None for token, going in zip(tokens, alive, strict=True)]
+        if not any(alive):
+            return

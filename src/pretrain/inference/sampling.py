@@ -1,5 +1,6 @@
 """From logits to the next token."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,9 @@ class Sampling:
     seed: int | None = None  # none: another choice each time
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0.0 <= self.temperature < math.inf:
             raise ConfigError(
-                f"temperature={self.temperature} is negative. Try temperature=0.8, or 0 for the likeliest."
+                f"temperature={self.temperature} is not a number from 0 up. Try temperature=0.8, or 0 for the likeliest."
             )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
@@ -41,7 +42,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the chosen token of each row, int64 (B,), from logits (B, V)."""
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < 1e-6:  # as good as 0, and a division could overflow
             return logits.argmax(-1)
         kept = restrict(logits.float().cpu() / self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
         return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)

@@ -24,7 +24,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(
-                f"optimizer.learning_rate={self.learning_rate} is not a number above 0. Try optimizer.learning_rate=0.001."
+                f"optimizer.learning_rate={self.learning_rate} is not a number above 0. "
+                "Try optimizer.learning_rate=0.001."
             )
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(

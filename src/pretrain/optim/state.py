@@ -19,8 +19,9 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]
 
 
 def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Put saved state back; raises CheckpointError where it does not belong to this model."""
+    """Put saved state back; raises CheckpointError where it does not belong to this model or this optimizer."""
     parameters = dict(model.named_parameters())
+    slots = _slots(optimizer)
     for key in saved:
         name, _, slot = key.rpartition("/")
         if name not in parameters:
@@ -31,4 +32,20 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[
                 f"the saved optimizer state {key} has shape {tuple(value.shape)}, "
                 f"and the parameter {tuple(parameter.shape)}."
             )
+        if slot not in slots.get(parameter, {slot}):
+            raise CheckpointError(
+                f"the saved optimizer state holds {key}, and {type(optimizer).__name__} keeps no {slot} there: another "
+                "optimizer wrote it. Take the optimizer of that run, or start a new one from its weights: init_from=..."
+            )
         optimizer.state[parameter][slot] = value.to(parameter.device)
+
+
+def _slots(optimizer: Optimizer) -> dict[Tensor, set[str]]:
+    """Return what our optimizers keep for each parameter; of others we do not know it."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return {}
+    return {
+        parameter: {"momentum_buffer"} if group.get("matrices") else {"step", "exp_avg", "exp_avg_sq"}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from pretrain.checkpoint import open_checkpoint, sweep
 from pretrain.config import RunConfig, to_dict
@@ -35,9 +35,9 @@ from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, log_text, sample_text
 from pretrain.training.checkpointing import Restore, RunState, set_step
 from pretrain.training.config import Precision
-from pretrain.training.csv_logger import LongCSVLogger
 from pretrain.training.data import TextDataModule
 from pretrain.training.launch import Placement
+from pretrain.training.loggers import LongCSVLogger, RunTensorBoard
 from pretrain.training.module import TrainingModule
 from pretrain.training.report import Report
 from pretrain.training.strategy import choose_device, choose_precision
@@ -218,8 +218,7 @@ def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf8")
     loggers: list[Logger] = []
     if config.logger.tensorboard:
-        purge = start + 1 if start else None  # figures beyond the step we go on from would stand twice
-        loggers.append(TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=purge))
+        loggers.append(RunTensorBoard(folder, resumed_at=start))
     if config.logger.csv:
         loggers.append(LongCSVLogger(folder / "metrics.csv", resumed_at=start))
     return loggers

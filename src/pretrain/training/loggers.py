@@ -1,12 +1,28 @@
-"""Figures as a table that any program reads: metrics.csv, a row per step and figure."""
+"""Where figures go: TensorBoard, and a table that any program reads."""
 
 import csv
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+
+class RunTensorBoard(TensorBoardLogger):
+    """TensorBoard's event files in the run folder itself, so that TensorBoard calls the run by its folder.
+
+    A resume has figures beyond the step it goes on from taken back, for they would stand twice.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int) -> None:
+        super().__init__(folder, name="", version="", purge_step=resumed_at + 1 if resumed_at else None)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is pending; unlike the parent's, leave no hparams.yaml: the settings are in config.yaml."""
+        if self._experiment is not None:
+            self.experiment.flush()
 
 
 class LongCSVLogger(Logger):

@@ -1,0 +1,90 @@
+"""From logits to a token: what is kept, and how often each comes."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.errors import ConfigError
+from pretrain.inference.sampling import Sampler, Sampling, restrict
+
+PROBABILITIES = [0.1, 0.4, 0.05, 0.25, 0.2]
+
+
+def logits(rows: int = 1) -> torch.Tensor:
+    return torch.tensor([PROBABILITIES]).log().repeat(rows, 1) + 3.0
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 4, 5, 100])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.3999, 0.41, 0.66, 0.94, 0.96, 1.0])
+def test_what_is_kept(top_k: int | None, top_p: float | None) -> None:
+    """First the k likeliest; of these, made to add up to 1 again, the fewest that reach p."""
+    order = sorted(range(5), key=lambda i: -PROBABILITIES[i])[:top_k]
+    total = sum(PROBABILITIES[i] for i in order)
+    kept, reached = [], 0.0
+    for i in order:
+        if top_p is not None and reached >= top_p:
+            break
+        kept.append(i)
+        reached += PROBABILITIES[i] / total
+    found = restrict(logits(), top_k, top_p)
+    assert found.isfinite()[0].nonzero().squeeze(1).tolist() == sorted(kept)
+    assert torch.equal(found[0, kept], logits()[0, kept])
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.integers(1, 40), st.floats(0.001, 1.0))
+@settings(max_examples=150, deadline=None)
+def test_the_likeliest_token_always_stays(values: list[float], top_k: int, top_p: float) -> None:
+    scores = torch.tensor([values])
+    kept = restrict(scores, top_k, top_p)
+    assert kept[0, scores.argmax()] == scores.max()
+    assert kept.softmax(-1).isfinite().all()
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, None), (1.0, 2)])
+def test_tokens_come_as_often_as_they_should(temperature: float, top_k: int | None) -> None:
+    weights = [p ** (1 / temperature) if top_k is None or p >= 0.25 else 0.0 for p in PROBABILITIES]
+    n = 20_000
+    counts = Counter(Sampler(Sampling(temperature, top_k=top_k, seed=0))(logits(n)).tolist())
+    for token, weight in enumerate(weights):
+        share = weight / sum(weights)
+        assert abs(counts[token] / n - share) <= 5 * math.sqrt(share * (1 - share) / n)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-7, 1e-5])
+def test_without_temperature_the_likeliest_comes(temperature: float) -> None:
+    scores = logits(50)
+    scores[:, 2] = -torch.inf
+    assert Sampler(Sampling(temperature, seed=0))(scores).tolist() == [1] * 50
+
+
+def test_a_seed_fixes_the_choice() -> None:
+    def draw(seed: int | None) -> list[int]:
+        return Sampler(Sampling(1.0, seed=seed))(logits(200)).tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+    assert draw(None) != draw(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_choice_is_made_in_32_bits(dtype: torch.dtype) -> None:
+    scores = torch.zeros(4, 70_000, dtype=dtype)  # in bfloat16 the sum of so many probabilities would be off
+    assert Sampler(Sampling(1.0, top_p=0.5, seed=0))(scores).max() > 0
+    assert restrict(scores.float(), None, 0.5).isfinite().sum(1).tolist() == pytest.approx([35_000] * 4, rel=0.01)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
+def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match=r"temperature=.* is not a number from 0 up\. Try temperature=0\.8"):
+        Sampling(temperature)
+
+
+def test_limits_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"top_k=0 leaves no token to choose\. Try top_k=50"):
+        Sampling(top_k=0)
+    for top_p in (0.0, 1.1, -0.5, math.nan):
+        with pytest.raises(ConfigError, match=r"top_p=.* is not a probability above 0 and up to 1\. Try top_p=0\.95"):
+            Sampling(top_p=top_p)

@@ -1,0 +1,94 @@
+"""Every parameter has one role, and only matrices decay."""
+
+import math
+
+import pytest
+import torch
+from families import SHAPES, shape
+from torch import nn
+
+from pretrain.errors import ConfigError
+from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
+from pretrain.optim.groups import parameter_names
+
+
+def role(name: str, tied: bool) -> str:
+    """The rule, written against names rather than modules."""
+    if name.startswith("blocks.") and "norm" not in name and name.endswith("weight"):
+        return "matrices"
+    if name == "head.dense.weight" or (name == "head.weight" and not tied):
+        return "head"
+    return "rest"
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_is_in_exactly_one_list(family: str, tied: bool) -> None:
+    model = shape(family, tied=tied).build(50, causal=True)
+    names = parameter_names(model)
+    everything = dict(model.named_parameters())
+    assert sorted(names.matrices + names.head + names.rest) == sorted(everything)
+    for role_name in ("matrices", "head", "rest"):
+        assert getattr(names, role_name) == [name for name in everything if role(name, tied) == role_name]
+    assert all(everything[name].ndim == 2 for name in names.matrices)
+    assert ("head.weight" in everything) is not tied
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+def test_norms_biases_and_embeddings_do_not_decay(family: str, tied: bool, config: OptimizerConfig) -> None:
+    config = type(config)(learning_rate=0.01, weight_decay=0.5)
+    model = shape(family, tied=tied).build(50, causal=True)
+    optimizer = config.build(model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if role(name, tied) == "rest" else 0.5), name
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+
+
+def test_muon_takes_the_matrices_of_the_blocks_at_a_rate_of_their_own() -> None:
+    model = shape("llama").build(50, causal=True)
+    config = MuonConfig(
+        learning_rate=0.01, matrix_learning_rate_ratio=3.0, momentum=0.9, beta1=0.8, beta2=0.7, eps=1e-9
+    )
+    optimizer = config.build(model)
+    first, *others = optimizer.param_groups
+    assert first["matrices"] is True
+    assert [first["lr"], first["momentum"], first["newton_schulz_steps"]] == [pytest.approx(0.03), 0.9, 5]
+    assert len(first["params"]) == 2 * 7
+    assert [group["matrices"] for group in others] == [False, False]
+    assert [(group["lr"], group["betas"], group["eps"]) for group in others] == [(0.01, (0.8, 0.7), 1e-9)] * 2
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+def test_a_model_without_blocks_has_no_empty_group(config: OptimizerConfig) -> None:
+    optimizer = config.build(nn.Sequential(nn.Embedding(5, 4)))
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(5, 4)
+    optimizer.step()
+
+
+REFUSED = [
+    (AdamWConfig, "learning_rate", [0.0, -1.0, math.nan, math.inf], "is not a number above 0"),
+    (AdamWConfig, "weight_decay", [-0.1, math.nan], "is not a number from 0 up"),
+    (AdamWConfig, "beta1", [1.0, -0.1, math.nan], "is not a share from 0 up to but not including 1"),
+    (AdamWConfig, "beta2", [1.0, -0.1, math.nan], "is not a share from 0 up to but not including 1"),
+    (AdamWConfig, "eps", [0.0, math.nan], "is not a number above 0"),
+    (MuonConfig, "momentum", [1.0, -0.1, math.nan], "is not a share from 0 up to but not including 1"),
+    (MuonConfig, "newton_schulz_steps", [0], "is below 1"),
+    (MuonConfig, "matrix_learning_rate_ratio", [0.0, math.nan], "is not a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "values", "reason"), REFUSED)
+def test_settings_out_of_range_are_refused(config: type, name: str, values: list[float], reason: str) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"optimizer\.{name}=.* {reason}\. Try optimizer\.{name}="):
+            config(**{name: value})
+
+
+def test_an_optimizer_of_no_kind_cannot_be_built() -> None:
+    with pytest.raises(TypeError, match=r"optimizer '\?' has no build\(\)"):
+        OptimizerConfig().build(nn.Linear(1, 1))

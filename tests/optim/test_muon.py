@@ -1,0 +1,140 @@
+"""Muon against a slow formula, one matrix at a time in 64 bits; its other half is AdamW to the bit."""
+
+import pytest
+import torch
+from families import lively, shape
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from pretrain.models.transformer import Transformer
+from pretrain.optim.config import MuonConfig
+from pretrain.optim.groups import parameter_names
+from pretrain.optim.muon import Muon, orthogonalise
+
+
+def slow_orthogonal(matrix: Tensor, steps: int) -> Tensor:
+    """Each step maps every singular value s to 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(steps):
+        x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    return x
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (12, 5), (5, 12), (3, 200)])
+def test_singular_values_come_close_to_1(size: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, *size, generator=draw) * torch.tensor([1e-3, 1.0, 1e4]).view(3, 1, 1)
+    before = matrices.clone()
+    found = orthogonalise(matrices, steps=5)
+    assert torch.equal(matrices, before)
+    assert found.shape == matrices.shape
+    assert found.dtype == matrices.dtype
+    for one, expected in zip(found, matrices, strict=True):
+        assert_close(one.double(), slow_orthogonal(expected.double(), 5), rtol=1e-3, atol=2e-4)
+    if size != (8, 8):  # a random square matrix has singular values near 0
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_the_directions_are_those_of_the_gradient() -> None:
+    matrix = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalise(matrix.unsqueeze(0), steps=5)[0]
+    inside = u.T @ found @ v.T  # diagonal where found keeps the directions
+    assert_close(inside, torch.diag(inside.diagonal()), atol=1e-4, rtol=0)
+    assert inside.diagonal().min() > 0.6
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    assert not orthogonalise(torch.zeros(2, 4, 6), steps=5).any()
+
+
+def gradients(model: nn.Module, step: int) -> None:
+    draw = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+
+
+def build(**changes: float) -> tuple[Transformer, Muon]:
+    model = lively(shape("llama"), 50, causal=True)
+    optimizer = MuonConfig(**{"learning_rate": 0.02, "weight_decay": 0.3, **changes}).build(model)
+    assert isinstance(optimizer, Muon)
+    return model, optimizer
+
+
+def test_three_steps_equal_the_slow_formula() -> None:
+    model, optimizer = build(momentum=0.8, matrix_learning_rate_ratio=2.0)
+    names = parameter_names(model).matrices
+    expected = {name: p.detach().double() for name, p in model.named_parameters() if name in names}
+    momentum = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for step in range(3):
+        gradients(model, step)
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9  # the schedule's part
+        optimizer.step()
+        rate = 0.02 * 2.0 * 0.9 ** (step + 1)
+        for name in names:
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            momentum[name] = 0.8 * momentum[name] + 0.2 * gradient.double()
+            nesterov = 0.8 * momentum[name] + 0.2 * gradient.double()
+            scale = 0.2 * max(gradient.shape) ** 0.5  # root mean square 0.2, as AdamW's
+            expected[name] = (1 - rate * 0.3) * expected[name] - rate * scale * slow_orthogonal(nesterov, 5)
+    for name in names:
+        assert_close(model.get_parameter(name).double(), expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 16), (16, 64)])
+def test_an_update_has_the_root_mean_square_of_adamws(size: tuple[int, int]) -> None:
+    update = (
+        orthogonalise(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)), 5) * 0.2 * max(size) ** 0.5
+    )
+    assert 0.13 < update.square().mean().sqrt().item() < 0.25
+
+
+def test_the_other_groups_take_the_step_of_torchs_adamw_to_the_bit() -> None:
+    model, optimizer = build()
+    twin = lively(shape("llama"), 50, causal=True)
+    names = parameter_names(twin)
+    groups = [
+        {"params": [twin.get_parameter(name) for name in names.head], "weight_decay": 0.3},
+        {"params": [twin.get_parameter(name) for name in names.rest], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.02, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(3):
+        for module, chosen in ((model, optimizer), (twin, reference)):
+            gradients(module, step)
+            chosen.step()
+    for name in names.head + names.rest:
+        assert torch.equal(model.get_parameter(name), twin.get_parameter(name)), name
+    assert all(set(optimizer.state[model.get_parameter(name)]) == {"momentum_buffer"} for name in names.matrices)
+
+
+def test_parameters_without_a_gradient_are_left_alone() -> None:
+    model, optimizer = build()
+    gradients(model, 0)
+    idle = {"blocks.0.attention.query.weight", "blocks.1.feed_forward.up.weight", "head.weight", "final_norm.weight"}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name in idle:
+        model.get_parameter(name).grad = None
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) is (name in idle), name
+        assert (parameter in optimizer.state) is (name not in idle), name
+    model.zero_grad()
+    optimizer.step()  # nothing has one
+
+
+def test_a_closure_is_called_once_with_gradients_enabled() -> None:
+    model, optimizer = build()
+    calls = []
+
+    def closure() -> float:
+        calls.append(torch.is_grad_enabled())
+        gradients(model, 0)
+        return 1.5
+
+    assert optimizer.step(closure) == 1.5
+    assert calls == [True]
+    assert len(optimizer.param_groups) == 3

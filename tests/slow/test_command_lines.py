@@ -1,0 +1,131 @@
+"""What a user types, as processes: exit codes, messages, signals, resume."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def command(*words: str, script: str = "train") -> list[str]:
+    return [sys.executable, str(ROOT / "src" / f"{script}.py"), *words]
+
+
+def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "number", "code"),
+    [("gpt_nano", signal.SIGINT, 130), ("bert_nano", signal.SIGTERM, 143)],
+    ids=["causal", "masked"],
+)
+def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, family: str, number: int, code: int):
+    """Killed in the middle, resumed by the short command, and compared bit for bit with a run that was left alone."""
+    from pretrain.checkpoint import open_checkpoint
+
+    words = [
+        f"model={family}",
+        "data=text_files",
+        f"data.path={corpus}",
+        "tokenizer=bytes",
+        "model.n_layers=2",
+        "model.d_model=64",
+        "model.context_length=64",
+        "model.dropout=0.1",
+        "trainer.max_steps=300",
+        "trainer.log_every_n_steps=1",
+        "trainer.val_check_interval=1000",
+    ]
+    process = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert time.monotonic() - sent < 30
+    assert "saved; go on with resume=auto" in errors
+    assert "Traceback" not in errors
+
+    resumed = call(*words, "resume=auto", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming logs/" in resumed.stdout
+    assert "Report" in resumed.stdout
+    whole = call(*words, "paths.run_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    folder = next((tmp_path / "logs" / family).iterdir())
+    one, other = open_checkpoint(folder), open_checkpoint(tmp_path / "whole")
+    assert one.step == other.step == 300
+    for part in ("model", "optimizer", "random"):
+        assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
+
+    prompt = (
+        "prompt=the quick" if family == "gpt_nano" else "prompt=The quick [MASK] fox jumps, over: the {lazy} dog's."
+    )
+    said = call(prompt, "checkpoint=whole", script="generate", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert ("the quick" if family == "gpt_nano" else "mask 1") in said.stdout
+    scored = call("output=scores.json", script="eval", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert ("bits_per_byte" in scored.stdout) == (family == "gpt_nano")
+    assert (tmp_path / "scores.json").exists()
+
+
+def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):
+    for words, code, sentence in (
+        (["data=text_files", "data.path=nowhere"], 3, "data.path=nowhere does not exist"),
+        (["resume=nowhere"], 4, "holds no usable checkpoint"),
+        (["model=gtp_small"], 2, "Did you mean gpt_small?"),
+    ):
+        found = call(*words, cwd=tmp_path)
+        assert found.returncode == code, found.stderr
+        assert sentence in found.stderr
+        assert "Traceback" not in found.stderr
+        assert found.stderr.count("\n") == 1
+
+
+def test_the_store_is_prepared_once(tmp_path: Path, corpus: Path):
+    words = ["data=text_files", f"data.path={corpus}", "tokenizer.vocab_size=300"]
+    first = call(*words, script="prepare", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "training a tokenizer" in first.stdout
+    again = call(*words, script="prepare", cwd=tmp_path)
+    assert "training a tokenizer" not in again.stdout
+    assert "every file verified" in again.stdout
+    assert not list((tmp_path / ".cache").rglob("*.tmp*"))
+
+
+def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
+    """A dataclass registered before main() is a choice like the built-in ones."""
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import sys\n"
+        "from dataclasses import dataclass\n"
+        "from pretrain.command_line import main\n"
+        "from pretrain.config import RunConfig, register\n"
+        "from pretrain.optim.config import ScheduleConfig\n"
+        "@dataclass\n"
+        "class StepsConfig(ScheduleConfig):\n"
+        "    kind: str = 'steps'\n"
+        "    every: int = 10\n"
+        "    def after_warmup(self, step, max_steps):\n"
+        "        return 0.5 ** (step // self.every)\n"
+        "register('schedule', StepsConfig)\n"
+        "main('train', RunConfig, lambda config, words: print(config.schedule.share(25, 100)))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, str(script), "schedule=StepsConfig", "schedule.warmup_steps=0"],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ,
+    )  # fmt: skip
+    assert found.stdout.strip() == "0.25", found.stderr
