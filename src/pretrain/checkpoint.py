@@ -77,12 +77,12 @@ def write(
     verifies. Raises CheckpointError where the storage fails; what was there before is untouched.
     """
     final = parent / f"step-{step:08d}"
-    if final.exists():
-        if _problem(final) is None:
-            return final
-        _remove(final)
     temporary = parent / f"{final.name}.tmp"
     try:
+        if final.exists():
+            if _problem(final) is None:
+                return final
+            _remove(final)
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
@@ -92,6 +92,7 @@ def write(
         for path in sorted((temporary / "tokenizer").iterdir()):
             _flush(path)
             hashes[f"tokenizer/{path.name}"] = _sha256(path)
+        _flush(temporary / "tokenizer")
         files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sha} for name, sha in hashes.items()}
         manifest = {
             "format": FORMAT_VERSION,
@@ -107,8 +108,9 @@ def write(
         temporary.rename(final)
         _flush(parent)
     except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_storage_message(parent, step, parts, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -154,7 +156,8 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]
 
 def latest_run(logs_folder: str | Path) -> Path:
     """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError."""
-    manifests = list(Path(logs_folder).glob("**/checkpoints/step-*/manifest.json"))
+    found = Path(logs_folder).glob("**/checkpoints/step-*/manifest.json")
+    manifests = [path for path in found if _STEP.fullmatch(path.parent.name)]
     if not manifests:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
     return max(manifests, key=lambda path: path.stat().st_mtime).parents[2]
@@ -176,8 +179,11 @@ def prune(parent: Path, keep: int) -> None:
     problem = _problem(folders[-1])
     if problem:
         raise CheckpointError(f"{folders[-1]} does not verify after writing, so nothing older was deleted: {problem}.")
-    for folder in folders[:-keep]:
-        _remove(folder)
+    try:
+        for folder in folders[:-keep]:
+            _remove(folder)
+    except OSError as error:
+        raise CheckpointError(f"an old checkpoint below {parent} could not be deleted: {error}.") from error
 
 
 def sweep(parent: Path) -> None:
@@ -203,6 +209,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     for key, kind in (("format", int), ("step", int), ("files", dict), ("config", dict), ("progress", dict)):
         if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
             raise ValueError(f"manifest.json has no {key}")
+        if key == "format" and manifest["format"] > FORMAT_VERSION:  # a newer one may lack the other keys
+            raise ValueError(f"it has format {manifest['format']}, and this version reads up to {FORMAT_VERSION}")
     return dict(manifest)
 
 
@@ -210,8 +218,6 @@ def _problem(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or none if every file is what its manifest says."""
     try:
         manifest = _manifest(folder)
-        if manifest["format"] > FORMAT_VERSION:
-            return f"it has format {manifest['format']}, and this version reads up to {FORMAT_VERSION}"
         if _STEP.fullmatch(folder.name) and int(folder.name.split("-")[1]) != manifest["step"]:
             return f"manifest.json is of step {manifest['step']}"
         for name, expected in manifest["files"].items():
@@ -222,8 +228,8 @@ def _problem(folder: Path) -> str | None:
             return "manifest.json lists no model.safetensors"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return str(error)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"manifest.json is damaged ({error})" if isinstance(error, KeyError | TypeError) else str(error)
     return None
 
 

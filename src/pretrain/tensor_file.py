@@ -24,11 +24,14 @@ _NAMES = {
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
-    Works tensor by tensor, so that memory holds one of them beside the model. Raises OSError where the disk does.
+    Works tensor by tensor, so that memory holds one of them beside the model. Raises OSError where the disk does,
+    CheckpointError for a number format that the file has no name for.
     """
     header: dict[str, object] = {}
     offset = 0
     for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise CheckpointError(f"{name} is of {tensor.dtype}, which {path.name} cannot hold.")
         size = tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],

@@ -21,7 +21,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
             raise ConfigError(
-                f"temperature={self.temperature} is not a number from 0 up. Try temperature=0.8, or 0 for the likeliest."
+                f"temperature={self.temperature} is not a number from 0 up. "
+                "Try temperature=0.8, or 0 for the likeliest."
             )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from pretrain.errors import ConfigError
@@ -11,6 +12,14 @@ from pretrain.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+
+class MatrixPrecision(Enum):
+    """Number format of Muon's matrix products."""
+
+    auto = "auto"  # that of the training's own products
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 @dataclass
@@ -75,6 +84,7 @@ class MuonConfig(AdamWConfig):
     kind: str = "muon"
     momentum: float = 0.95
     newton_schulz_steps: int = 5
+    newton_schulz_precision: MatrixPrecision = MatrixPrecision.auto
     matrix_learning_rate_ratio: float = 1.0  # learning rate of the matrices over that of the rest
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pretrain.optim.config import MuonConfig
+from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.optim.groups import parameter_names
 
 # of the quintic that pushes singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
@@ -65,7 +65,8 @@ class Muon(torch.optim.AdamW):
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-            updates = orthogonalise(nesterov, int(group["newton_schulz_steps"]))  # type: ignore[call-overload]
+            dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
+            updates = orthogonalise(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
             weights: list[Tensor] = list(parameters)
             torch._foreach_mul_(weights, 1.0 - rate * decay)
             torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
@@ -75,7 +76,7 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
     """Return Muon over three groups: the blocks' matrices, the other matrices that decay, and the rest."""
     names = parameter_names(model)
     parameters = dict(model.named_parameters())
-    plain = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0}
+    plain = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
     groups = [
         {
             "params": [parameters[name] for name in names.matrices],
@@ -84,6 +85,7 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
             "matrices": True,
             "momentum": config.momentum,
             "newton_schulz_steps": config.newton_schulz_steps,
+            "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
         },
         {"params": [parameters[name] for name in names.head], "weight_decay": config.weight_decay, **plain},
         {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0, **plain},

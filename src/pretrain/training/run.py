@@ -19,6 +19,7 @@ from pretrain.data.batches import RowStream
 from pretrain.data.order import ORDER_VERSION
 from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared, prepare
+from pretrain.device import peak_flops_per_s
 from pretrain.errors import ConfigError, DataError
 from pretrain.language_model import LanguageModel, empty_model, load_weights
 from pretrain.models.config import TransformerConfig
@@ -27,7 +28,6 @@ from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.objective import Learner
-from pretrain.planning.device import peak_flops_per_s
 from pretrain.planning.scaling import data_warnings
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
@@ -40,7 +40,7 @@ from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard
 from pretrain.training.module import TrainingModule
 from pretrain.training.report import Report
-from pretrain.training.strategy import choose_device, choose_precision
+from pretrain.training.strategy import choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 
 
@@ -50,8 +50,7 @@ def run(placement: Placement) -> Report:
     _quiet_lightning()
     sweep(folder / "checkpoints")
     device = choose_device(config.trainer)
-    precision = choose_precision(config.trainer, device)
-    config.trainer.precision = precision  # what `auto` meant is part of the run: a resume must not measure anew
+    precision = resolve_precision(config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
     model = _build_model(placement, prepared)

@@ -2,8 +2,10 @@
 
 import torch
 
+from pretrain.config import RunConfig
+from pretrain.device import bf16_is_fast
 from pretrain.errors import ConfigError
-from pretrain.planning.device import bf16_is_fast
+from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.training.config import Precision, TrainerConfig
 
 
@@ -20,8 +22,14 @@ def choose_device(config: TrainerConfig) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_precision(config: TrainerConfig, device: torch.device) -> Precision:
-    """Return fp32 or bf16: what was asked for, or for auto what this device is fast at."""
-    if config.precision is Precision.auto:
-        return Precision.bf16 if device.type != "cpu" and bf16_is_fast(device) else Precision.fp32
-    return config.precision
+def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
+    """Return fp32 or bf16 and write it into `config` wherever that says auto.
+
+    What auto meant is part of the run: it is saved with it, and a resume does not measure anew.
+    """
+    fast = Precision.bf16 if Precision.auto is config.trainer.precision and bf16_is_fast(device) else Precision.fp32
+    if config.trainer.precision is Precision.auto:
+        config.trainer.precision = fast
+    if isinstance(config.optimizer, MuonConfig) and config.optimizer.newton_schulz_precision is MatrixPrecision.auto:
+        config.optimizer.newton_schulz_precision = MatrixPrecision[config.trainer.precision.name]
+    return config.trainer.precision
