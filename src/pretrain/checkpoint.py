@@ -70,10 +70,12 @@ def write(
     config: dict[str, Any],
     progress: dict[str, Any],
     save_tokenizer: Callable[[Path], None],
+    ranks: int = 1,
+    whole: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> Path:
     """Write a checkpoint below `parent` and return its folder, once it would survive a loss of power.
 
-    `parts` maps model, optimizer and random to tensors by name. An existing checkpoint of the same step is kept if it
+    `parts` maps model, optimizer and random to tensors by name; `whole` gathers one that is spread over processes. An existing checkpoint of the same step is kept if it
     verifies. Raises CheckpointError where the storage fails; what was there before is untouched.
     """
     final = parent / f"step-{step:08d}"
@@ -86,7 +88,7 @@ def write(
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        hashes = {f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", part)
+        hashes = {f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", part, whole)
                   for name, part in parts.items()}  # fmt: skip
         save_tokenizer(temporary / "tokenizer")
         for path in sorted((temporary / "tokenizer").iterdir()):
@@ -97,7 +99,7 @@ def write(
         manifest = {
             "format": FORMAT_VERSION,
             "step": step,
-            "ranks": 1,
+            "ranks": ranks,
             "progress": progress,
             "config": config,
             "files": files,

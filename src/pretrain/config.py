@@ -30,6 +30,7 @@ from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.optim.config import AdamWConfig, CosineConfig, MuonConfig, OptimizerConfig, ScheduleConfig, WSDConfig
+from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, SampleConfig, TrainerConfig
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
@@ -61,6 +62,7 @@ class RunConfig:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -77,7 +79,7 @@ class RunConfig:
 
     def accumulation_steps(self) -> int:
         """Return how many micro-batches on each device make one optimizer step."""
-        ranks = self.trainer.devices
+        ranks = self.trainer.ranks
         micro = self.micro_batch_size or max(1, self.batch_size // ranks)
         unit = micro * ranks
         if micro < 1 or self.batch_size % unit:
@@ -91,7 +93,7 @@ class RunConfig:
 
     def rows_per_micro_batch(self) -> int:
         """Return the rows of one forward pass on one device."""
-        return self.batch_size // (self.accumulation_steps() * self.trainer.devices)
+        return self.batch_size // (self.accumulation_steps() * self.trainer.ranks)
 
 
 @dataclass

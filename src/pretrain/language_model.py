@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config import RunConfig, from_dict
@@ -18,6 +19,7 @@ from pretrain.inference.fill_mask import mask_probabilities
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer
+from pretrain.parallel.whole import fill
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -193,25 +195,25 @@ class LanguageModel:
 
 def load_model(checkpoint: Checkpoint, config: RunConfig, tokenizer: Tokenizer) -> Transformer:
     """Return the model of a checkpoint with its weights, on the CPU; raises CheckpointError where they do not fit."""
-    model = empty_model(config, tokenizer)
-    load_weights(model, checkpoint)
+    model = model_without_weights(config, tokenizer)
+    values = saved_values(checkpoint, model)
+    model.to_empty(device="cpu")
+    model.tie()
+    fill(model, values)
     return model
 
 
-def empty_model(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
-    """Return the model that the settings describe, on the CPU, its weights not yet given values."""
-    with torch.device("meta"):  # spares the initialisation that PyTorch's layers would do on their own
+def model_without_weights(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
+    """Return the model that the settings describe on the meta device: shapes, and no memory."""
+    with torch.device("meta"):
         model: Transformer = config.model.build(  # type: ignore[attr-defined]
             config.model.vocabulary(tokenizer.vocab_size), config.objective.causal
         )
-    model.to_empty(device="cpu")
-    model.tie()
     return model
 
 
-@torch.no_grad()
-def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into `model`, in place; raises CheckpointError naming what does not fit."""
+def saved_values(checkpoint: Checkpoint, model: Transformer) -> Callable[[str, torch.Size], Tensor]:
+    """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
     saved = checkpoint.tensors("model")
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
@@ -226,4 +228,4 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, "
                 f"the model's {tuple(parameter.shape)}. Take model and tokenizer of the run that wrote it."
             )
-        parameter.copy_(saved[name])
+    return lambda name, size: saved[name]

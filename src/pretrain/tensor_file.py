@@ -6,7 +6,7 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, a 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,11 +21,13 @@ _NAMES = {
 }  # fmt: skip
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor] = Tensor.detach
+) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
-    Works tensor by tensor, so that memory holds one of them beside the model. Raises OSError where the disk does,
-    CheckpointError for a number format that the file has no name for.
+    `whole` gathers a tensor that is spread over processes. Works tensor by tensor, so that memory holds one of them
+    beside the model. Raises OSError where the disk does, CheckpointError for a number format that the file has no name for.
     """
     header: dict[str, object] = {}
     offset = 0
@@ -47,7 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
             digest.update(part)
             file.write(part)
         for tensor in tensors.values():
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            data = whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             file.write(data)
         file.flush()

@@ -5,6 +5,14 @@ from dataclasses import dataclass, field
 from torch import nn
 
 
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model, shared ones once, under names without the marks that wrappers leave in them."""
+    return {
+        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
 @dataclass
 class ParameterNames:
     """Names of all parameters of a model by their role; every parameter is in exactly one list."""
@@ -19,7 +27,7 @@ def parameter_names(model: nn.Module) -> ParameterNames:
     names = ParameterNames()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         if id(parameter) in embeddings or name.endswith("bias") or "norm" in name:
             names.rest.append(name)
         elif id(parameter) in linear and ".blocks." in f".{name}":

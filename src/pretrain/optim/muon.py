@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig
-from pretrain.optim.groups import parameter_names
+from pretrain.optim.groups import parameter_names, parameters_by_name
 
 # of the quintic that pushes singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -75,7 +75,7 @@ class Muon(torch.optim.AdamW):
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
     """Return Muon over three groups: the blocks' matrices, the other matrices that decay, and the rest."""
     names = parameter_names(model)
-    parameters = dict(model.named_parameters())
+    parameters = parameters_by_name(model)
     plain = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
     groups = [
         {

@@ -1,26 +1,35 @@
 """Optimizer state by parameter name, so that it does not depend on order, groups, ranks or wrapping."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain.errors import CheckpointError
+from pretrain.optim.groups import parameters_by_name
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return every state tensor of `optimizer` as <parameter name>/<key>."""
     state = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return state
 
 
-def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Put saved state back; raises CheckpointError where it does not belong to this model or this optimizer."""
-    parameters = dict(model.named_parameters())
+def load_optimizer_state(
+    optimizer: Optimizer,
+    model: nn.Module,
+    saved: Mapping[str, Tensor],
+    like: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value.to(parameter.device),
+) -> None:
+    """Put saved state back; raises CheckpointError where it does not belong to this model or this optimizer.
+
+    `like(value, parameter)` places a whole value as its parameter is placed.
+    """
+    parameters = parameters_by_name(model)
     slots = _slots(optimizer)
     for key in saved:
         name, _, slot = key.rpartition("/")
@@ -37,7 +46,7 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[
                 f"the saved optimizer state holds {key}, and {type(optimizer).__name__} keeps no {slot} there: another "
                 "optimizer wrote it. Take the optimizer of that run, or start a new one from its weights: init_from=..."
             )
-        optimizer.state[parameter][slot] = value.to(parameter.device)
+        optimizer.state[parameter][slot] = like(value, parameter) if value.ndim else value.to(parameter.device)
 
 
 def _slots(optimizer: Optimizer) -> dict[Tensor, set[str]]:

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from pretrain import checkpoint
 from pretrain.checkpoint import Checkpoint
+from pretrain.errors import CheckpointError
+from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
+from pretrain.parallel.whole import like, whole
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.module import TrainingModule
 
@@ -46,25 +49,52 @@ class RunState:
         self.save_tokenizer = save_tokenizer
 
     def save(self, step: int) -> Path:
-        """Write a checkpoint of this step, delete what is no longer kept, and return its folder."""
+        """Write a checkpoint of this step, delete what is no longer kept, and return its folder.
+
+        Every process takes part, for the whole of a sharded tensor takes all of them; the first one writes. Where it
+        cannot, every process raises CheckpointError.
+        """
         model = self.module.learner.model
-        optimizer = self.trainer.optimizers[0]
+        device = self.module.device
         parts: dict[str, dict[str, Tensor]] = {
-            "model": {name: parameter.detach() for name, parameter in model.named_parameters()},
-            "optimizer": optimizer_state(optimizer, model),
-            "random": random_state(),
+            "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
+            "optimizer": optimizer_state(self.trainer.optimizers[0], model),
+            "random": every_random_state(self.trainer.world_size, device),
         }
+        pending = iter([tensor for part in parts.values() for tensor in part.values()])
+
+        def take(tensor: Tensor) -> Tensor:
+            next(pending)
+            return whole(tensor)
+
+        problem = self._write(step, parts, take) if self.trainer.is_global_zero else None
+        for tensor in pending:  # the other processes gather what the first writes, and all what it left when it failed
+            whole(tensor)
+        problem = self.trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise CheckpointError(problem)
+        return self.folder / f"step-{step:08d}"
+
+    def _write(
+        self, step: int, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]
+    ) -> str | None:
+        """Write and prune; return what went wrong, for all processes to know."""
         counters = {"tokens_seen": self.metrics.tokens_seen, "skipped_steps": self.module.skipped_steps}
-        written = checkpoint.write(
-            self.folder,
-            step,
-            parts,
-            config=self.config,
-            progress=self.facts | counters,
-            save_tokenizer=self.save_tokenizer,
-        )
-        checkpoint.prune(self.folder, self.keep)
-        return written
+        try:
+            checkpoint.write(
+                self.folder,
+                step,
+                parts,
+                config=self.config,
+                progress=self.facts | counters,
+                save_tokenizer=self.save_tokenizer,
+                ranks=self.trainer.world_size,
+                whole=take,
+            )
+            checkpoint.prune(self.folder, self.keep)
+        except CheckpointError as error:
+            return str(error)
+        return None
 
 
 class Restore(Callback):
@@ -74,11 +104,15 @@ class Restore(Callback):
         self.saved = saved
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore what exists only now."""
+        """Restore what exists only now; a process that the saved run did not have keeps the generators of its start."""
         assert isinstance(pl_module, TrainingModule)
-        load_optimizer_state(trainer.optimizers[0], pl_module.learner.model, self.saved.tensors("optimizer"))
+        load_optimizer_state(trainer.optimizers[0], pl_module.learner.model, self.saved.tensors("optimizer"), like)
         pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
-        set_random_state(self.saved.tensors("random"))
+        prefix = f"{trainer.global_rank}/"
+        saved = self.saved.tensors("random")
+        own = {name.removeprefix(prefix): state for name, state in saved.items() if name.startswith(prefix)}
+        if own:
+            set_random_state(own)
 
 
 def set_step(trainer: L.Trainer, step: int) -> None:
@@ -92,31 +126,43 @@ def set_step(trainer: L.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def random_state() -> dict[str, Tensor]:
-    """Return the states of the random generators of Python, NumPy, torch and its GPUs, as tensors."""
+def every_random_state(ranks: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the states of every process's random generators as <rank>/<generator>, on every process."""
+    own = random_state(device)
+    if ranks == 1:
+        return {f"0/{name}": state for name, state in own.items()}
+    found = {}
+    for name, state in own.items():
+        parts = [torch.empty_like(state, device=device) for _ in range(ranks)]
+        torch.distributed.all_gather(parts, state.to(device))
+        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts)}
+    return found
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of this process's random generators, of Python, NumPy, torch and its GPU, as tensors."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  (the global one is meant)
     state = {
         "python": torch.tensor([version, *words], dtype=torch.int64),
-        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
         "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
-    for index in range(torch.cuda.device_count()):
-        state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
     """Put the states of `random_state` back."""
     version, *words = state["python"].tolist()
-    gauss = state["python_gauss"].tolist()
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    has_python_gauss, python_gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(words), python_gauss if has_python_gauss else None))
     *keys, position, has_gauss = state["numpy"].tolist()
     cached = float(state["numpy_gauss"])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda.{index}" in state:
-            torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

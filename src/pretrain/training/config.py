@@ -14,12 +14,22 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Strategy(Enum):
+    """How several devices share a run."""
+
+    single = "single"  # one device
+    ddp = "ddp"  # each holds the whole model and reads other rows (Li et al. 2020, https://arxiv.org/abs/2006.15704)
+    fsdp = "fsdp"  # each holds a shard of weights, gradients and optimizer (Zhao et al. 2023, arxiv.org/abs/2304.11277)
+
+
 @dataclass
 class TrainerConfig:
     """What we pass to Lightning's Trainer, under its own names. Everything that counts, counts optimizer steps."""
 
     accelerator: str = "auto"  # auto, cpu, gpu, mps
-    devices: int = 1
+    devices: int = 1  # on each machine
+    num_nodes: int = 1
+    strategy: Strategy = Strategy.single
     precision: Precision = Precision.auto
     max_steps: int = 1000
     gradient_clip_val: float = 1.0  # largest norm of the whole gradient; 0 does not clip
@@ -28,13 +38,23 @@ class TrainerConfig:
     enable_progress_bar: bool = True
     deterministic: bool = False  # refuse operations that have no deterministic form
 
+    @property
+    def ranks(self) -> int:
+        """Processes of the run, one for each device of each machine."""
+        return self.devices * self.num_nodes
+
     def __post_init__(self) -> None:
-        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "devices"):
+        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(
                 f"trainer.accelerator={self.accelerator} is none of auto, cpu, gpu, mps. Try trainer.accelerator=auto."
+            )
+        if self.ranks > 1 and self.strategy is Strategy.single:
+            raise ConfigError(
+                f"trainer.devices={self.devices} x trainer.num_nodes={self.num_nodes} devices cannot share a run with "
+                "trainer.strategy=single. Try trainer=ddp, or trainer=fsdp for a large model."
             )
         if self.gradient_clip_val < 0:
             raise ConfigError(

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batches import RowStream
-from pretrain.objectives.batch import Batch
+from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # where validation rows stand in the stream: their masks never meet those of training
@@ -37,20 +37,29 @@ class MicroBatches(Dataset[Batch]):
 class ValidationBatches(Dataset[Batch]):
     """The same rows at every validation, in a fixed order, with fixed masks."""
 
-    def __init__(self, stream: RowStream, objective: Objective, size: int, max_rows: int) -> None:
+    def __init__(
+        self, stream: RowStream, objective: Objective, size: int, max_rows: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.stream = stream
         self.objective = objective
         self.size = size
+        self.rank = rank
+        self.ranks = ranks
         self.n_rows = min(max_rows or len(stream), len(stream))
 
     def __len__(self) -> int:
-        return -(-self.n_rows // self.size)
+        return -(-self.n_rows // (self.size * self.ranks))
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        places = np.arange(index * self.size, min((index + 1) * self.size, self.n_rows))
-        return self.objective.make_batch(self.stream.rows(places), torch.from_numpy(places + _VALIDATION_SAMPLES))
+        first = (index * self.ranks + self.rank) * self.size
+        places = np.arange(first, first + self.size)
+        beyond = places >= self.n_rows  # every rank has as many batches: the last are filled up with rows that count 0
+        places[beyond] = 0
+        batch = self.objective.make_batch(self.stream.rows(places), torch.from_numpy(places + _VALIDATION_SAMPLES))
+        batch.targets[torch.from_numpy(beyond)] = IGNORE
+        return batch
 
 
 class From(Sampler[int]):
@@ -109,5 +118,13 @@ class TextDataModule(L.LightningDataModule):
         """Return the loader of the validation rows, empty where the run has none."""
         if self.validation_stream is None:
             return []
-        batches = ValidationBatches(self.validation_stream, self.objective, self.size, self.max_validation_rows)
+        assert self.trainer is not None
+        batches = ValidationBatches(
+            self.validation_stream,
+            self.objective,
+            self.size,
+            self.max_validation_rows,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
         return DataLoader(batches, batch_size=None, sampler=From(0, len(batches)))

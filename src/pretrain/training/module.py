@@ -1,12 +1,15 @@
 """The LightningModule: what one training step does, for every model and objective alike."""
 
 import math
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -14,8 +17,10 @@ from pretrain.errors import DivergenceError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
+from pretrain.parallel.clip import global_norm
 
 MAX_SKIPPED_IN_A_ROW = 10
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class LossMetrics(Metric):
@@ -57,6 +62,7 @@ class TrainingModule(L.LightningModule):
         clip_norm: float,
         expected_targets: float,
         bits_per_byte_of_a_nat: float | None,
+        materialise: Callable[[DeviceMesh | None, torch.device], None],
     ) -> None:
         super().__init__()
         self.learner = learner
@@ -66,6 +72,10 @@ class TrainingModule(L.LightningModule):
         self.clip_norm = clip_norm
         self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
         self.bits_per_byte_of_a_nat = bits_per_byte_of_a_nat  # of the validation text; none for masked models
+        self.materialise = materialise  # gives the learner its weights, on its device and over its mesh
+        self.signal_received = 0  # by this process
+        self.signal_agreed = 0  # by all processes, at the end of the step
+        self._ready = False
         self.validation = LossMetrics()
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
         self.grad_norm = torch.zeros(())
@@ -75,6 +85,13 @@ class TrainingModule(L.LightningModule):
         self._logged_loss = torch.zeros((), dtype=torch.float64)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        """Spread the model over the devices and give it its weights, once."""
+        if not self._ready:
+            mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
+            self.materialise(mesh, self.trainer.strategy.root_device)
+            self._ready = True
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return this micro-batch's part of the loss, for Lightning to differentiate.
@@ -110,8 +127,10 @@ class TrainingModule(L.LightningModule):
         A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        scale = self.expected_targets / self._step_targets.clamp(min=1).float()
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients, foreach=True) * scale
+        self._agree()
+        ranks = self.trainer.world_size  # gradients come as the mean over ranks
+        scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
+        self.grad_norm = global_norm(gradients) * scale
         if not bool(torch.isfinite(self.grad_norm)):
             self._skip(optimizer)
             return
@@ -120,6 +139,17 @@ class TrainingModule(L.LightningModule):
         torch._foreach_mul_(gradients, scale)
         self._skipped_in_a_row = 0
         self._end_step()
+
+    def _agree(self) -> None:
+        """Sum the step's targets over all processes, and learn whether any of them was asked to stop."""
+        if self.trainer.world_size == 1:
+            self.signal_agreed = self.signal_received
+            return
+        asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
+        sums = torch.stack([self._step_targets, *torch.tensor(asked, device=self._step_targets.device)])
+        torch.distributed.all_reduce(sums)
+        self._step_targets = sums[0]
+        self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, sums[1:].tolist(), strict=True) if count), 0)
 
     def _skip(self, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -147,6 +177,8 @@ class TrainingModule(L.LightningModule):
 
     def take_training_loss(self) -> float:
         """Return the mean loss in nats per target since the last call; this waits for the device."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._logged_loss)
         loss = float(self._logged_loss) / max(1, int(self._logged_targets))
         self._logged_loss.zero_()
         self._logged_targets.zero_()

@@ -13,17 +13,13 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from pretrain.checkpoint import open_checkpoint, sweep
+from pretrain.checkpoint import sweep
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream
-from pretrain.data.order import ORDER_VERSION
-from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.device import peak_flops_per_s
-from pretrain.errors import ConfigError, DataError
-from pretrain.language_model import LanguageModel, empty_model, load_weights
+from pretrain.language_model import model_without_weights
 from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initialise
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import MaskedConfig
@@ -32,31 +28,35 @@ from pretrain.planning.scaling import data_warnings
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.progress import Progress
-from pretrain.training.callbacks.samples import Samples, log_text, sample_text
+from pretrain.training.callbacks.samples import Samples, Writer, log_text
 from pretrain.training.checkpointing import Restore, RunState, set_step
-from pretrain.training.config import Precision
+from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule
-from pretrain.training.launch import Placement
+from pretrain.training.launch import Placement, rank, say
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard
 from pretrain.training.module import TrainingModule
 from pretrain.training.report import Report
-from pretrain.training.strategy import choose_device, resolve_precision
+from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
+from pretrain.training.weights import first_values, fixed_facts, materialiser
 
 
 def run(placement: Placement) -> Report:
     """Train as the placement says and return the report; raises a PretrainError where it cannot go on."""
     config, folder, resumed = placement.config, placement.folder, placement.resumed
     _quiet_lightning()
-    sweep(folder / "checkpoints")
+    if rank() == 0:
+        sweep(folder / "checkpoints")
     device = choose_device(config.trainer)
     precision = resolve_precision(config, device)
 
-    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
-    model = _build_model(placement, prepared)
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
+    model = model_without_weights(config, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
+    learner = Learner(model, objective)
+    values = first_values(placement, prepared, model)
     data = _build_data(config, prepared, objective)
-    module = _build_module(config, prepared, data, Learner(model, objective))
+    module = _build_module(config, prepared, data, learner, materialiser(learner, config, values))
     _warn(config, model, prepared)
 
     shape = config.model
@@ -70,8 +70,7 @@ def run(placement: Placement) -> Report:
         peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
         tokens_seen=int(resumed.progress["tokens_seen"]) if resumed else 0,
     )
-    language_model = LanguageModel(model, prepared.tokenizer)
-    model.train()
+    writer = Writer(config, prepared.tokenizer)
     trainer = _build_trainer(config, folder, device, precision, start, validates=prepared.validation is not None)
     state = RunState(
         trainer,
@@ -87,18 +86,19 @@ def run(placement: Placement) -> Report:
     callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
     callbacks += [
         Checkpoints(state.save, throughput, config.checkpoint.every_n_steps),
-        Samples(config.sample, language_model, throughput),
+        Samples(writer, throughput),
     ]
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
     set_step(trainer, start)
 
-    print(_opening(config, model, prepared, device, precision), flush=True)
-    L.seed_everything(config.seed, workers=False, verbose=False)
+    say(_opening(config, model, prepared, device, precision))
+    L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if start < config.trainer.max_steps:
         trainer.fit(module, datamodule=data)
     validation = _final_validation(trainer, module, data)
+    sample = writer.sample(model, seed=config.seed)
     report = Report(
         folder=str(folder),
         steps=max(start, trainer.global_step),
@@ -108,48 +108,11 @@ def run(placement: Placement) -> Report:
         validation=validation,
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
-        sample=sample_text(language_model, config.sample, seed=config.seed),
+        sample=sample,
     )
-    report.save()
+    if trainer.is_global_zero:
+        report.save()
     return report
-
-
-def _build_model(placement: Placement, prepared: Prepared) -> Transformer:
-    """Return the model with its weights: of the run resumed, of `init_from`, or fresh."""
-    config, resumed = placement.config, placement.resumed
-    model = empty_model(config, prepared.tokenizer)
-    if resumed is not None:
-        _check_same_data(resumed.progress, prepared)
-        load_weights(model, resumed)
-    elif config.init_from:
-        given = open_checkpoint(Path(config.init_from))
-        if given.progress["tokenizer_fingerprint"] != prepared.tokenizer.fingerprint:
-            raise ConfigError(
-                f"init_from={config.init_from} was trained with another tokenizer "
-                f"({given.progress['tokenizer_fingerprint'][:12]}) than this run's "
-                f"({prepared.tokenizer.fingerprint[:12]}). "
-                f"Try tokenizer=pretrained tokenizer.path={given.tokenizer_folder}."
-            )
-        load_weights(model, given)
-    else:
-        assert isinstance(config.model, TransformerConfig)
-        initialise(model, config.model, config.seed)
-    return model
-
-
-def _check_same_data(progress: dict[str, Any], prepared: Prepared) -> None:
-    found = {
-        "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
-        "data_fingerprint": prepared.train.fingerprint,
-        "order_version": ORDER_VERSION,
-        "plan_version": PLAN_VERSION,
-    }
-    for name, value in found.items():
-        if progress.get(name) != value:
-            raise DataError(
-                f"the run resumed was trained with {name} {progress.get(name)}, and here it is {value}: the text or "
-                "the program has changed since. Bring the old one back, or start anew with init_from=<run>."
-            )
 
 
 def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDataModule:
@@ -171,7 +134,9 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
     )
 
 
-def _build_module(config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner) -> TrainingModule:
+def _build_module(
+    config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, materialise: Any
+) -> TrainingModule:
     masked = isinstance(config.objective, MaskedConfig)
     per_row = len(learner.objective.make_batch(data.train_stream.read(torch.zeros(1, dtype=torch.int64).numpy()),
                                                torch.zeros(1, dtype=torch.int64)).targets[0])  # fmt: skip
@@ -184,6 +149,7 @@ def _build_module(config: RunConfig, prepared: Prepared, data: TextDataModule, l
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         bits_per_byte_of_a_nat=None if masked or store is None else store.bits_per_byte_of_a_nat(),
+        materialise=materialise,
     )
 
 
@@ -191,10 +157,13 @@ def _build_trainer(
     config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool
 ) -> L.Trainer:
     accumulation = config.accumulation_steps()
+    sharded = config.trainer.strategy is Strategy.fsdp  # computes in bf16 by a policy of its own
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=config.trainer.devices,
-        precision="bf16-mixed" if precision is Precision.bf16 else "32-true",
+        num_nodes=config.trainer.num_nodes,
+        strategy=build_strategy(config.trainer, device),
+        precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
         max_steps=config.trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
@@ -214,6 +183,8 @@ def _build_trainer(
 
 
 def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
+    if rank() > 0:
+        return []
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf8")
     loggers: list[Logger] = []
     if config.logger.tensorboard:
@@ -236,10 +207,7 @@ def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[st
     return {
         "objective": config.objective.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
-        "data_fingerprint": prepared.train.fingerprint,
-        "order_version": ORDER_VERSION,
-        "plan_version": PLAN_VERSION,
+        **fixed_facts(prepared),
         "torch": torch.__version__,
     }
 
@@ -252,7 +220,7 @@ def _warn(config: RunConfig, model: Transformer, prepared: Prepared) -> None:
     planned = config.trainer.max_steps * config.batch_size * config.model.context_length
     parameters = sum(p.numel() for p in model.parameters())
     for sentence in data_warnings(parameters, prepared.train.n_tokens, planned):
-        print(f"warning: {sentence}")
+        say(f"warning: {sentence}")
 
 
 def _opening(
@@ -262,9 +230,11 @@ def _opening(
     parameters = parameter_count(config.model, model.vocab_size)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
+    ranks = config.trainer.ranks
+    shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}: {config.trainer.max_steps:,} steps of {config.batch_size} rows x "
+        f"({name}{threads}) in {precision.name}{shared}: {config.trainer.max_steps:,} steps of {config.batch_size} rows x "
         f"{config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
     )
 

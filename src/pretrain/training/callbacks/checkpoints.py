@@ -1,6 +1,7 @@
 """Saves the run every n steps and at its end, and ends it on a signal once it is saved."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -10,9 +11,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.errors import Interrupted
+from pretrain.training.module import STOP_SIGNALS, TrainingModule
 from pretrain.training.throughput import Throughput
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
 
 
 class Checkpoints(Callback):
@@ -26,21 +28,25 @@ class Checkpoints(Callback):
         self.save = save
         self.throughput = throughput
         self.every_n_steps = every_n_steps
-        self.signal_received: int | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
         self._saved_at = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has set handlers of its own."""
+        assert isinstance(pl_module, TrainingModule)
         self._saved_at = trainer.global_step
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_received is not None and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGINT)
-        self.signal_received = number
+        def note(number: int, frame: FrameType | None) -> None:
+            again = pl_module.signal_received and time.monotonic() - self._received_at > _SAME_KEY_S
+            if again and number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
+            if not pl_module.signal_received:
+                pl_module.signal_received, self._received_at = number, time.monotonic()
+
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, note)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,11 +55,12 @@ class Checkpoints(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        if self.signal_received is not None or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        assert isinstance(pl_module, TrainingModule)
+        agreed = pl_module.signal_agreed
+        if agreed or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._write(step)
-        if self.signal_received is not None and step < trainer.max_steps:
-            name = signal.Signals(self.signal_received).name
-            raise Interrupted(f"{name} at step {step}: saved; go on with resume=auto", self.signal_received)
+        if agreed and step < trainer.max_steps:
+            raise Interrupted(f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto", agreed)
 
     def _write(self, step: int) -> None:
         if step != self._saved_at:

@@ -1,0 +1,33 @@
+"""Between a tensor as a whole and the shard of it that this process holds."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pretrain.optim.groups import parameters_by_name
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor; of a sharded one every process of its mesh must ask at the same time."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return `value`, a whole tensor that every process has, placed and sharded as `parameter` is.
+
+    Nothing is sent: each process keeps its part.
+    """
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
+    """Give every parameter the value that `values(name, whole shape)` returns, in place; each process keeps its part."""
+    for name, parameter in parameters_by_name(model).items():
+        parameter.copy_(like(values(name, parameter.shape), parameter))
