@@ -15,7 +15,7 @@ LAYERS = [
     {"evaluation", "inference", "checkpoint"},
     {"config"},
     {"planning", "tensor_file"},
-    {"models", "objectives", "data", "optim"},
+    {"models", "objectives", "data", "optim", "device"},
     {"errors", ""},
 ]
 SIBLINGS = {("training", "command_line")}

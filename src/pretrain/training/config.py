@@ -1,5 +1,6 @@
 """Settings of a training run: Lightning's Trainer, checkpoints, logs, samples, folders."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -36,9 +37,9 @@ class TrainerConfig:
             raise ConfigError(
                 f"trainer.accelerator={self.accelerator} is none of auto, cpu, gpu, mps. Try trainer.accelerator=auto."
             )
-        if self.gradient_clip_val < 0:
+        if not 0 <= self.gradient_clip_val < math.inf:
             raise ConfigError(
-                f"trainer.gradient_clip_val={self.gradient_clip_val} is negative. "
+                f"trainer.gradient_clip_val={self.gradient_clip_val} is not a number from 0 up. "
                 "Try trainer.gradient_clip_val=1.0, or 0 for no clipping."
             )
 
@@ -81,8 +82,10 @@ class SampleConfig:
         for name in ("every_n_steps", "max_new_tokens", "top_k"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"sample.{name}={getattr(self, name)} is negative. Try sample.{name}=0.")
-        if self.temperature < 0:
-            raise ConfigError(f"sample.temperature={self.temperature} is negative. Try sample.temperature=0.8.")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"sample.temperature={self.temperature} is not a number from 0 up. Try sample.temperature=0.8."
+            )
 
 
 @dataclass
