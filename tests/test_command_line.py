@@ -150,6 +150,7 @@ OUT_OF_RANGE = [
     (["sample.every_n_steps=-1"], "sample.every_n_steps=-1 is negative."),
     (["sample.max_new_tokens=-1"], "sample.max_new_tokens=-1 is negative."),
     (["sample.top_k=-1"], "sample.top_k=-1 is negative."),
+    (["sample.repetition_penalty=0"], "sample.repetition_penalty=0.0 is not a number above 0."),
     (["sample.temperature=-1"], "sample.temperature=-1.0 is not a number from 0 up."),
     (["batch_size=0"], "batch_size=0 is below 1. Try batch_size=16."),
     (["batch_size=10", "micro_batch_size=4"], "batch_size=10 is not a whole number of micro-batches: one holds 4 rows"),

@@ -113,6 +113,7 @@ class GenerateConfig:
     temperature: float = 0.8  # 0 always takes the likeliest token
     top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
     top_p: float | None = None
+    repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
     seed: int = 0
     paths: PathsConfig = field(default_factory=PathsConfig)
 

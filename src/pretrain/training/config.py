@@ -77,11 +77,17 @@ class SampleConfig:
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int = 50
+    repetition_penalty: float = 1.1
 
     def __post_init__(self) -> None:
         for name in ("every_n_steps", "max_new_tokens", "top_k"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"sample.{name}={getattr(self, name)} is negative. Try sample.{name}=0.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(
+                f"sample.repetition_penalty={self.repetition_penalty} is not a number above 0. "
+                "Try sample.repetition_penalty=1.1."
+            )
         if not 0 <= self.temperature < math.inf:
             raise ConfigError(
                 f"sample.temperature={self.temperature} is not a number from 0 up. Try sample.temperature=0.8."

@@ -69,6 +69,7 @@ def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig,
         max_new_tokens=max(1, min(config.max_new_tokens, room)),
         temperature=config.temperature,
         top_k=config.top_k or None,
+        repetition_penalty=config.repetition_penalty,
         seed=seed,
     )
 
