@@ -99,11 +99,11 @@ OUT_OF_RANGE = [
     (["model.rope_base=-1"], "model.rope_base=-1.0 is not a number above 0. Try model.rope_base=10000.0."),
     (["model.rope_base_local=inf"], "model.rope_base_local=inf is not a number above 0."),
     (
-        ["model.d_model=130"],
+        ["model.d_model=130", "model.n_heads=4"],
         "model.d_model=130 does not split into model.n_heads=4 equal heads. Try model.d_model=128.",
     ),
-    (["model.n_kv_heads=3"], "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2."),
-    (["model.n_kv_heads=0"], "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1."),
+    (["model.n_kv_heads=3", "model.n_heads=4"], "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2."),
+    (["model.n_kv_heads=0", "model.n_heads=4"], "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1."),
     (
         ["model.position=rope", "model.head_width=7"],
         "model.position=rope turns pairs of channels, but a head is 7 wide.",

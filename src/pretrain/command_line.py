@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import choices, groups, kind_of, nearest
+from pretrain.config import choices, groups, kind_of, nearest, registered
 from pretrain.errors import ConfigError, PretrainError
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -118,7 +118,7 @@ def _check_words(overrides: list[str]) -> None:
         if parsed.is_sweep_override():
             raise ConfigError(f"{word!r} gives several values, which is a sweep. Add -m to run one after the other.")
         if is_group(key):
-            presets = sorted(path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml"))
+            presets = sorted({path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")} | registered(key).keys())
             chosen = [item.strip() for item in value.strip("[]").split(",")]
             for item in chosen:
                 if item not in presets:
@@ -200,6 +200,8 @@ def register_schemas(config_name: str, config_class: type) -> None:
     for group in groups():
         for choice in choices(group).values():
             store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
+        for kind, choice in registered(group).items():  # has no preset file, so its kind is the preset
+            store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
 def _hand_to_hydra(config_name: str, task: Callable[[Any, list[str]], object], words: list[str]) -> None:

@@ -154,6 +154,12 @@ def choices(group: str) -> dict[str, type]:
     return {kind_of(c): c for c in _BUILT_IN[group]} | _REGISTERED.get(group, {})
 
 
+def registered(group: str) -> dict[str, type]:
+    """Return the classes that plugins and scripts have added to a group, by kind; none for a group of plain presets."""
+    _load_plugins()
+    return dict(_REGISTERED.get(group, {}))
+
+
 @cache
 def _load_plugins() -> None:
     for point in entry_points(group="pretrain.plugins"):

@@ -77,8 +77,8 @@ class LanguageModel:
 
         Without `max_new_tokens` it is as long as the context allows, 100 tokens at most. `temperature=0` always takes
         the likeliest token; `top_k` and `top_p` leave out unlikely ones; a `repetition_penalty` above 1 discourages
-        what was said; the same `seed` gives the same text. A text ends early where the model ends it. Raises ConfigError for
-        a masked model, and where prompt and continuation exceed the context.
+        what was said; the same `seed` gives the same text. A text ends early where the model ends it. Raises
+        ConfigError for a masked model, and where prompt and continuation exceed the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
