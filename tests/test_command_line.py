@@ -102,8 +102,14 @@ OUT_OF_RANGE = [
         ["model.d_model=130", "model.n_heads=4"],
         "model.d_model=130 does not split into model.n_heads=4 equal heads. Try model.d_model=128.",
     ),
-    (["model.n_kv_heads=3", "model.n_heads=4"], "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2."),
-    (["model.n_kv_heads=0", "model.n_heads=4"], "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1."),
+    (
+        ["model.n_kv_heads=3", "model.n_heads=4"],
+        "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2.",
+    ),
+    (
+        ["model.n_kv_heads=0", "model.n_heads=4"],
+        "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1.",
+    ),
     (
         ["model.position=rope", "model.head_width=7"],
         "model.position=rope turns pairs of channels, but a head is 7 wide.",
