@@ -10,10 +10,10 @@ train: $(STAMP)
 	$(RUN) src/train.py
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 test-fast: $(STAMP)
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

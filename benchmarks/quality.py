@@ -4,14 +4,15 @@ A causal run is compared with interpolated Kneser-Ney n-grams of the same tokens
 searched for loops and for words that the corpus does not hold. A masked run is compared with answers that look at no
 context. What is counted, exactly:
 
-strict loop     four tokens that stand three times or more back to back anywhere in a sample, white space included
+strict loop     four tokens that stand three times or more back to back in a sample; tokens without a letter or digit do
+                not count alone, for this corpus underlines its headings with rows of asterisks
 any loop        the same for a phrase of any number of tokens: three times or more, and 12 tokens or more in all
-frequent 4-gram four tokens in a row that occur four times or more in a sample, overlaps counted, white space left out
+frequent 4-gram four tokens in a row that occur four times or more in a sample, overlaps counted, such tokens left out
 real words      of the words ([A-Za-z]{2,}) of a sample, without its first and last, the share that occur in the
                 training or validation documents, upper and lower case alike
 
-A sample is the new text alone, cut into tokens anew (often fewer), and shorter where the model ended it. "Real text"
-is as many tokens of held-out documents at the same places: it tells what the corpus itself repeats.
+A sample is the new text, cut into tokens anew, shorter where the model ended it. "Real text" is as many tokens of
+held-out documents at the same places: it tells what the corpus itself repeats.
 """
 
 import argparse
@@ -43,8 +44,10 @@ from pretrain.score import score_documents
 from pretrain.training.config import PathsConfig
 
 ORDERS = (2, 3, 4, 5)
-NEW_TOKENS, PROMPT_TOKENS, TEMPERATURE, TOP_K = 100, 8, 0.8, 50
+NEW_TOKENS, PROMPT_TOKENS = 100, 8
+SAMPLING = {"temperature": 0.8, "top_k": 50, "repetition_penalty": 1.1}  # as in configs and generate.py
 WORD = re.compile("[A-Za-z]{2,}")
+WORDLIKE = re.compile("[A-Za-z0-9]")
 Ids = Sequence[int]
 Documents = list[npt.NDArray[np.int64]]  # each the ids of begin, text and end
 
@@ -176,7 +179,7 @@ def _sample(
     for seed in range(count):
         document = long[seed * len(long) // count]
         prompts.append(tokenizer.decode(document[1 : 1 + PROMPT_TOKENS].tolist()))
-        text = model.generate(prompts[-1], max_new_tokens=new_tokens, temperature=TEMPERATURE, top_k=TOP_K, seed=seed)
+        text = model.generate(prompts[-1], max_new_tokens=new_tokens, seed=seed, **SAMPLING)
         texts.append(text[len(prompts[-1]) :])
         real.append(tokenizer.decode(document[1 + PROMPT_TOKENS : 1 + PROMPT_TOKENS + new_tokens].tolist()))
     found = [word for text in texts for word in WORD.findall(text)[1:-1]]
@@ -184,8 +187,7 @@ def _sample(
     return {
         "count": count,
         "new tokens": new_tokens,
-        "temperature": TEMPERATURE,
-        "top_k": TOP_K,
+        **SAMPLING,
         "prompt tokens": PROMPT_TOKENS,
         "seconds": time.perf_counter() - start,
         "generated": _repetitions(tokenizer, texts),
@@ -200,29 +202,30 @@ def _sample(
 def _repetitions(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Any]:
     """Return in how many texts something repeats, by the definitions above."""
     ids = [tokenizer.encode(text) for text in texts]
-    blank = [frozenset(token for token in set(row) if not tokenizer.decode([token]).strip()) for row in ids]
+    blank = [frozenset(token for token in set(row) if not WORDLIKE.search(tokenizer.decode([token]))) for row in ids]
     return {
         "mean tokens": sum(map(len, ids)) / len(ids),
         "shortest": min(map(len, ids)),
-        "strict loops": sum(has_strict_loop(row) for row in ids),
-        "any loops": sum(has_any_loop(row) for row in ids),
+        "strict loops": sum(has_strict_loop(row, skip) for row, skip in zip(ids, blank, strict=True)),
+        "any loops": sum(has_any_loop(row, skip) for row, skip in zip(ids, blank, strict=True)),
         "frequent 4-grams": sum(most_frequent_4_gram(row, skip) >= 4 for row, skip in zip(ids, blank, strict=True)),
     }
 
 
-def has_strict_loop(tokens: Ids, width: int = 4, times: int = 3) -> bool:
-    """Whether some `width` tokens stand `times` times or more back to back."""
+def has_strict_loop(tokens: Ids, blank: frozenset[int] = frozenset(), width: int = 4, times: int = 3) -> bool:
+    """Whether some `width` tokens, not all of them in `blank`, stand `times` times or more back to back."""
     same = 0  # tokens in a row that equal the one `width` before them
     for place in range(width, len(tokens)):
         same = same + 1 if tokens[place] == tokens[place - width] else 0
-        if same >= width * (times - 1):
+        if same >= width * (times - 1) and not blank.issuperset(tokens[place - width + 1 : place + 1]):
             return True
     return False
 
 
-def has_any_loop(tokens: Ids) -> bool:
+def has_any_loop(tokens: Ids, blank: frozenset[int] = frozenset()) -> bool:
     """Whether a phrase of any width stands three times or more back to back and fills 12 tokens or more."""
-    return any(has_strict_loop(tokens, width, max(3, -(-12 // width))) for width in range(1, len(tokens) // 3 + 1))
+    widths = range(1, len(tokens) // 3 + 1)
+    return any(has_strict_loop(tokens, blank, width, max(3, -(-12 // width))) for width in widths)
 
 
 def most_frequent_4_gram(tokens: Ids, blank: frozenset[int] = frozenset()) -> int:

@@ -25,6 +25,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
         seed=config.seed,
     ):
         print(printable(piece), end="", flush=True)

@@ -4,7 +4,7 @@ from pretrain.command_line import main
 from pretrain.config import RunConfig
 
 
-def train(config: RunConfig, overrides: list[str]) -> None:
+def train(config: RunConfig | None, overrides: list[str]) -> None:
     """Run the training that `config` describes."""
     from pretrain.training.launch import launch  # here: reading settings must not load torch
 

@@ -27,7 +27,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of sixty short text files of unequal length."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "small", "birds", "sing", "in", "old", "trees"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "small",
+        "birds",
+        "sing",
+        "in",
+        "old",
+        "trees",
+    ]
     for number in range(60):
         text = " ".join(draw.choice(words) for _ in range(draw.randint(3, 80)))
         (folder / f"{number:02d}.txt").write_text(f"{text}.\n")

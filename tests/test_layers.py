@@ -12,10 +12,10 @@ LAYERS = [
     {"command_line"},
     {"training", "score"},
     {"language_model"},
-    {"evaluation", "inference", "checkpoint"},
+    {"evaluation", "inference", "checkpoint", "parallel"},
     {"config"},
     {"planning", "tensor_file"},
-    {"models", "objectives", "data", "optim"},
+    {"models", "objectives", "data", "optim", "device"},
     {"errors", ""},
 ]
 SIBLINGS = {("training", "command_line")}

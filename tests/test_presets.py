@@ -25,12 +25,13 @@ PUBLISHED = {
     "modernbert_large": (50_368, 395_881_664),
     "llama_nano": (OWN, 1_049_728),
     "modernbert_nano": (OWN, 838_912),
-    "gpt_nano": (OWN, 1_088_256),
-    "bert_nano": (OWN, 1_090_944),
+    "gpt_nano": (OWN, 1_050_240),
+    "bert_nano": (OWN, 1_068_800),
 }
 NEEDS = {
     "data=text_files": ["data.path=x"],
     "data=hugging_face": ["data.path=x"],
+    "experiment=shakespeare": ["data.path=x"],
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }
 OTHERS = sorted(

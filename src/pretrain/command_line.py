@@ -7,13 +7,14 @@ behind `+` and inside experiment files, wrong types, misspelt presets.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import choices, groups, nearest
+from pretrain.config import choices, groups, kind_of, nearest, registered
 from pretrain.errors import ConfigError, PretrainError
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -31,11 +32,16 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         if any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, task, words)
         else:
-            task(compose(config_name, words), words)
+            task(None if _follows() else compose(config_name, words), words)
     except PretrainError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
+
+
+def _follows() -> bool:
+    """Whether another process of the same run, started by torchrun, decides the settings and hands them over."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def compose(config_name: str, overrides: list[str]) -> Any:
@@ -55,6 +61,9 @@ def compose(config_name: str, overrides: list[str]) -> Any:
         try:
             tree = hydra_compose(config_name, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
+            in_preset = _explain_preset(error)
+            if in_preset is not None:
+                raise in_preset from error
             presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
             raise _explain(error, hydra_compose(config_name, overrides=presets), overrides) from error
     return typed(tree)
@@ -67,14 +76,25 @@ def typed(tree: Any) -> Any:
 
     for key, known in _undeclared(tree, ""):
         raise ConfigError(f"{key} is not a setting. {nearest(key, known)}")
-    for key in sorted(OmegaConf.missing_keys(tree)):
-        raise ConfigError(f"{key} has no value, and needs one. Give it as {key}=... on the command line.")
     try:
+        _check_kinds(tree)
+        for key in sorted(OmegaConf.missing_keys(tree)):
+            raise ConfigError(f"{key} has no value, and needs one. Give it as {key}=... on the command line.")
         return OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         raise ConfigError(str(error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def _check_kinds(tree: Any) -> None:
+    """Refuse a `kind` that is not the preset's own: a saved record would name a class that its settings are not of."""
+    from omegaconf import OmegaConf
+
+    for group in groups():
+        declared = OmegaConf.get_type(tree, group) if group in tree else None
+        if declared is not None and is_dataclass(declared) and tree[group].kind != kind_of(declared):
+            raise ConfigError(f"{group}.kind={tree[group].kind} cannot be set. Choose a preset instead: {group}=...")
 
 
 def is_group(name: str) -> bool:
@@ -92,20 +112,37 @@ def _check_words(overrides: list[str]) -> None:
         key = key.lstrip("+")
         if key.startswith("~"):
             raise ConfigError(f"{word} would delete a setting, and every setting has a place. Give it another value.")
-        if not equals:
+        if not equals or not key:
             raise ConfigError(
                 f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
             )
         try:
-            OverridesParser.create().parse_overrides([word])
+            (parsed,) = OverridesParser.create().parse_overrides([word])
         except OverrideParseException as error:
             raise ConfigError(f"""{word!r} cannot be read. Quote special characters twice: '{key}="..."'.""") from error
+        if parsed.is_sweep_override():
+            raise ConfigError(f"{word!r} gives several values, which is a sweep. Add -m to run one after the other.")
         if is_group(key):
-            presets = sorted(path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml"))
+            presets = sorted({path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")} | registered(key).keys())
             chosen = [item.strip() for item in value.strip("[]").split(",")]
             for item in chosen:
-                if item not in presets and item not in ("null", ""):
+                if item not in presets:
                     raise ConfigError(f"{key}={item} is not a preset. {nearest(item, presets)}")
+
+
+def _explain_preset(error: Exception) -> ConfigError | None:
+    """Say which setting of which preset's file is at fault, where it is one's."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    where, cause = re.match(r"In '([^']+)'", str(error)), error.__context__
+    if where is None or not isinstance(cause, OmegaConfBaseException):
+        return None
+    key = str(cause.full_key)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        above = key.rpartition(".")[0]
+        known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
+        return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
+    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_first_line(cause)}")
 
 
 def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
@@ -168,6 +205,8 @@ def register_schemas(config_name: str, config_class: type) -> None:
     for group in groups():
         for choice in choices(group).values():
             store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
+        for kind, choice in registered(group).items():  # has no preset file, so its kind is the preset
+            store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
 def _hand_to_hydra(config_name: str, task: Callable[[Any, list[str]], object], words: list[str]) -> None:
@@ -189,4 +228,5 @@ def _quote(word: str, free_text: str) -> str:
     key, equals, value = word.partition("=")
     if not free_text or key != free_text or not equals:
         return word
-    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    value = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)  # no interpolation
+    return f"{key}='" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"

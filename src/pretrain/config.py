@@ -115,6 +115,7 @@ class GenerateConfig:
     temperature: float = 0.8  # 0 always takes the likeliest token
     top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
     top_p: float | None = None
+    repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
     seed: int = 0
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -153,6 +154,12 @@ def choices(group: str) -> dict[str, type]:
     """Return the classes of a group by kind: built in, from plugins, and registered."""
     _load_plugins()
     return {kind_of(c): c for c in _BUILT_IN[group]} | _REGISTERED.get(group, {})
+
+
+def registered(group: str) -> dict[str, type]:
+    """Return the classes that plugins and scripts have added to a group, by kind; none for a group of plain presets."""
+    _load_plugins()
+    return dict(_REGISTERED.get(group, {}))
 
 
 @cache

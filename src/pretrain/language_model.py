@@ -71,18 +71,19 @@ class LanguageModel:
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int | None = None,
         use_cache: bool = True,
     ) -> Prompt:
         """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
 
         Without `max_new_tokens` it is as long as the context allows, 100 tokens at most. `temperature=0` always takes
-        the likeliest token; `top_k` and `top_p` leave out unlikely ones; the same `seed` gives the same text. A text
-        ends early where the model ends it. Raises ConfigError for a masked model, and where prompt and continuation
-        exceed the context.
+        the likeliest token; `top_k` and `top_p` leave out unlikely ones; a `repetition_penalty` above 1 discourages
+        what was said; the same `seed` gives the same text. A text ends early where the model ends it. Raises
+        ConfigError for a masked model, and where prompt and continuation exceed the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
         columns = list(zip(*self._steps(prompts, max_new_tokens, sampling, use_cache), strict=True))
         texts = [
             text + self.tokenizer.decode([token for token in column if token is not None])
@@ -98,10 +99,13 @@ class LanguageModel:
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
         """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`."""
-        steps = self._steps([prompt], max_new_tokens, Sampling(temperature, top_k, top_p, seed), use_cache=True)
+        steps = self._steps(
+            [prompt], max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed), use_cache=True
+        )
         return self._pieces(step[0] for step in steps)
 
     def _steps(

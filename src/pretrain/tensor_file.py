@@ -21,13 +21,12 @@ _NAMES = {
 }  # fmt: skip
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor] = Tensor.detach
-) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor] = Tensor.detach) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
     `whole` gathers a tensor that is spread over processes. Works tensor by tensor, so that memory holds one of them
-    beside the model. Raises OSError where the disk does, CheckpointError for a number format that the file has no name for.
+    beside the model. Raises OSError where the disk does, CheckpointError for a number format
+    that the file has no name for.
     """
     header: dict[str, object] = {}
     offset = 0

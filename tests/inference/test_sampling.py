@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
-from pretrain.inference.sampling import Sampler, Sampling, restrict
+from pretrain.inference.sampling import Sampler, Sampling, penalise, restrict
 
 PROBABILITIES = [0.1, 0.4, 0.05, 0.25, 0.2]
 
@@ -88,3 +88,16 @@ def test_limits_that_leave_nothing_are_refused() -> None:
     for top_p in (0.0, 1.1, -0.5, math.nan):
         with pytest.raises(ConfigError, match=r"top_p=.* is not a probability above 0 and up to 1\. Try top_p=0\.95"):
             Sampling(top_p=top_p)
+
+
+def test_a_penalty_moves_what_was_said_down_whatever_its_sign() -> None:
+    scores = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalise(scores, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+    assert penalise(scores, seen, 1.0) is scores
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_penalty_is_a_number_above_zero(penalty: float) -> None:
+    with pytest.raises(ConfigError, match=r"repetition_penalty=.* is not a number above 0"):
+        Sampling(repetition_penalty=penalty)

@@ -125,7 +125,7 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         "main('train', RunConfig, lambda config, words: print(config.schedule.share(25, 100)))\n"
     )
     found = subprocess.run(
-        [sys.executable, str(script), "schedule=StepsConfig", "schedule.warmup_steps=0"],
+        [sys.executable, str(script), "schedule=steps", "schedule.warmup_steps=0"],
         capture_output=True, text=True, timeout=60, check=False, env=os.environ,
     )  # fmt: skip
     assert found.stdout.strip() == "0.25", found.stderr

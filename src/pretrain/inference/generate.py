@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError
 from pretrain.inference.cache import KeyValueCache
-from pretrain.inference.sampling import Sampler, Sampling
+from pretrain.inference.sampling import Sampler, Sampling, penalise
 from pretrain.models.transformer import Transformer
 
 
@@ -52,6 +52,9 @@ class _Reading:
         rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         self.tokens = torch.tensor(rows, device=parameter.device)
         self.unread = self.tokens
+        self.seen = torch.zeros(len(rows), model.vocab_size, dtype=torch.bool, device=parameter.device)
+        for row, prompt in enumerate(prompts):
+            self.seen[row, list(prompt)] = True
         self.length = length
         self.dtype = parameter.dtype
         self.cache = self._new_cache()
@@ -74,6 +77,7 @@ class _Reading:
     def append(self, tokens: Tensor) -> None:
         """Add one token (B,) to every row."""
         self.unread = tokens.unsqueeze(1)
+        self.seen.scatter_(1, self.unread, True)
         if not self.use_cache:
             self.tokens = torch.cat((self.tokens, self.unread), dim=1)
 
@@ -84,8 +88,8 @@ def _steps(
 ) -> Iterator[list[int | None]]:
     alive = [True] * len(state.padding)
     for _ in range(max_new_tokens):
-        logits = state.model.head(state.last_hidden()).float().masked_fill(forbidden, -torch.inf)
-        chosen = sample(logits)
+        logits = penalise(state.model.head(state.last_hidden()).float(), state.seen, sample.sampling.repetition_penalty)
+        chosen = sample(logits.masked_fill(forbidden, -torch.inf))
         state.append(chosen)
         tokens = chosen.tolist()
         alive = [was and token != end_id for was, token in zip(alive, tokens, strict=True)]

@@ -16,6 +16,7 @@ class Sampling:
     temperature: float = 0.8  # 0 always takes the likeliest
     top_k: int | None = None  # choose among so many of the likeliest
     top_p: float | None = None  # choose among the likeliest that together have this probability
+    repetition_penalty: float = 1.0  # above 1: tokens that stand in prompt or continuation become less likely
     seed: int | None = None  # none: another choice each time
 
     def __post_init__(self) -> None:
@@ -28,6 +29,11 @@ class Sampling:
             raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p={self.top_p} is not a probability above 0 and up to 1. Try top_p=0.95.")
+        if not 0.0 < self.repetition_penalty < math.inf:
+            raise ConfigError(
+                f"repetition_penalty={self.repetition_penalty} is not a number above 0. "
+                "Try repetition_penalty=1.1, or 1 for none."
+            )
 
 
 class Sampler:
@@ -47,6 +53,16 @@ class Sampler:
             return logits.argmax(-1)
         kept = restrict(logits.float().cpu() / self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
         return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return logits (B, V) with those of tokens in `seen`, bool (B, V), moved down by a factor.
+
+    Source: Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1, with the sign of the logit respected.
+    """
+    if penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

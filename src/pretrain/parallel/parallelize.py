@@ -33,4 +33,3 @@ def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelCon
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=settings.reshard_after_forward)
     fully_shard(learner, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(learner, "evaluate")
-

@@ -28,6 +28,6 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
-    """Give every parameter the value that `values(name, whole shape)` returns, in place; each process keeps its part."""
+    """Give every parameter the value that `values(name, whole shape)` returns; each process keeps its part."""
     for name, parameter in parameters_by_name(model).items():
         parameter.copy_(like(values(name, parameter.shape), parameter))

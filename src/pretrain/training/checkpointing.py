@@ -75,9 +75,7 @@ class RunState:
             raise CheckpointError(problem)
         return self.folder / f"step-{step:08d}"
 
-    def _write(
-        self, step: int, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]
-    ) -> str | None:
+    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]) -> str | None:
         """Write and prune; return what went wrong, for all processes to know."""
         counters = {"tokens_seen": self.metrics.tokens_seen, "skipped_steps": self.module.skipped_steps}
         try:
@@ -131,7 +129,7 @@ def every_random_state(ranks: int, device: torch.device) -> dict[str, Tensor]:
     own = random_state(device)
     if ranks == 1:
         return {f"0/{name}": state for name, state in own.items()}
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, state in own.items():
         parts = [torch.empty_like(state, device=device) for _ in range(ranks)]
         torch.distributed.all_gather(parts, state.to(device))

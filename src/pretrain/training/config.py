@@ -1,5 +1,6 @@
 """Settings of a training run: Lightning's Trainer, checkpoints, logs, samples, folders."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -27,7 +28,7 @@ class TrainerConfig:
     """What we pass to Lightning's Trainer, under its own names. Everything that counts, counts optimizer steps."""
 
     accelerator: str = "auto"  # auto, cpu, gpu, mps
-    devices: int = 1  # on each machine
+    devices: int = 1  # on each machine; -1 takes all of its GPUs
     num_nodes: int = 1
     strategy: Strategy = Strategy.single
     precision: Precision = Precision.auto
@@ -41,11 +42,11 @@ class TrainerConfig:
     @property
     def ranks(self) -> int:
         """Processes of the run, one for each device of each machine."""
-        return self.devices * self.num_nodes
+        return max(1, self.devices) * self.num_nodes
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and (name, self.devices) != ("devices", -1):
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(
@@ -56,9 +57,9 @@ class TrainerConfig:
                 f"trainer.devices={self.devices} x trainer.num_nodes={self.num_nodes} devices cannot share a run with "
                 "trainer.strategy=single. Try trainer=ddp, or trainer=fsdp for a large model."
             )
-        if self.gradient_clip_val < 0:
+        if not 0 <= self.gradient_clip_val < math.inf:
             raise ConfigError(
-                f"trainer.gradient_clip_val={self.gradient_clip_val} is negative. "
+                f"trainer.gradient_clip_val={self.gradient_clip_val} is not a number from 0 up. "
                 "Try trainer.gradient_clip_val=1.0, or 0 for no clipping."
             )
 
@@ -96,13 +97,21 @@ class SampleConfig:
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int = 50
+    repetition_penalty: float = 1.1
 
     def __post_init__(self) -> None:
         for name in ("every_n_steps", "max_new_tokens", "top_k"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"sample.{name}={getattr(self, name)} is negative. Try sample.{name}=0.")
-        if self.temperature < 0:
-            raise ConfigError(f"sample.temperature={self.temperature} is negative. Try sample.temperature=0.8.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(
+                f"sample.repetition_penalty={self.repetition_penalty} is not a number above 0. "
+                "Try sample.repetition_penalty=1.1."
+            )
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(
+                f"sample.temperature={self.temperature} is not a number from 0 up. Try sample.temperature=0.8."
+            )
 
 
 @dataclass

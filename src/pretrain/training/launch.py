@@ -1,5 +1,7 @@
 """Where a run happens: its folder, whether it goes on from an earlier one, and with which settings."""
 
+import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,10 @@ from typing import Any
 from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
 from pretrain.command_line import is_group
 from pretrain.config import RunConfig, changes, from_dict, to_dict
+from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.training.config import Strategy
+from pretrain.training.processes import say, spawn, under_launcher
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
 _DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
@@ -25,12 +30,75 @@ class Placement:
     resumed: Checkpoint | None
 
 
-def launch(config: RunConfig, overrides: list[str]) -> None:
-    """Train as `config` says, in one process, and print the report."""
+def launch(config: RunConfig | None, overrides: list[str]) -> None:
+    """Train as `config` says, in this process or in one for each device, and print the report.
+
+    Under torchrun the first process decides settings and folder and hands them to the others, which have no `config`.
+    """
+    if under_launcher():
+        say(_run(_agreed_placement(config, overrides)))
+        return
+    assert config is not None
+    config = with_devices(config)
     placement = place(config, overrides)
+    say(_run(placement) if placement.config.trainer.ranks == 1 else spawn(to_record(placement)))
+
+
+def _run(placement: Placement) -> str:
     from pretrain.training.run import run  # here: a wrong folder is told before Lightning is loaded
 
-    print(run(placement))
+    return str(run(placement))
+
+
+def with_devices(config: RunConfig) -> RunConfig:
+    """Return the settings with the number of devices that `trainer.devices=-1` means here.
+
+    Raises ConfigError where a strategy for several devices finds no GPU and was not told to use processors.
+    """
+    trainer = config.trainer
+    if trainer.strategy is Strategy.single:
+        return config
+    from torch import cuda  # here: a run on one device reads its settings without torch
+
+    gpus = cuda.device_count() if trainer.accelerator != "cpu" else 0
+    if not gpus and (trainer.accelerator != "cpu" or trainer.devices == -1):
+        raise ConfigError(
+            f"trainer={trainer.strategy.name} shares a run between GPUs, and this machine has none. "
+            "Its processors can do it with trainer.accelerator=cpu trainer.devices=2."
+        )
+    if trainer.devices != -1:
+        return config
+    record = to_dict(config)
+    record["trainer"]["devices"] = gpus
+    return _as_config(record)
+
+
+def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placement:
+    """Return the same placement on every process: the first one places, the others receive it through the store."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, _ = next(rendezvous("env://"))
+    if number == 0:
+        assert config is not None
+        record = to_dict(config)
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
+        placement = place(_as_config(record), overrides)
+        prepare(placement.config.data, placement.config.tokenizer, Path(placement.config.paths.cache_dir))
+        store.set("pretrain/placement", json.dumps(to_record(placement)))
+    return from_record(json.loads(store.get("pretrain/placement")))
+
+
+def to_record(placement: Placement) -> dict[str, Any]:
+    """Return a placement as plain data, for another process."""
+    resumed = str(placement.resumed.folder) if placement.resumed else None
+    return {"config": to_dict(placement.config), "folder": str(placement.folder), "resumed": resumed}
+
+
+def from_record(record: dict[str, Any]) -> Placement:
+    """Return the placement that `to_record` wrote."""
+    resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
+    return Placement(_as_config(record["config"]), Path(record["folder"]), resumed)
 
 
 def place(config: RunConfig, overrides: list[str]) -> Placement:

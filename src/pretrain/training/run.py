@@ -32,9 +32,10 @@ from pretrain.training.callbacks.samples import Samples, Writer, log_text
 from pretrain.training.checkpointing import Restore, RunState, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule
-from pretrain.training.launch import Placement, rank, say
+from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard
 from pretrain.training.module import TrainingModule
+from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
@@ -234,8 +235,8 @@ def _opening(
     shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}{shared}: {config.trainer.max_steps:,} steps of {config.batch_size} rows x "
-        f"{config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
+        f"({name}{threads}) in {precision.name}{shared}: {config.trainer.max_steps:,} steps of "
+        f"{config.batch_size} rows x {config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
     )
 
 

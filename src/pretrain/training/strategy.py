@@ -1,12 +1,14 @@
 """On what a run computes, and in which number format."""
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from pretrain.config import RunConfig
 from pretrain.device import bf16_is_fast
 from pretrain.errors import ConfigError
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.training.config import Precision, TrainerConfig
+from pretrain.training.config import Strategy as Sharing
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
@@ -33,3 +35,15 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
     if isinstance(config.optimizer, MuonConfig) and config.optimizer.newton_schulz_precision is MatrixPrecision.auto:
         config.optimizer.newton_schulz_precision = MatrixPrecision[config.trainer.precision.name]
     return config.trainer.precision
+
+
+def build_strategy(config: TrainerConfig, device: torch.device) -> Strategy | str:
+    """Return Lightning's strategy object for the run."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if config.strategy is Sharing.ddp:
+        return DDPStrategy(process_group_backend=backend)
+    if config.strategy is Sharing.fsdp:
+        return ModelParallelStrategy(
+            data_parallel_size=config.ranks, tensor_parallel_size=1, process_group_backend=backend
+        )
+    return "auto"

@@ -3,12 +3,21 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed.tensor import DTensor
 
+from pretrain.config import RunConfig
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
-from pretrain.language_model import LanguageModel
+from pretrain.language_model import LanguageModel, model_without_weights
+from pretrain.models.transformer import Transformer
+from pretrain.optim.groups import parameters_by_name
+from pretrain.parallel.whole import whole
 from pretrain.training.config import SampleConfig
+from pretrain.training.module import TrainingModule
+from pretrain.training.processes import rank
 from pretrain.training.throughput import Throughput
 
 CAUSAL_PROMPTS = ["The", "If you want to", "Return the"]
@@ -19,35 +28,67 @@ MASKED_PROMPTS = [
 ]
 
 
+class Writer:
+    """Lets a model that is being trained write: as it stands, or a copy of its gathered shards."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def sample(self, model: Transformer, seed: int) -> str:
+        """Return what the model makes of the prompts, one paragraph each; on other processes than the first, nothing.
+
+        Every process takes part where the model is sharded.
+        """
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            model = self._gathered(model)
+        if rank() > 0:
+            return ""
+        was_training = model.training
+        try:
+            return sample_text(LanguageModel(model, self.tokenizer), self.config.sample, seed)
+        finally:
+            model.train(was_training)
+
+    def _gathered(self, model: Transformer) -> Transformer:
+        copy = model_without_weights(self.config, self.tokenizer)
+        if rank() == 0:
+            copy.to_empty(device="cpu")
+            copy.tie()
+        targets = dict(copy.named_parameters())
+        with torch.no_grad():
+            for name, parameter in parameters_by_name(model).items():
+                value = whole(parameter)
+                if rank() == 0:
+                    targets[name].copy_(value)
+        return copy
+
+
 class Samples(Callback):
     """Writes samples to TensorBoard every n steps; its random choices are its own and do not touch the training's."""
 
-    def __init__(self, config: SampleConfig, language_model: LanguageModel, throughput: Throughput) -> None:
-        self.config = config
-        self.language_model = language_model
+    def __init__(self, writer: Writer, throughput: Throughput) -> None:
+        self.writer = writer
         self.throughput = throughput
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Sample where it is time to, at the end of a step."""
-        every, step = self.config.every_n_steps, trainer.global_step
+        every, step = self.writer.config.sample.every_n_steps, trainer.global_step
         ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if ended and trainer.is_global_zero and (step == trainer.max_steps or (every and step % every == 0)):
+        if ended and (step == trainer.max_steps or (every and step % every == 0)):
+            assert isinstance(pl_module, TrainingModule)
+            model = pl_module.learner.model
+            assert isinstance(model, Transformer)
             with self.throughput.paused():
-                log_text(trainer, "samples", sample_text(self.language_model, self.config, seed=step), step)
+                log_text(trainer, "samples", self.writer.sample(model, seed=step), step)
 
 
 def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:
     """Return continuations or filled masks of the prompts, one paragraph each."""
-    model = language_model.model
-    was_training = model.training
-    model.eval()
-    try:
-        default = CAUSAL_PROMPTS if language_model.causal else MASKED_PROMPTS
-        return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
-    finally:
-        model.train(was_training)
+    default = CAUSAL_PROMPTS if language_model.causal else MASKED_PROMPTS
+    return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
 
 
 def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
@@ -69,6 +110,7 @@ def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig,
         max_new_tokens=max(1, min(config.max_new_tokens, room)),
         temperature=config.temperature,
         top_k=config.top_k or None,
+        repetition_penalty=config.repetition_penalty,
         seed=seed,
     )
 

@@ -1,0 +1,119 @@
+"""The processes of a run: one for each device, started by torch's elastic agent from one set of settings."""
+
+import json
+import logging
+import os
+import signal
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.prepare import prepare
+from pretrain.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    Interrupted,
+    PretrainError,
+    RankLostError,
+)
+
+SHUTDOWN_S = 25  # to save after a signal, before a process is killed
+_BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, DivergenceError, RankLostError)}
+
+
+def rank() -> int:
+    """Return the number of this process in its run; 0 where it is the only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def say(text: str) -> None:
+    """Print on the first process only."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def under_launcher() -> bool:
+    """Whether torchrun started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def spawn(record: dict[str, Any]) -> str:
+    """Run the placement that `record` holds in one process for each device; return the report of the first.
+
+    The data is prepared here, once. Raises what the process that failed first raised, and RankLostError where one was
+    killed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from pretrain.training.launch import from_record
+
+    config = from_record(record).config
+    prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    failures = Path(record["folder"]) / "failures"
+    for path in failures.glob("rank-*.json"):
+        path.unlink()
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.trainer.devices,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    try:
+        return str(elastic_launch(agent, work)(json.dumps(record))[0])
+    except ChildFailedError as error:
+        number, first = error.get_first_failure()
+        raise _what_failed(failures, number, first.exitcode) from None
+    except SignalException as error:
+        raise _what_failed(failures, 0, 128 + int(error.sigval)) from None
+
+
+def work(text: str) -> str:
+    """Run one process's part; a failure is left in the run folder for the launcher to read."""
+    import torch
+
+    from pretrain.training.launch import from_record
+    from pretrain.training.run import run
+
+    record = json.loads(text)
+    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+    try:
+        report = str(run(from_record(record)))
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, PretrainError) else 1
+        message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
+        path = Path(record["folder"]) / "failures" / f"rank-{rank()}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"time": time.time(), "rank": rank(), "exit_code": code, "message": message}))
+        os._exit(code)  # a process that waits for others must not wait while it cleans up
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return report
+
+
+def _what_failed(failures: Path, number: int, exit_code: int) -> PretrainError:
+    """Return the error of the process that failed first; without a word from it, that it was lost."""
+    told = [json.loads(path.read_text()) for path in failures.glob("rank-*.json")]
+    if exit_code < 0 or not told:
+        name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        return RankLostError(f"rank {number} was lost ({name}); go on from the last checkpoint with resume=auto")
+    first = min(told, key=lambda failure: float(failure["time"]))
+    code, message = int(first["exit_code"]), str(first["message"])
+    if code > 128:
+        return Interrupted(message, code - 128)
+    if code in _BY_CODE:
+        return _BY_CODE[code](message)
+    return RankLostError(f"rank {first['rank']} failed:\n{message}")

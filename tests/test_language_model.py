@@ -1,0 +1,238 @@
+"""A trained model from its checkpoint: it continues, fills and scores as its weights say, or says why it cannot."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+
+from pretrain import checkpoint
+from pretrain.config import RunConfig, to_dict
+from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.evaluation.likelihood import Score
+from pretrain.language_model import LanguageModel
+from pretrain.models.config import TransformerConfig
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import CausalConfig, MaskedConfig
+from pretrain.optim.config import AdamWConfig, CosineConfig
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+def save(folder: Path, model: Transformer, config: TransformerConfig, tokenizer: Tokenizer) -> Path:
+    """Write what a run of this model would have written, and return the run's folder."""
+    run = RunConfig(
+        data=PythonDocsConfig(),
+        tokenizer=BytesTokenizerConfig(),
+        objective=CausalConfig() if model.causal else MaskedConfig(),
+        model=config,
+        optimizer=AdamWConfig(),
+        schedule=CosineConfig(),
+    )
+    parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
+    checkpoint.write(
+        folder / "checkpoints",
+        5,
+        parts,
+        config=to_dict(run),
+        progress={"tokens_seen": 70},
+        save_tokenizer=tokenizer.save,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LanguageModel]:
+    """Return load(family, causal): a tiny model saved as a run and loaded from it."""
+    known: dict[tuple[str, bool], LanguageModel] = {}
+
+    def loaded(family: str, causal: bool) -> LanguageModel:
+        if (family, causal) not in known:
+            config = shape(
+                family, context_length=64, vocab_multiple=64
+            )  # ids above the tokenizer's are never an answer
+            tokenizer = byte_tokenizer()
+            model = lively(config, config.vocabulary(tokenizer.vocab_size), causal)
+            folder = save(tmp_path_factory.mktemp("run"), model, config, tokenizer)
+            known[family, causal] = LanguageModel.load(folder)
+            for name, parameter in known[family, causal].model.named_parameters():
+                assert torch.equal(parameter, model.get_parameter(name))
+        return known[family, causal]
+
+    return loaded
+
+
+Load = Callable[..., LanguageModel]
+ALL = [("gpt", True), ("llama", True), ("bert", False), ("modern_bert", False)]
+
+
+@pytest.mark.parametrize(("family", "causal"), ALL)
+def test_a_checkpoint_loads_as_it_was_saved(load: Load, family: str, causal: bool) -> None:
+    language_model = load(family, causal)
+    assert language_model.causal is causal
+    assert not language_model.model.training
+    assert language_model.trained == {"step": 5, "tokens_seen": 70}
+    assert language_model.tokenizer.decode(language_model.tokenizer.encode(TEXT)) == TEXT
+    assert language_model.model.vocab_size == 320
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3, "top_k": 20}])
+def test_a_string_a_list_and_a_stream_agree(load: Load, family: str, options: dict[str, Any]) -> None:
+    language_model = load(family, True)
+    whole = language_model.generate("The quick", max_new_tokens=30, **options)
+    assert whole.startswith("The quick")
+    assert len(whole) > len("The quick")
+    assert "".join(["The quick", *language_model.stream("The quick", max_new_tokens=30, **options)]) == whole
+    assert language_model.generate(["The quick"], max_new_tokens=30, **options) == [whole]
+    assert language_model.generate("The quick", max_new_tokens=30, use_cache=False, **options) == whole
+
+
+def test_prompts_side_by_side_go_on_as_each_alone(load: Load) -> None:
+    language_model = load("llama", True)
+    prompts = ["The", "", "The quick brown fox"]
+    together = language_model.generate(prompts, temperature=0, max_new_tokens=20)
+    assert together == [language_model.generate(prompt, temperature=0, max_new_tokens=20) for prompt in prompts]
+
+
+def test_characters_of_several_bytes_come_whole(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model = load("gpt", True)
+    tokens = [*"aé€😀".encode(), 0xE2, 0x82, ord("b"), 0xC3]  # the last two characters are cut short
+    steps = [[token] for token in tokens]
+    monkeypatch.setattr(language_model, "_steps", lambda *_a, **_k: iter([*steps, [None]]))
+    assert list(language_model.stream("x")) == ["a", "é", "€", "😀", "\ufffdb", "\ufffd"]
+
+
+def test_what_cannot_be_generated_is_refused_at_the_call(load: Load) -> None:
+    language_model = load("gpt", True)
+    for method in (language_model.generate, language_model.stream):
+        with pytest.raises(ConfigError, match=r"max_new_tokens=0 is below 1\. Try max_new_tokens=100"):
+            method("a", max_new_tokens=0)
+        with pytest.raises(ConfigError, match=r"do not fit into the model's context of 64 tokens"):
+            method("a", max_new_tokens=70)
+        with pytest.raises(ConfigError, match=r"trained to fill masks and cannot continue a prompt\. Use predict_mask"):
+            getattr(load("bert", False), method.__name__)("a")
+    with pytest.raises(ConfigError, match=r"generate\(\) needs at least one prompt, and the list is empty"):
+        language_model.generate([])
+
+
+@pytest.mark.parametrize("family", ["bert", "modern_bert"])
+def test_masks_are_filled_with_the_likeliest_tokens(load: Load, family: str) -> None:
+    language_model = load(family, False)
+    tokenizer = language_model.tokenizer
+    answers = language_model.predict_mask("The [MASK]uick b[MASK]own fox", top_k=3)
+    text = [*b"The ", tokenizer.mask_id, *b"uick b", tokenizer.mask_id, *b"own fox"]
+    with torch.no_grad():
+        hidden = language_model.model(torch.tensor([[tokenizer.bos_id, *text, tokenizer.eos_id]]))
+        scores = language_model.model.head(hidden)[0, [5, 12], :256].softmax(-1)
+    assert len(answers) == 2
+    for found, expected in zip(answers, scores, strict=True):
+        best = expected.topk(3)
+        assert [answer.probability for answer in found] == pytest.approx(best.values.tolist(), rel=1e-4)
+        assert [answer.token for answer in found] == [tokenizer.decode([token]) for token in best.indices.tolist()]
+    assert [answer.text for answer in answers[0]] == [f"The {a.token}uick b [MASK]own fox" for a in answers[0]]
+    assert [answer.text for answer in answers[1]] == [f"The [MASK]uick b{a.token}own fox" for a in answers[1]]
+    everything = language_model.predict_mask("[MASK]", top_k=1000)[0]
+    assert len(everything) == 256  # neither special tokens nor ids that no token has
+    assert sum(answer.probability for answer in everything) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_mask_that_takes_the_space_before_it_is_shown_with_it() -> None:
+    tokenizer = train_bpe([TEXT] * 3, 300)
+    model = lively(shape("bert"), tokenizer.vocab_size, causal=False)
+    first, second = LanguageModel(model, tokenizer).predict_mask("[MASK] quick [MASK] fox", top_k=2)
+    assert [answer.text for answer in first] == [f"{answer.token} quick [MASK] fox" for answer in first]
+    assert [answer.text for answer in second] == [f"[MASK] quick{answer.token} fox" for answer in second]
+
+
+def test_what_cannot_be_filled_is_refused(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"trained to continue prompts and cannot fill masks\. Use generate"):
+        load("gpt", True).predict_mask("a [MASK]")
+    language_model = load("bert", False)
+    with pytest.raises(ConfigError, match=r"top_k=0 is below 1\. Try top_k=5"):
+        language_model.predict_mask("a [MASK]", top_k=0)
+    with pytest.raises(ConfigError, match=r"the text has no \[MASK\] to fill"):
+        language_model.predict_mask("a")
+    with pytest.raises(ConfigError, match=r"the text has 73 tokens, the model's context 64"):
+        language_model.predict_mask("[MASK]" + 70 * "a")
+
+
+@torch.no_grad()
+def slow_score(language_model: LanguageModel, text: str) -> float:
+    """One position at a time; a text longer than the context starts anew where a context is full."""
+    tokenizer, model, total = language_model.tokenizer, language_model.model, 0.0
+    if model.causal:
+        tokens = [tokenizer.bos_id, *text.encode()]
+        for place in range(1, len(tokens)):
+            seen = tokens[(place - 1) // 64 * 64 : place]
+            total += float(model.head(model(torch.tensor([seen]))[0, -1]).double().log_softmax(-1)[tokens[place]])
+        return total
+    tokens = [tokenizer.bos_id, *text.encode(), tokenizer.eos_id]
+    for place in range(1, len(tokens) - 1):
+        hidden = [*tokens[:place], tokenizer.mask_id, *tokens[place + 1 :]]
+        start = place // 64 * 64
+        scores = model.head(model(torch.tensor([hidden[start : start + 64]]))[0, place - start])
+        total += float(scores.double().log_softmax(-1)[tokens[place]])
+    return total
+
+
+@pytest.mark.parametrize(("family", "causal"), ALL)
+@pytest.mark.parametrize("text", ["a", TEXT, "é" * 32, TEXT * 4, ""])  # 64 tokens fill one context
+def test_a_score_sums_the_log_probability_of_every_token(load: Load, family: str, causal: bool, text: str) -> None:
+    score = load(family, causal).score(text)
+    assert score.tokens == score.text_bytes == len(text.encode())
+    assert score.log_likelihood == pytest.approx(slow_score(load(family, causal), text), rel=1e-5)
+
+
+def test_figures_of_a_score_follow_from_its_sum() -> None:
+    score = Score(log_likelihood=-12.0, tokens=4, text_bytes=6)
+    assert score.loss == 3.0
+    assert score.perplexity == pytest.approx(math.e**3)
+    assert score.bits_per_byte == pytest.approx(2 / math.log(2))
+    assert Score(-1e9, 1, 1).perplexity < math.inf
+    assert (Score(0.0, 0, 0).loss, Score(0.0, 0, 0).bits_per_byte) == (0.0, 0.0)
+
+
+def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.mask_id = None
+    language_model = LanguageModel(lively(shape("bert"), 259, causal=False), tokenizer)
+    with pytest.raises(ConfigError, match=r"tokenizer has no mask token, so a text cannot be scored"):
+        language_model.score("a")
+    with pytest.raises(ConfigError, match=r"cannot fill masks"):
+        language_model.predict_mask("[MASK]")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tokenizer, config = byte_tokenizer(), shape("gpt")
+    model = lively(config, tokenizer.vocab_size, causal=True)
+    deeper = save(tmp_path / "deeper", model, shape("gpt", n_layers=3), tokenizer)
+    with pytest.raises(CheckpointError, match=r"does not fit the model: it lacks \['blocks\.2\..*\] and has nothing "):
+        LanguageModel.load(deeper)
+    shallower = save(tmp_path / "shallower", model, shape("gpt", n_layers=1), tokenizer)
+    with pytest.raises(CheckpointError, match=r"it lacks nothing and has \['blocks\.1\..*\] that the model does not"):
+        LanguageModel.load(shallower)
+    wider = save(tmp_path / "wider", model, shape("gpt", context_length=33), tokenizer)
+    with pytest.raises(
+        CheckpointError, match=r"embeddings\.positions\.weight has shape \(32, 32\), the model's \(33, 32\)"
+    ):
+        LanguageModel.load(wider)
+    other = save(tmp_path / "other", model, config, train_bpe([TEXT] * 3, 300))
+    with pytest.raises(CheckpointError, match=r"embeddings\.tokens\.weight has shape \(259, 32\), the model's \("):
+        LanguageModel.load(other)
+    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint"):
+        LanguageModel.load(tmp_path)
+
+
+def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> None:
+    save_tokenizer = byte_tokenizer().save
+    record = {"model": {"kind": "perceptron"}}
+    checkpoint.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
+    with pytest.raises(ConfigError, match=r"model\.kind=perceptron is unknown\."):
+        LanguageModel.load(tmp_path / "step-00000001")

@@ -1,0 +1,116 @@
+"""Tensors in a file are safetensors, come back to the bit, and are refused where the file is not whole."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pretrain.errors import CheckpointError
+from pretrain.tensor_file import MAX_HEADER_BYTES, read_tensors, write_tensors
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+          torch.int8, torch.uint8, torch.bool]  # fmt: skip
+
+
+def noise(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of any bits that the format has, NaN and denormal numbers too."""
+    count = torch.Size(shape).numel() * torch.tensor([], dtype=dtype).element_size()
+    data = torch.randint(2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8)
+    return data.view(dtype).reshape(shape)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "some.safetensors"
+    write_tensors(path, {"a": noise(torch.float32, (3, 5)), "b": noise(torch.uint8, (7,))})
+    return path
+
+
+@given(
+    parts=st.dictionaries(
+        st.text(min_size=1, max_size=9).filter(lambda name: name != "__metadata__" and name.isprintable()),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3).map(tuple)),
+        max_size=6,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_every_format_and_shape_comes_back_to_the_bit(
+    parts: dict[str, tuple[torch.dtype, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("tensors") / "file"
+    tensors = {name: noise(*part) for name, part in parts.items()}
+    digest = write_tensors(path, tensors)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    for found in (read_tensors(path), load_file(path)):
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            assert bits(found[name]) == bits(tensor)
+
+
+def test_views_and_parameters_are_written_as_they_read(tmp_path: Path) -> None:
+    matrix = torch.arange(12.0).reshape(3, 4)
+    tensors = {"turned": matrix.T, "part": matrix[:, 1::2], "weight": torch.nn.Parameter(matrix)}
+    write_tensors(tmp_path / "file", tensors)
+    found = read_tensors(tmp_path / "file")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert found["turned"].is_contiguous()
+
+
+def test_an_existing_file_is_never_overwritten(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(FileExistsError):
+        write_tensors(file, {"a": torch.zeros(2)})
+    assert file.read_bytes() == before
+
+
+def test_a_format_without_a_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"phase is of torch\.complex64, which file cannot hold"):
+        write_tensors(tmp_path / "file", {"phase": torch.zeros(2, dtype=torch.complex64)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_whole_file_is_refused(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    for size in (0, 1, 7, 8, 9, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"some\.safetensors cannot be read: "):
+            read_tensors(file)
+    for missing in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(CheckpointError, match=r"cannot be read: "):
+            read_tensors(missing)
+
+
+@pytest.mark.parametrize("claimed", [10**12, MAX_HEADER_BYTES + 1, 2**64 - 1])
+def test_a_header_that_claims_too_much_is_refused_before_it_is_read(file: Path, claimed: int) -> None:
+    file.write_bytes(claimed.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match=rf"claims a header of {claimed:,} bytes, more than the 100,000,000"):
+        read_tensors(file)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**12]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]},
+        {"dtype": "PICKLE", "shape": [1], "data_offsets": [0, 4]},
+        {},
+    ],
+)
+def test_a_header_that_does_not_describe_the_bytes_is_refused(tmp_path: Path, entry: dict[str, object]) -> None:
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=r"file cannot be read: "):
+        read_tensors(tmp_path / "file")
