@@ -34,6 +34,7 @@ from kneser_ney import KneserNey, worst_sum
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config import EvalConfig, RunConfig, from_dict
+from pretrain.data.batches import bits_per_byte_of_a_nat
 from pretrain.data.prepare import prepare
 from pretrain.data.store import Store
 from pretrain.data.tokenizer import Tokenizer
@@ -133,7 +134,7 @@ def _n_grams(train: Documents, held_out: Documents, store: Store) -> dict[str, d
         nats = -float(model.log_probabilities(held_out).mean())
         seconds = time.perf_counter() - start
         figures[f"{order}-gram"] = {
-            "bits_per_byte": nats * store.bits_per_byte_of_a_nat(),
+            "bits_per_byte": nats * bits_per_byte_of_a_nat(store),
             "nats_per_token": nats,
             "seconds": seconds,
             "sum_error": worst_sum(model, train),

@@ -5,7 +5,7 @@ from typing import Any
 
 from pretrain.checkpoint import open_checkpoint
 from pretrain.config import EvalConfig, RunConfig, from_dict
-from pretrain.data.batches import RowStream
+from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.store import Store
@@ -32,7 +32,7 @@ def score_documents(config: EvalConfig, path: Path) -> dict[str, Any]:
     stream = RowStream(store, run.data, run.model.context_length, pad_id, seed=0)
     figures = score_rows(learner, stream, config.batch_size, config.max_rows)
     if run.objective.causal:
-        figures["bits_per_byte"] = figures["loss"] * store.bits_per_byte_of_a_nat()
+        figures["bits_per_byte"] = figures["loss"] * bits_per_byte_of_a_nat(store)
     facts = {"checkpoint": str(checkpoint.folder), "objective": run.objective.kind, "documents": store.n_documents}
     return facts | figures
 

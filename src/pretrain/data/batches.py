@@ -1,5 +1,7 @@
 """The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
 
+import math
+
 import numpy as np
 
 from pretrain.data.config import DataConfig
@@ -45,3 +47,8 @@ class RowStream:
         if self.document_mask:
             return found
         return Rows(found.tokens, found.next_tokens, found.positions, np.minimum(found.documents, 0))
+
+
+def bits_per_byte_of_a_nat(store: Store) -> float:
+    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first token is given."""
+    return (store.n_tokens - store.n_documents) / max(1, store.text_bytes) / math.log(2)

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +184,6 @@ class Store:
             bounds.flags.writeable = False
             self._bounds = bounds
         return self._bounds
-
-    def bits_per_byte_of_a_nat(self) -> float:
-        """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given."""
-        return (self.n_tokens - self.n_documents) / max(1, self.text_bytes) / math.log(2)
 
     def document_lengths(self) -> Ints:
         """Return int64 [n_documents]: the tokens of each document, BOS and EOS included."""

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from pretrain.checkpoint import sweep
 from pretrain.config import RunConfig, to_dict
-from pretrain.data.batches import RowStream
+from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.device import peak_flops_per_s
 from pretrain.language_model import model_without_weights
@@ -149,7 +149,7 @@ def _build_module(
         max_steps=config.trainer.max_steps,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
-        bits_per_byte_of_a_nat=None if masked or store is None else store.bits_per_byte_of_a_nat(),
+        bits_per_byte_of_a_nat=None if masked or store is None else bits_per_byte_of_a_nat(store),
         materialise=materialise,
     )
 

@@ -1,0 +1,172 @@
+"""One run, however many processes share it: the same rows, the same losses, the same checkpoints."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.training.loggers import read_rows
+
+ROOT = Path(__file__).parents[2]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+TINY = [
+    "data=text_files",
+    "tokenizer=bytes",
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.context_length=64",
+    "trainer.precision=fp32",
+    "trainer.max_steps=10",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=100",
+    "checkpoint.every_n_steps=5",
+    "checkpoint.keep=0",
+    "sample.max_new_tokens=5",
+]
+pytestmark = pytest.mark.slow
+
+
+class Job:
+    """Runs train.py below one folder."""
+
+    def __init__(self, folder: Path, corpus: Path) -> None:
+        self.folder = folder
+        self.words = [*TINY, f"data.path={corpus}"]
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "src" / "train.py"), *self.words, *words]
+
+    def run(self, name: str, *words: str) -> Path:
+        folder = self.folder / name
+        found = subprocess.run(
+            self.command(*words, f"paths.run_dir={folder}"),
+            cwd=self.folder, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert found.stdout.count("Report") == 1
+        return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, corpus: Path) -> Job:
+    return Job(tmp_path, corpus)
+
+
+def losses(folder: Path) -> list[float]:
+    rows = {int(row["step"]): row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == "train/loss"}
+    return [float(rows[step]) for step in sorted(rows)]
+
+
+def validation(folder: Path) -> float:
+    return float([row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == "val/loss"][-1])
+
+
+def assert_same_weights(one: Path, other: Path, atol: float) -> None:
+    a, b = open_checkpoint(one).tensors("model"), open_checkpoint(other).tensors("model")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("family", [["model=gpt_nano"], ["model=bert_nano", "optimizer=adamw"]], ids=["gpt", "bert"])
+def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(job: Job, family: list[str]):
+    single = job.run("single", *family)
+    for strategy in ("ddp", "fsdp"):
+        folder = job.run(strategy, *family, f"trainer={strategy}", *TWO)
+        assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
+        assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
+        assert_same_weights(folder, single, 1e-4)
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+    half = job.folder / "fsdp" / "checkpoints" / "step-00000005"
+    for name, words in (
+        ("back_to_one", []),
+        ("on_to_two", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
+        ("as_ddp", ["trainer=ddp", *TWO]),
+    ):
+        target = job.folder / name / "checkpoints"
+        target.mkdir(parents=True)
+        (target / half.name).symlink_to(half)
+        folder = job.run(name, *family, *words, "resume=auto")
+        assert losses(folder) == pytest.approx(losses(single)[5:], abs=1e-5)
+
+
+def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
+    plain = job.run("plain")
+    checkpointed = job.run("checkpointed", "parallel.activation_checkpointing=true", "trainer=fsdp", *TWO)
+    assert losses(checkpointed) == pytest.approx(losses(plain), abs=1e-5)
+    saved = open_checkpoint(checkpointed).tensors("model")
+    assert saved.keys() == open_checkpoint(plain).tensors("model").keys()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
+    words = [f"trainer={strategy}", *TWO, "trainer.max_steps=200", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
+    process = subprocess.Popen(
+        job.command(*words, f"paths.run_dir={job.folder / 'cut'}"),
+        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert time.monotonic() - sent < 30
+    assert "saved; go on with resume=auto" in errors
+    assert "Traceback" not in errors
+    cut = job.run("cut", *words, "resume=auto")
+    whole = job.run("whole", *words)
+    one, other = open_checkpoint(cut), open_checkpoint(whole)
+    assert one.step == other.step == 200
+    for part in ("model", "optimizer", "random"):
+        assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
+
+
+def test_a_lost_process_ends_the_others_and_says_so(job: Job):
+    process = subprocess.Popen(
+        job.command("trainer=ddp", *TWO, "trainer.max_steps=100000", f"paths.run_dir={job.folder / 'lost'}"),
+        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            break
+    children = psutil.Process(process.pid).children()
+    workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30
+    assert process.returncode == 6, errors
+    assert "was lost" in errors
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_sharding_without_a_gpu_names_what_works_here(job: Job):
+    found = subprocess.run(job.command("trainer=fsdp"), cwd=job.folder, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "trainer.accelerator=cpu trainer.devices=2" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_torchrun_gives_one_folder_and_the_same_result(job: Job):
+    single = job.run("single")
+    found = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *job.command("trainer=fsdp")[1:],
+         "trainer.accelerator=cpu", f"paths.logs_dir={job.folder / 'logs'}"],
+        cwd=job.folder, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    (folder,) = (job.folder / "logs" / "gpt_nano").iterdir()
+    assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
