@@ -10,9 +10,7 @@ any loop        the same for a phrase of any number of tokens: three times or mo
 frequent 4-gram four tokens in a row that occur four times or more in a sample, overlaps counted, such tokens left out
 real words      of the words ([A-Za-z]{2,}) of a sample, without its first and last, the share that occur in the
                 training or validation documents, upper and lower case alike
-
-A sample is the new text, cut into tokens anew, shorter where the model ended it. "Real text" is as many tokens of
-held-out documents at the same places: it tells what the corpus itself repeats.
+A sample is the new text, cut into tokens anew, shorter where the model ended it. "Real text" is held-out documents.
 """
 
 import argparse

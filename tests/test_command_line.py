@@ -66,7 +66,7 @@ MISTYPED = [
 
 UNANSWERED = [
     (["=3"], "'=3' is not a setting with a value."),
-    (["trainer=null"], "trainer=null is not a preset. There are: auto, cpu, debug, gpu."),
+    (["trainer=null"], "trainer=null is not a preset. There are: auto, cpu, ddp, debug, fsdp, gpu."),
     (["model="], "model= is not a preset. There are: bert_base, "),
     (["seed=1,2"], "'seed=1,2' gives several values, which is a sweep. Add -m to run one after the other."),
     (["model.n_layers=${nothing}"], "the settings cannot be resolved: Interpolation key 'nothing' not found"),

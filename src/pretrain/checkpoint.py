@@ -75,9 +75,9 @@ def write(
 ) -> Path:
     """Write a checkpoint below `parent` and return its folder, once it would survive a loss of power.
 
-    `parts` maps model, optimizer and random to tensors by name; `whole` gathers one that is spread over processes. An
-    existing checkpoint of the same step is kept if it verifies. Raises CheckpointError where the storage fails; what was
-    there before is untouched.
+    `parts` maps model, optimizer and random to tensors by name; `whole` gathers one that is spread over processes.
+    An existing checkpoint of the same step is kept if it verifies. Raises CheckpointError where the storage fails; what
+    was there before is untouched.
     """
     final = parent / f"step-{step:08d}"
     temporary = parent / f"{final.name}.tmp"

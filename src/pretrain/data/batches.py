@@ -50,5 +50,5 @@ class RowStream:
 
 
 def bits_per_byte_of_a_nat(store: Store) -> float:
-    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first token is given."""
+    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given."""
     return (store.n_tokens - store.n_documents) / max(1, store.text_bytes) / math.log(2)

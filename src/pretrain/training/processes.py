@@ -75,9 +75,9 @@ def spawn(record: dict[str, Any]) -> str:
         return str(elastic_launch(agent, work)(json.dumps(record))[0])
     except ChildFailedError as error:
         number, first = error.get_first_failure()
-        raise _what_failed(failures, number, first.exitcode) from None
-    except SignalException as error:
-        raise _what_failed(failures, 0, 128 + int(error.sigval)) from None
+        raise _what_failed(failures, config.trainer.devices, number, first.exitcode) from None
+    except SignalException:
+        raise _what_failed(failures, config.trainer.devices, 0, 0) from None
 
 
 def work(text: str) -> str:
@@ -104,16 +104,19 @@ def work(text: str) -> str:
     return report
 
 
-def _what_failed(failures: Path, number: int, exit_code: int) -> PretrainError:
-    """Return the error of the process that failed first; without a word from it, that it was lost."""
+def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
+    """Return the error of the process that failed first; one that left no word was lost, and the others fell with it."""
     told = [json.loads(path.read_text()) for path in failures.glob("rank-*.json")]
-    if exit_code < 0 or not told:
-        name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-        return RankLostError(f"rank {number} was lost ({name}); go on from the last checkpoint with resume=auto")
-    first = min(told, key=lambda failure: float(failure["time"]))
+    silent = sorted(set(range(ranks)) - {int(failure["rank"]) for failure in told})
+    own_words = [failure for failure in told if int(failure["exit_code"]) != 1]
+    if not own_words and silent:
+        lost = number if number in silent else silent[0]
+        name = f" ({signal.Signals(-exit_code).name})" if exit_code < 0 else ""
+        return RankLostError(f"rank {lost} was lost{name}; go on from the last checkpoint with resume=auto")
+    first = min(own_words or told, key=lambda failure: float(failure["time"]))
     code, message = int(first["exit_code"]), str(first["message"])
     if code > 128:
         return Interrupted(message, code - 128)
-    if code in _BY_CODE:
-        return _BY_CODE[code](message)
-    return RankLostError(f"rank {first['rank']} failed:\n{message}")
+    return _BY_CODE.get(code, RankLostError)(
+        message if code in _BY_CODE else f"rank {first['rank']} failed:\n{message}"
+    )

@@ -242,7 +242,8 @@ def _opening(
 
 def _quiet_lightning() -> None:
     """Keep Lightning's banners and advice to itself: what matters here, the run says."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -1,0 +1,44 @@
+"""Which process is blamed when a run of several ends badly."""
+
+import json
+from pathlib import Path
+
+from pretrain.errors import DataError, Interrupted, RankLostError
+from pretrain.training.processes import _what_failed
+
+
+def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
+    told = {"time": time, "rank": rank, "exit_code": exit_code, "message": message}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(told))
+
+
+def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
+    leave(tmp_path, 0, 5.0, 1, "Connection closed by peer")
+    error = _what_failed(tmp_path, 2, 0, 1)
+    assert isinstance(error, RankLostError)
+    assert str(error) == "rank 1 was lost; go on from the last checkpoint with resume=auto"
+    (tmp_path / "rank-0.json").unlink()
+    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(tmp_path, 2, 1, -9))
+
+
+def test_the_first_that_said_why_is_believed(tmp_path: Path):
+    leave(tmp_path, 0, 1.0, 1, "Connection closed by peer")
+    leave(tmp_path, 2, 3.0, 3, "later")
+    leave(tmp_path, 1, 2.0, 3, "shard 7 is damaged")
+    error = _what_failed(tmp_path, 3, 0, 1)
+    assert isinstance(error, DataError)
+    assert str(error) == "shard 7 is damaged"
+
+
+def test_a_signal_keeps_its_exit_code(tmp_path: Path):
+    leave(tmp_path, 0, 1.0, 143, "SIGTERM at step 3")
+    leave(tmp_path, 1, 1.0, 143, "SIGTERM at step 3")
+    error = _what_failed(tmp_path, 2, 0, 0)
+    assert isinstance(error, Interrupted)
+    assert error.exit_code == 143
+
+
+def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
+    for rank in range(2):
+        leave(tmp_path, rank, float(rank), 1, f"Traceback of {rank}")
+    assert str(_what_failed(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
