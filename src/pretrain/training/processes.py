@@ -105,7 +105,7 @@ def work(text: str) -> str:
 
 
 def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
-    """Return the error of the process that failed first; one that left no word was lost, and the others fell with it."""
+    """Return the error of what failed first; a process that left no word was lost, and the others fell with it."""
     told = [json.loads(path.read_text()) for path in failures.glob("rank-*.json")]
     silent = sorted(set(range(ranks)) - {int(failure["rank"]) for failure in told})
     own_words = [failure for failure in told if int(failure["exit_code"]) != 1]
