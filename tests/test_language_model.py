@@ -236,3 +236,25 @@ def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> No
     checkpoint.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
     with pytest.raises(ConfigError, match=r"model\.kind=perceptron is unknown\."):
         LanguageModel.load(tmp_path / "step-00000001")
+
+
+def test_a_text_is_embedded_as_the_mean_of_its_states(load: Load) -> None:
+    llm = load("bert", False)
+    texts = ["the quick brown", "a dog"]
+    vectors = llm.embed(texts)
+    assert vectors.shape == (2, llm.model.config.d_model)
+    tokens = [llm.tokenizer.bos_id, *llm.tokenizer.encode(texts[1]), llm.tokenizer.eos_id]
+    with torch.no_grad():
+        slow = llm.model(torch.tensor([tokens]))[0, 1:-1].mean(0)
+    torch.testing.assert_close(vectors[1], slow)
+    torch.testing.assert_close(llm.embed(texts[0]), vectors[0])
+    assert "LanguageModel(masked, " in repr(llm)
+
+
+def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
+    with pytest.raises(ConfigError, match="reads from left to right only"):
+        load("gpt", True).embed("a")
+    with pytest.raises(ConfigError, match="a text of 0 tokens cannot be embedded"):
+        load("bert", False).embed("")
+    with pytest.raises(ConfigError, match="cannot be embedded: between 1 and"):
+        load("bert", False).embed("word " * 500)

@@ -29,7 +29,16 @@ from pretrain.data.config import (
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
-from pretrain.optim.config import AdamWConfig, CosineConfig, MuonConfig, OptimizerConfig, ScheduleConfig, WSDConfig
+from pretrain.optim.config import (
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    WSDConfig,
+)
 from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, SampleConfig, TrainerConfig
 
@@ -39,7 +48,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
     "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
-    "schedule": (CosineConfig, WSDConfig),
+    "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
 }
 _REGISTERED: dict[str, dict[str, type]] = {}
 

@@ -184,6 +184,37 @@ class LanguageModel:
                 start = place + 1
         return text + self.tokenizer.decode(tokens[start:])
 
+    @torch.inference_mode()
+    def embed(self, text: str | list[str]) -> Tensor:
+        """Return one vector for each text, float32 (d_model,) or (texts, d_model): the mean of its last hidden states.
+
+        Special tokens do not count. Raises ConfigError for a causal model, whose early positions have seen too little,
+        and for a text that is empty or longer than the context.
+        """
+        if self.causal:
+            raise ConfigError(
+                "this model reads from left to right only, so its states do not stand for a whole text. "
+                "Embed with a masked model: objective=masked."
+            )
+        if not isinstance(text, str):
+            return torch.stack([self.embed(each) for each in text])
+        tokens = self.tokenizer.encode(text)
+        if not tokens or len(tokens) + 2 > self.model.config.context_length:
+            raise ConfigError(
+                f"a text of {len(tokens)} tokens cannot be embedded: between 1 and "
+                f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
+            )
+        row = torch.tensor([[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._no_answer.device)
+        hidden: Tensor = self.model(row)
+        return hidden[0, 1:-1].float().mean(0)
+
+    def __repr__(self) -> str:
+        """Return what this is: family, parameters, and what it was trained on."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
+        data = f", data {self.trained['data']}" if "data" in self.trained else ""
+        return f"LanguageModel({'causal' if self.causal else 'masked'}, {parameters:,} parameters{seen}{data})"
+
     def score(self, text: str) -> Score:
         """Return how likely the model finds a text; for a masked model its pseudo-likelihood."""
         tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pretrain.errors import ConfigError
-from pretrain.optim.config import CosineConfig, ScheduleConfig, WSDConfig
+from pretrain.optim.config import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,17 @@ def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> Non
     )
 
 
-@pytest.mark.parametrize("schedule", [CosineConfig(), WSDConfig()])
+@pytest.mark.parametrize(("step", "share"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.55), (85, 0.325), (110, 0.1)])
+def test_linear_climbs_and_falls_along_lines(step: int, share: float) -> None:
+    assert LinearConfig(warmup_steps=10, final_share=0.1).share(step, max_steps=110) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.25), (3, 1.0), (4, 1.0), (50, 1.0), (99, 1.0)])
+def test_constant_climbs_and_stays(step: int, share: float) -> None:
+    assert ConstantConfig(warmup_steps=4).share(step, max_steps=100) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("schedule", [CosineConfig(), WSDConfig(), LinearConfig(), ConstantConfig()])
 @pytest.mark.parametrize("warmup", [0, 1, 7, 50, 80])
 @pytest.mark.parametrize("max_steps", [1, 2, 50])
 def test_every_step_of_every_run_has_a_share_above_0_and_up_to_1(
@@ -39,7 +49,7 @@ def test_every_step_of_every_run_has_a_share_above_0_and_up_to_1(
     assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
 
 
-@pytest.mark.parametrize("schedule", [CosineConfig, WSDConfig])
+@pytest.mark.parametrize("schedule", [CosineConfig, WSDConfig, LinearConfig])
 def test_settings_out_of_range_are_refused(schedule: type) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup_steps=-1 is negative\. Try schedule\.warmup_steps=0"):
         schedule(warmup_steps=-1)

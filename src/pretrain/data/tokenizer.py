@@ -98,6 +98,19 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "".join(f"<0x{value:02X}>" for value in values)
 
+    @cached_property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Return bool (vocab_size,): whether a token begins a word, by the spelling of its kind of tokenizer.
+
+        WordPiece marks what continues a word (##ing). Elsewhere a token continues one if it begins with a letter or
+        digit; a space, a mark for one, and punctuation begin anew.
+        """
+        spelled = [str(self._documents.id_to_token(number) or "") for number in range(self.vocab_size)]
+        if any(text.startswith("##") for text in spelled):
+            return np.array([not text.startswith("##") for text in spelled])
+        readable = (self.token(number) for number in range(self.vocab_size))
+        return np.array([not text[:1].isalnum() for text in readable])
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `load` and transformers' AutoTokenizer read."""
         folder.mkdir(parents=True, exist_ok=True)

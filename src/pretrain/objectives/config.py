@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pretrain.objectives.objective import Objective
 
 
@@ -20,6 +25,8 @@ class Vocabulary(Protocol):
     def mask_id(self) -> int | None: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def word_starts(self) -> NDArray[np.bool_]: ...
 
 
 @dataclass
@@ -54,6 +61,14 @@ class CausalConfig(ObjectiveConfig):
         return Causal()
 
 
+class MaskingUnit(Enum):
+    """What is hidden as one."""
+
+    token = "token"
+    whole_word = "whole_word"  # all tokens of a word (the second release of Devlin et al. 2019)
+    span = "span"  # runs of tokens of geometric length (Joshi et al. 2020, https://arxiv.org/abs/1907.10529)
+
+
 @dataclass
 class MaskedConfig(ObjectiveConfig):
     """Predict hidden tokens from both sides (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
@@ -61,6 +76,8 @@ class MaskedConfig(ObjectiveConfig):
     kind: str = "masked"
     mask_probability: float = 0.15  # share of a row's tokens to predict; special tokens are never among them
     mask_share: float = 0.8  # of the tokens to predict, replaced by [MASK]
+    unit: MaskingUnit = MaskingUnit.token
+    mean_span: float = 3.8  # with unit=span: tokens in a span, on average
     random_share: float = 0.1  # of the tokens to predict, replaced by any token; the rest stay as they are
 
     def __post_init__(self) -> None:
@@ -73,6 +90,11 @@ class MaskedConfig(ObjectiveConfig):
             raise ConfigError(
                 f"objective.mask_share={self.mask_share} and objective.random_share={self.random_share} must be shares "
                 "that add up to at most 1. Try objective.mask_share=0.8 objective.random_share=0.1."
+            )
+
+        if not 1.0 <= self.mean_span < math.inf:
+            raise ConfigError(
+                f"objective.mean_span={self.mean_span} is not a number from 1 up. Try objective.mean_span=3.8."
             )
 
     @property
@@ -91,6 +113,7 @@ class MaskedConfig(ObjectiveConfig):
             self,
             mask_id=vocabulary.mask_id,
             special_ids=vocabulary.special_ids,
+            word_starts=vocabulary.word_starts if self.unit is MaskingUnit.whole_word else None,
             vocab_size=vocabulary.vocab_size,
             seed=seed,
         )

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pretrain.objectives.batch import IGNORE, Batch, TokenRows, visible_documents
-from pretrain.objectives.config import MaskedConfig
+from pretrain.objectives.config import MaskedConfig, MaskingUnit
 from pretrain.objectives.objective import Objective
 
 
@@ -22,13 +23,21 @@ class Masked(Objective):
     causal = False
 
     def __init__(
-        self, config: MaskedConfig, *, mask_id: int, special_ids: Iterable[int], vocab_size: int, seed: int
+        self,
+        config: MaskedConfig,
+        *,
+        mask_id: int,
+        special_ids: Iterable[int],
+        vocab_size: int,
+        seed: int,
+        word_starts: NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.mask_id = mask_id
         self.vocab_size = vocab_size
         self.seed = seed
+        self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; needed for whole words alone
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
     def make_batch(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
@@ -57,10 +66,33 @@ class Masked(Objective):
             return
         draw = np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))
         count = min(len(places), max(1, round(self.config.mask_probability * len(candidates))))
-        chosen = np.sort(draw.permutation(candidates)[:count])
+        chosen = np.sort(self._choose(tokens, candidates, count, draw))
+        count = len(chosen)
         places[:count], targets[:count] = chosen, tokens[chosen]
         fate = draw.random(count)
         masked = fate < self.config.mask_share
         randomised = ~masked & (fate < self.config.mask_share + self.config.random_share)
         tokens[chosen[masked]] = self.mask_id
         tokens[chosen[randomised]] = draw.integers(self.vocab_size, size=int(randomised.sum()))
+
+    def _choose(
+        self, tokens: NDArray[np.int64], candidates: NDArray[np.int64], count: int, draw: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Return up to `count` of the candidates: single ones, or whole words or spans as long as they fit.
+
+        At least one is returned: of a first word or span that is too long, its beginning.
+        """
+        if self.config.unit is MaskingUnit.token:
+            return draw.permutation(candidates)[:count]
+        starts = np.diff(candidates, prepend=-2) != 1  # a special token or a document's end ends a word or span
+        if self.config.unit is MaskingUnit.span:
+            ends = np.cumsum(draw.geometric(1.0 / self.config.mean_span, size=len(candidates)))
+            starts[ends[ends < len(candidates)]] = True
+        else:
+            assert self.word_starts is not None
+            starts |= self.word_starts[tokens[candidates]]
+        group = np.cumsum(starts) - 1
+        order = draw.permutation(group[-1] + 1)
+        total = np.cumsum(np.bincount(group)[order])
+        taken = order[total <= count] if total[0] <= count else order[:1]
+        return candidates[np.isin(group, taken)][:count]

@@ -179,3 +179,29 @@ class WSDConfig(ScheduleConfig):
 def _check_final_share(share: float, usual: float) -> None:
     if not 0.0 <= share <= 1.0:
         raise ConfigError(f"schedule.final_share={share} is not a share from 0 to 1. Try schedule.final_share={usual}.")
+
+
+@dataclass
+class LinearConfig(ScheduleConfig):
+    """A straight line from the height to `final_share` of it at the last step, as BERT was trained."""
+
+    kind: str = "linear"
+    final_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_final_share(self.final_share, 0.0)
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        return 1.0 - (1.0 - self.final_share) * progress
+
+
+@dataclass
+class ConstantConfig(ScheduleConfig):
+    """The height from the end of the warm-up on."""
+
+    kind: str = "constant"
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        return 1.0

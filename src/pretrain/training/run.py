@@ -207,6 +207,7 @@ def _final_validation(trainer: L.Trainer, module: TrainingModule, data: TextData
 def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[str, Any]:
     return {
         "objective": config.objective.kind,
+        "data": config.data.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         **fixed_facts(prepared),
         "torch": torch.__version__,
