@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
+    {"sweep"},
     {"training", "score"},
     {"language_model"},
     {"evaluation", "inference", "checkpoint", "parallel"},
@@ -21,7 +22,7 @@ LAYERS = [
 SIBLINGS = {("training", "command_line")}
 ONLY_IN = {
     "lightning": {"training"},
-    "hydra": {"command_line"},
+    "hydra": {"command_line", "sweep"},
     "omegaconf": {"command_line", "config"},
 }
 

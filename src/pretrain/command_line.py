@@ -29,8 +29,10 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     words = [_quote(word, free_text) for word in sys.argv[1:]]
     try:
         register_schemas(config_name, config_class)
-        if any(word.startswith("-") for word in words):
-            _hand_to_hydra(config_name, task, words)
+        if words and words[0] in ("-m", "--multirun"):
+            _sweep(config_name, words[1:])
+        elif any(word.startswith("-") for word in words):
+            _hand_to_hydra(config_name, words)
         else:
             task(None if _follows() else compose(config_name, words), words)
     except PretrainError as error:
@@ -209,18 +211,26 @@ def register_schemas(config_name: str, config_class: type) -> None:
             store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
-def _hand_to_hydra(config_name: str, task: Callable[[Any, list[str]], object], words: list[str]) -> None:
-    """Let Hydra act on its own flags; a multirun calls `task` for each of its jobs."""
+def _sweep(config_name: str, words: list[str]) -> None:
+    """Run every combination of the words, all checked before the first starts; exit with the first failure's code."""
+    from pretrain.sweep import expand, sweep
+
+    logs = next((word.partition("=")[2] for word in words if word.startswith("paths.logs_dir=")), "logs")
+    for job in expand(words, Path(logs)):
+        compose(config_name, job.words)
+    failed = [job.exit_code for job in sweep(words, Path(logs)) if job.exit_code]
+    if failed:
+        sys.exit(failed[0])
+
+
+def _hand_to_hydra(config_name: str, words: list[str]) -> None:
+    """Let Hydra act on its own flags, such as --help, --cfg and --info."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    if "-m" in words or "--multirun" in words:
+        raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
     sys.argv[1:] = words
-
-    def job(tree: Any) -> None:
-        task(typed(tree), list(HydraConfig.get().overrides.task))
-
-    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
 
 
 def _quote(word: str, free_text: str) -> str:

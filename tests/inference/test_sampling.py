@@ -40,7 +40,7 @@ def test_what_is_kept(top_k: int | None, top_p: float | None) -> None:
 def test_the_likeliest_token_always_stays(values: list[float], top_k: int, top_p: float) -> None:
     scores = torch.tensor([values])
     kept = restrict(scores, top_k, top_p)
-    assert kept[0, scores.argmax()] == scores.max()
+    assert kept.max() == scores.max()
     assert kept.softmax(-1).isfinite().all()
 
 

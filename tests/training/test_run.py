@@ -107,6 +107,17 @@ def test_micro_batches_do_not_change_the_result(tiny, family):
     assert one.validation == {}
 
 
+@pytest.mark.parametrize("family", [CAUSAL, MASKED, ["model=modernbert_nano"]], ids=["gpt", "bert", "modernbert"])
+def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
+    words = [*family, "model.dropout=0", "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
+    words += ["model.attention_dropout=0"]
+    exact = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'fp32'}"))
+    short = run(tiny.place(*words, "trainer.precision=bf16", f"paths.run_dir={tiny.folder / 'bf16'}"))
+    a, b = losses(Path(exact.folder)), losses(Path(short.folder))
+    assert [float(v) for v in a.values()] == pytest.approx([float(v) for v in b.values()], rel=5e-3)
+    assert a != b
+
+
 def test_two_workers_change_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
     none = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'none'}"))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.config import TransformerConfig
+from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
 
 
@@ -66,8 +67,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.output = nn.Linear(inner, config.d_model, bias=config.bias)
-        self.query_norm = nn.RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = nn.RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
+        self.query_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -64,3 +65,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf8") as file:
         return [row for row in csv.DictReader(file) if row.get("value") is not None and (row["step"] or "").isdigit()]
+
+
+def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:
+    """Leave settings and final figures for TensorBoard's HParams page, where the runs of a sweep stand side by side."""
+    flat = {key: value for key, value in _flat(settings, "").items() if not key.startswith(("paths", "resume"))}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunTensorBoard) and figures:
+            logger.log_hyperparams(flat, {name.replace("val/", "final/"): value for name, value in figures.items()})
+            logger.experiment.flush()
+
+
+def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

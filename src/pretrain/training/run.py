@@ -33,7 +33,7 @@ from pretrain.training.checkpointing import Restore, RunState, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule
 from pretrain.training.launch import Placement
-from pretrain.training.loggers import LongCSVLogger, RunTensorBoard
+from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
 from pretrain.training.module import TrainingModule
 from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
@@ -113,6 +113,7 @@ def run(placement: Placement) -> Report:
     )
     if trainer.is_global_zero:
         report.save()
+        compare_by_settings(trainer, to_dict(config), validation)
     return report
 
 

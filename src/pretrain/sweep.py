@@ -1,0 +1,131 @@
+"""A multirun's jobs: each in a fresh process, all of them in spite of failures, and a table at the end."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.errors import ConfigError, Interrupted
+
+
+@dataclass
+class Job:
+    """One combination of the swept settings."""
+
+    words: list[str]  # all settings of the job, as typed
+    swept: list[str]  # those of them that differ between jobs
+    folder: Path
+    exit_code: int | None = None  # none: not run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has left its report."""
+        return (self.folder / "report.json").exists()
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss at the end in nats per token, none where there is none."""
+        if not self.finished:
+            return None
+        report = json.loads((self.folder / "report.json").read_text(encoding="utf8"))
+        value = report["validation"].get("val/loss")
+        return None if value is None else float(value)
+
+
+def sweep(words: list[str], logs_folder: Path) -> list[Job]:
+    """Run every combination of the settings in `words` and print the table; jobs that have finished are not run again.
+
+    A job's folder follows from its settings, so that typing the same sweep again does what is missing. An interrupt
+    ends the job under way and the sweep.
+    """
+    jobs = expand(words, logs_folder)
+    for number, job in enumerate(jobs, start=1):
+        title = f"job {number} of {len(jobs)}: {' '.join(job.swept) or 'the only one'}"
+        if job.finished:
+            job.exit_code = 0
+            print(f"{title}: finished before, in {job.folder}", flush=True)
+            continue
+        print(title, flush=True)
+        job.exit_code = _run(job)
+        if job.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print(table(jobs))
+            raise Interrupted("the sweep was interrupted; type it again to go on", job.exit_code - 128)
+    print(table(jobs))
+    return jobs
+
+
+def expand(words: list[str], logs_folder: Path) -> list[Job]:
+    """Return a job for every combination; of `a=1,2 b=x` two. Raises ConfigError for a sweep without an end."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices: list[list[str]] = []
+    varied: list[bool] = []
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{override.input_line} has no end. List the values: {override.key_or_group}=1,2,3.")
+        key = override.get_key_element()
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+        choices.append([f"{key}={value}" for value in values] if values else [str(override.input_line)])
+        varied.append(values is not None)
+    jobs = []
+    for combination in itertools.product(*choices):
+        swept = [word for word, varies in zip(combination, varied, strict=True) if varies]
+        jobs.append(Job(list(combination), swept, _folder(list(combination), swept, logs_folder)))
+    return jobs
+
+
+def _folder(words: list[str], swept: list[str], logs_folder: Path) -> Path:
+    """Return a folder named after what is swept, and after the hash of all settings."""
+    name = re.sub(
+        r"[^\w.+-]+",
+        "-",
+        "_".join(word.partition("=")[0].rpartition(".")[2] + "-" + word.partition("=")[2] for word in swept),
+    )[:60].strip("-_")
+    digest = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
+    return logs_folder / "sweep" / f"{name or 'job'}-{digest}"
+
+
+def _run(job: Job) -> int:
+    """Run a job in a process of its own and return its exit code; signals go on to it."""
+    words = [*job.words, f"paths.run_dir={job.folder}"]
+    if any(job.folder.glob("checkpoints/step-*")):  # of a sweep that was interrupted
+        words = [word for word in words if not word.startswith("init_from=")] + ["resume=auto"]
+    command = [sys.executable, sys.argv[0], *words]
+    process = subprocess.Popen(command, env=os.environ)
+    previous = {
+        number: signal.signal(number, lambda given, frame: process.send_signal(given))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def table(jobs: list[Job]) -> str:
+    """Return settings, validation loss, exit code and folder of each job, the best one marked."""
+    losses = [job.loss for job in jobs if job.loss is not None]
+    best = min(losses, default=None)
+    rows = [("", "settings", "val/loss", "exit", "folder")]
+    for job in jobs:
+        loss = job.loss
+        rows.append(
+            (
+                "*" if loss is not None and loss == best else "",
+                " ".join(job.swept),
+                "" if loss is None else f"{loss:.4f}",
+                "-" if job.exit_code is None else str(job.exit_code),
+                str(job.folder),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(["", *lines])
