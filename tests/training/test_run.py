@@ -65,6 +65,18 @@ def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monke
     assert whole.tokens_seen == cut.tokens_seen == 12 * 4 * 32
 
 
+def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/loss", "val/bits_per_byte", "optim/learning_rate", "speed/mfu"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+    assert {"config/text_summary", "samples/text_summary"} <= set(tags["tensors"])
+    assert any("hparams" in tag for tag in events.summary_metadata)
+
+
 def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
     first = run(tiny.place(*CAUSAL))
     folder = Path(first.folder)
@@ -75,6 +87,8 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
         row["name"] for row in read_rows(folder / "metrics.csv")
     }
     assert list(folder.glob("events.out.tfevents.*"))
+
+    assert_tensorboard_shows_curves_text_and_settings(folder)
 
     again = run(tiny.place(*CAUSAL, "resume=auto"))
     assert again.steps == 12

@@ -8,6 +8,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+# settings of the HParams page, by how their full names begin
+_SHAPING = (
+    "name", "seed", "batch_size", "data.kind", "tokenizer.", "objective.", "optimizer.", "schedule.",
+    "trainer.max_steps", "model.n_layers", "model.d_model", "model.n_heads", "model.context_length", "model.dropout",
+)  # fmt: skip
 
 
 class RunTensorBoard(TensorBoardLogger):
@@ -68,16 +75,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:
-    """Leave settings and final figures for TensorBoard's HParams page, where the runs of a sweep stand side by side."""
-    flat = {key: value for key, value in _flat(settings, "").items() if not key.startswith(("paths", "resume"))}
+    """Have TensorBoard's HParams page show the run: what shaped it, beside the last values of its final figures."""
+    flat = {key: value for key, value in _flat(settings, "").items() if key.startswith(_SHAPING)}
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and figures:
-            logger.log_hyperparams(flat, {name.replace("val/", "final/"): value for name, value in figures.items()})
-            logger.experiment.flush()
+            writer = logger.experiment._get_file_writer()
+            for summary in hparams(flat, figures):  # names the figures; their values are the scalars written before
+                writer.add_summary(summary)
+            writer.flush()
 
 
-def _flat(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | float | str]:
+    found: dict[str, bool | float | str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{name}.")
