@@ -41,6 +41,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     assert config is not None
     config = with_devices(config)
     placement = place(config, overrides)
+    _settle(placement)
     say(_run(placement) if placement.config.trainer.ranks == 1 else spawn(to_record(placement)))
 
 
@@ -48,6 +49,13 @@ def _run(placement: Placement) -> str:
     from pretrain.training.run import run  # here: a wrong folder is told before Lightning is loaded
 
     return str(run(placement))
+
+
+def _settle(placement: Placement) -> None:
+    """Measure what `auto` means once, before there are several processes that could find different answers."""
+    from pretrain.training.strategy import choose_device, resolve_precision  # here: reading settings loads no torch
+
+    resolve_precision(placement.config, choose_device(placement.config.trainer))
 
 
 def with_devices(config: RunConfig) -> RunConfig:
@@ -84,6 +92,7 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
         placement = place(_as_config(record), overrides)
+        _settle(placement)
         prepare(placement.config.data, placement.config.tokenizer, Path(placement.config.paths.cache_dir))
         store.set("pretrain/placement", json.dumps(to_record(placement)))
     return from_record(json.loads(store.get("pretrain/placement")))

@@ -1,7 +1,10 @@
 """On what a run computes, and in which number format."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from pretrain.config import RunConfig
 from pretrain.device import bf16_is_fast
@@ -9,6 +12,9 @@ from pretrain.errors import ConfigError
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.training.config import Precision, TrainerConfig
 from pretrain.training.config import Strategy as Sharing
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
@@ -39,6 +45,8 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
 
 def build_strategy(config: TrainerConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy object for the run."""
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # here: the launcher needs no Lightning
+
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.strategy is Sharing.ddp:
         return DDPStrategy(process_group_backend=backend)
