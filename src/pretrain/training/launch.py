@@ -13,7 +13,7 @@ from pretrain.config import RunConfig, changes, from_dict, to_dict
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.training.config import Strategy
-from pretrain.training.processes import say, spawn, under_launcher
+from pretrain.training.processes import leave_group, say, spawn, under_launcher
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
 _DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
@@ -37,6 +37,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     """
     if under_launcher():
         say(_run(_agreed_placement(config, overrides)))
+        leave_group()
         return
     assert config is not None
     config = with_devices(config)

@@ -99,9 +99,21 @@ def work(text: str) -> str:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"time": time.time(), "rank": rank(), "exit_code": code, "message": message}))
         os._exit(code)  # a process that waits for others must not wait while it cleans up
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group()
     return report
+
+
+def leave_group() -> None:
+    """Take leave of the other processes after a run that went well.
+
+    Without it gloo's threads may still run while the interpreter is torn down, which aborts the process now and then
+    (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
