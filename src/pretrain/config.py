@@ -28,7 +28,7 @@ from pretrain.data.config import (
 )
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.optim.config import (
     AdamWConfig,
     ConstantConfig,
@@ -44,7 +44,7 @@ from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig),
+    "objective": (CausalConfig, MaskedConfig, HybridConfig),
     "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),

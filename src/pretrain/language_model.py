@@ -36,8 +36,15 @@ class Prediction:
 class LanguageModel:
     """A model with its tokenizer. `LanguageModel.load(run_folder)` is the usual way to one."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, trained: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        trained: dict[str, Any] | None = None,
+        fills_masks: bool | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.fills_masks = not model.causal if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
         self.trained = trained or {}  # step, tokens seen and the like, from the checkpoint
         everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
@@ -56,11 +63,11 @@ class LanguageModel:
         tokenizer = Tokenizer.load(checkpoint.tokenizer_folder)
         model = load_model(checkpoint, config, tokenizer)
         trained = {"step": checkpoint.step, **checkpoint.progress}
-        return cls(model.to(device), tokenizer, trained)
+        return cls(model.to(device), tokenizer, trained, config.objective.fills_masks)
 
     @property
     def causal(self) -> bool:
-        """Whether the model reads from left to right only, and so continues prompts rather than filling masks."""
+        """Whether the model continues prompts; one that `fills_masks` too was trained for both."""
         return self.model.causal
 
     def generate(
@@ -151,7 +158,7 @@ class LanguageModel:
 
         Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
         """
-        if self.causal or self.tokenizer.mask_id is None:
+        if not self.fills_masks or self.tokenizer.mask_id is None:
             raise ConfigError(
                 "this model was trained to continue prompts and cannot fill masks. "
                 'Use generate("The quick"), or train a masked one: objective=masked.'
@@ -191,7 +198,7 @@ class LanguageModel:
         Special tokens do not count. Raises ConfigError for a causal model, whose early positions have seen too little,
         and for a text that is empty or longer than the context.
         """
-        if self.causal:
+        if not self.fills_masks:
             raise ConfigError(
                 "this model reads from left to right only, so its states do not stand for a whole text. "
                 "Embed with a masked model: objective=masked."
@@ -205,7 +212,8 @@ class LanguageModel:
                 f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
             )
         row = torch.tensor([[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._no_answer.device)
-        hidden: Tensor = self.model(row)
+        both_ways = torch.zeros(1, dtype=torch.bool, device=row.device) if self.causal else None
+        hidden: Tensor = self.model(row, causal_rows=both_ways)
         return hidden[0, 1:-1].float().mean(0)
 
     def __repr__(self) -> str:
@@ -213,10 +221,11 @@ class LanguageModel:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
         data = f", data {self.trained['data']}" if "data" in self.trained else ""
-        return f"LanguageModel({'causal' if self.causal else 'masked'}, {parameters:,} parameters{seen}{data})"
+        family = ("hybrid" if self.fills_masks else "causal") if self.causal else "masked"
+        return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
     def score(self, text: str) -> Score:
-        """Return how likely the model finds a text; for a masked model its pseudo-likelihood."""
+        """Return how likely the model finds a text; for a model that only fills masks its pseudo-likelihood."""
         tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
         if self.causal:
             found = causal_log_likelihoods(self.model, tokens)

@@ -173,7 +173,8 @@ def test_the_head_runs_at_the_targets_only(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_moves_as_a_whole() -> None:
     batch = masked().make_batch(rows(2, 30), torch.arange(2))
     moved = batch.to("meta")
-    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    assert moved.causal_rows is None
+    assert {value.device.type for value in vars(moved).values() if value is not None} == {"meta"}
     causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.samples)
     assert causal.to("cpu").documents is None
     assert causal.to("cpu").places is None

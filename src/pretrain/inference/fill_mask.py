@@ -13,7 +13,9 @@ from pretrain.models.transformer import Transformer
 def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, forbidden: Tensor) -> Tensor:
     """Return the probability of every token at every mask of a text, float32 (masks, V).
 
-    `forbidden` is bool (V,): tokens that are no answer. Raises ConfigError where the text has no mask or is too long.
+    The first token must not be a mask. `forbidden` is bool (V,): tokens that are no answer. A model that also continues
+    texts predicts a mask at the place before it, as it does the next token. Raises ConfigError where the text has no
+    mask or is too long.
     """
     if len(tokens) > model.config.context_length:
         raise ConfigError(
@@ -23,5 +25,7 @@ def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, 
     places = (row[0] == mask_id).nonzero().squeeze(1)
     if not len(places):
         raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
-    logits: Tensor = model.head(model(row)[0, places])
+    both_ways = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
+    hidden = model(row, causal_rows=both_ways)[0]
+    logits: Tensor = model.head(hidden[places - int(model.causal)])
     return logits.float().masked_fill(forbidden, -torch.inf).softmax(-1)

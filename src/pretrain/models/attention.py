@@ -40,15 +40,34 @@ def build_mask(causal: bool, window: int | None, documents: Tensor | None, lengt
     """
     if documents is None and (window is None or (causal and window >= length)):
         return Mask(causal)
+    allowed = _within(causal, window, length, device)
+    if documents is not None:
+        allowed = allowed & _same_document(documents)
+    return Mask(causal, allowed)
+
+
+def build_mixed_mask(causal_rows: Tensor, window: int | None, documents: Tensor | None, length: int) -> Mask:
+    """Return the mask of a batch whose rows are causal where `causal_rows` (bool (B,)) says so, both ways else.
+
+    The other arguments are those of `build_mask`, row by row.
+    """
+    causal, both_ways = (_within(causal, window, length, causal_rows.device) for causal in (True, False))
+    allowed = torch.where(causal_rows.view(-1, 1, 1, 1), causal, both_ways)
+    return Mask(False, allowed if documents is None else allowed & _same_document(documents))
+
+
+def _same_document(documents: Tensor) -> Tensor:
+    return (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
+
+
+def _within(causal: bool, window: int | None, length: int, device: torch.device) -> Tensor:
+    """Return who may see whom by direction and distance alone, bool (1, 1, T, S)."""
     places = torch.arange(length, device=device)
     distance = places.unsqueeze(1) - places  # (T, S), positive when the key comes first
     allowed = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         allowed = allowed & (distance < window if causal else distance.abs() <= window // 2)
-    allowed = allowed.view(1, 1, length, length)
-    if documents is not None:
-        allowed = allowed & (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)
-    return Mask(causal, allowed)
+    return allowed.view(1, 1, length, length)
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.attention import Attention, Mask, Memory, build_mask
+from pretrain.models.attention import Attention, Mask, Memory, build_mask, build_mixed_mask
 from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
 from pretrain.models.norm import build_norm
@@ -119,26 +119,32 @@ class Transformer(nn.Module):
         documents: Tensor | None = None,
         memory: Memory | None = None,
         masks: dict[int | None, Mask] | None = None,
+        causal_rows: Tensor | None = None,
     ) -> Tensor:
         """Return the last hidden states (B, T, d_model) of tokens (B, T).
 
         `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, none meaning
-        one per row. Generation passes `memory` together with its own `masks`, one for every window in use.
+        one per row; `causal_rows` (bool (B,)) says which rows are read from left to right and which both ways, none
+        meaning as `self.causal` says. Generation passes `memory` with its own `masks`, one for every window in use.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         if masks is None:
-            masks = self.masks(tokens, documents)
+            masks = self.masks(tokens, documents, causal_rows)
         rotations = self._rotation(positions)
         x = self.embeddings(tokens, positions)
         for window, block in zip(self.windows, self.blocks, strict=True):
             x = block(x, masks[window], rotations[window], memory)
         return self.final_norm(x)
 
-    def masks(self, tokens: Tensor, documents: Tensor | None) -> dict[int | None, Mask]:
+    def masks(
+        self, tokens: Tensor, documents: Tensor | None, causal_rows: Tensor | None = None
+    ) -> dict[int | None, Mask]:
         """Return one mask for every window in use, shared by all layers that have it."""
         length, device = tokens.shape[1], tokens.device
-        return {window: build_mask(self.causal, window, documents, length, device) for window in set(self.windows)}
+        if causal_rows is not None:
+            return {w: build_mixed_mask(causal_rows, w, documents, length) for w in set(self.windows)}
+        return {w: build_mask(self.causal, w, documents, length, device) for w in set(self.windows)}
 
     def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:
         """Return cosines and sines for every window in use: local layers may have a base of their own."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pretrain.objectives.masked import Masked
     from pretrain.objectives.objective import Objective
 
 
@@ -37,8 +38,13 @@ class ObjectiveConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether a position may only see those before it."""
+        """Whether the model continues a text: a position may only see those before it."""
         raise TypeError(f"objective {self.kind!r} does not say which way attention looks")
+
+    @property
+    def fills_masks(self) -> bool:
+        """Whether the model fills masks: where it does, a position may see the whole text."""
+        return not self.causal
 
     def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         """Return the objective over this tokenizer's vocabulary; `seed` fixes every random choice it makes."""
@@ -70,10 +76,9 @@ class MaskingUnit(Enum):
 
 
 @dataclass
-class MaskedConfig(ObjectiveConfig):
-    """Predict hidden tokens from both sides (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
+class MaskingConfig(ObjectiveConfig):
+    """Which tokens are hidden, and what stands in their place."""
 
-    kind: str = "masked"
     mask_probability: float = 0.15  # share of a row's tokens to predict; special tokens are never among them
     mask_share: float = 0.8  # of the tokens to predict, replaced by [MASK]
     unit: MaskingUnit = MaskingUnit.token
@@ -97,16 +102,13 @@ class MaskedConfig(ObjectiveConfig):
                 f"objective.mean_span={self.mean_span} is not a number from 1 up. Try objective.mean_span=3.8."
             )
 
-    @property
-    def causal(self) -> bool:
-        return False
-
-    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    def build_masked(self, vocabulary: Vocabulary, seed: int, from_the_left: bool) -> Masked:
+        """Return the masked objective; `from_the_left`: a hidden token is predicted at the place before its own."""
         from pretrain.objectives.masked import Masked
 
         if vocabulary.mask_id is None:
             raise ConfigError(
-                "objective=masked needs a tokenizer with a mask token, and this one has none. "
+                f"objective={self.kind} needs a tokenizer with a mask token, and this one has none. "
                 "Try tokenizer=bpe, or objective=causal."
             )
         return Masked(
@@ -116,4 +118,51 @@ class MaskedConfig(ObjectiveConfig):
             word_starts=vocabulary.word_starts if self.unit is MaskingUnit.whole_word else None,
             vocab_size=vocabulary.vocab_size,
             seed=seed,
+            from_the_left=from_the_left,
         )
+
+
+@dataclass
+class MaskedConfig(MaskingConfig):
+    """Predict hidden tokens from both sides (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
+
+    kind: str = "masked"
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        return self.build_masked(vocabulary, seed, from_the_left=False)
+
+
+@dataclass
+class HybridConfig(MaskingConfig):
+    """Some rows causal, the others masked: one model that continues texts and fills masks.
+
+    Source: Charpentier and Samuel 2024, "GPT or BERT: why not both?", https://arxiv.org/abs/2410.24159, section 2.
+    """
+
+    kind: str = "hybrid"
+    masked_rows: float = 0.5  # share of the rows that are masked; the others are causal
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.masked_rows < 1.0:
+            raise ConfigError(
+                f"objective.masked_rows={self.masked_rows} is not a share between 0 and 1. "
+                "Try objective.masked_rows=0.5, or objective=causal or masked for rows of one kind."
+            )
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def fills_masks(self) -> bool:
+        return True
+
+    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        from pretrain.objectives.hybrid import Hybrid
+
+        return Hybrid(self.build_masked(vocabulary, seed, from_the_left=True), self.masked_rows)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.objectives.batch import IGNORE, Batch, TokenRows, visible_documents
-from pretrain.objectives.config import MaskedConfig, MaskingUnit
+from pretrain.objectives.config import MaskingConfig, MaskingUnit
 from pretrain.objectives.objective import Objective
 
 
@@ -24,13 +24,14 @@ class Masked(Objective):
 
     def __init__(
         self,
-        config: MaskedConfig,
+        config: MaskingConfig,
         *,
         mask_id: int,
         special_ids: Iterable[int],
         vocab_size: int,
         seed: int,
         word_starts: NDArray[np.bool_] | None = None,
+        from_the_left: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -38,6 +39,7 @@ class Masked(Objective):
         self.vocab_size = vocab_size
         self.seed = seed
         self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; needed for whole words alone
+        self.from_the_left = from_the_left  # a hidden token is predicted at the place before it, as the next token is
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
     def make_batch(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
@@ -47,8 +49,13 @@ class Masked(Objective):
         places = np.zeros((len(tokens), width), dtype=np.int64)
         targets = np.full((len(tokens), width), IGNORE, dtype=np.int64)
         maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)
+        if self.from_the_left:  # what begins a piece of a document has no place before it
+            maskable[:, 0] = False
+            maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
         for row, sample in enumerate(samples.tolist()):
             self._hide(tokens[row], np.flatnonzero(maskable[row]), places[row], targets[row], sample)
+        if self.from_the_left:
+            places -= targets != IGNORE
         return Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(rows.positions),
@@ -56,6 +63,7 @@ class Masked(Objective):
             targets=torch.from_numpy(targets),
             places=torch.from_numpy(places),
             samples=samples,
+            causal_rows=torch.zeros(len(tokens), dtype=torch.bool) if self.from_the_left else None,
         )
 
     def _hide(

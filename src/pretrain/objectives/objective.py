@@ -58,13 +58,13 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
-        hidden = self.model(batch.tokens, batch.positions, batch.documents)
+        hidden = self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
         loss: tuple[Tensor, Tensor] = self.objective(hidden, self.model.head, batch)
         return loss
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and whether it was the likeliest token, bool (B, M)."""
-        hidden = self.model(batch.tokens, batch.positions, batch.documents)
+        hidden = self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
         head: VocabularyHead = self.model.head  # type: ignore[assignment]
         return self.objective.evaluate(hidden, head, batch)

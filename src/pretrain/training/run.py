@@ -139,7 +139,6 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
 def _build_module(
     config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, materialise: Any
 ) -> TrainingModule:
-    masked = isinstance(config.objective, MaskedConfig)
     per_row = len(learner.objective.make_batch(data.train_stream.read(torch.zeros(1, dtype=torch.int64).numpy()),
                                                torch.zeros(1, dtype=torch.int64)).targets[0])  # fmt: skip
     store = prepared.validation
@@ -150,7 +149,7 @@ def _build_module(
         max_steps=config.trainer.max_steps,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
-        bits_per_byte_of_a_nat=None if masked or store is None else bits_per_byte_of_a_nat(store),
+        bits_per_byte_of_a_nat=None if config.objective.fills_masks or store is None else bits_per_byte_of_a_nat(store),
         materialise=materialise,
     )
 

@@ -46,7 +46,8 @@ class Writer:
             return ""
         was_training = model.training
         try:
-            return sample_text(LanguageModel(model, self.tokenizer), self.config.sample, seed)
+            language_model = LanguageModel(model, self.tokenizer, fills_masks=self.config.objective.fills_masks)
+            return sample_text(language_model, self.config.sample, seed)
         finally:
             model.train(was_training)
 
@@ -87,18 +88,17 @@ class Samples(Callback):
 
 def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:
     """Return continuations or filled masks of the prompts, one paragraph each."""
-    default = CAUSAL_PROMPTS if language_model.causal else MASKED_PROMPTS
+    default = CAUSAL_PROMPTS if language_model.causal else []
+    default = default + MASKED_PROMPTS if language_model.fills_masks else default
     return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
 
 
 def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
     """Return what the model makes of a prompt; one that it cannot take must not end a training run."""
     try:
-        return (
-            _continued(language_model, prompt, config, seed)
-            if language_model.causal
-            else _filled(language_model, prompt)
-        )
+        if "[MASK]" in prompt or not language_model.causal:
+            return _filled(language_model, prompt)
+        return _continued(language_model, prompt, config, seed)
     except ConfigError as error:
         return f"{prompt}\n    (no sample: {error})"
 
