@@ -7,6 +7,7 @@ classes up by their `kind` here, and never imports what a file names.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -81,6 +82,8 @@ class RunConfig:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         self.accumulation_steps()
+        if self.trainer.max_tokens is not None:
+            self.max_steps()
         if self.resume and self.init_from:
             raise ConfigError(
                 f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one."
@@ -99,6 +102,27 @@ class RunConfig:
                 f"(micro_batch_size={micro} x {ranks} devices). Nearest that fit: {near}."
             )
         return self.batch_size // unit
+
+    def max_steps(self) -> int | None:
+        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; none: at no step."""
+        trainer, tokens = self.trainer, self.trainer.max_tokens
+        if tokens is not None and tokens < self.tokens_per_step():
+            raise ConfigError(
+                f"trainer.max_tokens={tokens} is less than one step reads ({self.batch_size} rows of "
+                f"{self.model.context_length} tokens). Try trainer.max_tokens={1000 * self.tokens_per_step()}."
+            )
+        by_tokens = None if tokens is None else tokens // self.tokens_per_step()
+        limits = [limit for limit in (None if trainer.max_steps == -1 else trainer.max_steps, by_tokens) if limit]
+        return min(limits, default=None)
+
+    def warmup_steps(self) -> int:
+        """Return the optimizer steps of the warm-up."""
+        tokens = self.schedule.warmup_tokens
+        return self.schedule.warmup_steps if tokens is None else math.ceil(tokens / self.tokens_per_step())
+
+    def tokens_per_step(self) -> int:
+        """Return the tokens that one optimizer step reads, padding included."""
+        return self.batch_size * self.model.context_length
 
     def rows_per_micro_batch(self) -> int:
         """Return the rows of one forward pass on one device."""

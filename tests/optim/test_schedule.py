@@ -53,6 +53,8 @@ def test_every_step_of_every_run_has_a_share_above_0_and_up_to_1(
 def test_settings_out_of_range_are_refused(schedule: type) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup_steps=-1 is negative\. Try schedule\.warmup_steps=0"):
         schedule(warmup_steps=-1)
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_tokens=-1 is negative\. Try schedule\.warmup_tokens=0"):
+        schedule(warmup_tokens=-1)
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match=r"schedule\.final_share=.* is not a share from 0 to 1\. Try"):
             schedule(final_share=share)

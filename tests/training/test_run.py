@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def losses(folder: Path, name: str = "train/loss") -> dict[int, str]:
 def assert_same_state(one: Path, other: Path) -> None:
     first, second = open_checkpoint(one), open_checkpoint(other)
     assert first.step == second.step
-    assert first.progress == second.progress
+    assert first.progress | {"seconds": 0} == second.progress | {"seconds": 0}
     for part in ("model", "optimizer", "random"):
         a, b = first.tensors(part), second.tensors(part)
         assert a.keys() == b.keys()
@@ -132,6 +133,26 @@ def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
     assert a != b
 
 
+def test_a_run_ends_by_the_clock_decayed_and_goes_on_with_more_time(tiny):
+    words = [*CAUSAL, "trainer.max_steps=-1", "trainer.val_check_interval=50", "checkpoint.every_n_steps=10000"]
+    words += ["schedule=linear", "schedule.warmup_tokens=640", f"paths.run_dir={tiny.folder / 'run'}"]
+    started = time.perf_counter()
+    first = run(tiny.place(*words, "trainer.max_time=0.05"))
+    assert time.perf_counter() - started < 8
+    saved = open_checkpoint(Path(first.folder))
+    assert saved.step == first.steps > 20
+    assert saved.progress["seconds"] == pytest.approx(3.0, abs=0.5)
+    rates = [float(rate) for rate in losses(Path(first.folder), "optim/learning_rate").values()]
+    assert rates.index(max(rates)) < 10
+    assert rates[-1] < 0.1 * max(rates)
+    assert first.longer == "trainer.max_time=0.1"
+    again = run(tiny.place("resume=auto", *words, "trainer.max_time=0.05"))
+    assert again.steps == first.steps  # its time is over
+    longer = run(tiny.place("resume=auto", *words, "trainer.max_time=0.07"))
+    assert longer.steps > first.steps
+    assert open_checkpoint(Path(first.folder)).progress["seconds"] == pytest.approx(4.2, abs=0.5)
+
+
 def test_two_workers_change_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
     none = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'none'}"))
@@ -227,3 +248,5 @@ def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
     assert "parameters, the data" in out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
     assert "epochs" in capsys.readouterr().out
+    run(tiny.place(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))
+    assert "the warm-up takes 1 steps and the run 1: its learning rate never comes down" in capsys.readouterr().out

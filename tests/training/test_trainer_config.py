@@ -13,10 +13,25 @@ from pretrain.training.strategy import choose_device
 
 def test_trainer_settings_are_arguments_of_the_trainer():
     known = set(inspect.signature(L.Trainer.__init__).parameters)
-    assert {field.name for field in fields(TrainerConfig)} <= known
+    assert {field.name for field in fields(TrainerConfig)} - {"max_tokens"} <= known
 
 
 def test_an_accelerator_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no such device here"):
         choose_device(TrainerConfig(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, r"trainer\.max_steps=0 is below 1\. Try trainer\.max_steps=1000\."),
+        ({"max_steps": -1}, r"trainer\.max_steps=-1 sets no limit, and there is no other.* Try trainer\.max_time=60"),
+        ({"max_tokens": 0}, r"trainer\.max_tokens=0 is below 1\. Try trainer\.max_tokens=1000000\."),
+        ({"max_time": 0.0}, r"trainer\.max_time=0\.0 is not a number of minutes above 0\. Try trainer\.max_time=2\."),
+        ({"max_time": float("nan")}, r"trainer\.max_time=nan is not a number of minutes above 0"),
+    ],
+)
+def test_a_run_needs_an_end(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainerConfig(**settings)

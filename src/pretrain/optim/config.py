@@ -117,18 +117,23 @@ class ScheduleConfig:
 
     kind: str = "?"
     warmup_steps: int = 100
+    warmup_tokens: int | None = None  # read in the warm-up, instead of a number of steps
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ConfigError(f"schedule.warmup_steps={self.warmup_steps} is negative. Try schedule.warmup_steps=0.")
+        for name in ("warmup_steps", "warmup_tokens"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"schedule.{name}={getattr(self, name)} is negative. Try schedule.{name}=0.")
 
-    def share(self, step: int, max_steps: int) -> float:
-        """Return the learning rate of optimizer step `step` (from 0) as a share of its height."""
+    def share(self, step: int, max_steps: float) -> float:
+        """Return the learning rate of optimizer step `step` (from 0) as a share of its height.
+
+        `max_steps` is the length of the run, or what it will come to at its present pace where it ends by the clock.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step, max_steps)
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
+    def after_warmup(self, step: int, max_steps: float) -> float:
         """Return the share of the learning rate at a step behind the warm-up."""
         raise TypeError(f"schedule {self.kind!r} has no course")
 
@@ -144,7 +149,7 @@ class CosineConfig(ScheduleConfig):
         super().__post_init__()
         _check_final_share(self.final_share, 0.1)
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
+    def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
         return self.final_share + (1.0 - self.final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -170,7 +175,7 @@ class WSDConfig(ScheduleConfig):
             )
         _check_final_share(self.final_share, 0.0)
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
+    def after_warmup(self, step: int, max_steps: float) -> float:
         decay_steps = max(1, round(self.decay_share * max_steps))
         left = min(1.0, max(0.0, (max_steps - step) / decay_steps))
         return self.final_share + (1.0 - self.final_share) * left
@@ -192,7 +197,7 @@ class LinearConfig(ScheduleConfig):
         super().__post_init__()
         _check_final_share(self.final_share, 0.0)
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
+    def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
         return 1.0 - (1.0 - self.final_share) * progress
 
@@ -203,5 +208,5 @@ class ConstantConfig(ScheduleConfig):
 
     kind: str = "constant"
 
-    def after_warmup(self, step: int, max_steps: int) -> float:
+    def after_warmup(self, step: int, max_steps: float) -> float:
         return 1.0

@@ -77,7 +77,11 @@ class RunState:
 
     def _write(self, step: int, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]) -> str | None:
         """Write and prune; return what went wrong, for all processes to know."""
-        counters = {"tokens_seen": self.metrics.tokens_seen, "skipped_steps": self.module.skipped_steps}
+        counters = {
+            "tokens_seen": self.metrics.tokens_seen,
+            "skipped_steps": self.module.skipped_steps,
+            "seconds": self.module.length.clock(),
+        }
         try:
             checkpoint.write(
                 self.folder,

@@ -32,7 +32,9 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: Strategy = Strategy.single
     precision: Precision = Precision.auto
-    max_steps: int = 1000
+    max_steps: int = 1000  # the run ends with whichever of the three comes first; -1: no such limit
+    max_tokens: int | None = None  # read over the whole run, padding included
+    max_time: float | None = None  # minutes from the first step to the last; the schedule ends on time
     gradient_clip_val: float = 1.0  # largest norm of the whole gradient; 0 does not clip
     val_check_interval: int = 250  # steps between validations; there is always one at the end
     log_every_n_steps: int = 10
@@ -45,9 +47,10 @@ class TrainerConfig:
         return max(1, self.devices) * self.num_nodes
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
+        for name in ("val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
             if getattr(self, name) < 1 and (name, self.devices) != ("devices", -1):
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
+        self._check_limits()
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(
                 f"trainer.accelerator={self.accelerator} is none of auto, cpu, gpu, mps. Try trainer.accelerator=auto."
@@ -61,6 +64,21 @@ class TrainerConfig:
             raise ConfigError(
                 f"trainer.gradient_clip_val={self.gradient_clip_val} is not a number from 0 up. "
                 "Try trainer.gradient_clip_val=1.0, or 0 for no clipping."
+            )
+
+    def _check_limits(self) -> None:
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ConfigError(f"trainer.max_steps={self.max_steps} is below 1. Try trainer.max_steps=1000.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"trainer.max_tokens={self.max_tokens} is below 1. Try trainer.max_tokens=1000000.")
+        if self.max_time is not None and not 0 < self.max_time < math.inf:
+            raise ConfigError(
+                f"trainer.max_time={self.max_time} is not a number of minutes above 0. Try trainer.max_time=2."
+            )
+        if self.max_steps == -1 and self.max_tokens is None and self.max_time is None:
+            raise ConfigError(
+                "trainer.max_steps=-1 sets no limit, and there is no other: the run would not end. "
+                "Try trainer.max_time=60 (minutes), or trainer.max_tokens=1000000000."
             )
 
 

@@ -111,7 +111,7 @@ class TextDataModule(L.LightningDataModule):
             ranks=self.trainer.world_size,
         )
         start = self.trainer.global_step * batches.accumulation
-        end = self.trainer.max_steps * batches.accumulation + 1  # never exhausted: max_steps ends the run
+        end = 2**62  # never exhausted: the run's length ends it
         return DataLoader(batches, batch_size=None, sampler=From(start, end), num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:

@@ -18,6 +18,7 @@ from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 from pretrain.parallel.clip import global_norm
+from pretrain.training.run_length import RunLength
 
 MAX_SKIPPED_IN_A_ROW = 10
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -58,7 +59,7 @@ class TrainingModule(L.LightningModule):
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
-        max_steps: int,
+        length: RunLength,
         clip_norm: float,
         expected_targets: float,
         bits_per_byte_of_a_nat: float | None,
@@ -68,7 +69,7 @@ class TrainingModule(L.LightningModule):
         self.learner = learner
         self.optimizer_config = optimizer
         self.schedule = schedule
-        self.max_steps = max_steps
+        self.length = length
         self.clip_norm = clip_norm
         self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
         self.bits_per_byte_of_a_nat = bits_per_byte_of_a_nat  # of the validation text; none for masked models
@@ -93,6 +94,10 @@ class TrainingModule(L.LightningModule):
             self.materialise(mesh, self.trainer.strategy.root_device)
             self._ready = True
 
+    def on_train_start(self) -> None:
+        """Start the clock of the run."""
+        self.length.start()
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return this micro-batch's part of the loss, for Lightning to differentiate.
 
@@ -106,28 +111,23 @@ class TrainingModule(L.LightningModule):
         return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer; the learning rate is a function of the step and needs no scheduler object."""
+        """Return the optimizer; the learning rate is a function of the run's place and needs no scheduler object."""
         optimizer = self.optimizer_config.build(self.learner.model)
         for group in optimizer.param_groups:
             group["height"] = group["lr"]
         return optimizer
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Set the learning rate of this step, then take it."""
-        share = self.schedule.share(self.global_step, self.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["height"] * share
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
 
-        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped.
+        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped. The
+        learning rate is set here too, for all processes agree only now on how late it is.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._agree()
+        self._set_learning_rate(optimizer)
         ranks = self.trainer.world_size  # gradients come as the mean over ranks
         scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
@@ -141,15 +141,29 @@ class TrainingModule(L.LightningModule):
         self._end_step()
 
     def _agree(self) -> None:
-        """Sum the step's targets over all processes, and learn whether any of them was asked to stop."""
+        """Sum the step's targets over all processes; learn whether any was asked to stop, and the first one's time."""
+        seconds = self.length.clock()
         if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
-            return
-        asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
-        sums = torch.stack([self._step_targets, *torch.tensor(asked, device=self._step_targets.device)])
-        torch.distributed.all_reduce(sums)
-        self._step_targets = sums[0]
-        self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, sums[1:].tolist(), strict=True) if count), 0)
+        else:
+            asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
+            clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
+            sums = torch.stack([self._step_targets, *torch.tensor([*asked, clock], device=self._step_targets.device)])
+            torch.distributed.all_reduce(sums)
+            self._step_targets = sums[0]
+            *counts, clock = sums[1:].tolist()
+            self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
+            seconds = clock / 1000
+        self.length.reach(seconds)
+
+    def _set_learning_rate(self, optimizer: Optimizer) -> None:
+        """Set the learning rate of this step, and have the trainer end after it where it is the last."""
+        step = self.global_step
+        share = self.schedule.share(step, self.length.planned_steps(step))
+        for group in optimizer.param_groups:
+            group["lr"] = group["height"] * share
+        if self.length.ends_with(step):
+            self.trainer.fit_loop.epoch_loop.max_steps = step + 1
 
     def _skip(self, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ class Report:
     tokens_per_s: float
     training_s: float
     sample: str
+    longer: str  # the settings that have the run go on, twice as long
 
     def save(self) -> None:
         """Write report.json into the run folder."""
@@ -45,5 +46,5 @@ class Report:
         prompt = 'prompt="The"' if self.causal else 'prompt="The quick [MASK] fox jumps over the lazy dog."'
         lines += [f"  python src/generate.py checkpoint={self.folder} {prompt}"]
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
-        lines += [f"  python src/train.py resume={self.folder} trainer.max_steps={2 * self.steps}"]
+        lines += [f"  python src/train.py resume={self.folder} {self.longer}"]
         return "\n".join(lines)

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_
 from pretrain.training.module import TrainingModule
 from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
+from pretrain.training.run_length import RunLength, run_length
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.weights import first_values, fixed_facts, materialiser
@@ -57,12 +59,13 @@ def run(placement: Placement) -> Report:
     learner = Learner(model, objective)
     values = first_values(placement, prepared, model)
     data = _build_data(config, prepared, objective)
-    module = _build_module(config, prepared, data, learner, materialiser(learner, config, values))
+    start = resumed.step if resumed else 0
+    length = run_length(config, seconds=float(resumed.progress.get("seconds", 0.0)) if resumed else 0.0)
+    module = _build_module(config, prepared, data, learner, length, materialiser(learner, config, values))
     _warn(config, model, prepared)
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
-    start = resumed.step if resumed else 0
     throughput = Throughput()
     metrics = Metrics(
         throughput,
@@ -96,7 +99,7 @@ def run(placement: Placement) -> Report:
     say(_opening(config, model, prepared, device, precision))
     L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
-    if start < config.trainer.max_steps:
+    if not module.length.over(start):
         trainer.fit(module, datamodule=data)
     validation = _final_validation(trainer, module, data)
     sample = writer.sample(model, seed=config.seed)
@@ -110,6 +113,7 @@ def run(placement: Placement) -> Report:
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
         sample=sample,
+        longer=length.doubled(max(start, trainer.global_step)),
     )
     if trainer.is_global_zero:
         report.save()
@@ -137,7 +141,7 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
 
 
 def _build_module(
-    config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, materialise: Any
+    config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, length: RunLength, materialise: Any
 ) -> TrainingModule:
     per_row = len(learner.objective.make_batch(data.train_stream.read(torch.zeros(1, dtype=torch.int64).numpy()),
                                                torch.zeros(1, dtype=torch.int64)).targets[0])  # fmt: skip
@@ -145,8 +149,8 @@ def _build_module(
     return TrainingModule(
         learner,
         config.optimizer,
-        config.schedule,
-        max_steps=config.trainer.max_steps,
+        replace(config.schedule, warmup_steps=config.warmup_steps()),
+        length=length,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         bits_per_byte_of_a_nat=None if config.objective.fills_masks or store is None else bits_per_byte_of_a_nat(store),
@@ -165,7 +169,7 @@ def _build_trainer(
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config.trainer, device),
         precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
-        max_steps=config.trainer.max_steps,
+        max_steps=config.max_steps() or -1,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         val_check_interval=config.trainer.val_check_interval * accumulation,
@@ -219,10 +223,13 @@ def _head_share(config: RunConfig) -> float:
 
 
 def _warn(config: RunConfig, model: Transformer, prepared: Prepared) -> None:
-    planned = config.trainer.max_steps * config.batch_size * config.model.context_length
+    steps, warmup = config.max_steps(), config.warmup_steps()
+    planned = (steps or 0) * config.tokens_per_step()  # by the clock nobody knows how many
     parameters = sum(p.numel() for p in model.parameters())
     for sentence in data_warnings(parameters, prepared.train.n_tokens, planned):
         say(f"warning: {sentence}")
+    if steps is not None and warmup >= steps:
+        say(f"warning: the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
 
 
 def _opening(
@@ -236,7 +243,7 @@ def _opening(
     shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}{shared}: {config.trainer.max_steps:,} steps of "
+        f"({name}{threads}) in {precision.name}{shared}: {run_length(config)} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
     )
 

@@ -59,7 +59,7 @@ class Checkpoints(Callback):
         agreed = pl_module.signal_agreed
         if agreed or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._write(step)
-        if agreed and step < trainer.max_steps:
+        if agreed and step != trainer.max_steps:
             raise Interrupted(f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto", agreed)
 
     def _write(self, step: int) -> None:

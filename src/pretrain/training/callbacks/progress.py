@@ -1,5 +1,6 @@
 """The progress bar: step, loss, tokens per second, time left."""
 
+import math
 import sys
 from typing import Any
 
@@ -25,8 +26,9 @@ class Progress(Callback):
         self._first_step = trainer.global_step
         self._shown = self.metrics.newest
         if sys.stderr.isatty():
+            first = trainer.global_step
             self.bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, smoothing=0.05
+                total=self._planned(trainer), initial=first, unit="step", dynamic_ncols=True, smoothing=0.05
             )
 
     def on_train_batch_end(
@@ -37,20 +39,31 @@ class Progress(Callback):
             return
         fresh = self.metrics.newest is not self._shown
         if self.bar is not None:
+            self.bar.total = self._planned(trainer)
             self.bar.update(trainer.global_step - self.bar.n)
             if fresh:
                 self.bar.set_postfix_str(self._figures(), refresh=False)
         elif fresh and trainer.is_global_zero:
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._figures()}{self._left(trainer)}", flush=True)
+            place = f"step {trainer.global_step}/{self._planned(trainer)}"
+            print(f"{place}  {self._figures()}{self._left(trainer)}", flush=True)
         self._shown = self.metrics.newest
 
     def _figures(self) -> str:
         newest = self.metrics.newest
         return f"loss {newest['train/loss']:.3f}  {newest['speed/tokens_per_s']:,.0f} tokens/s"
 
+    def _planned(self, trainer: L.Trainer) -> int:
+        """Return the steps of the whole run; where it ends by the clock, what it will come to at this pace."""
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            return trainer.max_steps
+        module = trainer.lightning_module
+        assert isinstance(module, TrainingModule)
+        planned = module.length.planned_steps(max(0, trainer.global_step - 1))
+        return trainer.global_step if math.isinf(planned) else round(planned)
+
     def _left(self, trainer: L.Trainer) -> str:
         per_step = self.metrics.throughput.training_s / max(1, trainer.global_step - self._first_step)
-        seconds = per_step * (trainer.max_steps - trainer.global_step)
+        seconds = per_step * (self._planned(trainer) - trainer.global_step)
         return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
