@@ -78,9 +78,18 @@ def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:
     assert any("hparams" in tag for tag in events.summary_metadata)
 
 
+def assert_the_trace_shows_two_steps(folder: Path) -> None:
+    events = json.loads((folder / "rank-0.pt.trace.json").read_text())["traceEvents"]
+    names = {str(event.get("name")) for event in events}
+    assert {name for name in names if name.startswith("ProfilerStep#")} == {"ProfilerStep#4", "ProfilerStep#5"}
+    assert "aten::scaled_dot_product_attention" in names
+    assert "aten::mm" in (folder / "rank-0.txt").read_text()
+
+
 def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
-    first = run(tiny.place(*CAUSAL))
+    first = run(tiny.place(*CAUSAL, "trainer.profile_steps=2"))
     folder = Path(first.folder)
+    assert_the_trace_shows_two_steps(folder / "profile")
     assert folder.parent == tiny.folder / "logs" / "gpt_nano"
     assert [path.name for path in step_folders(folder / "checkpoints")] == ["step-00000008", "step-00000012"]
     assert json.loads((folder / "report.json").read_text())["steps"] == 12

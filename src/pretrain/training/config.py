@@ -39,6 +39,7 @@ class TrainerConfig:
     val_check_interval: int = 250  # steps between validations; there is always one at the end
     log_every_n_steps: int = 10
     enable_progress_bar: bool = True
+    profile_steps: int = 0  # steps near the start whose timing goes to <run folder>/profile, as a trace for Perfetto
     deterministic: bool = False  # refuse operations that have no deterministic form
 
     @property
@@ -50,6 +51,8 @@ class TrainerConfig:
         for name in ("val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
             if getattr(self, name) < 1 and (name, self.devices) != ("devices", -1):
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
+        if self.profile_steps < 0:
+            raise ConfigError(f"trainer.profile_steps={self.profile_steps} is negative. Try trainer.profile_steps=5.")
         self._check_limits()
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(

@@ -28,6 +28,7 @@ from pretrain.objectives.objective import Learner
 from pretrain.planning.scaling import data_warnings
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
+from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
 from pretrain.training.checkpointing import Restore, RunState, set_step
@@ -92,6 +93,7 @@ def run(placement: Placement) -> Report:
         Checkpoints(state.save, throughput, config.checkpoint.every_n_steps),
         Samples(writer, throughput),
     ]
+    callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
     set_step(trainer, start)

@@ -47,7 +47,8 @@ class Writer:
         was_training = model.training
         try:
             language_model = LanguageModel(model, self.tokenizer, fills_masks=self.config.objective.fills_masks)
-            return sample_text(language_model, self.config.sample, seed)
+            with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to write
+                return sample_text(language_model, self.config.sample, seed)
         finally:
             model.train(was_training)
 
