@@ -157,6 +157,18 @@ def test_a_lost_process_ends_the_others_and_says_so(job: Job):
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+def test_muons_update_of_shards_is_that_of_whole_matrices():
+    found = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         str(Path(__file__).with_name("sharded_muon.py"))],
+        capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    words = found.stdout.split()
+    assert float(words[1]) > 0.01
+    assert float(words[3]) < 1e-5
+
+
 def test_processes_agree_on_when_time_is_up(job: Job):
     words = ["trainer=ddp", *TWO, "trainer.max_steps=-1", "trainer.max_time=0.1", "trainer.val_check_interval=20"]
     folder = job.run("timed", *words, "schedule=linear", "schedule.warmup_steps=2")

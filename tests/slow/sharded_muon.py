@@ -1,0 +1,56 @@
+"""Three steps of Muon on a model sharded over two processes, and on a whole one beside it; torchrun starts it."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from families import lively, shape
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import Module
+
+from pretrain.objectives.causal import Causal
+from pretrain.objectives.objective import Learner
+from pretrain.optim.config import MuonConfig
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parallelize import parallelize
+
+
+def set_gradients(model: Module, step: int) -> None:
+    draw = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        gradient = torch.randn(parameter.shape, generator=draw)
+        sharded = isinstance(parameter, DTensor)
+        parameter.grad = (
+            distribute_tensor(gradient, parameter.device_mesh, parameter.placements) if sharded else gradient
+        )
+
+
+def main() -> None:
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    # 33 rows do not divide evenly over two processes
+    whole, sharded = (lively(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
+    parallelize(Learner(sharded, Causal()), mesh, ParallelConfig(), bf16=False)
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    optimizers = [MuonConfig(learning_rate=0.02, weight_decay=0.1).build(model) for model in (whole, sharded)]
+    before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
+    for step in range(3):
+        for model, optimizer in zip((whole, sharded), optimizers, strict=True):
+            set_gradients(model, step)
+            optimizer.step()
+    moved, apart = 0.0, 0.0
+    for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+        moved = max(moved, float((one.detach() - before[name]).abs().max()))
+        apart = max(apart, float((one - other.full_tensor()).detach().abs().max()))
+    if os.environ["RANK"] == "0":
+        print(f"moved {moved} apart {apart}")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
