@@ -10,6 +10,7 @@
 A folder without a manifest, or whose files do not match it, is no checkpoint. Nothing in it is pickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -89,6 +90,7 @@ def write(
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
+        _check_room(temporary, parts)
         hashes = {f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", part, whole)
                   for name, part in parts.items()}  # fmt: skip
         save_tokenizer(temporary / "tokenizer")
@@ -117,10 +119,20 @@ def write(
     return final
 
 
+def _check_room(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise the error of a full disk before anything is written rather than in the middle."""
+    if shutil.disk_usage(folder).free < _bytes(parts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _bytes(parts: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for part in parts.values() for tensor in part.values())
+
+
 def _storage_message(parent: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], error: Exception) -> str:
     """Say what failed and how much room there was; torch hides the system's error in the context."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    needed = sum(t.numel() * t.element_size() for part in parts.values() for t in part.values())
+    needed = _bytes(parts)
     room = ""
     if parent.exists():
         room = f" It needs {needed / 2**20:,.1f} MiB, and {shutil.disk_usage(parent).free / 2**20:,.1f} MiB are free."

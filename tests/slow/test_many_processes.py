@@ -121,7 +121,7 @@ def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, str
     for line in process.stdout:
         if line.startswith("step 20/"):
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM if strategy == "ddp" else signal.SIGUSR1)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
@@ -175,6 +175,28 @@ def test_processes_agree_on_when_time_is_up(job: Job):
     saved = open_checkpoint(folder)
     assert saved.step > 10
     assert saved.progress["seconds"] == pytest.approx(6.0, abs=1.0)
+
+
+def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
+    """Killed between two checkpoints, started again by the launcher, bit for bit as if nothing had happened."""
+    words = ["trainer=ddp", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=10"]
+    process = subprocess.Popen(
+        job.command(*words, "trainer.max_restarts=1", f"paths.run_dir={job.folder / 'back'}"),
+        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 25/"):
+            break
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    workers[-1].kill()
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "a process was lost; all go on from step" in out
+    assert out.count("Report") == 1
+    back, whole = open_checkpoint(job.folder / "back"), open_checkpoint(job.run("whole", *words))
+    for part in ("model", "optimizer", "random"):
+        assert (back.folder / f"{part}.safetensors").read_bytes() == (whole.folder / f"{part}.safetensors").read_bytes()
 
 
 def test_sharding_without_a_gpu_names_what_works_here(job: Job):

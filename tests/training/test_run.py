@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
+from pretrain.training.report import Report
 from pretrain.training.run import run
 
 CAUSAL = ["model=gpt_nano"]
@@ -78,6 +80,14 @@ def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:
     assert any("hparams" in tag for tag in events.summary_metadata)
 
 
+def assert_the_report_says_where_the_time_went(report: Report) -> None:
+    assert report.training_s + sum(report.waited_s.values()) < report.wall_s
+    assert set(report.waited_s) == {"validation", "checkpoints", "samples"}
+    assert min(report.waited_s.values()) > 0
+    assert f"goodput            {report.training_s / report.wall_s:.1%} of" in str(report)
+    assert "at a failure a day, one in" in str(report)
+
+
 def assert_the_trace_shows_two_steps(folder: Path) -> None:
     events = json.loads((folder / "rank-0.pt.trace.json").read_text())["traceEvents"]
     names = {str(event.get("name")) for event in events}
@@ -99,6 +109,7 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
     assert list(folder.glob("events.out.tfevents.*"))
 
     assert_tensorboard_shows_curves_text_and_settings(folder)
+    assert_the_report_says_where_the_time_went(first)
 
     again = run(tiny.place(*CAUSAL, "resume=auto"))
     assert again.steps == 12
@@ -249,6 +260,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_run(tiny):
     (tiny.folder / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(tiny, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
+    with pytest.raises(CheckpointError, match=r"no room for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):
+        run(tiny.place(*CAUSAL))
 
 
 def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):

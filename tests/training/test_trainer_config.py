@@ -13,7 +13,7 @@ from pretrain.training.strategy import choose_device
 
 def test_trainer_settings_are_arguments_of_the_trainer():
     known = set(inspect.signature(L.Trainer.__init__).parameters)
-    assert {field.name for field in fields(TrainerConfig)} - {"max_tokens", "profile_steps"} <= known
+    assert {field.name for field in fields(TrainerConfig)} - {"max_tokens", "max_restarts", "profile_steps"} <= known
 
 
 def test_an_accelerator_that_is_not_there_is_told(monkeypatch):
@@ -29,6 +29,7 @@ def test_an_accelerator_that_is_not_there_is_told(monkeypatch):
         ({"max_steps": -1}, r"trainer\.max_steps=-1 sets no limit, and there is no other.* Try trainer\.max_time=60"),
         ({"max_tokens": 0}, r"trainer\.max_tokens=0 is below 1\. Try trainer\.max_tokens=1000000\."),
         ({"profile_steps": -1}, r"trainer\.profile_steps=-1 is negative\. Try trainer\.profile_steps=5"),
+        ({"max_restarts": -1}, r"trainer\.max_restarts=-1 is negative\. Try trainer\.max_restarts=5"),
         ({"max_time": 0.0}, r"trainer\.max_time=0\.0 is not a number of minutes above 0\. Try trainer\.max_time=2\."),
         ({"max_time": float("nan")}, r"trainer\.max_time=nan is not a number of minutes above 0"),
     ],

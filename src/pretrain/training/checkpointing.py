@@ -1,6 +1,7 @@
 """The state of a run: what is saved, and how a new process takes it up again exactly."""
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,16 @@ class RunState:
         except CheckpointError as error:
             return str(error)
         return None
+
+
+def check_room(folder: Path, parameters: int) -> None:
+    """Raise CheckpointError, before any work, where the first checkpoint would not fit on the disk."""
+    needed, free = 12 * parameters, shutil.disk_usage(folder).free  # weights and two moments of the optimizer, 32 bits
+    if free < needed:
+        raise CheckpointError(
+            f"the run folder {folder} has no room for a checkpoint: it needs {needed / 2**20:,.1f} MiB, and "
+            f"{free / 2**20:,.1f} MiB are free. Make room, or choose another disk by paths.logs_dir=<folder>."
+        )
 
 
 class Restore(Callback):

@@ -30,6 +30,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto, cpu, gpu, mps
     devices: int = 1  # on each machine; -1 takes all of its GPUs
     num_nodes: int = 1
+    max_restarts: int = 0  # times that a run which lost a process is brought back by itself, from its last checkpoint
     strategy: Strategy = Strategy.single
     precision: Precision = Precision.auto
     max_steps: int = 1000  # the run ends with whichever of the three comes first; -1: no such limit
@@ -51,8 +52,9 @@ class TrainerConfig:
         for name in ("val_check_interval", "log_every_n_steps", "devices", "num_nodes"):
             if getattr(self, name) < 1 and (name, self.devices) != ("devices", -1):
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is below 1. Try trainer.{name}=1.")
-        if self.profile_steps < 0:
-            raise ConfigError(f"trainer.profile_steps={self.profile_steps} is negative. Try trainer.profile_steps=5.")
+        for name in ("profile_steps", "max_restarts"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} is negative. Try trainer.{name}=5.")
         self._check_limits()
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(

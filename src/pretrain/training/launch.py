@@ -13,7 +13,8 @@ from pretrain.config import RunConfig, changes, from_dict, to_dict
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.training.config import Strategy
-from pretrain.training.processes import leave_group, say, spawn, under_launcher
+from pretrain.training.processes import leave_group, rank, say, spawn, under_launcher
+from pretrain.training.run_lock import only_run_in
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
 _DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
@@ -43,10 +44,22 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     config = with_devices(config)
     placement = place(config, overrides)
     _settle(placement)
-    say(_run(placement) if placement.config.trainer.ranks == 1 else spawn(to_record(placement)))
+    alone = placement.config.trainer.ranks == 1 and not placement.config.trainer.max_restarts
+    if alone:
+        say(_run(placement))
+        return
+    with only_run_in(placement.folder):
+        say(spawn(to_record(placement)))
 
 
 def _run(placement: Placement) -> str:
+    if rank() > 0:
+        return _train(placement)
+    with only_run_in(placement.folder):
+        return _train(placement)
+
+
+def _train(placement: Placement) -> str:
     from pretrain.training.run import run  # here: a wrong folder is told before Lightning is loaded
 
     return str(run(placement))

@@ -21,7 +21,7 @@ from pretrain.parallel.clip import global_norm
 from pretrain.training.run_length import RunLength
 
 MAX_SKIPPED_IN_A_ROW = 10
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is how Slurm announces the end of a job
 
 
 class LossMetrics(Metric):

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint import newest
 from pretrain.data.prepare import prepare
 from pretrain.errors import (
     CheckpointError,
@@ -56,6 +57,8 @@ def spawn(record: dict[str, Any]) -> str:
     config = from_record(record).config
     prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # else processes started again find the addresses of those they replace in the agent's store, and wait for them
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     failures = Path(record["folder"]) / "failures"
     for path in failures.glob("rank-*.json"):
         path.unlink()
@@ -66,10 +69,11 @@ def spawn(record: dict[str, Any]) -> str:
         run_id=str(uuid.uuid4()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=config.trainer.max_restarts,
         monitor_interval=0.1,
         start_method="spawn",
         shutdown_timeout=SHUTDOWN_S,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
         return str(elastic_launch(agent, work)(json.dumps(record))[0])
@@ -81,13 +85,18 @@ def spawn(record: dict[str, Any]) -> str:
 
 
 def work(text: str) -> str:
-    """Run one process's part; a failure is left in the run folder for the launcher to read."""
+    """Run one process's part; a failure is left in the run folder for the launcher to read.
+
+    Started again by the launcher, because one was lost, it goes on from the newest checkpoint.
+    """
     import torch
 
     from pretrain.training.launch import from_record
     from pretrain.training.run import run
 
     record = json.loads(text)
+    if int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
+        _go_on(record)
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     try:
@@ -101,6 +110,18 @@ def work(text: str) -> str:
         os._exit(code)  # a process that waits for others must not wait while it cleans up
     leave_group()
     return report
+
+
+def _go_on(record: dict[str, Any]) -> None:
+    """Have the record resume the newest checkpoint; what failed for a reason that stays is not tried again."""
+    folder = Path(record["folder"])
+    for path in sorted((folder / "failures").glob("rank-*.json")):
+        code = int(json.loads(path.read_text())["exit_code"])
+        if code != 1:
+            os._exit(code)
+    found, _ = newest(folder)
+    record["resumed"] = str(found.folder) if found else None
+    say(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
 
 
 def leave_group() -> None:

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain.inference.printing import printable
+from pretrain.training.throughput import best_interval_s
+
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,10 @@ class Report:
     causal: bool
     validation: dict[str, float]
     tokens_per_s: float
-    training_s: float
+    training_s: float  # in steps
+    wall_s: float  # since the run began to set up
+    waited_s: dict[str, float]  # what the steps had to wait for
+    checkpoint_s: float  # that a step waits for a checkpoint
     sample: str
     longer: str  # the settings that have the run go on, twice as long
 
@@ -31,6 +37,9 @@ class Report:
         lines += [f"  parameters         {self.parameters:,}"]
         lines += [f"  trained            {self.steps:,} steps, {self.tokens_seen:,} tokens"]
         lines += [f"  speed              {self.tokens_per_s:,.0f} tokens/s over {self.training_s:,.0f} s of training"]
+        lines += [f"  goodput            {self._goodput()}"]
+        if self.checkpoint_s:
+            lines += [f"  checkpoints        {self._checkpoints()}"]
         for key, label in (
             ("val/loss", "validation loss"),
             ("val/perplexity", "perplexity"),
@@ -48,3 +57,15 @@ class Report:
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
         lines += [f"  python src/train.py resume={self.folder} {self.longer}"]
         return "\n".join(lines)
+
+    def _goodput(self) -> str:
+        """Return which share of the time went into steps, and where the rest of it went."""
+        rest = self.wall_s - self.training_s - sum(self.waited_s.values())
+        parts = [f"{reason} {seconds:.1f} s" for reason, seconds in {**self.waited_s, "start and end": rest}.items()]
+        return f"{self.training_s / max(1e-9, self.wall_s):.1%} of {self.wall_s:,.0f} s ({', '.join(parts)})"
+
+    def _checkpoints(self) -> str:
+        best = best_interval_s(self.checkpoint_s, _DAY_S)
+        per_step_s = self.tokens_seen / max(1, self.steps) / max(1e-9, self.tokens_per_s)
+        steps = f" (every {best / per_step_s:,.0f} steps)" if self.tokens_per_s else ""
+        return f"{self.checkpoint_s:.2f} s each; at a failure a day, one in {best:,.0f} s{steps} loses least"

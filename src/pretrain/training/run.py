@@ -31,7 +31,7 @@ from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
-from pretrain.training.checkpointing import Restore, RunState, set_step
+from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule
 from pretrain.training.launch import Placement
@@ -48,6 +48,7 @@ from pretrain.training.weights import first_values, fixed_facts, materialiser
 def run(placement: Placement) -> Report:
     """Train as the placement says and return the report; raises a PretrainError where it cannot go on."""
     config, folder, resumed = placement.config, placement.folder, placement.resumed
+    throughput = Throughput()
     _quiet_lightning()
     if rank() == 0:
         sweep(folder / "checkpoints")
@@ -58,6 +59,7 @@ def run(placement: Placement) -> Report:
     model = model_without_weights(config, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     learner = Learner(model, objective)
+    check_room(folder, sum(p.numel() for p in model.parameters()))
     values = first_values(placement, prepared, model)
     data = _build_data(config, prepared, objective)
     start = resumed.step if resumed else 0
@@ -67,7 +69,6 @@ def run(placement: Placement) -> Report:
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
-    throughput = Throughput()
     metrics = Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
@@ -114,6 +115,9 @@ def run(placement: Placement) -> Report:
         validation=validation,
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
+        wall_s=throughput.wall_s(),
+        waited_s=dict(throughput.other_s),
+        checkpoint_s=throughput.checkpoint_s(),
         sample=sample,
         longer=length.doubled(max(start, trainer.global_step)),
     )

@@ -1,6 +1,8 @@
-"""Tokens per second of training alone: time spent validating, sampling and saving does not count."""
+"""Where the time of a run goes: steps, and what is not steps."""
 
+import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,25 +11,36 @@ class Throughput:
     """A stopwatch over steps, on the monotonic clock, so that clock changes do not matter."""
 
     def __init__(self) -> None:
-        self.training_s = 0.0  # since the start of the process's training
+        self.started_at = time.perf_counter()
+        self.training_s = 0.0  # in steps, since the start of the process's training
+        self.other_s: defaultdict[str, float] = defaultdict(float)  # seconds and
+        self.times: Counter[str] = Counter()  # how often, by what the steps had to wait for
         self.tokens = 0
         self._marked = (0.0, 0)
         self._resumed_at: float | None = None
+        self._paused: tuple[str, float] | None = None
 
     def resume(self) -> None:
-        """Start or go on counting time."""
+        """Start or go on counting steps."""
         self._resumed_at = time.perf_counter()
+        if self._paused is not None:
+            reason, since = self._paused
+            self.other_s[reason] += self._resumed_at - since
+            self.times[reason] += 1
+            self._paused = None
 
-    def pause(self) -> None:
-        """Stop counting time."""
+    def pause(self, reason: str) -> None:
+        """Stop counting steps; until `resume` the time is that of the reason."""
+        now = time.perf_counter()
         if self._resumed_at is not None:
-            self.training_s += time.perf_counter() - self._resumed_at
+            self.training_s += now - self._resumed_at
             self._resumed_at = None
+        self._paused = (reason, now)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, reason: str) -> Iterator[None]:
         """Leave out what happens inside."""
-        self.pause()
+        self.pause(reason)
         try:
             yield
         finally:
@@ -38,14 +51,35 @@ class Throughput:
         self.tokens += tokens
 
     def tokens_per_s(self) -> float:
-        """Return tokens per second since the last call."""
-        if self._resumed_at is not None:
-            with self.paused():
-                pass
-        elapsed_s, tokens = self.training_s - self._marked[0], self.tokens - self._marked[1]
-        self._marked = (self.training_s, self.tokens)
+        """Return tokens per second of steps since the last call."""
+        training_s = self._training_s()
+        elapsed_s, tokens = training_s - self._marked[0], self.tokens - self._marked[1]
+        self._marked = (training_s, self.tokens)
         return tokens / elapsed_s if elapsed_s > 0 else 0.0
 
     def mean_tokens_per_s(self) -> float:
-        """Return tokens per second over all of this process's training."""
+        """Return tokens per second of steps over all of this process's training."""
         return self.tokens / self.training_s if self.training_s > 0 else 0.0
+
+    def wall_s(self) -> float:
+        """Return the seconds since the run began to set up."""
+        return time.perf_counter() - self.started_at
+
+    def goodput(self) -> float:
+        """Return the share of the time since the run began that went into steps."""
+        return self._training_s() / max(1e-9, self.wall_s())
+
+    def checkpoint_s(self) -> float:
+        """Return how long a step had to wait for a checkpoint, on average; 0 where there was none."""
+        return self.other_s["checkpoints"] / max(1, self.times["checkpoints"])
+
+    def _training_s(self) -> float:
+        return self.training_s + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
+
+
+def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
+    """Return the seconds between checkpoints that lose least, to writing them and to work done twice.
+
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval", https://doi.org/10.1145/361147.361115.
+    """
+    return math.sqrt(2.0 * checkpoint_s * between_failures_s)

@@ -60,11 +60,12 @@ class Checkpoints(Callback):
         if agreed or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._write(step)
         if agreed and step != trainer.max_steps:
-            raise Interrupted(f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto", agreed)
+            message = f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto"
+            raise Interrupted(message, signal.SIGINT if agreed == signal.SIGINT else signal.SIGTERM)
 
     def _write(self, step: int) -> None:
         if step != self._saved_at:
-            with self.throughput.paused():
+            with self.throughput.paused("checkpoints"):
                 self.save(step)
             self._saved_at = step
 

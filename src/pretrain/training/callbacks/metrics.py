@@ -53,13 +53,14 @@ class Metrics(Callback):
             "speed/tokens_per_s": tokens_per_s,
             "speed/mfu": tokens_per_s * self.flops_per_token / self.peak_flops_per_s,
             "speed/memory_gib": memory_gib(module.device),
+            "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
         write(trainer, self.newest, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock while validating."""
-        self.throughput.pause()
+        self.throughput.pause("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the validation's figures."""
@@ -71,7 +72,7 @@ class Metrics(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        self.throughput.pause()
+        self.throughput.pause("the end")
 
 
 def write(trainer: L.Trainer, figures: dict[str, float], step: int) -> None:

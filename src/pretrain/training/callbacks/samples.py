@@ -83,7 +83,7 @@ class Samples(Callback):
             assert isinstance(pl_module, TrainingModule)
             model = pl_module.learner.model
             assert isinstance(model, Transformer)
-            with self.throughput.paused():
+            with self.throughput.paused("samples"):
                 log_text(trainer, "samples", self.writer.sample(model, seed=step), step)
 
 

@@ -1,0 +1,46 @@
+"""One run at a time in a folder: a lock that the system itself drops when its holder dies."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import CheckpointError
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; raises CheckpointError naming host and process where another run holds it.
+
+    A lock whose holder was killed is free: the file may stay, the lock on it does not. On a network file system this
+    holds between machines only if its `flock` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"{folder} is in use by another run ({_holder(file.read(1000))}). "
+                "Wait for it, stop it, or choose another folder by paths.run_dir=<folder>."
+            ) from None
+        file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _holder(text: str) -> str:
+    """Return who wrote the lock file, which need not be what we would write."""
+    try:
+        holder = json.loads(text)
+        return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!a}"
+    except (ValueError, TypeError, KeyError):
+        return "which has not given its name"

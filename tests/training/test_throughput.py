@@ -1,0 +1,39 @@
+"""Where the time of a run goes, on a clock of the test's own."""
+
+import pytest
+
+from pretrain.training.throughput import Throughput, best_interval_s
+
+
+def test_every_second_is_a_steps_or_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    watch = Throughput()
+    now[0] += 5  # start
+    watch.resume()
+    now[0] += 10
+    watch.add(1000)
+    assert watch.tokens_per_s() == 100
+    with watch.paused("checkpoints"):
+        now[0] += 2
+    with watch.paused("checkpoints"):
+        now[0] += 4
+    watch.pause("validation")
+    now[0] += 3
+    watch.resume()
+    now[0] += 10
+    watch.add(500)
+    assert watch.tokens_per_s() == 50
+    assert watch.goodput() == 20 / 34
+    watch.pause("the end")
+    now[0] += 6
+    assert watch.wall_s() == 40
+    assert watch.training_s == 20
+    assert watch.goodput() == 0.5
+    assert watch.mean_tokens_per_s() == 75
+    assert watch.other_s == {"checkpoints": 6, "validation": 3}
+    assert watch.checkpoint_s() == 3
+
+
+def test_the_best_interval_is_youngs() -> None:
+    assert best_interval_s(2.0, 10_000.0) == 200.0
