@@ -1,7 +1,9 @@
-"""Every notebook runs from top to bottom, small."""
+"""Every notebook runs from top to bottom, small, and shows what it says."""
 
 import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -10,10 +12,45 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PICTURES = {
+    "01_first_run": {},
+    "02_look_at_the_data": {"image/png": 4, "text/html": 1},
+    "03_inside_the_model": {"image/png": 8},
+}
+PRINTED = {  # regular expressions
+    "01_first_run": ["Report", "bits per byte", "cannot fill masks"],
+    "02_look_at_the_data": [
+        "decoded again, the same text: True",
+        r"1,024 +best_fit +0\.\d+% +[1-9][\d.]*% +0\.0%\n",  # cuts only what is longer than a row
+        r"1,024 +concat +0\.\d+% +[1-9][\d.]*% +[1-9][\d.]*%\n",
+        "different documents that may attend: 0\n",
+        r"token +29\.\d% +[78]\d\.\d% +\d+\.\d% +\d+\.\d% +1\.\d+\n",
+        r"span +2\d\.\d% +[78]\d\.\d% +\d+\.\d% +\d+\.\d% +[3-5]\.\d+\n",
+        r"step 7 again +identical: True",
+        r"step 7 as 2 micro-batches +identical: True",
+        r"step 7 of a stream made anew +identical: True",
+        r"step 8 +identical: False",
+        r"step 7 with another seed +identical: False",
+        "exactly once in an epoch: True",
+    ],
+    "03_inside_the_model": [
+        "later tokens that a causal model sees: 0\n",
+        "with window 8: 8 causal, 9 in both directions",
+        r"(?s)Report.*trained +3 steps.*Report.*trained +6 steps",
+        r"(?s)(the layers' own: True.*){3}",
+        "attention to later tokens: 0%",
+        r"attention to later tokens: [45]\d%",
+        r"causal: earlier positions changed: 0 of [1-9]\d*, itself and later: (\d+) of \1, other documents: 0 of [1-9]",
+        r"bidirectional: earlier positions changed: (\d+) of \1, itself and later: (\d+) of \2, other documents: 0 of",
+        "the same 500 positions later: True",
+        r"(?s)(by the formula the same: True.*){5}",
+        r"sum to 1\.000",
+    ],
+}
 
 
 def test_the_notebooks_are_found():
-    assert [path.stem for path in NOTEBOOKS] == ["01_first_run"]
+    assert [path.stem for path in NOTEBOOKS] == list(PICTURES) == list(PRINTED)
 
 
 @pytest.mark.slow
@@ -25,10 +62,12 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "Report" in text
-    assert "bits per byte" in text
-    assert "cannot fill masks" in text
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    for pattern in PRINTED[path.stem]:
+        assert re.search(pattern, text), f"{pattern!r} was not printed:\n{text}"
+    shown = Counter(kind for output in outputs for kind in output.get("data", {}) if kind != "text/plain")
+    assert shown == PICTURES[path.stem]
 
 
 def test_notebooks_are_committed_without_output():
