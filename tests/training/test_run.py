@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain import checkpoint
 from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
 from pretrain.language_model import LanguageModel
@@ -66,6 +67,36 @@ def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monke
     assert whole.validation == cut.validation
     assert whole.sample == cut.sample
     assert whole.tokens_seen == cut.tokens_seen == 12 * 4 * 32
+
+
+def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
+    """The weights go on changing while a slow disk takes the copy."""
+    written = checkpoint.write
+
+    def slowly(*arguments, **named):
+        time.sleep(0.2)
+        return written(*arguments, **named)
+
+    words = [*MASKED, "checkpoint.every_n_steps=2", "checkpoint.keep=0"]
+    at_once = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'at_once'}"))
+    monkeypatch.setattr(checkpoint, "write", slowly)
+    words.append("checkpoint.asynchronous=true")
+    in_background = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'background'}"))
+    folders = [step_folders(Path(report.folder) / "checkpoints") for report in (at_once, in_background)]
+    assert [path.name for path in folders[0]] == [path.name for path in folders[1]]
+    assert len(folders[0]) == 6
+    for one, other in zip(*folders, strict=True):
+        assert_same_state(one, other)
+
+
+def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tiny, monkeypatch):
+    def fail(*arguments, **named):
+        raise CheckpointError("the disk is gone")
+
+    monkeypatch.setattr(checkpoint, "write", fail)
+    for every in (4, 12):  # told by the next save, or by the end
+        with pytest.raises(CheckpointError, match="the disk is gone"):
+            run(tiny.place(*CAUSAL, f"checkpoint.every_n_steps={every}", "checkpoint.asynchronous=true"))
 
 
 def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class RunState:
         config: dict[str, Any],
         facts: dict[str, Any],
         save_tokenizer: Callable[[Path], None],
+        asynchronous: bool,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -48,19 +50,23 @@ class RunState:
         self.config = config
         self.facts = facts  # what does not change during the run: fingerprints, family, parameters
         self.save_tokenizer = save_tokenizer
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous and trainer.is_global_zero else None
+        self._asynchronous = asynchronous
+        self._writing: Future[str | None] | None = None
+        self._copies: dict[str, Tensor] = {}  # of what is being written, used again by the next save
 
-    def save(self, step: int) -> Path:
-        """Write a checkpoint of this step, delete what is no longer kept, and return its folder.
+    def save(self, step: int) -> None:
+        """Write a checkpoint of this step and delete what is no longer kept; asynchronously, only begin to.
 
         Every process takes part, for the whole of a sharded tensor takes all of them; the first one writes. Where it
-        cannot, every process raises CheckpointError.
+        cannot, or could not the last time, every process raises CheckpointError.
         """
+        problem = self.wait()
         model = self.module.learner.model
-        device = self.module.device
         parts: dict[str, dict[str, Tensor]] = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
-            "random": every_random_state(self.trainer.world_size, device),
+            "random": every_random_state(self.trainer.world_size, self.module.device),
         }
         pending = iter([tensor for part in parts.values() for tensor in part.values()])
 
@@ -68,28 +74,67 @@ class RunState:
             next(pending)
             return whole(tensor)
 
-        problem = self._write(step, parts, take) if self.trainer.is_global_zero else None
+        if self._thread is not None:
+            copies = self._copy(parts, take)
+            self._writing = self._thread.submit(self._write, step, copies, self._progress(), Tensor.detach)
+        elif self.trainer.is_global_zero:
+            problem = problem or self._write(step, parts, self._progress(), take)
         for tensor in pending:  # the other processes gather what the first writes, and all what it left when it failed
             whole(tensor)
+        self._raise(problem)
+
+    def finish(self) -> None:
+        """Return once the last checkpoint would survive a loss of power; every process raises where it does not."""
+        if self._asynchronous:
+            self._raise(self.wait())
+
+    def wait(self) -> str | None:
+        """Wait for the checkpoint being written, if any; return what went wrong with it."""
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()
+
+    def _raise(self, problem: str | None) -> None:
         problem = self.trainer.strategy.broadcast(problem)
         if problem is not None:
             raise CheckpointError(problem)
-        return self.folder / f"step-{step:08d}"
 
-    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]) -> str | None:
-        """Write and prune; return what went wrong, for all processes to know."""
+    def _progress(self) -> dict[str, Any]:
         counters = {
             "tokens_seen": self.metrics.tokens_seen,
             "skipped_steps": self.module.skipped_steps,
             "seconds": self.module.length.clock(),
         }
+        return self.facts | counters
+
+    def _copy(
+        self, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return the parts as they are now, in memory of the processor that every save uses again."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for part, tensors in parts.items():
+            found[part] = {}
+            for name, tensor in tensors.items():
+                copy = self._copies.get(f"{part}/{name}")
+                if copy is None or copy.shape != tensor.shape:
+                    copy = self._copies[f"{part}/{name}"] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                found[part][name] = copy.copy_(take(tensor))
+        return found
+
+    def _write(
+        self,
+        step: int,
+        parts: dict[str, dict[str, Tensor]],
+        progress: dict[str, Any],
+        take: Callable[[Tensor], Tensor],
+    ) -> str | None:
+        """Write and prune; return what went wrong, for all processes to know."""
         try:
             checkpoint.write(
                 self.folder,
                 step,
                 parts,
                 config=self.config,
-                progress=self.facts | counters,
+                progress=progress,
                 save_tokenizer=self.save_tokenizer,
                 ranks=self.trainer.world_size,
                 whole=take,

@@ -92,6 +92,7 @@ class CheckpointConfig:
     """When the state of the run is saved and how much of it is kept."""
 
     every_n_steps: int = 250  # there is always one at the end and when the run is interrupted
+    asynchronous: bool = False  # write while the training goes on, from a copy of the state in memory
     keep: int = 2  # newest checkpoints that stay; older ones go once a newer one has been verified; 0 keeps all
 
     def __post_init__(self) -> None:

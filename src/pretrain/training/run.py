@@ -87,11 +87,12 @@ def run(placement: Placement) -> Report:
         config=to_dict(config),
         facts=_facts(config, prepared, model),
         save_tokenizer=prepared.tokenizer.save,
+        asynchronous=config.checkpoint.asynchronous,
     )
     callbacks: list[Callback] = [metrics]
     callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
     callbacks += [
-        Checkpoints(state.save, throughput, config.checkpoint.every_n_steps),
+        Checkpoints(state, throughput, config.checkpoint.every_n_steps),
         Samples(writer, throughput),
     ]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []

@@ -2,10 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -17,15 +15,23 @@ from pretrain.training.throughput import Throughput
 _SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
 
 
+class Saver(Protocol):
+    """Writes checkpoints, perhaps in the background."""
+
+    def save(self, step: int) -> None: ...
+    def finish(self) -> None: ...
+    def wait(self) -> str | None: ...
+
+
 class Checkpoints(Callback):
-    """Writes checkpoints through `save`, which takes the step and returns the folder.
+    """Writes checkpoints through `saver`.
 
     The signal handlers only set a flag; the end of the step looks at it, saves, and raises Interrupted. A second
     interrupt from the keyboard ends the process at once, with what was last saved.
     """
 
-    def __init__(self, save: Callable[[int], Path], throughput: Throughput, every_n_steps: int) -> None:
-        self.save = save
+    def __init__(self, saver: Saver, throughput: Throughput, every_n_steps: int) -> None:
+        self.saver = saver
         self.throughput = throughput
         self.every_n_steps = every_n_steps
         self._received_at = 0.0
@@ -58,16 +64,22 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, TrainingModule)
         agreed = pl_module.signal_agreed
         if agreed or step % self.every_n_steps == 0 or step == trainer.max_steps:
-            self._write(step)
+            self._write(step, last=bool(agreed) or step == trainer.max_steps)
         if agreed and step != trainer.max_steps:
             message = f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto"
             raise Interrupted(message, signal.SIGINT if agreed == signal.SIGINT else signal.SIGTERM)
 
-    def _write(self, step: int) -> None:
-        if step != self._saved_at:
-            with self.throughput.paused("checkpoints"):
-                self.save(step)
-            self._saved_at = step
+    def _write(self, step: int, last: bool) -> None:
+        with self.throughput.paused("checkpoints"):
+            if step != self._saved_at:
+                self.saver.save(step)
+                self._saved_at = step
+            if last:
+                self.saver.finish()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let a checkpoint that is being written be whole before the process ends."""
+        self.saver.wait()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
