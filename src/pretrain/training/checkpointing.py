@@ -74,11 +74,12 @@ class RunState:
             next(pending)
             return whole(tensor)
 
-        if self._thread is not None:
-            copies = self._copy(parts, take)
-            self._writing = self._thread.submit(self._write, step, copies, self._progress(), Tensor.detach)
-        elif self.trainer.is_global_zero:
-            problem = problem or self._write(step, parts, self._progress(), take)
+        if self.trainer.is_global_zero and problem is None:
+            if self._thread is None:
+                problem = self._write(step, parts, self._progress(), take)
+            else:
+                copies = self._copy(parts, take)
+                self._writing = self._thread.submit(self._write, step, copies, self._progress(), Tensor.detach)
         for tensor in pending:  # the other processes gather what the first writes, and all what it left when it failed
             whole(tensor)
         self._raise(problem)
