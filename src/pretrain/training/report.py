@@ -41,9 +41,20 @@ class Report:
                     label, label
                 )  # fmt: skip
                 lines.append(f"  {name:<18} {self.validation[key]:.4f}")
+        lines += self._sources()
         lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines()), "", "Next"]
         prompt = 'prompt="The"' if self.causal else 'prompt="The quick [MASK] fox jumps over the lazy dog."'
         lines += [f"  python src/generate.py checkpoint={self.folder} {prompt}"]
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
         lines += [f"  python src/train.py resume={self.folder} trainer.max_steps={2 * self.steps}"]
         return "\n".join(lines)
+
+    def _sources(self) -> list[str]:
+        """Return a line for each source of a mixture: `validation` holds its figures as val/<source>/<figure>."""
+        found: dict[str, list[str]] = {}
+        for key, value in self.validation.items():
+            _, *source, figure = key.split("/")
+            if source:
+                found.setdefault(source[0], []).append(f"{figure.replace('_', ' ')} {value:.4f}")
+        width = max([16, *map(len, found)])
+        return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]
