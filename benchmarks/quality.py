@@ -21,7 +21,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from kneser_ney import KneserNey, worst_sum
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config import EvalConfig, RunConfig, from_dict
 from pretrain.data.batches import bits_per_byte_of_a_nat
-from pretrain.data.prepare import prepare
+from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError, PretrainError
@@ -56,21 +56,19 @@ def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
     checkpoint = open_checkpoint(run_folder)
     run: RunConfig = from_dict(checkpoint.config)
     prepared = prepare(run.data, run.tokenizer, cache, report=lambda line: print(line, file=sys.stderr))
-    if prepared.validation is None:
-        raise DataError(
-            "the run kept no validation documents (data.validation_fraction=0), so nothing can be measured."
-        )
-    train, held_out = _documents(prepared.train), _documents(prepared.validation)
+    if not prepared.validation:
+        raise DataError("the run kept no validation documents (data.validation_fraction=0): nothing can be measured.")
+    train, held_out = _documents(prepared.train.values()), _documents(prepared.validation.values())
     figures: dict[str, Any] = {
         "machine": _machine(),
-        "settings": _settings(checkpoint, run, prepared.train, prepared.validation),
+        "settings": _settings(checkpoint, run, prepared),
         "model": _score(run_folder, cache),
     }
     if not run.objective.causal:
         figures["no context"] = _without_context(prepared.tokenizer, train, held_out)
         figures["targets"] = _masked_targets(figures["model"], figures["no context"])
         return figures
-    figures["n-grams"] = _n_grams(train, held_out, prepared.validation)
+    figures["n-grams"] = _n_grams(train, held_out, list(prepared.validation.values()))
     words = _corpus_words(prepared.tokenizer, [*train, *held_out])
     language_model = LanguageModel.load(run_folder)
     figures["samples"] = _sample(language_model, held_out, words, samples, run.model.context_length)
@@ -78,12 +76,13 @@ def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
     return figures
 
 
-def _documents(store: Store) -> Documents:
-    return [store.document(index) for index in range(store.n_documents)]
+def _documents(stores: Iterable[Store]) -> Documents:
+    return [store.document(index) for store in stores for index in range(store.n_documents)]
 
 
-def _settings(checkpoint: Checkpoint, run: RunConfig, train: Store, validation: Store) -> dict[str, Any]:
-    """Return what the figures depend on."""
+def _settings(checkpoint: Checkpoint, run: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """Return what the figures depend on; of a mixture, all sources together."""
+    train, validation = prepared.train.values(), prepared.validation.values()
     return {
         "run": run.name,
         "step": checkpoint.step,
@@ -91,14 +90,14 @@ def _settings(checkpoint: Checkpoint, run: RunConfig, train: Store, validation: 
         "parameters": checkpoint.progress.get("parameters"),
         "objective": run.objective.kind,
         "context length": run.model.context_length,
-        "corpus": run.data.kind,
-        "same corpus as in training": checkpoint.progress.get("data_fingerprint") == train.fingerprint,
-        "vocabulary": train.vocab_size,
-        "training documents": train.n_documents,
-        "training tokens": train.n_tokens,
-        "validation documents": validation.n_documents,
-        "validation tokens predicted": validation.n_tokens - validation.n_documents,
-        "validation bytes": validation.text_bytes,
+        "corpus": checkpoint.progress.get("data"),
+        "same corpus as in training": checkpoint.progress.get("data_fingerprint") == prepared.fingerprint,
+        "vocabulary": prepared.tokenizer.vocab_size,
+        "training documents": sum(store.n_documents for store in train),
+        "training tokens": sum(store.n_tokens for store in train),
+        "validation documents": sum(store.n_documents for store in validation),
+        "validation tokens predicted": sum(store.n_tokens - store.n_documents for store in validation),
+        "validation bytes": sum(store.text_bytes for store in validation),
     }
 
 
@@ -123,16 +122,16 @@ def _score(run_folder: Path, cache: Path) -> dict[str, Any]:
     return kept | {"seconds": time.perf_counter() - start}
 
 
-def _n_grams(train: Documents, held_out: Documents, store: Store) -> dict[str, dict[str, float]]:
+def _n_grams(train: Documents, held_out: Documents, stores: Sequence[Store]) -> dict[str, dict[str, float]]:
     """Return bits per byte of each order, how long it took, and how far its probabilities are from summing to 1."""
     figures = {}
     for order in ORDERS:
         start = time.perf_counter()
-        model = KneserNey(train, store.vocab_size, order)
+        model = KneserNey(train, stores[0].vocab_size, order)
         nats = -float(model.log_probabilities(held_out).mean())
         seconds = time.perf_counter() - start
         figures[f"{order}-gram"] = {
-            "bits_per_byte": nats * bits_per_byte_of_a_nat(store),
+            "bits_per_byte": nats * bits_per_byte_of_a_nat(*stores),
             "nats_per_token": nats,
             "seconds": seconds,
             "sum_error": worst_sum(model, train),

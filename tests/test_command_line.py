@@ -145,7 +145,7 @@ OUT_OF_RANGE = [
     (["data=hugging_face", "data.path=x", "data.max_documents=-1"], "data.max_documents=-1 is negative."),
     (["tokenizer.vocab_size=200"], "tokenizer.vocab_size=200 cannot hold the 256 bytes and the special tokens."),
     (["tokenizer.max_training_bytes=0"], "tokenizer.max_training_bytes=0 leaves nothing to learn from."),
-    (["trainer.max_steps=0"], "trainer.max_steps=0 is below 1. Try trainer.max_steps=1."),
+    (["trainer.max_steps=0"], "trainer.max_steps=0 is below 1. Try trainer.max_steps=1000."),
     (["trainer.val_check_interval=0"], "trainer.val_check_interval=0 is below 1."),
     (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 is below 1."),
     (["trainer.devices=0"], "trainer.devices=0 is below 1."),

@@ -31,6 +31,7 @@ PUBLISHED = {
 }
 NEEDS = {
     "data=text_files": ["data.path=x"],
+    "data=mixture": ["data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 0.1}}"],
     "data=hugging_face": ["data.path=x"],
     "experiment=shakespeare": ["data.path=x"],
     "tokenizer=pretrained": ["tokenizer.path=x"],

@@ -14,10 +14,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import choices, groups, kind_of, nearest, registered
-from pretrain.errors import ConfigError, PretrainError
+from pretrain.config import choices, groups, kind_of, registered
+from pretrain.errors import ConfigError, PretrainError, nearest
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+# mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
+_NAMED_BY_USER = {"data.sources": "data=mixture"}
 
 
 def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
@@ -61,7 +63,8 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
         try:
-            tree = hydra_compose(config_name, overrides=overrides)
+            words = [f"++{word.lstrip('+')}" if _declared(word) in _NAMED_BY_USER else word for word in overrides]
+            tree = hydra_compose(config_name, overrides=words)
         except (HydraException, OmegaConfBaseException) as error:
             in_preset = _explain_preset(error)
             if in_preset is not None:
@@ -77,7 +80,7 @@ def typed(tree: Any) -> Any:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     for key, known in _undeclared(tree, ""):
-        raise ConfigError(f"{key} is not a setting. {nearest(key, known)}")
+        raise _no_setting(key, known)
     try:
         _check_kinds(tree)
         for key in sorted(OmegaConf.missing_keys(tree)):
@@ -97,6 +100,12 @@ def _check_kinds(tree: Any) -> None:
         declared = OmegaConf.get_type(tree, group) if group in tree else None
         if declared is not None and is_dataclass(declared) and tree[group].kind != kind_of(declared):
             raise ConfigError(f"{group}.kind={tree[group].kind} cannot be set. Choose a preset instead: {group}=...")
+
+
+def _declared(word: str) -> str:
+    """Return the key of a word as far as a dataclass declares it."""
+    key = word.partition("=")[0].lstrip("+")
+    return next((name for name in _NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
 
 
 def is_group(name: str) -> bool:
@@ -157,18 +166,37 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
         key = key.lstrip("+")
         if is_group(key):
             continue
-        known = tree
-        for depth, part in enumerate(key.split(".")):
-            if not OmegaConf.is_dict(known) or part not in known:
-                above = "".join(f"{name}." for name in key.split(".")[:depth])
-                names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
-                return ConfigError(f"{above}{part} is not a setting. {nearest(above + part, names)}")
-            known = known._get_node(part)
+        declared = _declared(word)
+        unknown = _explain_unknown(declared, tree)
+        if unknown is not None:
+            return unknown
         try:
-            OmegaConf.update(tree, key, OmegaConf.create({"value": None}).value if value == "null" else _parse(value))
+            new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
+            OmegaConf.update(tree, key, new, force_add=declared in _NAMED_BY_USER)
         except OmegaConfBaseException as problem:
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}")
     return ConfigError(_first_line(error))
+
+
+def _explain_unknown(key: str, tree: Any) -> ConfigError | None:
+    """Say which part of a key is no setting, where one is none."""
+    from omegaconf import OmegaConf
+
+    known = tree
+    for depth, part in enumerate(key.split(".")):
+        if not OmegaConf.is_dict(known) or part not in known:
+            above = "".join(f"{name}." for name in key.split(".")[:depth])
+            names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
+            return _no_setting(above + part, names)
+        known = known._get_node(part)
+    return None
+
+
+def _no_setting(key: str, known: list[str]) -> ConfigError:
+    preset = _NAMED_BY_USER.get(key)
+    if preset:
+        return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
+    return ConfigError(f"{key} is not a setting. {nearest(key, known)}")
 
 
 def _parse(value: str) -> Any:

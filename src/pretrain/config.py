@@ -6,7 +6,6 @@ classes up by their `kind` here, and never imports what a file names.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -22,12 +21,15 @@ from pretrain.data.config import (
     BytesTokenizerConfig,
     DataConfig,
     HuggingFaceConfig,
+    MixtureConfig,
+    MixtureSource,
     PretrainedTokenizerConfig,
     PythonDocsConfig,
     TextFilesConfig,
     TokenizerConfig,
 )
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, nearest
+from pretrain.mixture_config import typed_sources
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.optim.config import (
@@ -46,7 +48,7 @@ from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
     "objective": (CausalConfig, MaskedConfig, HybridConfig),
-    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig),
+    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig, MixtureConfig),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
@@ -79,6 +81,7 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
+        self.data = _typed(self.data)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         self.accumulation_steps()
@@ -137,6 +140,9 @@ class PrepareConfig:
     tokenizer: TokenizerConfig = MISSING
     paths: PathsConfig = field(default_factory=PathsConfig)
 
+    def __post_init__(self) -> None:
+        self.data = _typed(self.data)
+
 
 @dataclass
 class GenerateConfig:
@@ -161,7 +167,7 @@ class EvalConfig:
     path: str | None = None  # text files to score; none given: the validation documents of the run itself
     text_column: str = "text"  # of .jsonl and .parquet files
     batch_size: int = 16  # rows
-    max_rows: int = 0  # 0 scores all
+    max_rows: int = 0  # of each source; 0 scores all
     output: str | None = None  # a file for the figures, as JSON
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -206,14 +212,23 @@ def groups() -> list[str]:
     return list(_BUILT_IN)
 
 
+def _typed(data: DataConfig) -> DataConfig:
+    """Return the data settings with those of a mixture's sources typed, for which the registry must be known."""
+    return typed_sources(data, choices("data")) if isinstance(data, MixtureConfig) else data
+
+
 def to_dict(config: object) -> dict[str, Any]:
     """Return settings as plain data that JSON can hold, with enums by name."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Enum):
             return value.name
+        if isinstance(value, MixtureSource):
+            return plain(value.settings())
         if is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
@@ -270,9 +285,3 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[
         elif before != after:
             found[key] = (before, after)
     return found
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return a hint for a misspelt word: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(sorted(known))}."

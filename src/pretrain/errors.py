@@ -1,5 +1,8 @@
 """What can go wrong, each kind with the exit code that scripts and schedulers can rely on."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class PretrainError(Exception):
     """Something the user can act on: shown as its one message, without a traceback."""
@@ -43,3 +46,10 @@ class Interrupted(PretrainError):  # noqa: N818  (not an error: the run obeyed a
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt word: the nearest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(sorted(names))}."

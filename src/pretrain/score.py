@@ -1,5 +1,6 @@
 """Score a checkpoint on whole documents: what `src/eval.py` runs."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pretrain.data.prepare import prepare
 from pretrain.data.store import Store
 from pretrain.errors import DataError
 from pretrain.evaluation.documents import score_rows
+from pretrain.evaluation.totals import validation_figures
 from pretrain.language_model import LanguageModel
 from pretrain.objectives.objective import Learner
 
@@ -18,31 +20,41 @@ from pretrain.objectives.objective import Learner
 def score_documents(config: EvalConfig, path: Path) -> dict[str, Any]:
     """Return loss in nats per target, perplexity, accuracy and, for a causal model, bits per byte of the text.
 
-    The documents are those of `config.path`, or the validation documents of the run. Raises DataError where there are
-    none, CheckpointError where the checkpoint cannot be used.
+    The documents are those of `config.path`, or the validation documents of the run. Figures of a mixture's sources
+    and of a hybrid model's parts come after those of all together, as `<name>/loss` and so on. Raises DataError where
+    there are no documents, CheckpointError where the checkpoint cannot be used.
     """
     checkpoint = open_checkpoint(path)
     run: RunConfig = from_dict(checkpoint.config)
     language_model = LanguageModel.load(checkpoint.folder)
     tokenizer = language_model.tokenizer
-    store = _store(config, run, str(checkpoint.tokenizer_folder))
-    store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
-    learner = Learner(language_model.model, run.objective.build(tokenizer, run.seed)).eval()
+    whole = run.objective.build(tokenizer, run.seed)
     pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
-    stream = RowStream(store, run.data, run.model.context_length, pad_id, seed=0)
-    figures = score_rows(learner, stream, config.batch_size, config.max_rows)
-    if run.objective.causal:
-        figures["bits_per_byte"] = figures["loss"] * bits_per_byte_of_a_nat(store)
-    facts = {"checkpoint": str(checkpoint.folder), "objective": run.objective.kind, "documents": store.n_documents}
-    return facts | figures
+    counts, of_sources, found = Counter[str](), {}, []
+    for source, store in _stores(config, run, str(checkpoint.tokenizer_folder)).items():
+        store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+        stream = RowStream(store, run.data, run.model.context_length, pad_id, seed=0)
+        rows = min(config.max_rows or len(stream), len(stream))
+        own = Counter(documents=store.n_documents, rows=rows)
+        for part, objective in whole.parts.items():
+            factor = bits_per_byte_of_a_nat(store) if objective.causal else None
+            learner = Learner(language_model.model, objective).eval()
+            totals = score_rows(learner, stream, rows, config.batch_size, factor)
+            own["targets"] += int(totals.targets)
+            found.append((source, part, totals))
+        counts += own
+        of_sources |= {f"{source}/{name}": count for name, count in own.items() if source}
+    facts = {"checkpoint": str(checkpoint.folder), "objective": run.objective.kind}
+    return facts | counts | validation_figures(found) | of_sources
 
 
-def _store(config: EvalConfig, run: RunConfig, tokenizer_folder: str) -> Store:
+def _stores(config: EvalConfig, run: RunConfig, tokenizer_folder: str) -> dict[str, Store]:
+    """Return the stores to score, by source."""
     cache = Path(config.paths.cache_dir)
     if config.path is not None:
         files = TextFilesConfig(path=config.path, text_column=config.text_column, validation_fraction=0.0)
         return prepare(files, PretrainedTokenizerConfig(path=tokenizer_folder), cache).train
-    found = prepare(run.data, run.tokenizer, cache)
-    if found.validation is None:
+    found = prepare(run.data, run.tokenizer, cache).validation
+    if not found:
         raise DataError("the run kept no validation documents (data.validation_fraction=0). Give files: path=<file>.")
-    return found.validation
+    return found

@@ -98,6 +98,24 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(job: Job
         assert losses(folder) == pytest.approx(losses(single)[5:], abs=1e-5)
 
 
+def test_a_mixture_on_two_processes_is_read_and_scored_as_on_one(job: Job, corpus: Path):
+    numbers = job.folder / "numbers.txt"
+    numbers.write_text("|".join(str(7**power) for power in range(3, 200)))
+    sources = (
+        f"{{words: {{kind: text_files, path: {corpus}, weight: 0.7}}, "
+        f"numbers: {{kind: text_files, path: {numbers}, separator: '|', weight: 0.3}}}}"
+    )
+    job.words = ["data=mixture", f"data.sources={sources}", *TINY[1:]]
+    single, double = job.run("single"), job.run("double", "trainer=ddp", *TWO)
+    assert losses(double) == pytest.approx(losses(single), abs=1e-5)
+    figures = [
+        {row["name"]: float(row["value"]) for row in read_rows(folder / "metrics.csv") if row["name"][:4] == "val/"}
+        for folder in (single, double)
+    ]
+    assert {"val/words/loss", "val/numbers/bits_per_byte"} <= figures[0].keys()
+    assert figures[1] == pytest.approx(figures[0], abs=1e-3)
+
+
 def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
     plain = job.run("plain")
     checkpointed = job.run("checkpointed", "parallel.activation_checkpointing=true", "trainer=fsdp", *TWO)

@@ -12,8 +12,10 @@ import torch
 
 from pretrain import checkpoint
 from pretrain.checkpoint import open_checkpoint, step_folders
+from pretrain.config import EvalConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
 from pretrain.language_model import LanguageModel
+from pretrain.score import score_documents
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
@@ -67,6 +69,31 @@ def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monke
     assert whole.validation == cut.validation
     assert whole.sample == cut.sample
     assert whole.tokens_seen == cut.tokens_seen == 12 * 4 * 32
+
+
+def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
+    words = ["model=hybrid_nano", "trainer.max_steps=40", "trainer.val_check_interval=40", "optimizer=adamw"]
+    words += ["optimizer.learning_rate=0.01", "checkpoint.every_n_steps=40"]
+    report = run(tiny.place(*words))
+    figures = report.validation
+    assert set(figures) == {
+        "val/loss", "val/perplexity", "val/accuracy", "val/bits_per_byte", "val/causal/loss",
+        "val/causal/bits_per_byte", "val/masked/loss", "val/masked/accuracy",
+    }  # fmt: skip
+    assert figures["val/bits_per_byte"] == figures["val/causal/bits_per_byte"]
+    smaller, larger = sorted((figures["val/causal/loss"], figures["val/masked/loss"]))
+    assert smaller < figures["val/loss"] < larger < 5.0  # log 259 = 5.56 nats is chance
+    assert "masked           loss" in str(report)
+    found = score_documents(EvalConfig(paths=tiny.place().config.paths), Path(report.folder))
+    for name in ("loss", "bits_per_byte", "causal/loss"):
+        assert found[name] == pytest.approx(figures[f"val/{name}"], rel=1e-2 if name == "loss" else 1e-5)
+    llm = LanguageModel.load(report.folder)
+    assert repr(llm).startswith("LanguageModel(hybrid, ")
+    assert llm.generate("the quick", max_new_tokens=5, seed=1).startswith("the quick")
+    assert len(llm.predict_mask("the qu[MASK]ck fox")[0]) == 5
+    assert llm.embed("the fox").shape == (16,)
+    assert "the qu[MASK]ck" not in report.sample
+    assert report.sample.count("[MASK]") == 3
 
 
 def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pretrain.data.config import DataConfig
-from pretrain.data.order import Order, slot_samples
+from pretrain.data.order import Order
 from pretrain.data.packing import plan_rows
 from pretrain.data.rows import Rows, read_rows
 from pretrain.data.store import Store
@@ -15,8 +15,8 @@ from pretrain.errors import DataError
 class RowStream:
     """Packed rows of a store in the order of a run.
 
-    Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which rows make
-    up a step depends on the seed and the step alone, whatever the number of ranks, workers or micro-batches.
+    Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which row stands
+    at a place depends on the seed and the place alone.
     """
 
     def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
@@ -33,10 +33,6 @@ class RowStream:
         """Return the rows of one epoch."""
         return len(self.plan)
 
-    def samples(self, step: int, slot: int, size: int, batch_size: int) -> np.ndarray:
-        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
-        return slot_samples(step, slot, size, batch_size)
-
     def rows(self, samples: np.ndarray) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length)."""
         return self.read(self.order(samples))
@@ -49,6 +45,7 @@ class RowStream:
         return Rows(found.tokens, found.next_tokens, found.positions, np.minimum(found.documents, 0))
 
 
-def bits_per_byte_of_a_nat(store: Store) -> float:
+def bits_per_byte_of_a_nat(*stores: Store) -> float:
     """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given."""
-    return (store.n_tokens - store.n_documents) / max(1, store.text_bytes) / math.log(2)
+    predicted = sum(store.n_tokens - store.n_documents for store in stores)
+    return predicted / max(1, sum(store.text_bytes for store in stores)) / math.log(2)

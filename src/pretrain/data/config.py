@@ -1,9 +1,14 @@
 """Settings of the data: where text comes from, how it becomes tokens, how tokens become rows."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from fractions import Fraction
+from typing import Any
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 
 
 class Packing(Enum):
@@ -38,6 +43,17 @@ class DataConfig:
             raise ConfigError(
                 f"data.shard_tokens={self.shard_tokens} is below 1024 tokens a shard. Try data.shard_tokens=134217728."
             )
+
+    def parts(self) -> dict[str, "DataConfig"]:
+        """Return the settings of each source of text by its name; one that is read alone has the name ""."""
+        return {"": self}
+
+    def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
+        """Return the weight of each source in the rows drawn, exact; `rows` are how many each source has."""
+        return dict.fromkeys(rows, Fraction(1))
+
+
+COMMON = frozenset(f.name for f in fields(DataConfig)) - {"kind"}  # settings that a mixture has once, for all sources
 
 
 @dataclass
@@ -75,6 +91,65 @@ class HuggingFaceConfig(DataConfig):
         super().__post_init__()
         if self.max_documents < 0:
             raise ConfigError(f"data.max_documents={self.max_documents} is negative. Try data.max_documents=0 for all.")
+
+
+@dataclass
+class MixtureSource:
+    """One source of a mixture: its text, and how much of it is read."""
+
+    text: DataConfig
+    weight: float | None = None  # its part of the rows drawn, relative to the other sources' weights
+    epochs: float | None = None  # instead of `weight`: its part is its own rows so many times
+    validation_fraction: float | None = None  # none given: the mixture's
+
+    def settings(self) -> dict[str, Any]:
+        """Return the one mapping in which these settings are written, without what belongs to the whole mixture."""
+        own = {f.name: getattr(self.text, f.name) for f in fields(self.text) if f.name not in COMMON}
+        given = {name: getattr(self, name) for name in ("weight", "epochs", "validation_fraction")}
+        return own | {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass
+class MixtureConfig(DataConfig):
+    """Several sources, each with its exact share of the rows drawn. What sources have in common is set here for all."""
+
+    kind: str = "mixture"
+    # by name: the kind, that kind's own settings, weight or epochs, and where wanted a validation_fraction;
+    # `mixture_config.py` makes a MixtureSource of each
+    sources: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, DataConfig]:
+        """Return the settings of each source by its name, what is common to all filled in."""
+        common = {name: getattr(self, name) for name in COMMON}
+        found = {}
+        for name, source in self.sources.items():
+            own = source.validation_fraction
+            with errors_of(name):
+                found[name] = replace(source.text, **common | ({} if own is None else {"validation_fraction": own}))
+        return found
+
+    def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
+        """Return what each source's `weight` says, as it was written in decimals; or its epochs times its rows."""
+        return {
+            name: Fraction(str(source.weight)) if source.epochs is None else Fraction(str(source.epochs)) * rows[name]
+            for name, source in self.sources.items()
+        }
+
+
+@contextmanager
+def errors_of(source: str) -> Iterator[None]:
+    """Have an error name settings of a mixture's source as they are written there: data.sources.<source>.path=..."""
+
+    def in_mixture(setting: re.Match[str]) -> str:
+        own = setting[1] not in COMMON or setting[1] == "validation_fraction"
+        return f"data.sources.{source}.{setting[1]}=" if own else setting[0]
+
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if not source:
+            raise
+        raise type(error)(re.sub(r"\bdata\.(\w+)=", in_mixture, str(error))) from error
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from pretrain.data.config import DataConfig, TokenizerConfig
+from pretrain.data.config import DataConfig, TokenizerConfig, errors_of
 from pretrain.data.sources import Document, Source, open_source
 from pretrain.data.store import Store, StoreWriter
 from pretrain.data.tokenizer import Tokenizer
@@ -26,57 +26,101 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A corpus ready to train on."""
+class Corpus:
+    """One source of text, cut into tokens."""
 
-    tokenizer: Tokenizer
+    folder: Path
     train: Store
     validation: Store | None  # none where data.validation_fraction is 0
-    folder: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on: a tokenizer, and the corpus of each source by its name; one alone has the name ""."""
+
+    tokenizer: Tokenizer
+    corpora: dict[str, Corpus]
+
+    @property
+    def train(self) -> dict[str, Store]:
+        """The training documents of each source."""
+        return {name: corpus.train for name, corpus in self.corpora.items()}
+
+    @property
+    def validation(self) -> dict[str, Store]:
+        """The validation documents of each source that has any."""
+        return {name: corpus.validation for name, corpus in self.corpora.items() if corpus.validation is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of all training documents."""
+        found = {name: store.fingerprint for name, store in self.train.items()}
+        if "" in found:
+            return found[""]
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
-    """Return the tokenizer and the stores of a corpus, from the cache or made now.
+    """Return the tokenizer and the stores of every source, from the cache or made now, one source after the other.
 
-    Raises DataError where the corpus cannot be read or holds nothing.
+    A source's stores do not depend on what it is mixed with, but for the tokenizer where that is trained.
+    Raises DataError where a source cannot be read or holds nothing.
     """
-    source = open_source(data)
-    corpus = source.fingerprint()
-    trained = _cached_tokenizer(source, data, tokenizer, cache, report)
-    key = _key(
-        corpus, trained.fingerprint, data.validation_fraction, data.shard_tokens, getattr(data, "validation_path", None)
-    )
+    sources, fingerprints = {}, {}
+    for name, part in data.parts().items():
+        with errors_of(name):
+            sources[name] = open_source(part)
+            fingerprints[name] = sources[name].fingerprint()
+    trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
+    corpora = {}
+    for name, source in sources.items():
+        with errors_of(name):
+            corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
+    return Prepared(trained, corpora)
+
+
+def _naming(source: str, report: Report) -> Report:
+    """Return `report` with the name of a mixture's source before each line."""
+    return (lambda line: report(f"source {source}: {line}")) if source else report
+
+
+def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
+    """Return the stores of one source."""
+    data = source.config
+    own_validation = getattr(data, "validation_path", None)
+    key = _key(fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens, own_validation)
     folder = cache / "stores" / f"{data.kind}-{key}"
     if not (folder / "done.json").exists():
-        _fill(folder, source, data, trained, report)
+        _fill(folder, source, data, tokenizer, report)
     validation = folder / "validation"
-    found = Prepared(
-        trained, Store(folder / "train"), Store(validation) if (validation / "manifest.json").exists() else None, folder
+    found = Corpus(
+        folder, Store(folder / "train"), Store(validation) if (validation / "manifest.json").exists() else None
     )
     for store in (found.train, found.validation):
         if store is not None:
-            store.check_tokenizer(trained.fingerprint, trained.vocab_size)
+            store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     return found
 
 
 def _cached_tokenizer(
-    source: Source, data: DataConfig, config: TokenizerConfig, cache: Path, report: Report
+    sources: dict[str, Source], fingerprints: dict[str, str], config: TokenizerConfig, cache: Path, report: Report
 ) -> Tokenizer:
-    """Return the tokenizer; one that has to be trained sees the training documents only."""
+    """Return the tokenizer; one that has to be trained sees the training documents of all sources, and no others."""
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
-    folder = (
-        cache / "tokenizers" / f"{config.kind}-{_key(source.fingerprint(), data.validation_fraction, asdict(config))}"
-    )
+    seen = [part for name in sources for part in (fingerprints[name], sources[name].config.validation_fraction)]
+    folder = cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
     if not (folder / "tokenizer.json").exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
-        tokenizer = build_tokenizer(config, lambda: _training_texts(source, data))
+        tokenizer = build_tokenizer(config, lambda: _training_texts(sources))
         _commit(folder, tokenizer.save)
     return Tokenizer.load(folder)
 
 
-def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
-    return (document.text for split, document in _split(source, data) if split == "train")
+def _training_texts(sources: dict[str, Source]) -> Iterator[str]:
+    for name, source in sources.items():
+        with errors_of(name):
+            yield from (document.text for split, document in _split(source, source.config) if split == "train")
 
 
 def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:

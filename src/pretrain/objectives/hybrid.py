@@ -23,8 +23,13 @@ class Hybrid(Objective):
 
     def __init__(self, masked: Masked, masked_rows: float) -> None:
         super().__init__()
-        self.parts: dict[str, Objective] = {"causal": Causal(), "masked": masked}
+        self.masked = masked
         self.masked_rows = masked_rows
+
+    @property
+    def parts(self) -> dict[str, Objective]:
+        """Both kinds of rows, by name."""
+        return {"causal": Causal(), "masked": self.masked}
 
     def make_batch(self, rows: TokenRows, samples: Tensor) -> Batch:
         """Return rows of both kinds, with a target (or none) at every place: targets are (B, T)."""

@@ -25,6 +25,11 @@ class Objective(nn.Module):
 
     causal: bool
 
+    @property
+    def parts(self) -> "dict[str, Objective]":
+        """The objectives that validation scores each by itself; one that is not a blend of several is its only one."""
+        return {"": self}
+
     def make_batch(self, rows: TokenRows, samples: "torch.Tensor") -> Batch:
         """Return the micro-batch of packed rows; `samples` (B,) are their places in the stream of rows."""
         raise NotImplementedError

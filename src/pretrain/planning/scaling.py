@@ -3,6 +3,7 @@
 # up to about four epochs, repeated data is worth almost as much as new
 # (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)
 MAX_USEFUL_EPOCHS = 4.0
+_REPEATED = f"Beyond about {MAX_USEFUL_EPOCHS:.0f} a repeated token teaches little (Muennighoff et al. 2023)."
 
 
 def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> list[str]:
@@ -12,7 +13,7 @@ def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> 
     if epochs > MAX_USEFUL_EPOCHS:
         warnings.append(
             f"the run reads {tokens_planned:,} tokens, the data has {tokens_in_data:,}: {epochs:.1f} epochs. "
-            f"Beyond about {MAX_USEFUL_EPOCHS:.0f} a repeated token teaches little (Muennighoff et al. 2023)."
+            f"{_REPEATED}"
         )
     if parameters > tokens_in_data:
         warnings.append(
@@ -20,3 +21,12 @@ def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> 
             "Watch val/loss, take more data, or a smaller model."
         )
     return warnings
+
+
+def source_warnings(epochs: dict[str, float], tokens_in_data: dict[str, int]) -> list[str]:
+    """Return a sentence for each source of a mixture that the plan repeats too often, by how often it is read."""
+    return [
+        f"source {name} would be read {times:.1f} epochs: it has {tokens_in_data[name]:,} tokens. {_REPEATED}"
+        for name, times in epochs.items()
+        if times > MAX_USEFUL_EPOCHS
+    ]

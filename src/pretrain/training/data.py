@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batches import RowStream
+from pretrain.data.mixture import MixedStream
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
@@ -18,7 +19,7 @@ class MicroBatches(Dataset[Batch]):
     """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone."""
 
     def __init__(
-        self, stream: RowStream, objective: Objective, *, size: int, batch_size: int, rank: int = 0, ranks: int = 1
+        self, stream: MixedStream, objective: Objective, *, size: int, batch_size: int, rank: int = 0, ranks: int = 1
     ) -> None:
         self.stream = stream
         self.objective = objective
@@ -35,7 +36,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """The same rows at every validation, in a fixed order, with fixed masks."""
+    """The same rows of one source at every validation, in a fixed order, with fixed masks."""
 
     def __init__(
         self, stream: RowStream, objective: Objective, size: int, max_rows: int, rank: int = 0, ranks: int = 1
@@ -81,8 +82,8 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: RowStream,
-        validation: RowStream | None,
+        train: MixedStream,
+        validation: dict[str, RowStream],
         objective: Objective,
         *,
         size: int,
@@ -92,7 +93,7 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train_stream = train
-        self.validation_stream = validation
+        self.validation_streams = validation
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
@@ -114,17 +115,18 @@ class TextDataModule(L.LightningDataModule):
         end = 2**62  # never exhausted: the run's length ends it
         return DataLoader(batches, batch_size=None, sampler=From(start, end), num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Batch]:
-        """Return the loader of the validation rows, empty where the run has none."""
-        if self.validation_stream is None:
-            return []
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return a loader of the validation rows of each source that has any, for each part of the objective."""
         assert self.trainer is not None
-        batches = ValidationBatches(
-            self.validation_stream,
-            self.objective,
-            self.size,
-            self.max_validation_rows,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-        return DataLoader(batches, batch_size=None, sampler=From(0, len(batches)))
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        sources = [
+            ValidationBatches(stream, objective, self.size, self._rows_to_score(name), rank, ranks)
+            for name, stream in self.validation_streams.items()
+            for objective in self.objective.parts.values()
+        ]
+        return [DataLoader(batches, batch_size=None, sampler=From(0, len(batches))) for batches in sources]
+
+    def _rows_to_score(self, source: str) -> int:
+        """Return a source's share of the most rows to score, 1 or more; 0 where all are scored."""
+        share = self.train_stream.shares[source]
+        return self.max_validation_rows and max(1, round(self.max_validation_rows * share))

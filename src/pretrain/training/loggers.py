@@ -76,7 +76,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:
     """Have TensorBoard's HParams page show the run: what shaped it, beside the last values of its final figures."""
-    flat = {key: value for key, value in _flat(settings, "").items() if key.startswith(_SHAPING)}
+    flat = {
+        key: value
+        for key, value in _flat(settings, "").items()
+        if key.startswith(_SHAPING) or key.endswith((".weight", ".epochs"))  # the parts of a mixture
+    }
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and figures:
             writer = logger.experiment._get_file_writer()

@@ -1,6 +1,5 @@
 """The LightningModule: what one training step does, for every model and objective alike."""
 
-import math
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from pretrain.errors import DivergenceError
+from pretrain.evaluation.totals import Totals, validation_figures
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
@@ -25,7 +25,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is ho
 
 
 class LossMetrics(Metric):
-    """Loss, perplexity and accuracy over all targets of all ranks, each target counting once."""
+    """Loss and right answers summed over all targets of all ranks, each target counting once."""
 
     full_state_update = False
     loss_sum: Tensor
@@ -43,11 +43,9 @@ class LossMetrics(Metric):
         self.right += right.sum()
         self.count += counts.sum()
 
-    def compute(self) -> dict[str, float]:
-        """Return loss in nats per target, its exponential, and the share of targets that were the likeliest token."""
-        count = max(1.0, float(self.count))
-        loss = float(self.loss_sum) / count
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(self.right) / count}
+    def compute(self) -> tuple[float, float, float]:
+        """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
+        return float(self.loss_sum), float(self.right), float(self.count)
 
 
 class TrainingModule(L.LightningModule):
@@ -62,7 +60,7 @@ class TrainingModule(L.LightningModule):
         length: RunLength,
         clip_norm: float,
         expected_targets: float,
-        bits_per_byte_of_a_nat: float | None,
+        bits_per_byte_of_a_nat: dict[str, float],
         materialise: Callable[[DeviceMesh | None, torch.device], None],
     ) -> None:
         super().__init__()
@@ -72,12 +70,16 @@ class TrainingModule(L.LightningModule):
         self.length = length
         self.clip_norm = clip_norm
         self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
-        self.bits_per_byte_of_a_nat = bits_per_byte_of_a_nat  # of the validation text; none for masked models
+        self._scored = [  # (source, part of the objective, factor), in the order of the loaders
+            (source, part, factor if objective.causal else None)
+            for source, factor in bits_per_byte_of_a_nat.items()
+            for part, objective in learner.objective.parts.items()
+        ]
         self.materialise = materialise  # gives the learner its weights, on its device and over its mesh
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, at the end of the step
         self._ready = False
-        self.validation = LossMetrics()
+        self.validation = nn.ModuleList(LossMetrics() for _ in self._scored)
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
         self.grad_norm = torch.zeros(())
         self.skipped_steps = 0
@@ -198,15 +200,18 @@ class TrainingModule(L.LightningModule):
         self._logged_targets.zero_()
         return loss
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Score one batch of validation rows."""
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Score one batch of validation rows; each source has its own loader."""
         losses, right = self.learner.evaluate(batch)
-        self.validation.update(losses, right, batch.targets != IGNORE)
+        metrics = self.validation[dataloader_idx]
+        assert isinstance(metrics, LossMetrics)
+        metrics.update(losses, right, batch.targets != IGNORE)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the figures of this validation in `validated`."""
-        scores = self.validation.compute()
-        self.validation.reset()
-        self.validated = {f"val/{name}": value for name, value in scores.items()}
-        if self.bits_per_byte_of_a_nat is not None:
-            self.validated["val/bits_per_byte"] = scores["loss"] * self.bits_per_byte_of_a_nat
+        """Keep the figures of this validation in `validated`: of all rows scored, then of each part and source."""
+        found: list[tuple[str, str, Totals]] = []
+        for (source, part, factor), metrics in zip(self._scored, self.validation, strict=True):
+            assert isinstance(metrics, LossMetrics)
+            found.append((source, part, Totals(*metrics.compute(), factor)))
+            metrics.reset()
+        self.validated = {f"val/{name}": value for name, value in validation_figures(found).items()}

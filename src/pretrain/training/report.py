@@ -51,6 +51,7 @@ class Report:
                     label, label
                 )  # fmt: skip
                 lines.append(f"  {name:<18} {self.validation[key]:.4f}")
+        lines += self._sources()
         lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines()), "", "Next"]
         prompt = 'prompt="The"' if self.causal else 'prompt="The quick [MASK] fox jumps over the lazy dog."'
         lines += [f"  python src/generate.py checkpoint={self.folder} {prompt}"]
@@ -69,3 +70,13 @@ class Report:
         per_step_s = self.tokens_seen / max(1, self.steps) / max(1e-9, self.tokens_per_s)
         steps = f" (every {best / per_step_s:,.0f} steps)" if self.tokens_per_s else ""
         return f"{self.checkpoint_s:.2f} s each; at a failure a day, one in {best:,.0f} s{steps} loses least"
+
+    def _sources(self) -> list[str]:
+        """Return a line for each source of a mixture: `validation` holds its figures as val/<source>/<figure>."""
+        found: dict[str, list[str]] = {}
+        for key, value in self.validation.items():
+            _, *source, figure = key.split("/")
+            if source:
+                found.setdefault(source[0], []).append(f"{figure.replace('_', ' ')} {value:.4f}")
+        width = max([16, *map(len, found)])
+        return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]

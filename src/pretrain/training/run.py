@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from pretrain.checkpoint import sweep
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.mixture import mixed_stream
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.device import peak_flops_per_s
 from pretrain.language_model import model_without_weights
@@ -25,7 +26,7 @@ from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.objective import Learner
-from pretrain.planning.scaling import data_warnings
+from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.profile import Profile
@@ -65,7 +66,7 @@ def run(placement: Placement) -> Report:
     start = resumed.step if resumed else 0
     length = run_length(config, seconds=float(resumed.progress.get("seconds", 0.0)) if resumed else 0.0)
     module = _build_module(config, prepared, data, learner, length, materialiser(learner, config, values))
-    _warn(config, model, prepared)
+    _warn(config, model, data)
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
@@ -77,7 +78,7 @@ def run(placement: Placement) -> Report:
         tokens_seen=int(resumed.progress["tokens_seen"]) if resumed else 0,
     )
     writer = Writer(config, prepared.tokenizer)
-    trainer = _build_trainer(config, folder, device, precision, start, validates=prepared.validation is not None)
+    trainer = _build_trainer(config, folder, device, precision, start, validates=bool(prepared.validation))
     state = RunState(
         trainer,
         module,
@@ -100,7 +101,7 @@ def run(placement: Placement) -> Report:
     trainer.callbacks.extend(callbacks)
     set_step(trainer, start)
 
-    say(_opening(config, model, prepared, device, precision))
+    say(_opening(config, model, data, device, precision))
     L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not module.length.over(start):
@@ -132,12 +133,11 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
     pad = prepared.tokenizer.pad_id
     pad_id = prepared.tokenizer.eos_id if pad is None else pad
     length = config.model.context_length
-    train = RowStream(prepared.train, config.data, length, pad_id, config.seed)
-    validation = (
-        RowStream(prepared.validation, config.data, length, pad_id, seed=0) if prepared.validation is not None else None
-    )
+    validation = {
+        name: RowStream(store, config.data, length, pad_id, seed=0) for name, store in prepared.validation.items()
+    }
     return TextDataModule(
-        train,
+        mixed_stream(prepared.train, config.data, length, pad_id, config.seed),
         validation,
         objective,
         size=config.rows_per_micro_batch(),
@@ -150,9 +150,8 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
 def _build_module(
     config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, length: RunLength, materialise: Any
 ) -> TrainingModule:
-    per_row = len(learner.objective.make_batch(data.train_stream.read(torch.zeros(1, dtype=torch.int64).numpy()),
-                                               torch.zeros(1, dtype=torch.int64)).targets[0])  # fmt: skip
-    store = prepared.validation
+    first = torch.zeros(1, dtype=torch.int64)
+    per_row = learner.objective.make_batch(data.train_stream.rows(first.numpy()), first).targets.shape[1]
     return TrainingModule(
         learner,
         config.optimizer,
@@ -160,7 +159,7 @@ def _build_module(
         length=length,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
-        bits_per_byte_of_a_nat=None if config.objective.fills_masks or store is None else bits_per_byte_of_a_nat(store),
+        bits_per_byte_of_a_nat={name: bits_per_byte_of_a_nat(store) for name, store in prepared.validation.items()},
         materialise=materialise,
     )
 
@@ -208,7 +207,7 @@ def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
 
 def _final_validation(trainer: L.Trainer, module: TrainingModule, data: TextDataModule) -> dict[str, float]:
     """Return the figures of the weights at the end, from the last validation if it was at the last step."""
-    if data.validation_stream is None:
+    if not data.validation_streams:
         return {}
     trainer.validate(module, datamodule=data, verbose=False)
     write(trainer, module.validated, trainer.global_step)
@@ -216,9 +215,10 @@ def _final_validation(trainer: L.Trainer, module: TrainingModule, data: TextData
 
 
 def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[str, Any]:
+    sources = ", ".join(filter(None, prepared.corpora))
     return {
         "objective": config.objective.kind,
-        "data": config.data.kind,
+        "data": f"{config.data.kind} of {sources}" if sources else config.data.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         **fixed_facts(prepared),
         "torch": torch.__version__,
@@ -229,18 +229,21 @@ def _head_share(config: RunConfig) -> float:
     return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
 
 
-def _warn(config: RunConfig, model: Transformer, prepared: Prepared) -> None:
+def _warn(config: RunConfig, model: Transformer, data: TextDataModule) -> None:
     steps, warmup = config.max_steps(), config.warmup_steps()
-    planned = (steps or 0) * config.tokens_per_step()  # by the clock nobody knows how many
+    rows = (steps or 0) * config.batch_size  # by the clock nobody knows how many
     parameters = sum(p.numel() for p in model.parameters())
-    for sentence in data_warnings(parameters, prepared.train.n_tokens, planned):
+    tokens = data.train_stream.tokens()
+    epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
+    sentences = data_warnings(parameters, sum(tokens.values()), rows * config.model.context_length)
+    for sentence in sentences + source_warnings(epochs, tokens):
         say(f"warning: {sentence}")
     if steps is not None and warmup >= steps:
         say(f"warning: the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
 
 
 def _opening(
-    config: RunConfig, model: Transformer, prepared: Prepared, device: torch.device, precision: Precision
+    config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
 ) -> str:
     assert isinstance(config.model, TransformerConfig)
     parameters = parameter_count(config.model, model.vocab_size)
@@ -248,10 +251,12 @@ def _opening(
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
     shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
+    shares = ", ".join(f"{name} {float(share):.1%}" for name, share in data.train_stream.shares.items() if name)
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
         f"({name}{threads}) in {precision.name}{shared}: {run_length(config)} of "
-        f"{config.batch_size} rows x {config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
+        f"{config.batch_size} rows x {config.model.context_length} tokens, "
+        f"{sum(data.train_stream.tokens().values()):,} tokens of data" + (f" ({shares})" if shares else "")
     )
 
 

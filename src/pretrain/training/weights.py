@@ -77,7 +77,7 @@ def fixed_facts(prepared: Prepared) -> dict[str, Any]:
     """Return what a resume must find unchanged."""
     return {
         "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
-        "data_fingerprint": prepared.train.fingerprint,
+        "data_fingerprint": prepared.fingerprint,
         "order_version": ORDER_VERSION,
         "plan_version": PLAN_VERSION,
     }

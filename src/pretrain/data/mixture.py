@@ -1,0 +1,139 @@
+"""Several sources in exact proportions: which source each draw of a run reads is arithmetic on its number."""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from pretrain.data.batches import RowStream
+from pretrain.data.config import DataConfig
+from pretrain.data.order import slot_samples
+from pretrain.data.rows import Rows
+from pretrain.data.store import Store
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two branches that share the draws which reach them; a branch is a source's number, or a pair again."""
+
+    weight: int  # of the first branch
+    total: int  # of both
+    first: "_Pair | int"
+    second: "_Pair | int"
+
+    def of_first(self, draws: int) -> int:
+        """Return how many of the pair's first `draws` draws go to its first branch: its exact share, rounded."""
+        return (2 * draws * self.weight + self.total) // (2 * self.total)
+
+
+class Proportions:
+    """Which source the g-th draw of a mixture reads, and which of that source's draws it is: a function of g alone.
+
+    Sources are joined in pairs, always the two of least weight, until one pair holds all: Huffman's tree. A pair deals
+    its draws to its two branches by rounding, so the count of a branch is never more than 1/2 from its share of the
+    pair's. On the way down to a source these errors add up, each made smaller by the shares below it. After the first
+    of them a share is at most 2/3, for what was joined with this branch weighs at least half as much; so whatever the
+    weights, and however many the sources, the count of a source is less than (1 + 1 + 2/3 + (2/3)^2 + ...) / 2 = 2 from
+    its exact share of any number of first draws. All of it is whole numbers without limit: draw 10^12 is as exact as 0.
+    """
+
+    def __init__(self, weights: Sequence[Fraction]) -> None:
+        scale = math.lcm(*(weight.denominator for weight in weights))
+        whole = [int(weight * scale) for weight in weights]
+        self.shares = [Fraction(weight, sum(whole)) for weight in whole]
+        heap: list[tuple[int, int, _Pair | int]] = [(weight, number, number) for number, weight in enumerate(whole)]
+        heapq.heapify(heap)
+        made = len(heap)
+        while len(heap) > 1:
+            (less, _, first), (more, _, second) = heapq.heappop(heap), heapq.heappop(heap)
+            made += 1  # settles the order of equal weights
+            heapq.heappush(heap, (less + more, made, _Pair(less, less + more, first, second)))
+        self.root = heap[0][2]
+
+    def __call__(self, draws: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+        """Return the number of each draw's source, and of the draw among that source's own; both int64, (draws,)."""
+        found = np.array([self._one(draw) for draw in draws.tolist()], np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def counts(self, draws: int) -> list[int]:
+        """Return how many of the first `draws` draws each source has."""
+        counts = [0] * len(self.shares)
+        waiting = [(self.root, draws)]
+        while waiting:
+            branch, count = waiting.pop()
+            if isinstance(branch, _Pair):
+                first = branch.of_first(count)
+                waiting += [(branch.first, first), (branch.second, count - first)]
+            else:
+                counts[branch] = count
+        return counts
+
+    def _one(self, draw: int) -> tuple[int, int]:
+        branch = self.root
+        while isinstance(branch, _Pair):
+            before = branch.of_first(draw)
+            if branch.of_first(draw + 1) > before:
+                branch, draw = branch.first, before
+            else:
+                branch, draw = branch.second, draw - before
+        return branch, draw
+
+
+class MixedStream:
+    """The rows of a run in their order, each from one source; a single source is a mixture of one.
+
+    Nothing is remembered between calls: which rows make up a step depends on the seed and the step alone, whatever the
+    number of ranks, workers or micro-batches.
+    """
+
+    def __init__(self, streams: dict[str, RowStream], weights: Mapping[str, Fraction]) -> None:
+        self.streams = streams
+        self.proportions = Proportions([weights[name] for name in streams])
+        self.shares = dict(zip(streams, self.proportions.shares, strict=True))
+
+    def samples(self, step: int, slot: int, size: int, batch_size: int) -> Ints:
+        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
+        return slot_samples(step, slot, size, batch_size)
+
+    def rows(self, samples: npt.NDArray[np.integer]) -> Rows:
+        """Return the rows at these places of the stream, (len(samples), row_length)."""
+        sources, draws = self.proportions(samples)
+        found = [
+            stream.rows(draws[sources == number])
+            for number, stream in enumerate(self.streams.values())
+            if (sources == number).any()
+        ]
+        places = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
+        return Rows(*(np.concatenate([getattr(part, f.name) for part in found])[places] for f in fields(Rows)))
+
+    def tokens(self) -> dict[str, int]:
+        """Return how many tokens each source has to train on."""
+        return {name: stream.store.n_tokens for name, stream in self.streams.items()}
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first so many samples of the stream read each source."""
+        counts = self.proportions.counts(samples)
+        return {name: count / len(stream) for (name, stream), count in zip(self.streams.items(), counts, strict=True)}
+
+
+def mixed_stream(stores: dict[str, Store], config: DataConfig, row_length: int, pad_id: int, seed: int) -> MixedStream:
+    """Return the training rows of a run from the stores of its sources.
+
+    Each source of a mixture has an order of its own, so that two of equally many rows are not read alike.
+    Raises DataError where a source has no rows.
+    """
+    streams = {
+        name: RowStream(store, config, row_length, pad_id, _seed_of(name, seed)) for name, store in stores.items()
+    }
+    return MixedStream(streams, config.weights({name: len(stream) for name, stream in streams.items()}))
+
+
+def _seed_of(source: str, seed: int) -> int:
+    return xxhash.xxh3_64_intdigest(source.encode(), seed=seed % 2**64) if source else seed

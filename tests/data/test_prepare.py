@@ -1,0 +1,104 @@
+"""Sources prepared together: each keeps its own store, one tokenizer learns from all, and errors name the source."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pretrain.data import prepare as prepare_module
+from pretrain.data.config import (
+    BPETokenizerConfig,
+    BytesTokenizerConfig,
+    MixtureConfig,
+    MixtureSource,
+    TextFilesConfig,
+    TokenizerConfig,
+)
+from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import ConfigError, DataError
+
+BPE = BPETokenizerConfig(vocab_size=270)
+
+
+def write(folder: Path, name: str, word: str) -> TextFilesConfig:
+    """Return a corpus of a dozen documents that repeat one word."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(f'{{"text": "{" ".join([word] * (3 + n))} {n}"}}\n' for n in range(12)))
+    return TextFilesConfig(path=str(path))
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> MixtureConfig:
+    texts = {"larks": write(tmp_path, "larks", "lark"), "owls": write(tmp_path, "owls", "owl")}
+    return MixtureConfig(sources={name: MixtureSource(text, weight=1) for name, text in texts.items()})
+
+
+def prepared(config: object, tmp_path: Path, tokenizer: object) -> tuple[Prepared, list[str]]:
+    told: list[str] = []
+    return prepare(config, tokenizer, tmp_path / "cache", report=told.append), told  # type: ignore[arg-type]
+
+
+def test_a_source_shares_its_store_with_a_run_on_it_alone(mixture: MixtureConfig, tmp_path: Path) -> None:
+    alone, told = prepared(mixture.parts()["owls"], tmp_path, BytesTokenizerConfig())
+    assert [line.startswith("tokenised") for line in told] == [True]
+    both, told = prepared(mixture, tmp_path, BytesTokenizerConfig())
+    assert [line.startswith("source larks: tokenised") for line in told] == [True]
+    assert both.corpora["owls"].folder == alone.corpora[""].folder
+    assert prepared(mixture, tmp_path, BytesTokenizerConfig())[1] == []
+    assert both.train.keys() == {"larks", "owls"}
+    assert both.fingerprint not in (alone.fingerprint, *(store.fingerprint for store in both.train.values()))
+
+
+def test_a_trained_tokenizer_learns_from_all_sources_and_is_found_again_by_them(
+    mixture: MixtureConfig, tmp_path: Path
+) -> None:
+    both, told = prepared(mixture, tmp_path, BPE)
+    assert told[0].startswith("training a tokenizer")
+    words = {both.tokenizer.decode([token]) for token in range(both.tokenizer.vocab_size)}
+    assert {" lark", " owl"} <= words
+    assert prepared(mixture, tmp_path, BPE)[1] == []
+    write(tmp_path, "owls", "eagle")
+    other, told = prepared(mixture, tmp_path, BPE)
+    assert told[0].startswith("training a tokenizer")
+    assert other.tokenizer.fingerprint != both.tokenizer.fingerprint
+    assert other.fingerprint != both.fingerprint
+
+
+def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documents_only(
+    mixture: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = prepare_module.build_tokenizer
+
+    def watched(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        seen.extend(texts())
+        return original(config, texts)
+
+    monkeypatch.setattr(prepare_module, "build_tokenizer", watched)
+    mixture.validation_fraction = 0.3
+    mixture.sources["owls"].validation_fraction = 0.0
+    both, _ = prepared(mixture, tmp_path, BPE)
+    assert both.validation.keys() == {"larks"}
+    assert both.train["larks"].n_documents + both.validation["larks"].n_documents == 12
+    trained = [store.document(n) for store in both.train.values() for n in range(store.n_documents)]
+    assert seen == [both.tokenizer.decode(document[1:-1].tolist()) for document in trained]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"path": "nowhere"}, DataError, r"data\.sources\.owls\.path=nowhere does not exist"),
+        ({"text_column": "body"}, DataError, r"has no data\.sources\.owls\.text_column=body\. Try one .*: text\."),
+        ({"separator": ""}, ConfigError, r"data\.sources\.owls\.separator='' separates nothing\. .*owls\.separator="),
+        ({"validation_path": "x"}, DataError, r"data\.sources\.owls\.validation_path=x does not exist"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [BPE, BytesTokenizerConfig()], ids=["bpe", "bytes"])
+def test_an_error_names_the_setting_of_its_source(
+    mixture: MixtureConfig, tmp_path: Path, change: dict[str, str], kind: type, message: str, tokenizer: object
+) -> None:
+    for name, value in change.items():
+        setattr(mixture.sources["owls"].text, name, value)
+    with pytest.raises(kind, match=message):
+        prepared(mixture, tmp_path, tokenizer)

@@ -1,0 +1,181 @@
+"""Runs on a mixture: drawn in the shares that were asked for, resumed exactly, and scored source by source."""
+
+import math
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config import EvalConfig
+from pretrain.data.prepare import prepare
+from pretrain.errors import ConfigError, DataError
+from pretrain.language_model import LanguageModel
+from pretrain.objectives.batch import IGNORE
+from pretrain.score import score_documents
+from pretrain.training.config import PathsConfig
+from pretrain.training.loggers import read_rows
+from pretrain.training.module import TrainingModule
+from pretrain.training.run import _build_data, run
+
+SHARES = {"numbers": 0.3, "words": 0.7}
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """Return a folder of twenty files of numbers: digits tell their rows from those of the words."""
+    folder = tmp_path / "numbers"
+    folder.mkdir()
+    draw = random.Random(1)
+    for count in range(20):
+        (folder / f"{count}.txt").write_text("".join(draw.choice("0123456789") for _ in range(draw.randint(20, 90))))
+    return folder
+
+
+@pytest.fixture
+def mixed(tiny, corpus: Path, numbers: Path):
+    """Return a maker of tiny runs on words and numbers."""
+    sources = (
+        f"{{words: {{kind: text_files, path: {corpus}, weight: 0.7}}, "
+        f"numbers: {{kind: text_files, path: {numbers}, weight: 0.3, validation_fraction: 0.2}}}}"
+    )
+    tiny.words[:2] = ["data=mixture", f"data.sources={sources}", "data.max_validation_rows=0"]
+    return tiny
+
+
+def read_by(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return a list to which every training batch adds its tokens."""
+    seen: list[torch.Tensor] = []
+    original = TrainingModule.training_step
+
+    def watched(self, batch, batch_index):
+        seen.append(batch.tokens)
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    return seen
+
+
+def source_of(row: torch.Tensor) -> str:
+    text = bytes(token for token in row.tolist() if token < 256).decode()
+    return "numbers" if text.isdigit() else "words"
+
+
+def figures_of(folder: Path) -> dict[str, float]:
+    return {row["name"]: float(row["value"]) for row in read_rows(folder / "metrics.csv")}
+
+
+def test_a_mixture_is_drawn_by_share_shown_by_source_and_resumed_bit_for_bit(mixed, monkeypatch, capsys):
+    seen = read_by(monkeypatch)
+    whole = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
+    out = capsys.readouterr().out
+    assert "tokens of data (numbers 30.0%, words 70.0%)" in out
+    assert out.index("source numbers: tokenised") < out.index("source words: tokenised")
+
+    drawn = dict.fromkeys(SHARES, 0)
+    for step, tokens in enumerate(seen, start=1):
+        for row in tokens:
+            drawn[source_of(row)] += 1
+        assert all(abs(drawn[name] - share * 4 * step) < 2 for name, share in SHARES.items())
+    assert drawn == {"numbers": 14, "words": 34}
+
+    folder = Path(whole.folder)
+    shutil.copytree(folder, mixed.folder / "cut")
+    shutil.rmtree(mixed.folder / "cut" / "checkpoints" / "step-00000012")
+    before, seen[:] = list(seen), []
+    again = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'cut'}", "resume=auto"))
+    assert all(torch.equal(a, b) for a, b in zip(seen, before[8:], strict=True))
+    one, other = open_checkpoint(folder), open_checkpoint(Path(again.folder))
+    assert one.progress | {"seconds": 0} == other.progress | {"seconds": 0}
+    for part in ("model", "optimizer", "random"):
+        a, b = one.tensors(part), other.tensors(part)
+        assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+    assert whole.validation == again.validation
+
+    assert_figures_of_all_sources_are_those_of_scoring(mixed, folder, whole.validation)
+    assert "    words            loss " in str(whole)
+    assert "    numbers          loss " in str(whole)
+    assert "data mixture of numbers, words)" in repr(LanguageModel.load(folder))
+    assert_tensorboard_shows(
+        folder, {f"val/{name}/{figure}" for name in SHARES for figure in ("loss", "bits_per_byte")}
+    )
+    assert_a_change_of_the_mixture_is_refused(mixed)
+
+
+def assert_figures_of_all_sources_are_those_of_scoring(mixed, folder: Path, found: dict[str, float]) -> None:
+    """Training and `src/eval.py` come to the same, and bits per byte are all bits over all bytes of the text."""
+    names = ["loss", "perplexity", "accuracy", "bits_per_byte"]
+    own = [f"{source}/{figure}" for source in SHARES for figure in ("loss", "bits_per_byte")]
+    assert list(found) == [f"val/{name}" for name in names + own]
+    assert found.items() <= figures_of(folder).items()
+    cache = mixed.folder / "cache"
+    scored = score_documents(EvalConfig(paths=PathsConfig(cache_dir=str(cache))), folder)
+    for key, value in found.items():
+        assert scored[key.removeprefix("val/")] == pytest.approx(value, rel=1e-5)
+    run_config = mixed.config("model=gpt_nano")
+    prepared = prepare(run_config.data, run_config.tokenizer, cache)
+    stores = prepared.validation
+    nats = 0.0
+    for name, store in stores.items():
+        assert scored[f"{name}/documents"] == store.n_documents
+        assert scored[f"{name}/targets"] == store.n_tokens - store.n_documents
+        bits = scored[f"{name}/loss"] * scored[f"{name}/targets"] / math.log(2)
+        assert found[f"val/{name}/bits_per_byte"] == pytest.approx(bits / store.text_bytes, rel=1e-5)
+        nats += scored[f"{name}/loss"] * scored[f"{name}/targets"]
+    text_bytes = sum(store.text_bytes for store in stores.values())
+    assert found["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
+    assert found["val/loss"] == pytest.approx(nats / scored["targets"], rel=1e-5)
+
+
+def assert_tensorboard_shows(folder: Path, tags: set[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert tags <= set(events.Tags()["scalars"])
+    settings = [data.plugin_data.content for data in events.summary_metadata.values()]
+    assert any(b"data.sources.words.weight" in content for content in settings)
+
+
+def assert_a_change_of_the_mixture_is_refused(mixed) -> None:
+    words = ["model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}", "resume=auto"]
+    with pytest.raises(ConfigError, match=r"data\.sources\.words\.weight: 0\.7 in the run, 0\.5 now"):
+        mixed.place(*words, "data.sources.words.weight=0.5")
+    with pytest.raises(ConfigError, match=r"data\.sources\.more: None in the run, \{'kind': 'python_docs'"):
+        mixed.place(*words, "data.sources.more={kind: python_docs, weight: 1}")
+    allowed = mixed.place(*words, "data.sources.words.weight=0.5", "allow_change=[data.sources.words.weight]")
+    assert allowed.config.data.sources["words"].weight == 0.5
+    (mixed.folder / "numbers" / "0.txt").write_text("123")
+    with pytest.raises(DataError, match="was trained with data_fingerprint"):
+        run(mixed.place(*words, "trainer.max_steps=14"))
+
+
+def test_a_masked_mixture_by_epochs_warns_of_repeats_and_scores_each_source(mixed, corpus, numbers, capsys):
+    sources = (
+        f"{{words: {{kind: text_files, path: {corpus}, epochs: 1}}, "
+        f"numbers: {{kind: text_files, path: {numbers}, epochs: 10}}}}"
+    )
+    mixed.words[1] = f"data.sources={sources}"
+    words = ["model=bert_nano", "data.max_validation_rows=8", "data.validation_fraction=0.3", "micro_batch_size=2"]
+    report = run(mixed.place(*words, "trainer.max_steps=50", "tokenizer=bpe", "tokenizer.vocab_size=270"))
+    out = capsys.readouterr().out
+    assert "warning: source numbers would be read " in out
+    assert "warning: source words" not in out
+    own = [f"val/{source}/{figure}" for source in SHARES for figure in ("loss", "accuracy")]
+    assert list(report.validation) == ["val/loss", "val/perplexity", "val/accuracy", *own]
+
+
+def test_each_source_scores_its_share_of_the_most_rows(mixed):
+    config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
+    prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
+    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed))
+    for ranks in (1, 2):
+        scored = []
+        for rank in range(ranks):
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+            loaders = data.val_dataloader()
+            scored.append([sum(int((b.targets != IGNORE).any(1).sum()) for b in loader) for loader in loaders])
+        assert [sum(counts) for counts in zip(*scored, strict=True)] == [2, 4]  # of 5: round(1.5) and round(3.5)
