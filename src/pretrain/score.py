@@ -30,7 +30,8 @@ def score_documents(config: EvalConfig, path: Path) -> dict[str, Any]:
     tokenizer = language_model.tokenizer
     whole = run.objective.build(tokenizer, run.seed)
     pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
-    counts, of_sources, found = Counter[str](), {}, []
+    counts, found = Counter[str](), []
+    of_sources: dict[str, int] = {}
     for source, store in _stores(config, run, str(checkpoint.tokenizer_folder)).items():
         store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
         stream = RowStream(store, run.data, run.model.context_length, pad_id, seed=0)
