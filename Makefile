@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: train test test-fast check format clean
+.PHONY: train test test-fast faults check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
+
+# every fault of the matrix, injected; the table at the end says what was lost
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m fault
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

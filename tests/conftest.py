@@ -4,6 +4,7 @@ import os
 import random
 from pathlib import Path
 
+import fault_matrix
 import pytest
 
 from pretrain.command_line import compose, register_schemas
@@ -11,6 +12,19 @@ from pretrain.config import RunConfig
 from pretrain.training.launch import Placement, place
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    fault_matrix.note(item)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.option.markexpr != "fault":
+        return
+    passed, failed = (terminalreporter.stats.get(kind, []) for kind in ("passed", "failed"))
+    terminalreporter.section("fault matrix")
+    for line in fault_matrix.table([report for report in passed if report.when == "call"], failed):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -105,12 +105,22 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.fault("F03")
 def test_damage_to_any_file_is_found(run_folder: Path, name: str, damage: str) -> None:
     folder = run_folder / "checkpoints" / "step-00000020"
     DAMAGE[damage](folder / name)
     with pytest.raises(CheckpointError, match=r"step-00000020 is not a usable checkpoint: .+\."):
         open_checkpoint(folder)
     assert open_checkpoint(run_folder).step == 12
+
+
+@pytest.mark.fault("F19")
+@pytest.mark.parametrize("newer", [2, 99])
+def test_a_newer_format_is_refused_by_name(run_folder: Path, newer: int) -> None:
+    edit_manifest(run_folder / "checkpoints" / "step-00000020", format=newer)
+    with pytest.raises(CheckpointError, match=rf"it has format {newer}, and this version reads up to 1") as caught:
+        open_checkpoint(run_folder / "checkpoints" / "step-00000020")
+    assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize(
@@ -133,6 +143,7 @@ def test_damage_to_any_file_is_found(run_folder: Path, name: str, damage: str) -
         ({"progress": None}, "manifest.json has no progress"),
     ],
 )
+@pytest.mark.fault("F03")
 def test_a_manifest_that_does_not_hold_is_refused(run_folder: Path, changes: dict[str, Any], reason: str) -> None:
     folder = run_folder / "checkpoints" / "step-00000020"
     edit_manifest(folder, **changes)
@@ -141,6 +152,7 @@ def test_a_manifest_that_does_not_hold_is_refused(run_folder: Path, changes: dic
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "null", "[" * 100_000, '{"step": 1e999}', "\ud800"])
+@pytest.mark.fault("F03")
 def test_a_manifest_that_is_no_record_is_refused(run_folder: Path, text: str) -> None:
     folder = run_folder / "checkpoints" / "step-00000020"
     (folder / "manifest.json").write_text(text, encoding="utf8", errors="surrogatepass")
@@ -193,6 +205,7 @@ FLUSHES = (
 
 
 @pytest.mark.parametrize("number", range(1, FLUSHES))
+@pytest.mark.fault("F04")
 def test_a_disk_that_fills_up_leaves_what_was_there(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -214,6 +227,7 @@ def test_the_last_flush_comes_behind_the_rename(run_folder: Path, monkeypatch: p
     assert open_checkpoint(run_folder).step == 30
 
 
+@pytest.mark.fault("F04")
 def test_a_file_that_may_not_grow_leaves_what_was_there(run_folder: Path) -> None:
     folder = run_folder / "checkpoints"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

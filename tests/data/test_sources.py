@@ -132,6 +132,7 @@ def test_the_fingerprint_is_of_content_and_reading_settings_only(tmp_path: Path)
 # Garbage
 
 
+@pytest.mark.fault("F14")
 def test_every_bad_document_is_counted_by_reason(tmp_path: Path) -> None:
     lines = [
         b'\xef\xbb\xbf{"text": "kept"}',
@@ -165,6 +166,7 @@ def test_every_bad_document_is_counted_by_reason(tmp_path: Path) -> None:
     assert source.skipped.total() == 10
 
 
+@pytest.mark.fault("F14")
 def test_text_files_that_are_no_text_are_counted(tmp_path: Path) -> None:
     contents = {
         "binary.txt": bytes(range(256)),
@@ -182,6 +184,7 @@ def test_text_files_that_are_no_text_are_counted(tmp_path: Path) -> None:
     assert source.skipped == {"invalid UTF-8": 2, "empty": 3, "NUL character": 1}
 
 
+@pytest.mark.fault("F14")
 def test_one_very_long_line_is_one_document(tmp_path: Path) -> None:
     text = "a long line " * 250_000
     (tmp_path / "a.jsonl").write_bytes(json_lines({"text": text}))
@@ -191,6 +194,7 @@ def test_one_very_long_line_is_one_document(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies=st.lists(st.binary(max_size=60) | st.text(max_size=30).map(lambda t: t.encode(errors="replace"))))
+@pytest.mark.fault("F14")
 def test_documents_in_are_documents_kept_or_skipped(tmp_path: Path, bodies: list[bytes]) -> None:
     lines = [b'{"text": "first"}'] + [body.replace(b"\n", b"").strip() or b"x" for body in bodies]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
@@ -204,6 +208,7 @@ def test_documents_in_are_documents_kept_or_skipped(tmp_path: Path, bodies: list
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("form", ["jsonl", "txt"])
+@pytest.mark.fault("F14")
 def test_a_truncated_or_damaged_archive_names_its_file(tmp_path: Path, suffix: str, form: str) -> None:
     whole = COMPRESS[suffix](json_lines(*({"text": f"document {n * n} {n**9}"} for n in range(5000))))
     path = tmp_path / f"a.{form}{suffix}"

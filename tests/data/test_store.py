@@ -170,6 +170,7 @@ def test_a_writer_refuses_what_would_end_in_a_bad_store(tmp_path: Path, monkeypa
         out.add(np.array([BOS, EOS]), 1)
 
 
+@pytest.mark.fault("F10")
 def test_another_tokenizer_is_refused_with_both_fingerprints(store: Store) -> None:
     store.check_tokenizer("ab" * 32, 300)
     for fingerprint, vocab_size in (("cd" * 32, 300), ("ab" * 32, 301)):

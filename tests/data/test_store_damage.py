@@ -41,6 +41,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
+@pytest.mark.fault("F09")
 def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "half" / "shards").mkdir(parents=True)
     for name in ("half", "absent"):
@@ -115,6 +116,7 @@ def test_a_shard_with_a_wrong_field_is_refused(store: Store, change: dict[str, A
 
 
 @pytest.mark.parametrize("suffix", ["tok", "idx", "names"])
+@pytest.mark.fault("F09")
 def test_a_shard_of_the_wrong_size_is_refused_at_once(store: Store, suffix: str) -> None:
     path = store.folder / f"shards/00002.{suffix}"
     size = path.stat().st_size
@@ -135,12 +137,14 @@ def test_a_shard_of_the_wrong_size_is_refused_at_once(store: Store, suffix: str)
     [("magic", 0), ("version", 8), ("itemsize", 12), ("vocab_size", 16), ("n_tokens", 24), ("n_documents", 32),
      ("tokenizer", 40), ("reserved", 56)],
 )  # fmt: skip
+@pytest.mark.fault("F09")
 def test_a_header_that_disagrees_with_the_manifest_is_refused(store: Store, field: str, offset: int) -> None:
     overwrite(store.folder / "shards/00001.tok", offset, b"\xee")
     with pytest.raises(DataError, match=rf"00001\.tok has {field}=.* in its header, but by its manifest it is"):
         Store(store.folder)
 
 
+@pytest.mark.fault("F09")
 def test_a_token_beyond_the_vocabulary_is_found_with_its_offset(store: Store) -> None:
     overwrite(store.folder / "shards/00001.tok", HEADER.size + 2 * 60, (300).to_bytes(2, "little"))
     damaged = Store(store.folder)
@@ -162,6 +166,7 @@ def test_long_shards_are_scanned_in_parts(store: Store, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("suffix", ["tok", "names"])
+@pytest.mark.fault("F09")
 def test_a_flipped_bit_is_found(store: Store, suffix: str) -> None:
     path = store.folder / f"shards/00003.{suffix}"
     overwrite(path, 70, bytes([path.read_bytes()[70] ^ 1]))
@@ -171,6 +176,7 @@ def test_a_flipped_bit_is_found(store: Store, suffix: str) -> None:
         Store(store.folder).verify()
 
 
+@pytest.mark.fault("F09")
 def test_a_lost_end_of_document_is_found(store: Store) -> None:
     overwrite(store.folder / "shards/00002.tok", HEADER.size + 2 * 18, b"\x09\x00")
     with pytest.raises(DataError, match=r"00002\.tok .* document 0 of the shard ends at offset 18 with token 9, not"):
@@ -186,6 +192,7 @@ def test_a_lost_end_of_document_is_found(store: Store) -> None:
         (0, 2**64 - 1, f"byte 64: document 0 of the shard ends at token {2**64 - 1}"),
     ],
 )
+@pytest.mark.fault("F09")
 def test_a_broken_index_is_refused_before_it_is_used(store: Store, at: int, value: int, message: str) -> None:
     overwrite(store.folder / "shards/00002.idx", HEADER.size + 8 * at, value.to_bytes(8, "little"))
     damaged = Store(store.folder)

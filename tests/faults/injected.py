@@ -1,14 +1,19 @@
-"""Faults that a child process puts into itself: it dies, as by a loss of power, inside a phase of a save."""
+"""Faults that a child process puts into itself before it trains."""
 
+import errno
 import os
+import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pretrain import checkpoint
+from pretrain.errors import DataError
+from pretrain.training.data import MicroBatches
 
 SAVE = 2  # the save to die in: an earlier checkpoint is there, and another run's worth of work behind it
 PRUNING_SAVE = 3  # with two kept, the first save that has something to prune
@@ -112,7 +117,59 @@ def no_room() -> None:
     shutil.disk_usage = usage  # type: ignore[assignment]
 
 
+def read_only() -> None:
+    """From the second save on, the file system takes no more writes, as after a fault of the disk."""
+
+    def refuse(original: Callable[..., None], *arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    _at_call(SAVE, "_check_room", refuse)
+
+
+def clock_jumps() -> None:
+    """The wall clock goes back and forth by hours, at every look at it."""
+    original, draw = time.time, random.Random(0)
+    time.time = lambda: original() + draw.uniform(-36_000, 36_000)
+
+
+def loader_killed() -> None:
+    """A loader process dies at its tenth batch."""
+    original = MicroBatches.__getitem__
+
+    def read(self: MicroBatches, index: int) -> Any:
+        if index == 10:
+            die()
+        return original(self, index)
+
+    MicroBatches.__getitem__ = read  # type: ignore[method-assign]
+
+
+def shard_damaged() -> None:
+    """A loader process finds what it reads damaged."""
+    original = MicroBatches.__getitem__
+
+    def read(self: MicroBatches, index: int) -> Any:
+        if index == 10:
+            raise DataError("shards/00000.tok holds token 999 at offset 5")
+        return original(self, index)
+
+    MicroBatches.__getitem__ = read  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__: fault
-    for fault in (before_data, amid_data, before_manifest, before_rename, after_rename, amid_prune, full_disk, no_room)
+    for fault in (
+        before_data,
+        amid_data,
+        before_manifest,
+        before_rename,
+        after_rename,
+        amid_prune,
+        full_disk,
+        no_room,
+        read_only,
+        clock_jumps,
+        loader_killed,
+        shard_damaged,
+    )
 }

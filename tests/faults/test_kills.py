@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def endure(run: Endured, draw: random.Random, kills: int) -> int:
         return hits
 
 
-@pytest.mark.fault("F01", "SIGKILL at a random moment, resumed until done")
+@pytest.mark.fault("F01")
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(
     warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path, mode: str
@@ -118,7 +119,7 @@ def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(
         number += 1
 
 
-@pytest.mark.fault("F02", "SIGKILL inside each phase of a save")
+@pytest.mark.fault("F02")
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_inside_a_save_it_ends_as_if_nothing_had_happened(
@@ -136,7 +137,7 @@ def test_killed_inside_a_save_it_ends_as_if_nothing_had_happened(
     assert not list(run.checkpoints.glob("*.tmp"))
 
 
-@pytest.mark.fault("F04", "the disk full before or amid a save")
+@pytest.mark.fault("F04")
 @pytest.mark.parametrize("fault", ["full_disk", "no_room"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing_saved(
@@ -149,4 +150,50 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing_saved(
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000010"]
     found = run.run()
     assert found["code"] == 0, found["output"]
+    assert run.state() == undisturbed
+
+
+@pytest.mark.fault("F05")
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_file_system_that_turns_read_only_ends_the_run(
+    warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path, mode: str
+) -> None:
+    run = Endured(warm, tmp_path, corpus, f"checkpoint.asynchronous={mode == 'async'}")
+    found = run.run(fault="read_only")
+    assert found["code"] == 4, found["output"]
+    assert "Read-only file system" in found["output"]
+    assert "Report" not in found["output"]
+    assert run.run()["code"] == 0
+    assert run.state() == undisturbed
+
+
+@pytest.mark.fault("F18")
+def test_a_wall_clock_that_jumps_changes_nothing(
+    warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    run = Endured(warm, tmp_path, corpus)
+    found = run.run(fault="clock_jumps")
+    assert found["code"] == 0, found["output"]
+    assert run.state() == undisturbed
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0 < report["training_s"] < report["wall_s"] < 60
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("loader_killed", r"a loader process was lost: .*killed by signal: Killed.*data\.num_workers=0"),
+        ("shard_damaged", r"DataError: shards/00000\.tok holds token 999 at offset 5$"),
+    ],
+)
+def test_a_loader_process_that_fails_is_told(
+    warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path, fault: str, message: str
+) -> None:
+    run = Endured(warm, tmp_path, corpus, "data.num_workers=2")
+    found = run.run(fault=fault)
+    assert found["code"] == 3, found["output"]
+    assert re.search(message, found["output"].strip(), re.MULTILINE)
+    assert "Traceback" not in found["output"]
+    assert run.run()["code"] == 0
     assert run.state() == undisturbed

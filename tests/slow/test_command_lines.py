@@ -28,6 +28,7 @@ def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedP
     [("gpt_nano", signal.SIGINT, 130), ("bert_nano", signal.SIGTERM, 143)],
     ids=["causal", "masked"],
 )
+@pytest.mark.fault("F06")
 def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, family: str, number: int, code: int):
     """Killed in the middle, resumed by the short command, and compared bit for bit with a run that was left alone."""
     from pretrain.checkpoint import open_checkpoint
@@ -95,6 +96,7 @@ def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):
         assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.fault("F17")
 def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path, corpus: Path):
     words = ["-m", "data=text_files", f"data.path={corpus}", "tokenizer=bytes", "model.n_layers=1", "model.d_model=16"]
     words += ["model.context_length=32", "trainer.max_steps=4", "schedule.warmup_steps=0", "schedule=linear,constant"]

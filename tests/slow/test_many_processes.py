@@ -77,6 +77,7 @@ def assert_same_weights(one: Path, other: Path, atol: float) -> None:
 
 
 @pytest.mark.parametrize("family", [["model=gpt_nano"], ["model=bert_nano", "optimizer=adamw"]], ids=["gpt", "bert"])
+@pytest.mark.fault("F11")
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(job: Job, family: list[str]):
     single = job.run("single", *family)
     for strategy in ("ddp", "fsdp"):
@@ -129,6 +130,7 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.fault("F06")
 def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
     words = [f"trainer={strategy}", *TWO, "trainer.max_steps=200", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
     process = subprocess.Popen(
@@ -154,6 +156,7 @@ def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, str
         assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
 
 
+@pytest.mark.fault("F07")
 def test_a_lost_process_ends_the_others_and_says_so(job: Job):
     process = subprocess.Popen(
         job.command("trainer=ddp", *TWO, "trainer.max_steps=100000", f"paths.run_dir={job.folder / 'lost'}"),
@@ -195,6 +198,7 @@ def test_processes_agree_on_when_time_is_up(job: Job):
     assert saved.progress["seconds"] == pytest.approx(6.0, abs=1.0)
 
 
+@pytest.mark.fault("F07")
 def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
     """Killed between two checkpoints, started again by the launcher, bit for bit as if nothing had happened."""
     words = ["trainer=ddp", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=10"]

@@ -55,6 +55,7 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("family", "number"), [(CAUSAL, signal.SIGTERM), (MASKED, signal.SIGINT)], ids=["causal", "masked"]
 )
+@pytest.mark.fault("F06")
 def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number):
     whole = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
     with monkeypatch.context() as patch:
@@ -188,6 +189,7 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
 
 
 @pytest.mark.parametrize("family", [CAUSAL, MASKED], ids=["causal", "masked"])
+@pytest.mark.fault("F11")
 def test_micro_batches_do_not_change_the_result(tiny, family):
     """Rows hold unequal numbers of targets, so a mean of means would differ."""
     words = [*family, "model.dropout=0", "trainer.max_steps=6", "checkpoint.every_n_steps=100"]
@@ -231,6 +233,7 @@ def test_a_run_ends_by_the_clock_decayed_and_goes_on_with_more_time(tiny):
     assert open_checkpoint(Path(first.folder)).progress["seconds"] == pytest.approx(4.2, abs=0.5)
 
 
+@pytest.mark.fault("F11")
 def test_two_workers_change_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
     none = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'none'}"))
@@ -251,6 +254,7 @@ def test_settings_that_change_the_result_are_refused_on_resume(tiny):
         tiny.place(*words)
 
 
+@pytest.mark.fault("F03")
 def test_resume_passes_over_damaged_checkpoints_and_never_starts_over_in_silence(tiny, capsys):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
     run(tiny.place(*words))
@@ -269,6 +273,7 @@ def test_resume_passes_over_damaged_checkpoints_and_never_starts_over_in_silence
     assert tiny.place(*CAUSAL, "resume=auto").resumed is None
 
 
+@pytest.mark.fault("F10")
 def test_changed_data_is_refused_on_resume(tiny, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("one two three four five " * 200)
@@ -279,6 +284,7 @@ def test_changed_data_is_refused_on_resume(tiny, tmp_path):
         run(tiny.place(*words, "resume=auto", "trainer.max_steps=4"))
 
 
+@pytest.mark.fault("F10")
 def test_init_from_another_tokenizer_is_refused(tiny):
     first = run(tiny.place(*CAUSAL, "trainer.max_steps=2"))
     words = [*CAUSAL, f"init_from={first.folder}", "tokenizer=bpe", "tokenizer.vocab_size=300"]
@@ -296,6 +302,7 @@ def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     monkeypatch.setattr(TrainingModule, "training_step", planted)
 
 
+@pytest.mark.fault("F08")
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch):
     plant_nan(monkeypatch, range(3, 5))
     report = run(tiny.place(*CAUSAL))
@@ -305,6 +312,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch)
     assert losses(Path(report.folder), "optim/skipped_steps")[12] == "2.0"
 
 
+@pytest.mark.fault("F08")
 def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
     plant_nan(monkeypatch, range(2, 100))
     with pytest.raises(DivergenceError, match="not finite in 10 steps in a row") as caught:
@@ -314,12 +322,14 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
 
 
+@pytest.mark.fault("F05")
 def test_a_folder_that_cannot_be_written_is_told_before_the_run(tiny):
     (tiny.folder / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
 
 
+@pytest.mark.fault("F04")
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(tiny, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
     with pytest.raises(CheckpointError, match=r"no room for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):

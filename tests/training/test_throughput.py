@@ -13,6 +13,7 @@ def test_every_second_is_a_steps_or_has_a_reason(monkeypatch: pytest.MonkeyPatch
     watch.resume()
     now[0] += 10
     watch.add(1000)
+    assert watch.training_s == 10
     assert watch.tokens_per_s() == 100
     with watch.paused("checkpoints"):
         now[0] += 2

@@ -1,6 +1,7 @@
 """The LightningDataModule: micro-batches by number, so that a run's place in the data is its step."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning as L
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
+from pretrain.errors import DataError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
@@ -75,6 +77,23 @@ class From(Sampler[int]):
 
     def __len__(self) -> int:
         return self.end
+
+
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """Turn what torch says of its loader processes into one DataError with what it is about."""
+    try:
+        yield
+    except DataError as error:
+        if "DataLoader worker process" not in str(error):
+            raise
+        raise DataError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a loader process was lost: {str(error).splitlines()[0]} Often memory is short. Try data.num_workers=0."
+        ) from error
 
 
 class TextDataModule(L.LightningDataModule):

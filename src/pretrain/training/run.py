@@ -34,7 +34,7 @@ from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
 from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
-from pretrain.training.data import TextDataModule
+from pretrain.training.data import TextDataModule, loader_errors
 from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
 from pretrain.training.module import TrainingModule
@@ -105,7 +105,8 @@ def run(placement: Placement) -> Report:
     L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not module.length.over(start):
-        trainer.fit(module, datamodule=data)
+        with loader_errors():
+            trainer.fit(module, datamodule=data)
     validation = _final_validation(trainer, module, data)
     sample = writer.sample(model, seed=config.seed)
     report = Report(

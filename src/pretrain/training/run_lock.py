@@ -15,14 +15,14 @@ from pretrain.errors import CheckpointError
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; raises CheckpointError naming host and process where another run holds it.
 
-    A lock whose holder was killed is free: the file may stay, the lock on it does not. On a network file system this
-    holds between machines only if its `flock` does.
+    A lock whose holder was killed is free: the file may stay, the lock on it does not. It excludes other processes, not
+    this one. On a network file system it holds between machines only if its record locks do.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+", encoding="utf8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader processes would inherit that
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise CheckpointError(
                 f"{folder} is in use by another run ({_holder(file.read(1000))}). "

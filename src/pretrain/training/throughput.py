@@ -12,13 +12,18 @@ class Throughput:
 
     def __init__(self) -> None:
         self.started_at = time.perf_counter()
-        self.training_s = 0.0  # in steps, since the start of the process's training
+        self._counted_s = 0.0  # in steps, up to the last pause
         self.other_s: defaultdict[str, float] = defaultdict(float)  # seconds and
         self.times: Counter[str] = Counter()  # how often, by what the steps had to wait for
         self.tokens = 0
         self._marked = (0.0, 0)
         self._resumed_at: float | None = None
         self._paused: tuple[str, float] | None = None
+
+    @property
+    def training_s(self) -> float:
+        """Seconds in steps, since the start of the process's training."""
+        return self._counted_s + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
 
     def resume(self) -> None:
         """Start or go on counting steps."""
@@ -33,7 +38,7 @@ class Throughput:
         """Stop counting steps; until `resume` the time is that of the reason."""
         now = time.perf_counter()
         if self._resumed_at is not None:
-            self.training_s += now - self._resumed_at
+            self._counted_s += now - self._resumed_at
             self._resumed_at = None
         self._paused = (reason, now)
 
@@ -52,7 +57,7 @@ class Throughput:
 
     def tokens_per_s(self) -> float:
         """Return tokens per second of steps since the last call."""
-        training_s = self._training_s()
+        training_s = self.training_s
         elapsed_s, tokens = training_s - self._marked[0], self.tokens - self._marked[1]
         self._marked = (training_s, self.tokens)
         return tokens / elapsed_s if elapsed_s > 0 else 0.0
@@ -67,14 +72,11 @@ class Throughput:
 
     def goodput(self) -> float:
         """Return the share of the time since the run began that went into steps."""
-        return self._training_s() / max(1e-9, self.wall_s())
+        return self.training_s / max(1e-9, self.wall_s())
 
     def checkpoint_s(self) -> float:
         """Return how long a step had to wait for a checkpoint, on average; 0 where there was none."""
         return self.other_s["checkpoints"] / max(1, self.times["checkpoints"])
-
-    def _training_s(self) -> float:
-        return self.training_s + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
 
 
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
