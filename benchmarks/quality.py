@@ -35,6 +35,7 @@ from pretrain.config import EvalConfig, RunConfig, from_dict
 from pretrain.data.batches import bits_per_byte_of_a_nat
 from pretrain.data.prepare import prepare
 from pretrain.data.store import Store
+from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError, PretrainError
 from pretrain.inference.printing import printable
@@ -60,6 +61,8 @@ def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
         raise DataError(
             "the run kept no validation documents (data.validation_fraction=0), so nothing can be measured."
         )
+    if isinstance(prepared.train, Stream):
+        raise DataError("the run read a stream, and n-grams count the whole corpus: train with data.mode=prepare.")
     train, held_out = _documents(prepared.train), _documents(prepared.validation)
     figures: dict[str, Any] = {
         "machine": _machine(),

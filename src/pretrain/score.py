@@ -41,8 +41,10 @@ def _store(config: EvalConfig, run: RunConfig, tokenizer_folder: str) -> Store:
     cache = Path(config.paths.cache_dir)
     if config.path is not None:
         files = TextFilesConfig(path=config.path, text_column=config.text_column, validation_fraction=0.0)
-        return prepare(files, PretrainedTokenizerConfig(path=tokenizer_folder), cache).train
+        store = prepare(files, PretrainedTokenizerConfig(path=tokenizer_folder), cache).train
+        assert isinstance(store, Store)
+        return store
     found = prepare(run.data, run.tokenizer, cache)
     if found.validation is None:
-        raise DataError("the run kept no validation documents (data.validation_fraction=0). Give files: path=<file>.")
+        raise DataError("the run kept no validation documents. Give files: path=<file>.")
     return found.validation

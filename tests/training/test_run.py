@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from pretrain.checkpoint import open_checkpoint, step_folders
+from pretrain.data.config import Mode
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
 from pretrain.language_model import LanguageModel
+from pretrain.training import launch
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
@@ -150,6 +152,17 @@ def test_settings_that_change_the_result_are_refused_on_resume(tiny):
     assert allowed.config.optimizer.learning_rate == 0.5
     with pytest.raises(CheckpointError, match="already holds the checkpoints of a run"):
         tiny.place(*words)
+
+
+def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, monkeypatch):
+    words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
+    run(tiny.place(*words, "trainer.max_steps=2"))
+    saved = open_checkpoint(tiny.folder / "run")
+    del saved.config["data"]["mode"]
+    monkeypatch.setattr(launch, "newest", lambda folder: (saved, []))
+    assert tiny.place(*words, "resume=auto").config.data.mode is Mode.prepare
+    with pytest.raises(ConfigError, match=r"data\.mode: prepare in the run, stream now"):
+        tiny.place(*words, "resume=auto", "data.mode=stream")
 
 
 def test_resume_passes_over_damaged_checkpoints_and_never_starts_over_in_silence(tiny, capsys):

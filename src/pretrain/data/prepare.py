@@ -12,16 +12,18 @@ from pathlib import Path
 
 import xxhash
 
-from pretrain.data.config import DataConfig, TokenizerConfig
+from pretrain.data.config import DataConfig, Mode, TokenizerConfig
+from pretrain.data.ledger import Ledger
+from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.sources import Document, Source, open_source
+from pretrain.data.splits import cut, in_batches, split_of
 from pretrain.data.store import Store, StoreWriter
+from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_training import build_tokenizer
+from pretrain.data.tokenizer_training import beginning, build_tokenizer
 from pretrain.errors import DataError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
-_BATCH = 256  # documents tokenised together
-_SPLIT_PARTS = 10_000
 Report = Callable[[str], None]
 
 
@@ -30,23 +32,25 @@ class Prepared:
     """A corpus ready to train on."""
 
     tokenizer: Tokenizer
-    train: Store
-    validation: Store | None  # none where data.validation_fraction is 0
+    train: Store | Stream  # a stream holds one finished era at least
+    validation: Store | None  # none where data.validation_fraction is 0, or a stream's first era has none
     folder: Path
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
-    """Return the tokenizer and the stores of a corpus, from the cache or made now.
+    """Return the tokenizer and the stores of a corpus, from the cache or made now; of a stream, its first era.
 
     Raises DataError where the corpus cannot be read or holds nothing.
     """
     source = open_source(data)
     corpus = source.fingerprint()
     trained = _cached_tokenizer(source, data, tokenizer, cache, report)
-    key = _key(
-        corpus, trained.fingerprint, data.validation_fraction, data.shard_tokens, getattr(data, "validation_path", None)
-    )
-    folder = cache / "stores" / f"{data.kind}-{key}"
+    facts = [corpus, trained.fingerprint, data.validation_fraction, data.shard_tokens]
+    facts.append(getattr(data, "validation_path", None))
+    if data.mode is Mode.stream:
+        folder = cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
+        return _begin_stream(folder, source, data, trained, report)
+    folder = cache / "stores" / f"{data.kind}-{_key(*facts)}"
     if not (folder / "done.json").exists():
         _fill(folder, source, data, trained, report)
     validation = folder / "validation"
@@ -59,24 +63,52 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: R
     return found
 
 
+def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
+    """Read the corpus of a stream to its end, without training; nothing is done for a corpus of another mode.
+
+    Raises DataError as `prepare` does.
+    """
+    if isinstance(prepared.train, Stream):
+        source, tokenizer = open_source(data), prepared.tokenizer
+        produce(prepared.folder, source, data, tokenizer, enough=lambda: False, report=report)
+        prepared.train.ended()  # takes up what is there now
+
+
+def _begin_stream(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> Prepared:
+    """Return a stream with its first era, read now where it is not there; more is read while a run trains."""
+    if not Ledger(folder).eras:
+        report(f"reading the beginning of the corpus: {data.era_tokens:,} tokens, and training can start ...")
+        produce(folder, source, data, tokenizer, enough=lambda: bool(Ledger(folder).eras), report=report)
+    stream = Stream(folder)
+    stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+    if stream.validation is None and data.validation_fraction:
+        report(
+            f"no document of the first {stream.ledger.eras[0].documents:,} is held out, so there is no validation: "
+            f"try data.era_tokens={8 * data.era_tokens} or a larger data.validation_fraction"
+        )
+    return Prepared(tokenizer, stream, stream.validation, folder)
+
+
 def _cached_tokenizer(
     source: Source, data: DataConfig, config: TokenizerConfig, cache: Path, report: Report
 ) -> Tokenizer:
     """Return the tokenizer; one that has to be trained sees the training documents only."""
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
-    folder = (
-        cache / "tokenizers" / f"{config.kind}-{_key(source.fingerprint(), data.validation_fraction, asdict(config))}"
-    )
+    part = ["beginning"] if data.mode is Mode.stream else []  # of the corpus
+    key = _key(source.fingerprint(), data.validation_fraction, asdict(config), *part)
+    folder = cache / "tokenizers" / f"{config.kind}-{key}"
     if not (folder / "tokenizer.json").exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
-        tokenizer = build_tokenizer(config, lambda: _training_texts(source, data))
+        tokenizer = build_tokenizer(config, lambda: _training_texts(source, data, config))
         _commit(folder, tokenizer.save)
     return Tokenizer.load(folder)
 
 
-def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
-    return (document.text for split, document in _split(source, data) if split == "train")
+def _training_texts(source: Source, data: DataConfig, config: TokenizerConfig) -> Iterator[str]:
+    texts = (document.text for split, document in _split(source, data) if split == "train")
+    limit = getattr(config, "max_training_bytes", None)
+    return beginning(texts, limit) if data.mode is Mode.stream and limit else texts
 
 
 def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:
@@ -95,7 +127,7 @@ def _tokenise(
     writers: dict[str, StoreWriter] = {}
     counts: Counter[str] = Counter()
     seen: set[int] = set()
-    for batch in _batches(_split(source, data), _BATCH):
+    for batch in in_batches(_split(source, data), lambda item: item[1].text):
         fresh = []
         for split, document in batch:
             digest = xxhash.xxh3_64_intdigest(document.text.encode())
@@ -145,39 +177,13 @@ def _split(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
         yield from (("validation", document) for document in own)
         yield from (("train", document) for document in source.documents())
         return
-    share = round(data.validation_fraction * _SPLIT_PARTS)
     documents = source.documents()
     first = list(islice(documents, 2))
-    if len(first) == 1 and share:
-        yield from _cut(first[0], data.validation_fraction)
+    if len(first) == 1 and data.validation_fraction:
+        yield from cut(first[0], data.validation_fraction)
         return
     for document in chain(first, documents):
-        part = xxhash.xxh3_64_intdigest(document.text.encode(), seed=1) % _SPLIT_PARTS
-        yield ("validation" if part < share else "train"), document
-
-
-def _cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
-    """Yield the beginning of a document to train on and its end to validate on, cut at a line where there is one."""
-    text = document.text
-    place = max(1, int(len(text) * (1 - share)))
-    place = text.find("\n", place) + 1 or place
-    yield "train", Document(text[:place], document.name)
-    if place < len(text):
-        yield "validation", Document(text[place:], f"{document.name} (end)")
-
-
-def _batches(items: Iterator[tuple[str, Document]], size: int) -> Iterator[list[tuple[str, Document]]]:
-    """Yield lists of at most `size` documents and about 4 MB of text, so that memory stays bounded."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for item in items:
-        batch.append(item)
-        characters += len(item[1].text)
-        if len(batch) == size or characters > 4_000_000:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        yield split_of(document, data.validation_fraction), document
 
 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batches import RowStream
+from pretrain.data.streamed_rows import StreamedRows
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
@@ -18,7 +19,14 @@ class MicroBatches(Dataset[Batch]):
     """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone."""
 
     def __init__(
-        self, stream: RowStream, objective: Objective, *, size: int, batch_size: int, rank: int = 0, ranks: int = 1
+        self,
+        stream: RowStream | StreamedRows,
+        objective: Objective,
+        *,
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.stream = stream
         self.objective = objective
@@ -81,7 +89,7 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: RowStream,
+        train: RowStream | StreamedRows,
         validation: RowStream | None,
         objective: Objective,
         *,

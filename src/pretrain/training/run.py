@@ -17,6 +17,9 @@ from pretrain.checkpoint import sweep
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.read_ahead import ReadAhead
+from pretrain.data.stream import Stream
+from pretrain.data.streamed_rows import StreamedRows
 from pretrain.device import peak_flops_per_s
 from pretrain.language_model import model_without_weights
 from pretrain.models.config import TransformerConfig
@@ -29,6 +32,7 @@ from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
+from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.checkpointing import Restore, RunState, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule
@@ -85,10 +89,10 @@ def run(placement: Placement) -> Report:
     )
     callbacks: list[Callback] = [metrics]
     callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
-    callbacks += [
-        Checkpoints(state.save, throughput, config.checkpoint.every_n_steps),
-        Samples(writer, throughput),
-    ]
+    checkpoints = Checkpoints(state.save, throughput, config.checkpoint.every_n_steps)
+    callbacks += [checkpoints, Samples(writer, throughput)]
+    if isinstance(data.train_stream, StreamedRows):
+        callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
     set_step(trainer, start)
@@ -121,7 +125,11 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
     pad = prepared.tokenizer.pad_id
     pad_id = prepared.tokenizer.eos_id if pad is None else pad
     length = config.model.context_length
-    train = RowStream(prepared.train, config.data, length, pad_id, config.seed)
+    train = (
+        StreamedRows(prepared.train, config.data, length, pad_id, config.seed)
+        if isinstance(prepared.train, Stream)
+        else RowStream(prepared.train, config.data, length, pad_id, config.seed)
+    )
     validation = (
         RowStream(prepared.validation, config.data, length, pad_id, seed=0) if prepared.validation is not None else None
     )
@@ -134,6 +142,12 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
         max_validation_rows=config.data.max_validation_rows,
         num_workers=config.data.num_workers,
     )
+
+
+def _text_ahead(config: RunConfig, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput) -> TextAhead:
+    needed = (config.trainer.max_steps + 1) * config.batch_size  # one step more: workers look ahead
+    reader = ReadAhead(config.data, rows.stream.folder, config.model.context_length, needed)
+    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, config.batch_size)
 
 
 def _build_module(
@@ -220,6 +234,8 @@ def _head_share(config: RunConfig) -> float:
 
 
 def _warn(config: RunConfig, model: Transformer, prepared: Prepared) -> None:
+    if isinstance(prepared.train, Stream) and not prepared.train.ended():
+        return  # how much text there is will show
     planned = config.trainer.max_steps * config.batch_size * config.model.context_length
     parameters = sum(p.numel() for p in model.parameters())
     for sentence in data_warnings(parameters, prepared.train.n_tokens, planned):
@@ -234,11 +250,14 @@ def _opening(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
+    more = isinstance(prepared.train, Stream) and not prepared.train.ended()
     shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
         f"({name}{threads}) in {precision.name}{shared}: {config.trainer.max_steps:,} steps of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, {prepared.train.n_tokens:,} tokens of data"
+        + " so far"
+        * more
     )
 
 

@@ -11,6 +11,7 @@ class Throughput:
     def __init__(self) -> None:
         self.training_s = 0.0  # since the start of the process's training
         self.tokens = 0
+        self.waited_s: float | None = None  # of `training_s`, for text; none where it was all there before
         self._marked = (0.0, 0)
         self._resumed_at: float | None = None
 

@@ -55,6 +55,8 @@ class Metrics(Callback):
             "speed/memory_gib": memory_gib(module.device),
             "progress/tokens": float(self.tokens_seen),
         }
+        if self.throughput.waited_s is not None:
+            self.newest["speed/data_wait_s"] = self.throughput.waited_s
         write(trainer, self.newest, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
