@@ -56,6 +56,8 @@ def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
     checkpoint = open_checkpoint(run_folder)
     run: RunConfig = from_dict(checkpoint.config)
     prepared = prepare(run.data, run.tokenizer, cache, report=lambda line: print(line, file=sys.stderr))
+    if prepared.stream is not None:
+        raise DataError("the run read a stream, and n-grams count the whole corpus: train with data.mode=prepare.")
     if not prepared.validation:
         raise DataError("the run kept no validation documents (data.validation_fraction=0): nothing can be measured.")
     train, held_out = _documents(prepared.train.values()), _documents(prepared.validation.values())

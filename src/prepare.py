@@ -8,9 +8,11 @@ from pretrain.config import PrepareConfig
 
 def prepare(config: PrepareConfig, overrides: list[str]) -> None:
     """Make the tokenizer and the token stores of every source, or find them in the cache, and say what they hold."""
+    from pretrain.data.prepare import finish_stream
     from pretrain.data.prepare import prepare as prepare_corpus
 
     prepared = prepare_corpus(config.data, config.tokenizer, Path(config.paths.cache_dir))
+    finish_stream(prepared, config.data)
     print(f"tokenizer   {prepared.tokenizer.vocab_size:,} tokens, fingerprint {prepared.tokenizer.fingerprint[:16]}")
     for source, corpus in prepared.corpora.items():
         if source:

@@ -2,6 +2,10 @@
 
 import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import fault_matrix
@@ -34,6 +38,32 @@ def assets() -> Path:
     if not folder:
         pytest.skip("PRETRAIN_ASSETS does not name the folder of test data")
     return Path(folder)
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_lock(stream: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Keep everybody from reading a corpus on, in a process whose lock no run can inherit; killing it lets go."""
+    words = [sys.executable, "-c", HOLD, str(stream / "lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"\n"
+        yield holder
+        holder.kill()
+
+
+@pytest.fixture
+def hold_lock() -> Callable[[Path], AbstractContextManager[subprocess.Popen[bytes]]]:
+    """Return what holds a stream's lock inside a `with`."""
+    return held_lock
 
 
 @pytest.fixture(scope="session")

@@ -57,5 +57,5 @@ def _stores(config: EvalConfig, run: RunConfig, tokenizer_folder: str) -> dict[s
         return prepare(files, PretrainedTokenizerConfig(path=tokenizer_folder), cache).train
     found = prepare(run.data, run.tokenizer, cache).validation
     if not found:
-        raise DataError("the run kept no validation documents (data.validation_fraction=0). Give files: path=<file>.")
+        raise DataError("the run kept no validation documents. Give files: path=<file>.")
     return found

@@ -13,9 +13,11 @@ import torch
 from pretrain import checkpoint
 from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.config import EvalConfig
+from pretrain.data.config import Mode
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
 from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents
+from pretrain.training import launch
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
@@ -53,14 +55,16 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "number"), [(CAUSAL, signal.SIGTERM), (MASKED, signal.SIGINT)], ids=["causal", "masked"]
+    ("family", "number", "step"),
+    [(CAUSAL, signal.SIGTERM, 6), (MASKED, signal.SIGINT, 6), (CAUSAL, signal.SIGINT, 5)],
+    ids=["causal", "masked", "where a validation comes next"],
 )
 @pytest.mark.fault("F06")
-def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number):
+def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number, step):
     whole = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
     with monkeypatch.context() as patch:
-        send_at(patch, 6, number)
-        with pytest.raises(Interrupted, match=r"SIG(TERM|INT) at step 6: saved") as caught:
+        send_at(patch, step, number)
+        with pytest.raises(Interrupted, match=rf"SIG(TERM|INT) at step {step}: saved") as caught:
             run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'cut'}"))
         assert caught.value.exit_code == 128 + number
     cut = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
@@ -252,6 +256,17 @@ def test_settings_that_change_the_result_are_refused_on_resume(tiny):
     assert allowed.config.optimizer.learning_rate == 0.5
     with pytest.raises(CheckpointError, match="already holds the checkpoints of a run"):
         tiny.place(*words)
+
+
+def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, monkeypatch):
+    words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
+    run(tiny.place(*words, "trainer.max_steps=2"))
+    saved = open_checkpoint(tiny.folder / "run")
+    del saved.config["data"]["mode"]
+    monkeypatch.setattr(launch, "newest", lambda folder: (saved, []))
+    assert tiny.place(*words, "resume=auto").config.data.mode is Mode.prepare
+    with pytest.raises(ConfigError, match=r"data\.mode: prepare in the run, stream now"):
+        tiny.place(*words, "resume=auto", "data.mode=stream")
 
 
 @pytest.mark.fault("F03")

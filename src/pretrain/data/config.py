@@ -18,14 +18,23 @@ class Packing(Enum):
     concat = "concat"  # one long stream cut every row length
 
 
+class Mode(Enum):
+    """When text becomes tokens."""
+
+    prepare = "prepare"  # all of it before the first step
+    stream = "stream"  # while the run trains, an era at a time
+
+
 @dataclass
 class DataConfig:
     """What every source of text has in common; a source adds where its documents are."""
 
     kind: str = "?"
+    mode: Mode = Mode.prepare
+    era_tokens: int = 16_777_216  # of a stream: so many are read before the first step, and shuffled together
     packing: Packing = Packing.best_fit
     document_mask: bool = True  # documents that share a row do not attend to one another; positions restart with each
-    validation_fraction: float = 0.05  # of the documents, chosen by the hash of their text
+    validation_fraction: float = 0.05  # of the documents (of a stream: of its first era), chosen by their text's hash
     max_validation_rows: int = 512  # rows scored at each validation; 0 scores all of them
     shard_tokens: int = 134_217_728  # tokens in one file of the store (2^27: 256 MiB at two bytes a token)
     num_workers: int = 0  # processes that assemble batches; 0: the main process does, which is as fast
@@ -39,10 +48,9 @@ class DataConfig:
         for name in ("max_validation_rows", "num_workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)} is negative. Try data.{name}=0.")
-        if self.shard_tokens < 1024:
-            raise ConfigError(
-                f"data.shard_tokens={self.shard_tokens} is below 1024 tokens a shard. Try data.shard_tokens=134217728."
-            )
+        for name, usual in (("shard_tokens", 134_217_728), ("era_tokens", 16_777_216)):
+            if getattr(self, name) < 1024:
+                raise ConfigError(f"data.{name}={getattr(self, name)} is below 1024. Try data.{name}={usual}.")
 
     def parts(self) -> dict[str, "DataConfig"]:
         """Return the settings of each source of text by its name; one that is read alone has the name ""."""
@@ -118,6 +126,14 @@ class MixtureConfig(DataConfig):
     # `mixture_config.py` makes a MixtureSource of each
     sources: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode is Mode.stream:
+            raise ConfigError(
+                "data.mode=stream reads one corpus, and data.kind=mixture has several, whose rows are counted before "
+                "the first step. Try data.mode=prepare."
+            )
+
     def parts(self) -> dict[str, DataConfig]:
         """Return the settings of each source by its name, what is common to all filled in."""
         common = {name: getattr(self, name) for name in COMMON}
@@ -172,7 +188,7 @@ class BPETokenizerConfig(TokenizerConfig):
 
     kind: str = "bpe"
     vocab_size: int = 2048  # special tokens and the 256 bytes included
-    max_training_bytes: int = 100_000_000  # of the corpus, spread evenly over it, that the merges are learned from
+    max_training_bytes: int = 100_000_000  # learned from, spread evenly over the corpus; of a stream, its beginning
 
     def __post_init__(self) -> None:
         if not 260 <= self.vocab_size <= 4_294_967_296:

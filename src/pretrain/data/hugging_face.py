@@ -1,12 +1,12 @@
 """Documents of a Hugging Face data set: a folder of this machine, or a name on the hub, read as a stream."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pretrain.data.config import HuggingFaceConfig
-from pretrain.data.sources import Document, Source, printable
+from pretrain.data.sources import Bookmark, Document, Source, printable
 from pretrain.data.text_files import all_files, hash_files, missing_column
 from pretrain.errors import DataError
 
@@ -20,6 +20,8 @@ class HuggingFace(Source):
         super().__init__(config)
         place = Path(config.path).expanduser()
         self.folder = place if place.is_dir() else None
+        self._rows_read = 0
+        self._opened: Any = None  # the data set that `documents` reads
         if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):
             raise DataError(
                 f"data.path={printable(config.path)} is not a folder. "
@@ -32,6 +34,16 @@ class HuggingFace(Source):
         if split is None:
             return None
         return self._screened(self._read_split(split, "data.validation_split"), f"data.validation_split={split}")
+
+    def bookmark(self) -> Bookmark | None:
+        """Return the newest row that was read, so that nothing before it is fetched again.
+
+        A streamed data set tells its place by `state_dict`, which is exact as no buffer shuffles it.
+        """
+        if self._opened is None:
+            return None
+        state = self._opened.state_dict() if hasattr(self._opened, "state_dict") else None
+        return Bookmark(self.kept, dict(self.skipped), [self._rows_read, state])
 
     def fingerprint(self) -> str:
         """Return the hash of a folder's bytes, or of a hub repository's commit, and of what is read of it."""
@@ -61,13 +73,14 @@ class HuggingFace(Source):
     def _origin(self) -> str:
         return f"data.path={printable(self.config.path)}, data.split={self.config.split}"
 
-    def _read(self) -> Iterator[Document]:
-        return self._read_split(self.config.split, "data.split")
+    def _read(self, place: Any = None) -> Iterator[Document]:
+        rows_before, state = place or (0, None)
+        yield from self._read_split(self.config.split, "data.split", rows_before, state)
 
-    def _read_split(self, split: str, key: str) -> Iterator[Document]:
+    def _read_split(self, split: str, key: str, rows_before: int = 0, state: Any = None) -> Iterator[Document]:
         column, limit = self.config.text_column, self.config.max_documents
-        number = 0
-        for number, row in enumerate(self._rows(split, key), start=1):
+        for number, row in enumerate(self._rows(split, key, rows_before, state), start=rows_before + 1):
+            self._rows_read = number
             if number == 1 and column not in row:
                 raise missing_column(f"data.path={printable(self.config.path)} ({key}={split})", column, row)
             if isinstance(row.get(column), str):
@@ -77,12 +90,18 @@ class HuggingFace(Source):
             if number == limit:
                 return
 
-    def _rows(self, split: str, key: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, split: str, key: str, rows_before: int, state: Any) -> Iterator[dict[str, Any]]:
         """Yield the rows of a split, whatever fails in the library becoming a DataError."""
         import datasets
 
         try:
-            yield from _only(self._open(split, key), self.config.text_column)
+            rows = _only(self._open(split, key), self.config.text_column)
+            if state is not None:
+                rows.load_state_dict(state)
+            elif rows_before:
+                rows = rows.select(range(rows_before, len(rows)))
+            self._opened = rows
+            yield from rows
         except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise self._unreadable(error) from error
 
@@ -114,8 +133,6 @@ class HuggingFace(Source):
         return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
 
 
-def _only(rows: Any, column: str) -> Iterable[dict[str, Any]]:
+def _only(rows: Any, column: str) -> Any:
     """Return the rows with nothing but the wanted column where the columns are known, so the others are not decoded."""
-    return cast(
-        Iterable[dict[str, Any]], rows.select_columns([column]) if column in (rows.column_names or []) else rows
-    )
+    return rows.select_columns([column]) if column in (rows.column_names or []) else rows

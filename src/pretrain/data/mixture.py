@@ -113,6 +113,10 @@ class MixedStream:
         places = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
         return Rows(*(np.concatenate([getattr(part, f.name) for part in found])[places] for f in fields(Rows)))
 
+    def growing(self) -> bool:
+        """Return whether more text is being read: never, it was all there before."""
+        return False
+
     def tokens(self) -> dict[str, int]:
         """Return how many tokens each source has to train on."""
         return {name: stream.store.n_tokens for name, stream in self.streams.items()}

@@ -101,7 +101,7 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
         return pack(store.document_lengths(), row_length)
     folder = cache / f"{packing.value}-{row_length}-{store.fingerprint[:16]}"
     key = f"{packing.value} {row_length} {store.fingerprint}"
-    if folder.exists():
+    if (folder / "plan.json").exists():  # written last: without it another process may be writing the others
         try:
             return Plan.load(folder, key)
         except DataError as error:

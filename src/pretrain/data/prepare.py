@@ -12,16 +12,18 @@ from pathlib import Path
 
 import xxhash
 
-from pretrain.data.config import DataConfig, TokenizerConfig, errors_of
+from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.ledger import Ledger
+from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.sources import Document, Source, open_source
+from pretrain.data.splits import cut, in_batches, split_of
 from pretrain.data.store import Store, StoreWriter
+from pretrain.data.stream import Stream
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_training import build_tokenizer
+from pretrain.data.tokenizer_training import beginning, build_tokenizer
 from pretrain.errors import DataError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
-_BATCH = 256  # documents tokenised together
-_SPLIT_PARTS = 10_000
 Report = Callable[[str], None]
 
 
@@ -30,8 +32,8 @@ class Corpus:
     """One source of text, cut into tokens."""
 
     folder: Path
-    train: Store
-    validation: Store | None  # none where data.validation_fraction is 0
+    train: Store | Stream  # a stream holds one finished era at least
+    validation: Store | None  # none where data.validation_fraction is 0, or a stream's first era has none
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ class Prepared:
 
     @property
     def train(self) -> dict[str, Store]:
-        """The training documents of each source."""
-        return {name: corpus.train for name, corpus in self.corpora.items()}
+        """The training documents of each source that was read whole."""
+        return {name: corpus.train for name, corpus in self.corpora.items() if isinstance(corpus.train, Store)}
+
+    @property
+    def stream(self) -> Stream | None:
+        """The corpus that is read while the run trains; none where all was read before."""
+        return next((corpus.train for corpus in self.corpora.values() if isinstance(corpus.train, Stream)), None)
 
     @property
     def validation(self) -> dict[str, Store]:
@@ -53,15 +60,16 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of all training documents."""
-        found = {name: store.fingerprint for name, store in self.train.items()}
+        """The fingerprint of all training documents; of a stream, of its source and first era."""
+        found = {name: corpus.train.fingerprint for name, corpus in self.corpora.items()}
         if "" in found:
             return found[""]
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
-    """Return the tokenizer and the stores of every source, from the cache or made now, one source after the other.
+    """Return the tokenizer and the stores of every source, from the cache or made now; of a stream, its first era.
+
 
     A source's stores do not depend on what it is mixed with, but for the tokenizer where that is trained.
     Raises DataError where a source cannot be read or holds nothing.
@@ -87,9 +95,12 @@ def _naming(source: str, report: Report) -> Report:
 def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
     """Return the stores of one source."""
     data = source.config
-    own_validation = getattr(data, "validation_path", None)
-    key = _key(fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens, own_validation)
-    folder = cache / "stores" / f"{data.kind}-{key}"
+    facts = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
+    facts.append(getattr(data, "validation_path", None))
+    if data.mode is Mode.stream:
+        folder = cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
+        return _begin_stream(folder, source, tokenizer, report)
+    folder = cache / "stores" / f"{data.kind}-{_key(*facts)}"
     if not (folder / "done.json").exists():
         _fill(folder, source, data, tokenizer, report)
     validation = folder / "validation"
@@ -102,6 +113,33 @@ def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path,
     return found
 
 
+def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
+    """Read the corpus of a stream to its end, without training; nothing is done for a corpus of another mode.
+
+    Raises DataError as `prepare` does.
+    """
+    stream = prepared.stream
+    if stream is not None:
+        produce(stream.folder, open_source(data), data, prepared.tokenizer, enough=lambda: False, report=report)
+        stream.ended()  # takes up what is there now
+
+
+def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Report) -> Corpus:
+    """Return a stream with its first era, read now where it is not there; more is read while a run trains."""
+    data = source.config
+    if not Ledger(folder).eras:
+        report(f"reading the beginning of the corpus: {data.era_tokens:,} tokens, and training can start ...")
+        produce(folder, source, data, tokenizer, enough=lambda: bool(Ledger(folder).eras), report=report)
+    stream = Stream(folder)
+    stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+    if stream.validation is None and data.validation_fraction:
+        report(
+            f"no document of the first {stream.ledger.eras[0].documents:,} is held out, so there is no validation: "
+            f"try data.era_tokens={8 * data.era_tokens} or a larger data.validation_fraction"
+        )
+    return Corpus(folder, stream, stream.validation)
+
+
 def _cached_tokenizer(
     sources: dict[str, Source], fingerprints: dict[str, str], config: TokenizerConfig, cache: Path, report: Report
 ) -> Tokenizer:
@@ -109,18 +147,21 @@ def _cached_tokenizer(
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
     seen = [part for name in sources for part in (fingerprints[name], sources[name].config.validation_fraction)]
+    seen += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]  # of the corpus
     folder = cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
     if not (folder / "tokenizer.json").exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
-        tokenizer = build_tokenizer(config, lambda: _training_texts(sources))
+        tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config))
         _commit(folder, tokenizer.save)
     return Tokenizer.load(folder)
 
 
-def _training_texts(sources: dict[str, Source]) -> Iterator[str]:
+def _training_texts(sources: dict[str, Source], config: TokenizerConfig) -> Iterator[str]:
+    limit = getattr(config, "max_training_bytes", None)
     for name, source in sources.items():
+        texts = (document.text for split, document in _split(source, source.config) if split == "train")
         with errors_of(name):
-            yield from (document.text for split, document in _split(source, source.config) if split == "train")
+            yield from beginning(texts, limit) if source.config.mode is Mode.stream and limit else texts
 
 
 def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:
@@ -139,7 +180,7 @@ def _tokenise(
     writers: dict[str, StoreWriter] = {}
     counts: Counter[str] = Counter()
     seen: set[int] = set()
-    for batch in _batches(_split(source, data), _BATCH):
+    for batch in in_batches(_split(source, data), lambda item: item[1].text):
         fresh = []
         for split, document in batch:
             digest = xxhash.xxh3_64_intdigest(document.text.encode())
@@ -189,39 +230,13 @@ def _split(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
         yield from (("validation", document) for document in own)
         yield from (("train", document) for document in source.documents())
         return
-    share = round(data.validation_fraction * _SPLIT_PARTS)
     documents = source.documents()
     first = list(islice(documents, 2))
-    if len(first) == 1 and share:
-        yield from _cut(first[0], data.validation_fraction)
+    if len(first) == 1 and data.validation_fraction:
+        yield from cut(first[0], data.validation_fraction)
         return
     for document in chain(first, documents):
-        part = xxhash.xxh3_64_intdigest(document.text.encode(), seed=1) % _SPLIT_PARTS
-        yield ("validation" if part < share else "train"), document
-
-
-def _cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
-    """Yield the beginning of a document to train on and its end to validate on, cut at a line where there is one."""
-    text = document.text
-    place = max(1, int(len(text) * (1 - share)))
-    place = text.find("\n", place) + 1 or place
-    yield "train", Document(text[:place], document.name)
-    if place < len(text):
-        yield "validation", Document(text[place:], f"{document.name} (end)")
-
-
-def _batches(items: Iterator[tuple[str, Document]], size: int) -> Iterator[list[tuple[str, Document]]]:
-    """Yield lists of at most `size` documents and about 4 MB of text, so that memory stays bounded."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for item in items:
-        batch.append(item)
-        characters += len(item[1].text)
-        if len(batch) == size or characters > 4_000_000:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        yield split_of(document, data.validation_fraction), document
 
 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:

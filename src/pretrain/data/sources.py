@@ -8,6 +8,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, PythonDocsConfig, TextFilesConfig
 from pretrain.errors import ConfigError, DataError
@@ -21,20 +22,40 @@ class Document:
     name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
 
 
+@dataclass(frozen=True)
+class Bookmark:
+    """A place in a source from which its documents can be read on, without reading all those before it again."""
+
+    documents: int  # before this place
+    skipped: dict[str, int]  # before this place, by reason
+    place: Any  # as the source itself understands it: plain data that JSON can hold
+
+
 class Source:
     """The documents that one set of data settings names. A subclass reads them; this class screens them."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.skipped: Counter[str] = Counter()  # documents dropped since `documents` was last called, by reason
+        self.kept = 0  # documents given since then
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, bookmark: Bookmark | None = None) -> Iterator[Document]:
         """Return the training documents, or all of them where no validation set of its own is configured.
 
-        `skipped` starts again from nothing. Raises DataError for a source that cannot be read or holds no text.
+        `skipped` and `kept` start again from nothing, or from the counts of the bookmark from which reading goes on.
+        Raises DataError for a source that cannot be read or holds no text.
         """
         self.skipped.clear()
-        return self._screened(self._read(), self._origin())
+        self.kept = 0
+        if bookmark is None:
+            return self._screened(self._read(), self._origin())
+        self.skipped.update(bookmark.skipped)
+        self.kept = bookmark.documents
+        return self._screened(self._read(bookmark.place), self._origin(), may_be_empty=True)
+
+    def bookmark(self) -> Bookmark | None:
+        """Return the newest place to which `documents` can return at once; None where there is only the beginning."""
+        return None
 
     def validation_documents(self) -> Iterator[Document] | None:
         """Return the documents of the configured validation set; None where the caller is to split off its own.
@@ -47,24 +68,26 @@ class Source:
         """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
         raise NotImplementedError
 
-    def _read(self) -> Iterator[Document]:
+    def _read(self, place: Any = None) -> Iterator[Document]:
+        """Return the raw documents, or those from a bookmark's place on."""
         raise NotImplementedError
 
     def _origin(self) -> str:
         """Return the setting and value to name when the source turns out to be empty."""
         raise NotImplementedError
 
-    def _screened(self, found: Iterator[Document], origin: str) -> Iterator[Document]:
+    def _screened(self, found: Iterator[Document], origin: str, may_be_empty: bool = False) -> Iterator[Document]:
         """Yield the usable documents; count the others in `skipped`."""
-        kept = 0
+        none = True
         for document in found:
             text = document.text.removeprefix("\ufeff")
             if fault := _fault(text):
                 self.skipped[fault] += 1
             else:
-                kept += 1
+                none = False
+                self.kept += 1
                 yield Document(text, document.name)
-        if not kept:
+        if none and not may_be_empty:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
             raise DataError(
                 f"{origin} holds no text (documents skipped: {counts or 'none'}). "
@@ -81,7 +104,7 @@ class PythonDocs(Source):
 
         return python_docs.fingerprint()
 
-    def _read(self) -> Iterator[Document]:
+    def _read(self, place: Any = None) -> Iterator[Document]:
         from pretrain.data import python_docs
 
         return python_docs.documents()

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pretrain.data.config import TextFilesConfig
 from pretrain.data.file_streams import BLOCK_BYTES, opened
-from pretrain.data.sources import Document, Source, printable
+from pretrain.data.sources import Bookmark, Document, Source, printable
 from pretrain.errors import ConfigError, DataError
 
 MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory whole: beyond this it is a mistake or a decompression bomb
@@ -34,6 +34,11 @@ class TextFiles(Source):
         self.validation_files = (
             find_files(config.validation_path, "data.validation_path") if config.validation_path else None
         )
+        self._bookmark: Bookmark | None = None
+
+    def bookmark(self) -> Bookmark | None:
+        """Return the beginning of the file that is being read."""
+        return self._bookmark
 
     def validation_documents(self) -> Iterator[Document] | None:
         """Return the documents of `data.validation_path`; None where it is not set."""
@@ -54,19 +59,25 @@ class TextFiles(Source):
     def _origin(self) -> str:
         return f"data.path={printable(self.config.path)}"
 
-    def _read(self) -> Iterator[Document]:
-        return self._read_files(self.files)
+    def _read(self, place: Any = None) -> Iterator[Document]:
+        files = list(self.files.items())
+        for number in range(place or 0, len(files)):
+            self._bookmark = Bookmark(self.kept, dict(self.skipped), number)
+            yield from self._read_file(*files[number])
 
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:
         for name, path in files.items():
-            shown, form = printable(name), file_format(path) or "text"
-            with opened(path) as stream:
-                if form == "parquet":
-                    yield from _read_parquet(stream, shown, self.config.text_column, self.skipped)
-                elif form == "json":
-                    yield from _read_json_lines(stream, shown, self.config.text_column, self.skipped)
-                else:
-                    yield from _read_text(stream, shown, self.config.separator, self.skipped)
+            yield from self._read_file(name, path)
+
+    def _read_file(self, name: str, path: Path) -> Iterator[Document]:
+        shown, form = printable(name), file_format(path) or "text"
+        with opened(path) as stream:
+            if form == "parquet":
+                yield from _read_parquet(stream, shown, self.config.text_column, self.skipped)
+            elif form == "json":
+                yield from _read_json_lines(stream, shown, self.config.text_column, self.skipped)
+            else:
+                yield from _read_text(stream, shown, self.config.separator, self.skipped)
 
 
 def file_format(path: Path) -> str | None:

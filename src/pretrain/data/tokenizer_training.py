@@ -83,6 +83,17 @@ def thin(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
     yield from kept
 
 
+def beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Yield texts up to `max_bytes` of UTF-8 in all; the last one is cut there."""
+    left = max_bytes
+    for text in texts:
+        size = len(text.encode())
+        yield text if size <= left else text.encode()[:left].decode(errors="ignore")
+        left -= size
+        if left <= 0:
+            return
+
+
 def _special_tokens(mask_takes_space: bool) -> list[Any]:
     """Return the special tokens of our own tokenizers, in the order of their ids.
 

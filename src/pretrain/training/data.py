@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
+from pretrain.data.streamed_rows import StreamedRows
 from pretrain.errors import DataError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
@@ -21,7 +22,14 @@ class MicroBatches(Dataset[Batch]):
     """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone."""
 
     def __init__(
-        self, stream: MixedStream, objective: Objective, *, size: int, batch_size: int, rank: int = 0, ranks: int = 1
+        self,
+        stream: MixedStream | StreamedRows,
+        objective: Objective,
+        *,
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.stream = stream
         self.objective = objective
@@ -79,6 +87,16 @@ class From(Sampler[int]):
         return self.end
 
 
+def _loader(batches: Dataset[Batch], sampler: From, workers: int) -> DataLoader[Batch]:
+    """Return a loader that leaves the global random generator alone, from which torch's would draw at every start.
+
+    A run resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
+    """
+    return DataLoader(
+        batches, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator().manual_seed(0)
+    )
+
+
 @contextmanager
 def loader_errors() -> Iterator[None]:
     """Turn what torch says of its loader processes into one DataError with what it is about."""
@@ -101,7 +119,7 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: MixedStream,
+        train: MixedStream | StreamedRows,
         validation: dict[str, RowStream],
         objective: Objective,
         *,
@@ -132,7 +150,7 @@ class TextDataModule(L.LightningDataModule):
         )
         start = self.trainer.global_step * batches.accumulation
         end = 2**62  # never exhausted: the run's length ends it
-        return DataLoader(batches, batch_size=None, sampler=From(start, end), num_workers=self.num_workers)
+        return _loader(batches, From(start, end), self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""
@@ -143,7 +161,7 @@ class TextDataModule(L.LightningDataModule):
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
-        return [DataLoader(batches, batch_size=None, sampler=From(0, len(batches))) for batches in sources]
+        return [_loader(batches, From(0, len(batches)), workers=0) for batches in sources]
 
     def _rows_to_score(self, source: str) -> int:
         """Return a source's share of the most rows to score, 1 or more; 0 where all are scored."""

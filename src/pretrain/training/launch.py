@@ -194,8 +194,8 @@ def _find_resumed(config: RunConfig) -> Checkpoint | None:
 
 def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunConfig:
     """Return the resumed run's settings with those that the command line names on top."""
-    saved, typed = resumed.config, to_dict(config)
-    merged = to_dict(from_dict(saved))
+    saved, typed = to_dict(from_dict(resumed.config)), to_dict(config)  # a setting that is newer than the run: usual
+    merged = to_dict(from_dict(resumed.config))
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
         if key in ("resume", "experiment", "paths.run_dir"):

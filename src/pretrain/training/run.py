@@ -1,8 +1,6 @@
 """A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
 
 import logging
-import os
-import platform
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,25 +17,28 @@ from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.mixture import mixed_stream
 from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.read_ahead import ReadAhead
+from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.device import peak_flops_per_s
 from pretrain.language_model import model_without_weights
 from pretrain.models.config import TransformerConfig
-from pretrain.models.size import parameter_count, training_flops_per_token
+from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.objective import Learner
-from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
+from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
 from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
 from pretrain.training.module import TrainingModule
+from pretrain.training.opening import doubts, opening
 from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
 from pretrain.training.run_length import RunLength, run_length
@@ -66,7 +67,8 @@ def run(placement: Placement) -> Report:
     start = resumed.step if resumed else 0
     length = run_length(config, seconds=float(resumed.progress.get("seconds", 0.0)) if resumed else 0.0)
     module = _build_module(config, prepared, data, learner, length, materialiser(learner, config, values))
-    _warn(config, model, data)
+    for sentence in doubts(config, model, data):
+        say(f"warning: {sentence}")
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
@@ -92,16 +94,16 @@ def run(placement: Placement) -> Report:
     )
     callbacks: list[Callback] = [metrics]
     callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
-    callbacks += [
-        Checkpoints(state, throughput, config.checkpoint.every_n_steps),
-        Samples(writer, throughput),
-    ]
+    checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
+    callbacks += [checkpoints, Samples(writer, throughput)]
+    if isinstance(data.train_stream, StreamedRows):
+        callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
     set_step(trainer, start)
 
-    say(_opening(config, model, data, device, precision))
+    say(opening(config, model, data, device, precision))
     L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not module.length.over(start):
@@ -134,11 +136,16 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
     pad = prepared.tokenizer.pad_id
     pad_id = prepared.tokenizer.eos_id if pad is None else pad
     length = config.model.context_length
+    train = (
+        mixed_stream(prepared.train, config.data, length, pad_id, config.seed)
+        if prepared.stream is None
+        else StreamedRows(prepared.stream, config.data, length, pad_id, config.seed)
+    )
     validation = {
         name: RowStream(store, config.data, length, pad_id, seed=0) for name, store in prepared.validation.items()
     }
     return TextDataModule(
-        mixed_stream(prepared.train, config.data, length, pad_id, config.seed),
+        train,
         validation,
         objective,
         size=config.rows_per_micro_batch(),
@@ -146,6 +153,13 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
         max_validation_rows=config.data.max_validation_rows,
         num_workers=config.data.num_workers,
     )
+
+
+def _text_ahead(config: RunConfig, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput) -> TextAhead:
+    steps = config.max_steps()
+    needed = ALL if steps is None else (steps + 1) * config.batch_size  # one step more: workers look ahead
+    reader = ReadAhead(config.data, rows.stream.folder, config.model.context_length, needed)
+    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, config.batch_size)
 
 
 def _build_module(
@@ -228,37 +242,6 @@ def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[st
 
 def _head_share(config: RunConfig) -> float:
     return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
-
-
-def _warn(config: RunConfig, model: Transformer, data: TextDataModule) -> None:
-    steps, warmup = config.max_steps(), config.warmup_steps()
-    rows = (steps or 0) * config.batch_size  # by the clock nobody knows how many
-    parameters = sum(p.numel() for p in model.parameters())
-    tokens = data.train_stream.tokens()
-    epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
-    sentences = data_warnings(parameters, sum(tokens.values()), rows * config.model.context_length)
-    for sentence in sentences + source_warnings(epochs, tokens):
-        say(f"warning: {sentence}")
-    if steps is not None and warmup >= steps:
-        say(f"warning: the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
-
-
-def _opening(
-    config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
-) -> str:
-    assert isinstance(config.model, TransformerConfig)
-    parameters = parameter_count(config.model, model.vocab_size)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
-    ranks = config.trainer.ranks
-    shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
-    shares = ", ".join(f"{name} {float(share):.1%}" for name, share in data.train_stream.shares.items() if name)
-    return (
-        f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}{shared}: {run_length(config)} of "
-        f"{config.batch_size} rows x {config.model.context_length} tokens, "
-        f"{sum(data.train_stream.tokens().values()):,} tokens of data" + (f" ({shares})" if shares else "")
-    )
 
 
 def _quiet_lightning() -> None:

@@ -61,12 +61,19 @@ class Checkpoints(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == trainer.max_steps:
+            self._write(step, last=step == trainer.max_steps)
+        self.stop_where_asked(trainer, pl_module)
+
+    def stop_where_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Between two steps, save and raise Interrupted where all processes know of a signal."""
         assert isinstance(pl_module, TrainingModule)
-        agreed = pl_module.signal_agreed
-        if agreed or step % self.every_n_steps == 0 or step == trainer.max_steps:
-            self._write(step, last=bool(agreed) or step == trainer.max_steps)
+        step, agreed = trainer.global_step, pl_module.signal_agreed
+        if agreed:
+            self._write(step, last=True)
         if agreed and step != trainer.max_steps:
-            message = f"{signal.Signals(agreed).name} at step {step}: saved; go on with resume=auto"
+            left = "saved; go on with resume=auto" if step else "nothing was trained yet"
+            message = f"{signal.Signals(agreed).name} at step {step}: {left}"
             raise Interrupted(message, signal.SIGINT if agreed == signal.SIGINT else signal.SIGTERM)
 
     def _write(self, step: int, last: bool) -> None:

@@ -56,6 +56,8 @@ class Metrics(Callback):
             "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
+        if "text" in self.throughput.other_s:
+            self.newest["speed/data_wait_s"] = self.throughput.other_s["text"]
         write(trainer, self.newest, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

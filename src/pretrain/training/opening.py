@@ -1,0 +1,52 @@
+"""What a run says before its first step: what it is about to do, and what speaks against it."""
+
+import os
+import platform
+
+import torch
+
+from pretrain.config import RunConfig
+from pretrain.models.config import TransformerConfig
+from pretrain.models.size import parameter_count
+from pretrain.models.transformer import Transformer
+from pretrain.planning.scaling import data_warnings, source_warnings
+from pretrain.training.config import Precision
+from pretrain.training.data import TextDataModule
+from pretrain.training.run_length import run_length
+
+
+def opening(
+    config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
+) -> str:
+    """Return one line: the model, the machine, the length of the run and its data."""
+    assert isinstance(config.model, TransformerConfig)
+    parameters, stream = parameter_count(config.model, model.vocab_size), data.train_stream
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
+    ranks = config.trainer.ranks
+    shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
+    shares = ", ".join(f"{name} {float(share):.1%}" for name, share in stream.shares.items() if name)
+    return (
+        f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
+        f"({name}{threads}) in {precision.name}{shared}: {run_length(config)} of "
+        f"{config.batch_size} rows x {config.model.context_length} tokens, "
+        f"{sum(stream.tokens().values()):,} tokens of data"
+        + (" so far" if stream.growing() else "")
+        + (f" ({shares})" if shares else "")
+    )
+
+
+def doubts(config: RunConfig, model: Transformer, data: TextDataModule) -> list[str]:
+    """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few."""
+    steps, warmup = config.max_steps(), config.warmup_steps()
+    found = []
+    if not data.train_stream.growing():
+        rows = (steps or 0) * config.batch_size  # by the clock nobody knows how many
+        tokens = data.train_stream.tokens()
+        epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
+        parameters = sum(p.numel() for p in model.parameters())
+        found += data_warnings(parameters, sum(tokens.values()), rows * config.model.context_length)
+        found += source_warnings(epochs, tokens)
+    if steps is not None and warmup >= steps:
+        found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
+    return found

@@ -1,0 +1,159 @@
+"""Runs that train while their corpus is still being read end as those for which it was all there."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config import EvalConfig
+from pretrain.data.ledger import Ledger
+from pretrain.data.prepare import Prepared, finish_stream, prepare
+from pretrain.data.read_ahead import ReadAhead
+from pretrain.errors import DataError, Interrupted
+from pretrain.score import score_documents
+from pretrain.training.callbacks import text_ahead
+from pretrain.training.config import PathsConfig
+from pretrain.training.loggers import read_rows
+from pretrain.training.run import run
+
+STREAM = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=1024", "data.validation_fraction=0.2"]
+
+
+def rows_of(folder: Path, name: str) -> dict[int, str]:
+    path = folder / "metrics.csv"
+    found = read_rows(path) if path.exists() else []
+    return {int(row["step"]): row["value"] for row in found if row["name"] == name}
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    first, second = open_checkpoint(one), open_checkpoint(other)
+    assert first.step == second.step
+    assert first.progress | {"seconds": 0} == second.progress | {"seconds": 0}
+    for part in ("model", "optimizer", "random"):
+        a, b = first.tensors(part), second.tensors(part)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a), part
+
+
+def begin(tiny, *words: str) -> tuple[Prepared, list[str]]:
+    """Read the first era and nothing more; return it with the words of a run on it."""
+    words = (*STREAM, *words)
+    config = tiny.config(*words)
+    return prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), lambda line: None), list(words)
+
+
+@dataclass
+class Held:
+    """Holds a stream's lock, so that nothing is read, until a run has logged a step; then does what is asked for."""
+
+    hold_lock: Callable[[Path], AbstractContextManager[subprocess.Popen[bytes]]]
+    stream: Path
+    folder: Path
+    step: int
+    then: Callable[[], object] = lambda: None
+    eras: int = 0  # that were there when the lock was let go
+
+    def __enter__(self) -> "Held":
+        self.context = self.hold_lock(self.stream)
+        self.holder = self.context.__enter__()
+        self.thread = threading.Thread(target=self._let_go)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.thread.join(90)
+        self.context.__exit__(None, None, None)
+
+    def _let_go(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.step and self.step not in rows_of(self.folder, "train/loss") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1.0 if self.step else 5.0)  # the run now waits for text
+        self.eras = len(Ledger(self.stream).eras)
+        self.then()
+        self.holder.kill()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
+    tiny, monkeypatch, capfd, hold_lock, workers: int
+):
+    prepared, words = begin(tiny, "trainer.max_steps=40", f"data.num_workers={workers}")
+    first_rows = prepared.corpora[""].train.n_tokens // 32 // 4  # steps that the first era suffices for, about
+    folder = tiny.folder / "ahead"
+    monkeypatch.setattr(text_ahead, "TELL_S", 0.3)
+    with Held(hold_lock, prepared.corpora[""].folder, folder, first_rows - 2) as held:
+        ahead = run(tiny.place(*words, f"paths.run_dir={folder}"))
+    assert held.eras == 1
+    assert Ledger(prepared.corpora[""].folder).end is None
+    eras = len(Ledger(prepared.corpora[""].folder).eras)
+    assert eras > 2
+    said = capfd.readouterr().out
+    assert "tokens of data so far" in said
+    assert "going on with what it reads" in said
+    assert f"waiting for text, {prepared.corpora[''].train.n_tokens:,} tokens so far" in said
+    waited = [float(value) for value in rows_of(folder, "speed/data_wait_s").values()]
+    assert waited[0] < 0.5
+    assert waited[-1] > 0.9
+    assert waited == sorted(waited)
+
+    config = tiny.config(*words)
+    finish_stream(prepared, config.data, lambda line: None)
+    monkeypatch.setattr(ReadAhead, "start", lambda self: pytest.fail("nothing was left to read"))
+    after = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'after'}"))
+    assert "tokens of data\n" in capfd.readouterr().out
+    assert_same_state(Path(ahead.folder), Path(after.folder))
+    assert rows_of(folder, "train/loss") == rows_of(Path(after.folder), "train/loss")
+    assert ahead.validation == after.validation
+    if workers == 0:
+        scores = score_documents(EvalConfig(paths=PathsConfig(cache_dir=config.paths.cache_dir)), folder)
+        assert scores["documents"] == prepared.corpora[""].validation.n_documents
+        assert scores["loss"] == pytest.approx(ahead.validation["val/loss"], abs=1e-4)
+        assert scores["bits_per_byte"] == pytest.approx(ahead.validation["val/bits_per_byte"], abs=1e-4)
+
+
+def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny, hold_lock):
+    prepared, words = begin(tiny, "trainer.max_steps=24", "checkpoint.every_n_steps=100")
+    folder = tiny.folder / "cut"
+    last = prepared.corpora[""].train.n_tokens // 32 // 4 - 1
+    with (
+        Held(hold_lock, prepared.corpora[""].folder, folder, last, terminate) as held,
+        pytest.raises(Interrupted, match=r"SIGTERM at step [0-9]+: saved; go on with resume=auto"),
+    ):
+        run(tiny.place(*words, f"paths.run_dir={folder}"))
+    assert held.eras == 1
+    cut = run(tiny.place(*words, f"paths.run_dir={folder}", "resume=auto"))
+    whole = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'whole'}"))
+    assert_same_state(Path(cut.folder), Path(whole.folder))
+
+
+def test_a_signal_before_the_first_rows_are_there_ends_a_run_that_has_nothing_to_save(tiny, hold_lock):
+    prepared, words = begin(tiny, "batch_size=400", "trainer.max_steps=2")
+    with (
+        Held(hold_lock, prepared.corpora[""].folder, tiny.folder, 0, terminate),
+        pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"),
+    ):
+        run(tiny.place(*words))
+
+
+def test_another_corpus_is_refused_on_resume(tiny, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five " * 200)
+    words = [*STREAM, f"data.path={text}", f"paths.run_dir={tiny.folder / 'run'}"]
+    run(tiny.place(*words, "trainer.max_steps=2"))
+    text.write_text("six seven eight nine ten " * 200)
+    with pytest.raises(DataError, match="was trained with data_fingerprint"):
+        run(tiny.place(*words, "resume=auto", "trainer.max_steps=4"))
