@@ -29,8 +29,8 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError ends the process with its
     exit code and its message alone. Flags (--help, --cfg, --info, -m, ...) are Hydra's own.
     """
-    if multiprocessing.parent_process() is not None:
-        return  # a process that the run started imports the script anew, to know what it registered
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        return  # a process that the run has started imports the script anew, to know what it registers
     words = [_quote(word, free_text) for word in sys.argv[1:]]
     try:
         register_schemas(config_name, config_class)

@@ -35,11 +35,12 @@ class ReadAhead:
     def start(self) -> None:
         """Start the process; it needs a few seconds before the first new text is there."""
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        connection, theirs = context.Pipe()
         words = (self.data, str(self.folder), self.row_length, self.rows, theirs)
-        self._process = context.Process(target=_read_on, args=words, name="read-ahead", daemon=True)
-        self._process.start()
+        process = context.Process(target=_read_on, args=words, name="read-ahead", daemon=True)
+        process.start()
         theirs.close()
+        self._process, self._connection = process, connection
         atexit.register(self.stop)
 
     def check(self) -> None:
