@@ -13,7 +13,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     from pretrain.score import score_documents
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
-    figures = score_documents(config, Path(path))
+    figures = score_documents(config, path)
     for name, value in figures.items():
         print(f"{name:<16} {value:,.4f}" if isinstance(value, float) else f"{name:<16} {value}")
     if config.output:

@@ -11,9 +11,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = [
     {"command_line"},
     {"sweep"},
-    {"training", "score"},
+    {"training", "score", "export"},
     {"language_model"},
-    {"evaluation", "inference", "checkpoint", "parallel"},
+    {"model_folder"},
+    {"evaluation", "inference", "checkpoint", "interop", "parallel"},
     {"config"},
     {"planning", "tensor_file"},
     {"models", "objectives", "data", "optim", "device"},
@@ -24,6 +25,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "hydra": {"command_line", "sweep"},
     "omegaconf": {"command_line", "config"},
+    "transformers": {"interop"},
 }
 
 

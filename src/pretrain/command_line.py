@@ -14,9 +14,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import choices, groups, kind_of, nearest, registered
-from pretrain.errors import ConfigError, PretrainError
+from pretrain.config import choices, groups, kind_of, nearest, registered, to_dict
+from pretrain.errors import ConfigError, PretrainError, shown
 
+IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -55,20 +56,56 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
         try:
-            tree = hydra_compose(config_name, overrides=overrides)
+            tree = hydra_compose(config_name, overrides=overrides, return_hydra_config=True)
+            chosen = dict(tree.hydra.runtime.choices)
+            if chosen.get("model") == IMPORTED:
+                imported = _imported(tree, chosen, overrides)
+                tree = hydra_compose(config_name, overrides=[*imported, *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             in_preset = _explain_preset(error)
             if in_preset is not None:
                 raise in_preset from error
             presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
             raise _explain(error, hydra_compose(config_name, overrides=presets), overrides) from error
+    with open_dict(tree):
+        del tree.hydra
     return typed(tree)
+
+
+def _imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
+    """Return the words that stand for model=imported: shape, tokenizer and objective of the model in `init_from`."""
+    own_tokenizer = chosen["tokenizer"] != "pretrained"
+    if tree.resume:  # the run resumed knows
+        return [] if own_tokenizer else ["tokenizer.path=."]
+    if not tree.init_from:
+        raise ConfigError(
+            f"model={IMPORTED} takes shape and tokenizer of the model that init_from names, and init_from is not "
+            "given. Add init_from=<a run or a Hugging Face folder>."
+        )
+    from pretrain.model_folder import open_model  # here: only who imports a model waits for torch
+
+    found = open_model(tree.init_from)
+    shape = _flat(to_dict(found.shape), "model.")  # numbers, flags and our own words: nothing else gets through
+    words = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
+    if chosen["objective"] == "causal" and not any(word.startswith("objective=") for word in overrides):
+        words.append(f"objective={found.objective.kind}")
+    return words if own_tokenizer else [*words, _quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting of a record by its full name."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def typed(tree: Any) -> Any:

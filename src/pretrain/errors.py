@@ -43,3 +43,10 @@ class Interrupted(PretrainError):  # noqa: N818  (not an error: the run obeyed a
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def shown(value: object) -> str:
+    """Return the value of a setting as it is typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(getattr(value, "name", value))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
-from pretrain.command_line import is_group
+from pretrain.command_line import IMPORTED, is_group
 from pretrain.config import RunConfig, changes, from_dict, to_dict
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError
@@ -185,7 +185,7 @@ def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunC
     merged = to_dict(from_dict(saved))
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
-        if key in ("resume", "experiment", "paths.run_dir"):
+        if key in ("resume", "experiment", "paths.run_dir") or word == f"model={IMPORTED}":
             continue
         if is_group(key) or key in typed:
             merged[key] = typed[key]

@@ -19,7 +19,7 @@ from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.device import peak_flops_per_s
-from pretrain.language_model import model_without_weights
+from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.models.transformer import Transformer
@@ -55,7 +55,7 @@ def run(placement: Placement) -> Report:
     precision = resolve_precision(config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
-    model = model_without_weights(config, prepared.tokenizer)
+    model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     learner = Learner(model, objective)
     values = first_values(placement, prepared, model)
