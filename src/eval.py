@@ -13,7 +13,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     from pretrain.score import score_documents
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
-    figures = score_documents(config, Path(path))
+    figures = score_documents(config, path)
     width = max(16, *(len(name) for name in figures))
     for name, value in figures.items():
         print(f"{name:<{width}} {value:,.4f}" if isinstance(value, float) else f"{name:<{width}} {value}")

@@ -10,10 +10,11 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
-    {"sweep"},
-    {"training", "score"},
+    {"sweep", "imported"},
+    {"training", "score", "export"},
     {"language_model"},
-    {"evaluation", "inference", "checkpoint", "parallel"},
+    {"model_folder"},
+    {"evaluation", "inference", "checkpoint", "interop", "parallel"},
     {"config"},
     {"planning", "tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device"},
@@ -24,6 +25,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "hydra": {"command_line", "sweep"},
     "omegaconf": {"command_line", "config", "mixture_config"},
+    "transformers": {"interop"},
 }
 
 

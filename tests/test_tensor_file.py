@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pretrain.errors import CheckpointError
-from pretrain.tensor_file import MAX_HEADER_BYTES, read_tensors, write_tensors
+from pretrain.tensor_file import MAX_HEADER_BYTES, TensorFiles, read_tensors, write_each, write_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool]  # fmt: skip
@@ -112,5 +112,38 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_read(file: Path, 
 def test_a_header_that_does_not_describe_the_bytes_is_refused(tmp_path: Path, entry: dict[str, object]) -> None:
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=r"file cannot be read: "):
+        read_tensors(tmp_path / "file")
+
+
+def test_tensors_are_made_and_read_one_at_a_time(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def value(name: str) -> torch.Tensor:
+        made.append(name)
+        return torch.full((2, 3), float(len(made)))
+
+    formats = dict.fromkeys("ab", (torch.float32, (2, 3)))
+    write_each(tmp_path / "one", formats, value, metadata={"format": "pt"})
+    write_tensors(tmp_path / "two", {"c": torch.ones(4, dtype=torch.int64)})
+    assert made == ["a", "b"]
+    assert b'{"__metadata__":{"format":"pt"}' in (tmp_path / "one").read_bytes()
+    files = TensorFiles([tmp_path / "one", tmp_path / "two"])
+    assert files.shapes == {"a": (2, 3), "b": (2, 3), "c": (4,)}
+    assert torch.equal(files.read("b"), torch.full((2, 3), 2.0))
+    files.check_weight("a", torch.Size([2, 3]), "why")
+    with pytest.raises(CheckpointError, match=r"one: a has shape \(2, 3\), the model's \(3, 2\)\. why"):
+        files.check_weight("a", torch.Size([3, 2]), "why")
+    with pytest.raises(
+        CheckpointError, match=r"two: c is of format I64, and weights are of one of F64, F32, F16, BF16\."
+    ):
+        files.check_weight("c", torch.Size([4]), "why")
+    with pytest.raises(CheckpointError, match=r"one holds 'a', which one holds too"):
+        TensorFiles([tmp_path / "one", tmp_path / "one"])
+
+
+def test_a_format_that_torch_does_not_have_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
     with pytest.raises(CheckpointError, match=r"file cannot be read: "):
         read_tensors(tmp_path / "file")

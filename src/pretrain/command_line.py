@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.config import choices, groups, kind_of, registered
 from pretrain.errors import ConfigError, PretrainError, nearest
+from pretrain.imported import IMPORTED, quote, words_of_imported
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
@@ -31,7 +32,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
-    words = [_quote(word, free_text) for word in sys.argv[1:]]
+    words = [quote(word, free_text) for word in sys.argv[1:]]
     try:
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
@@ -60,6 +61,7 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
@@ -67,13 +69,19 @@ def compose(config_name: str, overrides: list[str]) -> Any:
         _check_words(overrides)
         try:
             words = [f"++{word.lstrip('+')}" if _declared(word) in _NAMED_BY_USER else word for word in overrides]
-            tree = hydra_compose(config_name, overrides=words)
+            tree = hydra_compose(config_name, overrides=words, return_hydra_config=True)
+            chosen = dict(tree.hydra.runtime.choices)
+            if chosen.get("model") == IMPORTED:
+                imported = words_of_imported(tree, chosen, overrides)
+                tree = hydra_compose(config_name, overrides=[*imported, *words], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             in_preset = _explain_preset(error)
             if in_preset is not None:
                 raise in_preset from error
             presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
             raise _explain(error, hydra_compose(config_name, overrides=presets), overrides) from error
+    with open_dict(tree):
+        del tree.hydra
     return typed(tree)
 
 
@@ -262,12 +270,3 @@ def _hand_to_hydra(config_name: str, words: list[str]) -> None:
         raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
     sys.argv[1:] = words
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
-
-
-def _quote(word: str, free_text: str) -> str:
-    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
-    key, equals, value = word.partition("=")
-    if not free_text or key != free_text or not equals:
-        return word
-    value = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)  # no interpolation
-    return f"{key}='" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"

@@ -65,8 +65,8 @@ class RunConfig:
     batch_size: int = 16  # rows in one optimizer step, over all devices and micro-batches
     micro_batch_size: int | None = None  # rows in one forward pass on one device; none given: as many as divide evenly
     resume: str | None = None  # auto, a run folder or one of its checkpoints: go on exactly where it stopped
-    init_from: str | None = None  # a run folder or checkpoint: start a new run from its weights
-    allow_change: list[str] = field(default_factory=list)  # settings that may differ from those of the run resumed
+    init_from: str | None = None  # a run, a checkpoint, a Hugging Face folder or name: start a new run from its weights
+    allow_change: list[str] = field(default_factory=list)  # settings that may differ from those of resume or init_from
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING
@@ -148,7 +148,7 @@ class PrepareConfig:
 class GenerateConfig:
     """Continue a prompt, or fill its masks, with a trained model."""
 
-    checkpoint: str = "auto"  # a run folder or one of its checkpoints; auto: the newest run
+    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
     prompt: str = "The"
     max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
     temperature: float = 0.8  # 0 always takes the likeliest token
@@ -163,13 +163,29 @@ class GenerateConfig:
 class EvalConfig:
     """Score a trained model on documents."""
 
-    checkpoint: str = "auto"  # a run folder or one of its checkpoints; auto: the newest run
+    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
     path: str | None = None  # text files to score; none given: the validation documents of the run itself
     text_column: str = "text"  # of .jsonl and .parquet files
     batch_size: int = 16  # rows
     max_rows: int = 0  # of each source; 0 scores all
     output: str | None = None  # a file for the figures, as JSON
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ExportConfig:
+    """Write a trained model as a Hugging Face folder, and compare what transformers computes with it."""
+
+    checkpoint: str = "auto"  # a run folder, one of its checkpoints, or a Hugging Face folder; auto: the newest run
+    output: str = MISSING  # the folder to make
+    family: str = "auto"  # a model_type of transformers: gpt2, llama, ...; auto: the first that computes the same
+    license: str | None = None  # of the weights, for the model card: an SPDX name such as apache-2.0
+    max_shard_bytes: int = 5_000_000_000  # of one file of weights
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_shard_bytes < 1:
+            raise ConfigError(f"max_shard_bytes={self.max_shard_bytes} is below 1. Try max_shard_bytes=5000000000.")
 
 
 def register(group: str, config_class: type) -> None:
@@ -273,15 +289,3 @@ def _refuse_interpolation(value: Any, key: str) -> None:
             _refuse_interpolation(item, key)
     elif isinstance(value, str) and "${" in value:
         raise ConfigError(f"the saved settings hold {key}={value}; only plain values are read from a file.")
-
-
-def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return each setting that differs between two records, by its full name, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(old.keys() | new.keys()):
-        key, before, after = f"{prefix}{name}", old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= changes(before, after, f"{key}.")
-        elif before != after:
-            found[key] = (before, after)
-    return found

@@ -53,3 +53,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(sorted(names))}."
+
+
+def shown(value: object) -> str:
+    """Return the value of a setting as it is typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(getattr(value, "name", value))

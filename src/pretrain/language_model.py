@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,16 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import Checkpoint, open_checkpoint
-from pretrain.config import RunConfig, from_dict
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import Score, causal_log_likelihoods, masked_log_likelihoods
 from pretrain.inference.fill_mask import mask_probabilities
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.sampling import Sampling
+from pretrain.model_folder import open_model
 from pretrain.models.transformer import Transformer
-from pretrain.parallel.whole import fill
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -42,8 +40,10 @@ class LanguageModel:
         tokenizer: Tokenizer,
         trained: dict[str, Any] | None = None,
         fills_masks: bool | None = None,
+        starts_with_bos: bool = True,
     ) -> None:
         self.model = model.eval()
+        self.starts_with_bos = starts_with_bos  # a prompt; a model from elsewhere may not know it so
         self.fills_masks = not model.causal if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
         self.trained = trained or {}  # step, tokens seen and the like, from the checkpoint
@@ -54,16 +54,13 @@ class LanguageModel:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> LanguageModel:
-        """Return the model of a run's newest checkpoint, or of the checkpoint at `path`.
+        """Return the model at `path`: of a run's newest checkpoint, a checkpoint, or a Hugging Face folder or name.
 
         Raises CheckpointError where there is none, it is damaged, or its weights do not fit its settings.
         """
-        checkpoint = open_checkpoint(Path(path))
-        config = from_dict(checkpoint.config)
-        tokenizer = Tokenizer.load(checkpoint.tokenizer_folder)
-        model = load_model(checkpoint, config, tokenizer)
-        trained = {"step": checkpoint.step, **checkpoint.progress}
-        return cls(model.to(device), tokenizer, trained, config.objective.fills_masks)
+        found = open_model(path)
+        model = found.load().to(device)
+        return cls(model, found.tokenizer, found.facts, found.objective.fills_masks, found.starts_with_bos)
 
     @property
     def causal(self) -> bool:
@@ -91,10 +88,11 @@ class LanguageModel:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        columns = list(zip(*self._steps(prompts, max_new_tokens, sampling, use_cache), strict=True))
+        rows = self._rows(prompts)
+        columns = list(zip(*self._steps(rows, max_new_tokens, sampling, use_cache), strict=True))
         texts = [
-            text + self.tokenizer.decode([token for token in column if token is not None])
-            for text, column in zip(prompts, columns, strict=True)
+            text + self.tokenizer.decode_after(row, [token for token in column if token is not None])
+            for text, row, column in zip(prompts, rows, columns, strict=True)
         ]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -110,13 +108,20 @@ class LanguageModel:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`."""
+        rows = self._rows([prompt])
         steps = self._steps(
-            [prompt], max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed), use_cache=True
+            rows, max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed), use_cache=True
         )
-        return self._pieces(step[0] for step in steps)
+        return self._pieces(rows[0], (step[0] for step in steps))
+
+    def _rows(self, prompts: list[str]) -> list[list[int]]:
+        """Return the ids of each prompt."""
+        bos = [self.tokenizer.bos_id]
+        rows = [self.tokenizer.encode_prompt(text) for text in prompts]
+        return [bos + row if self.starts_with_bos or not row else row for row in rows]
 
     def _steps(
-        self, prompts: list[str], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
+        self, rows: list[list[int]], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
     ) -> Iterator[list[int | None]]:
         if not self.causal:
             raise ConfigError(
@@ -125,9 +130,8 @@ class LanguageModel:
             )
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
-        if not prompts:
+        if not rows:
             raise ConfigError("generate() needs at least one prompt, and the list is empty.")
-        rows = [[self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text)] for text in prompts]
         room = max(1, self.model.config.context_length - max(len(row) for row in rows))
         return continue_prompts(
             self.model,
@@ -139,19 +143,19 @@ class LanguageModel:
             use_cache=use_cache,
         )
 
-    def _pieces(self, tokens: Iterator[int | None]) -> Iterator[str]:
-        """Yield new text once it is whole: a character may take several tokens."""
-        pending: list[int] = []
+    def _pieces(self, row: list[int], tokens: Iterator[int | None]) -> Iterator[str]:
+        """Yield new text behind the prompt `row` once it is whole: a character may take several tokens."""
+        before, pending = list(row), list[int]()
         for token in tokens:
             if token is None:
                 break
             pending.append(token)
-            text = self.tokenizer.decode(pending)
+            text = self.tokenizer.decode_after(before, pending)
             if text and not text.endswith("\ufffd"):
                 yield text
-                pending.clear()
+                before, pending = pending, []
         if pending:
-            yield self.tokenizer.decode(pending)
+            yield self.tokenizer.decode_after(before, pending)
 
     def predict_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
         """Return for each [MASK] of the text, in order, its `top_k` likeliest answers.
@@ -235,41 +239,3 @@ class LanguageModel:
             tokens.append(self.tokenizer.eos_id)
             found = masked_log_likelihoods(self.model, tokens, self.tokenizer.mask_id, self.tokenizer.special_ids)
         return Score(float(found.double().sum()), len(found), len(text.encode()))
-
-
-def load_model(checkpoint: Checkpoint, config: RunConfig, tokenizer: Tokenizer) -> Transformer:
-    """Return the model of a checkpoint with its weights, on the CPU; raises CheckpointError where they do not fit."""
-    model = model_without_weights(config, tokenizer)
-    values = saved_values(checkpoint, model)
-    model.to_empty(device="cpu")
-    model.tie()
-    fill(model, values)
-    return model
-
-
-def model_without_weights(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
-    """Return the model that the settings describe on the meta device: shapes, and no memory."""
-    with torch.device("meta"):
-        model: Transformer = config.model.build(  # type: ignore[attr-defined]
-            config.model.vocabulary(tokenizer.vocab_size), config.objective.causal
-        )
-    return model
-
-
-def saved_values(checkpoint: Checkpoint, model: Transformer) -> Callable[[str, torch.Size], Tensor]:
-    """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
-    saved = checkpoint.tensors("model")
-    parameters = dict(model.named_parameters())
-    missing, unknown = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and "
-            f"has {unknown[:3] or 'nothing'} that the model does not. Take the model settings of the run that wrote it."
-        )
-    for name, parameter in parameters.items():
-        if saved[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"{checkpoint.folder}: {name} has shape {tuple(saved[name].shape)}, "
-                f"the model's {tuple(parameter.shape)}. Take model and tokenizer of the run that wrote it."
-            )
-    return lambda name, size: saved[name]

@@ -151,3 +151,48 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         capture_output=True, text=True, timeout=60, check=False, env=os.environ,
     )  # fmt: skip
     assert found.stdout.strip() == "0.25", found.stderr
+
+
+FRESH = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+row = AutoModelForCausalLM.from_pretrained(sys.argv[1]).generate(
+    **tokenizer("the quick", return_tensors="pt"), max_new_tokens=40, do_sample=False
+)
+sys.stdout.write(tokenizer.decode(row[0], skip_special_tokens=True) + "\\n")
+"""
+
+
+def test_an_exported_model_goes_on_alike_in_a_process_without_us(tmp_path: Path, corpus: Path):
+    """Trained, exported, loaded by plain transformers, and started from again: the same greedy text each time."""
+    data = ["data=text_files", f"data.path={corpus}"]
+    words = [*data, "tokenizer.vocab_size=300", "model.d_model=32", "trainer.max_steps=60"]
+    trained = call(*words, "paths.run_dir=run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    exported = call("checkpoint=run", "output=out", script="export", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "logits of transformers and ours differ by at most" in exported.stdout
+    greedy = ["prompt=the quick", "temperature=0", "repetition_penalty=1", "max_new_tokens=40"]
+    ours = call(*greedy, "checkpoint=run", script="generate", cwd=tmp_path)
+    again = call(*greedy, "checkpoint=out", script="generate", cwd=tmp_path)
+    theirs = subprocess.run(
+        [sys.executable, "-c", FRESH, "out"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert len(ours.stdout) > 40
+    assert ours.stdout == again.stdout == theirs.stdout, theirs.stderr
+    figures = [
+        [line for line in call(f"checkpoint={name}", f"path={corpus}", script="eval", cwd=tmp_path).stdout.splitlines()
+         if not line.startswith(("checkpoint", "tokenised"))]
+        for name in ("run", "out")
+    ]  # fmt: skip
+    assert len(figures[0]) == 8
+    assert figures[0] == figures[1]
+    more = ["model=imported", "init_from=out", *data, "trainer.max_steps=2", "schedule.warmup_steps=0"]
+    assert call(*more, cwd=tmp_path).returncode == 0
+    refused = call("checkpoint=run", "output=out", script="export", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"short")
+    broken = call("checkpoint=out", "output=new", script="export", cwd=tmp_path)
+    assert (broken.returncode, broken.stderr.count("\n")) == (4, 1), broken.stderr

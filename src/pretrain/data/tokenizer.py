@@ -22,7 +22,8 @@ class Tokenizer:
     """Text to ids and back. Documents never gain a special id from their text; prompts may spell special tokens.
 
     `vocab_size` is the highest id + 1. `bos_id` and `eos_id` start and end a document and may be the same id.
-    `fingerprint` is the SHA-256 of the canonical tokenizer.json and of the roles.
+    `fingerprint` is the SHA-256 of the canonical tokenizer.json and of the roles, without what is added to a text: that
+    decides no id of a document.
     """
 
     def __init__(self, inner: Any, roles: dict[str, str]) -> None:
@@ -49,7 +50,8 @@ class Tokenizer:
         state = json.loads(self._json)
         self._tokens_are_bytes = _tokens_are_bytes(state)
         self._has_byte_decoder = (state.get("decoder") or {}).get("type") == "ByteLevel"
-        canonical = json.dumps([state, self.roles], sort_keys=True, separators=(",", ":"))
+        lasting = state | {"post_processor": None}
+        canonical = json.dumps([lasting, self.roles], sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
 
     @cached_property
@@ -81,9 +83,23 @@ class Tokenizer:
         _check_surrogates(text)
         return list(self._prompts.encode(text, add_special_tokens=False).ids)
 
+    @cached_property
+    def added_ids(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer of others' programs puts before and after a text by itself; ours adds none."""
+        text = list(self._prompts.encode("a", add_special_tokens=False).ids)
+        whole = list(self._prompts.encode("a", add_special_tokens=True).ids)
+        start = next((n for n in range(len(whole)) if text and whole[n : n + len(text)] == text), 0)
+        return whole[:start], whole[start + len(text) :]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ids, special tokens left out or spelled; bytes that are not UTF-8 become U+FFFD."""
         return str(self._documents.decode([int(token_id) for token_id in ids], skip_special_tokens=skip_special))
+
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """Return the text that `ids` add behind the ids `before`: some tokenizers drop the space of a first word."""
+        first = self.decode(before[-1:])
+        whole = self.decode([*before[-1:], *ids])
+        return whole.removeprefix(first) if whole.startswith(first) else self.decode(ids)
 
     def token(self, token_id: int) -> str:
         """Return one token as readable text; bytes that are no character of their own as <0xC3>."""

@@ -222,6 +222,43 @@ class TransformerConfig(ModelConfig):
         is_global = self.window is None or (self.global_every > 0 and layer % self.global_every == 0)
         return None if is_global else self.window
 
+    def differences(self, other: TransformerConfig) -> dict[str, tuple[object, object]]:
+        """Return each setting by which two shapes compute different things from the same weights, with both values.
+
+        Dropout and initial values do not count; with rotary positions the length of the context does not either.
+        """
+        ours, theirs = self._effective(), other._effective()
+        both = ((name, ours[name], theirs[name]) for name in ours)
+        found = {name: (a, b) for name, a, b in both if a != b and None not in (a, b)}
+        as_set = {name: (getattr(self, name), getattr(other, name)) for name in ("window", "global_every")}
+        return {name: as_set.get(name, values) for name, values in found.items()}
+
+    def _effective(self) -> dict[str, object]:
+        """Return by setting what comes of it, with what was left out filled in; None where it has no effect."""
+        alike = ["n_layers", "d_model", "n_heads", "feed_forward", "norm", "norm_place", "norm_eps", "norm_first_block"]
+        alike += ["embedding_norm", "position", "bias", "qk_norm", "token_types", "head", "tied"]
+        rope, scaling = self.position is Position.rope, self.rope_scaling
+        local = [self.layer_window(layer) is not None for layer in range(self.n_layers)]
+        scaled = rope and scaling.kind is not RopeScaling.none and scaling.factor != 1.0
+        llama3 = scaled and scaling.kind is RopeScaling.llama3
+        return {name: getattr(self, name) for name in alike} | {
+            "n_kv_heads": self.kv_heads,
+            "head_width": self.width,
+            "d_ff": self.ff_width,
+            "context_length": None if rope else self.context_length,
+            "norm_bias": self.norm_bias if self.norm is Norm.layer else None,
+            "qkv_bias": self.attention_bias,
+            "window": self.window if any(local) else math.inf,
+            "global_every": local if any(local) else None,
+            "rope_base": self.rope_base if rope and not all(local) else None,
+            "rope_base_local": (self.rope_base_local or self.rope_base) if rope and any(local) else None,
+            "rope_scaling.kind": scaling.kind if scaled else RopeScaling.none,
+            "rope_scaling.factor": scaling.factor if scaled else 1.0,
+            "rope_scaling.low_freq_factor": scaling.low_freq_factor if llama3 else None,
+            "rope_scaling.high_freq_factor": scaling.high_freq_factor if llama3 else None,
+            "rope_scaling.original_context_length": scaling.original_context_length if llama3 else None,
+        }
+
     def build(self, vocab_size: int, causal: bool) -> Transformer:
         """Return the model with uninitialised weights, on the current default device."""
         from pretrain.models.transformer import Transformer  # here: reading settings must not load torch

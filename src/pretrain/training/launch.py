@@ -9,9 +9,10 @@ from typing import Any
 
 from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
 from pretrain.command_line import is_group
-from pretrain.config import RunConfig, changes, from_dict, to_dict
+from pretrain.config import RunConfig, from_dict, to_dict
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.imported import IMPORTED
 from pretrain.training.config import Strategy
 from pretrain.training.processes import leave_group, rank, say, spawn, under_launcher
 from pretrain.training.run_lock import only_run_in
@@ -198,13 +199,13 @@ def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunC
     merged = to_dict(from_dict(resumed.config))
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
-        if key in ("resume", "experiment", "paths.run_dir"):
+        if key in ("resume", "experiment", "paths.run_dir") or word == f"model={IMPORTED}":
             continue
         if is_group(key) or key in typed:
             merged[key] = typed[key]
         else:
             _replace_at(merged, key.split("."), typed)
-    differing = changes(saved, merged)
+    differing = _changes(saved, merged)
     refused = {key: pair for key, pair in differing.items() if _decides(key) and not _allowed(key, config.allow_change)}
     if refused:
         lines = "".join(f"\n  {key}: {before} in the run, {after} now" for key, (before, after) in refused.items())
@@ -240,3 +241,15 @@ def _decides(key: str) -> bool:
 
 def _allowed(key: str, allowed: list[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return each setting that differs between two records, by its full name, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(old.keys() | new.keys()):
+        key, before, after = f"{prefix}{name}", old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= _changes(before, after, f"{key}.")
+        elif before != after:
+            found[key] = (before, after)
+    return found

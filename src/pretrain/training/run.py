@@ -20,7 +20,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.device import peak_flops_per_s
-from pretrain.language_model import model_without_weights
+from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
@@ -58,7 +58,7 @@ def run(placement: Placement) -> Report:
     precision = resolve_precision(config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
-    model = model_without_weights(config, prepared.tokenizer)
+    model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     learner = Learner(model, objective)
     check_room(folder, sum(p.numel() for p in model.parameters()))

@@ -1,21 +1,18 @@
 """Where a run's first weights come from, and how they reach the devices."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from pretrain.checkpoint import open_checkpoint
 from pretrain.config import RunConfig
 from pretrain.data.order import ORDER_VERSION
 from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared
-from pretrain.errors import ConfigError, DataError
-from pretrain.language_model import saved_values
-from pretrain.models.config import TransformerConfig
+from pretrain.errors import ConfigError, DataError, shown
+from pretrain.model_folder import ModelFolder, Values, open_model, saved_values
+from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
@@ -24,29 +21,22 @@ from pretrain.parallel.whole import fill
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.launch import Placement
 
-Values = Callable[[str, torch.Size], Tensor]
-
 
 def first_values(placement: Placement, prepared: Prepared, model: Transformer) -> Values:
     """Return the value of each parameter by its name: of the run resumed, of `init_from`, or fresh.
 
-    Raises DataError where the run resumed had other data, ConfigError where `init_from` had another tokenizer, and
-    CheckpointError where saved weights do not fit the model.
+    Raises DataError where the run resumed had other data, ConfigError where `init_from` had another tokenizer or shape,
+    and CheckpointError where saved weights do not fit the model.
     """
     config, resumed = placement.config, placement.resumed
     if resumed is not None:
         _check_same_data(resumed.progress, prepared)
         return saved_values(resumed, model)
     if config.init_from:
-        given = open_checkpoint(Path(config.init_from))
-        if given.progress["tokenizer_fingerprint"] != prepared.tokenizer.fingerprint:
-            raise ConfigError(
-                f"init_from={config.init_from} was trained with another tokenizer "
-                f"({given.progress['tokenizer_fingerprint'][:12]}) than this run's "
-                f"({prepared.tokenizer.fingerprint[:12]}). "
-                f"Try tokenizer=pretrained tokenizer.path={given.tokenizer_folder}."
-            )
-        return saved_values(given, model)
+        given = open_model(config.init_from)
+        _check_same_tokenizer(config, given, prepared)
+        _check_same_shape(config, given.shape)
+        return given.values(model)
     shape, seed = config.model, config.seed
     assert isinstance(shape, TransformerConfig)
     return lambda name, size: initial_tensor(name, size, shape, seed)
@@ -81,6 +71,30 @@ def fixed_facts(prepared: Prepared) -> dict[str, Any]:
         "order_version": ORDER_VERSION,
         "plan_version": PLAN_VERSION,
     }
+
+
+def _check_same_tokenizer(config: RunConfig, given: ModelFolder, prepared: Prepared) -> None:
+    theirs, ours = given.tokenizer.fingerprint, prepared.tokenizer.fingerprint
+    if theirs != ours:
+        raise ConfigError(
+            f"init_from={config.init_from} was trained with another tokenizer ({theirs[:12]}) than this run's "
+            f"({ours[:12]}). Try model=imported, which takes it along, or tokenizer=pretrained "
+            f"tokenizer.path={given.tokenizer_folder}."
+        )
+
+
+def _check_same_shape(config: RunConfig, theirs: ModelConfig) -> None:
+    """Refuse settings that would read other weights into the same names, but for those that may differ by name."""
+    ours = config.model
+    if not isinstance(ours, TransformerConfig) or not isinstance(theirs, TransformerConfig):
+        return
+    for name, (before, after) in theirs.differences(ours).items():
+        if f"model.{name}" not in config.allow_change:
+            raise ConfigError(
+                f"init_from={config.init_from} has model.{name}={shown(before)}, and this run has "
+                f"model.{name}={shown(after)}. Take the whole shape from there with model=imported, or allow the "
+                f"change: 'allow_change=[model.{name}]'."
+            )
 
 
 def _check_same_data(progress: dict[str, Any], prepared: Prepared) -> None:

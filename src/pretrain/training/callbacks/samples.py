@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
-from pretrain.language_model import LanguageModel, model_without_weights
+from pretrain.language_model import LanguageModel
+from pretrain.model_folder import build_without_weights
 from pretrain.models.transformer import Transformer
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.whole import whole
@@ -53,7 +54,7 @@ class Writer:
             model.train(was_training)
 
     def _gathered(self, model: Transformer) -> Transformer:
-        copy = model_without_weights(self.config, self.tokenizer)
+        copy = build_without_weights(self.config.model, self.config.objective, self.tokenizer)
         if rank() == 0:
             copy.to_empty(device="cpu")
             copy.tie()

@@ -1,0 +1,48 @@
+"""model=imported: shape, tokenizer and objective of a model that was trained before, as words of the command line."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pretrain.config import to_dict
+from pretrain.errors import ConfigError, shown
+
+IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
+
+
+def words_of_imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
+    """Return the words that stand for model=imported: shape, tokenizer and objective of the model in `init_from`."""
+    own_tokenizer = chosen["tokenizer"] != "pretrained"
+    if tree.resume:  # the run resumed knows
+        return [] if own_tokenizer else ["tokenizer.path=."]
+    if not tree.init_from:
+        raise ConfigError(
+            f"model={IMPORTED} takes shape and tokenizer of the model that init_from names, and init_from is not "
+            "given. Add init_from=<a run or a Hugging Face folder>."
+        )
+    from pretrain.model_folder import open_model  # here: only who imports a model waits for torch
+
+    found = open_model(tree.init_from)
+    shape = _flat(to_dict(found.shape), "model.")  # numbers, flags and our own words: nothing else gets through
+    words = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
+    if chosen["objective"] == "causal" and not any(word.startswith("objective=") for word in overrides):
+        words.append(f"objective={found.objective.kind}")
+    return words if own_tokenizer else [*words, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting of a record by its full name."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def quote(word: str, free_text: str) -> str:
+    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
+    key, equals, value = word.partition("=")
+    if not free_text or key != free_text or not equals:
+        return word
+    value = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)  # no interpolation
+    return f"{key}='" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"

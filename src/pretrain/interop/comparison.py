@@ -1,0 +1,109 @@
+"""What transformers computes with a folder, beside what we compute with the model that it was made of."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError
+from pretrain.interop.writing import Frame
+from pretrain.models.transformer import Transformer
+
+TOLERANCE = 1e-4  # of logits in float32, as long as they are no larger than
+USUAL_LOGIT = 10.0  # since float32 keeps seven digits
+ROWS, LENGTH = 3, 256
+TEXTS = ("The quick brown fox jumps over the lazy dog.", "naïve café – 中文 😀", "def f(x):\n\treturn x  # 1984", "")
+
+
+def transformers_is_there() -> bool:
+    """Whether the library that compares is installed."""
+    return find_spec("transformers") is not None
+
+
+def random_rows(model: Transformer) -> Tensor:
+    """Return rows of random tokens, int64 (3, length), longer than a window where the context allows."""
+    longest = max((window or 0 for window in model.windows), default=0)
+    length = min(model.config.context_length, max(LENGTH, min(2 * longest, 4 * LENGTH)))
+    return torch.randint(model.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def our_outputs(model: Transformer, rows: Tensor, bare: bool) -> list[Tensor]:
+    """Return for each row the logits (length, V), or the last hidden states (length, d_model) of a `bare` model."""
+    hidden = [model.eval()(row.unsqueeze(0))[0] for row in rows]
+    return hidden if bare else [model.head(states) for states in hidden]
+
+
+def compare(folder: Path, architecture: str, rows: Tensor, ours: Sequence[Tensor]) -> float:
+    """Return the largest difference between our outputs and those of transformers with the folder.
+
+    Raises CheckpointError where transformers cannot load the folder, finds weights missing or too many, or where the
+    difference is above 1e-4; where logits are larger than 10, above 1e-5 of the largest.
+    """
+    theirs = _load(folder, architecture)
+    differences = []
+    with torch.inference_mode():
+        for row, expected in zip(rows.unsqueeze(1), ours, strict=True):
+            output = theirs(input_ids=row, attention_mask=torch.ones_like(row))
+            found = output.logits if "logits" in output else output.last_hidden_state
+            differences.append((found[0] - expected).abs().max())
+    largest = float(torch.stack(differences).max())  # not a number if one of them is not
+    allowed = TOLERANCE * max(1.0, float(max(each.abs().max() for each in ours)) / USUAL_LOGIT)
+    if not largest <= allowed:
+        raise CheckpointError(
+            f"with the exported folder transformers computes something else: logits differ by up to {largest:.2g}, "
+            f"more than {allowed:.2g}. Nothing was exported."
+        )
+    return largest
+
+
+def _load(folder: Path, architecture: str) -> Any:
+    import transformers
+
+    showed_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, found = getattr(transformers, architecture).from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # whatever it says, the folder is of no use
+        raise _cannot_load(error) from error
+    finally:
+        if showed_bars:
+            transformers.utils.logging.enable_progress_bar()
+    wrong = [name for name in (*found["missing_keys"], *found["unexpected_keys"]) if "pooler." not in name]
+    if wrong:
+        raise CheckpointError(f"transformers and the exported folder disagree on {wrong[:3]}. Nothing was exported.")
+    return model.eval()
+
+
+def _cannot_load(error: Exception) -> CheckpointError:
+    said = " ".join(str(error).split())
+    return CheckpointError(f"transformers cannot load the exported folder: {said}. Nothing was exported.")
+
+
+def compare_tokenizers(folder: Path, tokenizer: Tokenizer, frame: Frame) -> None:
+    """Raise CheckpointError where transformers' AutoTokenizer gives a text other ids than ours, or other roles."""
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever it says, the folder is of no use
+        raise _cannot_load(error) from error
+    masked = [f"The {theirs.mask_token} fox"] if tokenizer.mask_id is not None else []
+    for text in (*TEXTS, *masked):
+        expected = [*frame[0], *tokenizer.encode_prompt(text), *frame[1]]
+        if theirs(text)["input_ids"] != expected:
+            raise CheckpointError(
+                f"transformers' tokenizer gives {text!r} the ids {theirs(text)['input_ids'][:8]}..., ours "
+                f"{expected[:8]}.... Nothing was exported."
+            )
+    roles = {role: getattr(theirs, role) for role in tokenizer.roles}
+    if roles != tokenizer.roles:
+        raise CheckpointError(
+            f"transformers' tokenizer has the roles {roles}, ours {tokenizer.roles}. Nothing was exported."
+        )

@@ -1,0 +1,182 @@
+"""The families: what config.json of each says, in our settings.
+
+Source of keys, defaults and architectures: https://github.com/huggingface/transformers,
+src/transformers/models/<model_type>/configuration_<model_type>.py and modeling_<model_type>.py, version 5.
+"""
+
+from dataclasses import replace
+
+from pretrain.interop.family import Family, Key
+from pretrain.interop.keys import LOCAL_AND_GLOBAL, WINDOW_BY_LAYER, WINDOW_EVERYWHERE, one_bias, rope
+from pretrain.interop.names import BERT, GPT2, LLAMA, MODERN_BERT
+from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
+
+PLAIN = {
+    "gelu_new": Activation.gelu_tanh,
+    "gelu_pytorch_tanh": Activation.gelu_tanh,
+    "gelu": Activation.gelu,
+    "relu2": Activation.relu2,
+}
+GATED = {"silu": Activation.swiglu, "swish": Activation.swiglu, "gelu": Activation.geglu}
+
+GPT2_FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    causal=True,
+    names=GPT2,
+    fixed={"norm": Norm.layer, "norm_bias": True, "position": Position.learned, "bias": True, "head": Head.linear},
+    keys=(
+        Key("n_layers", "n_layer", "layers"),
+        Key("d_model", "n_embd", "count"),
+        Key("n_heads", "n_head", "count"),
+        Key("d_ff", "n_inner", "count", None),
+        Key("context_length", "n_positions", "count"),
+        Key("feed_forward", "activation_function", PLAIN, "gelu_new"),
+        Key("norm_eps", "layer_norm_epsilon", "number", 1e-5),
+        Key("tied", "tie_word_embeddings", "flag", True),
+        Key("dropout", "resid_pdrop", "number", 0.1, also=("embd_pdrop",)),
+        Key("attention_dropout", "attn_pdrop", "number", 0.1),
+        Key("init_std", "initializer_range", "number", 0.02),
+    ),
+    required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+)
+
+_LLAMA_KEYS = (
+    Key("n_layers", "num_hidden_layers", "layers"),
+    Key("d_model", "hidden_size", "count"),
+    Key("n_heads", "num_attention_heads", "count"),
+    Key("n_kv_heads", "num_key_value_heads", "count", None),
+    Key("head_width", "head_dim", "count", None),
+    Key("d_ff", "intermediate_size", "count"),
+    Key("context_length", "max_position_embeddings", "count"),
+    Key("norm_eps", "rms_norm_eps", "number"),
+    Key("tied", "tie_word_embeddings", "flag", False),
+    Key("attention_dropout", "attention_dropout", "number", 0.0),
+    Key("init_std", "initializer_range", "number", 0.02),
+)
+_GATED_KEY = Key("feed_forward", "hidden_act", GATED, "silu")
+_LLAMA_FIXED = {"norm": Norm.rms, "position": Position.rope, "head": Head.linear, "bias": False}
+
+LLAMA_FAMILY = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    causal=True,
+    names=LLAMA,
+    fixed=_LLAMA_FIXED,
+    keys=(*_LLAMA_KEYS, _GATED_KEY),
+    groups=(rope(), one_bias("attention_bias", "mlp_bias")),
+    even_heads=True,
+)
+
+MISTRAL_FAMILY = replace(
+    LLAMA_FAMILY,
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    groups=(rope(), WINDOW_EVERYWHERE),
+    even_heads=False,
+)
+
+QWEN2_FAMILY = replace(
+    MISTRAL_FAMILY,
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    fixed=_LLAMA_FIXED | {"qkv_bias": True},
+    groups=(rope(), WINDOW_BY_LAYER),
+)
+
+QWEN3_FAMILY = replace(
+    QWEN2_FAMILY,
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    fixed=_LLAMA_FIXED | {"qk_norm": True},
+    required={"attention_bias": False},
+)
+
+APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, and a feed-forward layer without a gate
+    model_type="apertus",
+    architecture="ApertusForCausalLM",
+    causal=True,
+    names=replace(
+        LLAMA,
+        inside={
+            **LLAMA.inside, "attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm"
+        },
+    ),
+    fixed=_LLAMA_FIXED | {"qk_norm": True},
+    keys=(*_LLAMA_KEYS, Key("feed_forward", "hidden_act", PLAIN)),
+    groups=(rope({
+        "rope_type": "llama3", "rope_theta": 12_000_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }),),
+    required={"attention_bias": False},
+)  # fmt: skip
+
+BERT_FAMILY = Family(
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    bare="BertModel",
+    causal=False,
+    names=BERT,
+    fixed={
+        "norm": Norm.layer, "norm_bias": True, "norm_place": NormPlace.post, "embedding_norm": True,
+        "position": Position.learned, "bias": True, "head": Head.mlm,
+        "tied": True,
+    },
+    keys=(
+        Key("n_layers", "num_hidden_layers", "layers"),
+        Key("d_model", "hidden_size", "count"),
+        Key("n_heads", "num_attention_heads", "count"),
+        Key("d_ff", "intermediate_size", "count"),
+        Key("context_length", "max_position_embeddings", "count"),
+        Key("token_types", "type_vocab_size", "count", 2),
+        Key("feed_forward", "hidden_act", PLAIN, "gelu"),
+        Key("norm_eps", "layer_norm_eps", "number", 1e-12),
+        Key("dropout", "hidden_dropout_prob", "number", 0.1),
+        Key("attention_dropout", "attention_probs_dropout_prob", "number", 0.1),
+        Key("init_std", "initializer_range", "number", 0.02),
+    ),
+    required={
+        "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+        "tie_word_embeddings": True,  # else its head has two biases
+    },
+)  # fmt: skip
+
+MODERN_BERT_FAMILY = Family(
+    model_type="modernbert",
+    architecture="ModernBertForMaskedLM",
+    bare="ModernBertModel",
+    causal=False,
+    names=MODERN_BERT,
+    fixed={
+        "norm": Norm.layer, "norm_first_block": False, "embedding_norm": True, "position": Position.rope,
+        "head": Head.mlm,
+    },
+    keys=(
+        Key("n_layers", "num_hidden_layers", "layers"),
+        Key("d_model", "hidden_size", "count"),
+        Key("n_heads", "num_attention_heads", "count"),
+        Key("d_ff", "intermediate_size", "count"),
+        Key("context_length", "max_position_embeddings", "count"),
+        Key("feed_forward", "hidden_activation", {"gelu": Activation.geglu, "silu": Activation.swiglu}, "gelu"),
+        Key("norm_eps", "norm_eps", "number", 1e-5),
+        Key("norm_bias", "norm_bias", "flag", False),
+        Key("tied", "tie_word_embeddings", "flag", True),
+        Key("dropout", "mlp_dropout", "number", 0.0, also=("embedding_dropout",)),
+        Key("attention_dropout", "attention_dropout", "number", 0.0),
+        Key("init_std", "initializer_range", "number", 0.02),
+    ),
+    groups=(LOCAL_AND_GLOBAL, one_bias("attention_bias", "mlp_bias", "classifier_bias")),
+    required={"decoder_bias": True, "classifier_activation": "gelu"},
+)  # fmt: skip
+
+EURO_BERT_FAMILY = replace(  # Llama's shape, reading both ways
+    LLAMA_FAMILY,
+    model_type="eurobert",
+    architecture="EuroBertForMaskedLM",
+    causal=False,
+    groups=(rope(),),
+    required={"attention_bias": False, "mlp_bias": False},  # with the latter its head would have one too
+)
+
+FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
+            MODERN_BERT_FAMILY, EURO_BERT_FAMILY)  # fmt: skip

@@ -1,0 +1,159 @@
+"""What a Hugging Face architecture is to us: names of tensors, and how config.json says what our settings say."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pretrain.errors import CheckpointError, ConfigError, shown
+from pretrain.interop.names import NameTable
+from pretrain.interop.record import Record
+from pretrain.models.config import Head, TransformerConfig
+
+Settings = dict[str, Any]
+NEEDED = object()  # instead of a default: config.json must say
+
+
+@dataclass(frozen=True)
+class Key:
+    """A setting of ours with a key of its own in config.json."""
+
+    ours: str
+    theirs: str
+    kind: str | Mapping[str, Any]  # count, layers, number or flag, as `Record` reads them; or the words for our choices
+    default: Any = NEEDED  # what the architecture takes where config.json does not say
+    also: tuple[str, ...] = ()  # keys that get the same value in a file that we write
+
+    def read(self, record: Record) -> Any:
+        """Return our value; raises CheckpointError for one that is missing, or that we have no name for."""
+        if self.default is NEEDED and record.values.get(self.theirs) is None:
+            raise CheckpointError(f"{record.where} does not say {self.theirs}, without which there is no model.")
+        if isinstance(self.kind, str):
+            return getattr(record, self.kind)(self.theirs, self.default)
+        word = record.text(self.theirs, self.default)
+        if word not in self.kind:
+            raise record.refuse(self.theirs, f"is not supported, only {', '.join(self.kind)}")
+        return self.kind[word]
+
+    def write(self, config: TransformerConfig) -> Settings:
+        """Return what config.json says for our value; the first word where the architecture has none for it."""
+        filled = {"n_kv_heads": config.kv_heads, "head_width": config.width, "d_ff": config.ff_width}
+        filled["token_types"] = max(1, config.token_types)  # an architecture that has types has at least one
+        value = filled.get(self.ours, getattr(config, self.ours))
+        if not isinstance(self.kind, str):
+            value = next((word for word, ours in self.kind.items() if ours is value), next(iter(self.kind)))
+        return dict.fromkeys((self.theirs, *self.also), value)
+
+
+class Group(NamedTuple):
+    """Settings of ours that stand in several keys of config.json, in both directions."""
+
+    read: Callable[[Record], Settings]
+    write: Callable[[TransformerConfig], Settings]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture of transformers. What it cannot say is found by writing a shape and reading it back."""
+
+    model_type: str
+    architecture: str  # the class of transformers with the head
+    causal: bool
+    names: NameTable
+    fixed: Settings  # settings of ours that it always has
+    keys: Sequence[Key]
+    groups: Sequence[Group] = ()
+    required: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value if they are there
+    bare: str | None = None  # the class without the head, where a model may come without one
+    even_heads: bool = False  # its width must split into its heads, whatever the width of one head
+
+    def read(self, record: Record) -> TransformerConfig:
+        """Return our settings of the shape that config.json describes.
+
+        Raises CheckpointError, naming the key, for what is damaged or what we do not compute.
+        """
+        for key, value in self.required.items():
+            if record.values.get(key, value) != value:
+                raise record.refuse(key, f"is not supported, only {json.dumps(value)}")
+        settings = dict(self.fixed) | {key.ours: key.read(record) for key in self.keys}
+        if self.bare in (record.texts("architectures") or ()):
+            settings |= {"head": Head.linear, "tied": True}  # which adds nothing to the body's parameters
+        for group in self.groups:
+            settings |= group.read(record)
+        try:
+            return TransformerConfig(**settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{record.where} describes no model: as settings of ours, {error}") from error
+
+    def write(self, config: TransformerConfig) -> Settings:
+        """Return what config.json says of this shape, as far as the architecture can say it."""
+        record: Settings = {"architectures": [self.class_of(config)], "model_type": self.model_type}
+        parts: list[Key | Group] = [*self.keys, *self.groups]
+        for part in parts:
+            record |= part.write(config)
+        return record
+
+    def class_of(self, config: TransformerConfig) -> str:
+        """Return the class of transformers for a model of this shape."""
+        headless = self.bare is not None and config.head is Head.linear
+        return str(self.bare) if headless else self.architecture
+
+    def auto_class(self, config: TransformerConfig) -> str:
+        """Return the class of transformers that loads a model of this shape without being told the architecture."""
+        if self.class_of(config) == self.bare:
+            return "AutoModel"
+        return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
+
+    def obstacles(self, config: TransformerConfig) -> dict[str, tuple[Any, Any]]:
+        """Return each setting that the architecture does not have as it is, with its value and the one it would have.
+
+        Without any, the architecture computes exactly what the model computes.
+        """
+        try:
+            found = config.differences(self.read(Record(self.write(config), "config.json")))
+        except CheckpointError:  # no model has these numbers and what is fixed here
+            always = self.fixed.items()
+            found = {name: (getattr(config, name), value) for name, value in always if getattr(config, name) != value}
+            found["head_width"] = (config.width, None)
+        if self.even_heads and config.d_model % config.n_heads:
+            found["head_width"] = (config.width, None)
+        return found
+
+
+def open_family(record: Record, families: Sequence[Family]) -> Family:
+    """Return the family that config.json names; raises CheckpointError for one that we do not have."""
+    if "auto_map" in record.values:
+        raise record.refuse("auto_map", "asks for code of the model's own, which is never run")
+    if "quantization_config" in record.values:
+        raise record.refuse("quantization_config", "means quantised weights; only float weights are read")
+    named = record.text("model_type", "")
+    for family in families:
+        if family.model_type == named:
+            return family
+    raise record.refuse("model_type", f"is not supported, only {', '.join(f.model_type for f in families)}")
+
+
+def choose_family(config: TransformerConfig, causal: bool, families: Sequence[Family], name: str = "auto") -> Family:
+    """Return the family that computes exactly what a model of this shape computes, or the one of this name if it does.
+
+    Raises ConfigError naming the settings that stand in the way, and what they would have to be.
+    """
+    candidates = [family for family in families if name in ("auto", family.model_type)]
+    if not candidates:
+        raise ConfigError(f"family={name} is none of auto, {', '.join(f.model_type for f in families)}.")
+    candidates = [family for family in candidates if family.causal is causal]
+    if not candidates:
+        raise ConfigError(
+            f"family={name} {'fills masks' if causal else 'continues texts'}, and this model was trained to "
+            f"{'continue texts' if causal else 'fill masks'}. Try family=auto."
+        )
+    nearest = min(candidates, key=lambda family: len(family.obstacles(config)))
+    found = nearest.obstacles(config)
+    if found:
+        ours = ", ".join(f"model.{key}={shown(value)}" for key, (value, _) in found.items())
+        theirs = ", ".join(f"model.{key}={shown(value)}" for key, (_, value) in found.items())
+        raise ConfigError(
+            f"no architecture of transformers that we know computes exactly this model: {ours} stand in the way of the "
+            f"nearest, {nearest.architecture}, which has {theirs}. Train with those to export."
+        )
+    return nearest

@@ -1,0 +1,137 @@
+"""A Hugging Face model as a folder holds it: config.json, safetensors and a tokenizer, all of them read as data."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.data.sources import printable
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, DataError
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import Family, open_family
+from pretrain.interop.names import Stored
+from pretrain.interop.record import Record, read_record
+from pretrain.models.config import TransformerConfig
+from pretrain.tensor_file import TensorFiles
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+_HINT = "Is config.json that of these weights?"
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """A model whose settings and tokenizer have been read, and whose weights are read when they are asked for."""
+
+    folder: Path
+    family: Family
+    shape: TransformerConfig
+    tokenizer: Tokenizer
+    files: TensorFiles
+
+    def values(self, model: nn.Module) -> Callable[[str, torch.Size], Tensor]:
+        """Return the value of each parameter of `model` by its name, read one at a time.
+
+        Raises CheckpointError naming the first tensor that is missing, has no place, or does not fit.
+        """
+        parameters = {name: parameter.shape for name, parameter in model.named_parameters()}
+        stored = self.family.names.stored(parameters)
+        file_names = {self.family.names.normal(name): name for name in self.files.shapes}
+        self._check(stored, file_names)
+        by_ours = {name: each for each in stored for name in each.parts}
+
+        def value(name: str, size: torch.Size) -> Tensor:
+            each = by_ours[name]
+            return each.part(self.files.read(file_names[each.name]), name)
+
+        return value
+
+    def _check(self, stored: list[Stored], file_names: dict[str, str]) -> None:
+        wanted = {each.name: each for each in stored}
+        lacking = sorted(wanted.keys() - file_names.keys())
+        if lacking:
+            raise CheckpointError(f"{self.folder} lacks {_some(lacking)}, which its model has. {_HINT}")
+        unknown = [name for name in sorted(file_names.keys() - wanted.keys()) if not self._of_no_use(name)]
+        if unknown:
+            raise CheckpointError(f"{self.folder} holds {_some(unknown)}, for which its model has no place. {_HINT}")
+        for name, each in wanted.items():
+            self.files.check_weight(file_names[name], each.shape, _HINT)
+
+    def _of_no_use(self, name: str) -> bool:
+        """Whether a tensor adds nothing: passed over by the family, or the copy of a tied matrix."""
+        (copy,) = self.family.names.stored({"head.weight": torch.Size()})
+        return self.family.names.is_passed_over(name) or (self.shape.tied and name == copy.name)
+
+
+def open_folder(folder: Path) -> HuggingFaceFolder:
+    """Return the model of a folder.
+
+    Raises CheckpointError, naming the file, for what is missing, damaged, of an unknown architecture or in a format
+    that could run code, and where the tokenizer is not the model's.
+    """
+    record = read_record(folder / CONFIG)
+    family = open_family(record, FAMILIES)
+    shape = family.read(record)
+    files = TensorFiles(weight_files(folder))
+    if shape.n_layers > len(files.shapes):  # before there is a model of so many
+        raise CheckpointError(
+            f"{folder / CONFIG} says {shape.n_layers:,} layers, and there are {len(files.shapes):,} tensors. {_HINT}"
+        )
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except DataError as error:
+        raise CheckpointError(f"{folder} has no tokenizer that can be used: {error}") from error
+    shape.vocab_multiple = _vocab_multiple(record, tokenizer)
+    return HuggingFaceFolder(folder, family, shape, tokenizer, files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder, one or those that its index names; raises CheckpointError."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        index = read_record(folder / INDEX)
+        names = sorted({str(name) for name in index.section("weight_map").values.values()})
+        for name in names:
+            if not _PLAIN_NAME.fullmatch(name):
+                raise CheckpointError(f"{folder / INDEX} names '{printable(name)}', no safetensors file beside it.")
+        if names:
+            return [folder / name for name in names]
+    pickled = next((path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED), None)
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds its weights as {pickled}, a pickle, which can run code and is never read. Where you trust "
+            "it, transformers' from_pretrained(...) and save_pretrained(...) make model.safetensors of it."
+        )
+    raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}.")
+
+
+def _vocab_multiple(record: Record, tokenizer: Tokenizer) -> int:
+    """Return the rounding by which our settings come to the rows of the embedding; raises CheckpointError."""
+    rows = record.count("vocab_size")
+    if rows is None:
+        raise CheckpointError(f"{record.where} does not say vocab_size, without which there is no model.")
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"{record.where}: vocab_size={rows:,}, and the tokenizer beside it has ids up to "
+            f"{tokenizer.vocab_size - 1:,}: it is not this model's."
+        )
+    for key in ("bos_token_id", "eos_token_id"):
+        said = record.values.get(key)
+        numbers = said if isinstance(said, list) else [said]
+        if isinstance(numbers[0], int) and not tokenizer.special_ids.intersection(numbers):
+            raise record.refuse(key, "is no special token of the tokenizer beside it, which is not this model's")
+    spare = rows - tokenizer.vocab_size
+    small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]
+    return min(n for n in (*small, *(rows // n for n in small)) if n > spare)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return printable(", ".join(names[:3])) + more

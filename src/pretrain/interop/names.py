@@ -1,0 +1,189 @@
+"""Which tensor of a Hugging Face model is which parameter of ours: one table per family, read in both directions.
+
+A table maps modules to modules; `weight` and `bias` follow by themselves. Where several of our modules stand for one of
+theirs, theirs is fused: ours lie in it one below the other. GPT-2's Conv1D keeps its weights transposed.
+Source of the names: https://github.com/huggingface/transformers, src/transformers/models/<family>/modeling_<family>.py.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
+_QKV = ("attention.query", "attention.key", "attention.value")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of theirs, and the parameters of ours that it holds, one below the other."""
+
+    name: str
+    parts: Mapping[str, torch.Size]  # our parameters with their shapes
+    transposed: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of their tensor."""
+        first = next(iter(self.parts.values()))
+        stacked = (sum(shape[0] for shape in self.parts.values()), *first[1:])
+        return torch.Size(reversed(stacked) if self.transposed else stacked)
+
+    def join(self, values: Callable[[str], Tensor]) -> Tensor:
+        """Return their tensor, made of the values of our parameters."""
+        tensor = torch.cat([values(name) for name in self.parts])
+        return tensor.t() if self.transposed else tensor
+
+    def part(self, tensor: Tensor, name: str) -> Tensor:
+        """Return what their tensor holds of our parameter `name`."""
+        tensor = tensor.t() if self.transposed else tensor
+        first = 0
+        for other, shape in self.parts.items():
+            if other == name:
+                return tensor[first : first + shape[0]]
+            first += shape[0]
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """What a family calls our modules."""
+
+    body: str  # what stands before every name but those of the head; left out where the model was saved without one
+    outside: Mapping[str, str]  # our modules and parameters outside of the blocks
+    layer: str  # what stands before the names of a layer; {} is its number
+    inside: Mapping[str | tuple[str, ...], str]  # our modules in a block
+    head: Mapping[str, str]  # our modules and parameters of the head
+    transposed: tuple[str, ...] = ()  # of their modules in a layer
+    passed_over: tuple[str, ...] = ()  # patterns of their tensors that a language model has no use for
+
+    def stored(self, parameters: Mapping[str, torch.Size]) -> list[Stored]:
+        """Return the tensors that hold these parameters of ours, in the order of the first parameter in each.
+
+        Raises KeyError for a parameter that the family has no name for.
+        """
+        found: dict[str, Stored] = {}
+        for name in parameters:
+            theirs, ours, transposed = self._locate(name)
+            if theirs not in found:
+                found[theirs] = Stored(theirs, {other: parameters[other] for other in ours}, transposed)
+        return list(found.values())
+
+    def _locate(self, name: str) -> tuple[str, tuple[str, ...], bool]:
+        """Return their tensor that holds our parameter, all our parameters in it, and whether it is transposed."""
+        module, _, kind = name.rpartition(".")
+        in_layer = _IN_LAYER.fullmatch(module)
+        if in_layer is None:
+            for table, before in ((self.head, ""), (self.outside, self.body)):
+                if name in table:
+                    return before + table[name], (name,), False
+                if module in table:
+                    return f"{before}{table[module]}.{kind}", (name,), False
+            raise KeyError(name)
+        number, module = in_layer.groups()
+        for ours, theirs in self.inside.items():
+            modules = (ours,) if isinstance(ours, str) else ours
+            if module in modules:
+                turned = theirs in self.transposed and kind == "weight"
+                together = tuple(f"blocks.{number}.{other}.{kind}" for other in modules)
+                return f"{self.body}{self.layer.format(number)}{theirs}.{kind}", together, turned
+        raise KeyError(name)
+
+    def normal(self, name: str) -> str:
+        """Return their tensor's name in today's spelling, with what stands before the body where it was left out."""
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms, before 2019
+        of_head = any(name == theirs or name.startswith(f"{theirs}.") for theirs in self.head.values())
+        return name if of_head or name.startswith(self.body) or self.is_passed_over(name) else self.body + name
+
+    def is_passed_over(self, name: str) -> bool:
+        """Whether a tensor is of no use to a language model: buffers, poolers, copies of tied matrices."""
+        return any(re.fullmatch(pattern, name) for pattern in self.passed_over)
+
+
+GPT2 = NameTable(
+    body="transformer.",
+    outside={"embeddings.tokens": "wte", "embeddings.positions": "wpe", "final_norm": "ln_f"},
+    layer="h.{}.",
+    inside={
+        "attention_norm": "ln_1",
+        _QKV: "attn.c_attn",
+        "attention.output": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    },
+    head={"head": "lm_head"},
+    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    passed_over=(r".*\.attn\.(masked_)?bias",),  # causal masks that old files carry
+)
+
+LLAMA = NameTable(  # and what differs from it in options only: Mistral, Qwen, Apertus
+    body="model.",
+    outside={"embeddings.tokens": "embed_tokens", "final_norm": "norm"},
+    layer="layers.{}.",
+    inside={
+        "attention_norm": "input_layernorm",
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.query_norm": "self_attn.q_norm",
+        "attention.key_norm": "self_attn.k_norm",
+        "attention.output": "self_attn.o_proj",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.up": "mlp.up_proj",
+        "feed_forward.down": "mlp.down_proj",
+    },
+    head={"head": "lm_head"},
+    passed_over=(r".*\.rotary_emb\.inv_freq",),
+)
+
+BERT = NameTable(
+    body="bert.",
+    outside={
+        "embeddings.tokens": "embeddings.word_embeddings",
+        "embeddings.positions": "embeddings.position_embeddings",
+        "embeddings.types": "embeddings.token_type_embeddings",
+        "embeddings.norm": "embeddings.LayerNorm",
+    },
+    layer="encoder.layer.{}.",
+    inside={
+        "attention.query": "attention.self.query",
+        "attention.key": "attention.self.key",
+        "attention.value": "attention.self.value",
+        "attention.output": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "feed_forward.up": "intermediate.dense",
+        "feed_forward.down": "output.dense",
+        "feed_forward_norm": "output.LayerNorm",
+    },
+    head={
+        "head.dense": "cls.predictions.transform.dense",
+        "head.norm": "cls.predictions.transform.LayerNorm",
+        "head.weight": "cls.predictions.decoder.weight",
+        "head.bias": "cls.predictions.bias",
+    },
+    passed_over=(r"(bert\.)?pooler\..*", r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*",
+                 r"cls\.predictions\.decoder\.bias"),
+)  # fmt: skip
+
+MODERN_BERT = NameTable(
+    body="model.",
+    outside={
+        "embeddings.tokens": "embeddings.tok_embeddings",
+        "embeddings.norm": "embeddings.norm",
+        "final_norm": "final_norm",
+    },
+    layer="layers.{}.",
+    inside={
+        "attention_norm": "attn_norm",
+        _QKV: "attn.Wqkv",
+        "attention.output": "attn.Wo",
+        "feed_forward_norm": "mlp_norm",
+        ("feed_forward.gate", "feed_forward.up"): "mlp.Wi",
+        "feed_forward.down": "mlp.Wo",
+    },
+    head={"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"},
+)

@@ -1,0 +1,118 @@
+"""A Hugging Face folder written: config.json, safetensors (in shards above a size), tokenizer, generation settings."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.interop.family import Family
+from pretrain.interop.folder import CONFIG, INDEX, WEIGHTS
+from pretrain.interop.names import Stored
+from pretrain.models.config import TransformerConfig
+from pretrain.models.transformer import Transformer
+from pretrain.tensor_file import write_each
+
+Frame = tuple[list[int], list[int]]  # ids that stand before and after every text
+_BYTES = 4  # of a float32
+
+
+def write_settings(
+    folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, never_said: Sequence[int] = ()
+) -> None:
+    """Write config.json and, for a causal model, generation_config.json; `never_said` are ids it must not choose."""
+    ids: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
+    }  # fmt: skip
+    record = family.write(model.config) | ids | {"vocab_size": model.vocab_size, "dtype": "float32"}
+    if not family.causal:
+        record |= {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id}
+        record |= {} if tokenizer.mask_id is None else {"mask_token_id": tokenizer.mask_id}
+    _write_json(folder / CONFIG, record)
+    if family.causal:
+        pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        suppressed = {"suppress_tokens": list(never_said)} if never_said else {}
+        _write_json(folder / "generation_config.json", ids | {"pad_token_id": pad} | suppressed)
+
+
+def write_weights(
+    folder: Path,
+    family: Family,
+    model: Transformer,
+    values: Callable[[str, torch.Size], Tensor],
+    max_shard_bytes: int,
+) -> None:
+    """Write the weights as float32, tensor by tensor; `model` gives names and shapes and needs no memory."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    shards = _shards(family.names.stored(shapes), max_shard_bytes)
+    names = [WEIGHTS] if len(shards) == 1 else [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    by_name = {stored.name: stored for shard in shards for stored in shard}
+
+    def value(theirs: str) -> Tensor:
+        return by_name[theirs].join(lambda ours: values(ours, shapes[ours]).float())
+
+    for name, shard in zip(names, shards, strict=True):
+        formats = {stored.name: (torch.float32, stored.shape) for stored in shard}
+        write_each(folder / name, formats, value, metadata={"format": "pt"})  # transformers asks for the metadata
+    if len(shards) > 1:
+        where = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
+        total = sum(_size(stored) for shard in shards for stored in shard)
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _shards(tensors: Sequence[Stored], max_bytes: int) -> list[list[Stored]]:
+    """Return the tensors in order, in lists of at most `max_bytes` where no single one is larger."""
+    shards: list[list[Stored]] = [[]]
+    room = max_bytes
+    for stored in tensors:
+        if shards[-1] and _size(stored) > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(stored)
+        room -= _size(stored)
+    return shards
+
+
+def _size(stored: Stored) -> int:
+    return stored.shape.numel() * _BYTES
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, frame: Frame, config: TransformerConfig) -> None:
+    """Write the tokenizer's files; with them transformers puts the ids of `frame` around a text by itself."""
+    tokenizer.save(folder)
+    path = folder / "tokenizer_config.json"
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": config.context_length})
+    if frame != tokenizer.added_ids:
+        path = folder / "tokenizer.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(
+            state | {"post_processor": _template(tokenizer, frame)}, ensure_ascii=False, separators=(",", ":")
+        )
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _template(tokenizer: Tokenizer, frame: Frame) -> dict[str, Any]:
+    """Return the post-processor that puts these ids before and after a text, in the form of tokenizer.json."""
+    before, after = ([tokenizer.token(number) for number in ids] for ids in frame)
+
+    def around(sequence: str, first: bool) -> list[dict[str, Any]]:
+        parts = [{"SpecialToken": {"id": token, "type_id": 0}} for token in before if first]
+        parts.append({"Sequence": {"id": sequence, "type_id": 0}})
+        return parts + [{"SpecialToken": {"id": token, "type_id": 0}} for token in after]
+
+    numbers = dict(zip([*before, *after], [*frame[0], *frame[1]], strict=True))
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", first=True),
+        "pair": around("A", first=True) + around("B", first=False),
+        "special_tokens": {t: {"id": t, "ids": [number], "tokens": [t]} for t, number in numbers.items()},
+    }
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

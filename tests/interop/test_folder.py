@@ -1,0 +1,261 @@
+"""A Hugging Face folder that is damaged, hostile or of another kind is refused in one sentence; nothing in it runs."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES, Bomb, write_ours
+from safetensors.torch import load_file, save_file
+
+from pretrain.data.tokenizer_training import train_bpe
+from pretrain.errors import CheckpointError
+from pretrain.interop.families import BERT_FAMILY, GPT2_FAMILY, LLAMA_FAMILY, MODERN_BERT_FAMILY, QWEN3_FAMILY
+from pretrain.interop.record import MAX_JSON_BYTES
+from pretrain.language_model import LanguageModel
+from pretrain.model_folder import open_model
+
+SHAPES = {
+    "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False)),
+    "qwen3": (QWEN3_FAMILY, shape("llama", window=4, global_every=0)),
+    "gpt2": (GPT2_FAMILY, shape("gpt")),
+    "bert": (BERT_FAMILY, shape("bert")),
+    "modernbert": (MODERN_BERT_FAMILY, shape("modern_bert")),
+}
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a sound folder of each family."""
+    found = {}
+    for name, (family, config) in SHAPES.items():
+        model = lively(config, BYTES.vocab_size, family.causal)
+        found[name] = write_ours(tmp_path_factory.mktemp("sound") / name, family, model)
+    return found
+
+
+@pytest.fixture
+def make(whole_folders: dict[str, Path], tmp_path: Path) -> Make:
+    """Return make(family, **keys): a copy of a sound folder with keys of config.json changed, or taken away by None."""
+
+    def copy(name: str = "llama", **keys: Any) -> Path:
+        folder = shutil.copytree(whole_folders[name], tmp_path / name)
+        if keys:
+            record = json.loads((folder / "config.json").read_text()) | keys
+            record = {key: value for key, value in record.items() if value is not None}
+            (folder / "config.json").write_text(json.dumps(record))
+        return folder
+
+    return copy
+
+
+def refused(folder: Path) -> str:
+    """Return the one sentence that a folder is refused with."""
+    with pytest.raises(CheckpointError) as caught:
+        open_model(folder).load()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    assert caught.value.exit_code == 4
+    return message
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_sound_folder_is_a_language_model(make: Make, name: str) -> None:
+    family, config = SHAPES[name]
+    llm = LanguageModel.load(make(name))
+    assert llm.causal is family.causal
+    assert llm.trained == {"architecture": family.architecture}
+    assert not llm.model.config.differences(config)
+    if family.causal:
+        assert llm.generate("the", max_new_tokens=3, seed=0).startswith("the")
+    else:
+        assert len(llm.predict_mask("the [MASK] fox")[0]) == 5
+
+
+WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"model_type": "t5"}, 'model_type="t5" is not supported, only gpt2, llama, mistral'),
+    ("llama", {"model_type": 3}, "model_type=3 is not text"),
+    ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "asks for code of the model's own, which is never run"),
+    ("llama", {"quantization_config": {"bits": 4}}, "means quantised weights; only float weights are read"),
+    ("llama", {"num_hidden_layers": None}, "does not say num_hidden_layers, without which there is no model"),
+    ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is not a whole number from 1 to 10,000"),
+    ("llama", {"num_hidden_layers": 9999}, "says 9,999 layers, and there are 21 tensors. Is config.json that of these"),
+    ("llama", {"num_hidden_layers": 3}, "lacks model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj."),
+    ("llama", {"num_hidden_layers": 1}, "holds model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj."),
+    ("llama", {"hidden_size": "32"}, 'hidden_size="32" is not a whole number from 1 to 2,147,483,647'),
+    ("llama", {"hidden_size": True}, "hidden_size=true is not a whole number"),
+    ("llama", {"intermediate_size": 50}, "has shape (48, 32), the model's (50, 32). Is config.json that of these"),
+    ("llama", {"intermediate_size": 2**31 - 1, "hidden_size": 2**31 - 4, "head_dim": 2**30}, "that no memory can hold"),
+    ("llama", {"num_attention_heads": 3, "head_dim": None}, "as settings of ours, model.d_model=32 does not split"),
+    ("llama", {"rms_norm_eps": "small"}, 'rms_norm_eps="small" is not a finite number'),
+    ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps=Infinity is not a finite number"),
+    ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings=1 is neither true nor false"),
+    ("llama", {"tie_word_embeddings": True}, ""),  # lm_head.weight is then a copy
+    ("llama", {"hidden_act": "relu"}, 'hidden_act="relu" is not supported, only silu, swish, gelu'),
+    ("llama", {"attention_bias": True}, "attention_bias=true differs from mlp_bias, which is not supported"),
+    ("llama", {"architectures": "Llama"}, 'architectures="Llama" is not a list of texts'),
+    ("llama", {"rope_parameters": [1]}, "rope_parameters=[1] is not an object"),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, 'type="yarn" is not supported, only default, linear'),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, 'rope_type="dynamic" is not supported'),
+    ("llama", {"rope_parameters": {"full_attention": {}}}, "full_attention={} differs from layer to layer"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1.0"),
+    ("llama", {"vocab_size": None}, "does not say vocab_size, without which there is no model"),
+    ("llama", {"vocab_size": 200}, "vocab_size=200, and the tokenizer beside it has ids up to 258"),
+    ("llama", {"vocab_size": 300}, "has shape (259, 32), the model's (300, 32)"),
+    ("llama", {"eos_token_id": 5}, "eos_token_id=5 is no special token of the tokenizer beside it"),
+    ("llama", {"eos_token_id": [5, 256]}, ""),
+    ("llama", {"model_type": "mistral", "layer_types": ["full_attention"]}, "is not supported here, only windows that"),
+    ("qwen3", {"layer_types": ["full_attention"]}, "does not say sliding_attention or full_attention of each"),
+    ("qwen3", {"layer_types": ["full_attention", "chunked"]}, "does not say sliding_attention or full_attention of"),
+    ("qwen3", {"layer_types": ["sliding_attention", "full_attention"]}, "only every n-th layer from the first may see"),
+    ("qwen3", {"attention_bias": True}, "attention_bias=true is not supported, only false"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true is not supported"),
+    ("bert", {"position_embedding_type": "relative_key"}, 'position_embedding_type="relative_key" is not supported'),
+    ("bert", {"is_decoder": True}, "is_decoder=true is not supported, only false"),
+    ("bert", {"architectures": ["BertModel"]}, "holds cls.predictions.bias, cls.predictions.transform.LayerNorm.bias"),
+    ("modernbert", {"classifier_activation": "relu"}, 'classifier_activation="relu" is not supported, only "gelu"'),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+     "stretches positions in some layers only, which is not supported"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "keys", "message"), WRONG_KEYS)
+def test_a_config_that_is_not_of_these_weights_is_refused(
+    make: Make, name: str, keys: dict[str, Any], message: str
+) -> None:
+    folder = make(name, **keys)
+    if message:
+        assert message in refused(folder)
+    else:
+        assert open_model(folder).load()
+
+
+def test_settings_of_older_versions_are_understood(make: Make) -> None:
+    older = make("llama", rope_parameters=None, rope_theta=500.0, rope_scaling={"type": "linear", "factor": 2})
+    found: Any = open_model(older).shape
+    assert (found.rope_base, found.rope_scaling.kind.name, found.rope_scaling.factor) == (500.0, "linear", 2.0)
+    modern = make("modernbert", rope_parameters=None, layer_types=None, global_rope_theta=7.0, local_rope_theta=8.0)
+    found = open_model(modern).shape
+    assert (found.rope_base, found.rope_base_local, found.window, found.global_every) == (7.0, 8.0, 8, 3)
+    usual = make("qwen3", layer_types=None, use_sliding_window=None, max_window_layers=2)
+    assert open_model(usual).shape.window is None  # type: ignore[attr-defined]
+
+
+def test_names_of_older_files_are_understood(make: Make) -> None:
+    """Without what stands before the body's names, with gamma and beta, buffers, and a pooler."""
+    for name, before in (("bert", "bert."), ("gpt2", "transformer.")):
+        folder = make(name)
+        new = load_file(folder / "model.safetensors")
+        old = {key.removeprefix(before): value for key, value in new.items()}
+        old = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in old.items()}
+        old = {key.replace("LayerNorm.bias", "LayerNorm.beta"): value.clone() for key, value in old.items()}
+        old |= {"h.0.attn.bias": torch.ones(1), "h.0.attn.masked_bias": torch.ones(1)} if name == "gpt2" else {
+            "pooler.dense.weight": torch.ones(1), "pooler.dense.bias": torch.ones(1),
+            "embeddings.position_ids": torch.arange(4), "cls.seq_relationship.weight": torch.ones(2),
+        }  # fmt: skip
+        before_change = open_model(folder).load().state_dict()
+        save_file(old, folder / "model.safetensors")
+        after = open_model(folder).load().state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before_change.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_float_formats_become_float32(make: Make, dtype: torch.dtype) -> None:
+    folder = make()
+    weights = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    found = open_model(folder).load()
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    assert torch.equal(found.embeddings.tokens.weight, weights["model.embed_tokens.weight"].float())
+
+
+def test_whole_numbers_are_no_weights(make: Make) -> None:
+    folder = make()
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, folder / "model.safetensors")
+    assert "model.norm.weight is of format I8, and weights are of one of F64, F32, F16, BF16" in refused(folder)
+
+
+def test_damaged_files_are_refused(make: Make) -> None:
+    folder = make()
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    for size in (0, 7, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:size])
+        assert "model.safetensors cannot be read: " in refused(folder)
+    weights.write_bytes(whole)
+    for wrong, message in (
+        (text[:-20], "config.json cannot be read: "),
+        ("[]", "config.json cannot be read: it holds no JSON object."),
+        ("[" * 100_000, "config.json cannot be read: "),
+        (" " * (MAX_JSON_BYTES + 1), "config.json has 16,000,001 bytes, more than the 16,000,000 that we read."),
+    ):
+        config.write_text(wrong)
+        assert message in refused(folder)
+    config.unlink()
+    assert "config.json cannot be read: " in refused(folder)
+
+
+def test_a_tokenizer_that_is_missing_or_of_another_model_is_refused(make: Make, tmp_path: Path) -> None:
+    folder = make()
+    train_bpe(["the quick brown fox " * 50] * 3, 262).save(folder)
+    assert "is not this model's" in refused(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    assert "has no tokenizer that can be used: " in refused(folder)
+    (folder / "tokenizer.json").unlink()
+    assert "has no tokenizer that can be used: " in refused(folder)
+
+
+def test_shards_are_read_by_their_index_alone(make: Make) -> None:
+    folder = make()
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    first, second = names[:9], names[9:]
+    (folder / "model.safetensors").unlink()
+    save_file({name: weights[name] for name in first}, folder / "a.safetensors")
+    save_file({name: weights[name] for name in second}, folder / "b.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(first, "a.safetensors") | {second[0]: "b.safetensors"}}))
+    found = open_model(folder).load()
+    assert torch.equal(found.embeddings.tokens.weight, weights["model.embed_tokens.weight"])
+
+    save_file({name: weights[name] for name in names}, folder / "b.safetensors")
+    assert f"b.safetensors holds {names[0]!r}, which a.safetensors holds too." in refused(folder)
+    for wrong in ("../a.safetensors", "/etc/passwd", "a.bin", "sub/a.safetensors", ".a.safetensors", 7):
+        index.write_text(json.dumps({"weight_map": {"x": wrong}}))
+        assert f"names '{wrong}', no safetensors file beside it." in refused(folder)
+    index.write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert "gone.safetensors cannot be read: " in refused(folder)
+    index.write_text(json.dumps({"weight_map": {}}))
+    assert "has neither model.safetensors nor model.safetensors.index.json." in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles_are_never_opened(make: Make, tmp_path: Path, name: str) -> None:
+    folder, marker = make(), tmp_path / "marker"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
+    message = refused(folder)
+    assert f"holds its weights as {name}, a pickle, which can run code and is never read." in message
+    assert not marker.exists()
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(marker)))
+    assert "model.safetensors cannot be read: " in refused(folder) or "claims a header" in refused(folder)
+    (folder / "modeling_mine.py").write_text(f"open({str(marker)!r}, 'w')")
+    shutil.rmtree(folder)
+    own = make("llama", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
+    (own / "modeling_mine.py").write_text(f"open({str(marker)!r}, 'w')")
+    assert "never run" in refused(own)
+    assert not marker.exists()
+
+
+def test_what_a_file_says_is_escaped(make: Make) -> None:
+    message = refused(make("llama", model_type="\x1b[31mred\u202e"))
+    assert "\x1b" not in message
+    assert "\u202e" not in message

@@ -1,0 +1,277 @@
+"""Both ways, for random shapes of every family: the same logits as transformers, and the same weights to the bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES, lively_weights, write_ours, write_theirs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
+from torch.testing import assert_close
+
+from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import choose_family
+from pretrain.model_folder import open_model
+from pretrain.models.config import Activation, Head, RopeScaling, RopeScalingConfig, TransformerConfig
+from pretrain.tensor_file import TensorFiles
+
+LENGTH = 24
+few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+several = settings(few, max_examples=12)
+booleans = st.booleans()
+epsilons = st.sampled_from([1e-5, 1e-6, 1e-12])
+scalings = st.sampled_from(
+    [
+        RopeScalingConfig(),
+        RopeScalingConfig(RopeScaling.linear, 4.0),
+        RopeScalingConfig(RopeScaling.llama3, 4.0, 1.0, 4.0, 16),
+    ]
+)
+
+
+@st.composite
+def gpt2(draw: Any) -> TransformerConfig:
+    return shape(
+        "gpt", n_layers=draw(st.integers(1, 3)), n_heads=draw(st.sampled_from([1, 4])), tied=draw(booleans),
+        d_ff=draw(st.sampled_from([None, 48])), norm_eps=draw(epsilons),
+        feed_forward=draw(st.sampled_from([Activation.gelu, Activation.gelu_tanh, Activation.relu2])),
+    )  # fmt: skip
+
+
+@st.composite
+def llama(draw: Any) -> TransformerConfig:
+    return shape(
+        "llama", n_layers=draw(st.integers(1, 3)), n_kv_heads=draw(st.sampled_from([None, 1, 2])), qk_norm=False,
+        tied=draw(booleans), bias=draw(booleans), head_width=draw(st.sampled_from([None, 12])), norm_eps=draw(epsilons),
+        rope_base=draw(st.sampled_from([1e4, 5e5])), rope_scaling=draw(scalings),
+        feed_forward=draw(st.sampled_from([Activation.swiglu, Activation.geglu])),
+    )  # fmt: skip
+
+
+@st.composite
+def mistral(draw: Any) -> TransformerConfig:
+    config = draw(llama())
+    return replace(config, bias=False, window=draw(st.integers(1, 30)), global_every=0)
+
+
+@st.composite
+def qwen2(draw: Any) -> TransformerConfig:
+    config = draw(llama())
+    window = draw(st.sampled_from([None, 3, 8]))
+    return replace(config, bias=False, qkv_bias=True, window=window, global_every=draw(st.integers(0, 3)))
+
+
+@st.composite
+def qwen3(draw: Any) -> TransformerConfig:
+    return replace(draw(qwen2()), qkv_bias=None, qk_norm=True)
+
+
+@st.composite
+def apertus(draw: Any) -> TransformerConfig:
+    plain = st.sampled_from([Activation.relu2, Activation.gelu, Activation.gelu_tanh])
+    return replace(draw(llama()), bias=False, qk_norm=True, feed_forward=draw(plain))
+
+
+@st.composite
+def eurobert(draw: Any) -> TransformerConfig:
+    return replace(draw(llama()), bias=False, head_width=None)
+
+
+@st.composite
+def bert(draw: Any) -> TransformerConfig:
+    config = replace(draw(gpt2()), token_types=draw(st.integers(1, 3)))
+    changes = {name: getattr(shape("bert"), name) for name in ("norm_place", "embedding_norm")}
+    headless = draw(booleans)
+    return replace(config, **changes, head=Head.linear if headless else Head.mlm, tied=True)
+
+
+@st.composite
+def modernbert(draw: Any) -> TransformerConfig:
+    return shape(
+        "modern_bert", d_ff=48, window=draw(st.sampled_from([None, 2, 7, 8])), global_every=draw(st.integers(0, 4)),
+        tied=draw(booleans), bias=draw(booleans), norm_bias=draw(booleans), rope_scaling=draw(scalings),
+        feed_forward=draw(st.sampled_from([Activation.swiglu, Activation.geglu])), norm_eps=draw(epsilons),
+    )  # fmt: skip
+
+
+STRATEGIES = {
+    "gpt2": gpt2(), "llama": llama(), "mistral": mistral(), "qwen2": qwen2(), "qwen3": qwen3(), "apertus": apertus(),
+    "bert": bert(), "modernbert": modernbert(), "eurobert": eurobert(),
+}  # fmt: skip
+
+
+def test_every_family_is_tried() -> None:
+    assert list(STRATEGIES) == [family.model_type for family in FAMILIES]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@several
+@given(data=st.data())
+def test_ours_goes_out_and_comes_back(name: str, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """transformers loads what we wrote, every tensor of it, computes the same, and we read the same bits again."""
+    config = data.draw(STRATEGIES[name])
+    config.vocab_multiple = data.draw(st.sampled_from([1, 64, 100]))
+    family = next(family for family in FAMILIES if family.model_type == name)
+    assert choose_family(config, family.causal, FAMILIES, name) is family
+    model = lively(config, config.vocabulary(BYTES.vocab_size), family.causal)
+    small = data.draw(st.sampled_from([30_000, 10**9]))  # bytes of a shard
+    folder = write_ours(tmp_path_factory.mktemp("folder"), family, model, max_shard_bytes=small)
+    assert (len(list(folder.glob("model-*.safetensors"))) > 1) is (small == 30_000)
+
+    rows = torch.randint(model.vocab_size, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    bare = family.class_of(config) == family.bare
+    expected = our_outputs(model, rows, bare)
+    assert min(float(each.std()) for each in expected) > 0.3  # neither is flat
+    compare(folder, family.class_of(config), rows, expected)
+
+    again = open_model(folder)
+    assert not again.shape.differences(config)  # type: ignore[attr-defined]
+    assert again.shape.context_length == config.context_length
+    assert again.objective.causal is family.causal
+    loaded = again.load()
+    assert loaded.vocab_size == model.vocab_size
+    for parameter_name, parameter in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(parameter_name), parameter), parameter_name
+
+
+def gpt2_of_theirs(draw: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_positions=32, n_embd=32, n_layer=2, n_head=4, n_inner=draw(st.sampled_from([None, 40])),
+            activation_function=draw(st.sampled_from(["gelu_new", "gelu", "relu2"])),
+            tie_word_embeddings=draw(booleans), **ids(draw),
+        )
+    )  # fmt: skip
+
+
+def ids(draw: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": BYTES.vocab_size + draw(st.integers(0, 40)), "bos_token_id": 256, "eos_token_id": 256,
+        "attn_implementation": draw(st.sampled_from(["eager", "sdpa"])),
+    }  # fmt: skip
+
+
+def llama_like(draw: Any) -> dict[str, Any]:
+    return ids(draw) | {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": draw(st.sampled_from([1, 2, 4])), "max_position_embeddings": 64,
+        "tie_word_embeddings": draw(booleans), "head_dim": draw(st.sampled_from([8, 16])), "pad_token_id": 257,
+        "rope_parameters": draw(st.sampled_from([
+            {"rope_type": "default", "rope_theta": 10_000.0},
+            {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+            {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+        ])),
+    }  # fmt: skip
+
+
+def llama_of_theirs(draw: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    bias = draw(booleans)
+    return LlamaForCausalLM(LlamaConfig(**llama_like(draw), attention_bias=bias, mlp_bias=bias))
+
+
+def mistral_of_theirs(draw: Any) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**llama_like(draw), sliding_window=draw(st.sampled_from([None, 4, 100]))))
+
+
+def qwen_windows(draw: Any) -> dict[str, Any]:
+    return {
+        "use_sliding_window": draw(booleans),
+        "sliding_window": 5,
+        "max_window_layers": draw(st.sampled_from([0, 3])),
+    }
+
+
+def qwen2_of_theirs(draw: Any) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**llama_like(draw), **qwen_windows(draw)))
+
+
+def qwen3_of_theirs(draw: Any) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**llama_like(draw), **qwen_windows(draw)))
+
+
+def bert_of_theirs(draw: Any) -> Any:
+    from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
+
+    kind = draw(st.sampled_from([BertForMaskedLM, BertForPreTraining, BertModel]))
+    return kind(
+        BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+            max_position_embeddings=32, hidden_act=draw(st.sampled_from(["gelu", "gelu_new"])),
+            **ids(draw) | {"bos_token_id": None},
+        )
+    )  # fmt: skip
+
+
+def modernbert_of_theirs(draw: Any) -> Any:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    return ModernBertForMaskedLM(
+        ModernBertConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, pad_token_id=257,
+            max_position_embeddings=64, local_attention=draw(st.sampled_from([2, 7, 8])), cls_token_id=256,
+            sep_token_id=256, global_attn_every_n_layers=draw(st.integers(1, 4)), **ids(draw),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
+     modernbert_of_theirs],
+)  # fmt: skip
+@several
+@given(data=st.data())
+def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What transformers saved gives its own logits here, and is written again as it was, to the bit."""
+    model = lively_weights(theirs(data.draw))
+    folder = write_theirs(
+        tmp_path_factory.mktemp("theirs"), model, max_shard_size=data.draw(st.sampled_from(["20KB", "1GB"]))
+    )
+    found = open_model(folder)
+    ours = found.load().eval()
+    tokens = torch.randint(model.config.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        hidden = ours(tokens)
+    if type(model).__name__ == "BertModel":
+        assert_close(hidden, output.last_hidden_state, atol=1e-4, rtol=1e-4)
+    else:
+        expected = output.prediction_logits if "prediction_logits" in output else output.logits
+        assert expected.std() > 0.3  # neither is flat
+        assert_close(ours.head(hidden), expected, atol=1e-4, rtol=1e-4)
+
+    family = choose_family(found.shape, found.objective.causal, FAMILIES)  # type: ignore[arg-type]
+    again = TensorFiles(sorted(write_ours(tmp_path_factory.mktemp("ours"), family, ours).glob("*.safetensors")))
+    state = {family.names.normal(name): value for name, value in model.state_dict().items()}
+    assert again.shapes.keys() <= state.keys()
+    for name in again.shapes:
+        assert torch.equal(again.read(name), state[name]), name
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_their_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.model_type == name)
+    config = shape("bert" if name == "bert" else "llama", qk_norm=False)
+    folder = write_ours(tmp_path / "folder", family, lively(config, BYTES.vocab_size, family.causal))
+    compare_tokenizers(folder, BYTES, ([256], [] if family.causal else [256]))
+    again = open_model(folder)
+    assert again.tokenizer.fingerprint == BYTES.fingerprint  # what is put around a text does not count
+    assert again.tokenizer.added_ids == ([256], [] if family.causal else [256])
+    assert again.starts_with_bos
+    assert BYTES.added_ids == ([], [])
