@@ -14,7 +14,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]
     """Return every state tensor of `optimizer` as <parameter name>/<key>."""
     state = {}
     for name, parameter in parameters_by_name(model).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):  # equal states are equal files
             state[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return state
 
