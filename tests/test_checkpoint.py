@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pretrain import checkpoint
-from pretrain.checkpoint import latest_run, newest, open_checkpoint, prune, step_folders, sweep, write
+from pretrain.checkpoint import latest_run, newest, open_checkpoint, step_folders
+from pretrain.checkpoint_writing import prune, sweep, write
 from pretrain.errors import CheckpointError
 
 

@@ -9,7 +9,7 @@ import torch
 from families import lively, shape
 from folders import BYTES, quiet_transformers
 
-from pretrain import checkpoint, export
+from pretrain import checkpoint_writing, export
 from pretrain.config import ExportConfig, RunConfig, to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig, TextFilesConfig
 from pretrain.data.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: An
     model = lively(config, config.vocabulary(BYTES.vocab_size), causal)
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
     progress = {"tokens_seen": 7000, "data_fingerprint": "d" * 64, "tokenizer_fingerprint": BYTES.fingerprint}
-    checkpoint.write(
+    checkpoint_writing.write(
         folder / "checkpoints", 5, parts, config=to_dict(run), progress=progress, save_tokenizer=BYTES.save
     )
     (folder / "report.json").write_text(json.dumps({"steps": 5, "validation": {"val/loss": 1.25}}))

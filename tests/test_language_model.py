@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import lively, shape
 
-from pretrain import checkpoint
+from pretrain import checkpoint_writing
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig
 from pretrain.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def save(folder: Path, model: Transformer, config: TransformerConfig, tokenizer:
         schedule=CosineConfig(),
     )
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
-    checkpoint.write(
+    checkpoint_writing.write(
         folder / "checkpoints",
         5,
         parts,
@@ -233,7 +233,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> None:
     save_tokenizer = byte_tokenizer().save
     record = {"model": {"kind": "perceptron"}}
-    checkpoint.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
+    checkpoint_writing.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
     with pytest.raises(ConfigError, match=r"model\.kind=perceptron is unknown\."):
         LanguageModel.load(tmp_path / "step-00000001")
 

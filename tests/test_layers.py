@@ -14,13 +14,13 @@ LAYERS = [
     {"training", "score", "export"},
     {"language_model", "imported"},
     {"model_folder"},
-    {"evaluation", "inference", "checkpoint", "interop", "parallel"},
+    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel"},
     {"config"},
     {"planning", "tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device"},
     {"errors", ""},
 ]
-SIBLINGS = {("training", "command_line")}
+SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {
     "lightning": {"training"},
     "hydra": {"command_line", "sweep"},

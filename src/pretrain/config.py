@@ -43,7 +43,14 @@ from pretrain.optim.config import (
     WSDConfig,
 )
 from pretrain.parallel.config import ParallelConfig
-from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, SampleConfig, TrainerConfig
+from pretrain.training.config import (
+    CheckpointConfig,
+    DivergenceConfig,
+    LoggerConfig,
+    PathsConfig,
+    SampleConfig,
+    TrainerConfig,
+)
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
@@ -75,6 +82,7 @@ class RunConfig:
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -21,7 +21,6 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.whole import fill
-from pretrain.tensor_file import TensorFiles
 
 Values = Callable[[str, torch.Size], Tensor]
 
@@ -78,7 +77,7 @@ def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokeni
 
 def saved_values(checkpoint: Checkpoint, model: Transformer) -> Values:
     """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
-    saved = TensorFiles([checkpoint.folder / "model.safetensors"])
+    saved = checkpoint.tensors("model")
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - saved.shapes.keys()), sorted(saved.shapes.keys() - parameters.keys())
     if missing or unknown:

@@ -26,13 +26,12 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     folder = open_model(path)
     tokenizer, objective, seed = folder.tokenizer, folder.objective, folder.run.seed if folder.run else 0
     model, whole = folder.load(), objective.build(tokenizer, seed)
-    pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
     packing = folder.run.data if folder.run else DataConfig()
     counts, found = Counter[str](), []
     of_sources: dict[str, int] = {}
     for source, store in _stores(config, folder).items():
         store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
-        stream = RowStream(store, packing, folder.shape.context_length, pad_id, seed=0)
+        stream = RowStream(store, packing, folder.shape.context_length, tokenizer.padding_id, seed=0)
         rows = min(config.max_rows or len(stream), len(stream))
         own = Counter(documents=store.n_documents, rows=rows)
         for part, scored in whole.parts.items():

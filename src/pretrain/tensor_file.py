@@ -5,8 +5,10 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, a 
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,29 @@ _NAMES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_PIECES = "pieces"  # key of the header's metadata: JSON {name: [shape of the whole tensor, where the piece begins]}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor] = Tensor.detach) -> str:
+@dataclass(frozen=True)
+class Piece:
+    """The block of a larger tensor that one process holds."""
+
+    values: Tensor
+    whole: Sequence[int]  # shape of the larger tensor
+    offset: Sequence[int]  # where in it the block begins
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Piece]) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
-    `whole` gathers a tensor that is spread over processes. Works tensor by tensor, so that memory holds one of them
-    beside the model. Raises OSError where the disk does, CheckpointError for a number format
-    that the file has no name for.
+    Of a piece the header's metadata tells which tensor it belongs to. Works tensor by tensor: one that is on a GPU
+    passes through memory alone. Raises OSError where the disk does, CheckpointError for a number format that the file
+    has no name for.
     """
-    formats = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    return write_each(path, formats, lambda name: whole(tensors[name]))
+    values = {name: part.values if isinstance(part, Piece) else part.detach() for name, part in tensors.items()}
+    pieces = {name: [[*part.whole], [*part.offset]] for name, part in tensors.items() if isinstance(part, Piece)}
+    formats = {name: (tensor.dtype, tensor.shape) for name, tensor in values.items()}
+    return write_each(path, formats, values.__getitem__, {_PIECES: json.dumps(pieces)} if pieces else None)
 
 
 def write_each(
@@ -74,40 +88,77 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: files.read(name) for name in files.shapes}
 
 
-class TensorFiles:
+class TensorFiles(Mapping[str, Tensor]):
     """The tensors of one or several safetensors files by name, each read from the disk when it is asked for.
 
-    Raises CheckpointError where a file is damaged or missing, or two hold a tensor of the same name.
+    A tensor whose pieces are in several files is put together. Raises CheckpointError where a file is damaged or
+    missing, two hold a tensor of the same name, or pieces do not make a whole.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.shapes: dict[str, torch.Size] = {}
         self._formats: dict[str, str] = {}
-        self._files: dict[str, tuple[Path, Any]] = {}
+        self._files: dict[str, list[tuple[Path, Any, list[int] | None]]] = {}  # with the place of each piece
         for path in paths:
             file = _open(path)
+            pieces = _pieces(path, file)
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
-                if name in self._files:
-                    raise CheckpointError(f"{path} holds {name!r}, which {self._files[name][0].name} holds too.")
                 part = file.get_slice(name)
-                self.shapes[name] = torch.Size(part.get_shape())
-                self._formats[name] = str(part.get_dtype())
-                self._files[name] = (path, file)
+                self._add(name, path, file, torch.Size(part.get_shape()), str(part.get_dtype()), pieces.get(name))
+        for name in self._files:
+            self._check_whole(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _add(
+        self, name: str, path: Path, file: Any, shape: torch.Size, kind: str, piece: tuple[torch.Size, list[int]] | None
+    ) -> None:
+        whole, offset = piece or (shape, None)
+        if name in self._files:
+            first, _, before = self._files[name][0]
+            if offset is None or before is None:
+                raise CheckpointError(f"{path} holds {name!r}, which {first.name} holds too.")
+            if (self.shapes[name], self._formats[name]) != (whole, kind):
+                raise CheckpointError(f"{path} holds a piece of {name!r} that does not fit the one in {first.name}.")
+        if offset is not None and any(at + n > size for at, n, size in zip(offset, shape, whole, strict=True)):
+            raise CheckpointError(f"{path} holds a piece of {name!r} that lies beyond it.")
+        self.shapes[name], self._formats[name] = whole, kind
+        self._files.setdefault(name, []).append((path, file, offset))
+
+    def _check_whole(self, name: str) -> None:
+        path, _, offset = self._files[name][0]
+        if offset is None:
+            return
+        found = sum(math.prod(file.get_slice(name).get_shape()) for _, file, _ in self._files[name])
+        expected = math.prod(self.shapes[name])
+        if found != expected:
+            raise CheckpointError(
+                f"{path.parent} holds {found:,} of the {expected:,} numbers of {name!r}: a file is missing, or one is "
+                "too many."
+            )
 
     def read(self, name: str) -> Tensor:
         """Return a tensor on the CPU, as it was written."""
-        from safetensors import SafetensorError
-
-        path, file = self._files[name]
-        try:
-            tensor: Tensor = file.get_tensor(name)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        return tensor
+        path, file, offset = self._files[name][0]
+        first = _tensor(path, file, name)
+        if offset is None:
+            return first
+        found = torch.zeros(self.shapes[name], dtype=first.dtype)
+        for path, file, offset in self._files[name]:
+            part = _tensor(path, file, name)
+            found[tuple(slice(at, at + n) for at, n in zip(offset or (), part.shape, strict=True))] = part
+        return found
 
     def check_weight(self, name: str, shape: torch.Size, hint: str) -> None:
         """Raise CheckpointError, ending in `hint`, where a tensor is no weight of this shape."""
-        path, _ = self._files[name]
+        path = self._files[name][0][0]
         if self._formats[name] not in _FLOATS:
             raise CheckpointError(
                 f"{path}: {name} is of format {self._formats[name]}, and weights are of one of "
@@ -117,6 +168,33 @@ class TensorFiles:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(self.shapes[name])}, the model's {tuple(shape)}. {hint}"
             )
+
+
+def _tensor(path: Path, file: Any, name: str) -> Tensor:
+    from safetensors import SafetensorError
+
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return tensor
+
+
+def _pieces(path: Path, file: Any) -> dict[str, tuple[torch.Size, list[int]]]:
+    """Return shape of the whole and place of each tensor of a file that is a piece; nothing in it is trusted."""
+    text = (file.metadata() or {}).get(_PIECES)
+    if text is None:
+        return {}
+    try:
+        found = {}
+        for name, (whole, offset) in json.loads(text).items():
+            numbers = [*whole, *offset, len(file.get_slice(name).get_shape())]
+            if not all(isinstance(n, int) and n >= 0 for n in numbers) or not len(whole) == len(offset) == numbers[-1]:
+                raise ValueError(name)
+            found[name] = torch.Size(whole), offset
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: it does not tell what its pieces belong to ({error})") from error
+    return found
 
 
 def _open(path: Path) -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain import checkpoint
+from pretrain import checkpoint_writing
 from pretrain.errors import DataError
 from pretrain.training.data import MicroBatches
 
@@ -24,14 +24,14 @@ def die() -> None:
 
 
 def _at_call(number: int, name: str, around: Callable[..., Any]) -> None:
-    """Replace a function of the checkpoint module by one that at its n-th call hands over to `around`."""
-    original, calls = getattr(checkpoint, name), [0]
+    """Replace a function of the module that writes checkpoints by one that at its n-th call hands over to `around`."""
+    original, calls = getattr(checkpoint_writing, name), [0]
 
     def counted(*arguments: Any, **named: Any) -> Any:
         calls[0] += 1
         return (partial(around, original) if calls[0] == number else original)(*arguments, **named)
 
-    setattr(checkpoint, name, counted)
+    setattr(checkpoint_writing, name, counted)
 
 
 def before_data() -> None:
@@ -61,14 +61,14 @@ def _when(matches: Callable[[Path, int], bool], save: int) -> Callable[[Any], An
 
 
 def _die_on_flush(name: str) -> None:
-    original, reached = checkpoint._flush, _when(lambda path, _: path.name == name, SAVE)
+    original, reached = checkpoint_writing._flush, _when(lambda path, _: path.name == name, SAVE)
 
     def flush(path: Path) -> None:
         if reached(path):
             die()
         original(path)
 
-    checkpoint._flush = flush
+    checkpoint_writing._flush = flush
 
 
 def before_manifest() -> None:

@@ -171,7 +171,7 @@ def test_a_masked_mixture_by_epochs_warns_of_repeats_and_scores_each_source(mixe
 def test_each_source_scores_its_share_of_the_most_rows(mixed):
     config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
-    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed))
+    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed), frozenset())
     for ranks in (1, 2):
         scored = []
         for rank in range(ranks):

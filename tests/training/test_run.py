@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint
+from pretrain import checkpoint_writing
 from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.config import EvalConfig
 from pretrain.data.config import Mode
@@ -103,7 +103,7 @@ def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
 
 def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
     """The weights go on changing while a slow disk takes the copy."""
-    written = checkpoint.write
+    written = checkpoint_writing.write
 
     def slowly(*arguments, **named):
         time.sleep(0.2)
@@ -111,7 +111,7 @@ def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
 
     words = [*MASKED, "checkpoint.every_n_steps=2", "checkpoint.keep=0"]
     at_once = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'at_once'}"))
-    monkeypatch.setattr(checkpoint, "write", slowly)
+    monkeypatch.setattr(checkpoint_writing, "write", slowly)
     words.append("checkpoint.asynchronous=true")
     in_background = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'background'}"))
     folders = [step_folders(Path(report.folder) / "checkpoints") for report in (at_once, in_background)]
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tiny, monkeypatc
     def fail(*arguments, **named):
         raise CheckpointError("the disk is gone")
 
-    monkeypatch.setattr(checkpoint, "write", fail)
+    monkeypatch.setattr(checkpoint_writing, "write", fail)
     for every in (4, 12):  # told by the next save, or by the end
         with pytest.raises(CheckpointError, match="the disk is gone"):
             run(tiny.place(*CAUSAL, f"checkpoint.every_n_steps={every}", "checkpoint.asynchronous=true"))

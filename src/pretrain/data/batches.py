@@ -1,6 +1,7 @@
 """The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,3 +50,23 @@ def bits_per_byte_of_a_nat(*stores: Store) -> float:
     """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given."""
     predicted = sum(store.n_tokens - store.n_documents for store in stores)
     return predicted / max(1, sum(store.text_bytes for store in stores)) / math.log(2)
+
+
+@dataclass(frozen=True)
+class PlacedRow:
+    """Where a row comes from."""
+
+    id: str  # the same in every epoch
+    source: str  # of a mixture, else empty; or the era of a corpus that is read as a stream
+    stream: RowStream
+    row: int  # its number in `stream`
+
+    def pieces(self) -> list[tuple[int, str, int, list[int]]]:
+        """Return each piece of a document in the row: the document's number, its name, where it begins, its tokens."""
+        _, documents, offsets, lengths = self.stream.plan.pieces(np.array([self.row]))
+        store = self.stream.store
+        found = []
+        for document, offset, length in zip(documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
+            tokens = store.document(document)[offset : offset + length].tolist()
+            found.append((document, store.document_name(document), offset, tokens))
+        return found

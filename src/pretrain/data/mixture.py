@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pretrain.data.batches import RowStream
+from pretrain.data.batches import PlacedRow, RowStream
 from pretrain.data.config import DataConfig
 from pretrain.data.order import slot_samples
 from pretrain.data.rows import Rows
@@ -112,6 +112,17 @@ class MixedStream:
         ]
         places = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
         return Rows(*(np.concatenate([getattr(part, f.name) for part in found])[places] for f in fields(Rows)))
+
+    def placed(self, samples: npt.NDArray[np.integer]) -> list[PlacedRow]:
+        """Return where the rows at these places of the stream come from; an id is <source>:<row>, or the row alone."""
+        sources, draws = self.proportions(samples)
+        streams = list(self.streams.items())
+        found = []
+        for source, draw in zip(sources.tolist(), draws, strict=True):
+            name, stream = streams[source]
+            row = int(stream.order(draw))
+            found.append(PlacedRow(f"{name}:{row}" if name else str(row), name, stream, row))
+        return found
 
     def growing(self) -> bool:
         """Return whether more text is being read: never, it was all there before."""

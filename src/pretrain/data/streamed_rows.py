@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pretrain.data.batches import RowStream
+from pretrain.data.batches import PlacedRow, RowStream
 from pretrain.data.config import DataConfig
 from pretrain.data.order import Ints, permute, slot_samples
 from pretrain.data.rows import Rows
@@ -99,6 +99,14 @@ class StreamedRows:
                 raise RankLostError("the process that asked for text is gone")
             time.sleep(POLL_S)
         return self.read(self.order(samples))
+
+    def placed(self, samples: np.ndarray) -> list[PlacedRow]:
+        """Return where the rows at these places of the stream come from; an id is the row's number through all eras."""
+        found = []
+        for number in self.order(np.asarray(samples, np.int64)).tolist():
+            ((era, first, _),) = self._by_era(np.array([number]))
+            found.append(PlacedRow(str(number), f"era {era}", self._era(era), number - first))
+        return found
 
     def order(self, samples: np.ndarray) -> Ints:
         """Return the number of the row that each draw reads; rows are counted through all eras. Both int64, any shape.

@@ -54,6 +54,11 @@ class Tokenizer:
         canonical = json.dumps([lasting, self.roles], sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
 
+    @property
+    def padding_id(self) -> int:
+        """What fills the end of a row: the padding token, or where there is none the one that ends a document."""
+        return self.eos_id if self.pad_id is None else self.pad_id
+
     @cached_property
     def _prompts(self) -> Any:
         """The same tokenizer with special tokens recognised in the text."""

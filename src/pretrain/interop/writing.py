@@ -33,7 +33,7 @@ def write_settings(
         record |= {} if tokenizer.mask_id is None else {"mask_token_id": tokenizer.mask_id}
     _write_json(folder / CONFIG, record)
     if family.causal:
-        pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        pad = tokenizer.padding_id
         suppressed = {"suppress_tokens": list(never_said)} if never_said else {}
         _write_json(folder / "generation_config.json", ids | {"pad_token_id": pad} | suppressed)
 

@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from pretrain import checkpoint
+from pretrain import checkpoint_writing
 from pretrain.checkpoint import Checkpoint
 from pretrain.errors import CheckpointError
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
-from pretrain.parallel.whole import like, whole
+from pretrain.parallel.pieces import own_pieces
+from pretrain.parallel.whole import like
+from pretrain.tensor_file import Piece
 from pretrain.training.callbacks.metrics import Metrics
+from pretrain.training.data import TextDataModule
 from pretrain.training.module import TrainingModule
 
 
@@ -34,6 +38,7 @@ class RunState:
         trainer: L.Trainer,
         module: TrainingModule,
         metrics: Metrics,
+        data: TextDataModule,
         *,
         folder: Path,
         keep: int,
@@ -45,105 +50,107 @@ class RunState:
         self.trainer = trainer
         self.module = module
         self.metrics = metrics
+        self.data = data
         self.folder = folder
         self.keep = keep
         self.config = config
         self.facts = facts  # what does not change during the run: fingerprints, family, parameters
         self.save_tokenizer = save_tokenizer
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous and trainer.is_global_zero else None
-        self._asynchronous = asynchronous
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._writing: Future[str | None] | None = None
         self._copies: dict[str, Tensor] = {}  # of what is being written, used again by the next save
+        self._group: Any = None  # of all processes, for checkpoints alone: their threads talk beside the training
 
     def save(self, step: int) -> None:
         """Write a checkpoint of this step and delete what is no longer kept; asynchronously, only begin to.
 
-        Every process takes part, for the whole of a sharded tensor takes all of them; the first one writes. Where it
-        cannot, or could not the last time, every process raises CheckpointError.
+        Every process takes part and writes its own share. Where one cannot, or could not the last time, every process
+        raises CheckpointError.
         """
-        problem = self.wait()
-        model = self.module.learner.model
-        parts: dict[str, dict[str, Tensor]] = {
+        self._raise(self.wait())
+        model, rank, ranks = self.module.learner.model, self.trainer.global_rank, self.trainer.world_size
+        if ranks > 1 and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        tensors = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
-            "random": every_random_state(self.trainer.world_size, self.module.device),
+            "random": every_random_state(ranks, self.module.device),
         }
-        pending = iter([tensor for part in parts.values() for tensor in part.values()])
-
-        def take(tensor: Tensor) -> Tensor:
-            next(pending)
-            return whole(tensor)
-
-        if self.trainer.is_global_zero and problem is None:
-            if self._thread is None:
-                problem = self._write(step, parts, self._progress(), take)
-            else:
-                copies = self._copy(parts, take)
-                self._writing = self._thread.submit(self._write, step, copies, self._progress(), Tensor.detach)
-        for tensor in pending:  # the other processes gather what the first writes, and all what it left when it failed
-            whole(tensor)
-        self._raise(problem)
+        parts = {part: own_pieces(own, rank) for part, own in tensors.items()}
+        if self._thread is None:
+            self._raise(self._write(step, parts, self._progress()))
+        else:
+            self._writing = self._thread.submit(self._write, step, self._copy(parts), self._progress())
 
     def finish(self) -> None:
         """Return once the last checkpoint would survive a loss of power; every process raises where it does not."""
-        if self._asynchronous:
-            self._raise(self.wait())
+        self._raise(self.wait())
 
     def wait(self) -> str | None:
-        """Wait for the checkpoint being written, if any; return what went wrong with it."""
+        """Wait for the checkpoint being written, if any; return what went wrong with it, on all processes alike."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
     def _raise(self, problem: str | None) -> None:
-        problem = self.trainer.strategy.broadcast(problem)
         if problem is not None:
             raise CheckpointError(problem)
+
+    def _everyone(self, value: Any) -> list[Any]:
+        """Return what each process gave, in their order."""
+        if self._group is None:
+            return [value]
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, value, self._group)
+        return found
 
     def _progress(self) -> dict[str, Any]:
         counters = {
             "tokens_seen": self.metrics.tokens_seen,
             "skipped_steps": self.module.skipped_steps,
             "seconds": self.module.length.clock(),
+            "losses": list(self.module.spikes.losses),
+            "left_out": sorted(self.data.left_out),
         }
         return self.facts | counters
 
-    def _copy(
-        self, parts: dict[str, dict[str, Tensor]], take: Callable[[Tensor], Tensor]
-    ) -> dict[str, dict[str, Tensor]]:
+    def _copy(self, parts: dict[str, dict[str, Tensor | Piece]]) -> dict[str, dict[str, Tensor | Piece]]:
         """Return the parts as they are now, in memory of the processor that every save uses again."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for part, tensors in parts.items():
-            found[part] = {}
-            for name, tensor in tensors.items():
-                copy = self._copies.get(f"{part}/{name}")
-                if copy is None or copy.shape != tensor.shape:
-                    copy = self._copies[f"{part}/{name}"] = torch.empty(tensor.shape, dtype=tensor.dtype)
-                found[part][name] = copy.copy_(take(tensor))
-        return found
 
-    def _write(
-        self,
-        step: int,
-        parts: dict[str, dict[str, Tensor]],
-        progress: dict[str, Any],
-        take: Callable[[Tensor], Tensor],
-    ) -> str | None:
+        def copy(key: str, tensor: Tensor | Piece) -> Tensor | Piece:
+            if isinstance(tensor, Piece):
+                return replace(tensor, values=kept(key, tensor.values))
+            return kept(key, tensor)
+
+        def kept(key: str, tensor: Tensor) -> Tensor:
+            found = self._copies.get(key)
+            if found is None or found.shape != tensor.shape:
+                found = self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            return found.copy_(tensor)
+
+        return {
+            part: {name: copy(f"{part}/{name}", tensor) for name, tensor in own.items()} for part, own in parts.items()
+        }
+
+    def _write(self, step: int, parts: dict[str, dict[str, Tensor | Piece]], progress: dict[str, Any]) -> str | None:
         """Write and prune; return what went wrong, for all processes to know."""
+        problem = None
         try:
-            checkpoint.write(
+            checkpoint_writing.write(
                 self.folder,
                 step,
                 parts,
                 config=self.config,
                 progress=progress,
                 save_tokenizer=self.save_tokenizer,
+                rank=self.trainer.global_rank,
                 ranks=self.trainer.world_size,
-                whole=take,
+                everyone=self._everyone,
             )
-            checkpoint.prune(self.folder, self.keep)
+            if self.trainer.is_global_zero:
+                checkpoint_writing.prune(self.folder, self.keep)
         except CheckpointError as error:
-            return str(error)
-        return None
+            problem = str(error)
+        return next(filter(None, self._everyone(problem)), None)
 
 
 def check_room(folder: Path, parameters: int) -> None:

@@ -23,6 +23,15 @@ class Strategy(Enum):
     fsdp = "fsdp"  # each holds a shard of weights, gradients and optimizer (Zhao et al. 2023, arxiv.org/abs/2304.11277)
 
 
+class OnSpike(Enum):
+    """What is done about a step whose loss is far above those of the steps before it."""
+
+    ignore = "ignore"  # train on it as on any other
+    skip = "skip"  # leave the weights as they are, count it, go on
+    rewind = "rewind"  # go back to the last checkpoint, leave out the rows to blame for good, go on
+    stop = "stop"  # end the run, naming the rows
+
+
 @dataclass
 class TrainerConfig:
     """What we pass to Lightning's Trainer, under its own names. Everything that counts, counts optimizer steps."""
@@ -88,6 +97,26 @@ class TrainerConfig:
 
 
 @dataclass
+class DivergenceConfig:
+    """What happens where the loss jumps. A step whose gradient is not finite is skipped in any case."""
+
+    on_spike: OnSpike = OnSpike.ignore
+    deviations: float = 6.0  # standard deviations above the mean of the last losses that make a step a spike
+    window: int = 128  # steps whose losses are the measure; before half of them are known, none is a spike
+    max_rewinds: int = 20  # within one start of the run
+
+    def __post_init__(self) -> None:
+        if self.window < 4:
+            raise ConfigError(f"divergence.window={self.window} is below 4. Try divergence.window=128.")
+        if not 0 < self.deviations < math.inf:
+            raise ConfigError(
+                f"divergence.deviations={self.deviations} is not a number above 0. Try divergence.deviations=6."
+            )
+        if self.max_rewinds < 0:
+            raise ConfigError(f"divergence.max_rewinds={self.max_rewinds} is negative. Try divergence.max_rewinds=20.")
+
+
+@dataclass
 class CheckpointConfig:
     """When the state of the run is saved and how much of it is kept."""
 
@@ -110,6 +139,7 @@ class LoggerConfig:
 
     tensorboard: bool = True
     csv: bool = True
+    ledger: bool = False  # ledger.jsonl: rows and exact loss of every step, to prove what the run read
 
 
 @dataclass

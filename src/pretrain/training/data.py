@@ -19,7 +19,10 @@ _VALIDATION_SAMPLES = 2**62  # where validation rows stand in the stream: their 
 
 
 class MicroBatches(Dataset[Batch]):
-    """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone."""
+    """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone.
+
+    A row that is left out keeps its place and has no targets.
+    """
 
     def __init__(
         self,
@@ -30,8 +33,10 @@ class MicroBatches(Dataset[Batch]):
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        left_out: frozenset[str] = frozenset(),
     ) -> None:
         self.stream = stream
+        self.left_out = left_out
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
@@ -41,8 +46,15 @@ class MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self.accumulation)
-        samples = self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
-        return self.objective.make_batch(self.stream.rows(samples), torch.from_numpy(samples))
+        return self.batch(self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size))
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """Return the micro-batch of the rows at these places of the stream."""
+        batch = self.objective.make_batch(self.stream.rows(samples), torch.from_numpy(samples))
+        if self.left_out:
+            blamed = [row.id in self.left_out for row in self.stream.placed(samples)]
+            batch.targets[torch.tensor(blamed)] = IGNORE
+        return batch
 
 
 class ValidationBatches(Dataset[Batch]):
@@ -127,8 +139,10 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int,
         max_validation_rows: int,
         num_workers: int,
+        left_out: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
+        self.left_out = left_out
         self.train_stream = train
         self.validation_streams = validation
         self.objective = objective
@@ -140,17 +154,26 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""
         assert self.trainer is not None
-        batches = MicroBatches(
+        batches = self._training_batches()
+        start = self.trainer.global_step * batches.accumulation
+        end = 2**62  # never exhausted: the run's length ends it
+        return _loader(batches, From(start, end), self.num_workers)
+
+    def training_batch(self, samples: np.ndarray) -> Batch:
+        """Return the micro-batch of the training rows at these places of the stream, once more."""
+        return self._training_batches().batch(samples)
+
+    def _training_batches(self) -> MicroBatches:
+        assert self.trainer is not None
+        return MicroBatches(
             self.train_stream,
             self.objective,
             size=self.size,
             batch_size=self.batch_size,
             rank=self.trainer.global_rank,
             ranks=self.trainer.world_size,
+            left_out=self.left_out,
         )
-        start = self.trainer.global_step * batches.accumulation
-        end = 2**62  # never exhausted: the run's length ends it
-        return _loader(batches, From(start, end), self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""

@@ -30,6 +30,8 @@ class Placement:
     config: RunConfig
     folder: Path
     resumed: Checkpoint | None
+    left_out: frozenset[str] = frozenset()  # rows to blame for a spike, beyond those that the checkpoint knows
+    seconds: float | None = None  # of the run so far; none: what the checkpoint says
 
 
 def launch(config: RunConfig | None, overrides: list[str]) -> None:
@@ -61,9 +63,9 @@ def _run(placement: Placement) -> str:
 
 
 def _train(placement: Placement) -> str:
-    from pretrain.training.run import run  # here: a wrong folder is told before Lightning is loaded
+    from pretrain.training.rewind import train  # here: a wrong folder is told before Lightning is loaded
 
-    return str(run(placement))
+    return str(train(placement))
 
 
 def _settle(placement: Placement) -> None:

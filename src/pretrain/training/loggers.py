@@ -24,7 +24,8 @@ class RunTensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
-        super().__init__(folder, name="", version="", purge_step=resumed_at + 1 if resumed_at else None)
+        again = resumed_at or any(folder.glob("events.out.*"))  # a run may go back to its start
+        super().__init__(folder, name="", version="", purge_step=resumed_at + 1 if again else None)
 
     @rank_zero_only
     def save(self) -> None:

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from pretrain.errors import DivergenceError
 from pretrain.evaluation.totals import Totals, validation_figures
@@ -18,34 +17,14 @@ from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
 from pretrain.parallel.clip import global_norm
+from pretrain.training.config import OnSpike
+from pretrain.training.data import TextDataModule
+from pretrain.training.loss_metrics import LossMetrics
 from pretrain.training.run_length import RunLength
+from pretrain.training.spikes import Rewind, Spikes, named, rows_to_blame, stop
 
 MAX_SKIPPED_IN_A_ROW = 10
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is how Slurm announces the end of a job
-
-
-class LossMetrics(Metric):
-    """Loss and right answers summed over all targets of all ranks, each target counting once."""
-
-    full_state_update = False
-    loss_sum: Tensor
-    right: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("loss_sum", "right", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, losses: Tensor, right: Tensor, counts: Tensor) -> None:
-        """Add targets: cross-entropies in nats, whether each was the likeliest token, and whether it counts."""
-        self.loss_sum += losses.double().sum()
-        self.right += right.sum()
-        self.count += counts.sum()
-
-    def compute(self) -> tuple[float, float, float]:
-        """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
-        return float(self.loss_sum), float(self.right), float(self.count)
 
 
 class TrainingModule(L.LightningModule):
@@ -58,6 +37,8 @@ class TrainingModule(L.LightningModule):
         schedule: ScheduleConfig,
         *,
         length: RunLength,
+        spikes: Spikes,
+        keeps_ledger: bool,
         clip_norm: float,
         expected_targets: float,
         bits_per_byte_of_a_nat: dict[str, float],
@@ -68,6 +49,8 @@ class TrainingModule(L.LightningModule):
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.length = length
+        self.spikes = spikes
+        self.keeps_ledger = keeps_ledger
         self.clip_norm = clip_norm
         self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
         self._scored = [  # (source, part of the objective, factor), in the order of the loaders
@@ -84,7 +67,10 @@ class TrainingModule(L.LightningModule):
         self.grad_norm = torch.zeros(())
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
+        self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
+        self.step_samples: list[int] = []  # and the places of its rows, where the ledger needs them
         self._step_targets = torch.zeros((), dtype=torch.int64)
+        self._step_loss_sum = torch.zeros((), dtype=torch.float64)
         self._logged_loss = torch.zeros((), dtype=torch.float64)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
@@ -108,7 +94,7 @@ class TrainingModule(L.LightningModule):
         """
         loss_sum, count = self.learner(batch)
         self._step_targets = self._step_targets.to(count.device) + count
-        self._logged_loss = self._logged_loss.to(loss_sum.device) + loss_sum.detach()
+        self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
         self._samples.append(batch.samples)
         return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
 
@@ -124,8 +110,9 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
 
-        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped. The
-        learning rate is set here too, for all processes agree only now on how late it is.
+        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped; a loss
+        that jumps is dealt with as the settings say. The learning rate is set here too, for all processes agree only
+        now on how late it is.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._agree()
@@ -134,29 +121,39 @@ class TrainingModule(L.LightningModule):
         scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
         if not bool(torch.isfinite(self.grad_norm)):
-            self._skip(optimizer)
+            self._skip(optimizer, "the gradient was not finite")
+            return
+        if self.spikes.is_one(self.step_loss):
+            self._meet_spike()
+            self._skip(optimizer, "the loss jumped")
             return
         if self.clip_norm:
             scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
         self._skipped_in_a_row = 0
+        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
+        self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
         self._end_step()
 
     def _agree(self) -> None:
         """Sum the step's targets over all processes; learn whether any was asked to stop, and the first one's time."""
-        seconds = self.length.clock()
+        seconds, loss_sum = self.length.clock(), self._step_loss_sum
         if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
         else:
             asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
             clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
-            sums = torch.stack([self._step_targets, *torch.tensor([*asked, clock], device=self._step_targets.device)])
+            device = self._step_targets.device
+            sums = torch.stack([self._step_targets, *torch.tensor([*asked, clock], device=device)]).double()
+            sums = torch.cat([sums, loss_sum.to(device).reshape(1)])  # whole numbers stay exact: they are below 2^53
             torch.distributed.all_reduce(sums)
-            self._step_targets = sums[0]
-            *counts, clock = sums[1:].tolist()
+            self._step_targets, loss_sum = sums[0].long(), sums[-1]
+            *counts, clock = sums[1:-1].long().tolist()
             self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
             seconds = clock / 1000
         self.length.reach(seconds)
+        if self.spikes.watches or self.keeps_ledger:  # waits for the device
+            self.step_loss = float(loss_sum) / max(1, int(self._step_targets))
 
     def _set_learning_rate(self, optimizer: Optimizer) -> None:
         """Set the learning rate of this step, and have the trainer end after it where it is the last."""
@@ -167,23 +164,48 @@ class TrainingModule(L.LightningModule):
         if self.length.ends_with(step):
             self.trainer.fit_loop.epoch_loop.max_steps = step + 1
 
-    def _skip(self, optimizer: Optimizer) -> None:
+    def _meet_spike(self) -> None:
+        """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
+        if self.spikes.on_spike is OnSpike.skip:
+            return
+        data: TextDataModule = self.trainer.datamodule
+        samples = torch.cat(self._samples).cpu().numpy()
+        rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, gather=self.trainer.world_size > 1)
+        what = self.spikes.describe(self.global_step + 1, self.step_loss)
+        new = frozenset(rows) - data.left_out
+        if self.spikes.on_spike is OnSpike.rewind and new:
+            raise Rewind(f"{what}; leaving out rows {named(new)}", data.left_out | new, self.length.clock())
+        raise stop(what, rows)
+
+    def _skip(self, optimizer: Optimizer, reason: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
-        rows = torch.cat(self._samples).tolist()
-        self._logged_loss.zero_()
-        self._end_step()
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            data: TextDataModule = self.trainer.datamodule
+            rows = data.train_stream.placed(self._all_samples().cpu().numpy())
             raise DivergenceError(
-                f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step}; "
-                f"the last of them read samples {rows}. Try a lower optimizer.learning_rate, then resume=auto."
+                f"{reason} in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step + 1}; the last of "
+                f"them read rows {named(row.id for row in rows)}. "
+                "Try a lower optimizer.learning_rate, then resume=auto."
             )
+        self._end_step()
 
     def _end_step(self) -> None:
-        self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
         self._step_targets = torch.zeros_like(self._step_targets)
+        self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
+        if self.keeps_ledger:
+            self.step_samples = sorted(self._all_samples().tolist())
         self._samples.clear()
+
+    def _all_samples(self) -> Tensor:
+        """Return the places of the rows that all processes read in this step, int64 (batch_size,)."""
+        own = torch.cat(self._samples)
+        if self.trainer.world_size == 1:
+            return own
+        found = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(found, own)
+        return torch.cat(found)
 
     def learning_rate(self) -> float:
         """Return the learning rate of the newest step, of the first group of parameters."""
@@ -195,7 +217,8 @@ class TrainingModule(L.LightningModule):
         """Return the mean loss in nats per target since the last call; this waits for the device."""
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self._logged_loss)
-        loss = float(self._logged_loss) / max(1, int(self._logged_targets))
+        targets = int(self._logged_targets)
+        loss = float(self._logged_loss) / targets if targets else float("nan")  # every step since then was skipped
         self._logged_loss.zero_()
         self._logged_targets.zero_()
         return loss

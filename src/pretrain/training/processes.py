@@ -92,7 +92,7 @@ def work(text: str) -> str:
     import torch
 
     from pretrain.training.launch import from_record
-    from pretrain.training.run import run
+    from pretrain.training.rewind import train
 
     record = json.loads(text)
     if int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
@@ -100,7 +100,7 @@ def work(text: str) -> str:
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     try:
-        report = str(run(from_record(record)))
+        report = str(train(from_record(record)))
     except BaseException as error:
         code = error.exit_code if isinstance(error, PretrainError) else 1
         message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()

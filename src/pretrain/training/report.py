@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain.inference.printing import printable
+from pretrain.training.spikes import named
 from pretrain.training.throughput import best_interval_s
 
 _DAY_S = 86_400.0
@@ -25,6 +26,8 @@ class Report:
     wall_s: float  # since the run began to set up
     waited_s: dict[str, float]  # what the steps had to wait for
     checkpoint_s: float  # that a step waits for a checkpoint
+    skipped_steps: int
+    left_out: list[str]  # rows to blame for spikes
     sample: str
     longer: str  # the settings that have the run go on, twice as long
 
@@ -40,6 +43,10 @@ class Report:
         lines += [f"  goodput            {self._goodput()}"]
         if self.checkpoint_s:
             lines += [f"  checkpoints        {self._checkpoints()}"]
+        if self.skipped_steps:
+            lines += [f"  skipped            {self.skipped_steps:,} steps"]
+        if self.left_out:
+            lines += [f"  left out           {named(self.left_out)} (rows to blame for spikes)"]
         for key, label in (
             ("val/loss", "validation loss"),
             ("val/perplexity", "perplexity"),

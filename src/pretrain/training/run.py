@@ -12,13 +12,13 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from pretrain.checkpoint import sweep
+from pretrain.checkpoint_writing import sweep
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
-from pretrain.data.mixture import mixed_stream
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.streamed_rows import ALL, StreamedRows
+from pretrain.data.training_rows import training_rows
 from pretrain.device import peak_flops_per_s
 from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
@@ -27,6 +27,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.objective import Learner
 from pretrain.training.callbacks.checkpoints import Checkpoints
+from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
@@ -42,6 +43,7 @@ from pretrain.training.opening import doubts, opening
 from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
 from pretrain.training.run_length import RunLength, run_length
+from pretrain.training.spikes import Spikes
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.weights import first_values, fixed_facts, materialiser
@@ -63,10 +65,14 @@ def run(placement: Placement) -> Report:
     learner = Learner(model, objective)
     check_room(folder, sum(p.numel() for p in model.parameters()))
     values = first_values(placement, prepared, model)
-    data = _build_data(config, prepared, objective)
+    before = resumed.progress if resumed else {}
+    left_out = placement.left_out | frozenset(before.get("left_out", []))
+    data = _build_data(config, prepared, objective, left_out)
     start = resumed.step if resumed else 0
-    length = run_length(config, seconds=float(resumed.progress.get("seconds", 0.0)) if resumed else 0.0)
-    module = _build_module(config, prepared, data, learner, length, materialiser(learner, config, values))
+    seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
+    length = run_length(config, seconds)
+    spikes = _spikes(config, before)
+    module = _build_module(config, prepared, data, learner, length, spikes, materialiser(learner, config, values))
     for sentence in doubts(config, model, data):
         say(f"warning: {sentence}")
 
@@ -77,7 +83,7 @@ def run(placement: Placement) -> Report:
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
         peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
-        tokens_seen=int(resumed.progress["tokens_seen"]) if resumed else 0,
+        tokens_seen=int(before.get("tokens_seen", 0)),
     )
     writer = Writer(config, prepared.tokenizer)
     trainer = _build_trainer(config, folder, device, precision, start, validates=bool(prepared.validation))
@@ -85,6 +91,7 @@ def run(placement: Placement) -> Report:
         trainer,
         module,
         metrics,
+        data,
         folder=folder / "checkpoints",
         keep=config.checkpoint.keep,
         config=to_dict(config),
@@ -95,6 +102,8 @@ def run(placement: Placement) -> Report:
     callbacks: list[Callback] = [metrics]
     callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
+    if config.logger.ledger:
+        callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
     callbacks += [checkpoints, Samples(writer, throughput)]
     if isinstance(data.train_stream, StreamedRows):
         callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
@@ -123,6 +132,8 @@ def run(placement: Placement) -> Report:
         wall_s=throughput.wall_s(),
         waited_s=dict(throughput.other_s),
         checkpoint_s=throughput.checkpoint_s(),
+        skipped_steps=module.skipped_steps,
+        left_out=sorted(left_out),
         sample=sample,
         longer=length.doubled(max(start, trainer.global_step)),
     )
@@ -132,15 +143,13 @@ def run(placement: Placement) -> Report:
     return report
 
 
-def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDataModule:
-    pad = prepared.tokenizer.pad_id
-    pad_id = prepared.tokenizer.eos_id if pad is None else pad
-    length = config.model.context_length
-    train = (
-        mixed_stream(prepared.train, config.data, length, pad_id, config.seed)
-        if prepared.stream is None
-        else StreamedRows(prepared.stream, config.data, length, pad_id, config.seed)
-    )
+def _spikes(config: RunConfig, before: dict[str, Any]) -> Spikes:
+    return Spikes(config.divergence, before.get("losses", []))
+
+
+def _build_data(config: RunConfig, prepared: Prepared, objective: Any, left_out: frozenset[str]) -> TextDataModule:
+    length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
+    train = training_rows(prepared, config.data, length, config.seed)
     validation = {
         name: RowStream(store, config.data, length, pad_id, seed=0) for name, store in prepared.validation.items()
     }
@@ -152,6 +161,7 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any) -> TextDa
         batch_size=config.batch_size,
         max_validation_rows=config.data.max_validation_rows,
         num_workers=config.data.num_workers,
+        left_out=left_out,
     )
 
 
@@ -163,7 +173,13 @@ def _text_ahead(config: RunConfig, rows: StreamedRows, checkpoints: Checkpoints,
 
 
 def _build_module(
-    config: RunConfig, prepared: Prepared, data: TextDataModule, learner: Learner, length: RunLength, materialise: Any
+    config: RunConfig,
+    prepared: Prepared,
+    data: TextDataModule,
+    learner: Learner,
+    length: RunLength,
+    spikes: Spikes,
+    materialise: Any,
 ) -> TrainingModule:
     first = torch.zeros(1, dtype=torch.int64)
     per_row = learner.objective.make_batch(data.train_stream.rows(first.numpy()), first).targets.shape[1]
@@ -172,6 +188,8 @@ def _build_module(
         config.optimizer,
         replace(config.schedule, warmup_steps=config.warmup_steps()),
         length=length,
+        spikes=spikes,
+        keeps_ledger=config.logger.ledger,
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         bits_per_byte_of_a_nat={name: bits_per_byte_of_a_nat(store) for name, store in prepared.validation.items()},

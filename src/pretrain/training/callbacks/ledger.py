@@ -1,0 +1,61 @@
+"""What the run read, step by step, in a form that can be compared to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from pretrain.training.module import TrainingModule
+
+
+class Ledger(Callback):
+    """Appends a line of JSON for each step: its number, the places of its rows in the stream, its exact loss.
+
+    The loss is in nats per target over all processes, as C writes floats in base 16. A resume first drops lines beyond
+    the step it goes on from, so that the ledger of a run that was killed is that of one that was not.
+    """
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        self.resumed_at = resumed_at
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop what will be done again, and what a kill left half written."""
+        if trainer.is_global_zero:
+            lines = [line for line in read_lines(self.path) if line["step"] <= self.resumed_at]
+            self.path.write_text("".join(_text(line) for line in lines), encoding="utf8")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the step that has ended."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        line = {
+            "step": trainer.global_step,
+            "samples": pl_module.step_samples,
+            "loss": pl_module.step_loss.hex(),
+            "skipped_steps": pl_module.skipped_steps,
+        }
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(_text(line))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a ledger, without one that was only half written; none where there is no file."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf8").splitlines():
+        try:
+            found.append(dict(json.loads(text)))
+        except ValueError:
+            break
+    return found
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, separators=(",", ":")) + "\n"

@@ -1,0 +1,29 @@
+"""What validation adds up, over batches and processes."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class LossMetrics(Metric):
+    """Loss and right answers summed over all targets of all ranks, each target counting once."""
+
+    full_state_update = False
+    loss_sum: Tensor
+    right: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("loss_sum", "right", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, right: Tensor, counts: Tensor) -> None:
+        """Add targets: cross-entropies in nats, whether each was the likeliest token, and whether it counts."""
+        self.loss_sum += losses.double().sum()
+        self.right += right.sum()
+        self.count += counts.sum()
+
+    def compute(self) -> tuple[float, float, float]:
+        """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
+        return float(self.loss_sum), float(self.right), float(self.count)

@@ -1,0 +1,31 @@
+"""A run that goes back to its last checkpoint where its data made the loss jump, and leaves that data out."""
+
+from dataclasses import replace
+
+from pretrain.checkpoint import newest
+from pretrain.errors import DivergenceError
+from pretrain.training.launch import Placement
+from pretrain.training.processes import say
+from pretrain.training.report import Report
+from pretrain.training.run import run
+from pretrain.training.spikes import Rewind
+
+
+def train(placement: Placement) -> Report:
+    """Train as the placement says, as often anew as the run rewinds; return the report of its end.
+
+    Every process of a run comes to the same. Raises DivergenceError after more rewinds than the settings allow.
+    """
+    most = placement.config.divergence.max_rewinds
+    for _ in range(most + 1):
+        try:
+            return run(placement)
+        except Rewind as rewind:
+            found, _passed_over = newest(placement.folder)
+            placement = replace(placement, resumed=found, left_out=rewind.left_out, seconds=rewind.seconds)
+            say(f"{rewind}\nrewinding to {f'step {found.step}' if found else 'the start'}")
+            last = rewind
+    raise DivergenceError(
+        f"the run has gone back {most} times, and now {last}. Look at the data, try a lower "
+        f"optimizer.learning_rate, or allow more: divergence.max_rewinds={2 * most or 10}."
+    )
