@@ -31,7 +31,8 @@ import torch
 from kneser_ney import KneserNey, worst_sum
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
-from pretrain.config import EvalConfig, RunConfig, from_dict
+from pretrain.config import RunConfig, from_dict
+from pretrain.script_config import EvalConfig
 from pretrain.data.batches import bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store

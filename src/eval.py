@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pretrain.command_line import main
-from pretrain.config import EvalConfig
+from pretrain.script_config import EvalConfig
 
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:

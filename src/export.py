@@ -1,7 +1,7 @@
 """Write a trained model as a Hugging Face folder: `python src/export.py --help`."""
 
 from pretrain.command_line import main
-from pretrain.config import ExportConfig
+from pretrain.script_config import ExportConfig
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Continue a prompt, or fill its masks, with a trained model: `python src/generate.py --help`."""
 
 from pretrain.command_line import main
-from pretrain.config import GenerateConfig
+from pretrain.script_config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:

@@ -1,9 +1,10 @@
-"""Text to a token store, without training: `python src/prepare.py --help`."""
+"""Text to a token store: `python src/prepare.py --help`. What a step read: `python src/prepare.py inspect step=1`."""
 
+import sys
 from pathlib import Path
 
 from pretrain.command_line import main
-from pretrain.config import PrepareConfig
+from pretrain.script_config import InspectConfig, PrepareConfig
 
 
 def prepare(config: PrepareConfig, overrides: list[str]) -> None:
@@ -28,5 +29,26 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
                 )
 
 
+def inspect(config: InspectConfig, overrides: list[str]) -> None:
+    """Print the rows that a step of a run read: their ids, the documents in them, and their text."""
+    from pretrain.checkpoint import latest_run
+    from pretrain.inference.printing import printable
+    from pretrain.inspection import rows_of_step
+
+    folder = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
+    print(f"step {config.step} of {folder}")
+    for row in rows_of_step(folder, config.step):
+        print(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}")
+        for piece in row.pieces:
+            at = f" from token {piece.offset}" if piece.offset else ""
+            text = printable(piece.text[: config.characters].replace("\n", "\\n"))
+            more = "..." if len(piece.text) > config.characters else ""
+            print(f"  document {piece.document} ({printable(piece.name)}){at}, {piece.tokens} tokens: {text}{more}")
+
+
 if __name__ == "__main__":
-    main("prepare", PrepareConfig, prepare)
+    if sys.argv[1:2] == ["inspect"]:
+        del sys.argv[1]
+        main("inspect", InspectConfig, inspect)
+    else:
+        main("prepare", PrepareConfig, prepare)

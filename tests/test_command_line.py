@@ -12,8 +12,9 @@ import pytest
 
 from pretrain import command_line
 from pretrain.command_line import compose, main, register_schemas
-from pretrain.config import GenerateConfig, RunConfig
+from pretrain.config import RunConfig
 from pretrain.errors import ConfigError, DataError
+from pretrain.script_config import GenerateConfig
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from families import lively, shape
 from folders import BYTES, quiet_transformers
 
 from pretrain import checkpoint_writing, export
-from pretrain.config import ExportConfig, RunConfig, to_dict
+from pretrain.config import RunConfig, to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig, TextFilesConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from pretrain.model_folder import open_model
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig, CosineConfig
+from pretrain.script_config import ExportConfig
 
 NANO = shape("llama", vocab_multiple=64, context_length=64)
 

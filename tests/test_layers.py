@@ -11,10 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = [
     {"command_line"},
     {"sweep"},
-    {"training", "score", "export"},
+    {"training", "score", "export", "inspection"},
     {"language_model", "imported"},
     {"model_folder"},
     {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel"},
+    {"script_config"},
     {"config"},
     {"planning", "tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device"},
@@ -24,7 +25,7 @@ SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {
     "lightning": {"training"},
     "hydra": {"command_line", "sweep"},
-    "omegaconf": {"command_line", "config", "mixture_config"},
+    "omegaconf": {"command_line", "config", "mixture_config", "script_config"},
     "transformers": {"interop"},
 }
 

@@ -13,9 +13,10 @@ import pytest
 
 from pretrain import command_line, config
 from pretrain.command_line import compose, register_schemas
-from pretrain.config import PrepareConfig, RunConfig, from_dict, register, to_dict
+from pretrain.config import RunConfig, from_dict, register, to_dict
 from pretrain.data.config import HuggingFaceConfig, MixtureConfig, Packing, PythonDocsConfig, TextFilesConfig
 from pretrain.errors import ConfigError
+from pretrain.script_config import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = "docs: {kind: python_docs, weight: 2}"

@@ -9,7 +9,6 @@ import torch
 from families import lively, shape
 from folders import BYTES, write_ours
 
-from pretrain.config import EvalConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError
 from pretrain.interop import hub
@@ -18,6 +17,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.model_folder import open_model
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.score import score_documents
+from pretrain.script_config import EvalConfig
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
-        self.data = _typed(self.data)
+        self.data = with_typed_sources(self.data)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         self.accumulation_steps()
@@ -140,62 +140,6 @@ class RunConfig:
         return self.batch_size // (self.accumulation_steps() * self.trainer.ranks)
 
 
-@dataclass
-class PrepareConfig:
-    """Text to a token store, without training."""
-
-    data: DataConfig = MISSING
-    tokenizer: TokenizerConfig = MISSING
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-    def __post_init__(self) -> None:
-        self.data = _typed(self.data)
-
-
-@dataclass
-class GenerateConfig:
-    """Continue a prompt, or fill its masks, with a trained model."""
-
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    prompt: str = "The"
-    max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
-    temperature: float = 0.8  # 0 always takes the likeliest token
-    top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
-    top_p: float | None = None
-    repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
-    seed: int = 0
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-@dataclass
-class EvalConfig:
-    """Score a trained model on documents."""
-
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    path: str | None = None  # text files to score; none given: the validation documents of the run itself
-    text_column: str = "text"  # of .jsonl and .parquet files
-    batch_size: int = 16  # rows
-    max_rows: int = 0  # of each source; 0 scores all
-    output: str | None = None  # a file for the figures, as JSON
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-@dataclass
-class ExportConfig:
-    """Write a trained model as a Hugging Face folder, and compare what transformers computes with it."""
-
-    checkpoint: str = "auto"  # a run folder, one of its checkpoints, or a Hugging Face folder; auto: the newest run
-    output: str = MISSING  # the folder to make
-    family: str = "auto"  # a model_type of transformers: gpt2, llama, ...; auto: the first that computes the same
-    license: str | None = None  # of the weights, for the model card: an SPDX name such as apache-2.0
-    max_shard_bytes: int = 5_000_000_000  # of one file of weights
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-    def __post_init__(self) -> None:
-        if self.max_shard_bytes < 1:
-            raise ConfigError(f"max_shard_bytes={self.max_shard_bytes} is below 1. Try max_shard_bytes=5000000000.")
-
-
 def register(group: str, config_class: type) -> None:
     """Add a dataclass of your own to the choices of `group`; its `kind` default is its name.
 
@@ -236,7 +180,7 @@ def groups() -> list[str]:
     return list(_BUILT_IN)
 
 
-def _typed(data: DataConfig) -> DataConfig:
+def with_typed_sources(data: DataConfig) -> DataConfig:
     """Return the data settings with those of a mixture's sources typed, for which the registry must be known."""
     return typed_sources(data, choices("data")) if isinstance(data, MixtureConfig) else data
 

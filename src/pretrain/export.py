@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import __version__
-from pretrain.config import ExportConfig
 from pretrain.data.config import DataConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs, random_rows, transformers_is_there
@@ -18,6 +17,7 @@ from pretrain.interop.writing import Frame, write_settings, write_tokenizer, wri
 from pretrain.model_folder import ModelFolder, open_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
+from pretrain.script_config import ExportConfig
 
 _DATA_LICENCES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 

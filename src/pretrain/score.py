@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import EvalConfig
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import prepare
@@ -14,6 +13,7 @@ from pretrain.evaluation.documents import score_rows
 from pretrain.evaluation.totals import validation_figures
 from pretrain.model_folder import ModelFolder, open_model
 from pretrain.objectives.objective import Learner
+from pretrain.script_config import EvalConfig
 
 
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from pretrain.checkpoint import open_checkpoint
-from pretrain.config import EvalConfig
 from pretrain.data.ledger import Ledger
 from pretrain.data.prepare import Prepared, finish_stream, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.errors import DataError, Interrupted
 from pretrain.score import score_documents
+from pretrain.script_config import EvalConfig
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
 from pretrain.training.loggers import read_rows

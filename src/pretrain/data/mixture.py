@@ -128,6 +128,10 @@ class MixedStream:
         """Return whether more text is being read: never, it was all there before."""
         return False
 
+    def lacks(self, draws: int) -> bool:
+        """Return whether one of the first `draws` draws is not there yet: none lacks."""
+        return False
+
     def tokens(self) -> dict[str, int]:
         """Return how many tokens each source has to train on."""
         return {name: stream.store.n_tokens for name, stream in self.streams.items()}

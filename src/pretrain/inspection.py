@@ -1,0 +1,69 @@
+"""What a step of a run read: its rows, the documents in them, and their text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pretrain.checkpoint import newest
+from pretrain.config import RunConfig, from_dict
+from pretrain.data.prepare import prepare
+from pretrain.data.training_rows import training_rows
+from pretrain.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class InspectedPiece:
+    """A document in a row, or as much of it as the row holds."""
+
+    document: int  # its number in its store
+    name: str  # as its source gave it, such as <file>:<line>
+    offset: int  # tokens of the document before the piece
+    tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class InspectedRow:
+    """A row of a step."""
+
+    sample: int  # its place in the stream of all rows
+    id: str  # the same in every epoch; of a mixture <source>:<row>
+    left_out: bool  # it was to blame for a spike, and has no targets any more
+    pieces: list[InspectedPiece]
+
+
+def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
+    """Yield the rows of the step-th step of a run (from 1 on), in the order of the stream, as its ledger lists them.
+
+    They are worked out anew from the settings of the run; on how many devices it ran makes no difference. Raises
+    CheckpointError where there is no run, ConfigError for a step below 1.
+    """
+    if step < 1:
+        raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
+    config, left_out = _settings(Path(run_folder))
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), report=lambda text: None)
+    stream = training_rows(prepared, config.data, config.model.context_length, config.seed)
+    samples = np.arange((step - 1) * config.batch_size, step * config.batch_size)
+    if stream.lacks(int(samples[-1]) + 1):
+        raise ConfigError(f"step={step} reads text that is still to come. Try a step that the run has taken.")
+    decode = prepared.tokenizer.decode
+    for sample, row in zip(samples.tolist(), stream.placed(samples), strict=True):
+        pieces = [
+            InspectedPiece(document, name, offset, len(tokens), decode(tokens))
+            for document, name, offset, tokens in row.pieces()
+        ]
+        yield InspectedRow(sample, row.id, row.id in left_out, pieces)
+
+
+def _settings(folder: Path) -> tuple[RunConfig, frozenset[str]]:
+    """Return the settings of a run, and the rows that it leaves out as far as its newest checkpoint knows."""
+    found, _ = newest(folder)
+    if found is not None:
+        return from_dict(found.config), frozenset(found.progress.get("left_out", []))
+    written = folder / "config.yaml"
+    if not written.is_file():
+        raise CheckpointError(f"run={folder} is not the folder of a run. Try run=auto for the newest one.")
+    return from_dict(yaml.safe_load(written.read_text(encoding="utf8"))), frozenset()
