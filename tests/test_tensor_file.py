@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pretrain.errors import CheckpointError
-from pretrain.tensor_file import MAX_HEADER_BYTES, TensorFiles, read_tensors, write_each, write_tensors
+from pretrain.tensor_file import MAX_HEADER_BYTES, Piece, TensorFiles, read_tensors, write_each, write_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool]  # fmt: skip
@@ -147,3 +147,64 @@ def test_a_format_that_torch_does_not_have_is_refused_when_it_is_read(tmp_path: 
     (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
     with pytest.raises(CheckpointError, match=r"file cannot be read: "):
         read_tensors(tmp_path / "file")
+
+
+def write_pieces(folder: Path, whole: torch.Tensor, *rows: int) -> list[Path]:
+    """Write a tensor in blocks of rows, each to a file of its own."""
+    paths, start = [], 0
+    for number, count in enumerate(rows):
+        paths.append(folder / str(number))
+        piece = Piece(whole[start : start + count], whole.shape, (start, 0))
+        write_tensors(paths[-1], {"a": piece} | ({"step": torch.tensor(3.0)} if not number else {}))
+        start += count
+    return paths
+
+
+def test_pieces_are_read_as_the_whole(tmp_path: Path) -> None:
+    whole = noise(torch.float32, (7, 3))
+    files = TensorFiles(write_pieces(tmp_path, whole, 4, 2, 1))
+    assert files.shapes == {"a": (7, 3), "step": ()}
+    assert torch.equal(files["a"], whole)
+    assert {name: float(value.sum()) for name, value in files.items()} == {"a": float(whole.sum()), "step": 3.0}
+    files.check_weight("a", torch.Size([7, 3]), "why")
+
+
+def test_pieces_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
+    first, second, third = write_pieces(tmp_path, noise(torch.float32, (7, 3)), 4, 2, 1)
+    with pytest.raises(CheckpointError, match=r"holds 15 of the 21 numbers of 'a': a file is missing, or one is too"):
+        TensorFiles([first, third])
+    with pytest.raises(CheckpointError, match=r"holds 27 of the 21 numbers of 'a'"):
+        TensorFiles([first, second, third, second])
+    write_tensors(tmp_path / "whole", {"a": torch.zeros(7, 3)})
+    with pytest.raises(CheckpointError, match=r"whole holds 'a', which 0 holds too"):
+        TensorFiles([first, tmp_path / "whole"])
+    for piece, problem in (
+        (Piece(torch.zeros(3, 3), (8, 3), (4, 0)), r"other holds a piece of 'a' that does not fit the one in 0"),
+        (Piece(torch.zeros(3, 3, dtype=torch.float64), (7, 3), (4, 0)), r"that does not fit the one in 0"),
+        (Piece(torch.zeros(3, 3), (7, 3), (5, 0)), r"other holds a piece of 'a' that lies beyond it"),
+    ):
+        write_tensors(tmp_path / "other", {"a": piece})
+        with pytest.raises(CheckpointError, match=problem):
+            TensorFiles([first, tmp_path / "other"])
+        (tmp_path / "other").unlink()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    ["{", "[]", '{"a": 3}', '{"a": [[7, 3], [4]]}', '{"a": [[7, 3], [-1, 0]]}', '{"a": [[7, 3, 1], [0, 0, 0]]}',
+     '{"b": [[7], [0]]}', '{"a": [["7", 3], [0, 0]]}', "[" * 100_000],
+)  # fmt: skip
+def test_pieces_that_a_file_tells_wrongly_are_refused(tmp_path: Path, pieces: str) -> None:
+    write_each(
+        tmp_path / "file", {"a": (torch.float32, (3, 3))}, lambda name: torch.zeros(3, 3), metadata={"pieces": pieces}
+    )
+    with pytest.raises(CheckpointError, match=r"file cannot be read: it does not tell what its pieces belong to"):
+        read_tensors(tmp_path / "file")
+
+
+def test_a_piece_of_a_whole_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    for shape in ((2**40, 2**40), (2**62, 4), (2**100, 2)):
+        path = tmp_path / str(shape[0])
+        write_tensors(path, {"a": Piece(torch.zeros(1, 1), shape, (0, 0))})
+        with pytest.raises(CheckpointError, match=r"holds 1 of the|it does not tell what its pieces belong to"):
+            read_tensors(path)

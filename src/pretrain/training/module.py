@@ -171,10 +171,11 @@ class TrainingModule(L.LightningModule):
         data: TextDataModule = self.trainer.datamodule
         samples = torch.cat(self._samples).cpu().numpy()
         rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, gather=self.trainer.world_size > 1)
-        what = self.spikes.describe(self.global_step + 1, self.step_loss)
+        step = self.global_step + 1
+        what = self.spikes.describe(step, self.step_loss)
         new = frozenset(rows) - data.left_out
         if self.spikes.on_spike is OnSpike.rewind and new:
-            raise Rewind(f"{what}; leaving out rows {named(new)}", data.left_out | new, self.length.clock())
+            raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.left_out | new, self.length.clock())
         raise stop(what, rows)
 
     def _skip(self, optimizer: Optimizer, reason: str) -> None:

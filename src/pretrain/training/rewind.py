@@ -9,6 +9,7 @@ from pretrain.training.processes import say
 from pretrain.training.report import Report
 from pretrain.training.run import run
 from pretrain.training.spikes import Rewind
+from pretrain.training.throughput import Throughput
 
 
 def train(placement: Placement) -> Report:
@@ -16,12 +17,16 @@ def train(placement: Placement) -> Report:
 
     Every process of a run comes to the same. Raises DivergenceError after more rewinds than the settings allow.
     """
-    most = placement.config.divergence.max_rewinds
+    most, throughput = placement.config.divergence.max_rewinds, Throughput()
     for _ in range(most + 1):
+        start, since_s = placement.resumed.step if placement.resumed else 0, throughput.training_s
         try:
-            return run(placement)
+            return run(placement, throughput)
         except Rewind as rewind:
+            throughput.pause("rewinds")
             found, _passed_over = newest(placement.folder)
+            wasted = rewind.step - (found.step if found else 0)
+            throughput.lose(since_s, wasted / max(wasted, rewind.step - start), "rewinds")
             placement = replace(placement, resumed=found, left_out=rewind.left_out, seconds=rewind.seconds)
             say(f"{rewind}\nrewinding to {f'step {found.step}' if found else 'the start'}")
             last = rewind

@@ -49,10 +49,14 @@ from pretrain.training.throughput import Throughput
 from pretrain.training.weights import first_values, fixed_facts, materialiser
 
 
-def run(placement: Placement) -> Report:
-    """Train as the placement says and return the report; raises a PretrainError where it cannot go on."""
+def run(placement: Placement, throughput: Throughput | None = None) -> Report:
+    """Train as the placement says and return the report.
+
+    `throughput` knows what was done before, where the run rewinds. Raises a PretrainError where the run cannot go on,
+    Rewind where it is to go back.
+    """
     config, folder, resumed = placement.config, placement.folder, placement.resumed
-    throughput = Throughput()
+    throughput = throughput or Throughput()
     _quiet_lightning()
     if rank() == 0:
         sweep(folder / "checkpoints")

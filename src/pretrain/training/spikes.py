@@ -25,8 +25,9 @@ _NORMAL = 1.4826  # of the median distance from the median: the standard deviati
 class Rewind(Exception):  # noqa: N818  (not an error: the run goes on)
     """The run is to go back to its last checkpoint and to leave out rows, `left_out` being all of them so far."""
 
-    def __init__(self, message: str, left_out: frozenset[str], seconds: float) -> None:
+    def __init__(self, message: str, step: int, left_out: frozenset[str], seconds: float) -> None:
         super().__init__(message)
+        self.step = step  # that jumped
         self.left_out = left_out
         self.seconds = seconds  # of the run so far, which do not come back
 
@@ -113,7 +114,7 @@ def _row_losses(learner: Learner, data: TextDataModule, samples: np.ndarray) -> 
 
 def named(rows: Iterable[str]) -> str:
     """Return row ids as text, the first few of them."""
-    rows = sorted(rows)
+    rows = sorted(rows, key=lambda row: (row.rpartition(":")[0], int(row.rpartition(":")[2])))
     return ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else "")
 
 

@@ -51,6 +51,14 @@ class Throughput:
         finally:
             self.resume()
 
+    def lose(self, since_s: float, share: float, reason: str) -> None:
+        """Count a share of the time in steps since `training_s` was `since_s` as lost, for the reason."""
+        lost = share * (self.training_s - since_s)
+        self._counted_s -= lost
+        self._marked = (self._marked[0] - lost, self._marked[1])
+        self.other_s[reason] += lost
+        self.times[reason] += 1
+
     def add(self, tokens: int) -> None:
         """Count the tokens of a step that has ended."""
         self.tokens += tokens

@@ -1,0 +1,81 @@
+"""The ledger says what every step read, and `inspect` finds the same rows again from nothing but the settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pretrain.data.prepare import prepare
+from pretrain.data.training_rows import training_rows
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.inspection import rows_of_step
+from pretrain.training.callbacks.ledger import Ledger, read_lines
+from pretrain.training.run import run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.fault("F01")
+def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
+    report = run(tiny.place("model=gpt_nano", "logger.ledger=true", "micro_batch_size=2"))
+    folder = Path(report.folder)
+    lines = read_lines(folder / "ledger.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [sample for line in lines for sample in line["samples"]] == list(range(48))
+    config = tiny.config("model=gpt_nano")
+    prepared = prepare(config.data, config.tokenizer, tiny.folder / "cache")
+    stream = training_rows(prepared, config.data, 32, config.seed)
+    for line in (lines[0], lines[11]):
+        rows = list(rows_of_step(folder, line["step"]))
+        assert [row.sample for row in rows] == line["samples"]
+        read = stream.rows(np.array(line["samples"]))
+        for row, tokens, documents in zip(rows, read.tokens, read.documents, strict=True):
+            text = prepared.tokenizer.decode(tokens[documents >= 0].tolist())
+            assert "".join(piece.text for piece in row.pieces) == text
+            assert all(piece.name.endswith(".txt") for piece in row.pieces)
+            assert not row.left_out
+
+
+def test_a_ledger_goes_on_from_the_step_of_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"step":1}\n{"step":2}\n{"step":3}\n{"st')
+
+    class First:
+        is_global_zero = True
+
+    Ledger(path, resumed_at=2).on_train_start(First(), None)  # type: ignore[arg-type]
+    assert path.read_text() == '{"step":1}\n{"step":2}\n'
+    assert read_lines(tmp_path / "none") == []
+
+
+def test_what_cannot_be_inspected_is_told(tiny):
+    with pytest.raises(CheckpointError, match=r"run=.* is not the folder of a run\. Try run=auto"):
+        list(rows_of_step(tiny.folder, 1))
+    run(tiny.place("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))
+    with pytest.raises(ConfigError, match=r"step=0 is below 1, the first step of a run\. Try step=1"):
+        list(rows_of_step(tiny.folder / "run", 0))
+
+
+@pytest.mark.slow
+def test_inspect_from_the_command_line(tiny):
+    report = run(tiny.place("model=gpt_nano", "trainer.max_steps=3"))
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "src" / "prepare.py"), "inspect", *words]
+        return subprocess.run(command, cwd=tiny.folder, capture_output=True, text=True, check=False)
+
+    found = typed(f"run={report.folder}", "step=3", "characters=10")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("\nrow ") == 4
+    assert ".txt)" in found.stdout
+    assert "..." in found.stdout
+    for words, message in (
+        (["step=1", "characters=-1"], "characters=-1 is negative. Try characters=200."),
+        ([f"run={report.folder}"], "step has no value"),
+        (["steps=1"], "steps is not a setting. Did you mean step?"),
+    ):
+        found = typed(*words)
+        assert found.returncode == 2
+        assert message in found.stderr
