@@ -62,6 +62,7 @@ MISTYPED = [
     (["model.n_layers={"], "'model.n_layers={' cannot be read."),
     (["~model.n_layers"], "~model.n_layers would delete a setting, and every setting has a place."),
     (["~model"], "~model would delete a setting"),
+    (["data=text_files", "data.path=x", "model.n_layer=3"], "model.n_layer is not a setting."),
 ]
 
 

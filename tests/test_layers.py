@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
-    {"sweep"},
+    {"sweep", "doctor"},
     {"training", "score", "export", "inspection"},
     {"language_model", "imported"},
     {"model_folder"},

@@ -195,7 +195,7 @@ def _explain_unknown(key: str, tree: Any) -> ConfigError | None:
 
     known = tree
     for depth, part in enumerate(key.split(".")):
-        if not OmegaConf.is_dict(known) or part not in known:
+        if not OmegaConf.is_dict(known) or part not in list(known):  # a setting without a value yet is one, too
             above = "".join(f"{name}." for name in key.split(".")[:depth])
             names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
             return _no_setting(above + part, names)

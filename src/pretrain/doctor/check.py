@@ -1,0 +1,120 @@
+"""A check and its outcome; checks are run one after another, and one that raises has failed."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from pretrain.doctor.config import Part
+from pretrain.errors import Interrupted, PretrainError
+
+SHOWN_LINES = 30  # of what a run has printed, where a check raised
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found."""
+
+    passed: bool
+    figures: str  # what was compared, and the largest difference
+
+
+class NotApplicableError(Exception):
+    """The settings leave nothing to check; the message says which one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise and the function that puts it to the test."""
+
+    part: Part
+    name: str
+    test: Callable[[], Finding]
+    needs_corpus: bool = True
+    makes_corpus: bool = False  # where it fails, those that need a corpus are skipped
+
+
+class Verdict(Enum):
+    """What has become of a check."""
+
+    passed = "pass"
+    failed = "FAIL"
+    skipped = "skip"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table."""
+
+    check: Check
+    verdict: Verdict
+    figures: str
+    seconds: float
+    output: str = ""  # what was printed meanwhile, where the check raised
+
+    def __str__(self) -> str:
+        row = f"{self.verdict.value}  {self.check.part.value:<8}  {self.check.name:<38}  {self.figures}"
+        lines = self.output.splitlines()[-SHOWN_LINES:]
+        return "\n".join([f"{row}  ({self.seconds:.1f} s)", *(f"        | {line}" for line in lines)])
+
+
+def run_checks(checks: Iterable[Check], log: Path) -> Iterator[Outcome]:
+    """Yield the outcome of each check as it finishes; what is printed meanwhile goes to the file `log`.
+
+    An interrupt ends all of it: raises Interrupted.
+    """
+    corpus = True
+    for check in checks:
+        if check.needs_corpus and not corpus:
+            yield Outcome(check, Verdict.skipped, "there is no corpus to check it with", 0.0)
+            continue
+        outcome = _run(check, log)
+        if check.makes_corpus:
+            corpus = outcome.verdict is not Verdict.failed
+        yield outcome
+
+
+def _run(check: Check, log: Path) -> Outcome:
+    start = time.monotonic()
+    output = ""
+    try:
+        log.unlink(missing_ok=True)
+        with captured(log):
+            finding = check.test()
+        verdict, figures = (Verdict.passed if finding.passed else Verdict.failed), finding.figures
+    except NotApplicableError as reason:
+        verdict, figures = Verdict.skipped, str(reason)
+    except Interrupted:
+        raise
+    except Exception as error:
+        verdict, figures = Verdict.failed, sentence(error)
+        output = log.read_text(encoding="utf8", errors="replace")
+    return Outcome(check, verdict, figures, time.monotonic() - start, output)
+
+
+def sentence(error: Exception) -> str:
+    """Return what an exception says in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PretrainError) else f"{type(error).__name__}: {text[:300]}"
+
+
+@contextmanager
+def captured(log: Path) -> Iterator[None]:
+    """Send to the file `log` what this process and those that it starts write to the terminal."""
+    with log.open("a", buffering=1, encoding="utf8") as file:  # appending: several processes write to it
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        saved = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in saved:
+                os.dup2(file.fileno(), number)
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)

@@ -1,0 +1,168 @@
+"""The corpus as it lies on this disk: whole, readable back as text, and read exactly once an epoch."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pretrain.data.batches import RowStream
+from pretrain.data.mixture import MixedStream
+from pretrain.data.store import Store
+from pretrain.data.streamed_rows import StreamedRows
+from pretrain.doctor.check import Finding, NotApplicableError
+from pretrain.doctor.subject import Subject
+
+ROUND_TRIPS = 20  # documents of each source
+ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are passed over
+MAX_ORDERED = 2_000_000  # rows whose order is drawn; of more, the first so many places
+READ_ROWS = 64  # of each source, compared with the documents
+DRAWS = 10_000  # of a mixture
+
+
+def prepared(subject: Subject) -> Finding:
+    """The corpus of these settings is there, or can be made."""
+    counts = [f"{name + ' ' if name else ''}{store.n_tokens:,} tokens" for name, store in _training(subject)]
+    tokenizer = subject.prepared.tokenizer
+    return Finding(True, f"{', '.join(counts)} to train on, a vocabulary of {tokenizer.vocab_size:,}")
+
+
+def files_verify(subject: Subject) -> Finding:
+    """Every file of every store is to the byte what was written; raises DataError naming the first that is not."""
+    found = subject.prepared.corpora.values()
+    stores = [store for corpus in found for store in (corpus.train, corpus.validation) if store is not None]
+    for store in stores:
+        store.verify()
+    documents, tokens = (sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_tokens"))
+    return Finding(True, f"sha256 of every file in {len(stores)} stores, {documents:,} documents, {tokens:,} tokens")
+
+
+def round_trip(subject: Subject) -> Finding:
+    """A document's ids become text, the text the same ids again; where text is normalised, the same text."""
+    tokenizer, texts, other_ids, other_text = subject.prepared.tokenizer, 0, 0, 0
+    for _, store in _training(subject):
+        for index in range(min(ROUND_TRIPS, store.n_documents)):
+            if store.document_lengths()[index] > ROUND_TRIP_TOKENS:
+                continue
+            ids = store.document(index)
+            text = tokenizer.decode(ids)
+            (again,) = tokenizer.encode_documents([text])
+            texts += 1
+            other_ids += not np.array_equal(ids, again)
+            other_text += tokenizer.decode(again) != text
+    return Finding(
+        not other_text and bool(texts),
+        f"of {texts} documents, {other_text} come back as another text, {other_ids} as other ids",
+    )
+
+
+def packed_once(subject: Subject) -> Finding:
+    """The pieces of documents in all rows are each document once, without a gap, and rows hold what the plan says."""
+    documents, wrong, misread = 0, 0, 0
+    for _, stream in _row_streams(subject):
+        lengths = stream.store.document_lengths()
+        documents += len(lengths)
+        wrong += _not_once(stream, lengths)
+        misread += _misread(stream)
+    return Finding(
+        not wrong and not misread,
+        f"of {documents:,} documents, {wrong:,} are not covered once; {misread:,} pieces read differ from them",
+    )
+
+
+def order_is_a_permutation(subject: Subject) -> Finding:
+    """An epoch reads every row once, and the next epoch does in another order."""
+    rows, repeated, missing, same = 0, 0, 0, 0
+    for order, size in _orders(subject):
+        drawn = min(size, MAX_ORDERED)
+        first, second = order(np.arange(drawn)), order(np.arange(size, size + drawn))
+        rows += drawn
+        for epoch in (first, second):
+            repeated += drawn - len(np.unique(epoch))
+            missing += int(((epoch < 0) | (epoch >= size)).sum())
+        same += size > 20 and bool((first == second).all())  # a few rows may well come in the same order
+    return Finding(
+        not (repeated or missing or same),
+        f"of {rows:,} places in each of 2 epochs, {repeated:,} repeat a row and {missing:,} name none"
+        + ("; both epochs have one order" if same else ""),
+    )
+
+
+def mixture_shares(subject: Subject) -> Finding:
+    """Each source has its share of the draws, within two, and its own draws come one after the other."""
+    stream = _mixed(subject) if subject.prepared.stream is None else None
+    if stream is None or len(stream.streams) < 2:
+        raise NotApplicableError(f"data.kind={subject.config.data.kind} is one source")
+    weights = subject.config.data.weights({name: len(part) for name, part in stream.streams.items()})
+    whole = sum(weights[name] for name in stream.streams)
+    sources, draws = stream.proportions(np.arange(DRAWS))
+    off, disorder, shares = 0.0, 0, []
+    for number, name in enumerate(stream.streams):
+        own = draws[sources == number]
+        off = max(off, abs(len(own) - float(weights[name] / whole) * DRAWS))
+        disorder += int((own != np.arange(len(own))).sum())
+        shares.append(f"{name} {len(own) / DRAWS:.2%} (asked: {float(weights[name] / whole):.2%})")
+    return Finding(off < 2 and not disorder, f"{', '.join(shares)}: off by {off:.1f} of {DRAWS:,} draws at most")
+
+
+def _training(subject: Subject) -> Iterator[tuple[str, Store]]:
+    """Yield each store to train on, with the name of its source or era."""
+    stream = subject.prepared.stream
+    if stream is None:
+        yield from subject.prepared.train.items()
+        return
+    for era in range(len(stream.ledger.eras)):
+        yield f"era {era}", stream.era(era)
+
+
+def _mixed(subject: Subject) -> MixedStream:
+    return subject.rows_of(subject.prepared, subject.config)
+
+
+def _row_streams(subject: Subject) -> Iterator[tuple[str, RowStream]]:
+    """Yield the rows of each store as the user's run reads them."""
+    if subject.prepared.stream is None:
+        yield from _mixed(subject).streams.items()
+        return
+    config = subject.config
+    for name, store in _training(subject):
+        yield name, RowStream(store, config.data, config.model.context_length, 0, config.seed)
+
+
+def _orders(subject: Subject) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+    """Yield each function from a place to a row, with the rows of an epoch."""
+    corpus, config = subject.prepared.stream, subject.config
+    if corpus is None:
+        for stream in _mixed(subject).streams.values():
+            yield stream.order, len(stream)
+        return
+    streamed = StreamedRows(corpus, config.data, config.model.context_length, 0, config.seed)
+    streamed.there()
+    yield streamed.order, sum(len(stream) for _, stream in _row_streams(subject))
+
+
+def _not_once(stream: RowStream, lengths: np.ndarray) -> int:
+    """Return how many documents are not covered by their pieces exactly once."""
+    plan = stream.plan
+    order = np.lexsort((plan.offsets, plan.documents))
+    documents, offsets = plan.documents[order], plan.offsets[order]
+    ends = offsets + plan.lengths[order]
+    expected = np.where(np.diff(documents, prepend=-1) != 0, 0, np.concatenate(([0], ends[:-1])))
+    broken = np.unique(documents[offsets != expected])
+    covered = np.zeros(len(lengths), np.int64)
+    np.maximum.at(covered, documents, ends)
+    return len(np.union1d(broken, np.flatnonzero(covered != lengths)))
+
+
+def _misread(stream: RowStream) -> int:
+    """Return how many pieces of some rows are not the documents' tokens where the plan says they are."""
+    numbers = np.unique(np.linspace(0, len(stream) - 1, READ_ROWS).astype(np.int64))
+    rows, wrong = stream.read(numbers), 0
+    counts, documents, offsets, lengths = stream.plan.pieces(numbers)
+    piece = 0
+    for row, count in enumerate(counts.tolist()):
+        at = 0
+        for _ in range(count):
+            document, offset, length = int(documents[piece]), int(offsets[piece]), int(lengths[piece])
+            expected = stream.store.document(document)[offset : offset + length]
+            wrong += not np.array_equal(rows.tokens[row, at : at + length], expected)
+            at, piece = at + length, piece + 1
+    return wrong

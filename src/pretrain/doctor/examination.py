@@ -1,0 +1,112 @@
+"""All checks of a run, in the order of their cost, printed one by one."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pretrain.config import RunConfig
+from pretrain.doctor import corpus, learning, machine, targets, visibility
+from pretrain.doctor.check import Check, Finding, Outcome, Verdict, run_checks
+from pretrain.doctor.config import Part
+from pretrain.doctor.parallel import SharedRuns
+from pretrain.doctor.resume import ResumedRuns
+from pretrain.doctor.subject import Subject
+
+_OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {
+    Part.data: {
+        "every file is as it was written": corpus.files_verify,
+        "tokens become text and tokens again": corpus.round_trip,
+        "each document is packed once": corpus.packed_once,
+        "each row is read once an epoch": corpus.order_is_a_permutation,
+        "sources have their shares": corpus.mixture_shares,
+    },
+    Part.model: {
+        "no position sees ahead": visibility.no_future,
+        "masked rows see both sides": visibility.both_sides,
+        "packed documents are apart": visibility.documents_apart,
+        "cached generation is uncached": visibility.cached_generation,
+        "targets are the next tokens": targets.next_tokens,
+        "masks have their shares": targets.mask_shares,
+        "masks stand where they may": targets.mask_places,
+        "rows are masked or causal by share": targets.masked_rows,
+        "head and embedding are tied as set": learning.tied_weights,
+        "parameters are as many as counted": learning.parameters_counted,
+        "the first loss is that of chance": learning.initial_loss,
+        "a batch can be learnt by heart": learning.overfits,
+    },
+}
+
+
+def checks(subject: Subject, part: Part) -> list[Check]:
+    """Return the checks of a part, or of all; what they share is made by the first that needs it."""
+    resumed, shared = ResumedRuns(subject), SharedRuns(subject)
+    found = [
+        Check(Part.resume, "versions of the libraries", partial(machine.versions, subject), needs_corpus=False),
+        Check(Part.resume, "the device asked for is there", partial(machine.device, subject), needs_corpus=False),
+        Check(
+            Part.resume, "the run's own checkpoint verifies", partial(machine.own_checkpoint, subject),
+            needs_corpus=False,
+        ),
+        Check(
+            Part.data, "the corpus is prepared", partial(corpus.prepared, subject), needs_corpus=False,
+            makes_corpus=True,
+        ),
+    ]  # fmt: skip
+    for group, tests in _OF_SUBJECT.items():
+        found += [Check(group, name, partial(test, subject)) for name, test in tests.items()]
+    found += [
+        Check(Part.resume, "the disk has room for checkpoints", partial(machine.disk_room, subject)),
+        Check(Part.resume, "a resumed run is the uninterrupted one", resumed.goes_on_exactly),
+        Check(Part.resume, "loader processes change nothing", resumed.loader_processes_change_nothing),
+        Check(Part.resume, "a damaged checkpoint is noticed", resumed.damage_is_noticed),
+        Check(Part.parallel, "2 micro-batches are 1", shared.accumulation),
+        Check(Part.parallel, "2 processes (DDP) are 1", shared.ddp),
+        Check(Part.parallel, "2 processes (FSDP2) are 1", shared.fsdp),
+    ]
+    return [check for check in found if part in (Part.all, check.part) or check.makes_corpus]
+
+
+def examine(config: RunConfig, part: Part) -> bool:
+    """Print a row for each check as it finishes and a summary; return whether none has failed.
+
+    Everything made on the way but the prepared corpus is deleted. Raises ConfigError where the model cannot be made
+    small, Interrupted where a signal ends a small run.
+    """
+    start, outcomes = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="doctor-") as name, _one_thread():
+        folder = Path(name)
+        for outcome in run_checks(checks(Subject(config, folder), part), folder / "output.txt"):
+            print(outcome, flush=True)
+            outcomes.append(outcome)
+    print(_summary(outcomes, time.monotonic() - start))
+    return not any(outcome.verdict is Verdict.failed for outcome in outcomes)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: on tensors this small several only wait for one another, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summary(outcomes: list[Outcome], seconds: float) -> str:
+    names = {verdict: [o.check.name for o in outcomes if o.verdict is verdict] for verdict in Verdict}
+    counts = ", ".join(
+        f"{len(names[verdict])} {word}"
+        for verdict, word in (
+            (Verdict.passed, "passed"),
+            (Verdict.failed, "failed"),
+            (Verdict.skipped, "skipped"),
+        )
+    )
+    failed = f"\nfailed: {'; '.join(names[Verdict.failed])}" if names[Verdict.failed] else ""
+    return f"\n{counts}, in {seconds:.0f} s{failed}"

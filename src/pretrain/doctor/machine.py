@@ -1,0 +1,110 @@
+"""The machine that the run is meant for: its device, its disk, and the versions of the libraries."""
+
+import os
+import platform
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from pretrain.checkpoint import latest_run, open_checkpoint
+from pretrain.config import RunConfig
+from pretrain.doctor.check import Finding, NotApplicableError
+from pretrain.doctor.subject import Subject
+from pretrain.model_folder import build_without_weights
+from pretrain.optim.config import AdamWConfig, MuonConfig
+from pretrain.optim.groups import parameter_names
+from pretrain.training.strategy import choose_device
+
+VERSIONS = {  # at least the first, below the second; those of pyproject.toml
+    "torch": ("2.13", None),
+    "lightning": ("2.6.6", None),
+    "hydra-core": ("1.3.8", "1.4"),
+    "omegaconf": ("2.3.1", "2.4"),
+}
+
+
+def versions(subject: Subject) -> Finding:
+    """The libraries are those that the project is tested with, or later."""
+    found, wrong = [], []
+    for name, (floor, ceiling) in VERSIONS.items():
+        try:
+            own = version(name)
+        except PackageNotFoundError:
+            own = "missing"
+        wanted = f">={floor}" + (f",<{ceiling}" if ceiling else "")
+        fits = own != "missing" and _parts(own) >= _parts(floor) and not (ceiling and _parts(own) >= _parts(ceiling))
+        found.append(f"{name} {own}")
+        wrong += [] if fits else [f"{name} {own}, where {wanted} is needed: pip install '{name}{wanted}'"]
+    return Finding(not wrong, "; ".join(wrong) or f"Python {platform.python_version()}, {', '.join(found)}")
+
+
+def device(subject: Subject) -> Finding:
+    """The device that the settings ask for is there; raises ConfigError where it is not."""
+    chosen = choose_device(subject.config.trainer)
+    if chosen.type != "cuda":
+        return Finding(True, f"{chosen.type}, {os.cpu_count()} cores")
+    free, total = torch.cuda.mem_get_info(chosen)
+    name = torch.cuda.get_device_name(chosen)
+    return Finding(True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+
+
+def disk_room(subject: Subject) -> Finding:
+    """The checkpoints that the user's own run keeps fit on its disk, with the one that is being written."""
+    config = subject.config
+    each = checkpoint_bytes(subject)
+    copies = config.checkpoint.keep + 1 if config.checkpoint.keep else _checkpoints_written(config)
+    folder = _existing(Path(config.paths.run_dir or config.paths.logs_dir))
+    free = shutil.disk_usage(folder).free
+    return Finding(
+        each * copies <= free,
+        f"{copies:,} checkpoints of {_size(each)} need {_size(each * copies)}; free in {folder}: {_size(free)}",
+    )
+
+
+def checkpoint_bytes(subject: Subject) -> int:
+    """Return the bytes of the user's full-size weights and optimizer state, in 32 bits."""
+    config = subject.config
+    model = build_without_weights(config.model, config.objective, subject.prepared.tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    moments = 2 if isinstance(config.optimizer, AdamWConfig) else 3  # an optimizer of the user's own may keep more
+    if isinstance(config.optimizer, MuonConfig):  # keeps one buffer of each matrix
+        matrices = set(parameter_names(model).matrices)
+        one = sum(parameter.numel() for name, parameter in model.named_parameters() if name in matrices)
+        return 4 * (parameters + 2 * parameters - one)
+    return 4 * (1 + moments) * parameters
+
+
+def own_checkpoint(subject: Subject) -> Finding:
+    """The checkpoint that `resume` names is whole; raises CheckpointError saying what is damaged."""
+    named = subject.config.resume
+    if not named:
+        raise NotApplicableError("resume=<run folder> names none")
+    path = latest_run(subject.config.paths.logs_dir) if named == "auto" else Path(named)
+    found = open_checkpoint(path)
+    tensors = sum(len(found.tensors(part)) for part in ("model", "optimizer", "random"))
+    return Finding(True, f"{found.folder} of step {found.step:,}: sha256 of every file, {tensors:,} tensors read")
+
+
+def _checkpoints_written(config: RunConfig) -> int:
+    """Return how many checkpoints a run leaves that keeps all of them, by its steps; 2 where only the clock ends it."""
+    steps = config.max_steps()
+    return 2 if steps is None else steps // config.checkpoint.every_n_steps + 1
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents, Path()) if path.is_dir())
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    """Return the numbers of a release, three of them: 2.13.0+cpu gives (2, 13, 0)."""
+    release = re.match(r"\d+(\.\d+)*", text)
+    numbers = [int(number) for number in release[0].split(".")] if release else []
+    return tuple([*numbers, 0, 0, 0][:3])
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

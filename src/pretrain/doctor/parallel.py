@@ -1,0 +1,65 @@
+"""Whether processes that share a run, and micro-batches that share a step, train as one process does."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from pretrain.doctor.check import Finding
+from pretrain.doctor.runs import (
+    figure_difference,
+    figures,
+    in_folder,
+    state_difference,
+    train_here,
+    train_in_processes,
+)
+from pretrain.doctor.shrink import ROWS, STEPS
+from pretrain.doctor.subject import Subject
+from pretrain.training.config import Strategy
+
+LOSSES_ALIKE = 1e-5
+NORMS_ALIKE = 1e-3  # of the gradient; an optimizer that does not mind its scale would hide a wrong division
+WEIGHTS_ALIKE = 1e-4
+
+
+class SharedRuns:
+    """The same small run, without dropout, on one process, on two, and in micro-batches."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.folder = subject.folder / "parallel"
+
+    @cached_property
+    def single(self) -> Path:
+        """The folder of the run of one process that reads a step at once."""
+        return train_here(in_folder(self.subject.small, self.folder / "single"))
+
+    def accumulation(self) -> Finding:
+        """Two micro-batches make the step of one, though they hold unequal numbers of targets."""
+        small = replace(self.subject.small, micro_batch_size=ROWS // 2)
+        return self._compare(train_here(in_folder(small, self.folder / "accumulation")))
+
+    def ddp(self) -> Finding:
+        """Two processes that each hold the model train as one."""
+        return self._compare(self._two(Strategy.ddp))
+
+    def fsdp(self) -> Finding:
+        """Two processes that each hold a shard of model and optimizer train as one."""
+        return self._compare(self._two(Strategy.fsdp))
+
+    def _two(self, strategy: Strategy) -> Path:
+        small = self.subject.small
+        trainer = replace(small.trainer, strategy=strategy, devices=2)
+        return train_in_processes(in_folder(replace(small, trainer=trainer), self.folder / strategy.name))
+
+    def _compare(self, other: Path) -> Finding:
+        losses, norms = (
+            figure_difference(figures(self.single, name), figures(other, name))
+            for name in ("train/loss", "optim/grad_norm")
+        )
+        weights = state_difference(self.single, other, "model")
+        return Finding(
+            losses <= LOSSES_ALIKE and norms <= NORMS_ALIKE and weights <= WEIGHTS_ALIKE,
+            f"over {STEPS} steps losses differ by {losses:.1e}, gradient norms by {norms:.1e}, "
+            f"weights after them by {weights:.1e}",
+        )

@@ -1,0 +1,93 @@
+"""Whether a run that was cut goes on as if it had not been, and what is damaged on disk is noticed."""
+
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from pretrain.checkpoint import open_checkpoint, step_folders
+from pretrain.config import RunConfig
+from pretrain.doctor.check import Finding
+from pretrain.doctor.runs import PARTS, figure_difference, figures, in_folder, state_difference, train_here
+from pretrain.doctor.shrink import HALF, ROWS, STEPS, with_dropout
+from pretrain.doctor.subject import Subject
+from pretrain.errors import CheckpointError
+
+
+class ResumedRuns:
+    """A run that was left alone, and what becomes of its first half: with dropout, in two micro-batches a step."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.folder = subject.folder / "resume"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings of the small runs."""
+        return replace(with_dropout(self.subject.small), micro_batch_size=ROWS // 2)
+
+    @cached_property
+    def whole(self) -> Path:
+        """The folder of the run that was left alone."""
+        return train_here(in_folder(self.config, self.folder / "whole"))
+
+    def resumed(self, name: str, num_workers: int) -> Path:
+        """Return the folder of a run that goes on from the uninterrupted one's checkpoint at half of its steps."""
+        folder = self.folder / name
+        half = step_folders(self.whole / "checkpoints")[0]
+        shutil.copytree(half, folder / "checkpoints" / half.name)
+        data = replace(self.config.data, num_workers=num_workers)
+        return train_here(replace(self.config, data=data, resume=str(folder)), f"data.num_workers={num_workers}")
+
+    def goes_on_exactly(self) -> Finding:
+        """N steps are k + (N - k) steps bit for bit: weights, optimizer, random generators, losses."""
+        return self._compare(self.resumed("cut", num_workers=0))
+
+    def loader_processes_change_nothing(self) -> Finding:
+        """Two processes that assemble batches give the rows that none gives, on resume too."""
+        return self._compare(self.resumed("workers", num_workers=2))
+
+    def damage_is_noticed(self) -> Finding:
+        """The checkpoint verifies, and a copy of it no longer does once a bit of any of its files is another."""
+        good = open_checkpoint(self.whole)
+        names = [path.relative_to(good.folder) for path in sorted(good.folder.rglob("*")) if path.is_file()]
+        names = [name for name in names if name.name != "manifest.json"]  # which holds the hashes of the others
+        copy = self.folder / "damaged" / good.folder.name
+        shutil.copytree(good.folder, copy)
+        open_checkpoint(copy)
+        unnoticed = []
+        for name in names:
+            flip_bit(copy / name)
+            try:
+                open_checkpoint(copy)
+                unnoticed.append(str(name))
+            except CheckpointError:
+                pass
+            flip_bit(copy / name)
+        shutil.rmtree(copy.parent)
+        return Finding(
+            not unnoticed and bool(names),
+            f"the checkpoint of step {good.step} verifies; one bit flipped in each of {len(names)} files: "
+            + (f"unnoticed in {', '.join(unnoticed)}" if unnoticed else "each noticed"),
+        )
+
+    def _compare(self, resumed: Path) -> Finding:
+        state = state_difference(self.whole, resumed, *PARTS)
+        losses = figure_difference(
+            figures(self.whole, "train/loss")[HALF:], figures(resumed, "train/loss")[HALF - STEPS :]
+        )
+        return Finding(
+            state == 0.0 and losses == 0.0,
+            f"{STEPS} steps against {HALF} + {STEPS - HALF}, with dropout: weights, optimizer and random state differ "
+            f"by {state:.1e}, losses by {losses:.1e}",
+        )
+
+
+def flip_bit(path: Path) -> None:
+    """Flip one bit in the middle of a file; twice leaves it as it was."""
+    with path.open("r+b") as file:
+        place = path.stat().st_size // 2
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))

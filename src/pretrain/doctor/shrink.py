@@ -1,0 +1,100 @@
+"""The user's settings at a size that trains in a second: everything that has a form keeps it, what has a size loses it.
+
+A model keeps its norms, positions, activations, grouped heads, windows, head and ties; a run its objective, optimizer,
+schedule and packing. Runs are compared on the processor in float32, where they are promised to be bit for bit the same.
+"""
+
+from dataclasses import replace
+
+from pretrain.config import RunConfig
+from pretrain.errors import ConfigError
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
+from pretrain.training.config import LoggerConfig, Precision, Strategy
+
+STEPS = 6
+HALF = 3  # the step at which a run is cut
+ROWS = 4  # of a step, over all processes
+CONTEXT_LENGTH = 64
+N_LAYERS = 2  # the first sees everything where layers with windows alternate with others, the second its window
+HEAD_WIDTH = 32
+
+
+def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
+    """Return the settings of a small run on one processor, without dropout.
+
+    Raises ConfigError for a model that is no Transformer of ours.
+    """
+    return replace(
+        config,
+        name="",
+        batch_size=ROWS,
+        micro_batch_size=None,
+        resume=None,
+        init_from=None,
+        allow_change=[],
+        data=replace(config.data, num_workers=0, max_validation_rows=8),
+        model=shrink_model(config.model),
+        optimizer=_in_float32(config.optimizer),
+        schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None),
+        trainer=replace(
+            config.trainer,
+            accelerator="cpu",
+            devices=1,
+            num_nodes=1,
+            max_restarts=0,
+            strategy=Strategy.single,
+            precision=Precision.fp32,
+            max_steps=STEPS,
+            max_tokens=None,
+            max_time=None,
+            val_check_interval=1000,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            profile_steps=0,
+        ),
+        parallel=replace(config.parallel, compile=False),
+        checkpoint=replace(config.checkpoint, every_n_steps=HALF, keep=0),
+        logger=LoggerConfig(tensorboard=False, csv=True),
+        sample=replace(config.sample, every_n_steps=0, prompts=[], max_new_tokens=1),
+        paths=replace(config.paths, run_dir=run_dir),
+    )
+
+
+def shrink_model(model: ModelConfig) -> TransformerConfig:
+    """Return a shape with all that gives the given one its form; raises ConfigError where it is no Transformer."""
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(
+            f"model.kind={model.kind} is not a shape that can be made small: only a transformer is. "
+            "Try model=gpt_nano, or doctor=data."
+        )
+    kv_heads = min(model.kv_heads, 2)
+    n_heads = kv_heads * min(model.n_heads // model.kv_heads, 2)
+    fitting = model.width * model.n_heads == model.d_model
+    d_model = n_heads * (HEAD_WIDTH if fitting else HEAD_WIDTH // 2)
+    context_length = min(model.context_length, CONTEXT_LENGTH)
+    return replace(
+        model,
+        n_layers=min(model.n_layers, N_LAYERS),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=None if model.n_kv_heads is None else kv_heads,
+        head_width=None if model.head_width is None else HEAD_WIDTH,
+        d_ff=None if model.d_ff is None else max(8, round(model.d_ff * d_model / model.d_model)),
+        context_length=context_length,
+        window=None if model.window is None else min(model.window, max(2, context_length // 4)),
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def with_dropout(config: RunConfig, share: float = 0.1) -> RunConfig:
+    """Return the settings with every dropout on."""
+    assert isinstance(config.model, TransformerConfig)
+    return replace(config, model=replace(config.model, dropout=share, attention_dropout=share))
+
+
+def _in_float32(optimizer: OptimizerConfig) -> OptimizerConfig:
+    if isinstance(optimizer, MuonConfig):
+        return replace(optimizer, newton_schulz_precision=MatrixPrecision.fp32)
+    return optimizer

@@ -1,0 +1,22 @@
+"""Subjects to examine: the settings and corpus of a run that takes about a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.command_line import compose
+from pretrain.doctor.subject import Subject
+
+
+@pytest.fixture
+def subject(tiny, tmp_path: Path) -> Callable[..., Subject]:
+    """Return what makes a subject of more words behind those of a tiny run."""
+
+    def make(*words: str) -> Subject:
+        folder = tmp_path / "doctor"
+        folder.mkdir(exist_ok=True)
+        given = [word for word in tiny.words if not word.startswith("data")] if "data=mixture" in words else tiny.words
+        return Subject(compose("train", [*given, *words]), folder)
+
+    return make

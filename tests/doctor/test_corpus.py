@@ -1,0 +1,141 @@
+"""The corpus on the disk: each check passes on a sound one, and fails where a row, document or file is not right."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pretrain.data import batches
+from pretrain.data.mixture import Proportions
+from pretrain.data.order import Order
+from pretrain.data.packing import plan_rows
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.doctor import corpus as checks
+from pretrain.doctor.check import NotApplicableError
+from pretrain.doctor.resume import flip_bit
+from pretrain.errors import DataError
+
+ALL = (
+    checks.prepared, checks.files_verify, checks.round_trip, checks.packed_once, checks.order_is_a_permutation,
+)  # fmt: skip
+
+
+@pytest.fixture
+def mixture(corpus) -> list[str]:
+    source = f"kind: text_files, path: {corpus}"
+    return ["data=mixture", f"data.sources={{few: {{{source}, weight: 0.3}}, many: {{{source}, weight: 0.7}}}}"]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["data.packing=concat"], ["data.document_mask=false"], ["tokenizer=bpe", "tokenizer.vocab_size=300"]]
+)
+def test_a_sound_corpus_passes(subject, words):
+    sound = subject(*words)
+    for check in ALL:
+        finding = check(sound)
+        assert finding.passed, finding
+
+
+def test_a_sound_stream_passes(subject):
+    sound = subject("data.mode=stream", "data.era_tokens=2048")
+    for check in ALL:
+        finding = check(sound)
+        assert finding.passed, finding
+    assert "era 0" in checks.prepared(sound).figures
+    assert sound.small.data.kind == "text_files"  # a sample: small runs start nothing that reads on
+    assert sound.small.paths.cache_dir.startswith(str(sound.folder))
+    assert sound.stream.tokens()[""] > 1000
+
+
+def test_a_large_corpus_is_sampled_for_the_small_runs(subject, monkeypatch, mixture):
+    from pretrain.doctor import subject as home
+
+    monkeypatch.setattr(home, "LARGE_TOKENS", 1000)
+    monkeypatch.setattr(home, "SAMPLE_TOKENS", 1500)
+    sampled = subject(*mixture)
+    assert 1500 < sampled.stream.tokens()[""] < 4500  # of two sources
+    assert sampled.small_prepared.tokenizer.fingerprint == sampled.prepared.tokenizer.fingerprint
+
+
+def test_a_mixture_has_its_shares(subject, monkeypatch, mixture):
+    sound = subject(*mixture)
+    finding = checks.mixture_shares(sound)
+    assert finding.passed, finding
+    assert "few 30.00% (asked: 30.00%), many 70.00% (asked: 70.00%)" in finding.figures
+    assert checks.packed_once(sound).passed
+    original = Proportions.__call__
+    monkeypatch.setattr(Proportions, "__call__", lambda self, draws: original(self, draws // 2))
+    assert not checks.mixture_shares(sound).passed
+    with pytest.raises(NotApplicableError, match=r"data\.kind=text_files is one source"):
+        checks.mixture_shares(subject())
+
+
+def test_a_flipped_bit_in_the_store_is_found(subject):
+    damaged = subject()
+    (tokens,) = (damaged.prepared.corpora[""].folder / "train" / "shards").glob("*.tok")
+    flip_bit(tokens)
+    with pytest.raises(DataError, match=r"00000\.tok"):
+        checks.files_verify(damaged)
+    flip_bit(tokens)
+    assert checks.files_verify(damaged).passed
+
+
+def test_a_tokenizer_that_loses_text_is_found(subject, monkeypatch):
+    original = Tokenizer.encode_documents
+    monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, texts: original(self, [t[:-2] for t in texts]))
+    assert not checks.round_trip(subject()).passed
+
+
+def test_documents_too_long_to_try_leave_nothing_to_say(subject, monkeypatch):
+    monkeypatch.setattr(checks, "ROUND_TRIP_TOKENS", 1)
+    assert not checks.round_trip(subject()).passed
+
+
+@pytest.mark.parametrize("defect", ["a piece lost", "a piece twice", "a token skipped"])
+def test_documents_that_are_not_packed_once_are_found(subject, monkeypatch, defect):
+    def wrong(*given, **named):
+        plan = plan_rows(*given, **named)
+        if defect == "a token skipped":
+            longest = int(np.argmax(plan.lengths))
+            offsets, lengths = plan.offsets.copy(), plan.lengths.copy()
+            offsets[longest], lengths[longest] = offsets[longest] + 1, lengths[longest] - 1
+            return replace(plan, offsets=offsets, lengths=lengths)
+        if defect == "a piece lost":
+            return replace(plan, lengths=np.where(np.arange(len(plan.lengths)) == 3, 0, plan.lengths))
+        arrays = {name: getattr(plan, name).copy() for name in ("documents", "offsets", "lengths")}
+        for array in arrays.values():
+            array[-1] = array[0]
+        return replace(plan, **arrays)
+
+    monkeypatch.setattr(batches, "plan_rows", wrong)
+    finding = checks.packed_once(subject("data.packing=concat"))
+    assert not finding.passed
+    assert " 0 are not covered once" not in finding.figures
+
+
+def test_rows_that_are_misread_are_found(subject, monkeypatch):
+    original = batches.read_rows
+
+    def shifted(*given):
+        rows = original(*given)
+        return replace(rows, tokens=np.roll(rows.tokens, 1, axis=1))
+
+    monkeypatch.setattr(batches, "read_rows", shifted)
+    finding = checks.packed_once(subject())
+    assert not finding.passed
+    assert "0 are not covered once" in finding.figures
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (lambda self, draws: draws % (self.rows - 1), "repeat a row"),
+        (lambda self, draws: draws % self.rows + 1, "1 name none|2 name none"),
+        (lambda self, draws: draws % self.rows, "both epochs have one order"),
+    ],
+)
+def test_an_order_that_is_none_is_found(subject, monkeypatch, order, words):
+    monkeypatch.setattr(Order, "__call__", order)
+    finding = checks.order_is_a_permutation(subject())
+    assert not finding.passed
+    assert any(word in finding.figures for word in words.split("|"))

@@ -1,0 +1,146 @@
+"""The program: rows as they come, exit codes, and the words of src/train.py."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pretrain.command_line import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.doctor import examination, learning
+from pretrain.doctor.check import Check, Finding, NotApplicableError, Verdict, captured, run_checks
+from pretrain.doctor.config import DoctorConfig, Part
+from pretrain.doctor.examination import checks, examine
+from pretrain.errors import ConfigError, DataError, Interrupted
+
+ROOT = Path(__file__).parents[2]
+
+
+def fail_with(error: Exception):
+    def test() -> Finding:
+        print("what the run said")
+        os.write(2, b"what its processes said\n")
+        raise error
+
+    return test
+
+
+def test_what_raises_has_failed_and_the_others_still_run(tmp_path, capfd):
+    found = run_checks(
+        [
+            Check(Part.model, "sound", lambda: Finding(True, "0 differ")),
+            Check(Part.model, "unsound", lambda: Finding(False, "1 differs")),
+            Check(Part.model, "idle", fail_with(NotApplicableError("a=b has none"))),
+            Check(Part.model, "raising", fail_with(DataError("the text\nis gone."))),
+            Check(Part.model, "broken", fail_with(ValueError("no"))),
+        ],
+        tmp_path / "log",
+    )
+    rows = [str(outcome) for outcome in found]
+    assert [row.split()[0] for row in rows] == ["pass", "FAIL", "skip", "FAIL", "FAIL"]
+    assert rows[3].splitlines()[0].endswith("the text is gone.  (0.0 s)")
+    assert "ValueError: no" in rows[4]
+    assert rows[4].splitlines()[1:] == ["        | what the run said", "        | what its processes said"]
+    assert "what" not in rows[2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_corpus_what_needs_it_is_skipped(tmp_path):
+    found = run_checks(
+        [
+            Check(Part.data, "corpus", fail_with(DataError("no")), needs_corpus=False, makes_corpus=True),
+            Check(Part.model, "needing", lambda: Finding(True, "")),
+            Check(Part.resume, "not needing", lambda: Finding(True, ""), needs_corpus=False),
+        ],
+        tmp_path / "log",
+    )
+    assert [outcome.verdict for outcome in found] == [Verdict.failed, Verdict.skipped, Verdict.passed]
+
+
+def test_an_interrupt_ends_it(tmp_path):
+    rows = run_checks([Check(Part.model, "run", fail_with(Interrupted("SIGINT at step 1", 2)))], tmp_path / "log")
+    with pytest.raises(Interrupted, match="SIGINT at step 1"):
+        next(rows)
+
+
+def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, capfd):
+    with captured(tmp_path / "log"):
+        print("one")
+        subprocess.run(["echo", "two"], check=True)
+    print("three")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert capfd.readouterr().out == "three\n"
+
+
+def test_every_part_has_its_checks(subject):
+    found = checks(subject(), Part.all)
+    assert len(found) == len({check.name for check in found}) == 28
+    for part in (Part.data, Part.model, Part.resume, Part.parallel):
+        own = checks(subject(), part)
+        assert {check.part for check in own} == {part, Part.data}
+        assert [check.name for check in own if check.part is not part] == (
+            [] if part is Part.data else ["the corpus is prepared"]
+        )
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.01, True), (1e-9, False)])
+def test_an_examination_prints_rows_and_sums_up(subject, tmp_path, monkeypatch, capfd, rate, verdict):
+    monkeypatch.setattr(examination.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(learning, "LEARNING_RATE", rate)
+    assert examine(subject().config, Part.model) is verdict
+    printed = capfd.readouterr().out
+    assert len(re.findall(r"^(pass|FAIL|skip)  (model   |data    )  \S", printed, re.MULTILINE)) == 13
+    assert re.search(rf"\n{9 if verdict else 8} passed, {0 if verdict else 1} failed, 4 skipped", printed)
+    assert ("failed: a batch can be learnt by heart" in printed) is not verdict
+    assert not list(tmp_path.glob("doctor-*"))
+
+
+def test_the_words_are_those_of_a_run():
+    one, other = (yaml.safe_load((CONFIG_FOLDER / f"{name}.yaml").read_text()) for name in ("train", "doctor"))
+    assert [("DoctorConfig" if word == "RunConfig" else word) for word in one["defaults"]] == other["defaults"]
+    register_schemas("train", RunConfig)
+    register_schemas("doctor", DoctorConfig)
+    words = ["model=bert_nano", "optimizer=adamw", "trainer.max_steps=7"]
+    config = compose("doctor", [*words, "doctor=resume"])
+    assert config.doctor is Part.resume
+    assert config.run_config() == compose("train", words)
+    with pytest.raises(ConfigError, match=r"doctor=modle does not fit: Invalid value 'modle', expected one of \[all"):
+        compose("doctor", ["doctor=modle"])
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "src" / "doctor.py"), *words],
+        cwd=folder, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, corpus):
+    words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", "doctor=model"]
+    found = call(tmp_path, *words)
+    assert (found.returncode, found.stderr) == (0, ""), found
+    assert "pass  model     no position sees ahead" in found.stdout
+    wrong = call(tmp_path, *words, "model.n_layer=2")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "ConfigError: model.n_layer is not a setting. Did you mean model.n_layers?\n"
+    absent = call(tmp_path, *words[:1], "data.path=nowhere", "doctor=data")
+    assert absent.returncode == 1, absent
+    assert re.search(r"FAIL  data      the corpus is prepared +data.path=nowhere", absent.stdout)
+    assert absent.stdout.count("there is no corpus to check it with") == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["gpt_nano", "bert_nano", "llama_nano"])
+def test_everything_passes_in_three_minutes(tmp_path, model):
+    start = time.monotonic()
+    found = call(tmp_path, f"model={model}")
+    seconds = time.monotonic() - start
+    print(found.stdout, f"{seconds:.0f} s in all")
+    assert (found.returncode, found.stderr) == (0, ""), found.stdout
+    assert "FAIL" not in found.stdout
+    assert seconds < 180

@@ -1,0 +1,118 @@
+"""The machine: libraries, device, disk, and the run's own checkpoint."""
+
+import re
+import tomllib
+from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import checkpoint
+from pretrain.doctor import machine
+from pretrain.doctor.check import NotApplicableError
+from pretrain.doctor.resume import flip_bit
+from pretrain.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_versions_are_those_of_the_project():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for name, (floor, ceiling) in machine.VERSIONS.items():
+        assert f"{name}>={floor}" + (f",<{ceiling}" if ceiling else "") in wanted
+
+
+@pytest.mark.parametrize(
+    ("library", "found", "passes"),
+    [
+        ("torch", "2.13.0+cpu", True),
+        ("torch", "2.12.9", False),
+        ("torch", "3", True),
+        ("lightning", "2.6.5", False),
+        ("hydra-core", "1.4.0", False),
+        ("omegaconf", None, False),
+    ],
+)
+def test_an_old_or_missing_library_is_found(subject, monkeypatch, library, found, passes):
+    original = machine.version
+
+    def version(name):
+        if name != library:
+            return original(name)
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(machine, "version", version)
+    finding = machine.versions(subject())
+    assert finding.passed == passes
+    if not passes:
+        assert re.search(rf"{library} {found or 'missing'}, where >=.* is needed: pip install", finding.figures)
+
+
+def test_a_device_that_is_not_there_is_found(subject):
+    assert machine.device(subject("trainer=cpu")).figures.startswith("cpu, ")
+    if not torch.cuda.is_available():
+        absent = subject("trainer=gpu")
+        assert absent.device.type == "cpu"  # what needs one goes on with the processor
+        with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu finds no such device here"):
+            machine.device(absent)
+
+
+def test_a_gpu_is_named_with_its_memory(subject, monkeypatch):
+    monkeypatch.setattr(machine, "choose_device", lambda trainer: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "X100")
+    assert machine.device(subject()).figures == "X100, 8.0 of 16.0 GiB free"
+
+
+Usage = namedtuple("Usage", ["total", "used", "free"])
+
+
+@pytest.mark.parametrize(
+    ("words", "copies"),
+    [
+        ([], 3),
+        (["checkpoint.keep=5"], 6),
+        (["checkpoint.keep=0"], 4),
+        (["checkpoint.keep=0", "trainer.max_steps=-1", "trainer.max_time=1"], 2),
+    ],
+)
+def test_a_full_disk_is_found(subject, monkeypatch, words, copies):
+    own = subject("optimizer=adamw", *words)
+    needed = copies * machine.checkpoint_bytes(own)
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: Usage(0, 0, free))
+        finding = machine.disk_room(own)
+        assert finding.passed == fits
+        assert finding.figures.startswith(f"{copies} checkpoints of ")
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_size_of_a_checkpoint_is_that_of_its_tensors(subject, optimizer):
+    own = subject(f"optimizer={optimizer}")
+    model = own.config.model.build(own.prepared.tokenizer.vocab_size, True)
+    built = own.config.optimizer.build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    built.step()
+    state = [value for slots in built.state.values() for value in slots.values() if value.ndim]
+    held = sum(4 * tensor.numel() for tensor in [*model.parameters(), *state])
+    assert machine.checkpoint_bytes(own) == held
+
+
+def test_the_runs_own_checkpoint_is_verified(subject, tmp_path, monkeypatch):
+    folder = tmp_path / "logs" / "run" / "checkpoints"
+    parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}
+    written = checkpoint.write(folder, 7, parts, config={}, progress={}, save_tokenizer=lambda to: to.mkdir(), ranks=1)
+    for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"]):
+        finding = machine.own_checkpoint(subject(*words))
+        assert finding.passed
+        assert "of step 7: sha256 of every file, 3 tensors read" in finding.figures
+    flip_bit(written / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its sha256"):
+        machine.own_checkpoint(subject(f"resume={folder.parent}"))
+    with pytest.raises(NotApplicableError, match="resume=<run folder> names none"):
+        machine.own_checkpoint(subject())

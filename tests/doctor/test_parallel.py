@@ -1,0 +1,48 @@
+"""Runs that are shared: alike on a sound build, and what is found where a gradient is divided wrongly."""
+
+import signal
+
+import planted
+import pytest
+
+from pretrain.doctor.parallel import SharedRuns
+from pretrain.training import processes
+from pretrain.training.module import TrainingModule
+
+WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
+
+
+def test_micro_batches_are_one_batch(subject):
+    finding = SharedRuns(subject(*WORDS)).accumulation()
+    assert finding.passed, finding
+
+
+def test_micro_batches_that_are_not_averaged_are_found(subject, monkeypatch):
+    original = TrainingModule.training_step
+
+    def undivided(self, batch, index):
+        return original(self, batch, index) * self.trainer.accumulate_grad_batches
+
+    runs = SharedRuns(subject(*WORDS))
+    monkeypatch.setattr(TrainingModule, "training_step", undivided)
+    finding = runs.accumulation()
+    assert not finding.passed
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(subject):
+    before = signal.getsignal(signal.SIGINT)
+    runs = SharedRuns(subject(*WORDS))
+    for check in (runs.ddp, runs.fsdp):
+        finding = check()
+        assert finding.passed, finding
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_gradients_not_divided_between_two_processes_are_found(subject, monkeypatch):
+    """Clipping and the optimizer hide the scale from the weights, but not from the norm."""
+    runs = SharedRuns(subject(*WORDS))
+    monkeypatch.setattr(processes, "work", planted.work_with_undivided_gradients)
+    finding = runs.ddp()
+    assert not finding.passed, finding

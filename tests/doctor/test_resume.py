@@ -1,0 +1,38 @@
+"""Resumed runs: bit for bit on a sound build, and what is found where a resume loses or repeats something."""
+
+import pytest
+
+from pretrain.doctor import resume
+from pretrain.doctor.resume import ResumedRuns
+from pretrain.training.data import From
+
+
+@pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])
+def test_sound_runs_go_on_exactly(subject, words):
+    runs = ResumedRuns(subject(*words))
+    for check in (runs.goes_on_exactly, runs.loader_processes_change_nothing, runs.damage_is_noticed):
+        finding = check()
+        assert finding.passed, finding
+
+
+def test_a_batch_skipped_on_resume_is_found(subject, monkeypatch):
+    runs = ResumedRuns(subject())
+    assert runs.whole.is_dir()
+    original = From.__init__
+
+    def skipping(self, start, end):
+        original(self, start + (start > 0), end)
+
+    monkeypatch.setattr(From, "__init__", skipping)
+    finding = runs.goes_on_exactly()
+    assert not finding.passed
+    assert "losses by 0.0e+00" not in finding.figures
+
+
+def test_damage_that_nobody_notices_is_found(subject, monkeypatch):
+    runs = ResumedRuns(subject())
+    good = resume.open_checkpoint(runs.whole)
+    monkeypatch.setattr(resume, "open_checkpoint", lambda path: good)
+    finding = runs.damage_is_noticed()
+    assert not finding.passed
+    assert "unnoticed in model.safetensors" in finding.figures

@@ -1,0 +1,79 @@
+"""A small run has the form of the user's, and none of its size."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from pretrain.command_line import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dropout
+from pretrain.errors import ConfigError
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.size import parameter_count
+from pretrain.training.config import Precision, Strategy
+
+PRESETS = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml") if path.stem != "imported")
+SIZES = {
+    "n_layers", "d_model", "n_heads", "n_kv_heads", "head_width", "d_ff", "context_length", "window", "dropout",
+    "attention_dropout",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def schemas() -> None:
+    register_schemas("train", RunConfig)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_keeps_its_form(name: str):
+    full = compose("train", [f"model={name}"]).model
+    small = shrink_model(full)
+    changed = {key for key, value in vars(small).items() if value != getattr(full, key)}
+    assert changed <= SIZES
+    assert (small.kv_heads < small.n_heads) == (full.kv_heads < full.n_heads)
+    assert small.width % 2 == 0
+    local = [small.layer_window(layer) is not None for layer in range(small.n_layers)]
+    assert any(local) == any(full.layer_window(layer) is not None for layer in range(full.n_layers))
+    assert all(local) == all(full.layer_window(layer) is not None for layer in range(full.n_layers))
+    assert small.window is None or small.window < small.context_length <= CONTEXT_LENGTH
+    assert parameter_count(small, 2048) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (TransformerConfig(n_heads=8, n_kv_heads=1, d_model=64), (2, 1, None)),
+        (TransformerConfig(n_heads=1, d_model=8, n_layers=1), (1, 1, None)),
+        (TransformerConfig(n_heads=6, n_kv_heads=2, d_model=60, head_width=16, d_ff=30), (4, 2, 32)),
+    ],
+)
+def test_heads_keep_their_groups(shape: TransformerConfig, expected: tuple[int, int, int | None]):
+    small = shrink_model(shape)
+    assert (small.n_heads, small.kv_heads, small.head_width) == expected
+    fitting = shape.width * shape.n_heads == shape.d_model
+    assert (small.width * small.n_heads == small.d_model) == fitting
+
+
+def test_a_run_becomes_one_of_seconds_on_one_processor():
+    config = compose(
+        "train",
+        ["model=llama_1b", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "trainer.max_time=9"],
+    )
+    small = shrink(replace(config, resume="x"), "folder")
+    assert (small.trainer.strategy, small.trainer.devices, small.trainer.precision) == (
+        Strategy.single, 1, Precision.fp32,
+    )  # fmt: skip
+    assert (small.trainer.max_time, small.resume, small.paths.run_dir) == (None, None, "folder")
+    assert small.optimizer.kind == config.optimizer.kind
+    assert small.model.dropout == 0.0
+    assert with_dropout(small).model.attention_dropout == 0.1
+
+
+@dataclass
+class Foreign(ModelConfig):
+    kind: str = "foreign"
+
+
+def test_a_model_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"model.kind=foreign is not a shape that can be made small.*doctor=data"):
+        shrink_model(Foreign())
