@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fault_matrix
 import pytest
+from job import Job
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
@@ -138,3 +139,9 @@ def tiny(corpus: Path, tmp_path: Path) -> TinyRun:
     """Return a maker of tiny runs."""
     register_schemas("train", RunConfig)
     return TinyRun(corpus, tmp_path)
+
+
+@pytest.fixture
+def job(tmp_path: Path, corpus: Path) -> Job:
+    """Return a maker of runs on several processes."""
+    return Job(tmp_path, corpus)

@@ -62,7 +62,7 @@ class Endured:
             "model.d_model=16", "model.n_heads=2", "model.context_length=32", "model.dropout=0.1", "batch_size=4",
             "trainer.max_steps=60", "trainer.val_check_interval=25", "trainer.log_every_n_steps=1",
             "trainer.enable_progress_bar=false", "trainer.precision=fp32", "checkpoint.every_n_steps=10",
-            "sample.every_n_steps=0", "logger=csv", f"paths.cache_dir={folder / 'cache'}",
+            "sample.every_n_steps=0", "logger=csv", "logger.ledger=true", f"paths.cache_dir={folder / 'cache'}",
             f"paths.run_dir={folder / 'run'}", "resume=auto", *more,
         ]  # fmt: skip
 
@@ -74,11 +74,12 @@ class Endured:
         return self.folder / "run" / "checkpoints"
 
     def state(self) -> dict[str, Any]:
-        """Return the final weights, optimizer, generators and losses, to the bit."""
+        """Return the final weights, optimizer, generators, losses and the ledger, to the bit."""
         found = open_checkpoint(self.folder / "run")
         assert found.step == 60
         parts = {name: (found.folder / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer", "random")}
         rows = read_rows(self.folder / "run" / "metrics.csv")
+        parts["ledger"] = (self.folder / "run" / "ledger.jsonl").read_bytes()
         return parts | {"losses": {int(row["step"]): row["value"] for row in rows if row["name"] == "train/loss"}}
 
 

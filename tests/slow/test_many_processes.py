@@ -8,72 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
+from job import TINY, TWO, Job, assert_same_weights, files, losses, validation, wait_for, workers_of
 
 from pretrain.checkpoint import open_checkpoint
 from pretrain.training.loggers import read_rows
 
-ROOT = Path(__file__).parents[2]
-TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
-TINY = [
-    "data=text_files",
-    "tokenizer=bytes",
-    "model.n_layers=2",
-    "model.d_model=32",
-    "model.context_length=64",
-    "trainer.precision=fp32",
-    "trainer.max_steps=10",
-    "trainer.log_every_n_steps=1",
-    "trainer.val_check_interval=100",
-    "checkpoint.every_n_steps=5",
-    "checkpoint.keep=0",
-    "sample.max_new_tokens=5",
-]
 pytestmark = pytest.mark.slow
-
-
-class Job:
-    """Runs train.py below one folder."""
-
-    def __init__(self, folder: Path, corpus: Path) -> None:
-        self.folder = folder
-        self.words = [*TINY, f"data.path={corpus}"]
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, str(ROOT / "src" / "train.py"), *self.words, *words]
-
-    def run(self, name: str, *words: str) -> Path:
-        folder = self.folder / name
-        found = subprocess.run(
-            self.command(*words, f"paths.run_dir={folder}"),
-            cwd=self.folder, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
-        assert found.returncode == 0, found.stderr
-        assert found.stdout.count("Report") == 1
-        return folder
-
-
-@pytest.fixture
-def job(tmp_path: Path, corpus: Path) -> Job:
-    return Job(tmp_path, corpus)
-
-
-def losses(folder: Path) -> list[float]:
-    rows = {int(row["step"]): row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == "train/loss"}
-    return [float(rows[step]) for step in sorted(rows)]
-
-
-def validation(folder: Path) -> float:
-    return float([row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == "val/loss"][-1])
-
-
-def assert_same_weights(one: Path, other: Path, atol: float) -> None:
-    a, b = open_checkpoint(one).tensors("model"), open_checkpoint(other).tensors("model")
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("family", [["model=gpt_nano"], ["model=bert_nano", "optimizer=adamw"]], ids=["gpt", "bert"])
@@ -131,17 +72,14 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.fault("F06")
-def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
-    words = [f"trainer={strategy}", *TWO, "trainer.max_steps=200", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
-    process = subprocess.Popen(
-        job.command(*words, f"paths.run_dir={job.folder / 'cut'}"),
-        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 20/"):
-            break
-    process.send_signal(signal.SIGTERM if strategy == "ddp" else signal.SIGUSR1)
+def test_a_signal_to_the_launcher_or_to_one_process_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
+    words = [f"trainer={strategy}", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
+    process = job.start("cut", *words)
+    wait_for(process, 10)
+    if strategy == "ddp":
+        process.send_signal(signal.SIGUSR1)
+    else:
+        workers_of(process)[1].send_signal(signal.SIGTERM)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
@@ -150,32 +88,23 @@ def test_a_signal_to_the_launcher_saves_on_all_and_goes_on_exactly(job: Job, str
     assert "Traceback" not in errors
     cut = job.run("cut", *words, "resume=auto")
     whole = job.run("whole", *words)
-    one, other = open_checkpoint(cut), open_checkpoint(whole)
-    assert one.step == other.step == 200
-    for part in ("model", "optimizer", "random"):
-        assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
+    assert files(cut) == files(whole)
+    assert open_checkpoint(cut).step == 60
 
 
 @pytest.mark.fault("F07")
 def test_a_lost_process_ends_the_others_and_says_so(job: Job):
-    process = subprocess.Popen(
-        job.command("trainer=ddp", *TWO, "trainer.max_steps=100000", f"paths.run_dir={job.folder / 'lost'}"),
-        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 20/"):
-            break
-    children = psutil.Process(process.pid).children()
-    workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+    process = job.start("lost", "trainer=ddp", *TWO, "trainer.max_steps=100000")
+    wait_for(process, 20)
+    workers = workers_of(process)
     assert len(workers) == 2
-    os.kill(workers[-1], signal.SIGKILL)
+    workers[-1].kill()
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 30
     assert process.returncode == 6, errors
     assert "was lost" in errors
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not any(worker.is_running() for worker in workers)
 
 
 def test_muons_update_of_shards_is_that_of_whole_matrices():
@@ -202,23 +131,14 @@ def test_processes_agree_on_when_time_is_up(job: Job):
 def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
     """Killed between two checkpoints, started again by the launcher, bit for bit as if nothing had happened."""
     words = ["trainer=ddp", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=10"]
-    process = subprocess.Popen(
-        job.command(*words, "trainer.max_restarts=1", f"paths.run_dir={job.folder / 'back'}"),
-        cwd=job.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 25/"):
-            break
-    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-    workers[-1].kill()
+    process = job.start("back", *words, "trainer.max_restarts=1")
+    wait_for(process, 25)
+    workers_of(process)[-1].kill()
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "a process was lost; all go on from step" in out
     assert out.count("Report") == 1
-    back, whole = open_checkpoint(job.folder / "back"), open_checkpoint(job.run("whole", *words))
-    for part in ("model", "optimizer", "random"):
-        assert (back.folder / f"{part}.safetensors").read_bytes() == (whole.folder / f"{part}.safetensors").read_bytes()
+    assert files(job.folder / "back") == files(job.run("whole", *words))
 
 
 def test_sharding_without_a_gpu_names_what_works_here(job: Job):

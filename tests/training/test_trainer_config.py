@@ -13,7 +13,12 @@ from pretrain.training.strategy import choose_device
 
 def test_trainer_settings_are_arguments_of_the_trainer():
     known = set(inspect.signature(L.Trainer.__init__).parameters)
-    assert {field.name for field in fields(TrainerConfig)} - {"max_tokens", "max_restarts", "profile_steps"} <= known
+    assert {field.name for field in fields(TrainerConfig)} - {
+        "max_tokens",
+        "max_restarts",
+        "profile_steps",
+        "timeout_s",
+    } <= known
 
 
 def test_an_accelerator_that_is_not_there_is_told(monkeypatch):

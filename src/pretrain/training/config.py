@@ -39,6 +39,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto, cpu, gpu, mps
     devices: int = 1  # on each machine; -1 takes all of its GPUs
     num_nodes: int = 1
+    timeout_s: float = 1800.0  # that one process may keep the others waiting before it counts as lost
     max_restarts: int = 0  # times that a run which lost a process is brought back by itself, from its last checkpoint
     strategy: Strategy = Strategy.single
     precision: Precision = Precision.auto
@@ -64,6 +65,10 @@ class TrainerConfig:
         for name in ("profile_steps", "max_restarts"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is negative. Try trainer.{name}=5.")
+        if not 0 < self.timeout_s < math.inf:
+            raise ConfigError(
+                f"trainer.timeout_s={self.timeout_s} is not a number of seconds above 0. Try trainer.timeout_s=1800."
+            )
         self._check_limits()
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ConfigError(

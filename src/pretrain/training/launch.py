@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folder
 from pretrain.command_line import is_group
 from pretrain.config import RunConfig, from_dict, to_dict
 from pretrain.data.prepare import prepare
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, RankLostError
 from pretrain.imported import IMPORTED
-from pretrain.training.config import Strategy
+from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.processes import leave_group, rank, say, spawn, under_launcher
 from pretrain.training.run_lock import only_run_in
 
@@ -102,7 +103,15 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
     """Return the same placement on every process: the first one places, the others receive it through the store."""
     from torch.distributed.rendezvous import rendezvous
 
-    store, number, _ = next(rendezvous("env://"))
+    timeout_s = config.trainer.timeout_s if config else TrainerConfig.timeout_s
+    try:
+        store, number, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    except RuntimeError as error:  # the class of all that torch says of its stores
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankLostError(
+            f"the processes of the run did not find each other at {address}: {str(error).splitlines()[0]} Look whether "
+            f"all {os.environ['WORLD_SIZE']} of them run, and the port is free: torchrun --master-port <another>."
+        ) from error
     if number == 0:
         assert config is not None
         record = to_dict(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,11 +48,11 @@ def build_strategy(config: TrainerConfig, device: torch.device) -> Strategy | st
     """Return Lightning's strategy object for the run."""
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # here: the launcher needs no Lightning
 
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=config.timeout_s)
     if config.strategy is Sharing.ddp:
-        return DDPStrategy(process_group_backend=backend)
+        return DDPStrategy(process_group_backend=backend, timeout=timeout)
     if config.strategy is Sharing.fsdp:
         return ModelParallelStrategy(
-            data_parallel_size=config.ranks, tensor_parallel_size=1, process_group_backend=backend
+            data_parallel_size=config.ranks, tensor_parallel_size=1, process_group_backend=backend, timeout=timeout
         )
     return "auto"
