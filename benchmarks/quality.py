@@ -32,12 +32,12 @@ from kneser_ney import KneserNey, worst_sum
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config import RunConfig, from_dict
-from pretrain.script_config import EvalConfig
 from pretrain.data.batches import bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError, PretrainError
+from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.printing import printable
 from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents

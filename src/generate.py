@@ -1,14 +1,14 @@
 """Continue a prompt, or fill its masks, with a trained model: `python src/generate.py --help`."""
 
 from pretrain.command_line import main
-from pretrain.script_config import GenerateConfig
+from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, or the likeliest words for each mask."""
     from pretrain.checkpoint import latest_run
     from pretrain.inference.printing import printable
-    from pretrain.language_model import LanguageModel
+    from pretrain.language_model import GenerationOptions, LanguageModel
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     language_model = LanguageModel.load(path)
@@ -18,16 +18,24 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
             for answer in answers:
                 print(f"  {answer.probability:6.1%}  {printable(answer.token.strip()):<16}  {printable(answer.text)}")
         return
+    options: GenerationOptions = {
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "min_p": config.min_p,
+        "repetition_penalty": config.repetition_penalty,
+        "stop": config.stop,
+        "seed": config.seed,
+    }
+    if config.log_probabilities:
+        (written,) = language_model.continuations([config.prompt], **options)
+        print(printable(config.prompt + written.text))
+        for token, value in zip(written.tokens, written.log_probabilities, strict=True):
+            print(f"  {value:8.4f}  {printable(repr(language_model.tokenizer.token(token)))}")
+        return
     print(printable(config.prompt), end="", flush=True)
-    for piece in language_model.stream(
-        config.prompt,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-    ):
+    for piece in language_model.stream(config.prompt, **options):
         print(printable(piece), end="", flush=True)
     print()
 

@@ -14,7 +14,7 @@ from pretrain import command_line
 from pretrain.command_line import compose, main, register_schemas
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError, DataError
-from pretrain.script_config import GenerateConfig
+from pretrain.inference.config import GenerateConfig
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -16,6 +16,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.likelihood import Score
+from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
@@ -104,7 +105,7 @@ def test_prompts_side_by_side_go_on_as_each_alone(load: Load) -> None:
 def test_characters_of_several_bytes_come_whole(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = load("gpt", True)
     tokens = [*"aé€😀".encode(), 0xE2, 0x82, ord("b"), 0xC3]  # the last two characters are cut short
-    steps = [[token] for token in tokens]
+    steps = [[NewToken(token, 0.0)] for token in tokens]
     monkeypatch.setattr(language_model, "_steps", lambda *_a, **_k: iter([*steps, [None]]))
     assert list(language_model.stream("x")) == ["a", "é", "€", "😀", "\ufffdb", "\ufffd"]
 

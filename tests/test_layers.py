@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = [
     {"command_line"},
     {"sweep", "doctor"},
-    {"training", "score", "export", "inspection"},
+    {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported"},
     {"model_folder"},
     {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel"},
@@ -27,6 +27,7 @@ ONLY_IN = {
     "hydra": {"command_line", "sweep"},
     "omegaconf": {"command_line", "config", "mixture_config", "script_config"},
     "transformers": {"interop"},
+    "lm_eval": {"lm_eval_adapter"},
 }
 
 

@@ -11,13 +11,13 @@ from folders import BYTES, write_ours
 
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError
+from pretrain.evaluation.config import EvalConfig
 from pretrain.interop import hub
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
 from pretrain.language_model import LanguageModel
 from pretrain.model_folder import open_model
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.score import score_documents
-from pretrain.script_config import EvalConfig
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_a_prompt_begins_as_the_tokenizer_of_the_folder_says(llama: Path, tmp_pa
     BYTES.save(plain)
     with_bos, without = LanguageModel.load(llama), LanguageModel.load(plain)
     assert (with_bos.starts_with_bos, without.starts_with_bos) == (True, False)
-    assert without._rows(["ab", ""]) == [[97, 98], [256]]
-    assert with_bos._rows(["ab", ""]) == [[256, 97, 98], [256]]
+    assert [without.prompt_ids(text) for text in ("ab", "")] == [[97, 98], [256]]
+    assert [with_bos.prompt_ids(text) for text in ("ab", "")] == [[256, 97, 98], [256]]
 
 
 def test_a_hub_name_is_owner_and_name_without_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

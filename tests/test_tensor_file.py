@@ -161,7 +161,7 @@ def write_pieces(folder: Path, whole: torch.Tensor, *rows: int) -> list[Path]:
 
 
 def test_pieces_are_read_as_the_whole(tmp_path: Path) -> None:
-    whole = noise(torch.float32, (7, 3))
+    whole = torch.randn(7, 3)
     files = TensorFiles(write_pieces(tmp_path, whole, 4, 2, 1))
     assert files.shapes == {"a": (7, 3), "step": ()}
     assert torch.equal(files["a"], whole)
@@ -170,7 +170,7 @@ def test_pieces_are_read_as_the_whole(tmp_path: Path) -> None:
 
 
 def test_pieces_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
-    first, second, third = write_pieces(tmp_path, noise(torch.float32, (7, 3)), 4, 2, 1)
+    first, second, third = write_pieces(tmp_path, torch.randn(7, 3), 4, 2, 1)
     with pytest.raises(CheckpointError, match=r"holds 15 of the 21 numbers of 'a': a file is missing, or one is too"):
         TensorFiles([first, third])
     with pytest.raises(CheckpointError, match=r"holds 27 of the 21 numbers of 'a'"):

@@ -29,6 +29,7 @@ from pretrain.data.config import (
     TokenizerConfig,
 )
 from pretrain.errors import ConfigError, nearest
+from pretrain.evaluation.config import ScoresConfig
 from pretrain.mixture_config import typed_sources
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
@@ -86,6 +87,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:

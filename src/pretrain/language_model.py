@@ -5,21 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor
 
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import ConfigError
-from pretrain.evaluation.likelihood import Score, causal_log_likelihoods, masked_log_likelihoods
+from pretrain.errors import ConfigError, nearest
+from pretrain.evaluation.likelihood import Score
+from pretrain.evaluation.scorer import Scorer
+from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
 from pretrain.inference.fill_mask import mask_probabilities
-from pretrain.inference.generate import continue_prompts
+from pretrain.inference.generate import NewToken, continue_prompts
 from pretrain.inference.sampling import Sampling
 from pretrain.model_folder import open_model
 from pretrain.models.transformer import Transformer
 
 Prompt = TypeVar("Prompt", str, list[str])
+
+
+class GenerationOptions(TypedDict, total=False):
+    """How a prompt is continued; every option may be left out."""
+
+    max_new_tokens: int | None  # none: as many as the context allows, 100 at most
+    temperature: float  # 0.8; 0 always takes the likeliest token
+    top_k: int | None  # choose among so many of the likeliest tokens
+    top_p: float | None  # choose among the likeliest that together have this probability
+    min_p: float | None  # choose among tokens at least this share as likely as the likeliest
+    repetition_penalty: float  # 1, none; above 1 what was said becomes less likely
+    stop: str | Sequence[str]  # the text ends before the first of these
+    seed: int | None  # the same seed gives the same text; none: another one each time
+    use_cache: bool  # true; without, the text is read anew for every token
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True)
@@ -67,62 +86,66 @@ class LanguageModel:
         """Whether the model continues prompts; one that `fills_masks` too was trained for both."""
         return self.model.causal
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        use_cache: bool = True,
-    ) -> Prompt:
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
 
-        Without `max_new_tokens` it is as long as the context allows, 100 tokens at most. `temperature=0` always takes
-        the likeliest token; `top_k` and `top_p` leave out unlikely ones; a `repetition_penalty` above 1 discourages
-        what was said; the same `seed` gives the same text. A text ends early where the model ends it. Raises
-        ConfigError for a masked model, and where prompt and continuation exceed the context.
+        The text ends early where the model ends it, and before a stop string. Raises ConfigError for a masked model,
+        and where prompt and continuation exceed the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        rows = self._rows(prompts)
-        columns = list(zip(*self._steps(rows, max_new_tokens, sampling, use_cache), strict=True))
-        texts = [
-            text + self.tokenizer.decode_after(row, [token for token in column if token is not None])
-            for text, row, column in zip(prompts, rows, columns, strict=True)
-        ]
+        found = self.continuations(prompts, **options)
+        texts = [text + each.text for text, each in zip(prompts, found, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`."""
-        rows = self._rows([prompt])
-        steps = self._steps(
-            rows, max_new_tokens, Sampling(temperature, top_k, top_p, repetition_penalty, seed), use_cache=True
-        )
-        return self._pieces(rows[0], (step[0] for step in steps))
+    def continuations(
+        self, prompts: Sequence[str | list[int]], **options: Unpack[GenerationOptions]
+    ) -> list[Continuation]:
+        """Return what the model writes behind each prompt: its text, its tokens and how likely each was.
 
-    def _rows(self, prompts: list[str]) -> list[list[int]]:
-        """Return the ids of each prompt."""
-        bos = [self.tokenizer.bos_id]
-        rows = [self.tokenizer.encode_prompt(text) for text in prompts]
-        return [bos + row if self.starts_with_bos or not row else row for row in rows]
+        A prompt may also be given as ids, to which nothing is added; else like `generate`.
+        """
+        writings, steps = self._begin(prompts, options)
+        for step in steps:
+            for writing, token in zip(writings, step, strict=True):
+                if writing.ended_by is None:
+                    writing.add(token)
+            if all(writing.ended_by is not None for writing in writings):
+                break
+        for writing in writings:
+            writing.end(EndedBy.length)
+        return [writing.continuation() for writing in writings]
+
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Iterator[str]:
+        """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`.
+
+        A piece is held back for as long as it may be the beginning of a stop string.
+        """
+        (writing,), steps = self._begin([prompt], options)
+        return filter(None, _pieces(writing, steps))
+
+    def _begin(
+        self, prompts: Sequence[str | list[int]], options: GenerationOptions
+    ) -> tuple[list[Writing], Iterator[list[NewToken | None]]]:
+        """Return a writing for each prompt, and what gives them their tokens."""
+        known = GenerationOptions.__annotations__
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"{name} is not an option of generate(). {nearest(name, known)}")
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
+        sampling = Sampling(**chosen)
+        stop = StopStrings(options.get("stop", ()))
+        rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        steps = self._steps(rows, options.get("max_new_tokens"), sampling, options.get("use_cache", True))
+        return [Writing(self.tokenizer, row, stop) for row in rows], steps
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids that the model reads for a prompt, with what begins a document where it knows that."""
+        row = self.tokenizer.encode_prompt(prompt)
+        return [self.tokenizer.bos_id, *row] if self.starts_with_bos or not row else row
 
     def _steps(
         self, rows: list[list[int]], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
-    ) -> Iterator[list[int | None]]:
+    ) -> Iterator[list[NewToken | None]]:
         if not self.causal:
             raise ConfigError(
                 "this model was trained to fill masks and cannot continue a prompt. "
@@ -142,20 +165,6 @@ class LanguageModel:
             forbidden=self._not_next,
             use_cache=use_cache,
         )
-
-    def _pieces(self, row: list[int], tokens: Iterator[int | None]) -> Iterator[str]:
-        """Yield new text behind the prompt `row` once it is whole: a character may take several tokens."""
-        before, pending = list(row), list[int]()
-        for token in tokens:
-            if token is None:
-                break
-            pending.append(token)
-            text = self.tokenizer.decode_after(before, pending)
-            if text and not text.endswith("\ufffd"):
-                yield text
-                before, pending = pending, []
-        if pending:
-            yield self.tokenizer.decode_after(before, pending)
 
     def predict_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
         """Return for each [MASK] of the text, in order, its `top_k` likeliest answers.
@@ -230,12 +239,16 @@ class LanguageModel:
 
     def score(self, text: str) -> Score:
         """Return how likely the model finds a text; for a model that only fills masks its pseudo-likelihood."""
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
-        if self.causal:
-            found = causal_log_likelihoods(self.model, tokens)
-        elif self.tokenizer.mask_id is None:
-            raise ConfigError("this model's tokenizer has no mask token, so a text cannot be scored.")
-        else:
-            tokens.append(self.tokenizer.eos_id)
-            found = masked_log_likelihoods(self.model, tokens, self.tokenizer.mask_id, self.tokenizer.special_ids)
-        return Score(float(found.double().sum()), len(found), len(text.encode()))
+        return self.scores([text])[0]
+
+    def scores(self, texts: Sequence[str]) -> list[Score]:
+        """Return how likely the model finds each text, read in batches; the same as `score` of each, and faster."""
+        return Scorer(self.model, self.tokenizer, self.starts_with_bos).texts(texts)
+
+
+def _pieces(writing: Writing, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
+    for step in steps:
+        yield writing.add(step[0])
+        if writing.ended_by is not None:
+            return
+    yield writing.end(EndedBy.length)

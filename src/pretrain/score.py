@@ -1,19 +1,61 @@
-"""Score a checkpoint on whole documents: what `src/eval.py` runs."""
+"""Score a checkpoint: what `src/eval.py` runs."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pretrain.config import RunConfig
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
-from pretrain.data.prepare import prepare
+from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
 from pretrain.evaluation.documents import score_rows
+from pretrain.evaluation.examples import read_examples, spaced
+from pretrain.evaluation.likelihood import Score
+from pretrain.evaluation.memorisation import beginnings, verbatim_figures
+from pretrain.evaluation.progress import Progress
+from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import validation_figures
 from pretrain.model_folder import ModelFolder, open_model
 from pretrain.objectives.objective import Learner
-from pretrain.script_config import EvalConfig
+
+MEMORISATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
+
+
+def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
+    """Return the figures of the model at `path` on the task of the settings, by name.
+
+    Raises ConfigError where the model cannot do the task, DataError where there is nothing to score it on, and
+    CheckpointError where the checkpoint cannot be used.
+    """
+    if config.task is Task.documents:
+        return score_documents(config, path)
+    started_s = time.perf_counter()
+    folder = open_model(path)
+    examples = None
+    if config.task in FROM_FILES and config.path is not None:  # before the weights: a wrong file is soon told
+        examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
+    scorer = Scorer(
+        folder.load().to(_device(config.device)).eval(),
+        folder.tokenizer,
+        folder.starts_with_bos,
+        batch_tokens=config.batch_tokens,
+        report=Progress(config.task.name),
+    )
+    if examples is not None:
+        figures = score_examples(scorer, examples)
+    elif config.task is Task.memorisation:
+        figures = _memorisation(config, folder, scorer)
+    else:
+        figures = _pseudo_perplexity(config, folder, scorer)
+    facts = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
+    return facts | figures | {"elapsed_s": time.perf_counter() - started_s}
 
 
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
@@ -25,7 +67,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """
     folder = open_model(path)
     tokenizer, objective, seed = folder.tokenizer, folder.objective, folder.run.seed if folder.run else 0
-    model, whole = folder.load(), objective.build(tokenizer, seed)
+    model, whole = folder.load().to(_device(config.device)), objective.build(tokenizer, seed)
     packing = folder.run.data if folder.run else DataConfig()
     counts, found = Counter[str](), []
     of_sources: dict[str, int] = {}
@@ -45,17 +87,80 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     return facts | counts | validation_figures(found) | of_sources
 
 
+def _device(name: str) -> torch.device:
+    """Return a device that is there."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name} cannot be used here: {reason} Try device=cpu.") from error
+
+
+def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
+    """Return the mean loss of each token of the documents, hidden alone, and its exponential."""
+    if scorer.causal:
+        raise ConfigError(
+            "task=pseudo_perplexity hides each token in turn, and this model reads from left to right. "
+            "Take task=documents, which gives its perplexity."
+        )
+    stores = list(_stores(config, folder).values())
+    places = [(store, number) for store in stores for number in range(store.n_documents)]
+    rows = [store.document(number) for store, number in spaced(places, config.max_examples)]
+    scores = scorer.documents(rows)
+    whole = Score(sum(likelihood for likelihood, _ in scores), sum(tokens for _, tokens in scores), text_bytes=0)
+    return {"pseudo_loss": whole.loss, "pseudo_perplexity": whole.perplexity, "documents": len(rows)} | {
+        "tokens": whole.tokens
+    }
+
+
+def _memorisation(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
+    """Return how much of training and of validation documents is repeated word for word, as `<kind>/<figure>`."""
+    context_length = folder.shape.context_length
+    if config.prompt_tokens + config.new_tokens > context_length:
+        raise ConfigError(
+            f"prompt_tokens={config.prompt_tokens} and new_tokens={config.new_tokens} do not fit into the model's "
+            f"context of {context_length} tokens. Try prompt_tokens={max(1, context_length // 2)} "
+            f"new_tokens={max(1, context_length // 2)}."
+        )
+    prepared = _prepared(config, _run_of(folder, "Score a run's folder, or one of its checkpoints."))
+    train, stream = list(prepared.train.values()), prepared.stream
+    if stream is not None:
+        train = [stream.era(era.number) for era in stream.ledger.eras]
+    count = config.max_examples or MEMORISATION_DOCUMENTS
+    figures: dict[str, float] = {}
+    for kind, stores in (("train", train), ("validation", list(prepared.validation.values()))):
+        tokens = 1 + config.prompt_tokens + config.new_tokens  # the first one begins the document
+        documents = beginnings(stores, tokens, count)
+        if documents:
+            found = verbatim_figures(scorer, documents, config.new_tokens)
+            figures |= {f"{kind}/{name}": value for name, value in found.items()}
+        elif kind == "train":
+            raise DataError(
+                f"no training document is longer than prompt_tokens={config.prompt_tokens} and "
+                f"new_tokens={config.new_tokens} together. Try prompt_tokens=8 new_tokens=8."
+            )
+    read = float(folder.facts.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
+    return figures | {"train/times_read": read}
+
+
+def _run_of(folder: ModelFolder, remedy: str) -> RunConfig:
+    if folder.run is None:
+        raise DataError(f"{folder.folder} was trained elsewhere, so its documents are not known. {remedy}")
+    return folder.run
+
+
+def _prepared(config: EvalConfig, run: RunConfig) -> Prepared:
+    return prepare(run.data, run.tokenizer, Path(config.paths.cache_dir))
+
+
 def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
     """Return the stores to score, by source."""
-    cache = Path(config.paths.cache_dir)
+    remedy = "Give files: path=<file>."
     if config.path is not None:
         files = TextFilesConfig(path=config.path, text_column=config.text_column, validation_fraction=0.0)
-        return prepare(files, PretrainedTokenizerConfig(path=str(folder.tokenizer_folder)), cache).train
-    if folder.run is None:
-        raise DataError(
-            f"{folder.folder} was trained elsewhere, so its documents are not known. Give files: path=<file>."
-        )
-    found = prepare(folder.run.data, folder.run.tokenizer, cache).validation
+        tokenizer = PretrainedTokenizerConfig(path=str(folder.tokenizer_folder))
+        return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
+    found = _prepared(config, _run_of(folder, remedy)).validation
     if not found:
-        raise DataError("the run kept no validation documents. Give files: path=<file>.")
+        raise DataError(f"the run kept no validation documents. {remedy}")
     return found

@@ -39,34 +39,6 @@ class InspectConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """Continue a prompt, or fill its masks, with a trained model."""
-
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    prompt: str = "The"
-    max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
-    temperature: float = 0.8  # 0 always takes the likeliest token
-    top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
-    top_p: float | None = None
-    repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
-    seed: int = 0
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-@dataclass
-class EvalConfig:
-    """Score a trained model on documents."""
-
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    path: str | None = None  # text files to score; none given: the validation documents of the run itself
-    text_column: str = "text"  # of .jsonl and .parquet files
-    batch_size: int = 16  # rows
-    max_rows: int = 0  # of each source; 0 scores all
-    output: str | None = None  # a file for the figures, as JSON
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-@dataclass
 class ExportConfig:
     """Write a trained model as a Hugging Face folder, and compare what transformers computes with it."""
 

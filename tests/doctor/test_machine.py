@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint
+from pretrain import checkpoint_writing
 from pretrain.doctor import machine
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.resume import flip_bit
@@ -106,7 +106,9 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(subject, optimizer):
 def test_the_runs_own_checkpoint_is_verified(subject, tmp_path, monkeypatch):
     folder = tmp_path / "logs" / "run" / "checkpoints"
     parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}
-    written = checkpoint.write(folder, 7, parts, config={}, progress={}, save_tokenizer=lambda to: to.mkdir(), ranks=1)
+    written = checkpoint_writing.write(
+        folder, 7, parts, config={}, progress={}, save_tokenizer=lambda to: to.mkdir(), ranks=1
+    )
     for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"]):
         finding = machine.own_checkpoint(subject(*words))
         assert finding.passed

@@ -35,6 +35,22 @@ def test_what_is_kept(top_k: int | None, top_p: float | None) -> None:
     assert torch.equal(found[0, kept], logits()[0, kept])
 
 
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [(None, 5), (0.001, 5), (0.12, 5), (0.13, 4), (0.25, 4), (0.26, 3), (0.51, 2), (0.63, 1), (1.0, 1)],
+)
+def test_min_p_keeps_what_has_that_share_of_the_likeliest(min_p: float | None, kept: int) -> None:
+    """The likeliest has 0.4, so that the others have shares of 0.625, 0.5, 0.25 and 0.125."""
+    order = sorted(range(5), key=lambda i: -PROBABILITIES[i])[:kept]
+    found = restrict(logits(2), None, None, min_p)
+    for row in found:
+        assert row.isfinite().nonzero().squeeze(1).tolist() == sorted(order)
+    assert restrict(logits(), 2, 0.1, min_p).isfinite().sum() == 1  # the limits add up
+    drawn = set(Sampler(Sampling(5.0, seed=0, min_p=min_p))(logits(2000)).tolist())
+    hot = [p**0.2 for p in PROBABILITIES]  # the share counts after the temperature
+    assert drawn == {i for i in range(5) if min_p is None or hot[i] >= min_p * max(hot)}
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.integers(1, 40), st.floats(0.001, 1.0))
 @settings(max_examples=150, deadline=None)
 def test_the_likeliest_token_always_stays(values: list[float], top_k: int, top_p: float) -> None:
@@ -85,6 +101,9 @@ def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
 def test_limits_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k=0 leaves no token to choose\. Try top_k=50"):
         Sampling(top_k=0)
+    for min_p in (0.0, 1.1, -0.5, math.nan):
+        with pytest.raises(ConfigError, match=r"min_p=.* is not a share above 0 and up to 1\. Try min_p=0\.05"):
+            Sampling(min_p=min_p)
     for top_p in (0.0, 1.1, -0.5, math.nan):
         with pytest.raises(ConfigError, match=r"top_p=.* is not a probability above 0 and up to 1\. Try top_p=0\.95"):
             Sampling(top_p=top_p)

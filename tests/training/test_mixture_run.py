@@ -12,10 +12,10 @@ import torch
 from pretrain.checkpoint import open_checkpoint
 from pretrain.data.prepare import prepare
 from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import EvalConfig
 from pretrain.language_model import LanguageModel
 from pretrain.objectives.batch import IGNORE
 from pretrain.score import score_documents
-from pretrain.script_config import EvalConfig
 from pretrain.training.config import PathsConfig
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule

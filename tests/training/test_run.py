@@ -14,9 +14,9 @@ from pretrain import checkpoint_writing
 from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.data.config import Mode
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
+from pretrain.evaluation.config import EvalConfig
 from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents
-from pretrain.script_config import EvalConfig
 from pretrain.training import launch
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.loggers import read_rows

@@ -101,6 +101,7 @@ def test_a_run_goes_back_leaves_out_what_is_to_blame_and_goes_on(poisoned, capsy
     assert max(float.fromhex(line["loss"]) for line in lines[100:]) < 1.5  # nothing of the noise is read any more
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_resume_leaves_out_the_same_rows_and_ends_alike(poisoned, monkeypatch):
     whole = train(poisoned.place("divergence.on_spike=rewind"))
@@ -150,6 +151,7 @@ def test_a_run_that_always_goes_back_ends(poisoned):
         train(poisoned.place("divergence.on_spike=rewind", "divergence.max_rewinds=1"))
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_start(poisoned, capsys):
     report = train(poisoned.place("divergence.on_spike=rewind", "checkpoint.every_n_steps=1000"))
     assert "rewinding to the start" in capsys.readouterr().out

@@ -18,8 +18,8 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.prepare import Prepared, finish_stream, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.errors import DataError, Interrupted
+from pretrain.evaluation.config import EvalConfig
 from pretrain.score import score_documents
-from pretrain.script_config import EvalConfig
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
 from pretrain.training.loggers import read_rows

@@ -92,12 +92,13 @@ def cached_generation(subject: Subject) -> Finding:
     prompts = [rows[0, : max(1, length // 4)].tolist(), rows[1, : max(1, length // 3)].tolist()]
     forbidden = torch.zeros(model.vocab_size, dtype=torch.bool, device=subject.device)
     with_cache, without = (
-        list(
-            continue_prompts(
+        [
+            [each and each.token for each in step]
+            for step in continue_prompts(
                 model, prompts, max_new_tokens=new, sampling=Sampling(temperature=0.0), end_id=-1,
                 forbidden=forbidden, use_cache=use_cache,
             )
-        )
+        ]
         for use_cache in (True, False)
     )  # fmt: skip
     differing = sum(a != b for a, b in zip(with_cache, without, strict=True))

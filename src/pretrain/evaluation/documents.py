@@ -14,11 +14,12 @@ def score_rows(
 ) -> Totals:
     """Return what the first `n_rows` rows of a stream come to; the factor is none for a masked model."""
     loss_sum, right, count = 0.0, 0, 0
+    device = next(learner.parameters()).device
     for start in range(0, n_rows, batch_size):
         places = np.arange(start, min(start + batch_size, n_rows))
         batch = learner.objective.make_batch(stream.rows(places), torch.from_numpy(places))
-        losses, hits = learner.evaluate(batch)
-        loss_sum += float(losses.double().sum())
+        losses, hits = learner.evaluate(batch.to(device))
+        loss_sum += float(losses.cpu().double().sum())
         right += int(hits.sum())
         count += int((batch.targets != IGNORE).sum())
     return Totals(loss_sum, right, count, bits_per_byte_of_a_nat)

@@ -1,16 +1,25 @@
-"""How likely a model finds a text, for both families."""
+"""How likely a model finds texts, for both families, many at once.
+
+Passages of about the same length are read side by side, padded on the right: what a text scores does not depend on
+its neighbours.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.loss import token_losses
 
-_ROWS = 32  # masked copies of a text scored at once
+BATCH_TOKENS = 4096  # of one forward pass, padding included
+
+Ints = NDArray[np.int64]
+Report = Callable[[int, int], object]  # is told the tokens read so far, and those of the whole
 
 
 @dataclass(frozen=True)
@@ -40,39 +49,128 @@ class Score:
         return -self.log_likelihood / math.log(2) / max(1, self.text_bytes)
 
 
-@torch.inference_mode()
-def causal_log_likelihoods(model: Transformer, tokens: Sequence[int]) -> Tensor:
-    """Return the log-probability in nats of every token but the first, float32 (len(tokens) - 1,).
+@dataclass(frozen=True)
+class Passage:
+    """Tokens that a context holds, of which those from place `first` on are to be predicted."""
 
-    A text longer than the context is read in windows that do not overlap but for one token.
+    tokens: Ints  # (T,)
+    first: int
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model makes of the predicted tokens of a passage, in their order."""
+
+    log_probabilities: Tensor  # nats, float32 (N,)
+    likeliest: Tensor  # bool (N,): whether the model would itself have put that token there
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+@torch.no_grad()
+def causal_predictions(
+    model: Transformer, passages: Sequence[Passage], batch_tokens: int = BATCH_TOKENS, report: Report = ignore_progress
+) -> list[Predicted]:
+    """Return for each passage how its tokens from `first`, at least 1, on are predicted from those before them."""
+    lengths = np.array([len(p.tokens) - 1 if p.first < len(p.tokens) else 0 for p in passages], np.int64)
+    found = [_nothing()] * len(passages)
+    for chosen in _batches(lengths, np.ones_like(lengths), batch_tokens, report):
+        batch = [passages[i] for i in chosen]
+        rows = _padded([p.tokens[:-1] for p in batch])  # (R, T)
+        places = [np.arange(p.first - 1, len(p.tokens) - 1) + row * rows.shape[1] for row, p in enumerate(batch)]
+        device = next(model.parameters()).device
+        hidden = model(torch.from_numpy(rows).to(device)).flatten(0, 1)
+        targets = torch.from_numpy(np.concatenate([p.tokens[p.first :] for p in batch]))
+        predicted = _at_targets(model, hidden[torch.from_numpy(np.concatenate(places)).to(device)], targets)
+        _hand_out(found, chosen, predicted, [len(each) for each in places])
+    return found
+
+
+@torch.no_grad()
+def masked_predictions(
+    model: Transformer,
+    passages: Sequence[Passage],
+    mask_id: int,
+    special_ids: frozenset[int],
+    batch_tokens: int = BATCH_TOKENS,
+    report: Report = ignore_progress,
+) -> list[Predicted]:
+    """Return for each passage how its tokens from `first` on that are not special are predicted, each hidden in turn.
+
+    The copies of all passages, one for each hidden token, are read side by side.
     """
-    device = next(model.parameters()).device
-    row = torch.tensor([list(tokens)], device=device)
-    found = []
-    for start in range(0, row.shape[1] - 1, model.config.context_length):
-        inputs = row[:, start : start + model.config.context_length]
-        targets = row[0, start + 1 : start + 1 + inputs.shape[1]]
-        logits = model.head(model(inputs)[0, : len(targets)]).float()
-        found.append(-F.cross_entropy(logits, targets, reduction="none"))
-    return torch.cat(found) if found else torch.zeros(0)
+    special = np.array(sorted(special_ids), np.int64)
+    hidden_at = [p.first + np.flatnonzero(~np.isin(p.tokens[p.first :], special)) for p in passages]
+    copies = np.array([len(places) for places in hidden_at], np.int64)
+    lengths = np.array([len(p.tokens) for p in passages], np.int64) * (copies > 0)
+    found = [_nothing()] * len(passages)
+    for chosen in _batches(lengths, copies, batch_tokens, report):
+        rows = _padded([passages[i].tokens for i in chosen])  # (R, T)
+        places = np.concatenate([hidden_at[i] for i in chosen])
+        of_row = np.repeat(np.arange(len(chosen)), copies[chosen])
+        size = max(1, batch_tokens // rows.shape[1])  # the copies of one long passage may be too many
+        parts = [slice(start, start + size) for start in range(0, len(places), size)]
+        read = [
+            _hide(model, rows[of_row[part]], lengths[chosen][of_row[part]], places[part], mask_id) for part in parts
+        ]
+        losses, right = (torch.cat(each) for each in zip(*read, strict=True))
+        _hand_out(found, chosen, (losses, right), copies[chosen].tolist())
+    return found
 
 
-@torch.inference_mode()
-def masked_log_likelihoods(
-    model: Transformer, tokens: Sequence[int], mask_id: int, special_ids: frozenset[int]
-) -> Tensor:
-    """Return the log-probability in nats of every token that is not special, each hidden in turn, float32."""
+def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Return how the token at one place of each row (R, T) is predicted once it is hidden."""
     device = next(model.parameters()).device
-    row = torch.tensor(list(tokens), device=device)
-    found = []
-    for start in range(0, len(row), model.config.context_length):
-        window = row[start : start + model.config.context_length]
-        places = [i for i, token in enumerate(window.tolist()) if token not in special_ids]
-        for first in range(0, len(places), _ROWS):
-            chosen = torch.tensor(places[first : first + _ROWS], device=device)
-            copies = window.repeat(len(chosen), 1)
-            each = torch.arange(len(chosen), device=device)
-            copies[each, chosen] = mask_id
-            logits = model.head(model(copies)[each, chosen]).float()
-            found.append(-F.cross_entropy(logits, window[chosen], reduction="none"))
-    return torch.cat(found) if found else torch.zeros(0)
+    each = np.arange(len(rows))
+    targets = torch.from_numpy(rows[each, places])
+    rows[each, places] = mask_id
+    documents = None
+    if lengths.min() < rows.shape[1]:  # nothing may see the padding
+        documents = torch.from_numpy((np.arange(rows.shape[1]) >= lengths[:, None]).astype(np.int32)).to(device)
+    hidden = model(torch.from_numpy(rows).to(device), documents=documents)
+    return _at_targets(model, hidden[torch.from_numpy(each).to(device), torch.from_numpy(places).to(device)], targets)
+
+
+def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and whether each target was the likeliest, on the CPU; without ever all logits."""
+    head = model.head
+    losses, right = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
+    return -losses.cpu(), right.cpu()
+
+
+def _nothing() -> Predicted:
+    return Predicted(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+
+
+def _hand_out(found: list[Predicted], chosen: Ints, predicted: tuple[Tensor, Tensor], counts: list[int]) -> None:
+    for i, losses, right in zip(chosen.tolist(), *(each.split(counts) for each in predicted), strict=True):
+        found[i] = Predicted(losses, right)
+
+
+def _batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> Iterator[Ints]:
+    """Yield which passages to read together, longest first: at most `batch_tokens`, if that is one passage or more.
+
+    A passage of length 0 is in none.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    order = order[: int((lengths > 0).sum())]
+    done, total, start = 0, int((lengths * copies).sum()), 0
+    while start < len(order):
+        rows = batch_tokens // int(lengths[order[start]])
+        ahead = order[start : start + rows + 1]
+        count = max(1, int(np.searchsorted(np.cumsum(copies[ahead]), rows, side="right")))
+        chosen = ahead[:count]
+        yield chosen
+        done += int((lengths[chosen] * copies[chosen]).sum())
+        start += count
+        report(done, total)
+
+
+def _padded(rows: Sequence[Ints]) -> Ints:
+    """Return rows of unequal length as one array (R, T), zeros behind the shorter ones."""
+    lengths = np.array([len(row) for row in rows])
+    whole = np.zeros((len(rows), int(lengths.max())), np.int64)
+    whole[np.arange(whole.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return whole

@@ -1,6 +1,7 @@
 """Continue prompts token by token, with or without a cache: the tokens are the same."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,13 @@ from pretrain.errors import ConfigError
 from pretrain.inference.cache import KeyValueCache
 from pretrain.inference.sampling import Sampler, Sampling, penalise
 from pretrain.models.transformer import Transformer
+
+
+class NewToken(NamedTuple):
+    """A token that was chosen, and how likely the model found it."""
+
+    token: int
+    log_probability: float  # nats, of the model's own distribution: before temperature, penalty and limits
 
 
 def continue_prompts(
@@ -20,7 +28,7 @@ def continue_prompts(
     end_id: int,
     forbidden: Tensor,
     use_cache: bool = True,
-) -> Iterator[list[int | None]]:
+) -> Iterator[list[NewToken | None]]:
     """Return an iterator over the next token of every prompt, until all have ended or `max_new_tokens` have come.
 
     A prompt that has produced `end_id` gives None from then on. `forbidden` is bool (V,): tokens never chosen. Prompts
@@ -85,14 +93,16 @@ class _Reading:
 @torch.inference_mode()  # as a decorator it holds between two tokens no longer: the caller's code runs as it did before
 def _steps(
     state: _Reading, sample: Sampler, max_new_tokens: int, end_id: int, forbidden: Tensor
-) -> Iterator[list[int | None]]:
+) -> Iterator[list[NewToken | None]]:
     alive = [True] * len(state.padding)
     for _ in range(max_new_tokens):
-        logits = penalise(state.model.head(state.last_hidden()).float(), state.seen, sample.sampling.repetition_penalty)
-        chosen = sample(logits.masked_fill(forbidden, -torch.inf))
+        logits = state.model.head(state.last_hidden()).float()
+        scores = penalise(logits, state.seen, sample.sampling.repetition_penalty)
+        chosen = sample(scores.masked_fill(forbidden, -torch.inf))
         state.append(chosen)
-        tokens = chosen.tolist()
-        alive = [was and token != end_id for was, token in zip(alive, tokens, strict=True)]
-        yield [token if going else None for token, going in zip(tokens, alive, strict=True)]
+        likely = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        new = [NewToken(*pair) for pair in zip(chosen.tolist(), likely.tolist(), strict=True)]
+        alive = [was and each.token != end_id for was, each in zip(alive, new, strict=True)]
+        yield [each if going else None for each, going in zip(new, alive, strict=True)]
         if not any(alive):
             return

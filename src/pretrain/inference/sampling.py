@@ -18,6 +18,7 @@ class Sampling:
     top_p: float | None = None  # choose among the likeliest that together have this probability
     repetition_penalty: float = 1.0  # above 1: tokens that stand in prompt or continuation become less likely
     seed: int | None = None  # none: another choice each time
+    min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
@@ -29,6 +30,8 @@ class Sampling:
             raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p={self.top_p} is not a probability above 0 and up to 1. Try top_p=0.95.")
+        if self.min_p is not None and not 0.0 < self.min_p <= 1.0:
+            raise ConfigError(f"min_p={self.min_p} is not a share above 0 and up to 1. Try min_p=0.05.")
         if not 0.0 < self.repetition_penalty < math.inf:
             raise ConfigError(
                 f"repetition_penalty={self.repetition_penalty} is not a number above 0. "
@@ -51,7 +54,8 @@ class Sampler:
         """Return the chosen token of each row, int64 (B,), from logits (B, V)."""
         if self.sampling.temperature < 1e-6:  # as good as 0, and a division could overflow
             return logits.argmax(-1)
-        kept = restrict(logits.float().cpu() / self.sampling.temperature, self.sampling.top_k, self.sampling.top_p)
+        wanted = self.sampling
+        kept = restrict(logits.float().cpu() / wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p)
         return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
 
 
@@ -65,11 +69,12 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def restrict(logits: Tensor, top_k: int | None, top_p: float | None, min_p: float | None = None) -> Tensor:
     """Return logits (B, V) with all but the likeliest tokens at minus infinity.
 
     `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2020,
-    https://arxiv.org/abs/1904.09751, section 3.1).
+    https://arxiv.org/abs/1904.09751, section 3.1); `min_p` those whose probability is at least this share of the
+    likeliest one's (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3).
     """
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
@@ -79,4 +84,6 @@ def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
         logits = torch.empty_like(logits).scatter_(-1, order, ordered.masked_fill(before >= top_p, -torch.inf))
+    if min_p is not None:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits

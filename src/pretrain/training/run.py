@@ -32,6 +32,7 @@ from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
+from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
@@ -109,6 +110,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     if config.logger.ledger:
         callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
     callbacks += [checkpoints, Samples(writer, throughput)]
+    callbacks += [Scores(config.scores, writer, throughput)] if config.scores.every_n_steps else []
     if isinstance(data.train_stream, StreamedRows):
         callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []

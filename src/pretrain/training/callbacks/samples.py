@@ -41,8 +41,7 @@ class Writer:
 
         Every process takes part where the model is sharded.
         """
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-            model = self._gathered(model)
+        model = self.whole_model(model)
         if rank() > 0:
             return ""
         was_training = model.training
@@ -53,7 +52,10 @@ class Writer:
         finally:
             model.train(was_training)
 
-    def _gathered(self, model: Transformer) -> Transformer:
+    def whole_model(self, model: Transformer) -> Transformer:
+        """Return the model itself, or on the first process a gathered copy on the CPU where it is sharded."""
+        if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            return model
         copy = build_without_weights(self.config.model, self.config.objective, self.tokenizer)
         if rank() == 0:
             copy.to_empty(device="cpu")

@@ -1,0 +1,164 @@
+"""Examples of the tasks, read from JSON lines: a file that does not hold what its task needs is refused by line."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pretrain.data.file_streams import opened
+from pretrain.data.sources import printable
+from pretrain.data.text_files import find_files
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import Task
+
+Item = TypeVar("Item")
+SUFFIXES = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True)
+class MinimalPair:
+    """Two sentences that differ in what makes one of them acceptable."""
+
+    good: str
+    bad: str
+    paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """A query with several continuations, each as it is scored, and the one that is right."""
+
+    query: str
+    continuations: tuple[str, ...]
+    choice_bytes: tuple[int, ...]  # UTF-8, without the delimiter
+    gold: int
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A passage and what comes next."""
+
+    context: str
+    continuation: str
+
+
+Example = MinimalPair | MultipleChoice | Cloze
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """The examples of one file or folder of files."""
+
+    name: str  # of the file, without its suffixes
+    task: Task
+    examples: Sequence[Example]
+
+
+def read_examples(task: Task, path: str, max_examples: int = 0, delimiter: str = " ", key: str = "path") -> ExampleSet:
+    """Return the examples of a task in the files that `path` names, at most `max_examples` evenly spaced ones; 0: all.
+
+    The delimiter stands between query and choice or context and continuation, unless white space is there already.
+    Raises DataError, naming file and line, for what is no example; `key` is the setting that named the files.
+    """
+    delimiter = delimiter.replace("\\n", "\n")
+    records = [
+        (place, record) for name, file in find_files(path, key).items() for place, record in _records(name, file)
+    ]
+    if not records:
+        raise DataError(f"{key}={printable(path)} holds no example.")
+    read = _READERS[task]
+    return ExampleSet(
+        _stem(Path(path)),
+        task,
+        [read(_Record(place, each), delimiter) for place, each in spaced(records, max_examples)],
+    )
+
+
+def spaced(items: Sequence[Item], count: int) -> Sequence[Item]:
+    """Return `count` items at even distances, the first among them; all where there are no more, or count is 0."""
+    return [items[i * len(items) // count] for i in range(count)] if 0 < count < len(items) else items
+
+
+def distinct_names(sets: Sequence[ExampleSet], key: str) -> Sequence[ExampleSet]:
+    """Return the sets; raises ConfigError where two have the same name, and their figures would be mixed up."""
+    names = [each.name for each in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{key} names two files called {name}, whose figures would be one. Rename one of them.")
+    return sets
+
+
+class _Record:
+    """A JSON object that knows where it stands."""
+
+    def __init__(self, place: str, values: dict[str, Any]) -> None:
+        self.place = place
+        self.values = values
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.values.get(name, default)
+        if not isinstance(value, str):
+            raise self.refused(name, "a text")
+        return value
+
+    def refused(self, name: str, wanted: str) -> DataError:
+        keys = ", ".join(printable(key) for key in sorted(self.values)) or "nothing"
+        return DataError(f"{self.place} needs {name} to be {wanted}. It holds {keys}.")
+
+
+def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
+    return MinimalPair(record.text("sentence_good"), record.text("sentence_bad"), record.text("UID", ""))
+
+
+def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
+    query, choices, gold = record.text("query"), record.values.get("choices"), record.values.get("gold")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise record.refused("choices", "a list of two texts or more")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        raise record.refused("gold", f"the place of the right choice, 0 to {len(choices) - 1}")
+    continuations = tuple(_behind(query, choice, delimiter) for choice in choices)
+    return MultipleChoice(query, continuations, tuple(len(choice.encode()) for choice in choices), gold)
+
+
+def _cloze(record: _Record, delimiter: str) -> Cloze:
+    context, continuation = record.text("context"), record.text("continuation")
+    return Cloze(context, _behind(context, continuation, delimiter))
+
+
+_READERS: dict[Task, Callable[[_Record, str], Example]] = {
+    Task.minimal_pairs: _minimal_pair,
+    Task.multiple_choice: _multiple_choice,
+    Task.cloze: _cloze,
+}
+
+
+def _behind(context: str, text: str, delimiter: str) -> str:
+    """Return a continuation with the delimiter before it, where the texts do not bring white space themselves."""
+    if delimiter.isspace() and (context[-1:].isspace() or text[:1].isspace()):
+        return text
+    return delimiter + text
+
+
+def _records(name: str, file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the JSON objects of a file, each with its place."""
+    found = []
+    with opened(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                place = f"{printable(name)}:{number}"
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None
+                if not isinstance(record, dict):
+                    raise DataError(f"{place} is no JSON object. Write one example a line.")
+                found.append((place, record))
+    return found
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a file without the suffixes of its format and compression."""
+    while path.suffix.lower() in SUFFIXES:
+        path = path.with_suffix("")
+    return path.name or "examples"

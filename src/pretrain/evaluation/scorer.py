@@ -1,0 +1,149 @@
+"""From texts to scores: a model with its tokenizer, and how its family scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.likelihood import (
+    BATCH_TOKENS,
+    Ints,
+    Passage,
+    Predicted,
+    Report,
+    Score,
+    causal_predictions,
+    ignore_progress,
+    masked_predictions,
+)
+from pretrain.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class ContinuationScore:
+    """How well a model predicts a continuation of a context."""
+
+    log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood
+    tokens: int
+    greedy: bool  # whether it is what the model itself would write, always taking the likeliest token
+
+
+class Scorer:
+    """Scores texts in batches: by likelihood a causal model, by pseudo-likelihood one that only fills masks."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        starts_with_bos: bool = True,
+        batch_tokens: int = BATCH_TOKENS,
+        report: Report = ignore_progress,
+    ) -> None:
+        """`starts_with_bos`: whether a context begins with the token that begins a document; `report` is told progress.
+
+        Raises ConfigError for a masked model whose tokenizer has no mask.
+        """
+        if not model.causal and tokenizer.mask_id is None:
+            raise ConfigError("this model's tokenizer has no mask token, so a text cannot be scored.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.starts_with_bos = starts_with_bos
+        self.batch_tokens = batch_tokens
+        self.report = report
+
+    @property
+    def causal(self) -> bool:
+        """Whether scores are likelihoods, each token predicted from those before it."""
+        return self.model.causal
+
+    def predictions(self, passages: Sequence[Passage]) -> list[Predicted]:
+        """Return how the tokens of each passage are predicted."""
+        if self.causal:
+            return causal_predictions(self.model, passages, self.batch_tokens, self.report)
+        mask_id = self.tokenizer.mask_id
+        assert mask_id is not None
+        return masked_predictions(
+            self.model, passages, mask_id, self.tokenizer.special_ids, self.batch_tokens, self.report
+        )
+
+    def texts(self, texts: Sequence[str]) -> list[Score]:
+        """Return how likely the model finds each text; equal texts score exactly the same.
+
+        A text longer than the context is read in windows that do not overlap, for a causal model but for one token.
+        """
+        rows = [self._framed(tokens) for tokens in self._encoded(texts)]
+        distinct = {row.tobytes(): row for row in rows}
+        scores = dict(zip(distinct, self.documents(list(distinct.values())), strict=True))
+        return [
+            Score(*scores[row.tobytes()], text_bytes=len(text.encode())) for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def documents(self, rows: Sequence[Ints]) -> list[tuple[float, int]]:
+        """Return the log-likelihood in nats and the predicted tokens of each row of ids, of any length."""
+        windows = [self._windows(row) for row in rows]
+        found = iter(self.predictions([passage for each in windows for passage in each]))
+        scores = []
+        for each in windows:
+            parts = [next(found).log_probabilities for _ in each]
+            scores.append((sum(float(p.double().sum()) for p in parts), sum(len(p) for p in parts)))
+        return scores
+
+    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[ContinuationScore]:
+        """Return how likely the model finds each continuation behind its context.
+
+        The two are tokenised as one text; spaces at the end of a context count as the continuation's, as lm-eval does.
+        What does not fit into the context length is left out at the beginning. Raises DataError for a continuation that
+        has no token, or more than fit.
+        """
+        moved = [_spaces_moved(context, continuation) for context, continuation in pairs]
+        contexts = self._encoded([context for context, _ in moved])
+        wholes = self._encoded([context + continuation for context, continuation in moved])
+        passages = [
+            self._passage(len(context), whole, pair)
+            for context, whole, (_, pair) in zip(contexts, wholes, pairs, strict=True)
+        ]
+        return [
+            ContinuationScore(
+                float(each.log_probabilities.double().sum()), len(each.likeliest), bool(each.likeliest.all())
+            )
+            for each in self.predictions(passages)
+        ]
+
+    def _encoded(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text, with nothing added."""
+        return [document[1:-1] for document in self.tokenizer.encode_documents(texts)]
+
+    def _framed(self, tokens: NDArray[np.uint32]) -> Ints:
+        """Return the ids of a text between those that begin and, for a masked model, end a document."""
+        end = [] if self.causal else [self.tokenizer.eos_id]
+        return np.concatenate([[self.tokenizer.bos_id], tokens, end]).astype(np.int64)
+
+    def _windows(self, row: Ints) -> list[Passage]:
+        length = self.model.config.context_length
+        if self.causal:  # the last token of a window is the first input of the next
+            return [Passage(row[start : start + length + 1], 1) for start in range(0, len(row) - 1, length)]
+        return [Passage(row[start : start + length], 0) for start in range(0, len(row), length)]
+
+    def _passage(self, context: int, whole: NDArray[np.uint32], continuation: str) -> Passage:
+        """Return the passage in which the ids behind the first `context` of `whole` are predicted."""
+        new = len(whole) - context
+        length = self.model.config.context_length
+        most = length if self.causal else length - 2
+        if not 0 < new <= most:
+            raise DataError(
+                f"the continuation {continuation[:40]!a} has {new} tokens, and between 1 and {most} can be scored."
+            )
+        if self.causal:
+            row = self._framed(whole) if self.starts_with_bos or not context else whole.astype(np.int64)
+            row = row[-(length + 1) :]
+            return Passage(row, len(row) - new)
+        row = self._framed(whole)[-length:]
+        return Passage(row, len(row) - 1 - new)
+
+
+def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation

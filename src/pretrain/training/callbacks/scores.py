@@ -1,0 +1,78 @@
+"""How the model does on tasks with right answers while it trains: curves beside those of the loss."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from pretrain.errors import ConfigError
+from pretrain.evaluation.config import ScoresConfig
+from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
+from pretrain.evaluation.tasks import score_tasks
+from pretrain.models.transformer import Transformer
+from pretrain.training.callbacks.metrics import write
+from pretrain.training.callbacks.samples import Writer
+from pretrain.training.module import TrainingModule
+from pretrain.training.processes import rank
+from pretrain.training.throughput import Throughput
+
+
+def open_tasks(config: ScoresConfig, causal: bool) -> list[ExampleSet]:
+    """Return the fixed examples that a run is scored on; read before it starts, so that a wrong file ends it at once.
+
+    Raises ConfigError for a task that a masked model cannot do, DataError for a file without examples.
+    """
+    if config.cloze and not causal:
+        raise ConfigError(
+            f"scores.cloze={config.cloze} continues passages, and this run trains a model to fill masks. "
+            "Try scores.minimal_pairs or scores.multiple_choice."
+        )
+    found = [
+        read_examples(task, path, config.max_examples, config.delimiter, key=f"scores.{task.name}")
+        for task, path in config.files()
+    ]
+    distinct_names(found, "scores")
+    return found
+
+
+class Scores(Callback):
+    """Logs `eval/<file>/<figure>` every n steps and at the end; the training's random numbers are left alone.
+
+    The first process scores, on a gathered copy where the model is sharded, while the others wait.
+    """
+
+    def __init__(self, config: ScoresConfig, writer: Writer, throughput: Throughput) -> None:
+        """Read the examples; raises what `open_tasks` does."""
+        self.config = config
+        self.writer = writer
+        self.throughput = throughput
+        self.tasks = open_tasks(config, writer.config.objective.causal)
+        self.newest: dict[str, float] = {}
+        self._scored_step = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score where it is time to, at the end of a step."""
+        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ended and trainer.global_step % self.config.every_n_steps == 0:
+            with self.throughput.paused("scores"):
+                self._score(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the weights at the end, if that has not been done."""
+        if trainer.global_step != self._scored_step:
+            self._score(trainer, pl_module)
+
+    def _score(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        model = module.learner.model
+        assert isinstance(model, Transformer)
+        self._scored_step = trainer.global_step
+        whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
+        if rank() > 0:
+            return
+        with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to score
+            self.newest = score_tasks(whole, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
+        write(trainer, self.newest, trainer.global_step)

@@ -1,0 +1,139 @@
+"""Files of examples: what is read, which part of it, and what is refused by name and line."""
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
+from pretrain.evaluation.examples import (
+    Cloze,
+    MinimalPair,
+    MultipleChoice,
+    distinct_names,
+    read_examples,
+    spaced,
+)
+
+
+def write(path: Path, *records: Any) -> str:
+    lines = "".join(f"{record if isinstance(record, str) else json.dumps(record)}\n" for record in records)
+    if path.suffix == ".xz":
+        path.write_bytes(lzma.compress(lines.encode()))
+    else:
+        path.write_text(lines, encoding="utf8")
+    return str(path)
+
+
+PAIR = {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps.", "UID": "agreement"}
+
+
+def test_pairs_come_with_their_paradigm(tmp_path: Path) -> None:
+    path = write(tmp_path / "blimp.jsonl.xz", PAIR, "", {**PAIR, "UID": "other"})
+    found = read_examples(Task.minimal_pairs, path)
+    assert found.name == "blimp"
+    assert list(found.examples) == [
+        MinimalPair("Cats sleep.", "Cats sleeps.", "agreement"),
+        MinimalPair("Cats sleep.", "Cats sleeps.", "other"),
+    ]
+    plain = {name: text for name, text in PAIR.items() if name != "UID"}
+    assert read_examples(Task.minimal_pairs, write(tmp_path / "b.jsonl", plain)).examples[0].paradigm == ""
+
+
+@pytest.mark.parametrize(
+    ("query", "choice", "delimiter", "continuation"),
+    [
+        ("Q: two", "2", " ", " 2"),
+        ("Q: two ", "2", " ", "2"),
+        ("Q: two", " 2", " ", " 2"),
+        ("Q: two", "2", "\\nAnswer: ", "\nAnswer: 2"),
+        ("Q: two", "é", "", "é"),
+    ],
+)
+def test_a_delimiter_stands_between_query_and_choice(
+    tmp_path: Path, query: str, choice: str, delimiter: str, continuation: str
+) -> None:
+    path = write(tmp_path / "arc.jsonl", {"query": query, "choices": [choice, "other"], "gold": 1})
+    (found,) = read_examples(Task.multiple_choice, path, delimiter=delimiter).examples
+    assert isinstance(found, MultipleChoice)
+    assert (found.query, found.continuations[0], found.gold) == (query, continuation, 1)
+    assert found.choice_bytes == (len(choice.encode()), 5)
+    (cloze,) = read_examples(
+        Task.cloze, write(tmp_path / "lambada.json", {"context": query, "continuation": choice}), delimiter=delimiter
+    ).examples
+    assert cloze == Cloze(query, continuation)
+
+
+def test_a_part_is_spaced_evenly_and_always_the_same(tmp_path: Path) -> None:
+    records = [{**PAIR, "UID": str(number)} for number in range(10)]
+    path = write(tmp_path / "pairs.jsonl", *records)
+    found = [read_examples(Task.minimal_pairs, path, max_examples=count).examples for count in (4, 4, 10, 99, 0)]
+    assert [pair.paradigm for pair in found[0]] == ["0", "2", "5", "7"]
+    assert found[0] == found[1]
+    assert [len(each) for each in found] == [4, 4, 10, 10, 10]
+    assert spaced("abc", 1) == ["a"]
+
+
+REFUSED: list[tuple[Task, Any, str]] = [
+    (Task.minimal_pairs, "[1]", r"bad\.jsonl:2 is no JSON object\. Write one example a line"),
+    (Task.minimal_pairs, "{", r"bad\.jsonl:2 is no JSON object"),
+    (Task.minimal_pairs, {"sentence_good": "a"}, r"bad\.jsonl:2 needs sentence_bad to be a text\. It holds sentence_"),
+    (Task.multiple_choice, {"query": "a", "choices": ["b"], "gold": 0}, r"choices to be a list of two texts or more"),
+    (Task.multiple_choice, {"query": "a", "choices": ["b", ""], "gold": 0}, r"choices to be a list of two texts"),
+    (Task.multiple_choice, {"query": "a", "choices": ["b", "c"], "gold": 2}, r"the place of the right choice, 0 to 1"),
+    (Task.cloze, {"context": "a", "continuation": None}, r"needs continuation to be a text"),
+    (Task.cloze, {}, r"needs context to be a text\. It holds nothing"),
+]
+GOOD: dict[Task, Any] = {
+    Task.minimal_pairs: PAIR,
+    Task.multiple_choice: {"query": "a", "choices": ["b", "c"], "gold": 0},
+    Task.cloze: {"context": "a", "continuation": "b"},
+}
+
+
+@pytest.mark.parametrize(("task", "record", "message"), REFUSED)
+def test_what_is_no_example_is_named_by_its_line(tmp_path: Path, task: Task, record: Any, message: str) -> None:
+    path = write(tmp_path / "bad.jsonl", GOOD[task], record)
+    with pytest.raises(DataError, match=message):
+        read_examples(task, path)
+
+
+def test_files_that_give_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"scores\.cloze=.*empty\.jsonl holds no example"):
+        read_examples(Task.cloze, write(tmp_path / "empty.jsonl"), key="scores.cloze")
+    with pytest.raises(DataError, match=r"path=nowhere does not exist"):
+        read_examples(Task.cloze, "nowhere")
+    sets = [read_examples(Task.minimal_pairs, write(tmp_path / name, PAIR)) for name in ("a.jsonl", "a.jsonl.xz")]
+    with pytest.raises(ConfigError, match="scores names two files called a, whose figures would be one"):
+        distinct_names(sets, "scores")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_tokens": 0}, "batch_tokens=0 is below 1. Try batch_tokens=32"),
+        ({"new_tokens": -1}, "new_tokens=-1 is below 1"),
+        ({"max_examples": -1}, "max_examples=-1 is negative. Try max_examples=500, or 0 for all"),
+        ({"task": Task.cloze}, "task=cloze needs a file of examples. Give it: path=examples.jsonl"),
+        ({"task": Task.memorisation, "path": "x"}, "so path=x has no use. Leave it out"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvalConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_examples": -1}, "scores.max_examples=-1 is negative. Try scores.max_examples=500"),
+        ({"batch_tokens": 0}, "scores.batch_tokens=0 is below 1. Try scores.batch_tokens=4096"),
+        ({"every_n_steps": 5}, r"scores.every_n_steps=5 has nothing to score. Name a file: 'scores.minimal_pairs=\["),
+    ],
+)
+def test_scores_that_cannot_work_are_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ScoresConfig(**settings)

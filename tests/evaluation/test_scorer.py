@@ -1,0 +1,116 @@
+"""Scores of texts: read side by side they are those of each text alone, computed the long way."""
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES
+
+from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.scorer import Scorer
+
+ALL = [("gpt", True), ("llama", True), ("local", True), ("bert", False), ("modern_bert", False)]
+TEXTS = ["a", "The quick brown fox", "", "The quick brown dog", "é" * 9, "x" * 40, "The", "x" * 31, "y" * 32, "The"]
+
+
+def scorer(family: str, causal: bool, **options: object) -> Scorer:
+    return Scorer(lively(shape(family), BYTES.vocab_size, causal), BYTES, **options)
+
+
+@pytest.mark.parametrize(("family", "causal"), ALL)
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_texts_side_by_side_score_as_each_alone(family: str, causal: bool, batch_tokens: int) -> None:
+    """With 100 tokens some texts share a batch, padded, and the copies of the long ones do not fit into one."""
+    model = scorer(family, causal, batch_tokens=batch_tokens)
+    together = model.texts(TEXTS)
+    for text, found in zip(TEXTS, together, strict=True):
+        (alone,) = scorer(family, causal).texts([text])
+        assert (found.tokens, found.text_bytes) == (alone.tokens, alone.text_bytes)
+        assert found.tokens == len(text.encode())
+        assert found.loss == pytest.approx(alone.loss, abs=1e-5)
+        assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5, abs=1e-5)
+    assert together[6] == together[9]
+
+
+@torch.no_grad()
+def slow(model: Scorer, context: str, continuation: str) -> tuple[float, bool]:
+    """One token at a time, each in a row of its own."""
+    before, new = [BYTES.bos_id, *context.encode()], list(continuation.encode())
+    transformer = model.model
+    total, greedy = 0.0, True
+    for number, token in enumerate(new):
+        if model.causal:
+            row = torch.tensor([[*before, *new[:number]]])[:, -32:]
+            scores = transformer.head(transformer(row)[0, -1])
+        else:
+            row = torch.tensor([*before, *new[:number], BYTES.mask_id, *new[number + 1 :], BYTES.eos_id])
+            scores = transformer.head(transformer(row.unsqueeze(0))[0, len(before) + number])
+        total += float(scores.double().log_softmax(-1)[token])
+        greedy &= int(scores.argmax()) == token
+    return total, greedy
+
+
+@pytest.mark.parametrize(("family", "causal"), ALL)
+def test_continuations_score_as_one_token_after_the_other(family: str, causal: bool) -> None:
+    model = scorer(family, causal, batch_tokens=90)
+    pairs = [("The quick", " brown"), ("The quick ", "brown"), ("", "fox"), ("a", "b" * 20), ("The", " x"), ("q", "u")]
+    found = model.continuations(pairs)
+    for (context, continuation), score in zip(pairs, found, strict=True):
+        moved = context.rstrip()
+        total, greedy = slow(model, moved, context[len(moved) :] + continuation)
+        assert score.log_likelihood == pytest.approx(total, rel=1e-5)
+        assert score.greedy is greedy
+    assert found[0] == found[1]
+
+
+def test_what_the_model_says_by_itself_is_greedy() -> None:
+    from pretrain.language_model import LanguageModel
+
+    model = scorer("gpt", True)
+    (written,) = LanguageModel(model.model, BYTES).continuations(["The"], temperature=0, max_new_tokens=1)
+    text = BYTES.decode(written.tokens)
+    assert text.isascii()  # one byte, so that the text has just this token
+    said, other = model.continuations([("The", text), ("The", "?" if text != "?" else "!")])
+    assert said.greedy
+    assert not other.greedy
+
+
+@pytest.mark.parametrize(("family", "causal"), [("gpt", True), ("bert", False)])
+def test_a_long_context_is_cut_at_its_beginning(family: str, causal: bool) -> None:
+    model = scorer(family, causal)
+    longer, other = model.continuations([("x" * 50 + "abcdef", "gh"), ("y" * 20 + "x" * 50 + "abcdef", "gh")])
+    assert longer.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6)
+
+
+def test_a_model_that_knows_no_beginning_is_given_none() -> None:
+    knows, does_not = scorer("gpt", True), scorer("gpt", True, starts_with_bos=False)
+    assert knows.continuations([("ab", "c")]) != does_not.continuations([("ab", "c")])
+    assert knows.continuations([("", "c")]) == does_not.continuations([("", "c")])  # something must come before
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the continuation '' has 0 tokens, and between 1 and 32 can be scored"):
+        scorer("gpt", True).continuations([("a", "")])
+    with pytest.raises(DataError, match=r"the continuation 'x+' has 31 tokens, and between 1 and 30 can be scored"):
+        scorer("bert", False).continuations([("a", "x" * 31)])
+    tokenizer = byte_tokenizer()
+    tokenizer.mask_id = None
+    with pytest.raises(ConfigError, match="tokenizer has no mask token, so a text cannot be scored"):
+        Scorer(lively(shape("bert"), 259, causal=False), tokenizer)
+
+
+def test_special_tokens_in_a_text_are_not_predicted() -> None:
+    tokenizer = train_bpe(["the quick brown fox"] * 3, 280)
+    model = Scorer(lively(shape("bert"), tokenizer.vocab_size, causal=False), tokenizer)
+    text = "the quick"
+    assert model.texts([text])[0].tokens == len(tokenizer.encode(text))
+
+
+def test_progress_is_told_in_tokens() -> None:
+    told: list[tuple[int, int]] = []
+    for family, causal, total in (("gpt", True, 2 + 4), ("bert", False, 2 * 4 + 4 * 6)):
+        told.clear()
+        model = scorer(family, causal, batch_tokens=5, report=lambda done, whole: told.append((done, whole)))
+        model.texts(["ab", "abcd"])
+        assert [whole for _, whole in told] == [total, total]
+        assert told[-1][0] == total

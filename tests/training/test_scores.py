@@ -1,0 +1,97 @@
+"""Scores of tasks while a model trains: the same as afterwards, and the training goes on as if there were none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config import from_dict, to_dict
+from pretrain.data.tokenizer_training import byte_tokenizer
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
+from pretrain.score import score
+from pretrain.training.callbacks.samples import Writer
+from pretrain.training.callbacks.scores import open_tasks
+from pretrain.training.loggers import read_rows
+from pretrain.training.run import run
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Return a file of examples for each task."""
+    records: dict[str, Any] = {
+        "minimal_pairs": {"sentence_good": "the fox jumps", "sentence_bad": "fox the jumps", "UID": "order"},
+        "multiple_choice": {"query": "birds", "choices": ["sing", "jump"], "gold": 0},
+        "cloze": {"context": "the lazy", "continuation": "d"},
+    }
+    for name, record in records.items():
+        (tmp_path / f"{name}.jsonl").write_text(2 * (json.dumps(record) + "\n"))
+    return {name: str(tmp_path / f"{name}.jsonl") for name in records}
+
+
+def words(files: dict[str, str], *tasks: str) -> list[str]:
+    return [f"scores.{task}=[{files[task]}]" for task in tasks]
+
+
+def curves(folder: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for row in read_rows(Path(folder) / "metrics.csv"):
+        if row["name"].startswith("eval/"):
+            found.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
+    return found
+
+
+@pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
+def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict[str, str], model: str) -> None:
+    tasks = ["minimal_pairs", "multiple_choice", *(["cloze"] if model == "gpt_nano" else [])]
+    usual = [f"model={model}", "batch_size=4", "micro_batch_size=2"]
+    plain = run(tiny.place(*usual, f"paths.run_dir={tiny.folder / 'plain'}"))
+    report = run(
+        tiny.place(*usual, "scores.every_n_steps=5", *words(files, *tasks), f"paths.run_dir={tiny.folder / 'scored'}")
+    )
+    found = curves(report.folder)
+    assert {name.split("/")[1] for name in found} == set(tasks)
+    assert all(list(curve) == [5, 10, 12] for curve in found.values())
+    assert not curves(plain.folder)
+    for part in ("model", "optimizer", "random"):
+        one, other = (open_checkpoint(Path(each.folder)).tensors(part) for each in (plain, report))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    for task in tasks:
+        afterwards = score(EvalConfig(task=Task[task], path=files[task]), report.folder)
+        for name, value in afterwards.items():
+            if f"eval/{task}/{name}" in found:
+                assert found[f"eval/{task}/{name}"][12] == pytest.approx(value, rel=1e-5)
+    assert "eval/minimal_pairs/accuracy" in found
+    assert "eval/multiple_choice/accuracy_per_byte" in found
+
+
+def test_settings_of_scores_come_from_the_command_line_and_survive_being_saved(
+    tiny: Any, files: dict[str, str]
+) -> None:
+    config = tiny.config("scores.every_n_steps=5", *words(files, "minimal_pairs", "cloze"), "scores.max_examples=1")
+    assert config.scores.files() == [
+        (Task.minimal_pairs, files["minimal_pairs"]),
+        (Task.cloze, files["cloze"]),
+    ]
+    assert from_dict(to_dict(config)) == config
+    tasks = open_tasks(config.scores, causal=True)
+    assert [(each.name, len(each.examples)) for each in tasks] == [("minimal_pairs", 1), ("cloze", 1)]
+
+
+def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str, str]) -> None:
+    with pytest.raises(DataError, match=r"scores\.cloze=nowhere does not exist"):
+        open_tasks(ScoresConfig(every_n_steps=1, cloze=["nowhere"]), causal=True)
+    with pytest.raises(ConfigError, match=r"scores\.cloze=\['x'\] continues passages, and this run trains a model to"):
+        open_tasks(ScoresConfig(cloze=["x"]), causal=False)
+    twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
+    with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose figures would be one"):
+        open_tasks(twice, causal=True)
+
+
+def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
+    model = lively(shape("gpt"), 259, causal=True)
+    assert Writer(tiny.config(), byte_tokenizer()).whole_model(model) is model
