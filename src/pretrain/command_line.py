@@ -34,6 +34,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         return  # a process that the run has started imports the script anew, to know what it registers
     words = [quote(word, free_text) for word in sys.argv[1:]]
     try:
+        _refuse_pickles()
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
             _sweep(config_name, words[1:])
@@ -45,6 +46,13 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
+
+
+def _refuse_pickles() -> None:
+    """Refuse to start where the environment tells torch to run code that files hold."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+        raise ConfigError(f"{name}={os.environ[name]} lets files run code as torch loads them. Unset it: unset {name}")
 
 
 def _follows() -> bool:

@@ -66,4 +66,10 @@ def _settings(folder: Path) -> tuple[RunConfig, frozenset[str]]:
     written = folder / "config.yaml"
     if not written.is_file():
         raise CheckpointError(f"run={folder} is not the folder of a run. Try run=auto for the newest one.")
-    return from_dict(yaml.safe_load(written.read_text(encoding="utf8"))), frozenset()
+    try:
+        settings = yaml.safe_load(written.read_text(encoding="utf8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{written} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{written} holds no settings.")
+    return from_dict(settings), frozenset()

@@ -12,6 +12,7 @@ from typing import Any
 
 from pretrain.checkpoint import newest
 from pretrain.data.prepare import prepare
+from pretrain.data.store_files import write_atomically
 from pretrain.errors import (
     CheckpointError,
     ConfigError,
@@ -106,7 +107,8 @@ def work(text: str) -> str:
         message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
         path = Path(record["folder"]) / "failures" / f"rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"time": time.time(), "rank": rank(), "exit_code": code, "message": message}))
+        failure = {"time": time.time(), "rank": rank(), "exit_code": code, "message": message}
+        write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process any moment
         os._exit(code)  # a process that waits for others must not wait while it cleans up
     leave_group()
     return report

@@ -1,0 +1,42 @@
+"""A disk that is really too small for the next checkpoint."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.errors import CheckpointError
+from pretrain.training.run import run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a file system of 4 MiB in memory; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = os.geteuid() == 0 and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    ).returncode  # fmt: skip
+    if not mounted:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.fault("F04")
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_the_run_ends_and_the_checkpoint_before_goes_on(tiny, small_disk: Path, asynchronous: str):
+    words = [
+        "model=gpt_nano", "model.d_model=96", "optimizer=adamw", "logger=none", f"paths.run_dir={small_disk / 'run'}",
+        f"checkpoint.asynchronous={asynchronous}",
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"step 8 could not be written .*No space left on device\. It needs") as e:
+        run(tiny.place(*words))
+    assert e.value.exit_code == 4
+    assert [path.name for path in (small_disk / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert open_checkpoint(small_disk / "run").step == 4
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert run(tiny.place(*words, "resume=auto")).steps == 12

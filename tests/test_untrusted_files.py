@@ -1,0 +1,134 @@
+"""Files that came from elsewhere are data: nothing in them runs, reads the environment, or leaves the run folder.
+
+Hostile manifests of checkpoints, token stores, tokenizers and Hugging Face folders are in the tests of those.
+"""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain import checkpoint
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config import from_dict, to_dict
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.inspection import rows_of_step
+from pretrain.language_model import LanguageModel
+from pretrain.training.run import run
+
+ROOT = Path(__file__).parents[1]
+
+
+class Bomb:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def commit(folder: Path) -> None:
+    """Make the manifest agree with the files, as one who can write to the folder would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        facts |= {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def saved(tiny) -> Path:
+    """Return the only checkpoint of a run."""
+    report = run(tiny.place("model=gpt_nano", "trainer.max_steps=1"))
+    return open_checkpoint(Path(report.folder)).folder
+
+
+def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))  # noqa: S301  (it is what the others must not do)
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "random"])
+def test_a_pickle_in_place_of_tensors_is_refused(tiny, saved: Path, tmp_path: Path, part: str):
+    (saved / f"{part}.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
+    commit(saved)
+    with pytest.raises(CheckpointError, match=rf"{part}\.safetensors (cannot be read|claims a header)"):
+        run(tiny.place("model=gpt_nano", f"resume={saved}", "trainer.max_steps=2"))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_target_": "os.system"}, r"the saved settings do not fit this version: Key '_target_'"),
+        ({"model": {"kind": "os.system"}}, r"model\.kind=os\.system is unknown"),
+        ({"name": "${oc.env:HOME}"}, r"the saved settings hold name=\$\{oc\.env:HOME\}; only plain values are read"),
+        ({"data": {"kind": "text_files", "path": "${oc.env:HOME}"}}, r"settings hold data\.path=\$\{oc\.env:HOME\}"),
+    ],
+)
+def test_settings_that_name_code_or_the_environment_are_refused(
+    tiny, saved: Path, change: dict[str, Any], message: str
+):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["config"] |= change
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=message):
+        LanguageModel.load(saved)
+    with pytest.raises(ConfigError, match=message):
+        tiny.place("model=gpt_nano", f"resume={saved}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "!!python/object/apply:pathlib.Path.touch [{marker}]",
+            r"config\.yaml cannot be read: could not determine",
+        ),
+        ("[1, 2]", r"config\.yaml holds no settings"),
+        ("a: *b", r"config\.yaml cannot be read"),
+        ("[" * 100_000, r"config\.yaml cannot be read"),
+    ],
+    ids=["object", "list", "alias", "deep"],
+)
+def test_a_run_folders_settings_run_nothing(tmp_path: Path, text: str, message: str):
+    (tmp_path / "config.yaml").write_text(text.replace("{marker}", str(tmp_path / "marker")))
+    with pytest.raises(CheckpointError, match=message):
+        list(rows_of_step(tmp_path, 1))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_saved_settings_are_read_back_as_they_were(tiny):
+    config = tiny.config("model=gpt_nano")
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_names_of_documents_are_escaped_on_a_terminal(tiny, capfd: pytest.CaptureFixture[str]):
+    corpus = tiny.folder / "names"
+    corpus.mkdir()
+    (corpus / "a\x1b[31mred.txt").write_text("the \x1b]0;title\x07 quick " * 40)
+    words = ["model=gpt_nano", f"data.path={corpus}", "data.validation_fraction=0", "trainer.max_steps=1"]
+    report = run(tiny.place(*words))
+    capfd.readouterr()
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "prepare.py"), "inspect", f"run={report.folder}", "step=1"],
+        cwd=tiny.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\\x1b[31mred.txt" in found.stdout
+    assert "\x1b" not in found.stdout + report.sample.replace("\x1b", "") + str(report)
+
+
+def test_an_environment_that_has_torch_unpickle_is_refused(monkeypatch: pytest.MonkeyPatch):
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py")],
+        capture_output=True, text=True, check=False, env={"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets files run code as torch loads them. Unset it" in found.stderr
