@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -111,3 +113,39 @@ def test_a_folder_that_not_all_machines_share_is_told(tmp_path: Path, monkeypatc
     monkeypatch.setattr(checkpoint_writing, "_begin", lambda *arguments: False)
     found = TwoProcesses().write(tmp_path, halves())
     assert "the run folder is not on storage that all machines share" in str(found[1])
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+import torch
+from pretrain.checkpoint_writing import write
+from pretrain.training.checkpointing import RunState
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def tokenizer(folder):
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+
+parts = {"model": {f"w{number}": torch.randn(1_000_000) for number in range(60)}}
+size, before, folder = 240_000_000, peak(), Path(sys.argv[1])
+write(folder, 1, parts, config={}, progress={}, save_tokenizer=tokenizer)
+at_once = peak() - before
+state = RunState.__new__(RunState)
+state._copies = {}
+for step in (2, 3):
+    write(folder, step, state._copy(parts), config={}, progress={}, save_tokenizer=tokenizer)
+print(at_once / size, (peak() - before) / size)
+"""
+
+
+@pytest.mark.slow
+def test_saving_takes_no_memory_but_for_one_copy_in_the_background(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    at_once, in_background = map(float, found.stdout.split())
+    assert at_once < 0.15
+    assert 0.9 < in_background < 1.15

@@ -50,3 +50,8 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "mps":
         return False
     return matmul_flops_per_s(device, torch.bfloat16, 0.03) >= 1.5 * matmul_flops_per_s(device, torch.float32, 0.03)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the number format for sums over many targets: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -13,14 +13,14 @@ class LossMetrics(Metric):
     right: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         for name in ("loss_sum", "right", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, right: Tensor, counts: Tensor) -> None:
         """Add targets: cross-entropies in nats, whether each was the likeliest token, and whether it counts."""
-        self.loss_sum += losses.double().sum()
+        self.loss_sum += losses.to(self.loss_sum.dtype).sum()
         self.right += right.sum()
         self.count += counts.sum()
 

@@ -39,6 +39,7 @@ class TrainingModule(L.LightningModule):
         length: RunLength,
         spikes: Spikes,
         keeps_ledger: bool,
+        sums: torch.dtype,
         clip_norm: float,
         expected_targets: float,
         bits_per_byte_of_a_nat: dict[str, float],
@@ -62,7 +63,7 @@ class TrainingModule(L.LightningModule):
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, at the end of the step
         self._ready = False
-        self.validation = nn.ModuleList(LossMetrics() for _ in self._scored)
+        self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
         self.grad_norm = torch.zeros(())
         self.skipped_steps = 0
@@ -70,8 +71,8 @@ class TrainingModule(L.LightningModule):
         self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
         self.step_samples: list[int] = []  # and the places of its rows, where the ledger needs them
         self._step_targets = torch.zeros((), dtype=torch.int64)
-        self._step_loss_sum = torch.zeros((), dtype=torch.float64)
-        self._logged_loss = torch.zeros((), dtype=torch.float64)
+        self._step_loss_sum = torch.zeros((), dtype=sums)
+        self._logged_loss = torch.zeros((), dtype=sums)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 

@@ -19,7 +19,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.data.training_rows import training_rows
-from pretrain.device import peak_flops_per_s
+from pretrain.device import peak_flops_per_s, sum_dtype
 from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
@@ -77,7 +77,9 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
     length = run_length(config, seconds)
     spikes = _spikes(config, before)
-    module = _build_module(config, prepared, data, learner, length, spikes, materialiser(learner, config, values))
+    module = _build_module(
+        config, prepared, data, learner, length, spikes, device, materialiser(learner, config, values)
+    )
     for sentence in doubts(config, model, data):
         say(f"warning: {sentence}")
 
@@ -185,6 +187,7 @@ def _build_module(
     learner: Learner,
     length: RunLength,
     spikes: Spikes,
+    device: torch.device,
     materialise: Any,
 ) -> TrainingModule:
     first = torch.zeros(1, dtype=torch.int64)
@@ -196,6 +199,7 @@ def _build_module(
         length=length,
         spikes=spikes,
         keeps_ledger=config.logger.ledger,
+        sums=sum_dtype(device),
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         bits_per_byte_of_a_nat={name: bits_per_byte_of_a_nat(store) for name, store in prepared.validation.items()},

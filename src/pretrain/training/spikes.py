@@ -107,9 +107,9 @@ def _row_losses(learner: Learner, data: TextDataModule, samples: np.ndarray) -> 
     for start in range(0, len(samples), data.size):
         batch = data.training_batch(samples[start : start + data.size]).to(device)
         losses, _ = learner.evaluate(batch)
-        found.append(losses.double().sum(1) / (batch.targets != IGNORE).sum(1))
+        found.append(losses.cpu().double().sum(1) / (batch.targets != IGNORE).sum(1).cpu())
     learner.train(training)
-    return torch.cat(found).cpu()
+    return torch.cat(found)
 
 
 def named(rows: Iterable[str]) -> str:
