@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class RunState:
         self._raise(self.wait())
         model, rank, ranks = self.module.learner.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+            limit = timedelta(seconds=float(self.config["trainer"]["timeout_s"]))
+            self._group = torch.distributed.new_group(backend="gloo", timeout=limit)
         tensors = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
