@@ -5,7 +5,7 @@ import time
 import torch
 
 # dense bf16 tensor-core TFLOP/s of the SXM or desktop form, without sparsity, from NVIDIA's data sheets
-_DOCUMENTED_BF16 = {
+DOCUMENTED_BF16 = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0,
     "A10G": 70.0, "A10": 125.0, "RTX 4090": 165.2, "RTX 3090": 71.0,
 }  # fmt: skip
@@ -34,7 +34,7 @@ def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
     """Return the peak that utilisation is measured against, and where it comes from: documented or measured."""
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
-        for model, teraflops in _DOCUMENTED_BF16.items():
+        for model, teraflops in DOCUMENTED_BF16.items():
             if model in name:
                 return teraflops * 1e12, f"documented for {model}"
     return matmul_flops_per_s(device, torch.bfloat16 if bf16 else torch.float32), "measured"

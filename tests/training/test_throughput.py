@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.training.throughput import Throughput, best_interval_s
+from pretrain.training.throughput import Throughput
 
 
 def test_every_second_is_a_steps_or_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,3 @@ def test_every_second_is_a_steps_or_has_a_reason(monkeypatch: pytest.MonkeyPatch
     assert watch.mean_tokens_per_s() == 75
     assert watch.other_s == {"checkpoints": 6, "validation": 3}
     assert watch.checkpoint_s() == 3
-
-
-def test_the_best_interval_is_youngs() -> None:
-    assert best_interval_s(2.0, 10_000.0) == 200.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.sources import Document, Source, open_source
@@ -25,6 +25,7 @@ from pretrain.errors import DataError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
 Report = Callable[[str], None]
+_TRAINED = "tokenizer.json"  # there once a tokenizer is
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,42 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: R
     A source's stores do not depend on what it is mixed with, but for the tokenizer where that is trained.
     Raises DataError where a source cannot be read or holds nothing.
     """
-    sources, fingerprints = {}, {}
-    for name, part in data.parts().items():
-        with errors_of(name):
-            sources[name] = open_source(part)
-            fingerprints[name] = sources[name].fingerprint()
+    sources, fingerprints = _open(data)
     trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
     corpora = {}
     for name, source in sources.items():
         with errors_of(name):
             corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
     return Prepared(trained, corpora)
+
+
+def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Prepared | None:
+    """Return what `prepare` would return where nothing is left for it to do, else None; nothing is written or fetched.
+
+    Files of this machine are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
+    """
+    if any(isinstance(part, HuggingFaceConfig) and not Path(part.path).is_dir() for part in data.parts().values()):
+        return None  # only the hub knows which commit is the newest
+    sources, fingerprints = _open(data)
+    if tokenizer.kind == "bpe" and not (_tokenizer_folder(sources, fingerprints, tokenizer, cache) / _TRAINED).exists():
+        return None
+    trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report=lambda line: None)
+    for name, source in sources.items():
+        folder = _store_folder(source, fingerprints[name], trained, cache)
+        streamed = source.config.mode is Mode.stream
+        if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
+            return None
+    return prepare(data, tokenizer, cache, report=lambda line: None)
+
+
+def _open(data: DataConfig) -> tuple[dict[str, Source], dict[str, str]]:
+    """Return the sources of a corpus and their fingerprints, by name."""
+    sources, fingerprints = {}, {}
+    for name, part in data.parts().items():
+        with errors_of(name):
+            sources[name] = open_source(part)
+            fingerprints[name] = sources[name].fingerprint()
+    return sources, fingerprints
 
 
 def _naming(source: str, report: Report) -> Report:
@@ -94,13 +120,9 @@ def _naming(source: str, report: Report) -> Report:
 
 def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
     """Return the stores of one source."""
-    data = source.config
-    facts = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
-    facts.append(getattr(data, "validation_path", None))
+    data, folder = source.config, _store_folder(source, fingerprint, tokenizer, cache)
     if data.mode is Mode.stream:
-        folder = cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
         return _begin_stream(folder, source, tokenizer, report)
-    folder = cache / "stores" / f"{data.kind}-{_key(*facts)}"
     if not (folder / "done.json").exists():
         _fill(folder, source, data, tokenizer, report)
     validation = folder / "validation"
@@ -111,6 +133,16 @@ def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path,
         if store is not None:
             store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     return found
+
+
+def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path) -> Path:
+    """Return where the stores of one source are, or will be."""
+    data = source.config
+    facts = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
+    facts.append(getattr(data, "validation_path", None))
+    if data.mode is Mode.stream:
+        return cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
+    return cache / "stores" / f"{data.kind}-{_key(*facts)}"
 
 
 def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
@@ -146,14 +178,21 @@ def _cached_tokenizer(
     """Return the tokenizer; one that has to be trained sees the training documents of all sources, and no others."""
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
-    seen = [part for name in sources for part in (fingerprints[name], sources[name].config.validation_fraction)]
-    seen += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]  # of the corpus
-    folder = cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
-    if not (folder / "tokenizer.json").exists():
+    folder = _tokenizer_folder(sources, fingerprints, config, cache)
+    if not (folder / _TRAINED).exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
         tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config))
         _commit(folder, tokenizer.save)
     return Tokenizer.load(folder)
+
+
+def _tokenizer_folder(
+    sources: dict[str, Source], fingerprints: dict[str, str], config: TokenizerConfig, cache: Path
+) -> Path:
+    """Return where a tokenizer trained on these sources is, or will be."""
+    seen = [part for name in sources for part in (fingerprints[name], sources[name].config.validation_fraction)]
+    seen += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]  # of the corpus
+    return cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
 
 
 def _training_texts(sources: dict[str, Source], config: TokenizerConfig) -> Iterator[str]:

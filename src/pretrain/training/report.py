@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain.inference.printing import printable
+from pretrain.planning.cost import best_interval_s
 from pretrain.training.spikes import named
-from pretrain.training.throughput import best_interval_s
 
 _DAY_S = 86_400.0
 

@@ -1,6 +1,5 @@
 """Where the time of a run goes: steps, and what is not steps."""
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -85,11 +84,3 @@ class Throughput:
     def checkpoint_s(self) -> float:
         """Return how long a step had to wait for a checkpoint, on average; 0 where there was none."""
         return self.other_s["checkpoints"] / max(1, self.times["checkpoints"])
-
-
-def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
-    """Return the seconds between checkpoints that lose least, to writing them and to work done twice.
-
-    Source: Young 1974, "A first order approximation to the optimum checkpoint interval", https://doi.org/10.1145/361147.361115.
-    """
-    return math.sqrt(2.0 * checkpoint_s * between_failures_s)

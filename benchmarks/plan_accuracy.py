@@ -1,0 +1,139 @@
+"""How near `src/plan.py` comes to what a run takes on this machine: `python benchmarks/plan_accuracy.py`.
+
+GPT-2 small (124 M parameters, 50,257 tokens of vocabulary) is trained for a few steps of 4 rows of 256 tokens by
+`src/train.py`, alone and sharded over two processes, and compared with what was forecast before:
+
+memory  the most that a process held (VmHWM of Linux), less what the same run with a model of next to nothing
+        holds; glibc is told to give freed memory back at once, of which it would keep much by itself
+time    the middle of the logged steps; the machine's speed is measured just before, so it should be idle
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.forecast import forecast, place_of
+
+ROOT = Path(__file__).parents[1]
+CASES = {"single": [], "fsdp x 2": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]}
+NEXT_TO_NOTHING = ["model.n_layers=1", "model.d_model=16", "model.n_heads=1", "model.vocab_multiple=1"]
+
+
+def words(folder: Path, steps: int) -> list[str]:
+    """Return the settings of the run: a text of its own, bytes as tokens, and as many ids as GPT-2 has."""
+    text = folder / "text.txt"
+    text.write_text("".join(f"Line {number} says that {number * number} is a square.\n" for number in range(4000)))
+    return [
+        "model=gpt_small",
+        "model.context_length=256",
+        "model.vocab_multiple=50257",
+        "tokenizer=bytes",
+        "data=text_files",
+        f"data.path={text}",
+        "data.validation_fraction=0",
+        "batch_size=4",
+        "micro_batch_size=null",
+        f"trainer.max_steps={steps}",
+        "trainer.log_every_n_steps=1",
+        "trainer.precision=fp32",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "schedule.warmup_steps=1",
+        "checkpoint.every_n_steps=1000",
+        "sample.max_new_tokens=1",
+        "logger=csv",
+        f"paths.cache_dir={folder / 'cache'}",
+    ]
+
+
+def highest_rss(process: subprocess.Popen[bytes]) -> int:
+    """Return the most bytes that the process, or one that it started, ever held; waits for its end."""
+    highest: dict[int, int] = {}
+    while process.poll() is None:
+        for pid in [process.pid, *children(process.pid)]:
+            for line in status(pid):
+                if line.startswith("VmHWM:"):
+                    highest[pid] = int(line.split()[1]) * 1024
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"the run failed with exit code {process.returncode}")
+    return max(highest.values())
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def status(pid: int) -> Iterator[str]:
+    """Yield what the kernel says of a process; nothing once it is gone."""
+    try:
+        yield from Path(f"/proc/{pid}/status").read_text(encoding="utf8").splitlines()
+    except OSError:
+        return
+
+
+def train(settings: list[str], folder: Path) -> tuple[int, float]:
+    """Return the highest memory of a run's processes in bytes, and the middle of its later steps in seconds."""
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *settings, f"paths.run_dir={folder}"]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        memory = highest_rss(process)
+    with (folder / "metrics.csv").open(newline="") as file:
+        speeds = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "speed/tokens_per_s"]
+    return memory, 4 * 256 / median(speeds[1:])
+
+
+def compare(name: str, base: list[str], folder: Path) -> dict[str, Any]:
+    """Return forecast and measurement of one case."""
+    settings = [*base, *CASES[name]]
+    config: PlanConfig = compose("plan", settings)
+    found = forecast(config, place_of(config), simulate=True)
+    baseline, _ = train([*settings, *NEXT_TO_NOTHING], folder / f"{name} nothing")
+    memory, step_s = train(settings, folder / name)
+    return {
+        "case": name,
+        "forecast_mib": round(found.peak / 2**20),
+        "measured_mib": round((memory - baseline) / 2**20),
+        "baseline_mib": round(baseline / 2**20),
+        "memory_error": round(found.peak / (memory - baseline) - 1, 3),
+        "forecast_step_s": round(found.cost.step_s, 3),
+        "measured_step_s": round(step_s, 3),
+        "time_error": round(found.cost.step_s / step_s - 1, 3),
+    }
+
+
+def main() -> None:
+    """Compare both cases, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6, help="of each run")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "plan_accuracy.json")
+    arguments = parser.parse_args()
+    register_schemas("plan", PlanConfig)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = []
+        for name in CASES:
+            rows.append(compare(name, words(folder, arguments.steps), folder))
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    arguments.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Before the run: what it takes, without training: `python src/plan.py --help`."""
+
+from pretrain.command_line import main
+from pretrain.planning.config import PlanConfig
+
+
+def plan(config: PlanConfig, overrides: list[str]) -> None:
+    """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
+    from pretrain.planning.printing import answer  # here: reading settings must not load torch
+
+    print(answer(config))
+
+
+if __name__ == "__main__":
+    main("plan", PlanConfig, plan)

@@ -1,0 +1,108 @@
+"""What would have been forecast for a run, against what it measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.config import RunConfig, from_dict
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.forecast import Forecast, forecast, place_of
+from pretrain.planning.units import duration, gib
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run left of itself in its folder."""
+
+    config: RunConfig
+    parameters: int
+    tokens: int  # read over the whole run
+    tokens_per_s: float  # of all devices; the middle of what was logged
+    memory_gib: float | None  # of the first process; none where it was not logged
+
+
+def measured_by(folder: Path) -> Measured:
+    """Return what a finished run measured; raises CheckpointError where it has not ended or kept no figures."""
+    for name in ("config.yaml", "report.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"run={folder} holds no {name}: only a run that has come to its end can be compared. "
+                "Try run=logs/gpt_nano/<time>."
+            )
+    config: RunConfig = from_dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf8")))
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    logged = _logged(folder / "metrics.csv")
+    speeds = logged.get("speed/tokens_per_s", [])[1:] or [float(report["tokens_per_s"])]  # the first step warms up
+    return Measured(
+        config=config,
+        parameters=int(report["parameters"]),
+        tokens=int(report["tokens_seen"]),
+        tokens_per_s=median(speeds),
+        memory_gib=max(logged.get("speed/memory_gib", []), default=None),
+    )
+
+
+def _logged(path: Path) -> dict[str, list[float]]:
+    """Return the figures of metrics.csv by name, in the order of the steps; nothing where there is no such file."""
+    found: dict[str, list[float]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf8") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["name"], []).append(float(row["value"]))
+    return found
+
+
+def compare(config: PlanConfig, run: str) -> str:
+    """Return a table: forecast, measurement and error of a finished run; `config` says for which device.
+
+    Raises CheckpointError where the run has not ended.
+    """
+    folder = Path(run)
+    measured = measured_by(folder)
+    settings = {f.name: getattr(measured.config, f.name) for f in fields(RunConfig)}
+    vocab_size = Tokenizer.load(open_checkpoint(folder).tokenizer_folder).vocab_size
+    planned = replace(config, run=None, vocab_size=vocab_size, **settings)
+    found = forecast(planned, place_of(planned), simulate=config.dry_run)
+    rows: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("parameters", float(found.work.parameters), float(measured.parameters), "{:,.0f}".format),
+        ("tokens/s", found.cost.tokens_per_s, measured.tokens_per_s, "{:,.0f}".format),
+        (
+            "time in steps",
+            measured.tokens / found.cost.tokens_per_s,
+            measured.tokens / measured.tokens_per_s,
+            duration,
+        ),
+    ]
+    if measured.memory_gib is not None:
+        name, expected = _memory(found)
+        rows.append((name, expected, measured.memory_gib * 2**30, gib))
+    width = max(len(name) for name, *_ in rows)
+    lines = [
+        f"{run}, as planned for {found.place.hardware.name}",
+        f"  {'':<{width}} {'forecast':>14} {'measured':>14}  error",
+    ]
+    for name, expected, seen, shown in rows:
+        lines.append(f"  {name:<{width}} {shown(expected):>14} {shown(seen):>14}  {expected / seen - 1:+.1%}")
+    return "\n".join(lines)
+
+
+def _memory(found: Forecast) -> tuple[str, float]:
+    """Return what the run's memory figure is of, and its forecast, in bytes.
+
+    A GPU's is the peak of its tensors. A processor's is what the process holds between two steps, libraries and all.
+    """
+    if found.place.hardware.gpu:
+        return "peak memory", float(found.peak)
+    memory = found.memory
+    return "memory between steps", float(memory.state + memory.gradients + found.place.hardware.reserved)

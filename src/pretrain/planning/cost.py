@@ -1,0 +1,97 @@
+"""Operations, time and price of a run."""
+
+import math
+from dataclasses import dataclass
+
+from pretrain.models.size import training_flops_per_token
+from pretrain.planning.activations import FLOAT, block_bytes, stream_bytes
+from pretrain.planning.hardware import Hardware
+from pretrain.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes."""
+
+    flops_per_token: float  # forward and backward
+    recomputed_flops_per_token: float  # by activation checkpointing, which utilisation (MFU) does not count
+    tokens_per_step: int
+    steps: int | None  # none: the run ends by the clock, and its pace is unknown
+    step_s: float
+    device_count: int
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens read over the whole run, padding included."""
+        return None if self.steps is None else self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> float | None:
+        """Operations of the whole run."""
+        return None if self.tokens is None else self.flops_per_token * self.tokens
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all devices together."""
+        return self.tokens_per_step / self.step_s
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps; validations, checkpoints and samples come on top."""
+        return None if self.steps is None else self.steps * self.step_s
+
+
+def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | None, max_minutes: float | None) -> Cost:
+    """Return the cost of a run of at most so many steps or minutes on these devices.
+
+    A GPU runs at the stated share of its peak. A processor's time is that of its matrix products at the speed it was
+    measured at, and of moving all else through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785).
+    """
+    share = work.targets_per_row / work.length
+    per_token = training_flops_per_token(work.model, work.vocab_size, share)
+    again = _recomputed(work) if work.activation_checkpointing else 0.0
+    per_device = work.tokens * work.accumulation
+    flops = per_device * (per_token + again)
+    if hardware.bytes_per_s:
+        step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
+    else:
+        step_s = flops / (hardware.flops_per_s(work.bf16) * mfu)
+    steps = max_steps
+    if max_minutes is not None:
+        by_clock = max(1, int(60 * max_minutes / step_s))
+        steps = by_clock if steps is None else min(steps, by_clock)
+    return Cost(per_token, again, per_device * work.ranks, steps, step_s, work.ranks)
+
+
+def _recomputed(work: Workload) -> float:
+    """Return the operations per token of running the blocks' forward pass once more: a third of their training's."""
+    return training_flops_per_token(work.model, work.vocab_size, 0.0) / 3.0
+
+
+def bytes_moved(work: Workload) -> float:
+    """Return the bytes that one step moves on one device outside of matrix products.
+
+    What is kept is written once going forward, read once going back, and has a gradient written and read; the optimizer
+    reads gradient, weight and moments, and writes all but the gradient; the norm and the clipping read and write the
+    gradient. The logits are passed over about five times.
+    """
+    per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work)
+    per_micro_batch += 5.0 * work.targets * work.vocab_size * FLOAT
+    per_micro_batch += 4.0 * work.tokens * work.model.d_model * stream_bytes(work)
+    held = sum(work.held(name) for name in work.shapes)
+    return work.accumulation * per_micro_batch + 10.0 * FLOAT * held
+
+
+def checkpoint_bytes(work: Workload) -> int:
+    """Return the bytes of one checkpoint on disk: weights and optimizer state, in float32."""
+    matrices = sum(math.prod(work.shapes[name]) for name in work.matrices)
+    return FLOAT * (3 * work.parameters - matrices)
+
+
+def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
+    """Return the seconds between checkpoints that lose least, to writing them and to work done twice.
+
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval",
+    https://doi.org/10.1145/361147.361115; Daly 2006, https://doi.org/10.1016/j.future.2004.11.016, adds higher orders.
+    """
+    return math.sqrt(2.0 * checkpoint_s * between_failures_s)

@@ -1,0 +1,221 @@
+"""One step of a run on tensors without memory: the code of the run itself, on any number of simulated devices.
+
+The step runs under FakeTensorMode on a process group of torch's "fake" backend, as the first of all ranks, which FSDP2
+gives the fullest shard. Every storage that an operation makes is counted while it lives, so the peak holds what
+formulas forget: gathered weights, temporaries, gradients on their way. Kernels are the processor's; allocators, their
+fragmentation and the libraries themselves are not part of it.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretrain.config import RunConfig
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.config import HybridConfig, MaskedConfig
+from pretrain.objectives.objective import Learner
+from pretrain.parallel.clip import global_norm
+from pretrain.parallel.parallelize import parallelize
+from pretrain.planning.vocabulary import PlannedVocabulary
+from pretrain.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Bytes on the first device in an optimizer step, when the optimizer's state is there."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # saved for the backward pass by one micro-batch, weights left out
+    peak: int  # of all that lived at one moment
+    seconds: float  # that the simulation took
+
+
+class LiveBytes(TorchDispatchMode):
+    """Knows the bytes of all storages that operations make inside, and the most there were at once.
+
+    FSDP2 frees what it gathered by resizing the storage to nothing, and fills it again by an operation on it. So what
+    operations touch is measured as they do, and the rest anew before a peak is believed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._total = 0  # at least what lives
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes back as operations on what this device holds
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            if isinstance(value, Tensor):
+                self.add(value)
+        if self._total > self.peak:
+            self.peak = max(self.peak, self.now())
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, once, with the bytes that it has now."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._sizes:
+            self._storages[key] = weakref.ref(storage)
+            weakref.finalize(storage, self._forget, key)
+        self._total += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+
+    def now(self) -> int:
+        """Return the bytes that live now."""
+        for key, reference in list(self._storages.items()):
+            storage = reference()
+            size = 0 if storage is None else storage.nbytes()
+            self._total += size - self._sizes[key]
+            self._sizes[key] = size
+        return self._total
+
+    def _forget(self, key: int) -> None:
+        self._total -= self._sizes.pop(key, 0)
+        self._storages.pop(key, None)
+
+
+def dry_run(config: RunConfig, workload: Workload) -> Simulated:
+    """Return what an optimizer step of the run, not its first, holds in memory on the first of its devices.
+
+    Gradients of `trainer=ddp` are not put into buckets here. Nothing is allocated, whatever the size of the model.
+    """
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        mesh = stack.enter_context(_simulated_devices(workload.ranks)) if workload.sharded else None
+        learner = _build(config, workload, mesh)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        learner.to_empty(device="cpu")
+        model = learner.model
+        assert isinstance(model, Transformer)
+        model.tie()
+        learner.train()
+        optimizer = config.optimizer.build(model)
+        live = stack.enter_context(LiveBytes())
+        for parameter in learner.parameters():
+            live.add(_local(parameter))
+        batch = _batch(config, workload)
+        for parameter in learner.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # makes its state, which every step but the first finds there
+        saved = Saved(learner)
+        live.peak = 0
+        gradients = _step(learner, optimizer, batch, workload, saved)
+        return Simulated(
+            weights=sum(_bytes(parameter) for parameter in learner.parameters()),
+            gradients=gradients,
+            optimizer=sum(_bytes(v) for state in optimizer.state.values() for v in state.values()),
+            activations=saved.bytes,
+            peak=live.peak,
+            seconds=time.perf_counter() - started,
+        )
+
+
+@contextmanager
+def _simulated_devices(ranks: int) -> Iterator[DeviceMesh]:
+    """Give a mesh of so many devices of which only the first exists, and collectives that do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> Learner:
+    """Return the learner of the run on the meta device, spread as the run spreads it."""
+    with torch.device("meta"):
+        model = workload.model.build(workload.vocab_size, config.objective.causal)
+    objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
+    learner = Learner(model, objective)
+    settings = replace(config.parallel, compile=False)  # changes speed, and memory only by what it fuses
+    parallelize(learner, mesh, settings, workload.bf16)
+    return learner
+
+
+def _batch(config: RunConfig, workload: Workload) -> Batch:
+    """Return a micro-batch of the shapes that the objective makes."""
+    rows, length, per_row = workload.rows, workload.length, workload.targets_per_row
+    wide = torch.zeros(rows, length, dtype=torch.int64)
+    narrow = torch.zeros(rows, per_row, dtype=torch.int64)
+    hybrid = isinstance(config.objective, HybridConfig)
+    return Batch(
+        tokens=wide,
+        positions=wide.clone(),
+        documents=torch.zeros(rows, length, dtype=torch.int32) if workload.masked else None,
+        targets=narrow,
+        places=narrow.clone() if isinstance(config.objective, MaskedConfig) else None,
+        samples=torch.zeros(rows, dtype=torch.int64),
+        causal_rows=torch.zeros(rows, dtype=torch.bool) if hybrid else None,
+    )
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Collects what the forward pass saves for the backward pass, each storage once, weights left out."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        self._learner = learner
+        self._found: dict[int, torch.UntypedStorage] = {}
+        self.bytes = 0
+        super().__init__(self._note, lambda tensor: tensor)
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        weights = {_local(parameter).untyped_storage()._cdata for parameter in self._learner.parameters()}
+        # weights that were gathered and let go have no bytes now; those that the learner itself gathered are its own
+        self.bytes = sum(storage.nbytes() for key, storage in self._found.items() if key not in weights)
+        self._found.clear()
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = _local(tensor).untyped_storage()
+        self._found[storage._cdata] = storage
+        return tensor
+
+
+def _step(learner: Learner, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
+    """Take an optimizer step as the training module does; return the bytes of its gradients."""
+    for index in range(min(2, workload.accumulation)):  # from the second on all are alike
+        single_bf16 = workload.bf16 and not workload.sharded
+        autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()
+        with autocast, saved if index == 0 else nullcontext():
+            loss, count = learner(batch)
+        if index == 0:
+            optimizer.zero_grad(set_to_none=True)  # only here, as Lightning does
+        loss.backward()
+        del loss, count
+    parameters = [p for p in learner.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, 1.0 / global_norm(gradients))
+    optimizer.step()
+    return sum(_bytes(gradient) for gradient in gradients)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _bytes(tensor: Tensor) -> int:
+    local = _local(tensor)
+    return local.numel() * local.element_size()

@@ -1,0 +1,114 @@
+"""The devices a run can be planned for: documented ones, and this machine's own, measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
+from pretrain.planning.config import Device, PlanConfig
+from pretrain.training.config import Precision, Strategy
+
+GIB = 2**30
+LIBRARIES = int(0.7 * GIB)  # that a training process holds before its first tensor: torch, Lightning, the data's maps
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device."""
+
+    name: str
+    bf16_flops_per_s: float  # dense, the peak that utilisation is measured against
+    fp32_flops_per_s: float
+    memory: int  # bytes; of a processor: of the machine, which all its processes share
+    gpu: bool
+    bytes_per_s: float = 0.0  # between processor and memory, measured; 0: utilisation is stated instead
+    reserved: int = 0  # bytes of each process that libraries and the driver take before any tensor
+    source: str = ""
+
+    def flops_per_s(self, bf16: bool) -> float:
+        """Return the peak in the number format of the matrix products."""
+        return self.bf16_flops_per_s if bf16 else self.fp32_flops_per_s
+
+
+def _gpu(name: str, model: str, fp32_tera: float, memory_gib: float, source: str) -> Hardware:
+    return Hardware(
+        name, DOCUMENTED_BF16[model] * 1e12, fp32_tera * 1e12, int(memory_gib * GIB), True, 0.0, GIB, source
+    )
+
+
+# dense bf16 tensor cores; fp32 without TF32, as torch computes it by default; memory as the driver reports it
+DOCUMENTED = {
+    Device.a100: _gpu("A100 SXM 80 GB", "A100", 19.5, 80.0, "NVIDIA A100 data sheet, 2021"),
+    Device.h100: _gpu("H100 SXM 80 GB", "H100", 67.0, 79.6, "NVIDIA H100 data sheet, 2023"),
+    Device.h200: _gpu("H200 SXM 141 GB", "H200", 67.0, 140.4, "NVIDIA H200 data sheet, 2024"),
+    Device.b200: _gpu("B200 SXM 180 GB", "B200", 75.0, 179.0, "NVIDIA DGX B200 data sheet, 2024"),
+    Device.rtx_4090: _gpu("RTX 4090", "RTX 4090", 82.6, 24.0, "NVIDIA Ada architecture paper, 2022, table 2"),
+}
+_NAMES = {"B200": Device.b200, "H200": Device.h200, "H100": Device.h100, "A100": Device.a100, "4090": Device.rtx_4090}
+
+
+def hardware_of(config: PlanConfig) -> Hardware:
+    """Return the device that a run is planned for; `memory_gib` takes the place of its own memory."""
+    device = config.device if config.device is not Device.auto else _usual(config)
+    found = this_processor(config) if device is Device.cpu else DOCUMENTED[device]
+    if config.memory_gib is None:
+        return found
+    return replace(found, memory=int(config.memory_gib * GIB))
+
+
+def _usual(config: PlanConfig) -> Device:
+    trainer = config.trainer
+    if trainer.accelerator != "cpu" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        return next((device for part, device in _NAMES.items() if part in name), Device.h100)
+    wants_gpus = trainer.accelerator in ("gpu", "cuda") or trainer.strategy is not Strategy.single
+    return Device.h100 if wants_gpus and trainer.accelerator != "cpu" else Device.cpu
+
+
+def uses_bf16(config: PlanConfig, hardware: Hardware) -> bool:
+    """Return whether the run would compute in bf16 on this device, where `trainer.precision` leaves it open too."""
+    if config.trainer.precision is not Precision.auto:
+        return config.trainer.precision is Precision.bf16
+    return True if hardware.gpu else bf16_is_fast(torch.device("cpu"))
+
+
+def this_processor(config: PlanConfig) -> Hardware:
+    """Return this machine's processor, its speed measured now: of all cores together, shared by the run's processes."""
+    ranks, threads, cpu = config.trainer.ranks, torch.get_num_threads(), torch.device("cpu")
+    cores = threads if ranks == 1 else (os.cpu_count() or 1)
+    torch.set_num_threads(cores)
+    try:
+        return Hardware(
+            name=f"this processor ({platform.machine()}, {cores} threads)",
+            bf16_flops_per_s=_best_matmul(cpu, torch.bfloat16) / ranks,
+            fp32_flops_per_s=_best_matmul(cpu, torch.float32) / ranks,
+            memory=psutil.virtual_memory().total,
+            gpu=False,
+            bytes_per_s=memory_bytes_per_s() / ranks,
+            reserved=LIBRARIES,
+            source="measured",
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _best_matmul(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the best of several short measurements: what else runs here must not count as the machine's own limit."""
+    return max(matmul_flops_per_s(device, dtype, 0.1) for _ in range(6))
+
+
+def memory_bytes_per_s(seconds: float = 0.5) -> float:
+    """Return the most bytes per second, read and written, of adding two arrays far larger than any cache."""
+    a, b, out = (torch.ones(1 << 24) for _ in range(3))
+    shortest, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.add(a, b, out=out)
+        shortest = min(shortest, time.perf_counter() - start)
+    return 3.0 * a.nbytes / shortest

@@ -1,0 +1,163 @@
+"""A forecast as text."""
+
+from dataclasses import replace
+
+from pretrain.planning.activations import activation_bytes, kept_by_loss_bytes
+from pretrain.planning.advice import settings_that_fit
+from pretrain.planning.comparison import compare
+from pretrain.planning.compute_optimal import BESIROGLU, HOFFMANN, TOKENS_PER_PARAMETER, twenty_per_parameter
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.forecast import Forecast, forecast, place_of
+from pretrain.planning.memory import autocast_copies
+from pretrain.planning.scaling import data_warnings
+from pretrain.planning.units import count, duration, gib
+
+_WIDTH = 20
+
+
+def answer(config: PlanConfig) -> str:
+    """Return what `python src/plan.py` prints for these settings."""
+    if config.run is not None:
+        return compare(config, config.run)
+    place = place_of(config)
+    found = forecast(config, place, simulate=config.dry_run)
+    text = describe(found, config)
+    if config.fit or not found.fits:
+        text += "\n\n" + "\n".join(settings_that_fit(config, place))
+    return text
+
+
+def describe(found: Forecast, config: PlanConfig) -> str:
+    """Return a forecast as text, part by part."""
+    parts = [_size(found) + _data(found), _optimum(found), _memory(found), _time(found, config)]
+    parts.append(_checkpoints(found, config))
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<{_WIDTH}} {text}"
+
+
+def _size(found: Forecast) -> list[str]:
+    work, cost = found.work, found.cost
+    lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,})")]
+    per_row = f"{cost.flops_per_token * work.length:,.0f} per row of {work.length:,} tokens"
+    lines.append(_line("FLOPs", f"{cost.flops_per_token:,.0f} per token, {per_row}, forward and backward:"))
+    lines.append(
+        _line("", "6 per weight in a matrix product + 12 per channel of the heads and token in view, not halved")
+    )
+    lines.append(
+        _line("", "where attention is causal (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, app. B)")
+    )
+    lines.append(_line("one step", f"{cost.tokens_per_step:,} tokens = {_shape(found)}"))
+    if cost.steps is None or cost.tokens is None or cost.flops is None:
+        return lines
+    lines.append(_line("the run", f"{cost.steps:,} steps, {cost.tokens:,} tokens, {cost.flops:.3g} FLOPs"))
+    return lines
+
+
+def _data(found: Forecast) -> list[str]:
+    """Return lines on the text, where it is prepared."""
+    data, planned = found.place.data, found.cost.tokens
+    if data is None or data.tokens is None:
+        return [_line("data", "not prepared here: python src/prepare.py with the same settings makes its size known")]
+    if planned is None:
+        return [_line("data", f"{data.tokens:,} tokens")]
+    lines = [_line("data", f"{data.tokens:,} tokens, read {planned / data.tokens:.2f} times")]
+    return lines + [_line("", warning) for warning in data_warnings(found.work.parameters, data.tokens, planned)]
+
+
+def _shape(found: Forecast) -> str:
+    work = found.work
+    parts = [f"{work.rows} rows x {work.length:,} tokens"]
+    parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
+    parts += [f"{work.ranks:,} devices ({work.strategy.name})"] if work.ranks > 1 else []
+    return " x ".join(parts)
+
+
+def _optimum(found: Forecast) -> list[str]:
+    tokens = found.cost.tokens
+    if tokens is None:
+        return []
+    parameters = found.work.parameters
+    flops = 6.0 * parameters * tokens
+    share = tokens / parameters
+    lines = [f"Compute-optimal for C = 6 N D = {flops:.3g} FLOPs: this run has {share:.3g} tokens per parameter"]
+    rows = [(law.name, law.optimum(flops), law.loss(parameters, tokens)) for law in (HOFFMANN, BESIROGLU)]
+    simple = twenty_per_parameter(flops)
+    rows.append((f"{TOKENS_PER_PARAMETER:.0f} tokens a parameter", simple, BESIROGLU.loss(parameters, tokens)))
+    for name, best, loss in rows:
+        lines.append(
+            _line(name, "").rstrip().ljust(38)
+            + f"{count(best.parameters)} parameters, {count(best.tokens)} tokens: loss {best.loss:.3f}; "
+            f"this run's {loss:.3f}"
+        )
+    return lines
+
+
+def _memory(found: Forecast) -> list[str]:
+    memory, seen = found.memory, found.simulated
+    on, off = (replace(found.work, activation_checkpointing=value) for value in (True, False))
+    rows: list[tuple[str, int, int | None]] = [
+        ("weights", memory.weights, seen.weights if seen else None),
+        ("gradients", memory.gradients, seen.gradients if seen else None),
+        ("optimizer", memory.optimizer, seen.optimizer if seen else None),
+        ("activations", memory.activations + memory.copies, seen.activations if seen else None),
+        ("  checkpointed", activation_bytes(on) + kept_by_loss_bytes(on), None),
+        ("  not checkpointed", activation_bytes(off) + kept_by_loss_bytes(off) + autocast_copies(off), None),
+        ("logits at once", memory.logits, None),
+        ("FSDP2's gathered", memory.gathered, None),
+        ("DDP's buckets", memory.buckets, None),
+        ("peak", memory.peak, found.peak if seen else None),
+    ]
+    lines = [f"Memory of {'the fullest device' if found.work.ranks > 1 else 'the device'}, by formulas"]
+    if seen:
+        lines[0] += f" | as the dry run counted it in {seen.seconds:.1f} s"
+    for name, formula, counted in rows:
+        if formula:
+            lines.append(_line(name, f"{gib(formula):>12}" + (f" | {gib(counted):>12}" if counted else "")))
+    lines.append(_line("highest at", memory.highest_at))
+    verdict = "fits" if found.fits else "does not fit"
+    whole = f"{gib(found.place.hardware.memory)} of {found.place.hardware.name}"
+    lines.append(_line("", f"{verdict}: {gib(found.usable)} of {whole} can be used"))
+    if not found.place.hardware.gpu:
+        lines.append(_line("", "MALLOC_MMAP_THRESHOLD_=1000000 before the command keeps it so low on Linux: else"))
+        lines.append(_line("", "glibc holds on to much that was freed, up to about as much again"))
+    return lines
+
+
+def _time(found: Forecast, config: PlanConfig) -> list[str]:
+    cost, hardware = found.cost, found.place.hardware
+    peak = f"{hardware.flops_per_s(found.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if found.work.bf16 else 'fp32'}"
+    how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
+    lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]
+    lines.append(_line("a step", duration(cost.step_s)))
+    lines.append(_line("speed", f"{cost.tokens_per_s:,.0f} tokens/s"))
+    if cost.seconds is None:
+        return lines
+    hours = cost.seconds / 3600 * cost.device_count
+    lines.append(_line("the run", f"{duration(cost.seconds)}, {hours:,.3g} device hours"))
+    if config.price_per_hour is None:
+        lines.append(_line("cost", "price_per_hour=... of one device prints it"))
+    else:
+        lines.append(_line("cost", f"{hours * config.price_per_hour:,.2f} at {config.price_per_hour:g} an hour"))
+    return lines
+
+
+def _checkpoints(found: Forecast, config: PlanConfig) -> list[str]:
+    size, best, cost = found.checkpoint_bytes, found.save_interval_s, found.cost
+    steps = max(1, round(best / cost.step_s))
+    setting = f"checkpoint.every_n_steps={steps}"
+    if cost.steps is not None and steps >= cost.steps:
+        setting += " (the run is shorter: the one at its end is enough)"
+    return [
+        "Checkpoints",
+        _line("size", f"{gib(size)} each; checkpoint.keep={config.checkpoint.keep} (0: all) stay"),
+        _line("best interval", f"{duration(best)}: {setting}"),
+        _line(
+            "",
+            f"written in {duration(found.checkpoint_s)} at storage_gb_per_s={config.storage_gb_per_s:g}, a failure "
+            f"every hours_between_failures={config.hours_between_failures:g} (Young 1974, "
+            "https://doi.org/10.1145/361147.361115)",
+        ),
+    ]

@@ -1,0 +1,29 @@
+"""The closed form is that of the published fits, and is the best that its own curve has."""
+
+import pytest
+
+from pretrain.planning.compute_optimal import BESIROGLU, HOFFMANN, ScalingLaw, twenty_per_parameter
+
+BUDGET = 2.21e19
+
+
+def test_the_optimum_of_hoffmann_et_al() -> None:
+    best = HOFFMANN.optimum(BUDGET)
+    assert round(best.parameters / 1e6, 1) == 326.1
+    assert round(best.tokens / 1e9, 2) == 11.29
+    assert round(best.loss, 3) == 2.837
+
+
+def test_the_refit_and_the_rule_of_thumb() -> None:
+    refit, simple = BESIROGLU.optimum(BUDGET), twenty_per_parameter(BUDGET)
+    assert refit.tokens / refit.parameters == pytest.approx(23.8, abs=0.1)
+    assert simple.tokens == pytest.approx(20 * simple.parameters)
+    assert refit.loss < simple.loss < refit.loss + 0.001
+
+
+@pytest.mark.parametrize("law", [HOFFMANN, BESIROGLU], ids=lambda law: law.name)
+def test_no_other_size_is_better(law: ScalingLaw) -> None:
+    best = law.optimum(BUDGET)
+    assert 6 * best.parameters * best.tokens == pytest.approx(BUDGET)
+    for factor in (0.5, 0.9, 1.1, 2.0):
+        assert law.loss(best.parameters * factor, best.tokens / factor) > best.loss

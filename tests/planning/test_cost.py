@@ -1,0 +1,81 @@
+"""Operations, time and intervals, by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pretrain.models.config import TransformerConfig
+from pretrain.models.size import parameter_count, training_flops_per_token
+from pretrain.planning.config import Device, PlanConfig
+from pretrain.planning.cost import best_interval_s, bytes_moved, checkpoint_bytes, cost_of
+from pretrain.planning.hardware import DOCUMENTED, Hardware, hardware_of, uses_bf16
+from pretrain.planning.workload import workload_of
+
+Plan = Callable[..., PlanConfig]
+
+
+def test_gpt2_small_without_biases_has_the_operations_counted_by_hand(plan: Plan) -> None:
+    """Attention not halved for its causal mask, the embedding's look-up not counted."""
+    model = plan("model=gpt_small", "model.bias=false", "model.norm_bias=false").model
+    assert isinstance(model, TransformerConfig)
+    assert parameter_count(model, 50_257) == 124_337_664
+    assert 1024 * training_flops_per_token(model, 50_257) == 874_944_921_600
+
+
+def test_a_gpu_takes_its_time_at_the_stated_utilisation(plan: Plan) -> None:
+    config = plan("model=gpt_small", "vocab_size=50257", "batch_size=512", "trainer.max_steps=10")
+    work, h100 = workload_of(config, 50_257, bf16=True, gpu=True), DOCUMENTED[Device.h100]
+    cost = cost_of(work, h100, mfu=0.5, max_steps=10, max_minutes=None)
+    assert cost.step_s == pytest.approx(512 * 874_944_921_600 / (0.5 * 989e12))
+    assert cost.tokens == 10 * 512 * 1024
+    assert cost.seconds == pytest.approx(10 * cost.step_s)
+    assert cost.tokens_per_s == pytest.approx(512 * 1024 / cost.step_s)
+    checkpointed = cost_of(replace(work, activation_checkpointing=True), h100, 0.5, 10, None)
+    assert checkpointed.flops_per_token == cost.flops_per_token
+    assert 1.2 < checkpointed.step_s / cost.step_s < 4 / 3
+
+
+def test_a_processor_takes_the_time_of_products_and_of_memory(plan: Plan, cpu: Hardware) -> None:
+    work = workload_of(plan("model=gpt_nano"), 2048, bf16=False)
+    cost = cost_of(work, cpu, 0.4, None, max_minutes=1.0)
+    assert cost.step_s == pytest.approx(7_864_320 * 2048 / 1e11 + bytes_moved(work) / 1e10)
+    assert cost.steps == int(60 / cost.step_s)
+
+
+def test_devices_divide_the_step(plan: Plan) -> None:
+    words = ["model=gpt_nano", "batch_size=64", "trainer.devices=8"]
+    alone, shared = (workload_of(plan(*w), 2048, bf16=True) for w in (words[:2], [*words, "trainer=fsdp"]))
+    h100 = DOCUMENTED[Device.h100]
+    one, eight = (cost_of(work, h100, 0.4, 10, None) for work in (alone, shared))
+    assert one.step_s == pytest.approx(8 * eight.step_s)
+    assert one.tokens == eight.tokens
+
+
+def test_a_checkpoint_holds_weights_and_moments(plan: Plan) -> None:
+    adamw, muon = (workload_of(plan("model=gpt_nano", f"optimizer={kind}"), 2048, False) for kind in ("adamw", "muon"))
+    matrices = 4 * 12 * 128 * 128
+    assert checkpoint_bytes(adamw) == 12 * 1_050_240
+    assert checkpoint_bytes(muon) == 12 * 1_050_240 - 4 * matrices
+
+
+def test_the_interval_between_checkpoints_loses_least() -> None:
+    best = best_interval_s(2.0, 3600.0)
+
+    def lost(interval_s: float) -> float:
+        return 2.0 / interval_s + interval_s / 2 / 3600.0
+
+    assert best == pytest.approx(120.0)
+    assert lost(best) < min(lost(0.9 * best), lost(1.1 * best))
+
+
+def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
+    assert hardware_of(plan("trainer=fsdp", "trainer.devices=64", "batch_size=64")).name.startswith("H100")
+    smaller = hardware_of(plan("device=a100", "memory_gib=40"))
+    assert (smaller.name, smaller.memory) == ("A100 SXM 80 GB", 40 * 2**30)
+    here = hardware_of(plan("device=cpu"))
+    assert not here.gpu
+    assert here.flops_per_s(bf16=False) > 1e8
+    assert here.bytes_per_s > 1e8
+    assert uses_bf16(plan(), smaller)
+    assert not uses_bf16(plan("trainer.precision=fp32"), smaller)

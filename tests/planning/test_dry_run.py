@@ -1,0 +1,106 @@
+"""The formulas against the code itself, run on tensors without memory, on one to 1,024 simulated devices."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pretrain.planning.activations import activation_bytes, kept_by_loss_bytes
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.dry_run import dry_run
+from pretrain.planning.memory import autocast_copies, memory_of
+from pretrain.planning.workload import Workload, workload_of
+
+Plan = Callable[..., PlanConfig]
+TWO = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
+SMALL_GPT = ["model=gpt_small", "model.n_layers=3", "model.context_length=256", "batch_size=4", "micro_batch_size=4"]
+SHAPES = {
+    "gpt": [*SMALL_GPT],
+    "gpt, large vocabulary": [*SMALL_GPT, "vocab_size=50257"],
+    "dropout": [*SMALL_GPT, "model.dropout=0.1"],
+    "attention dropout": [*SMALL_GPT, "model.attention_dropout=0.1"],
+    "accumulation": [*SMALL_GPT, "micro_batch_size=1", "vocab_size=50257"],
+    "checkpointing": [*SMALL_GPT, "parallel.activation_checkpointing=true"],
+    "muon": [*SMALL_GPT, "optimizer=muon"],
+    "gpt_nano": ["model=gpt_nano"],
+    "llama": ["model=llama_nano"],
+    "llama untied": ["model=llama_nano", "model.tied=false"],
+    "bert": ["model=bert_nano"],
+    "modernbert": ["model=modernbert_nano"],
+    "hybrid": ["model=hybrid_nano"],
+    "fsdp": [*SMALL_GPT, *TWO, "micro_batch_size=2", "vocab_size=50257"],
+    "fsdp, kept gathered": [*SMALL_GPT, *TWO, "micro_batch_size=2", "parallel.reshard_after_forward=false"],
+}
+BILLION = [
+    "model=gpt_small", "model.n_layers=24", "model.d_model=2048", "model.n_heads=16", "model.tied=false",
+    "model.position=rope", "model.context_length=2048", "vocab_size=50304", "trainer=fsdp", "trainer.accelerator=cpu",
+    "micro_batch_size=4",
+]  # fmt: skip
+
+
+def work_of(config: PlanConfig, bf16: bool) -> Workload:
+    return workload_of(config, config.vocab_size or 2048, bf16)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("words", SHAPES.values(), ids=SHAPES.keys())
+def test_formulas_say_what_the_code_does(plan: Plan, words: list[str], bf16: bool) -> None:
+    config = plan(*words)
+    work = work_of(config, bf16)
+    seen, memory = dry_run(config.run_config(), work), memory_of(work)
+    assert (seen.weights, seen.gradients) == (memory.weights, memory.gradients)
+    assert seen.optimizer == pytest.approx(memory.optimizer, rel=1e-4)  # and one number for each parameter's step
+    kept = activation_bytes(work) + kept_by_loss_bytes(work)
+    copies = autocast_copies(work)  # checkpointing keeps only some of them for the backward pass
+    least = kept if work.activation_checkpointing else kept + copies
+    assert 0.975 * least < seen.activations < 1.025 * (kept + copies)
+    assert 0.94 * seen.peak < memory.peak < 1.1 * seen.peak
+
+
+@pytest.mark.parametrize("ranks", [64, 1024])
+def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
+    """24 layers of 2,048 channels, in seconds and without the memory."""
+    config = plan(*BILLION, f"trainer.devices={ranks}", f"batch_size={4 * ranks}")
+    work = work_of(config, bf16=True)
+    started = time.process_time()
+    seen = dry_run(config.run_config(), work)
+    assert time.process_time() - started < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 2e9
+    held = seen.weights + seen.gradients + seen.optimizer
+    assert held == pytest.approx(16 * work.parameters / ranks, rel=0.01)
+    assert 1.4e9 < work.parameters < 1.45e9
+    assert seen.peak == pytest.approx(memory_of(work).peak, rel=0.02)
+
+
+@pytest.mark.parametrize("ranks", [3, 7, 48])
+def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -> None:
+    config = plan("model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", f"trainer.devices={ranks}",
+                  f"batch_size={ranks}", "vocab_size=2050", "optimizer=adamw")  # fmt: skip
+    work = work_of(config, bf16=False)
+    seen = dry_run(config.run_config(), work)
+    fullest = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in work.shapes.values())
+    assert seen.weights == seen.gradients == 4 * fullest > 4 * work.parameters / ranks
+    steps = 4 * len(work.shapes)  # AdamW counts each parameter's steps
+    assert seen.optimizer == 8 * fullest + steps
+
+
+def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:
+    config = plan("model=gpt_nano", *TWO)
+    dry_run(config.run_config(), work_of(config, bf16=False))
+    assert not torch.distributed.is_initialized()
+
+
+def test_buckets_of_ddp_are_counted(plan: Plan) -> None:
+    config = plan("model=gpt_nano", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    memory = memory_of(work_of(config, bf16=False))
+    assert memory.buckets == memory.gradients == memory.weights
+
+
+def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
+    config = plan("model=llama_nano", *TWO)
+    here, there = (memory_of(workload_of(config, 2048, bf16=True, gpu=gpu)) for gpu in (False, True))
+    assert there.activations < here.activations
+    assert there.gathered > here.gathered

@@ -1,0 +1,134 @@
+"""plan.py as a user meets it: what it prints, what it refuses, a finished run against its forecast."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.data.config import TokenizerConfig
+from pretrain.data.prepare import find_prepared, prepare
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.config import ModelConfig
+from pretrain.planning.comparison import measured_by
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.data_at_hand import data_at_hand
+from pretrain.planning.printing import answer
+from pretrain.planning.units import count, duration, gib
+from pretrain.planning.vocabulary import vocab_size_of
+from pretrain.planning.workload import workload_of
+
+Plan = Callable[..., PlanConfig]
+
+
+def test_a_plan_for_64_gpus_needs_none(plan: Plan) -> None:
+    text = answer(
+        plan("model=gpt_small", "vocab_size=50257", "trainer=fsdp", "trainer.devices=8", "trainer.num_nodes=8",
+             "model.n_layers=2", "price_per_hour=2", "paths.cache_dir=/nowhere")
+    )  # fmt: skip
+    for part in ("64 devices (fsdp)", "FSDP2's gathered", "H100", "an MFU of 40%", "fits:", "at 2 an hour",
+                 "Hoffmann et al. 2022", "Besiroglu", "20 tokens a parameter", "every_n_steps=", "not prepared here",
+                 "as the dry run counted it"):  # fmt: skip
+        assert part in text
+
+
+def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path: Path) -> None:
+    words = ["device=a100", "trainer.max_steps=-1", "trainer.max_time=10", "dry_run=false", "data=text_files"]
+    text = answer(plan(*words, f"data.path={tmp_path}"))
+    assert "10 minutes" in text
+    assert "price_per_hour=..." in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mfu=0", r"mfu=0.0 is not a share above 0 and up to 1. Try mfu=0.4"),
+        ("mfu=1.5", "mfu=1.5"),
+        ("memory_gib=0", r"memory_gib=0.0 is not a number above 0. Try memory_gib=80"),
+        ("price_per_hour=-1", "Try price_per_hour=2.5"),
+        ("hours_between_failures=inf", "Try hours_between_failures=24"),
+        ("storage_gb_per_s=0", "Try storage_gb_per_s=1"),
+        ("vocab_size=0", r"vocab_size=0 is below 1. Try vocab_size=50257"),
+        ("device=h1000", "device"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(plan: Plan, words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(words)
+
+
+def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.devices=-1 takes all GPUs.*Try trainer.devices=8"):
+        answer(plan("trainer=fsdp", f"paths.cache_dir={tmp_path}"))
+    hub = plan("tokenizer=pretrained", "tokenizer.path=openai-community/gpt2")
+    with pytest.raises(ConfigError, match=r"tokenizer.path=openai-community/gpt2 is no folder.*vocab_size=50257"):
+        vocab_size_of(hub.tokenizer)
+    with pytest.raises(ConfigError, match=r"tokenizer.kind=runes does not tell"):
+        vocab_size_of(TokenizerConfig(kind="runes"))
+    other = plan()
+    other.model = ModelConfig()
+    with pytest.raises(ConfigError, match=r"model.kind=\? cannot be planned"):
+        workload_of(other, 100, bf16=False)
+    assert vocab_size_of(plan("tokenizer=bytes").tokenizer) == 259
+    assert vocab_size_of(plan("tokenizer.vocab_size=512").tokenizer) == 512
+
+
+def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for words in ([], ["tokenizer=bpe", "tokenizer.vocab_size=300"]):
+        config = plan(*tiny.words, *words)
+        assert data_at_hand(config) is None
+        assert find_prepared(config.data, config.tokenizer, cache) is None
+        made = prepare(config.data, config.tokenizer, cache, report=lambda line: None)
+        found = data_at_hand(config)
+        assert found is not None
+        assert found.tokens == made.train[""].n_tokens
+        assert found.vocab_size == made.tokenizer.vocab_size
+    text = answer(plan(*tiny.words, "trainer.max_steps=100000", "device=h100", "dry_run=false"))
+    assert f"{made.train[''].n_tokens:,} tokens" not in text  # of the other tokenizer
+    assert "times" in text
+    assert "a repeated token teaches little" in text
+
+
+def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tmp_path: Path) -> None:
+    config = plan(*tiny.words, "data.mode=stream", "data.era_tokens=1024")
+    assert data_at_hand(config) is None
+    prepare(config.data, config.tokenizer, tmp_path / "cache", report=lambda line: None)
+    found = data_at_hand(config)
+    assert found is not None
+    assert found.tokens is None
+    assert data_at_hand(plan("data=hugging_face", "data.path=owner/name")) is None
+    assert data_at_hand(plan("data=text_files", f"data.path={tmp_path / 'missing'}")) is None
+
+
+def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> None:
+    from pretrain.training.run import run
+
+    report = run(tiny.place())
+    text = answer(plan(f"run={report.folder}", "device=cpu", "dry_run=false"))
+    assert "forecast" in text.splitlines()[1]
+    rows = {line.split("  ")[1]: line for line in text.splitlines()[2:]}
+    assert list(rows) == ["parameters", "tokens/s", "time in steps", "memory between steps"]
+    assert rows["parameters"].endswith("+0.0%")
+    on_gpu = answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
+    assert "peak memory" in on_gpu
+    (Path(report.folder) / "metrics.csv").unlink()
+    measured = measured_by(Path(report.folder))
+    assert measured.memory_gib is None
+    assert measured.tokens_per_s == pytest.approx(report.tokens_per_s)
+    assert "memory" not in answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
+    (Path(report.folder) / "report.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no report.json: only a run that has come to its end"):
+        answer(plan(f"run={report.folder}"))
+
+
+def test_numbers_are_easy_to_read() -> None:
+    assert [count(n) for n in (3.0, 1234.0, 3.261e8, 1.129e10, 2e12)] == ["3", "1.234 k", "326.1 M", "11.29 B", "2 T"]
+    assert [gib(n) for n in (2**20, 2**29, 3 * 2**30)] == ["1.00 MiB", "0.50 GiB", "3.00 GiB"]
+    assert [duration(s) for s in (0.5, 119, 121, 7201, 172_801)] == [
+        "0.5 s",
+        "119 s",
+        "2.02 minutes",
+        "2 hours",
+        "2 days",
+    ]
