@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import psutil
+from machine import machine
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.planning.config import PlanConfig
@@ -132,7 +133,8 @@ def main() -> None:
         for name in CASES:
             rows.append(compare(name, words(folder, arguments.steps), folder))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    arguments.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+    result = {"machine": machine(), "rows": rows}
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":

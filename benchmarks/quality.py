@@ -15,8 +15,6 @@ A sample is the new text, cut into tokens anew, shorter where the model ended it
 
 import argparse
 import json
-import os
-import platform
 import re
 import sys
 import time
@@ -27,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from kneser_ney import KneserNey, worst_sum
+from machine import machine
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
 from pretrain.config import RunConfig, from_dict
@@ -63,7 +61,7 @@ def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
         raise DataError("the run kept no validation documents (data.validation_fraction=0): nothing can be measured.")
     train, held_out = _documents(prepared.train.values()), _documents(prepared.validation.values())
     figures: dict[str, Any] = {
-        "machine": _machine(),
+        "machine": machine(),
         "settings": _settings(checkpoint, run, prepared),
         "model": _score(run_folder, cache),
     }
@@ -101,19 +99,6 @@ def _settings(checkpoint: Checkpoint, run: RunConfig, prepared: Prepared) -> dic
         "validation documents": sum(store.n_documents for store in validation),
         "validation tokens predicted": sum(store.n_tokens - store.n_documents for store in validation),
         "validation bytes": sum(store.text_bytes for store in validation),
-    }
-
-
-def _machine() -> dict[str, Any]:
-    """Return what the timings depend on, without names of the machine."""
-    facts = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
 
 

@@ -1,0 +1,24 @@
+"""The machine that a benchmark ran on."""
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Return what timings depend on, without names of the machine."""
+    facts = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+    }
