@@ -5,8 +5,10 @@ Hostile manifests of checkpoints, token stores, tokenizers and Hugging Face fold
 
 import json
 import pickle
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,20 @@ import yaml
 
 from pretrain import checkpoint
 from pretrain.checkpoint import open_checkpoint
-from pretrain.config import from_dict, to_dict
+from pretrain.config import RunConfig, choices, from_dict, groups, to_dict
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.inference.config import GenerateConfig
 from pretrain.inspection import rows_of_step
 from pretrain.language_model import LanguageModel
+from pretrain.script_config import ExportConfig, PrepareConfig
+from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, TrainerConfig
 from pretrain.training.run import run
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = (
+    EvalConfig, ExportConfig, GenerateConfig, PrepareConfig, CheckpointConfig, LoggerConfig, PathsConfig, TrainerConfig,
+)  # fmt: skip
 
 
 class Bomb:
@@ -132,3 +141,21 @@ def test_an_environment_that_has_torch_unpickle_is_refused(monkeypatch: pytest.M
     )  # fmt: skip
     assert found.returncode == 2
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets files run code as torch loads them. Unset it" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:HOME}", "a/${oc.env:HOME}/b", "${oc.decode:${oc.env:HOME}}", "${ oc.env:HOME}"]
+)
+def test_nothing_of_the_environment_is_saved_with_a_model(tiny, value: str):
+    with pytest.raises(ConfigError, match=r"name=.* is taken from the environment, .*: name=\"\$NAME\"") as refusal:
+        tiny.config("model=gpt_nano", f"name='{value}'")
+    assert str(Path.home()) not in str(refusal.value)
+
+
+def test_no_setting_holds_a_secret():
+    """So saved settings need no masks; what a hub wants to know it reads from its own file or variable."""
+    secret = re.compile(r"(^|_)(api_?key|key|secret|passw\w*|credentials?|token)$")
+    classes = {*(choice for group in groups() for choice in choices(group).values()), RunConfig, *SCRIPTS}
+    names = {field.name for each in classes for field in fields(each)}
+    assert len(names) > 100
+    assert not [name for name in names if secret.search(name)]

@@ -100,6 +100,7 @@ def typed(tree: Any) -> Any:
 
     for key, known in _undeclared(tree, ""):
         raise _no_setting(key, known)
+    _refuse_environment(OmegaConf.to_container(tree, resolve=False), "")
     try:
         _check_kinds(tree)
         for key in sorted(OmegaConf.missing_keys(tree)):
@@ -109,6 +110,18 @@ def typed(tree: Any) -> Any:
         raise ConfigError(str(error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_environment(value: Any, key: str) -> None:
+    """Refuse values that OmegaConf would take from the environment: settings are saved, and go where the model goes."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_environment(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{\s*oc\.env", value):
+        raise ConfigError(
+            f"{key}={value} is taken from the environment, and settings are saved with the model. Where it is no "
+            f'secret, have the shell fill it in: {key}="$NAME".'
+        )
 
 
 def _check_kinds(tree: Any) -> None:
