@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from same_state import assert_same_state
 
 from pretrain import checkpoint_writing
 from pretrain.checkpoint import open_checkpoint, step_folders
@@ -30,16 +30,6 @@ MASKED = ["model=bert_nano", "model.attention_dropout=0.1"]
 
 def losses(folder: Path, name: str = "train/loss") -> dict[int, str]:
     return {int(row["step"]): row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == name}
-
-
-def assert_same_state(one: Path, other: Path) -> None:
-    first, second = open_checkpoint(one), open_checkpoint(other)
-    assert first.step == second.step
-    assert first.progress | {"seconds": 0} == second.progress | {"seconds": 0}
-    for part in ("model", "optimizer", "random"):
-        a, b = first.tensors(part), second.tensors(part)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a), part
 
 
 def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
+from same_state import assert_same_state
 
-from pretrain.checkpoint import open_checkpoint
 from pretrain.data.ledger import Ledger
 from pretrain.data.prepare import Prepared, finish_stream, prepare
 from pretrain.data.read_ahead import ReadAhead
@@ -32,16 +31,6 @@ def rows_of(folder: Path, name: str) -> dict[int, str]:
     path = folder / "metrics.csv"
     found = read_rows(path) if path.exists() else []
     return {int(row["step"]): row["value"] for row in found if row["name"] == name}
-
-
-def assert_same_state(one: Path, other: Path) -> None:
-    first, second = open_checkpoint(one), open_checkpoint(other)
-    assert first.step == second.step
-    assert first.progress | {"seconds": 0} == second.progress | {"seconds": 0}
-    for part in ("model", "optimizer", "random"):
-        a, b = first.tensors(part), second.tensors(part)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a), part
 
 
 def begin(tiny, *words: str) -> tuple[Prepared, list[str]]:
