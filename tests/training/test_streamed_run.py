@@ -42,13 +42,12 @@ def begin(tiny, *words: str) -> tuple[Prepared, list[str]]:
 
 @dataclass
 class Held:
-    """Holds a stream's lock, so that nothing is read, until a run has logged a step; then does what is asked for."""
+    """Holds a stream's lock, so that nothing is read, until a run waits for text; then lets it go, or ends the run."""
 
     hold_lock: Callable[[Path], AbstractContextManager[subprocess.Popen[bytes]]]
     stream: Path
-    folder: Path
-    step: int
-    then: Callable[[], object] = lambda: None
+    waits: threading.Event
+    terminates: bool = False
     eras: int = 0  # that were there when the lock was let go
 
     def __enter__(self) -> "Held":
@@ -63,28 +62,36 @@ class Held:
         self.context.__exit__(None, None, None)
 
     def _let_go(self) -> None:
-        deadline = time.monotonic() + 60
-        while self.step and self.step not in rows_of(self.folder, "train/loss") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1.0 if self.step else 5.0)  # the run now waits for text
+        assert self.waits.wait(60)
+        time.sleep(1.0)  # long enough for the wait to show in the metrics
         self.eras = len(Ledger(self.stream).eras)
-        self.then()
-        self.holder.kill()
+        if self.terminates:  # the lock stays held: whatever was read now would let the run go on for a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.holder.kill()
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+@pytest.fixture
+def waits(monkeypatch) -> threading.Event:
+    """Return what is set as soon as a run waits for text."""
+    found, check = threading.Event(), ReadAhead.check
+
+    def checked(reader: ReadAhead) -> None:
+        found.set()
+        check(reader)
+
+    monkeypatch.setattr(ReadAhead, "check", checked)
+    return found
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
-    tiny, monkeypatch, capfd, hold_lock, workers: int
+    tiny, monkeypatch, capfd, hold_lock, waits, workers: int
 ):
     prepared, words = begin(tiny, "trainer.max_steps=40", f"data.num_workers={workers}")
-    first_rows = prepared.corpora[""].train.n_tokens // 32 // 4  # steps that the first era suffices for, about
     folder = tiny.folder / "ahead"
     monkeypatch.setattr(text_ahead, "TELL_S", 0.3)
-    with Held(hold_lock, prepared.corpora[""].folder, folder, first_rows - 2) as held:
+    with Held(hold_lock, prepared.corpora[""].folder, waits) as held:
         ahead = run(tiny.place(*words, f"paths.run_dir={folder}"))
     assert held.eras == 1
     assert Ledger(prepared.corpora[""].folder).end is None
@@ -114,12 +121,11 @@ def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
         assert scores["bits_per_byte"] == pytest.approx(ahead.validation["val/bits_per_byte"], abs=1e-4)
 
 
-def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny, hold_lock):
+def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "trainer.max_steps=24", "checkpoint.every_n_steps=100")
     folder = tiny.folder / "cut"
-    last = prepared.corpora[""].train.n_tokens // 32 // 4 - 1
     with (
-        Held(hold_lock, prepared.corpora[""].folder, folder, last, terminate) as held,
+        Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True) as held,
         pytest.raises(Interrupted, match=r"SIGTERM at step [0-9]+: saved; go on with resume=auto"),
     ):
         run(tiny.place(*words, f"paths.run_dir={folder}"))
@@ -129,10 +135,10 @@ def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny,
     assert_same_state(Path(cut.folder), Path(whole.folder))
 
 
-def test_a_signal_before_the_first_rows_are_there_ends_a_run_that_has_nothing_to_save(tiny, hold_lock):
+def test_a_signal_before_the_first_rows_are_there_ends_a_run_that_has_nothing_to_save(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "batch_size=400", "trainer.max_steps=2")
     with (
-        Held(hold_lock, prepared.corpora[""].folder, tiny.folder, 0, terminate),
+        Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True),
         pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"),
     ):
         run(tiny.place(*words))
