@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
-    {"sweep", "doctor"},
+    {"sweep", "doctor", "slurm"},
     {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported", "planning"},
     {"model_folder"},

@@ -18,6 +18,7 @@ from typing import Any
 from pretrain.config import choices, groups, kind_of, registered
 from pretrain.errors import ConfigError, PretrainError, nearest
 from pretrain.imported import IMPORTED, quote, words_of_imported
+from pretrain.slurm import adopt_slurm
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
@@ -35,6 +36,8 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     words = [quote(word, free_text) for word in sys.argv[1:]]
     try:
         _refuse_pickles()
+        if config_name == "train":
+            adopt_slurm()
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
             _sweep(config_name, words[1:])
@@ -56,7 +59,7 @@ def _refuse_pickles() -> None:
 
 
 def _follows() -> bool:
-    """Whether another process of the same run, started by torchrun, decides the settings and hands them over."""
+    """Whether another process of the same run, started by torchrun or srun, decides the settings and passes them on."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 

@@ -43,7 +43,7 @@ from pretrain.optim.config import (
     ScheduleConfig,
     WSDConfig,
 )
-from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.config import Layout, ParallelConfig, arrange
 from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
@@ -94,6 +94,8 @@ class RunConfig:
         self.data = with_typed_sources(self.data)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
+        if self.trainer.devices != -1:  # else a machine has as many as it has
+            self.layout()
         self.accumulation_steps()
         if self.trainer.max_tokens is not None:
             self.max_steps()
@@ -102,9 +104,13 @@ class RunConfig:
                 f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one."
             )
 
+    def layout(self) -> Layout:
+        """Return how the run's processes are arranged."""
+        return arrange(self.parallel, self.trainer, self.model)
+
     def accumulation_steps(self) -> int:
         """Return how many micro-batches on each device make one optimizer step."""
-        ranks = self.trainer.ranks
+        ranks = max(1, self.trainer.ranks // self.parallel.tensor_parallel)
         micro = self.micro_batch_size or max(1, self.batch_size // ranks)
         unit = micro * ranks
         if micro < 1 or self.batch_size % unit:
@@ -139,7 +145,7 @@ class RunConfig:
 
     def rows_per_micro_batch(self) -> int:
         """Return the rows of one forward pass on one device."""
-        return self.batch_size // (self.accumulation_steps() * self.trainer.ranks)
+        return self.batch_size // (self.accumulation_steps() * self.layout().data_ranks)
 
 
 def register(group: str, config_class: type) -> None:

@@ -24,10 +24,11 @@ PLANTED = Path(__file__).with_name("planted_fault.py")
 
 
 @pytest.mark.fault("F11")
-def test_killed_on_two_it_goes_on_as_one_as_four_and_as_two_again(job: Job):
+def test_killed_on_two_it_goes_on_as_one_as_two_by_two_and_as_two_again(job: Job):
     draw, single = random.Random(0), job.run("single", *ELASTIC)
     on_one = ["trainer.strategy=single", "trainer.devices=1"]
-    on_four = ["trainer.strategy=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "checkpoint.asynchronous=true"]
+    on_four = ["trainer.strategy=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "checkpoint.asynchronous=true",
+               "parallel.tensor_parallel=2"]  # fmt: skip
     stages = [["trainer=fsdp", *TWO], on_one, on_four]
     for number, words in enumerate(stages):
         process = job.start("elastic", *ELASTIC, *words, "resume=auto")
@@ -40,7 +41,7 @@ def test_killed_on_two_it_goes_on_as_one_as_four_and_as_two_again(job: Job):
         assert shards == (
             ["model.safetensors"] if ranks == 1 else [f"model-rank-{rank:05d}.safetensors" for rank in range(ranks)]
         )
-    elastic = job.run("elastic", *ELASTIC, "trainer.strategy=ddp", *TWO, "resume=auto")
+    elastic = job.run("elastic", *ELASTIC, "trainer.strategy=ddp", *TWO, "parallel.tensor_parallel=1", "resume=auto")
     one, other = read_lines(single / "ledger.jsonl"), read_lines(elastic / "ledger.jsonl")
     assert [line["samples"] for line in one] == [line["samples"] for line in other]
     assert len(one) == 44

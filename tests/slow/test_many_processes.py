@@ -21,18 +21,21 @@ pytestmark = pytest.mark.slow
 @pytest.mark.fault("F11")
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(job: Job, family: list[str]):
     single = job.run("single", *family)
-    for strategy in ("ddp", "fsdp"):
-        folder = job.run(strategy, *family, f"trainer={strategy}", *TWO)
+    split = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
+    for strategy, words in {"ddp": [], "fsdp": [], "tensor": split}.items():
+        folder = job.run(strategy, *family, f"trainer={'ddp' if strategy == 'ddp' else 'fsdp'}", *TWO, *words)
         assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
         assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
         assert_same_weights(folder, single, 1e-4)
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
-    half = job.folder / "fsdp" / "checkpoints" / "step-00000005"
-    for name, words in (
-        ("back_to_one", []),
-        ("on_to_two", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
-        ("as_ddp", ["trainer=ddp", *TWO]),
-    ):
+    for name, start, words in (
+        ("back_to_one", "tensor", ["trainer.strategy=single", "trainer.devices=1", "parallel.tensor_parallel=1",
+                                   "parallel.sequence_parallel=false"]),
+        ("on_to_two", "fsdp", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
+        ("split", "ddp", ["trainer=fsdp", *TWO, *split]),
+        ("as_ddp", "fsdp", ["trainer=ddp", *TWO]),
+    ):  # fmt: skip
+        half = job.folder / start / "checkpoints" / "step-00000005"
         target = job.folder / name / "checkpoints"
         target.mkdir(parents=True)
         (target / half.name).symlink_to(half)
@@ -146,16 +149,3 @@ def test_sharding_without_a_gpu_names_what_works_here(job: Job):
     assert found.returncode == 2
     assert "trainer.accelerator=cpu trainer.devices=2" in found.stderr
     assert "Traceback" not in found.stderr
-
-
-def test_torchrun_gives_one_folder_and_the_same_result(job: Job):
-    single = job.run("single")
-    found = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *job.command("trainer=fsdp")[1:],
-         "trainer.accelerator=cpu", f"paths.logs_dir={job.folder / 'logs'}"],
-        cwd=job.folder, capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    (folder,) = (job.folder / "logs" / "gpt_nano").iterdir()
-    assert losses(folder) == pytest.approx(losses(single), abs=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.errors import ConfigError
 from pretrain.training.config import TrainerConfig
-from pretrain.training.strategy import choose_device
+from pretrain.training.strategy import build_strategy, choose_device
 
 
 def test_trainer_settings_are_arguments_of_the_trainer():
@@ -25,6 +25,12 @@ def test_an_accelerator_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no such device here"):
         choose_device(TrainerConfig(accelerator="gpu"))
+
+
+def test_offloading_needs_a_gpu_to_offload_from(tiny):
+    config = tiny.config("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "parallel.cpu_offload=true")
+    with pytest.raises(ConfigError, match=r"parallel\.cpu_offload=true .* Try parallel\.cpu_offload=false"):
+        build_strategy(config, choose_device(config.trainer))
 
 
 @pytest.mark.parametrize(

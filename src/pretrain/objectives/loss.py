@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.objectives.batch import IGNORE
+from pretrain.objectives.vocabulary_shard import VocabularyShard, local
 
 WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
 CHUNK = 1 << 23  # logits of one chunk above that
@@ -20,14 +21,17 @@ def cross_entropy_sum(features: Tensor, weight: Tensor, bias: Tensor | None, tar
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
     Targets equal to IGNORE count nothing. With many logits it works in chunks of the targets, forming the gradient on
-    the way, so that memory holds one chunk of logits instead of all (N, V) of them and their gradient.
+    the way, so that memory holds one chunk of logits instead of all (N, V) of them and their gradient. Where devices
+    split the vocabulary, each holds its own logits only, and all of them return the whole loss.
     """
-    if features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
+    shard = VocabularyShard.of(weight)
+    if shard.group is None and features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
         logits = F.linear(features, weight, bias).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     if not torch.is_grad_enabled():
         return token_losses(features, weight, bias, targets)[0].sum()
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, weight, bias, targets)
+    own_bias = None if bias is None else local(bias)
+    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard)
     return loss
 
 
@@ -39,7 +43,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard
+    ) -> Tensor:
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         x, matrix = features.to(dtype), weight.to(dtype)
@@ -47,19 +53,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(features)
         grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        for part in _chunks(len(x), len(weight)):
-            logits = F.linear(x[part], matrix).float()
-            if bias is not None:
-                logits += bias
+        for part in _chunks(len(x), shard.largest_size):
             counts = (targets[part] != IGNORE).unsqueeze(1)
-            target = targets[part].unsqueeze(1).where(counts, 0)
-            logits -= logits.amax(-1, keepdim=True)
-            of_target = logits.gather(1, target)
-            slope = logits.exp_()
-            total = slope.sum(-1, keepdim=True)
-            loss += (total.log() - of_target).where(counts, 0.0).sum()
-            slope *= (1.0 / total).where(counts, 0.0)
-            slope.scatter_add_(1, target, -counts.float())  # of the loss over the logits: softmax - 1 at the target
+            slope, losses = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard)
+            loss += losses.where(counts, 0.0).sum()
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
@@ -68,14 +65,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, x[part])
             else:
                 grad_weight += slope.T @ x[part]
-        ctx.save_for_backward(grad_x, grad_weight, grad_bias)
+        ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return (*gradients, None)
+        return (*gradients, None, None)
+
+
+def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = F.linear(features, weight).float()
+    if bias is not None:
+        logits += bias
+    return logits
+
+
+def _slope(logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
+    """Return the slope of the loss over the logits, softmax - 1 at the target, and the losses (N, 1)."""
+    logits -= shard.maximum(logits.amax(-1, keepdim=True))
+    target, here = shard.find(targets)
+    of_target = logits.gather(1, target).where(here, 0.0)
+    slope = logits.exp_()
+    of_target, total = shard.total(torch.cat([of_target, slope.sum(-1, keepdim=True)], 1)).split(1, 1)
+    slope *= (1.0 / total).where(counts, 0.0)
+    slope.scatter_add_(1, target, -(counts & here).float())
+    return slope, total.log() - of_target
 
 
 def _chunks(count: int, vocab_size: int) -> list[slice]:
@@ -89,9 +105,25 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
 
     Ignored targets cost 0 and are never right.
     """
-    losses, right = [], []
-    for part in _chunks(len(features), len(weight)):
+    shard, losses, right = VocabularyShard.of(weight), [], []
+    weight, bias = local(weight), None if bias is None else local(bias)
+    for part in _chunks(len(features), shard.largest_size):
         logits = F.linear(features[part], weight, bias).float()
-        losses.append(F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none"))
-        right.append(logits.argmax(-1) == targets[part])
+        if shard.group is not None:
+            loss, likeliest = _scored(logits, targets[part], shard)
+        else:
+            loss = F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none")
+            likeliest = logits.argmax(-1) == targets[part]
+        losses.append(loss)
+        right.append(likeliest)
     return torch.cat(losses), torch.cat(right)
+
+
+def _scored(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
+    """Return what `token_losses` does of logits that each device holds a part of."""
+    counts = targets != IGNORE
+    logits -= shard.maximum(logits.amax(-1, keepdim=True))
+    target, here = shard.find(targets)
+    own = torch.cat([logits.gather(1, target).where(here, 0.0), logits.exp().sum(-1, keepdim=True)], 1)
+    of_target, total = shard.total(own).unbind(1)
+    return (total.log() - of_target).where(counts, 0.0), counts & (of_target == 0)

@@ -1,7 +1,7 @@
-"""The norm of a whole gradient, however it is spread."""
+"""The norm and the scale of a whole gradient, however it is spread."""
 
-from collections import defaultdict
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -9,18 +9,29 @@ from torch.distributed.tensor import DTensor
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm, float32 (), of all gradients together; the same on every process.
+    """Return the Euclidean norm, float32 (), of all gradients together; bit for bit the same on every process.
 
-    Sharded gradients are grouped by mesh, for norms over different meshes cannot be stacked.
+    Gradients of one model may lie on different meshes, whose norms cannot be stacked: each process adds up the squares
+    of its shards, divided by how many processes hold the same one, and all sums meet in one reduction.
     """
-    by_mesh: dict[object, list[Tensor]] = defaultdict(list)
-    for gradient in gradients:
-        by_mesh[gradient.device_mesh if isinstance(gradient, DTensor) else None].append(gradient)
-    norms = [torch.nn.utils.get_total_norm(group, foreach=True) for group in by_mesh.values()]
-    if len(norms) == 1:
-        return _plain(norms[0])
-    return torch.linalg.vector_norm(torch.stack([_plain(norm) for norm in norms]))
+    shards = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    if not shards:
+        return torch.nn.utils.get_total_norm(gradients, foreach=True)
+    world = torch.distributed.get_world_size()
+    norms = torch._foreach_norm([shard.to_local() for shard in shards])
+    copies = torch.tensor([_copies(shard, world) for shard in shards], dtype=torch.float64, device=norms[0].device)
+    squares = (torch.stack(norms).double().square() / copies).sum()
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt().float()
 
 
-def _plain(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def _copies(shard: DTensor, world: int) -> int:
+    """Return how many processes hold the same part of a tensor."""
+    mesh = shard.device_mesh
+    within = prod(mesh.size(axis) for axis, how in enumerate(shard.placements) if how.is_replicate())
+    return within * world // mesh.size()
+
+
+def scale_by(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply gradients in place by `factor` (), which is the same on every process."""
+    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)

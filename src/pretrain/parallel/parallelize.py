@@ -1,35 +1,97 @@
 """Spread a model over devices: a pure function of the model, the mesh and the settings."""
 
+import warnings
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.mesh import TENSOR, data_mesh
+from pretrain.parallel.tensor_parallel import split_matrices
+
+_aten = torch.ops.aten
+_COSTLY = {  # to compute again
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+# so do blocks whose last matrix or norm is split; nothing of ours changes what a block returned in place
+warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
 
 
 def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
-    """Change the learner in place: checkpoint activations, then compile, then shard over `mesh`, where it is given.
+    """Change the learner in place: split matrices, checkpoint activations, compile, shard, over a mesh of `build_mesh`.
 
-    The learner itself is the outermost unit, so that embedding, head and loss are gathered together, a shared matrix
-    once. With `bf16` a sharded model computes in bf16 and keeps weights and reduces gradients in 32 bits.
+    Without a mesh only what one device can do is done. With `bf16` a sharded model computes in bf16 and keeps weights
+    and reduces gradients in 32 bits.
     """
-    blocks = learner.model.blocks
+    model, blocks = learner.model, learner.model.blocks
     assert isinstance(blocks, nn.ModuleList)
+    if mesh is not None and mesh[TENSOR].size() > 1:
+        assert isinstance(model, Transformer)
+        split_matrices(model, mesh[TENSOR], settings.sequence_parallel)
     if settings.activation_checkpointing:
-        for index, block in enumerate(blocks):
-            blocks[index] = checkpoint_wrapper(block)
+        _checkpoint_activations(blocks, settings)
     if settings.compile:
         for block in blocks:
             block.compile(dynamic=False)  # in place: names of parameters stay what they are
-    if mesh is None:
-        return
+    if mesh is not None:
+        _shard(learner, mesh, settings, bf16)
+
+
+def _checkpoint_activations(blocks: nn.ModuleList, settings: ParallelConfig) -> None:
+    contexts: dict[str, Any] = {}
+    if settings.selective_checkpointing:
+        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_costly)
+    for index in range(0, len(blocks), settings.checkpoint_every_blocks):
+        blocks[index] = checkpoint_wrapper(blocks[index], **contexts)
+
+
+def _keep_costly(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shard(learner: Learner, mesh: DeviceMesh, settings: ParallelConfig, bf16: bool) -> None:
+    """Shard each block, and the learner as the outermost unit, which gathers embedding, head and loss together.
+
+    So a matrix that embedding and head share is gathered once.
+    """
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
     )
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=settings.reshard_after_forward)
-    fully_shard(learner, mesh=mesh, mp_policy=policy)
+    offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
+    shard = partial(fully_shard, mesh=data_mesh(mesh), mp_policy=policy, offload_policy=offload)
+    model = learner.model
+    assert isinstance(model.blocks, nn.ModuleList)
+    blocks = [shard(block, reshard_after_forward=settings.reshard_after_forward) for block in model.blocks]
+    shard(learner)
     register_fsdp_forward_method(learner, "evaluate")
+    if settings.prefetch_blocks:
+        _prefetch(blocks, settings.prefetch_blocks)
+
+
+def _prefetch(blocks: list[FSDPModule], ahead: int) -> None:
+    """Have each block's weights gathered while the `ahead` blocks before it compute, in either direction."""
+    for index, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(blocks[index + 1 : index + 1 + ahead])
+        block.set_modules_to_backward_prefetch(blocks[max(0, index - ahead) : index][::-1])

@@ -1,5 +1,6 @@
 """Between a tensor as a whole and the shard of it that this process holds."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pretrain.optim.groups import parameters_by_name
+
+# to gather what two axes of a mesh split takes two steps, of which torch warns every time
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 def whole(tensor: Tensor) -> Tensor:

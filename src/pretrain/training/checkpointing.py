@@ -20,6 +20,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.errors import CheckpointError
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
+from pretrain.parallel.config import Layout
 from pretrain.parallel.pieces import own_pieces
 from pretrain.parallel.whole import like
 from pretrain.tensor_file import Piece
@@ -76,9 +77,9 @@ class RunState:
         tensors = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
-            "random": every_random_state(ranks, self.module.device),
+            "random": every_random_state(self.module.layout, self.trainer.strategy.root_device),
         }
-        parts = {part: own_pieces(own, rank) for part, own in tensors.items()}
+        parts = {part: own_pieces(own, rank, self.module.layout) for part, own in tensors.items()}
         if self._thread is None:
             self._raise(self._write(step, parts, self._progress()))
         else:
@@ -176,7 +177,7 @@ class Restore(Callback):
         assert isinstance(pl_module, TrainingModule)
         load_optimizer_state(trainer.optimizers[0], pl_module.learner.model, self.saved.tensors("optimizer"), like)
         pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
-        prefix = f"{trainer.global_rank}/"
+        prefix = f"{pl_module.layout.data_rank(trainer.global_rank)}/"
         saved = self.saved.tensors("random")
         own = {name.removeprefix(prefix): state for name, state in saved.items() if name.startswith(prefix)}
         if own:
@@ -194,16 +195,19 @@ def set_step(trainer: L.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def every_random_state(ranks: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the states of every process's random generators as <rank>/<generator>, on every process."""
+def every_random_state(layout: Layout, device: torch.device) -> dict[str, Tensor]:
+    """Return the states of all random generators as <data rank>/<generator>, on every process.
+
+    Processes that read the same rows draw the same numbers: what all of them hold must stay equal.
+    """
     own = random_state(device)
-    if ranks == 1:
+    if layout.ranks == 1:
         return {f"0/{name}": state for name, state in own.items()}
     found: dict[str, Tensor] = {}
     for name, state in own.items():
-        parts = [torch.empty_like(state, device=device) for _ in range(ranks)]
+        parts = [torch.empty_like(state, device=device) for _ in range(layout.ranks)]
         torch.distributed.all_gather(parts, state.to(device))
-        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts)}
+        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts[:: layout.tensor])}
     return found
 
 

@@ -170,21 +170,28 @@ class TextDataModule(L.LightningDataModule):
             self.objective,
             size=self.size,
             batch_size=self.batch_size,
-            rank=self.trainer.global_rank,
-            ranks=self.trainer.world_size,
+            **self._share(),
             left_out=self.left_out,
         )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""
         assert self.trainer is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
         sources = [
-            ValidationBatches(stream, objective, self.size, self._rows_to_score(name), rank, ranks)
+            ValidationBatches(stream, objective, self.size, self._rows_to_score(name), **self._share())
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
         return [_loader(batches, From(0, len(batches)), workers=0) for batches in sources]
+
+    def _share(self) -> dict[str, int]:
+        """Return which rows of a batch this process reads: the `rank`-th of so many `ranks`."""
+        assert self.trainer is not None
+        if self.trainer.world_size == 1:
+            return {"rank": 0, "ranks": 1}
+        found = self.trainer.distributed_sampler_kwargs
+        assert found is not None
+        return {"rank": found["rank"], "ranks": found["num_replicas"]}
 
     def _rows_to_score(self, source: str) -> int:
         """Return a source's share of the most rows to score, 1 or more; 0 where all are scored."""

@@ -23,6 +23,8 @@ _DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "o
 _DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 _FREE = ("data.num_workers", "data.max_validation_rows")
 
+_met_at: list[Any] = []  # where processes of torchrun or srun met: closed, those that are late would find nobody
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -38,7 +40,8 @@ class Placement:
 def launch(config: RunConfig | None, overrides: list[str]) -> None:
     """Train as `config` says, in this process or in one for each device, and print the report.
 
-    Under torchrun the first process decides settings and folder and hands them to the others, which have no `config`.
+    Under torchrun or srun the first process decides settings and folder and hands them to the others, which have no
+    `config`.
     """
     if under_launcher():
         say(_run(_agreed_placement(config, overrides)))
@@ -106,6 +109,7 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
     timeout_s = config.trainer.timeout_s if config else TrainerConfig.timeout_s
     try:
         store, number, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        _met_at.append(store)
     except RuntimeError as error:  # the class of all that torch says of its stores
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankLostError(

@@ -16,7 +16,8 @@ from pretrain.evaluation.totals import Totals, validation_figures
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
-from pretrain.parallel.clip import global_norm
+from pretrain.parallel.clip import global_norm, scale_by
+from pretrain.parallel.config import Layout
 from pretrain.training.config import OnSpike
 from pretrain.training.data import TextDataModule
 from pretrain.training.loss_metrics import LossMetrics
@@ -36,6 +37,7 @@ class TrainingModule(L.LightningModule):
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
+        layout: Layout,
         length: RunLength,
         spikes: Spikes,
         keeps_ledger: bool,
@@ -49,6 +51,7 @@ class TrainingModule(L.LightningModule):
         self.learner = learner
         self.optimizer_config = optimizer
         self.schedule = schedule
+        self.layout = layout
         self.length = length
         self.spikes = spikes
         self.keeps_ledger = keeps_ledger
@@ -79,8 +82,7 @@ class TrainingModule(L.LightningModule):
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:
-            mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
-            self.materialise(mesh, self.trainer.strategy.root_device)
+            self.materialise(self.device_mesh, self.trainer.strategy.root_device)
             self._ready = True
 
     def on_train_start(self) -> None:
@@ -118,7 +120,7 @@ class TrainingModule(L.LightningModule):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._agree()
         self._set_learning_rate(optimizer)
-        ranks = self.trainer.world_size  # gradients come as the mean over ranks
+        ranks = self.layout.data_ranks  # gradients come as the mean over them
         scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
         if not bool(torch.isfinite(self.grad_norm)):
@@ -130,7 +132,7 @@ class TrainingModule(L.LightningModule):
             return
         if self.clip_norm:
             scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, scale)
+        scale_by(gradients, scale)
         self._skipped_in_a_row = 0
         self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
         self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
@@ -145,11 +147,12 @@ class TrainingModule(L.LightningModule):
             asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
             clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
             device = self._step_targets.device
-            sums = torch.stack([self._step_targets, *torch.tensor([*asked, clock], device=device)]).double()
-            sums = torch.cat([sums, loss_sum.to(device).reshape(1)])  # whole numbers stay exact: they are below 2^53
+            found = torch.stack([self._step_targets.double(), loss_sum.to(device)]) * self._speaks()
+            # whole numbers stay exact: they are below 2^53
+            sums = torch.cat([found, torch.tensor([*asked, clock], device=device, dtype=found.dtype)])
             torch.distributed.all_reduce(sums)
-            self._step_targets, loss_sum = sums[0].long(), sums[-1]
-            *counts, clock = sums[1:-1].long().tolist()
+            self._step_targets, loss_sum = sums[0].long(), sums[1]
+            *counts, clock = sums[2:].long().tolist()
             self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
             seconds = clock / 1000
         self.length.reach(seconds)
@@ -171,7 +174,7 @@ class TrainingModule(L.LightningModule):
             return
         data: TextDataModule = self.trainer.datamodule
         samples = torch.cat(self._samples).cpu().numpy()
-        rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, gather=self.trainer.world_size > 1)
+        rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, self.layout, self.global_rank)
         step = self.global_step + 1
         what = self.spikes.describe(step, self.step_loss)
         new = frozenset(rows) - data.left_out
@@ -207,7 +210,11 @@ class TrainingModule(L.LightningModule):
             return own
         found = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(found, own)
-        return torch.cat(found)
+        return torch.cat(found[:: self.layout.tensor])
+
+    def _speaks(self) -> bool:
+        """Whether this process adds what it found to the sum over all: of those that read the same rows, one does."""
+        return self.layout.speaks(self.global_rank)
 
     def learning_rate(self) -> float:
         """Return the learning rate of the newest step, of the first group of parameters."""
@@ -218,6 +225,7 @@ class TrainingModule(L.LightningModule):
     def take_training_loss(self) -> float:
         """Return the mean loss in nats per target since the last call; this waits for the device."""
         if self.trainer.world_size > 1:
+            self._logged_loss *= self._speaks()
             torch.distributed.all_reduce(self._logged_loss)
         targets = int(self._logged_targets)
         loss = float(self._logged_loss) / targets if targets else float("nan")  # every step since then was skipped

@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 
 def under_launcher() -> bool:
-    """Whether torchrun started this process, and others beside it."""
+    """Whether torchrun or srun started this process, and others beside it."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 

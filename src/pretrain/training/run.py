@@ -1,6 +1,7 @@
 """A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
 
 import logging
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from pretrain.checkpoint_writing import sweep
 from pretrain.config import RunConfig, to_dict
@@ -121,7 +123,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     set_step(trainer, start)
 
     say(opening(config, model, data, device, precision))
-    L.seed_everything(config.seed + trainer.global_rank, workers=False, verbose=False)
+    L.seed_everything(config.seed + module.layout.data_rank(trainer.global_rank), workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not module.length.over(start):
         with loader_errors():
@@ -196,6 +198,7 @@ def _build_module(
         learner,
         config.optimizer,
         replace(config.schedule, warmup_steps=config.warmup_steps()),
+        layout=config.layout(),
         length=length,
         spikes=spikes,
         keeps_ledger=config.logger.ledger,
@@ -216,7 +219,8 @@ def _build_trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        strategy=build_strategy(config.trainer, device),
+        strategy=build_strategy(config, device),
+        plugins=[TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()],  # never a guess
         precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
         max_steps=config.max_steps() or -1,
         max_epochs=-1,

@@ -14,6 +14,7 @@ from torch import Tensor
 from pretrain.errors import DivergenceError
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import Learner
+from pretrain.parallel.config import Layout
 from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.data import TextDataModule
 
@@ -74,18 +75,19 @@ class Spikes:
 
 
 def rows_to_blame(
-    learner: Learner, data: TextDataModule, samples: np.ndarray, deviations: float, gather: bool
+    learner: Learner, data: TextDataModule, samples: np.ndarray, deviations: float, layout: Layout, rank: int
 ) -> list[str]:
     """Return the ids of the rows of a step that are to blame for its loss: those far above the step's others.
 
-    `samples` are the places of the rows that this process read; with `gather` all processes take part. Where no row
-    stands out, all are to blame.
+    `samples` are the places of the rows that process `rank` read; all processes take part. Where no row stands out, all
+    are to blame.
     """
     ids = [row.id for row in data.train_stream.placed(samples)]
     losses = _row_losses(learner, data, samples)
-    if gather:
-        everyone: list[tuple[list[str], list[float]]] = [([], [])] * torch.distributed.get_world_size()
+    if layout.ranks > 1:
+        everyone: list[tuple[list[str], list[float]]] = [([], [])] * layout.ranks
         torch.distributed.all_gather_object(everyone, (ids, losses.tolist()))
+        everyone = everyone[:: layout.tensor]
         ids = [name for names, _ in everyone for name in names]
         losses = torch.tensor([loss for _, own in everyone for loss in own], dtype=torch.float64)
     scored = ~losses.isnan()  # a row that was left out before has no targets

@@ -44,15 +44,23 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
     return config.trainer.precision
 
 
-def build_strategy(config: TrainerConfig, device: torch.device) -> Strategy | str:
+def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy object for the run."""
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # here: the launcher needs no Lightning
+    from lightning.pytorch.strategies import DDPStrategy  # here: the launcher needs no Lightning
 
-    backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=config.timeout_s)
-    if config.strategy is Sharing.ddp:
+    from pretrain.training.sharded_strategy import ShardedStrategy
+
+    timeout = timedelta(seconds=config.trainer.timeout_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if config.trainer.strategy is Sharing.ddp:
         return DDPStrategy(process_group_backend=backend, timeout=timeout)
-    if config.strategy is Sharing.fsdp:
-        return ModelParallelStrategy(
-            data_parallel_size=config.ranks, tensor_parallel_size=1, process_group_backend=backend, timeout=timeout
-        )
+    if config.trainer.strategy is Sharing.fsdp:
+        if config.parallel.cpu_offload and device.type == "cpu":
+            raise ConfigError(
+                "parallel.cpu_offload=true keeps what a GPU would hold in the processor's memory, and this run has no "
+                "GPU. Try parallel.cpu_offload=false."
+            )
+        if config.parallel.cpu_offload:
+            backend = "cpu:gloo,cuda:nccl"  # gradients, and so their norms, are on the processors
+        return ShardedStrategy(config.layout(), config.parallel, backend, timeout)
     return "auto"

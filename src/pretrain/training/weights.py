@@ -55,7 +55,7 @@ def materialiser(
         model = learner.model
         assert isinstance(model, Transformer)
         parallelize(learner, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
-        learner.to_empty(device=device)
+        learner.to_empty(device="cpu" if config.parallel.cpu_offload else device)
         model.tie()
         fill(model, values)
         learner.train()

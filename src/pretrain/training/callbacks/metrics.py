@@ -34,13 +34,13 @@ class Metrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count tokens; at a step to be logged, log."""
-        tokens = batch.tokens.numel() * trainer.world_size
+        assert isinstance(pl_module, TrainingModule)
+        tokens = batch.tokens.numel() * pl_module.layout.data_ranks
         self.throughput.add(tokens)
         self.tokens_seen += tokens
         step = trainer.global_step
         ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ended and (step % self.every_n_steps == 0 or step == trainer.max_steps):
-            assert isinstance(pl_module, TrainingModule)
             self._log(trainer, pl_module, step)
 
     def _log(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:

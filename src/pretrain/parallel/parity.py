@@ -1,0 +1,192 @@
+"""Whether a model trains alike however it is spread: the same steps by several processes, without a trainer.
+
+subject = Subject(build=..., values=..., batch=..., optimizer=AdamWConfig(...))
+alone, split = train_cases(subject, [Case(), Case(tensor=2)], steps=20)
+print(difference(alone, together))
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, multiprocessing
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.objective import Learner
+from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.groups import parameters_by_name
+from pretrain.parallel.clip import global_norm, scale_by
+from pretrain.parallel.config import Layout, ParallelConfig
+from pretrain.parallel.mesh import build_mesh
+from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.whole import fill, whole
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained. Other processes receive it, so its functions must be importable there."""
+
+    build: Callable[[], Learner]  # on the meta device
+    values: Callable[[str, torch.Size], Tensor]  # the first value of each parameter, by name and shape
+    batch: Callable[[int], Batch]  # the whole batch of a step
+    optimizer: OptimizerConfig
+    clip_norm: float = 1.0  # 0 does not clip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to share a run; `settings` say how many processes split matrices and how many copies there are."""
+
+    ranks: int = 1
+    settings: ParallelConfig = field(default_factory=ParallelConfig)
+    ddp: bool = False  # every process holds the whole model
+    accumulation: int = 1  # micro-batches of a step on each process
+    bf16: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """How the processes are arranged."""
+        return Layout(self.ranks, self.settings.replicas, self.settings.tensor_parallel)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 is at work."""
+        return self.ranks > 1 and not self.ddp
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a case came to: mean loss and gradient norm of every step, and the weights after the last."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest differences between two cases."""
+
+    loss: float
+    norm: float
+    weights: float
+
+
+def difference(one: Trained, other: Trained) -> Difference:
+    """Return how far two cases lie apart."""
+
+    def apart(ours: list[float], theirs: list[float]) -> float:
+        return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+    assert one.weights.keys() == other.weights.keys()
+    weights = max(float((value - other.weights[name]).abs().max()) for name, value in one.weights.items())
+    return Difference(apart(one.losses, other.losses), apart(one.norms, other.norms), weights)
+
+
+def train_cases(cases: Sequence[tuple[Subject, Case]], steps: int) -> list[Trained]:
+    """Return what each case comes to. Those with as many processes share one process group.
+
+    Raises torch's ProcessRaisedException where a case cannot be trained.
+    """
+    found: dict[int, Trained] = {}
+    for ranks in sorted({case.ranks for _, case in cases}):
+        numbers = [number for number, (_, case) in enumerate(cases) if case.ranks == ranks]
+        found |= dict(zip(numbers, _together([cases[n] for n in numbers], steps, ranks), strict=True))
+    return [found[number] for number in range(len(cases))]
+
+
+def _together(cases: list[tuple[Subject, Case]], steps: int, ranks: int) -> list[Trained]:
+    with tempfile.TemporaryDirectory() as folder:
+        answers = multiprocessing.get_context("spawn").SimpleQueue()
+        words = (ranks, Path(folder) / "store", cases, steps, answers)
+        processes: Any = multiprocessing.spawn(_work, words, nprocs=ranks, join=False)  # type: ignore[attr-defined]
+        found: list[Trained] = []
+        ended = False
+        while not (ended and answers.empty()):
+            ended = ended or processes.join(timeout=0.05)
+            while not answers.empty():
+                losses, norms, weights = answers.get()
+                found.append(Trained(losses, norms, {name: torch.from_numpy(w) for name, w in weights.items()}))
+        return found
+
+
+def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]], steps: int, answers: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    for subject, case in cases:
+        found = train_case(subject, case, steps)
+        if rank == 0:
+            weights = {name: weight.numpy() for name, weight in found.weights.items()}
+            answers.put((found.losses, found.norms, weights))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def train_case(subject: Subject, case: Case, steps: int) -> Trained:
+    """Return what a case comes to, on each of the processes of a group that take part in it."""
+    learner = prepared(subject, case)
+    optimizer = subject.optimizer.build(learner.model)
+    module = DistributedDataParallel(learner) if case.ddp else learner
+    losses, norms = [], []
+    for step in range(steps):
+        loss, norm = train_step(module, optimizer, subject, case, step)
+        losses.append(loss)
+        norms.append(norm)
+    weights = {name: whole(weight).clone() for name, weight in parameters_by_name(learner.model).items()}
+    torch.compiler.reset()
+    return Trained(losses, norms, weights)
+
+
+def prepared(subject: Subject, case: Case) -> Learner:
+    """Return the subject's learner with its first weights, spread as the case says."""
+    learner = subject.build()
+    mesh = build_mesh(case.layout, "cpu") if case.sharded else None
+    parallelize(learner, mesh, case.settings, case.bf16)
+    learner.to_empty(device="cpu")
+    model = learner.model
+    assert isinstance(model, Transformer)
+    model.tie()
+    fill(model, subject.values)
+    return learner.train()
+
+
+def train_step(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, subject: Subject, case: Case, step: int
+) -> tuple[float, float]:
+    """Take one optimizer step; return its mean loss over all processes, in nats per target, and its gradient's norm."""
+    layout, rank = case.layout, torch.distributed.get_rank()
+    batch = subject.batch(step)
+    targets = int((batch.targets != IGNORE).sum())
+    total = torch.zeros((), dtype=torch.float64)
+    optimizer.zero_grad(set_to_none=True)
+    for part in range(case.accumulation):
+        if isinstance(module, FSDPModule) and case.settings.reduce_once_a_step:
+            module.set_requires_gradient_sync(part == case.accumulation - 1)
+        slot = part * layout.data_ranks + layout.data_rank(rank)
+        autocast = torch.autocast("cpu", torch.bfloat16) if case.bf16 and not case.sharded else nullcontext()
+        with autocast:
+            loss, _ = module(_rows(batch, slot, case.accumulation * layout.data_ranks))
+        (loss * (layout.data_ranks / targets)).backward()
+        total += loss.detach() * layout.speaks(rank)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = global_norm(gradients)
+    if subject.clip_norm:
+        scale_by(gradients, (subject.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+    optimizer.step()
+    torch.distributed.all_reduce(total)
+    return float(total) / targets, float(norm)
+
+
+def _rows(batch: Batch, slot: int, slots: int) -> Batch:
+    """Return the rows of a batch that fall to one of so many slots."""
+    size = len(batch.tokens) // slots
+    part = slice(slot * size, (slot + 1) * size)
+    values = (getattr(batch, each.name) for each in fields(Batch))
+    return Batch(*(None if value is None else value[part] for value in values))  # type: ignore[arg-type]

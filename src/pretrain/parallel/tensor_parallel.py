@@ -1,0 +1,83 @@
+"""Tensor parallelism: neighbouring devices split every matrix of a Transformer, and the vocabulary.
+
+Source: Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3; with rows split between the matrices,
+Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4.2.
+"""
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from pretrain.models.transformer import Transformer
+
+_HEADS = 1  # the axis of queries and keys, (B, H, T, D), along which they are split
+
+
+def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+    """Change the model in place: attention by heads, feed-forward by its width, embedding and head by tokens.
+
+    Hidden states are whole on every device, or with `sequence_parallel` each holds its run of positions between the
+    matrices. What a model returns is whole.
+    """
+    between: Placement = Shard(1) if sequence_parallel else Replicate()
+    parallelize_module(
+        model.embeddings.tokens, mesh, RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate())
+    )
+    for block in model.blocks:
+        for name, style in (_attention_plan(between) | _feed_forward_plan(between)).items():
+            if any(name == path for path, _ in block.named_modules()):  # only some feed-forward layers have a gate
+                parallelize_module(block.get_submodule(name), mesh, style)
+        for name in ("query_norm", "key_norm"):
+            _style(
+                block.get_submodule("attention"),
+                name,
+                mesh,
+                SequenceParallel(sequence_dim=_HEADS, use_local_output=True),
+            )
+    if sequence_parallel:
+        _split_rows(model, mesh)
+    for name in ("weight", "bias"):
+        whole = getattr(model.head, name)
+        if whole is not None:
+            setattr(model.head, name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)))
+    model.tie()
+
+
+def _attention_plan(between: Placement) -> dict[str, ParallelStyle]:
+    whole = PrepareModuleInput(
+        input_layouts=(between, None, None, None), desired_input_layouts=(Replicate(), None, None, None)
+    )
+    plan: dict[str, ParallelStyle] = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+    return {"attention": whole, **plan, "attention.output": RowwiseParallel(output_layouts=between)}
+
+
+def _feed_forward_plan(between: Placement) -> dict[str, ParallelStyle]:
+    whole = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    plan: dict[str, ParallelStyle] = {f"feed_forward.{name}": ColwiseParallel() for name in ("gate", "up")}
+    return {"feed_forward": whole, **plan, "feed_forward.down": RowwiseParallel(output_layouts=between)}
+
+
+def _split_rows(model: Transformer, mesh: DeviceMesh) -> None:
+    """Have the blocks work on runs of positions: split behind the embeddings, gathered behind the last norm."""
+    cut = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
+    parallelize_module(model.embeddings, mesh, cut)
+    for block in model.blocks:
+        for name in ("attention_norm", "feed_forward_norm"):
+            _style(block, name, mesh, SequenceParallel(use_local_output=True))
+    _style(model, "final_norm", mesh, SequenceParallel(use_local_output=True))
+    parallelize_module(model, mesh, PrepareModuleOutput(output_layouts=Shard(1), desired_output_layouts=Replicate()))
+
+
+def _style(parent: nn.Module, name: str, mesh: DeviceMesh, style: ParallelStyle) -> None:
+    module = getattr(parent, name)
+    if module is not None and not isinstance(module, nn.Identity):
+        parallelize_module(module, mesh, style)

@@ -1,0 +1,51 @@
+"""What one step of a case sends, counted by torch, in processes of their own."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from subjects import subject
+from torch import multiprocessing
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.parallel.parity import Case, prepared, train_step
+
+
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name, as torch's CommDebugMode, which cannot follow a second forward pass (torch 2.13)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes back as the operations of this process
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func._opname:
+            self.counts[func._opname.strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(cases: dict[str, Case], folder: Path) -> dict[str, dict[str, Counter[str]]]:
+    """Return for each case the collectives of its second step by name, on two processes."""
+    answers = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(_work, (folder / "store", cases, answers), nprocs=2)
+    return answers.get()
+
+
+def _work(rank: int, store: Path, cases: dict[str, Case], answers: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = {}
+    one = subject("llama")
+    for name, case in cases.items():
+        learner = prepared(one, case)
+        optimizer = one.optimizer.build(learner.model)
+        train_step(learner, optimizer, one, case, 0)
+        with Collectives() as collectives:
+            train_step(learner, optimizer, one, case, 1)
+        found[name] = collectives.counts
+    if rank == 0:
+        answers.put(found)
+    torch.distributed.destroy_process_group()

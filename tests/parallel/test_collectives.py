@@ -1,0 +1,43 @@
+"""A step sends what theory says, and no more."""
+
+import pytest
+from collectives import counted
+
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parity import Case
+
+pytestmark = pytest.mark.slow
+
+LAYERS = 2
+CASES = {
+    "fsdp": Case(2),
+    "kept": Case(2, ParallelConfig(reshard_after_forward=False)),
+    "accumulation": Case(2, accumulation=2),
+    "once": Case(2, ParallelConfig(reduce_once_a_step=True), accumulation=2),
+    "tensor": Case(2, ParallelConfig(tensor_parallel=2)),
+    "rows": Case(2, ParallelConfig(tensor_parallel=2, sequence_parallel=True)),
+}
+
+
+def test_a_step_sends_what_theory_says(tmp_path):
+    found = counted(CASES, tmp_path)
+    units = LAYERS + 1  # the blocks, and what is around them, which is gathered once and kept
+    gathered = units + LAYERS  # blocks once more on the way back
+    own = {"allreduce": 2}  # the gradient's norm, and the loss for the log
+    expected = {
+        "fsdp": {"allgather_base": gathered, "reduce_scatter_base": units, **own},
+        "kept": {"allgather_base": units, "reduce_scatter_base": units, **own},
+        "accumulation": {"allgather_base": 2 * gathered, "reduce_scatter_base": 2 * units, **own},
+        "once": {"allgather_base": 2 * gathered, "reduce_scatter_base": units, **own},
+    }
+    for name, counts in expected.items():
+        assert found[name] == counts
+
+    in_loss = 3  # the largest logit, the sums of one chunk, the gradient of the hidden states
+    head_norms = 2 * LAYERS  # gradients of the norms of queries and keys, of which each process has some heads
+    both_ways = 4 * LAYERS  # attention and feed-forward
+    assert found["tensor"]["all_reduce"] == both_ways + 1 + head_norms  # and the embedding
+    assert found["tensor"]["allreduce"] == 2 + in_loss
+    assert found["rows"]["all_reduce"] == 1 + head_norms + 2 * LAYERS + 1  # and gradients of the norms between
+    assert found["rows"]["all_gather_into_tensor"] == both_ways + 2  # and at either end
+    assert found["rows"]["reduce_scatter_tensor"] == both_ways

@@ -1,0 +1,60 @@
+"""How processes are arranged, and which arrangements are refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import families
+import pytest
+
+from pretrain.errors import ConfigError
+from pretrain.models.config import ModelConfig
+from pretrain.parallel.config import Layout, ParallelConfig, arrange
+from pretrain.training.config import Strategy, TrainerConfig
+
+FSDP8 = TrainerConfig(strategy=Strategy.fsdp, devices=4, num_nodes=2)
+
+
+def test_neighbours_split_matrices_and_read_the_same_rows():
+    layout = arrange(ParallelConfig(tensor_parallel=2, replicas=2), FSDP8, families.GPT)
+    assert layout == Layout(ranks=8, replicas=2, tensor=2)
+    assert (layout.shards, layout.data_ranks) == (2, 4)
+    assert [layout.data_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [layout.speaks(rank) for rank in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tensor_parallel": 0}, r"parallel\.tensor_parallel=0 is below 1\. Try parallel\.tensor_parallel=1\."),
+        ({"prefetch_blocks": -1}, r"parallel\.prefetch_blocks=-1 is negative\. Try parallel\.prefetch_blocks=0\."),
+        ({"sequence_parallel": True}, r"parallel\.tensor_parallel=1 has none\. Try parallel\.tensor_parallel=2\."),
+        (
+            {"selective_checkpointing": True},
+            r"parallel\.selective_checkpointing=true says .* Try parallel\.activation_",
+        ),
+        ({"checkpoint_every_blocks": 2}, r"parallel\.checkpoint_every_blocks=2 says .* Try parallel\.activation_"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        ParallelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "trainer", "model", "message"),
+    [
+        (ParallelConfig(tensor_parallel=2), replace(FSDP8, strategy=Strategy.ddp), families.GPT,
+         r"parallel\.tensor_parallel=2 arranges sharded models, and trainer\.strategy=ddp shards none\. Try trainer="),
+        (ParallelConfig(tensor_parallel=4, replicas=4), FSDP8, families.GPT,
+         r"tensor_parallel=4 x parallel\.replicas=4 do not divide the 8 devices.* Try trainer\.devices=16\."),
+        (ParallelConfig(tensor_parallel=4), FSDP8, families.LLAMA,
+         r"tensor_parallel=4 does not divide model\.n_kv_heads=2.* Try parallel\.tensor_parallel=2\."),
+        (ParallelConfig(tensor_parallel=2, sequence_parallel=True), FSDP8, replace(families.GPT, context_length=31),
+         r"does not divide model\.context_length=31, which the devices split\. Try parallel\.tensor_parallel=1\."),
+        (ParallelConfig(tensor_parallel=2), FSDP8, ModelConfig(kind="mine"),
+         r"knows the matrices of a Transformer of ours, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
+    ],
+)  # fmt: skip
+def test_arrangements_that_cannot_be_are_refused(parallel, trainer, model, message: str):
+    with pytest.raises(ConfigError, match=message):
+        arrange(parallel, trainer, model)

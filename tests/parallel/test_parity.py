@@ -1,0 +1,91 @@
+"""Twenty steps come to the same however processes share them: every family, every strategy, every pair."""
+
+import shutil
+from itertools import combinations
+
+import pytest
+from subjects import subject
+
+from pretrain.optim.config import AdamWConfig, MuonConfig
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parity import Case, Subject, Trained, difference, train_cases
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+ALONE = Case()
+TENSOR = ParallelConfig(tensor_parallel=2)
+ROWS = ParallelConfig(tensor_parallel=2, sequence_parallel=True)
+SHARED = {
+    "accumulation 4": Case(accumulation=4),
+    "ddp x 2": Case(2, ddp=True),
+    "fsdp x 2": Case(2),
+    "tensor x 2": Case(2, TENSOR),
+    "tensor x 2, rows split": Case(2, ROWS),
+    "fsdp 2 x tensor 2": Case(4, ROWS),
+    "hsdp 2 x 2": Case(4, ParallelConfig(replicas=2)),
+}
+CHECKPOINTED = {"activation_checkpointing": True}
+OPTIONS = {
+    "fsdp, accumulation 2, reduced once": Case(2, ParallelConfig(reduce_once_a_step=True), accumulation=2),
+    "fsdp, weights kept, two blocks ahead": Case(2, ParallelConfig(reshard_after_forward=False, prefetch_blocks=2)),
+    "fsdp, checkpointed": Case(2, ParallelConfig(**CHECKPOINTED)),
+    "tensor, checkpointed": Case(2, ParallelConfig(tensor_parallel=2, **CHECKPOINTED)),
+    "every second block checkpointed": Case(1, ParallelConfig(**CHECKPOINTED, checkpoint_every_blocks=2)),
+    "selectively checkpointed": Case(2, ParallelConfig(**CHECKPOINTED, selective_checkpointing=True)),
+}
+FAMILIES = ["gpt", "llama", "bert"]
+
+
+def table(cases: dict[str, tuple[Subject, Case]], steps: int = STEPS) -> dict[str, Trained]:
+    return dict(zip(cases, train_cases(list(cases.values()), steps), strict=True))
+
+
+def test_every_strategy_trains_every_family_alike():
+    cases = {f"{family}, alone": (subject(family), ALONE) for family in FAMILIES}
+    cases |= {f"{family}, {name}": (subject(family), case) for family in FAMILIES for name, case in SHARED.items()}
+    cases |= {f"gpt, {name}": (subject("gpt"), case) for name, case in OPTIONS.items()}
+    others = {
+        "gpt untied": subject("gpt", tied=False),
+        "modern_bert": subject("modern_bert"),
+        "hybrid": subject("hybrid"),
+    }
+    for name, one in others.items():
+        cases |= {f"{name}, alone": (one, ALONE), f"{name}, rows split": (one, Case(2, ROWS))}
+    found = table(cases)
+    for one, other in combinations(cases, 2):
+        if one.partition(",")[0] == other.partition(",")[0]:
+            apart = difference(found[one], found[other])
+            print(f"{one:45} {other:45} {apart.loss:.1e} {apart.norm:.1e} {apart.weights:.1e}")
+            assert apart.loss <= 1e-5, (one, other)
+            assert apart.norm <= 1e-4, (one, other)
+            assert apart.weights <= 1e-4, (one, other)
+    for name, trained in found.items():
+        assert trained.losses[-1] < trained.losses[0] - 0.01, f"{name} learned nothing"
+
+
+def test_muon_trains_alike_on_split_matrices():
+    one = subject("llama", MuonConfig(learning_rate=3e-3))
+    names = ["fsdp x 2", "tensor x 2", "fsdp 2 x tensor 2"]
+    found = table({"alone": (one, ALONE)} | {name: (one, SHARED[name]) for name in names})
+    for name in names:
+        assert difference(found["alone"], found[name]).loss <= 2e-4
+
+
+def test_bf16_trains_alike_within_its_rounding():
+    one = subject("gpt", AdamWConfig(learning_rate=1e-3))
+    names = ["fsdp x 2", "tensor x 2, rows split"]
+    bf16 = {name: (one, Case(SHARED[name].ranks, SHARED[name].settings, bf16=True)) for name in names}
+    found = table({"alone": (one, Case(bf16=True)), "fp32": (one, ALONE)} | bf16, steps=10)
+    for name in names:
+        assert 0 < difference(found["alone"], found[name]).loss <= 5e-4
+    assert difference(found["alone"], found["fp32"]).loss > 1e-5, "nothing was computed in bf16"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_compiled_blocks_train_alike():
+    one = subject("gpt")
+    cases = {"fsdp": ParallelConfig(compile=True), "tensor": ParallelConfig(tensor_parallel=2, compile=True)}
+    found = table({"alone": (one, ALONE)} | {name: (one, Case(2, settings)) for name, settings in cases.items()})
+    for name in cases:
+        assert difference(found["alone"], found[name]).loss <= 1e-5

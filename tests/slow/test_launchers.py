@@ -1,0 +1,101 @@
+"""The same command line by itself, by torchrun on one or two machines, and by srun: one folder, the same result."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from job import ROOT, TWO, Job, files, losses
+
+from pretrain.checkpoint import open_checkpoint
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SLURM = Path(__file__).parent / "fake_slurm"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def torchrun(job: Job, *words: str, logs: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *words, *job.command("trainer=fsdp")[1:]]
+    command += ["trainer.accelerator=cpu", f"paths.logs_dir={job.folder / logs}"]
+    return subprocess.Popen(
+        command, cwd=job.folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def the_folder(job: Job, logs: str, *processes: subprocess.Popen[str]) -> Path:
+    """Wait for the processes of a run and return its folder, of which there must be one."""
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    (folder,) = (job.folder / logs / "gpt_nano").iterdir()
+    return folder
+
+
+def test_torchrun_on_one_machine_and_on_two_gives_one_folder_and_the_same_result(job: Job):
+    alone = job.run("alone", "trainer=fsdp", *TWO)
+    one = the_folder(job, "one", torchrun(job, "--nproc-per-node", "2", logs="one"))
+    machines = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+    ]
+    nodes = [torchrun(job, *machines, "--node-rank", str(number), logs="two") for number in range(2)]
+    two = the_folder(job, "two", *nodes)
+    assert losses(one) == losses(alone)
+    assert losses(two) == losses(alone)
+    assert files(one) == files(two) == files(alone)
+    assert open_checkpoint(two).config["trainer"]["num_nodes"] == 2
+
+
+def slurm_job(job: Job, name: str, *words: str) -> subprocess.Popen[str]:
+    environment = {
+        **ENVIRONMENT, "PATH": f"{SLURM}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "PYTHON": sys.executable,
+        "RUN_DIR": str(job.folder / name), "REQUEUED": str(job.folder / "requeued"),
+    }  # fmt: skip
+    command = [
+        "bash",
+        "configs/slurm.sh",
+        *job.words,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        *words,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_the_slurm_script_saves_before_its_time_is_up_is_queued_again_and_goes_on_exactly(job: Job):
+    job.words += [f"paths.cache_dir={job.folder / 'cache'}", "trainer.max_steps=60", "model.dropout=0.1"]
+    first = slurm_job(job, "cut", "checkpoint.every_n_steps=1000")
+    assert first.stdout is not None
+    assert any(line.startswith("step 10/") for line in first.stdout), first.stderr.read()  # type: ignore[union-attr]
+    (srun,) = subprocess.check_output(["pgrep", "-P", str(first.pid), "-f", "srun"], text=True).split()
+    os.kill(int(srun), signal.SIGUSR1)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert (job.folder / "requeued").read_text() == "requeue 4711\n"
+    assert 10 <= open_checkpoint(job.folder / "cut").step < 60
+    again = slurm_job(job, "cut", "checkpoint.every_n_steps=1000")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    whole = job.run("whole", "trainer=ddp", *TWO, "checkpoint.every_n_steps=1000")
+    assert files(job.folder / "cut") == files(whole)
+    assert open_checkpoint(job.folder / "cut").config["trainer"]["num_nodes"] == 2
