@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,9 @@ class VocabularyShard:
         if not isinstance(weight, DTensor):
             return cls(0, len(weight), len(weight))
         mesh = weight.device_mesh
-        shape, offset = compute_local_shape_and_global_offset(weight.shape, mesh, weight.placements)
-        return cls(offset[0], shape[0], -(-len(weight) // mesh.size()), mesh.get_group())
+        most = -(-len(weight) // mesh.size())  # every process has so many but the last ones
+        start = min(mesh.get_local_rank() * most, len(weight))
+        return cls(start, min(most, len(weight) - start), most, mesh.get_group())
 
     def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return each target's row here, 0 where it is not, and whether it is here; both (N, 1)."""

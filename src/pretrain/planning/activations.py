@@ -47,14 +47,15 @@ def _rms(work: Workload, numbers: int, groups: int, size: int = FLOAT) -> int:
 def attention_bytes(work: Workload) -> int:
     """Return what the attention of one block keeps of n tokens, without its norm."""
     model, n, c = work.model, work.tokens, compute_bytes(work)
-    inner, inner_kv = model.n_heads * model.width, model.kv_heads * model.width
+    heads, kv_heads = model.n_heads // work.split, model.kv_heads // work.split
+    inner, inner_kv = heads * model.width, kv_heads * model.width
     kept = n * model.d_model * c * (3 if _casts(work) else 1)  # read by query, key and value
     if model.qk_norm:
-        kept += _rms(work, n * (inner + inner_kv), n * (model.n_heads + model.kv_heads))
+        kept += _rms(work, n * (inner + inner_kv), n * (heads + kv_heads))
     kept += n * inner * c  # what attention returns
     if model.attention_dropout and not work.gpu:  # computed from parts in float32: scores, what is dropped, the rest
-        return kept + n * (inner + 2 * inner_kv + 3 * model.n_heads * work.length) * FLOAT
-    kept += n * (inner + 2 * inner_kv) * c + n * model.n_heads * FLOAT  # and the logarithms of its scores' sums
+        return kept + n * (inner + 2 * inner_kv + 3 * heads * work.length) * FLOAT
+    kept += n * (inner + 2 * inner_kv) * c + n * heads * FLOAT  # and the logarithms of its scores' sums
     if model.position is Position.rope:
         kept += n * inner * c  # the same with heads side by side: turned queries come head by head, and so it does
     if work.masked:
@@ -67,21 +68,31 @@ def feed_forward_bytes(work: Workload) -> int:
     model, n, c = work.model, work.tokens, compute_bytes(work)
     copies = 2 if model.gated and _casts(work) else 1
     hidden = {Activation.relu2: 2, Activation.swiglu: 4, Activation.geglu: 4}.get(model.feed_forward, 2)
-    return n * model.d_model * c * copies + n * model.ff_width * c * hidden
+    return n * model.d_model * c * copies + n * model.ff_width // work.split * c * hidden
 
 
 def block_bytes(work: Workload) -> int:
     """Return what one block keeps."""
-    model, n = work.model, work.tokens
+    model, n = work.model, work.tokens_between
     norms = 2 * _norm(work, n * model.d_model, n)
     dropped = 2 * n * model.d_model * (1 if work.gpu else compute_bytes(work)) if model.dropout else 0
     return attention_bytes(work) + feed_forward_bytes(work) + norms + dropped
 
 
+def selected_bytes(work: Workload) -> int:
+    """Return what a selectively checkpointed block keeps: its input, what matrix products and attention gave."""
+    model, n, c = work.model, work.tokens, compute_bytes(work)
+    inner, inner_kv = model.n_heads * model.width, model.kv_heads * model.width
+    split = 2 * inner + 2 * inner_kv + model.ff_width * (2 if model.gated else 1)
+    kept = n * split // work.split * c + n * model.n_heads // work.split * FLOAT
+    return kept + work.tokens_between * model.d_model * (2 * c + stream_bytes(work))
+
+
 def around_blocks_bytes(work: Workload) -> int:
     """Return what embeddings, final norm and head keep, the loss left out."""
     model, n = work.model, work.tokens
-    kept = _norm(work, n * model.d_model, n) if model.norm_place is NormPlace.pre else 0
+    between = work.tokens_between
+    kept = _norm(work, between * model.d_model, between) if model.norm_place is NormPlace.pre else 0
     kept += _norm(work, n * model.d_model, n) if model.embedding_norm else 0
     kept += n * model.d_model * (1 if work.gpu else stream_bytes(work)) if model.dropout else 0
     if model.position is Position.rope:
@@ -99,31 +110,31 @@ def activation_bytes(work: Workload) -> int:
 
     Checkpointing keeps the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
     """
-    layers = work.model.n_layers
-    per_block = work.tokens * work.model.d_model * stream_bytes(work)
-    if not work.activation_checkpointing:
-        per_block = block_bytes(work)
-    return layers * per_block + around_blocks_bytes(work)
+    again = work.checkpointed_blocks
+    kept = work.tokens_between * work.model.d_model * stream_bytes(work)
+    if work.selective_checkpointing:
+        kept = selected_bytes(work)
+    return again * kept + (work.model.n_layers - again) * block_bytes(work) + around_blocks_bytes(work)
 
 
 def chunked(work: Workload) -> bool:
     """Whether the loss is computed in chunks of the targets, as `objectives/loss.py` decides."""
-    return work.targets * work.vocab_size > WHOLE_LOGITS
+    return work.split > 1 or work.targets * work.vocab_size > WHOLE_LOGITS
 
 
 def kept_by_loss_bytes(work: Workload) -> int:
     """Return what the loss keeps for the backward pass: logits, or in chunks the gradient that it has formed."""
     features = work.targets * work.model.d_model
     if chunked(work):
-        return work.vocab_size * work.model.d_model * weight_bytes(work) + features * stream_bytes(work)
+        return work.vocabulary_held * work.model.d_model * weight_bytes(work) + features * stream_bytes(work)
     return work.targets * work.vocab_size * FLOAT + features * compute_bytes(work)
 
 
 def logits_bytes(work: Workload) -> int:
     """Return the logits that exist at one moment beside what is kept: of one chunk, thrice; or gradients."""
     if chunked(work):
-        rows = max(128, CHUNK // work.vocab_size)
-        return 3 * min(rows, work.targets) * work.vocab_size * FLOAT
+        rows = max(128, CHUNK // work.vocabulary_held)
+        return 3 * min(rows, work.targets) * work.vocabulary_held * FLOAT
     return work.targets * work.vocab_size * (FLOAT + compute_bytes(work))  # their gradient, before and after its cast
 
 

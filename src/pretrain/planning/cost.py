@@ -49,9 +49,9 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     """
     share = work.targets_per_row / work.length
     per_token = training_flops_per_token(work.model, work.vocab_size, share)
-    again = _recomputed(work) if work.activation_checkpointing else 0.0
+    again = _recomputed(work)
     per_device = work.tokens * work.accumulation
-    flops = per_device * (per_token + again)
+    flops = per_device * (per_token + again) / work.split
     if hardware.bytes_per_s:
         step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
     else:
@@ -60,12 +60,22 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     if max_minutes is not None:
         by_clock = max(1, int(60 * max_minutes / step_s))
         steps = by_clock if steps is None else min(steps, by_clock)
-    return Cost(per_token, again, per_device * work.ranks, steps, step_s, work.ranks)
+    return Cost(per_token, again, per_device * work.layout.data_ranks, steps, step_s, work.ranks)
 
 
 def _recomputed(work: Workload) -> float:
-    """Return the operations per token of running the blocks' forward pass once more: a third of their training's."""
-    return training_flops_per_token(work.model, work.vocab_size, 0.0) / 3.0
+    """Return the operations per token of running blocks' forward pass once more: a third of their training's.
+
+    Selective checkpointing computes no matrix product again.
+    """
+    if work.selective_checkpointing:
+        return 0.0
+    return (
+        work.checkpointed_blocks
+        / work.model.n_layers
+        * training_flops_per_token(work.model, work.vocab_size, 0.0)
+        / 3.0
+    )
 
 
 def bytes_moved(work: Workload) -> float:
@@ -76,8 +86,8 @@ def bytes_moved(work: Workload) -> float:
     gradient. The logits are passed over about five times.
     """
     per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work)
-    per_micro_batch += 5.0 * work.targets * work.vocab_size * FLOAT
-    per_micro_batch += 4.0 * work.tokens * work.model.d_model * stream_bytes(work)
+    per_micro_batch += 5.0 * work.targets * work.vocabulary_held * FLOAT
+    per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * stream_bytes(work)
     held = sum(work.held(name) for name in work.shapes)
     return work.accumulation * per_micro_batch + 10.0 * FLOAT * held
 

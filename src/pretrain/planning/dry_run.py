@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,9 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import HybridConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
-from pretrain.parallel.clip import global_norm
+from pretrain.parallel.clip import global_norm, scale_by
+from pretrain.parallel.config import Layout
+from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.planning.vocabulary import PlannedVocabulary
 from pretrain.planning.workload import Workload
@@ -103,7 +105,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        mesh = stack.enter_context(_simulated_devices(workload.ranks)) if workload.sharded else None
+        mesh = stack.enter_context(_simulated_devices(workload.layout)) if workload.sharded else None
         learner = _build(config, workload, mesh)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         learner.to_empty(device="cpu")
@@ -133,13 +135,13 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
 
 
 @contextmanager
-def _simulated_devices(ranks: int) -> Iterator[DeviceMesh]:
+def _simulated_devices(layout: Layout) -> Iterator[DeviceMesh]:
     """Give a mesh of so many devices of which only the first exists, and collectives that do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.ranks)
     try:
-        yield init_device_mesh("cpu", (ranks,))
+        yield build_mesh(layout, "cpu")
     finally:
         torch.distributed.destroy_process_group()
 
@@ -207,7 +209,7 @@ def _step(learner: Learner, optimizer: Optimizer, batch: Batch, workload: Worklo
         del loss, count
     parameters = [p for p in learner.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, 1.0 / global_norm(gradients))
+    scale_by(gradients, 1.0 / global_norm(gradients))
     optimizer.step()
     return sum(_bytes(gradient) for gradient in gradients)
 

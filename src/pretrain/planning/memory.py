@@ -104,12 +104,12 @@ def _units(work: Workload) -> tuple[int, int]:
     """Return how many numbers FSDP2's largest block has, and its outermost unit: embeddings, final norm and head."""
     inside: dict[str, int] = {}
     outside = 0
-    for name, shape in work.shapes.items():
+    for name in work.shapes:
         if name.startswith("blocks."):
             block = name.split(".")[1]
-            inside[block] = inside.get(block, 0) + prod(shape)
+            inside[block] = inside.get(block, 0) + prod(work.computed_with(name))
         else:
-            outside += prod(shape)
+            outside += prod(work.computed_with(name))
     return max(inside.values()), outside
 
 
@@ -124,7 +124,7 @@ def _gathered(work: Workload) -> int:
 
 def _block_on_its_way_back(work: Workload) -> int:
     again = block_bytes(work) if work.activation_checkpointing else 0
-    return again + work.tokens * work.model.ff_width * compute_bytes(work)
+    return again + work.tokens * work.model.ff_width // work.split * compute_bytes(work)
 
 
 def _reducing(work: Workload, numbers: int) -> int:
@@ -140,12 +140,13 @@ def _tied_gradients(work: Workload) -> int:
 
 
 def _vocabulary_gradient(work: Workload) -> int:
-    return work.vocab_size * work.model.d_model * weight_bytes(work)
+    return work.vocabulary_held * work.model.d_model * weight_bytes(work)
 
 
 def _step(work: Workload) -> int:
     """Return Muon's stacks of the shape that has most numbers, of which about five live at once."""
     by_shape: dict[tuple[int, ...], int] = {}
     for name in work.matrices:
-        by_shape[work.shapes[name]] = by_shape.get(work.shapes[name], 0) + prod(work.shapes[name])
+        shape = work.computed_with(name)
+        by_shape[shape] = by_shape.get(shape, 0) + prod(shape)
     return 5 * FLOAT * max(by_shape.values(), default=0)

@@ -11,6 +11,7 @@ from pretrain.planning.forecast import Forecast, forecast, place_of
 from pretrain.planning.memory import autocast_copies
 from pretrain.planning.scaling import data_warnings
 from pretrain.planning.units import count, duration, gib
+from pretrain.planning.workload import Workload
 
 _WIDTH = 20
 
@@ -71,8 +72,16 @@ def _shape(found: Forecast) -> str:
     work = found.work
     parts = [f"{work.rows} rows x {work.length:,} tokens"]
     parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
-    parts += [f"{work.ranks:,} devices ({work.strategy.name})"] if work.ranks > 1 else []
+    parts += [f"{work.ranks:,} devices ({_sharing(work)})"] if work.ranks > 1 else []
     return " x ".join(parts)
+
+
+def _sharing(work: Workload) -> str:
+    """Return how devices share the model: by name, or as copies x shards x devices that split each matrix."""
+    layout = work.layout
+    parts = {"copies": layout.replicas, "shards": layout.shards, "splitting matrices": layout.tensor}
+    several = " x ".join(f"{size:,} {name}" for name, size in parts.items() if size > 1)
+    return work.strategy.name if layout.replicas == layout.tensor == 1 else several
 
 
 def _optimum(found: Forecast) -> list[str]:

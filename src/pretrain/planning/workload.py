@@ -11,7 +11,17 @@ from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import HybridConfig, MaskedConfig, MaskingConfig
 from pretrain.optim.config import MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
+from pretrain.parallel.config import Layout
 from pretrain.training.config import Strategy
+
+_SPLIT_INTO_COLUMNS = ("attention.output.weight", "feed_forward.down.weight")
+_SPLIT_INTO_ROWS = (
+    *(f"attention.{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")),
+    *(f"feed_forward.{name}.{kind}" for name in ("gate", "up") for kind in ("weight", "bias")),
+    "embeddings.tokens.weight",
+    "head.weight",
+    "head.bias",
+)
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,41 @@ class Workload:
     rows: int  # of one micro-batch on one device
     targets_per_row: int
     accumulation: int  # micro-batches of one optimizer step
-    ranks: int
+    layout: Layout
     strategy: Strategy
     bf16: bool
     masked: bool  # whether attention is told who sees whom by a mask tensor
     activation_checkpointing: bool
+    checkpoint_every_blocks: int
+    selective_checkpointing: bool
+    sequence_parallel: bool
     reshard_after_forward: bool
     gpu: bool  # which kernels compute: some keep more than others
+
+    @property
+    def ranks(self) -> int:
+        """Devices of the run."""
+        return self.layout.ranks
+
+    @property
+    def split(self) -> int:
+        """Devices that split each matrix."""
+        return self.layout.tensor
+
+    @property
+    def tokens_between(self) -> int:
+        """Tokens of a micro-batch that a device holds between the matrices."""
+        return self.tokens // self.split if self.sequence_parallel else self.tokens
+
+    @property
+    def vocabulary_held(self) -> int:
+        """Rows of the vocabulary matrix that a device computes with."""
+        return math.ceil(self.vocab_size / self.split)
+
+    @property
+    def checkpointed_blocks(self) -> int:
+        """Blocks whose activations are computed again."""
+        return math.ceil(self.model.n_layers / self.checkpoint_every_blocks) if self.activation_checkpointing else 0
 
     @property
     def length(self) -> int:
@@ -58,15 +96,24 @@ class Workload:
         """Numbers in the whole model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def computed_with(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a parameter as the fullest device computes with it: whole, or split among neighbours."""
+        shape = list(self.shapes[name])
+        if name.endswith(_SPLIT_INTO_COLUMNS):
+            shape[1] = math.ceil(shape[1] / self.split)
+        elif name.endswith(_SPLIT_INTO_ROWS):
+            shape[0] = math.ceil(shape[0] / self.split)
+        return tuple(shape)
+
     def held(self, name: str) -> int:
         """Return how many numbers of a parameter the fullest device holds.
 
         FSDP2 cuts the first dimension into equal runs of rows, rounded up, so the first device has the most.
         """
-        shape = self.shapes[name]
+        shape = self.computed_with(name)
         if not self.sharded:
             return math.prod(shape)
-        return math.ceil(shape[0] / self.ranks) * math.prod(shape[1:])
+        return math.ceil(shape[0] / self.layout.shards) * math.prod(shape[1:])
 
 
 def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = False) -> Workload:
@@ -93,11 +140,14 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         rows=config.rows_per_micro_batch(),
         targets_per_row=_targets_per_row(config),
         accumulation=config.accumulation_steps(),
-        ranks=config.trainer.ranks,
+        layout=config.layout(),
         strategy=config.trainer.strategy,
         bf16=bf16,
         masked=config.data.document_mask or not config.objective.causal or isinstance(config.objective, HybridConfig),
         activation_checkpointing=config.parallel.activation_checkpointing,
+        checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
+        selective_checkpointing=config.parallel.selective_checkpointing,
+        sequence_parallel=config.parallel.sequence_parallel,
         reshard_after_forward=config.parallel.reshard_after_forward,
         gpu=gpu,
     )
