@@ -5,6 +5,7 @@ import signal
 import planted
 import pytest
 
+from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.parallel import SharedRuns
 from pretrain.training import processes
 from pretrain.training.module import TrainingModule
@@ -45,3 +46,14 @@ def test_gradients_not_divided_between_two_processes_are_found(subject, monkeypa
     monkeypatch.setattr(processes, "work", planted.work_with_undivided_gradients)
     finding = runs.ddp()
     assert not finding.passed, finding
+
+
+@pytest.mark.slow
+def test_two_processes_that_split_matrices_are_one(subject):
+    finding = SharedRuns(subject(*WORDS)).tensor()
+    assert finding.passed, finding
+
+
+def test_a_model_that_two_devices_cannot_split_is_passed_over(subject):
+    with pytest.raises(NotApplicableError, match=r"two devices cannot split this model: .* model\.n_heads=1"):
+        SharedRuns(subject(*WORDS, "model.n_heads=1")).tensor()

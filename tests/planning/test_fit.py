@@ -94,3 +94,17 @@ def test_settings_that_fit_run_with_the_same_losses(plan: Plan, tiny: Any) -> No
     usual, fitted = losses(tiny, *size), losses(tiny, *size, *advised)
     assert len(usual) == 12
     assert fitted == pytest.approx(usual, abs=1e-5)
+
+
+def test_a_model_that_devices_split_is_fitted_as_it_is_split(plan: Plan) -> None:
+    config = plan(
+        "model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "parallel.tensor_parallel=2",
+        "batch_size=8", "dry_run=false", "vocab_size=512",
+    )  # fmt: skip
+    found = candidates(config, place_of(config))
+    split = [candidate for candidate in found if candidate.forecast.work.sharded]
+    assert {candidate.forecast.work.rows for candidate in split} == {1, 2, 4}
+    assert all("parallel.tensor_parallel=2" in candidate.words() for candidate in split)
+    whole = [candidate for candidate in found if not candidate.forecast.work.sharded]
+    assert {candidate.forecast.work.rows for candidate in whole} == {1, 2}
+    assert not any("tensor_parallel" in candidate.words() for candidate in whole)

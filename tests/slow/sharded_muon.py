@@ -8,14 +8,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from families import lively, shape
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module
 
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import MuonConfig
-from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.config import Layout, ParallelConfig
+from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 
 
@@ -31,7 +31,7 @@ def set_gradients(model: Module, step: int) -> None:
 
 def main() -> None:
     torch.distributed.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = build_mesh(Layout(2), "cpu")
     # 33 rows do not divide evenly over two processes
     whole, sharded = (lively(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
     parallelize(Learner(sharded, Causal()), mesh, ParallelConfig(), bf16=False)

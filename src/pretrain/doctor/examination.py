@@ -67,6 +67,7 @@ def checks(subject: Subject, part: Part) -> list[Check]:
         Check(Part.parallel, "2 micro-batches are 1", shared.accumulation),
         Check(Part.parallel, "2 processes (DDP) are 1", shared.ddp),
         Check(Part.parallel, "2 processes (FSDP2) are 1", shared.fsdp),
+        Check(Part.parallel, "2 processes (tensor parallel) are 1", shared.tensor),
     ]
     return [check for check in found if part in (Part.all, check.part) or check.makes_corpus]
 

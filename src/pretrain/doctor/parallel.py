@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from pretrain.doctor.check import Finding
+from pretrain.doctor.check import Finding, NotApplicableError
 from pretrain.doctor.runs import (
     figure_difference,
     figures,
@@ -15,6 +15,8 @@ from pretrain.doctor.runs import (
 )
 from pretrain.doctor.shrink import ROWS, STEPS
 from pretrain.doctor.subject import Subject
+from pretrain.errors import ConfigError
+from pretrain.parallel.config import ParallelConfig, arrange
 from pretrain.training.config import Strategy
 
 LOSSES_ALIKE = 1e-5
@@ -47,10 +49,22 @@ class SharedRuns:
         """Two processes that each hold a shard of model and optimizer train as one."""
         return self._compare(self._two(Strategy.fsdp))
 
-    def _two(self, strategy: Strategy) -> Path:
+    def tensor(self) -> Finding:
+        """Two processes that split each matrix, and the rows between them, train as one."""
+        split = replace(self.subject.small.parallel, tensor_parallel=2, sequence_parallel=True)
+        trainer = replace(self.subject.small.trainer, strategy=Strategy.fsdp, devices=2)
+        try:
+            arrange(split, trainer, self.subject.shape)
+        except ConfigError as error:
+            raise NotApplicableError(f"two devices cannot split this model: {error}") from error
+        return self._compare(self._two(Strategy.fsdp, split))
+
+    def _two(self, strategy: Strategy, parallel: ParallelConfig | None = None) -> Path:
         small = self.subject.small
         trainer = replace(small.trainer, strategy=strategy, devices=2)
-        return train_in_processes(in_folder(replace(small, trainer=trainer), self.folder / strategy.name))
+        shared = replace(small, trainer=trainer, parallel=parallel or small.parallel)
+        name = "tensor" if parallel else strategy.name
+        return train_in_processes(in_folder(shared, self.folder / name))
 
     def _compare(self, other: Path) -> Finding:
         losses, norms = (

@@ -10,6 +10,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
+from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import LoggerConfig, Precision, Strategy
 
 STEPS = 6
@@ -53,7 +54,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
             enable_progress_bar=False,
             profile_steps=0,
         ),
-        parallel=replace(config.parallel, compile=False),
+        parallel=ParallelConfig(activation_checkpointing=config.parallel.activation_checkpointing),
         checkpoint=replace(config.checkpoint, every_n_steps=HALF, keep=0),
         logger=LoggerConfig(tensorboard=False, csv=True),
         sample=replace(config.sample, every_n_steps=0, prompts=[], max_new_tokens=1),

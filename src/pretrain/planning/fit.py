@@ -1,8 +1,9 @@
 """Settings that fit the memory of a device and compute the same: the global batch stays what it is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from pretrain.parallel.config import ParallelConfig
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast, Place, forecast
 from pretrain.training.config import Strategy
@@ -34,6 +35,10 @@ class Candidate:
             found += [f"trainer.accelerator={trainer.accelerator}"] if trainer.accelerator == "cpu" else []
         if work.sharded:
             found.append(f"parallel.reshard_after_forward={str(parallel.reshard_after_forward).lower()}")
+        for setting in fields(ParallelConfig):  # what the search leaves as it is
+            value = getattr(parallel, setting.name)
+            if value != setting.default and setting.name not in ("activation_checkpointing", "reshard_after_forward"):
+                found.append(f"parallel.{setting.name}={str(value).lower()}")
         return " ".join(found)
 
 
@@ -78,16 +83,21 @@ def devices_that_fit(config: PlanConfig, place: Place, most: int = 4096) -> int 
 def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
     ranks = config.trainer.ranks
     sharings = [config.trainer.strategy] if ranks == 1 else [Strategy.ddp, Strategy.fsdp]
-    per_device = config.batch_size // ranks
     for sharing in sharings:
+        split = config.parallel.tensor_parallel if sharing is Strategy.fsdp else 1
+        per_device = config.batch_size * split // ranks
         for rows in (rows for rows in range(1, per_device + 1) if per_device % rows == 0):
             for checkpointing in (False, True):
                 for reshard in (True, False) if sharing is Strategy.fsdp else (True,):
-                    yield replace(
-                        config,
-                        micro_batch_size=rows,
-                        trainer=replace(config.trainer, strategy=sharing),
-                        parallel=replace(
-                            config.parallel, activation_checkpointing=checkpointing, reshard_after_forward=reshard
-                        ),
-                    )
+                    parallel = _how(config.parallel, sharing, checkpointing, reshard)
+                    trainer = replace(config.trainer, strategy=sharing)
+                    yield replace(config, micro_batch_size=rows, trainer=trainer, parallel=parallel)
+
+
+def _how(parallel: ParallelConfig, sharing: Strategy, checkpointing: bool, reshard: bool) -> ParallelConfig:
+    """Return the settings of one variant; what only sharded models have is left out of the others."""
+    if sharing is not Strategy.fsdp:
+        parallel = replace(parallel, tensor_parallel=1, sequence_parallel=False, replicas=1, cpu_offload=False)
+    if not checkpointing:
+        parallel = replace(parallel, checkpoint_every_blocks=1, selective_checkpointing=False)
+    return replace(parallel, activation_checkpointing=checkpointing, reshard_after_forward=reshard)
