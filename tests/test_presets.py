@@ -34,6 +34,7 @@ NEEDS = {
     "data=mixture": ["data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 0.1}}"],
     "data=hugging_face": ["data.path=x"],
     "experiment=shakespeare": ["data.path=x"],
+    "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }
 OTHERS = sorted(

@@ -1,6 +1,7 @@
 """Continuing prompts: with or without a cache, alone or side by side, the tokens are the same."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,34 @@ def test_the_cache_reads_each_token_once(family: str, monkeypatch: pytest.Monkey
     lengths.clear()
     run(model, PROMPTS, new=4, use_cache=False)
     assert lengths == [7, 8, 9, 10]
+
+
+def test_the_cache_is_allocated_once_and_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block for prompt and continuation of all rows; a step writes into it and reads views of it."""
+    made: list[KeyValueCache] = []
+    real_init, real_extend = KeyValueCache.__init__, KeyValueCache.extend
+
+    def init(self: KeyValueCache, *arguments: Any) -> None:
+        real_init(self, *arguments)
+        made.append(self)
+
+    def extend(self: KeyValueCache, *arguments: Any) -> tuple[Tensor, Tensor]:
+        found = real_extend(self, *arguments)
+        assert {each.untyped_storage().data_ptr() for each in found} == {self.store.untyped_storage().data_ptr()}
+        return found
+
+    def join(*arguments: Any, **named: Any) -> Tensor:
+        raise AssertionError("a step joins tensors")
+
+    config = shape("gpt")
+    model = lively(config, VOCAB, causal=True)
+    expected = run(model, PROMPTS, use_cache=False)
+    monkeypatch.setattr(KeyValueCache, "__init__", init)
+    monkeypatch.setattr(KeyValueCache, "extend", extend)
+    monkeypatch.setattr(torch, "cat", join)
+    assert run(model, PROMPTS) == expected
+    (cache,) = made
+    assert cache.store.shape == (config.n_layers, 2, len(PROMPTS), config.kv_heads, 7 + 15, config.width)
 
 
 def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:

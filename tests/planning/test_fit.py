@@ -11,7 +11,7 @@ import pytest
 from pretrain.planning.advice import settings_that_fit
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import candidates, fit
-from pretrain.planning.forecast import Place, forecast
+from pretrain.planning.forecast import Place, forecast, place_of
 from pretrain.planning.printing import answer
 
 Plan = Callable[..., PlanConfig]

@@ -1,5 +1,6 @@
 """What a user types, as processes: exit codes, messages, signals, resume."""
 
+import json
 import os
 import signal
 import subprocess
@@ -162,6 +163,47 @@ row = AutoModelForCausalLM.from_pretrained(sys.argv[1]).generate(
 )
 sys.stdout.write(tokenizer.decode(row[0], skip_special_tokens=True) + "\\n")
 """
+
+
+FRESH_MASKED = """
+import json, sys
+from transformers import pipeline
+found = pipeline("fill-mask", model=sys.argv[1], top_k=8)(sys.argv[2])
+assert "pretrain" not in sys.modules
+json.dump([[each["token_str"], each["score"]] for each in found], sys.stdout)
+"""
+MASKED_SHAPES = {
+    "BertForMaskedLM": ["model=bert_base", "model.d_ff=64"],
+    "ModernBertForMaskedLM": ["model=modernbert_nano"],
+}
+
+
+@pytest.mark.parametrize("architecture", MASKED_SHAPES)
+def test_an_exported_masked_model_fills_alike_in_a_process_without_us(tmp_path: Path, corpus: Path, architecture: str):
+    """Trained, exported, and asked by transformers' own pipeline: the same tokens, as likely, in the same order."""
+    from pretrain import LanguageModel
+
+    words = [*MASKED_SHAPES[architecture], "data=text_files", f"data.path={corpus}", "tokenizer.vocab_size=300"]
+    words += ["model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.context_length=64"]
+    words += ["optimizer.learning_rate=0.003", "schedule.warmup_steps=5", "batch_size=16"]
+    trained = call(*words, "trainer.max_steps=60", "paths.run_dir=run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    exported = call("checkpoint=run", "output=out", script="export", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert architecture in exported.stdout
+    llm = LanguageModel.load(tmp_path / "run")
+    ours = llm.predict_mask("the quick [MASK] jumps over a lazy dog.", top_k=5)[0]
+    mask = llm.tokenizer.token(llm.tokenizer.mask_id or 0)
+    theirs = subprocess.run(
+        [sys.executable, "-c", FRESH_MASKED, "out", f"the quick {mask} jumps over a lazy dog."],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert theirs.returncode == 0, theirs.stderr
+    special = {llm.tokenizer.token(each) for each in llm.tokenizer.special_ids}
+    found = [(token, score) for token, score in json.loads(theirs.stdout) if token not in special][:5]
+    assert [answer.token for answer in ours] == [token for token, _ in found]
+    assert [answer.probability for answer in ours] == pytest.approx([score for _, score in found], rel=0.01)
 
 
 def test_an_exported_model_goes_on_alike_in_a_process_without_us(tmp_path: Path, corpus: Path):

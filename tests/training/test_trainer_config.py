@@ -18,6 +18,7 @@ def test_trainer_settings_are_arguments_of_the_trainer():
         "max_restarts",
         "profile_steps",
         "timeout_s",
+        "validate_first",
     } <= known
 
 

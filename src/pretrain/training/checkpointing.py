@@ -113,6 +113,7 @@ class RunState:
             "seconds": self.module.length.clock(),
             "losses": list(self.module.spikes.losses),
             "left_out": sorted(self.data.left_out),
+            "first_validation": self.module.first_validated,
         }
         return self.facts | counters
 

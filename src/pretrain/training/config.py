@@ -48,6 +48,7 @@ class TrainerConfig:
     max_time: float | None = None  # minutes from the first step to the last; the schedule ends on time
     gradient_clip_val: float = 1.0  # largest norm of the whole gradient; 0 does not clip
     val_check_interval: int = 250  # steps between validations; there is always one at the end
+    validate_first: bool = False  # validate before the first step too; the report shows what has changed since
     log_every_n_steps: int = 10
     enable_progress_bar: bool = True
     profile_steps: int = 0  # steps near the start whose timing goes to <run folder>/profile, as a trace for Perfetto

@@ -20,12 +20,14 @@ _SHAPING = (
 class RunTensorBoard(TensorBoardLogger):
     """TensorBoard's event files in the run folder itself, so that TensorBoard calls the run by its folder.
 
-    A resume has figures beyond the step it goes on from taken back, for they would stand twice.
+    A resume has figures beyond the step it goes on from taken back, for they would stand twice; a run that goes back to
+    its start, all.
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
-        again = resumed_at or any(folder.glob("events.out.*"))  # a run may go back to its start
-        super().__init__(folder, name="", version="", purge_step=resumed_at + 1 if again else None)
+        again = resumed_at or any(folder.glob("events.out.*"))
+        purge_step = resumed_at + 1 if resumed_at else 0
+        super().__init__(folder, name="", version="", purge_step=purge_step if again else None)
 
     @rank_zero_only
     def save(self) -> None:
@@ -35,12 +37,15 @@ class RunTensorBoard(TensorBoardLogger):
 
 
 class LongCSVLogger(Logger):
-    """Appends step, name, value; a resume first drops rows beyond the step it goes on from, so none stands twice."""
+    """Appends step, name, value; a resume first drops rows beyond the step it goes on from, so none stands twice.
+
+    A run that goes back to its start drops all, also what it wrote before the first step.
+    """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
         self.path = path
-        rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at]
+        rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at] if resumed_at else []
         with path.open("w", newline="", encoding="utf8") as file:
             writer = csv.DictWriter(file, ["step", "name", "value"])
             writer.writeheader()

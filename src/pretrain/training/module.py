@@ -68,6 +68,7 @@ class TrainingModule(L.LightningModule):
         self._ready = False
         self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
+        self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
@@ -248,3 +249,5 @@ class TrainingModule(L.LightningModule):
             found.append((source, part, Totals(*metrics.compute(), factor)))
             metrics.reset()
         self.validated = {f"val/{name}": value for name, value in validation_figures(found).items()}
+        if self.trainer.sanity_checking:  # Lightning's name for a validation before the first step
+            self.first_validated = self.validated

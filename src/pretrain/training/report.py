@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pretrain.inference.printing import printable
 from pretrain.planning.cost import best_interval_s
+from pretrain.training.first_validation import changes
 from pretrain.training.spikes import named
 
 _DAY_S = 86_400.0
@@ -21,6 +22,7 @@ class Report:
     parameters: int
     causal: bool
     validation: dict[str, float]
+    first_validation: dict[str, float]  # before the first step; empty where there was none
     tokens_per_s: float
     training_s: float  # in steps
     wall_s: float  # since the run began to set up
@@ -59,6 +61,7 @@ class Report:
                 )  # fmt: skip
                 lines.append(f"  {name:<18} {self.validation[key]:.4f}")
         lines += self._sources()
+        lines += changes(self.first_validation, self.validation)
         lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines()), "", "Next"]
         prompt = 'prompt="The"' if self.causal else 'prompt="The quick [MASK] fox jumps over the lazy dog."'
         lines += [f"  python src/generate.py checkpoint={self.folder} {prompt}"]

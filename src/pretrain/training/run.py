@@ -39,6 +39,7 @@ from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
+from pretrain.training.first_validation import check_first_validation, validates_first
 from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
 from pretrain.training.module import TrainingModule
@@ -67,6 +68,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     precision = resolve_precision(config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
+    check_first_validation(config, bool(prepared.validation))
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     learner = Learner(model, objective)
@@ -82,6 +84,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     module = _build_module(
         config, prepared, data, learner, length, spikes, device, materialiser(learner, config, values)
     )
+    module.first_validated = dict(before.get("first_validation", {}))
     for sentence in doubts(config, model, data):
         say(f"warning: {sentence}")
 
@@ -137,6 +140,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         parameters=sum(p.numel() for p in model.parameters()),
         causal=config.objective.causal,
         validation=validation,
+        first_validation=module.first_validated,
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
         wall_s=throughput.wall_s(),
@@ -231,7 +235,7 @@ def _build_trainer(
         deterministic=config.trainer.deterministic,
         logger=_loggers(config, folder, start),
         limit_val_batches=1.0 if validates else 0,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1 if validates_first(config, start) else 0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

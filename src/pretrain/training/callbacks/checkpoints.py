@@ -38,10 +38,18 @@ class Checkpoints(Callback):
         self._previous: dict[int, Any] = {}
         self._saved_at = -1
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals before the first validation, where there is one."""
+        self._take_over(pl_module)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, after Lightning has set handlers of its own."""
-        assert isinstance(pl_module, TrainingModule)
         self._saved_at = trainer.global_step
+        if not self._previous:
+            self._take_over(pl_module)
+
+    def _take_over(self, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
 
         def note(number: int, frame: FrameType | None) -> None:
             again = pl_module.signal_received and time.monotonic() - self._received_at > _SAME_KEY_S

@@ -69,7 +69,8 @@ class Progress(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the validation loss on a line of its own."""
         assert isinstance(pl_module, TrainingModule)
-        if trainer.training and "val/loss" in pl_module.validated:
+        under_way = trainer.state.fn == "fit"  # `trainer.training` is false meanwhile
+        if under_way and trainer.is_global_zero and "val/loss" in pl_module.validated:
             figures = pl_module.validated
             per_byte = f"  bits per byte {figures['val/bits_per_byte']:.3f}" if "val/bits_per_byte" in figures else ""
             accuracy = f"  accuracy {figures['val/accuracy']:.1%}"

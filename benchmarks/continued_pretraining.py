@@ -1,0 +1,145 @@
+"""What going on with a trained model on a domain's text gains there and costs elsewhere, with and without replay.
+
+    python benchmarks/continued_pretraining.py MODEL --domain FILES --general FILES
+
+MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, for the same steps at the
+same learning rate: with `--replay` of the rows from the general text, and with none. It is scored before and after on
+the same held-out rows of both texts: loss, in nats per token.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.prepare import Prepared, prepare
+from pretrain.evaluation.documents import score_rows
+from pretrain.model_folder import open_model
+from pretrain.objectives.objective import Learner
+
+ROOT = Path(__file__).parents[1]
+NO_REPLAY = 1e-9  # a weight so small that no row of the run is drawn by it: both runs are scored on the same documents
+TEXTS = {"domain": "domain", "replay": "general"}  # names in the experiment, and here
+
+
+def words_of(given: argparse.Namespace, replay: float) -> list[str]:
+    """Return the words of `src/train.py` for a run with this share of replayed rows."""
+    words = ["experiment=continue", f"init_from={given.model}"]
+    for source, path, separator in (
+        ("domain", given.domain, given.domain_separator),
+        ("replay", given.general, given.general_separator),
+    ):
+        words += [f"data.sources.{source}.path={path}"]
+        words += [f'data.sources.{source}.separator="{separator}"'] if separator else []
+    words += [f"data.sources.replay.weight={replay or NO_REPLAY}", f"data.sources.domain.weight={1 - replay}"]
+    words += [f"trainer.max_steps={given.steps}", f"schedule.warmup_steps={given.steps // 10}"]
+    words += [f"batch_size={given.batch_size}", f"model.context_length={given.context_length}"]
+    words += [f"optimizer.learning_rate={given.learning_rate}", f"data.max_validation_rows={given.rows}"]
+    return [*words, "trainer.precision=fp32", "logger=csv", "checkpoint.keep=1", f"paths.cache_dir={given.cache}"]
+
+
+def train(words: list[str], folder: Path) -> dict[str, Any]:
+    """Return the report of a run."""
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *words, f"paths.run_dir={folder}"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    return found
+
+
+def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict[str, float]:
+    """Return loss and bits per byte of a model on the first held-out rows of both texts, as <text>/<figure>."""
+    learner = Learner(open_model(model).load(), config.objective.build(prepared.tokenizer, config.seed)).eval()
+    figures = {}
+    for source, store in prepared.validation.items():
+        length = config.model.context_length
+        stream = RowStream(store, config.data, length, prepared.tokenizer.padding_id, seed=0)
+        count, factor = min(rows, len(stream)), bits_per_byte_of_a_nat(store) if config.objective.causal else None
+        found = score_rows(learner, stream, count, config.batch_size, factor).figures()
+        figures |= {f"{TEXTS[source]}/{name}": found[name] for name in ("loss", "bits_per_byte") if name in found}
+    return figures
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures: of the model as it was, with replay and without."""
+    register_schemas("train", RunConfig)
+    config: RunConfig = compose("train", words_of(given, given.replay))
+    prepared = prepare(config.data, config.tokenizer, given.cache)
+    found: dict[str, Any] = {"before": score(given.model, config, prepared, given.rows)}
+    seconds = 0.0
+    for name, replay in ((f"after, {given.replay:.0%} replayed", given.replay), ("after, none replayed", 0.0)):
+        folder = given.folder / ("replay" if replay else "none")
+        report = train(words_of(given, replay), folder)
+        seconds += report["training_s"]
+        found[name] = score(folder, config, prepared, given.rows)
+    settings = {name: getattr(given, name) for name in ("steps", "batch_size", "context_length", "learning_rate")}
+    settings |= {"replay": given.replay, "rows scored of each text": given.rows, "seed": config.seed}
+    return {
+        "machine": machine(),
+        "texts": {"domain": Path(given.domain).name, "general": Path(given.general).name},
+        "model": given.name or given.model.name,
+        "parameters": report["parameters"],
+        "settings": settings,
+        "seconds of training, both runs": round(seconds, 1),
+        "losses": found,
+        "targets": _targets(list(found.values()), given.bound),
+    }
+
+
+def _targets(found: list[dict[str, float]], bound: float) -> dict[str, bool]:
+    before, replayed, alone = found
+    rise, rise_alone = (each["general/loss"] - before["general/loss"] for each in (replayed, alone))
+    return {
+        "lower domain loss with replay": replayed["domain/loss"] < before["domain/loss"],
+        f"general loss with replay rises by at most {bound} nats": rise <= bound,
+        "general loss rises less with replay than without": rise < rise_alone,
+    }
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print what was run, and a table of the losses with their changes."""
+    print(f"{figures['model']} ({figures['parameters']:,} parameters); {figures['machine']}")
+    print(", ".join(f"{name} {value}" for name, value in figures["settings"].items()))
+    before = next(iter(figures["losses"].values()))
+    print(f"{'loss in nats per token':<26}" + "".join(f"{name:>22}" for name in TEXTS.values()))
+    for name, found in figures["losses"].items():
+        cells = [(found[f"{text}/loss"], found[f"{text}/loss"] - before[f"{text}/loss"]) for text in TEXTS.values()]
+        shown = [f"{loss:.4f}" + (f" ({change:+.4f})" if found is not before else "") for loss, change in cells]
+        print(f"{name:<26}" + "".join(f"{cell:>22}" for cell in shown))
+    for name, met in figures["targets"].items():
+        print(f"{name}: {'met' if met else 'NOT MET'}")
+
+
+def main() -> None:
+    """Train both, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
+    parser.add_argument("--name", help="of the model, for the table; none given: that of its folder")
+    for text in ("domain", "general"):
+        parser.add_argument(f"--{text}", required=True, help="documents, as data=text_files reads them")
+        parser.add_argument(f"--{text}-separator", help="between documents of a plain text file")
+    parser.add_argument("--replay", type=float, default=0.25, help="share of the rows that are general text")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch-size", type=int, default=8, help="rows in a step")
+    parser.add_argument("--context-length", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="the peak")
+    parser.add_argument("--rows", type=int, default=64, help="held-out rows of each text that are scored")
+    parser.add_argument("--bound", type=float, default=0.1, help="nats by which the general loss may rise with replay")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    parser.add_argument("--folder", type=Path, default=Path("logs/continued_pretraining"), help="for the runs")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/continued_pretraining.json"))
+    given = parser.parse_args()
+    figures = measure(given)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
+    show(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The loss before the first step is known at the end, whatever happened in between, and learning it changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint import open_checkpoint
+from pretrain.errors import ConfigError, Interrupted
+from pretrain.training.first_validation import changes
+from pretrain.training.loggers import read_rows
+from pretrain.training.module import TrainingModule
+from pretrain.training.run import run
+
+FIRST = "trainer.validate_first=true"
+WORDS = ["model=gpt_nano", "trainer.max_steps=8"]
+
+
+def rows_at_step_0(folder: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in read_rows(folder / "metrics.csv"):
+        if row["step"] == "0":
+            found.setdefault(row["name"], []).append(float(row["value"]))
+    return found
+
+
+def points_of_tensorboard(folder: Path, name: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_it_is_of_the_weights_that_the_run_starts_from_and_survives_a_kill(tiny, capsys):
+    before = run(tiny.place(*WORDS))
+    start = ["model=gpt_nano", f"init_from={before.folder}", "seed=7", "trainer.max_steps=8"]
+    plain = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'plain'}"))
+    assert plain.first_validation == {}
+    assert "since the start" not in str(plain)
+    capsys.readouterr()
+    told = "trainer.enable_progress_bar=true"
+    whole = run(tiny.place(*start, FIRST, told, f"paths.run_dir={tiny.folder / 'whole'}"))
+    assert whole.first_validation == before.validation
+    assert rows_at_step_0(tiny.folder / "whole") == {name: [value] for name, value in before.validation.items()}
+    first, last = whole.first_validation["val/loss"], whole.validation["val/loss"]
+    assert min(points_of_tensorboard(tiny.folder / "whole", "val/loss")) == (0, pytest.approx(first))
+    assert f"    all              {first:.4f} -> {last:.4f} ({last - first:+.4f})" in str(whole).splitlines()
+    shown = [line for line in capsys.readouterr().out.splitlines() if ": validation loss " in line]
+    assert [line.split(":")[0] for line in shown] == ["step 0", "step 5"]
+    assert f"step 0: validation loss {first:.4f}" in shown[0]
+    a, b = (open_checkpoint(tiny.folder / name).tensors("model") for name in ("plain", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+
+    shutil.copytree(tiny.folder / "whole", tiny.folder / "cut")
+    shutil.rmtree(tiny.folder / "cut" / "checkpoints" / "step-00000008")
+    resumed = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'cut'}", "init_from=null", "resume=auto"))
+    assert resumed.first_validation == before.validation
+    assert resumed.validation == whole.validation
+    assert rows_at_step_0(tiny.folder / "cut") == rows_at_step_0(tiny.folder / "whole")
+    assert json.loads((tiny.folder / "cut" / "report.json").read_text())["first_validation"] == before.validation
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over_without_a_second_one(tiny, monkeypatch):
+    words = [*WORDS, FIRST, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
+
+    def killed(*arguments):
+        raise KeyError("the power is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingModule, "training_step", killed)
+        with pytest.raises(KeyError):
+            run(tiny.place(*words))
+    assert "val/loss" in rows_at_step_0(tiny.folder / "run")
+    time.sleep(1.1)  # TensorBoard orders files by the second of their start
+    report = run(tiny.place(*words))
+    first = report.first_validation["val/loss"]
+    assert rows_at_step_0(tiny.folder / "run")["val/loss"] == [first]
+    points = points_of_tensorboard(tiny.folder / "run", "val/loss")
+    assert [step for step, _ in points].count(0) == 1
+    longer = run(tiny.place(*words, "trainer.max_steps=9"))
+    assert longer.first_validation["val/loss"] == first
+
+
+def test_a_signal_meanwhile_ends_the_run_saved(tiny, monkeypatch):
+    original = TrainingModule.validation_step
+
+    def signalled(self, *arguments):
+        if self.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *arguments)
+
+    monkeypatch.setattr(TrainingModule, "validation_step", signalled)
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM at step 1: saved"):
+        run(tiny.place(*WORDS, FIRST))
+    assert signal.getsignal(signal.SIGTERM) is previous
+
+
+def test_without_validation_documents_there_is_nothing_to_score_first(tiny):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.validate_first=true scores .* Try data\.validation_fraction=0\.05"
+    ):
+        run(tiny.place(*WORDS, FIRST, "data.validation_fraction=0"))
+
+
+def test_changes_are_told_for_all_and_for_each_source_that_was_there_before():
+    before = {"val/loss": 2.0, "val/perplexity": 7.4, "val/domain/loss": 3.0, "val/replay/loss": 1.0}
+    after = {"val/loss": 1.75, "val/domain/loss": 2.25, "val/new/loss": 9.0, "val/replay/loss": 1.125}
+    assert changes(before, after) == [
+        "  since the start    validation loss in nats",
+        "    all              2.0000 -> 1.7500 (-0.2500)",
+        "    domain           3.0000 -> 2.2500 (-0.7500)",
+        "    replay           1.0000 -> 1.1250 (+0.1250)",
+    ]
+    assert changes({}, after) == changes(before, {}) == []
