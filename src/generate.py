@@ -1,17 +1,21 @@
-"""Continue a prompt, or fill its masks, with a trained model: `python src/generate.py --help`."""
+"""Continue a prompt, fill its masks, or classify it, with a trained model: `python src/generate.py --help`."""
 
 from pretrain.command_line import main
 from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the continuation as it comes, or the likeliest words for each mask."""
+    """Print the continuation as it comes, or the likeliest words for each mask, or how likely each label is."""
     from pretrain.checkpoint import latest_run
     from pretrain.inference.printing import printable
     from pretrain.language_model import GenerationOptions, LanguageModel
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     language_model = LanguageModel.load(path)
+    if language_model.labels:
+        for label, probability in language_model.classify(config.prompt).items():
+            print(f"  {probability:6.1%}  {printable(label)}")
+        return
     if "[MASK]" in config.prompt or not language_model.causal:
         for number, answers in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
             print(f"mask {number}")

@@ -33,6 +33,11 @@ NEEDS = {
     "data=text_files": ["data.path=x"],
     "data=mixture": ["data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 0.1}}"],
     "data=hugging_face": ["data.path=x"],
+    "data=pairs": ["data.path=x"],
+    "data=labelled": ["data.path=x", "objective=classify"],
+    "objective=classify": ["data=labelled", "data.path=x"],
+    "experiment=instruct": ["data.path=x", "model=gpt_nano"],
+    "experiment=classify": ["data.path=x", "model=bert_nano"],
     "experiment=shakespeare": ["data.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],

@@ -28,11 +28,12 @@ from pretrain.data.config import (
     TextFilesConfig,
     TokenizerConfig,
 )
+from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError, nearest
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.mixture_config import typed_sources
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.optim.config import (
     AdamWConfig,
     ConstantConfig,
@@ -55,8 +56,8 @@ from pretrain.training.config import (
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig, HybridConfig),
-    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig, MixtureConfig),
+    "objective": (CausalConfig, MaskedConfig, HybridConfig, ClassifyConfig),
+    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig, MixtureConfig, PairsConfig, LabelledTextConfig),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
@@ -97,6 +98,7 @@ class RunConfig:
         if self.trainer.devices != -1:  # else a machine has as many as it has
             self.layout()
         self.accumulation_steps()
+        _check_fine_tuning(self)
         if self.trainer.max_tokens is not None:
             self.max_steps()
         if self.resume and self.init_from:
@@ -146,6 +148,34 @@ class RunConfig:
     def rows_per_micro_batch(self) -> int:
         """Return the rows of one forward pass on one device."""
         return self.batch_size // (self.accumulation_steps() * self.layout().data_ranks)
+
+
+def _check_fine_tuning(config: RunConfig) -> None:
+    """Refuse an objective that does not learn what the data's documents carry beside their text, and the reverse."""
+    data, objective = config.data, config.objective
+    if isinstance(objective, ClassifyConfig):
+        if not isinstance(data, LabelledTextConfig):
+            raise ConfigError(
+                f"objective=classify learns the labels of texts, and data.kind={data.kind} has none. "
+                "Try data=labelled data.path=<lines of text, tab, label>."
+            )
+        if config.scores.every_n_steps:
+            raise ConfigError(
+                f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
+                "objective=classify trains a model that has none. Try scores.every_n_steps=0."
+            )
+    elif isinstance(data, LabelledTextConfig):
+        raise ConfigError(
+            f"data.kind=labelled has labels, and objective={objective.kind} does not learn them. "
+            "Try objective=classify, or data=text_files for the texts alone."
+        )
+    elif not isinstance(objective, CausalConfig):
+        for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
+            if isinstance(part, PairsConfig):
+                raise ConfigError(
+                    f"data.{f'sources.{name}.' if name else ''}kind=pairs has responses to be written from left to "
+                    f"right, and objective={objective.kind} fills masks. Try objective=causal, from a causal base."
+                )
 
 
 def register(group: str, config_class: type) -> None:

@@ -17,6 +17,7 @@ from pretrain.interop.writing import Frame, write_settings, write_tokenizer, wri
 from pretrain.model_folder import ModelFolder, open_model
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import ClassifyConfig
 from pretrain.script_config import ExportConfig
 
 _DATA_LICENCES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
@@ -58,6 +59,11 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     found = open_model(path)
     if not isinstance(found.shape, TransformerConfig):
         raise ConfigError(f"model.kind={found.shape.kind} is not one that can be written for transformers.")
+    if isinstance(found.objective, ClassifyConfig):
+        raise ConfigError(
+            f"{path} is a classifier, and its head over what objective.pooling={found.objective.pooling.name} gives "
+            "has no counterpart in transformers. Export the base, or use LanguageModel.load(...).classify(text)."
+        )
     family = choose_family(found.shape, found.objective.causal, FAMILIES, config.family)
     temporary = output.with_name(f"{output.name}.tmp")
     try:

@@ -27,6 +27,9 @@ def words_of_imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -
     words = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
     if chosen["objective"] == "causal" and not any(word.startswith("objective=") for word in overrides):
         words.append(f"objective={found.objective.kind}")
+    if chosen["objective"] == "classify":  # a hybrid model reads both ways, too
+        reads_both_ways = found.objective.fills_masks or not found.objective.causal
+        words.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")
     return words if own_tokenizer else [*words, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
 
 

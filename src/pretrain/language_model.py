@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
+from pretrain.inference.classification import label_probabilities
 from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
 from pretrain.inference.fill_mask import mask_probabilities
 from pretrain.inference.generate import NewToken, continue_prompts
 from pretrain.inference.sampling import Sampling
 from pretrain.model_folder import open_model
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import ClassifyConfig
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -60,10 +62,12 @@ class LanguageModel:
         trained: dict[str, Any] | None = None,
         fills_masks: bool | None = None,
         starts_with_bos: bool = True,
+        classifier: ClassifyConfig | None = None,
     ) -> None:
+        self.classifier = classifier
         self.model = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; a model from elsewhere may not know it so
-        self.fills_masks = not model.causal if fills_masks is None else fills_masks
+        self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
         self.trained = trained or {}  # step, tokens seen and the like, from the checkpoint
         everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
@@ -79,12 +83,47 @@ class LanguageModel:
         """
         found = open_model(path)
         model = found.load().to(device)
-        return cls(model, found.tokenizer, found.facts, found.objective.fills_masks, found.starts_with_bos)
+        objective = found.objective
+        classifier = objective if isinstance(objective, ClassifyConfig) else None
+        return cls(model, found.tokenizer, found.facts, objective.fills_masks, found.starts_with_bos, classifier)
 
     @property
     def causal(self) -> bool:
         """Whether the model continues prompts; one that `fills_masks` too was trained for both."""
-        return self.model.causal
+        return self.model.causal and self.classifier is None
+
+    @property
+    def labels(self) -> list[str]:
+        """What a classifier tells apart; nothing for a model that predicts tokens."""
+        return [] if self.classifier is None else list(self.classifier.labels)
+
+    @overload
+    def classify(self, text: str) -> dict[str, float]: ...
+    @overload
+    def classify(self, text: list[str]) -> list[dict[str, float]]: ...
+    def classify(self, text: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
+        """Return the probability of each label for a text; a list of texts gives a list, read in batches.
+
+        Of a text longer than the context its beginning is read, as in training. Raises ConfigError for a model that was
+        not trained to classify.
+        """
+        if self.classifier is None:
+            raise ConfigError(
+                "this model was not trained to classify texts. Fine-tune it: "
+                "python src/train.py experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
+            )
+        found = label_probabilities(
+            self.model, self.classifier, self.tokenizer, [text] if isinstance(text, str) else text
+        )
+        named = [dict(zip(self.labels, row, strict=True)) for row in found.tolist()]
+        return named[0] if isinstance(text, str) else named
+
+    def _refuse_classifier(self) -> None:
+        if self.classifier is not None:
+            raise ConfigError(
+                f"this model was trained to classify texts ({', '.join(self.labels[:5])}) and predicts no tokens. "
+                'Use classify("a text"), or the base that it was made of.'
+            )
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the prompt with its continuation; a list of prompts gives a list, read side by side.
@@ -146,6 +185,7 @@ class LanguageModel:
     def _steps(
         self, rows: list[list[int]], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
     ) -> Iterator[list[NewToken | None]]:
+        self._refuse_classifier()
         if not self.causal:
             raise ConfigError(
                 "this model was trained to fill masks and cannot continue a prompt. "
@@ -171,6 +211,7 @@ class LanguageModel:
 
         Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
         """
+        self._refuse_classifier()
         if not self.fills_masks or self.tokenizer.mask_id is None:
             raise ConfigError(
                 "this model was trained to continue prompts and cannot fill masks. "
@@ -211,6 +252,7 @@ class LanguageModel:
         Special tokens do not count. Raises ConfigError for a causal model, whose early positions have seen too little,
         and for a text that is empty or longer than the context.
         """
+        self._refuse_classifier()
         if not self.fills_masks:
             raise ConfigError(
                 "this model reads from left to right only, so its states do not stand for a whole text. "
@@ -234,6 +276,8 @@ class LanguageModel:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
         data = f", data {self.trained['data']}" if "data" in self.trained else ""
+        if self.classifier is not None:
+            return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else "masked"
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
@@ -243,6 +287,7 @@ class LanguageModel:
 
     def scores(self, texts: Sequence[str]) -> list[Score]:
         """Return how likely the model finds each text, read in batches; the same as `score` of each, and faster."""
+        self._refuse_classifier()
         return Scorer(self.model, self.tokenizer, self.starts_with_bos).texts(texts)
 
 

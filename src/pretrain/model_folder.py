@@ -68,9 +68,10 @@ def open_model(path: str | Path) -> ModelFolder:
 
 def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Transformer:
     """Return the model that the settings describe on the meta device: shapes, and no memory."""
+    labels = {} if objective.n_labels is None else {"n_labels": objective.n_labels}
     with torch.device("meta"):
         model: Transformer = shape.build(  # type: ignore[attr-defined]
-            shape.vocabulary(tokenizer.vocab_size), objective.causal
+            shape.vocabulary(tokenizer.vocab_size), objective.causal, **labels
         )
     return model
 

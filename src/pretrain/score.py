@@ -23,6 +23,7 @@ from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import validation_figures
 from pretrain.model_folder import ModelFolder, open_model
+from pretrain.objectives.config import ClassifyConfig
 from pretrain.objectives.objective import Learner
 
 MEMORISATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
@@ -34,10 +35,15 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     Raises ConfigError where the model cannot do the task, DataError where there is nothing to score it on, and
     CheckpointError where the checkpoint cannot be used.
     """
+    folder = open_model(path)
+    if isinstance(folder.objective, ClassifyConfig):
+        raise ConfigError(
+            f"checkpoint={path} was trained to classify texts, and eval.py scores what a model says of tokens. Its "
+            "accuracy and F1 are in report.json; for other texts use LanguageModel.load(...).classify(...)."
+        )
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
-    folder = open_model(path)
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights: a wrong file is soon told
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)

@@ -104,9 +104,7 @@ def test_any_number_of_ranks_and_micro_batches_reads_the_same_rows(whole: Path, 
             batch = one.rows(one.samples(step, 0, 8, batch_size=8))
             slots = range(8 // size)
             parts = [others[slot % ranks].rows(one.samples(step, slot, size, batch_size=8)) for slot in slots]
-            for field in fields(Rows):
-                joined = np.concatenate([getattr(part, field.name) for part in parts])
-                assert np.array_equal(joined, getattr(batch, field.name))
+            assert same(Rows.joined(parts), batch)
 
 
 def test_documents_may_see_each_other_where_the_settings_say_so(whole: Path, data: TextFilesConfig):

@@ -11,6 +11,7 @@ from pretrain.checkpoint import open_checkpoint
 from pretrain.config import RunConfig, to_dict
 from pretrain.errors import ConfigError
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
+from pretrain.language_model import LanguageModel
 from pretrain.model_folder import open_model
 from pretrain.models.config import Position, TransformerConfig
 from pretrain.training.run import run
@@ -88,3 +89,20 @@ def test_a_shape_that_is_not_the_folders_is_refused_or_allowed_by_name(tiny, lla
         run(tiny.place(*words))
     if "norm_eps" in change:
         assert run(tiny.place(*words, "allow_change=[model.norm_eps]")).steps == 1
+
+
+def test_a_masked_folder_becomes_a_classifier_with_all_its_weights_but_the_head(tiny, tmp_path):
+    folder = write_ours(tmp_path / "bert", BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("".join(f"a {word} film {n}\t{word}\n" for n in range(20) for word in ("good", "bad")))
+    words = [word for word in imported(tiny, folder) if not word.startswith("model=")]
+    tiny.words = [word for word in tiny.words if not word.startswith("data")]
+    words += ["experiment=classify", f"data.path={texts}", "optimizer.learning_rate=1e-12"]
+    report = run(tiny.place(*words))
+    saved, before = open_checkpoint(Path(report.folder)).tensors("model"), open_model(folder).load()
+    for name, parameter in before.named_parameters():
+        if not name.startswith("head."):
+            torch.testing.assert_close(saved[name], parameter.detach(), atol=1e-6, rtol=1e-6)
+    probabilities = LanguageModel.load(report.folder).classify("a good film")
+    assert list(probabilities) == ["bad", "good"]
+    assert sum(probabilities.values()) == pytest.approx(1.0)

@@ -1,7 +1,7 @@
 """The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,11 +43,16 @@ class RowStream:
         found = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
         if self.document_mask:
             return found
-        return Rows(found.tokens, found.next_tokens, found.positions, np.minimum(found.documents, 0))
+        return replace(found, documents=np.minimum(found.documents, 0))
 
 
-def bits_per_byte_of_a_nat(*stores: Store) -> float:
-    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given."""
+def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
+    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given.
+
+    None where the documents have prompts or labels, of which a loss is not that of the whole text.
+    """
+    if any(store.annotations is not None for store in stores):
+        return None
     predicted = sum(store.n_tokens - store.n_documents for store in stores)
     return predicted / max(1, sum(store.text_bytes for store in stores)) / math.log(2)
 

@@ -16,6 +16,7 @@ class Packing(Enum):
 
     best_fit = "best_fit"  # cut only documents longer than a row (Ding et al. 2024, https://arxiv.org/abs/2404.10830)
     concat = "concat"  # one long stream cut every row length
+    whole = "whole"  # as best_fit; of a document longer than a row only its beginning is read
 
 
 class Mode(Enum):

@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -111,7 +111,7 @@ class MixedStream:
             if (sources == number).any()
         ]
         places = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
-        return Rows(*(np.concatenate([getattr(part, f.name) for part in found])[places] for f in fields(Rows)))
+        return Rows.joined(found)[places]
 
     def placed(self, samples: npt.NDArray[np.integer]) -> list[PlacedRow]:
         """Return where the rows at these places of the stream come from; an id is <source>:<row>, or the row alone."""

@@ -96,7 +96,7 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
 
     A cached plan that is damaged costs only the time to make it again, which a warning in the log tells.
     """
-    pack = {Packing.best_fit: best_fit, Packing.concat: concat}[packing]
+    pack = {Packing.best_fit: best_fit, Packing.concat: concat, Packing.whole: whole}[packing]
     if cache is None:
         return pack(store.document_lengths(), row_length)
     folder = cache / f"{packing.value}-{row_length}-{store.fingerprint[:16]}"
@@ -156,6 +156,15 @@ def best_fit(lengths: Array, row_length: int) -> Plan:
         offsets=np.concatenate([full[packed] * row_length, cut_offsets]),
         lengths=np.concatenate([rest[packed], np.full(len(cut), row_length)]).astype(np.int32),
     )
+
+
+def whole(lengths: Array, row_length: int) -> Plan:
+    """Return the plan that keeps each document in one piece, by best-fit decreasing; deterministic.
+
+    `lengths` are the tokens of each document. What a longer one has beyond `row_length` tokens is left out.
+    """
+    _check_row_length(row_length)
+    return best_fit(np.minimum(lengths, row_length), row_length)
 
 
 def _pack(histogram: Ints, capacity: int) -> tuple[Ints, int]:

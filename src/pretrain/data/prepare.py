@@ -4,27 +4,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
-
-import xxhash
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
-from pretrain.data.sources import Document, Source, open_source
-from pretrain.data.splits import cut, in_batches, split_of
-from pretrain.data.store import Store, StoreWriter
+from pretrain.data.sources import Source, open_source
+from pretrain.data.store import Store
 from pretrain.data.stream import Stream
+from pretrain.data.tokenisation import Report, with_splits, write_stores
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import beginning, build_tokenizer
-from pretrain.errors import DataError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
-Report = Callable[[str], None]
 _TRAINED = "tokenizer.json"  # there once a tokenizer is
 
 
@@ -58,6 +52,12 @@ class Prepared:
     def validation(self) -> dict[str, Store]:
         """The validation documents of each source that has any."""
         return {name: corpus.validation for name, corpus in self.corpora.items() if corpus.validation is not None}
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the documents, by their numbers; none where they have none."""
+        found = [store.annotations for store in self.train.values() if store.annotations is not None]
+        return list(found[0].labels) if found else []
 
     @property
     def fingerprint(self) -> str:
@@ -198,7 +198,7 @@ def _tokenizer_folder(
 def _training_texts(sources: dict[str, Source], config: TokenizerConfig) -> Iterator[str]:
     limit = getattr(config, "max_training_bytes", None)
     for name, source in sources.items():
-        texts = (document.text for split, document in _split(source, source.config) if split == "train")
+        texts = (document.text for split, document in with_splits(source, source.config) if split == "train")
         with errors_of(name):
             yield from beginning(texts, limit) if source.config.mode is Mode.stream and limit else texts
 
@@ -207,75 +207,10 @@ def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
     """Write both stores and commit them as one folder."""
 
     def write(temporary: Path) -> None:
-        counts = _tokenise(temporary, source, data, tokenizer, report)
+        counts = write_stores(temporary, source, data, tokenizer, report)
         (temporary / "done.json").write_text(json.dumps(counts, indent=1), encoding="utf8")
 
     _commit(folder, write)
-
-
-def _tokenise(
-    folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report
-) -> dict[str, object]:
-    writers: dict[str, StoreWriter] = {}
-    counts: Counter[str] = Counter()
-    seen: set[int] = set()
-    for batch in in_batches(_split(source, data), lambda item: item[1].text):
-        fresh = []
-        for split, document in batch:
-            digest = xxhash.xxh3_64_intdigest(document.text.encode())
-            if digest in seen:
-                counts["exact duplicates"] += 1
-                continue
-            seen.add(digest)
-            fresh.append((split, document))
-        encoded = tokenizer.encode_documents([document.text for _, document in fresh])
-        for (split, document), tokens in zip(fresh, encoded, strict=True):
-            if split not in writers:
-                writers[split] = StoreWriter(
-                    folder / split,
-                    vocab_size=tokenizer.vocab_size,
-                    tokenizer_fingerprint=tokenizer.fingerprint,
-                    bos_id=tokenizer.bos_id,
-                    eos_id=tokenizer.eos_id,
-                    shard_tokens=data.shard_tokens,
-                )
-            writers[split].add(tokens, len(document.text.encode()), document.name)
-            counts[split] += 1
-            counts["bytes"] += len(document.text.encode())
-            if sum(counts[s] for s in ("train", "validation")) % 20_000 == 0:
-                report(f"tokenised {counts['train']:,} documents, {counts['bytes'] / 1e6:,.0f} MB ...")
-    if "train" not in writers:
-        raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
-    skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}
-    report(
-        f"tokenised {counts['train']:,} documents to train on and {counts['validation']:,} to validate on"
-        + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
-    )
-    for split, writer in writers.items():
-        writer.finish(
-            {"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped}
-        )
-    tokenizer.save(folder / "tokenizer")
-    return {"documents": dict(counts), "skipped": skipped}
-
-
-def _split(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
-    """Yield each document with its split, decided by the hash of its text alone.
-
-    Where a corpus is a single document, its end becomes the validation text.
-    """
-    own = source.validation_documents()
-    if own is not None:
-        yield from (("validation", document) for document in own)
-        yield from (("train", document) for document in source.documents())
-        return
-    documents = source.documents()
-    first = list(islice(documents, 2))
-    if len(first) == 1 and data.validation_fraction:
-        yield from cut(first[0], data.validation_fraction)
-        return
-    for document in chain(first, documents):
-        yield split_of(document, data.validation_fraction), document
 
 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:

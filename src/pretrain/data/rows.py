@@ -1,10 +1,13 @@
 """Rows of a plan as arrays: tokens, what follows each, positions and documents."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pretrain.data.annotations import LABEL, PROMPT_TOKENS
 from pretrain.data.packing import Plan
 from pretrain.data.store import Store
 from pretrain.errors import DataError
@@ -19,9 +22,24 @@ class Rows:
     """A batch of rows. Shapes: B rows, L tokens a row."""
 
     tokens: npt.NDArray[np.int64]  # (B, L) padding: pad_id
-    next_tokens: npt.NDArray[np.int64]  # (B, L) what follows in the same document, even beyond a cut; else IGNORE
+    next_tokens: npt.NDArray[np.int64]  # (B, L) what follows in the same document, even beyond a cut; else IGNORE,
+    # and IGNORE where that is of a prompt, which is given
     positions: npt.NDArray[np.int64]  # (B, L) 0, 1, 2, ... within each piece, 0 in padding; or within the whole row
     documents: npt.NDArray[np.int32]  # (B, L) the piece's number within its row; padding: -1
+    labels: npt.NDArray[np.int64] | None = None  # (B, L) of each token's document, IGNORE in padding; none: has none
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> "Rows":
+        """Return some of the rows, in the order asked for."""
+        return Rows(*(None if values is None else values[rows] for values in self._arrays()))  # type: ignore[arg-type]
+
+    @staticmethod
+    def joined(parts: "Sequence[Rows]") -> "Rows":
+        """Return the rows of all parts, one after another; either all of them have labels or none has."""
+        each = zip(*(part._arrays() for part in parts), strict=True)
+        return Rows(*(None if values[0] is None else np.concatenate(values) for values in each))  # type: ignore[arg-type]
+
+    def _arrays(self) -> "list[npt.NDArray[Any] | None]":
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def read_rows(
@@ -44,6 +62,11 @@ def read_rows(
     following = source[at + 1]
     following[(before + lengths)[~more] - 1] = IGNORE
 
+    notes = store.annotations
+    if notes is not None and notes.kind == PROMPT_TOKENS:
+        next_offset = offsets[piece] + token - before[piece] + 1
+        following[next_offset < notes.values[documents][piece]] = IGNORE
+
     length = plan.row_length
     used = np.bincount(np.repeat(np.arange(len(rows)), counts), weights=lengths, minlength=len(rows))
     filled = np.arange(length) < used[:, None]  # (B, L); row after row, exactly the tokens in their order
@@ -56,6 +79,7 @@ def read_rows(
         next_tokens=_fill(filled, following, IGNORE),
         positions=positions,
         documents=_fill(filled, number[piece], -1).astype(np.int32),
+        labels=_fill(filled, notes.values[documents][piece], IGNORE) if notes and notes.kind == LABEL else None,
     )
 
 

@@ -1,16 +1,17 @@
 """Where text comes from: every source gives its documents one by one, in an order that never changes.
 
 1. `open_source` picks the source by the settings' class.
-2. The source's file reads raw documents: `python_docs.py`, `text_files.py`, `hugging_face.py`.
+2. The source's file reads raw documents: `python_docs.py`, `text_files.py`, `hugging_face.py`, `annotated_files.py`.
 3. `Source` drops what no tokenizer can use, and counts it by reason: documents in = kept + skipped.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, PythonDocsConfig, TextFilesConfig
+from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.errors import ConfigError, DataError
 
 
@@ -20,6 +21,8 @@ class Document:
 
     text: str
     name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
+    prompt_characters: int | None = None  # the text begins with a prompt of so many, and the rest is its response
+    label: str | None = None  # what kind of text it is
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Source:
             else:
                 none = False
                 self.kept += 1
-                yield Document(text, document.name)
+                yield replace(document, text=text)
         if none and not may_be_empty:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
             raise DataError(
@@ -122,6 +125,10 @@ def open_source(config: DataConfig) -> Source:
         from pretrain.data.text_files import TextFiles
 
         return TextFiles(config)
+    if isinstance(config, AnnotatedConfig):
+        from pretrain.data.annotated_files import AnnotatedFiles
+
+        return AnnotatedFiles(config)
     if isinstance(config, HuggingFaceConfig):
         from pretrain.data.hugging_face import HuggingFace
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pretrain.data.annotations import Annotations
 from pretrain.data.store_files import (
     FORMAT,
     HEADER,
@@ -69,22 +70,21 @@ class StoreWriter:
     def add(self, tokens: npt.NDArray[Any], text_bytes: int, name: str = "") -> None:
         """Append one document: ids with BOS and EOS in place, the bytes of its text, and where it came from.
 
-        A shard is closed before the document that would take it beyond `shard_tokens`; a longer document gets a shard
-        of its own. DataError when an id is not in the vocabulary or the last one is not EOS.
+        A shard is closed before it would exceed `shard_tokens`; a longer document gets a shard of its own.
+        DataError when an id is not in the vocabulary or the last one is not EOS.
         """
         self._check(tokens, name)
         if self._tokens and self._tokens + tokens.size > self.shard_tokens:
             self._finish_shard()
         if not self._parts:
             self._start_shard()
-        self._tokens += tokens.size
-        self._documents += 1
+        self._tokens, self._documents = self._tokens + tokens.size, self._documents + 1
         self._text_bytes += text_bytes
         self._parts["tok"].write(tokens.astype(self._dtype).tobytes())
         self._parts["idx"].write(self._tokens.to_bytes(8, "little"))
         self._parts["names"].write(json.dumps(name).encode() + b"\n")
 
-    def finish(self, provenance: dict[str, object]) -> "Store":
+    def finish(self, provenance: dict[str, object], annotations: Annotations | None = None) -> "Store":
         """Write the manifest, with `provenance` in it as it is, and return the store."""
         if self._parts:
             self._finish_shard()
@@ -103,8 +103,8 @@ class StoreWriter:
             "shards": self._shards,
             "provenance": provenance,
         }
-        manifest["fingerprint"] = fingerprint_of(manifest)
-        data = json.dumps(manifest, indent=1).encode()
+        manifest |= {} if annotations is None else {"annotations": annotations.save(self.folder)}
+        data = json.dumps(manifest | {"fingerprint": fingerprint_of(manifest)}, indent=1).encode()
         if len(data) > MAX_JSON_BYTES:
             raise DataError(
                 f"The manifest of {self.folder} would take {len(data):,} bytes for {len(self._shards):,} shards and "
@@ -128,14 +128,14 @@ class StoreWriter:
     def _start_shard(self) -> None:
         if self._finished:
             raise DataError(f"{self.folder} is finished: no document can be added to it.")
-        stem = f"{len(self._shards):05d}"
-        self._parts = {suffix: ShardFile(self.folder / "shards" / f"{stem}.{suffix}") for suffix in MAGIC}
+        stem = self.folder / "shards" / f"{len(self._shards):05d}"
+        self._parts = {suffix: ShardFile(stem.with_suffix(f".{suffix}")) for suffix in MAGIC}
 
     def _finish_shard(self) -> None:
         facts = (self.vocab_size, self._tokens, self._documents, self.tokenizer_fingerprint)
         files = {suffix: part.finish(header(suffix, *facts)) for suffix, part in self._parts.items()}
-        record = {"stem": f"{len(self._shards):05d}", "tokens": self._tokens, "documents": self._documents}
-        self._shards.append({**record, "text_bytes": self._text_bytes, "files": files})
+        counts = {"tokens": self._tokens, "documents": self._documents, "text_bytes": self._text_bytes}
+        self._shards.append({"stem": f"{len(self._shards):05d}", **counts, "files": files})
         self._parts = {}
         self._tokens = self._documents = self._text_bytes = 0
 
@@ -158,6 +158,7 @@ class Store:
         self.text_bytes: int = self.manifest["text_bytes"]
         self.tokenizer_fingerprint: str = self.manifest["tokenizer_fingerprint"]
         self.fingerprint: str = self.manifest["fingerprint"]
+        self.annotations = Annotations.load(folder, self.manifest)
         self._shards: list[dict[str, Any]] = self.manifest["shards"]
         for shard in self._shards:
             check_shard(folder, self.manifest, shard)
@@ -267,8 +268,7 @@ class Store:
 
     def _map(self, shard: int, suffix: str) -> npt.NDArray[Any]:
         """Return the body of a file of a shard."""
-        found = self._maps.get((shard, suffix))
-        if found is None:
+        if (found := self._maps.get((shard, suffix))) is None:
             if len(self._maps) >= MAX_OPEN_MAPS:
                 del self._maps[next(iter(self._maps))]
             itemsize = item_bytes(self.vocab_size)[suffix]

@@ -4,6 +4,7 @@
     shards/00000.tok     header, then little-endian tokens: two bytes each up to a vocabulary of 65,536, four beyond
     shards/00000.idx     header, then the end of every document as u64, counted in tokens within the shard
     shards/00000.names   header, then where every document came from: one JSON string a line
+    annotations.bin      only of data for fine-tuning: see annotations.py
 
 The manifest determines all 64 bytes of a header, so the hashes in it are of what follows the header.
 """
@@ -120,6 +121,7 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
     """Return the identity of a store's tokens: equal for equal tokens in equal shards, wherever they came from."""
     files = [[shard["files"][suffix]["sha256"] for suffix in ("tok", "idx")] for shard in manifest["shards"]]
     facts = [manifest[key] for key in ("version", "dtype", "vocab_size", "bos_id", "eos_id", "tokenizer_fingerprint")]
+    facts += [manifest["annotations"]] if "annotations" in manifest else []
     return hashlib.sha256(json.dumps([*facts, files]).encode()).hexdigest()
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import time
 from collections import OrderedDict
-from dataclasses import fields
 from fractions import Fraction
 
 import numpy as np
@@ -126,7 +125,7 @@ class StreamedRows:
         if len(found) == 1:
             return found[0][1]
         back = np.argsort(np.concatenate([np.flatnonzero(chosen) for chosen, _ in found]))
-        return Rows(*(np.concatenate([getattr(part, f.name) for _, part in found])[back] for f in fields(Rows)))
+        return Rows.joined([part for _, part in found])[back]
 
     def _by_era(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
         """Return each era that holds some of the rows, its first row's number, and a mask of those that it holds."""

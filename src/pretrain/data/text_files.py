@@ -205,31 +205,45 @@ def _split(stream: IO[bytes], separator: bytes, name: str) -> Iterator[bytes]:
 
 
 def _read_json_lines(stream: IO[bytes], name: str, column: str, skipped: Counter[str]) -> Iterator[Document]:
-    first_record = True
-    for number, line in enumerate(iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
-        if len(line) > MAX_DOCUMENT_BYTES:
-            raise _too_large(f"{name}:{number}", "Write one JSON object a line.")
-        record = _parse(line, name, number)
-        if record is None:
-            continue
-        if isinstance(record, str):
-            skipped[record] += 1
-            continue
-        if first_record and column not in record:
-            raise missing_column(name, column, record)
-        first_record = False
+    for place, record in json_records(stream, name, {"data.text_column": column}, skipped):
         if isinstance(record.get(column), str):
-            yield Document(record[column], f"{name}:{number}")
+            yield Document(record[column], place)
         else:
             skipped["text is no string" if column in record else "no text column"] += 1
 
 
+def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file with their numbers, from 1 on; DataError for one that no memory should hold."""
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
+        if len(line) > MAX_DOCUMENT_BYTES:
+            raise _too_large(f"{name}:{number}", "Write one document a line.")
+        yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def json_records(
+    stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the JSON object of each line with its place, <name>:<line>; count in `skipped` the lines that hold none.
+
+    Raises DataError where the first object lacks one of `columns`, given by the setting that names it.
+    """
+    first_record = True
+    for number, line in lines_of(stream, name):
+        record = _parse(line, name, number)
+        if isinstance(record, str):
+            skipped[record] += 1
+        elif record is not None:
+            for setting, column in columns.items() if first_record else ():
+                if column not in record:
+                    raise missing_column(name, column, record, setting)
+            first_record = False
+            yield f"{name}:{number}", record
+
+
 def _parse(line: bytes, name: str, number: int) -> dict[str, Any] | str | None:
     """Return the JSON object of a line, or the reason to skip it, or None for a blank line."""
-    if number == 1:
-        line = line.removeprefix(BYTE_ORDER_MARK)
-        if line.startswith(b"["):
-            raise DataError(f'{name} is one JSON array. Write one JSON object a line, such as {{"text": "..."}}.')
+    if number == 1 and line.startswith(b"["):
+        raise DataError(f'{name} is one JSON array. Write one JSON object a line, such as {{"text": "..."}}.')
     if not line.strip():
         return None
     try:
@@ -267,9 +281,7 @@ def _read_parquet(stream: IO[bytes], name: str, column: str, skipped: Counter[st
         ) from error
 
 
-def missing_column(name: str, column: str, present: Any) -> DataError:
+def missing_column(name: str, column: str, present: Any, setting: str = "data.text_column") -> DataError:
     """Return the error for a file whose records have no such column; `present` names those that they have."""
     columns = ", ".join(printable(key) for key in sorted(present))
-    return DataError(
-        f"{name} has no data.text_column={printable(column)}. Try one of its columns: {columns or 'none'}."
-    )
+    return DataError(f"{name} has no {setting}={printable(column)}. Try one of its columns: {columns or 'none'}.")

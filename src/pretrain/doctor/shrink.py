@@ -7,6 +7,7 @@ schedule and packing. Runs are compared on the processor in float32, where they 
 from dataclasses import replace
 
 from pretrain.config import RunConfig
+from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
@@ -24,8 +25,13 @@ HEAD_WIDTH = 32
 def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
     """Return the settings of a small run on one processor, without dropout.
 
-    Raises ConfigError for a model that is no Transformer of ours.
+    Raises ConfigError for a model that is no Transformer of ours, and for a run that fine-tunes.
     """
+    if any(isinstance(part, AnnotatedConfig) for part in config.data.parts().values()):
+        raise ConfigError(
+            f"data.kind={config.data.kind} fine-tunes, and doctor.py examines pre-training: what it proves of the base "
+            "holds for what is made of it. Try the base's own settings, such as model=gpt_nano."
+        )
     return replace(
         config,
         name="",

@@ -18,8 +18,8 @@ def score_rows(
     for start in range(0, n_rows, batch_size):
         places = np.arange(start, min(start + batch_size, n_rows))
         batch = learner.objective.make_batch(stream.rows(places), torch.from_numpy(places))
-        losses, hits = learner.evaluate(batch.to(device))
+        losses, likeliest = learner.evaluate(batch.to(device))
         loss_sum += float(losses.cpu().double().sum())
-        right += int(hits.sum())
+        right += int((likeliest.cpu() == batch.targets).sum())
         count += int((batch.targets != IGNORE).sum())
     return Totals(loss_sum, right, count, bits_per_byte_of_a_nat)

@@ -136,8 +136,8 @@ def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: 
 def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and whether each target was the likeliest, on the CPU; without ever all logits."""
     head = model.head
-    losses, right = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
-    return -losses.cpu(), right.cpu()
+    losses, likeliest = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
+    return -losses.cpu(), likeliest.cpu() == targets.cpu()
 
 
 def _nothing() -> Predicted:

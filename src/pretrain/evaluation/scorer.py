@@ -19,7 +19,7 @@ from pretrain.evaluation.likelihood import (
     ignore_progress,
     masked_predictions,
 )
-from pretrain.models.transformer import Transformer
+from pretrain.models.transformer import LabelHead, Transformer
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,13 @@ class Scorer:
     ) -> None:
         """`starts_with_bos`: whether a context begins with the token that begins a document; `report` is told progress.
 
-        Raises ConfigError for a masked model whose tokenizer has no mask.
+        Raises ConfigError for a classifier, and for a masked model whose tokenizer has no mask.
         """
+        if isinstance(model.head, LabelHead):
+            raise ConfigError(
+                "this model was trained to classify texts and gives tokens no probabilities. "
+                "Score the base that it was made of."
+            )
         if not model.causal and tokenizer.mask_id is None:
             raise ConfigError("this model's tokenizer has no mask token, so a text cannot be scored.")
         self.model = model

@@ -259,8 +259,11 @@ class TransformerConfig(ModelConfig):
             "rope_scaling.original_context_length": scaling.original_context_length if llama3 else None,
         }
 
-    def build(self, vocab_size: int, causal: bool) -> Transformer:
-        """Return the model with uninitialised weights, on the current default device."""
+    def build(self, vocab_size: int, causal: bool, n_labels: int | None = None) -> Transformer:
+        """Return the model with uninitialised weights, on the current default device.
+
+        With `n_labels` it tells so many labels of texts apart instead of predicting tokens.
+        """
         from pretrain.models.transformer import Transformer  # here: reading settings must not load torch
 
-        return Transformer(self, vocab_size, causal)
+        return Transformer(self, vocab_size, causal, n_labels)

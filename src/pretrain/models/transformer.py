@@ -71,7 +71,7 @@ class VocabularyHead(nn.Module):
         self.activation = Activation.gelu if config.gated else config.feed_forward
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config, config.d_model) if mlm else None
-        self.bias = nn.Parameter(torch.empty(vocab_size)) if mlm else None
+        self.bias: Tensor | None = nn.Parameter(torch.empty(vocab_size)) if mlm else None
         self.weight: Tensor = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
 
     def features(self, hidden: Tensor) -> Tensor:
@@ -85,6 +85,24 @@ class VocabularyHead(nn.Module):
         return F.linear(self.features(hidden), self.weight, self.bias)
 
 
+class LabelHead(nn.Module):
+    """From what stands for a text to its labels; C labels."""
+
+    def __init__(self, config: TransformerConfig, n_labels: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.weight: Tensor = nn.Parameter(torch.empty(n_labels, config.d_model))
+        self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels))
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what the matrix of labels multiplies, same shape as hidden (..., d_model)."""
+        return self.dropout(hidden)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., C) of hidden states (..., d_model)."""
+        return F.linear(self.features(hidden), self.weight, self.bias)
+
+
 def _shared(embeddings: Embeddings) -> nn.Parameter:
     weight = embeddings.tokens.weight
     assert isinstance(weight, nn.Parameter)
@@ -92,9 +110,14 @@ def _shared(embeddings: Embeddings) -> nn.Parameter:
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks, final norm and head. `causal` says whether a position may see those after it."""
+    """Embeddings, blocks, final norm and head. `causal` says whether a position may see only those before it.
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool) -> None:
+    With `n_labels` the head tells so many labels apart, and stands where the vocabulary's would.
+    """
+
+    head: VocabularyHead | LabelHead
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool, n_labels: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -103,13 +126,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         post = config.norm_place is NormPlace.post
         self.final_norm = nn.Identity() if post else build_norm(config, config.d_model)
-        self.head = VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tied else None)
+        self.head = (
+            VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tied else None)
+            if n_labels is None
+            else LabelHead(config, n_labels)
+        )
         self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 
     def tie(self) -> None:
         """Have the head share the embedding's matrix again, after a wrapper or a move has made copies of it."""
-        if self.config.tied:
+        if self.config.tied and isinstance(self.head, VocabularyHead):
             self.head.weight = self.embeddings.tokens.weight
 
     def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pretrain.objectives.classify import Classify
     from pretrain.objectives.masked import Masked
     from pretrain.objectives.objective import Objective
 
@@ -45,6 +46,11 @@ class ObjectiveConfig:
     def fills_masks(self) -> bool:
         """Whether the model fills masks: where it does, a position may see the whole text."""
         return not self.causal
+
+    @property
+    def n_labels(self) -> int | None:
+        """How many labels the model tells apart; none where it predicts tokens."""
+        return None
 
     def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         """Return the objective over this tokenizer's vocabulary; `seed` fixes every random choice it makes."""
@@ -166,3 +172,51 @@ class HybridConfig(MaskingConfig):
         from pretrain.objectives.hybrid import Hybrid
 
         return Hybrid(self.build_masked(vocabulary, seed, from_the_left=True), self.masked_rows)
+
+
+class Pooling(Enum):
+    """Which hidden states stand for a text."""
+
+    auto = "auto"  # mean where the model reads both ways, last where it reads from left to right
+    first = "first"  # of the token that begins a document, as BERT's [CLS]
+    last = "last"  # of its last token, the only one that has seen all of a text read from left to right
+    mean = "mean"  # of all its tokens
+
+
+@dataclass
+class ClassifyConfig(ObjectiveConfig):
+    """Say which label a text has, by a head of its own in place of the vocabulary's."""
+
+    kind: str = "classify"
+    left_to_right: bool = False  # how attention reads: as it did in the base; model=imported sets it
+    pooling: Pooling = Pooling.auto
+    labels: list[str] = field(default_factory=list)  # none given: those of the training data, in order of spelling
+
+    def __post_init__(self) -> None:
+        if self.left_to_right and self.pooling is Pooling.first:
+            raise ConfigError(
+                "objective.pooling=first takes a position that has seen nothing of the text where "
+                "objective.left_to_right=true. Try objective.pooling=last."
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise ConfigError(
+                f"objective.labels={self.labels} names a label twice. Try objective.labels=[], which takes the data's."
+            )
+
+    @property
+    def causal(self) -> bool:
+        return self.left_to_right
+
+    @property
+    def fills_masks(self) -> bool:
+        return False
+
+    @property
+    def n_labels(self) -> int | None:
+        return len(self.labels)
+
+    def build(self, vocabulary: Vocabulary, seed: int) -> Classify:
+        from pretrain.objectives.classify import Classify
+
+        auto = Pooling.last if self.left_to_right else Pooling.mean
+        return Classify(self.causal, auto if self.pooling is Pooling.auto else self.pooling)

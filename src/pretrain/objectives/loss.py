@@ -101,29 +101,31 @@ def _chunks(count: int, vocab_size: int) -> list[slice]:
 
 @torch.no_grad()
 def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each target's cross-entropy in nats, float32 (N,), and whether it was the likeliest token, bool (N,).
+    """Return each target's cross-entropy in nats, float32 (N,), and the likeliest answer in its place, int64 (N,).
 
-    Ignored targets cost 0 and are never right.
+    Ignored targets cost 0, and no answer equals them.
     """
-    shard, losses, right = VocabularyShard.of(weight), [], []
+    shard, losses, likeliest = VocabularyShard.of(weight), [], []
     weight, bias = local(weight), None if bias is None else local(bias)
     for part in _chunks(len(features), shard.largest_size):
         logits = F.linear(features[part], weight, bias).float()
         if shard.group is not None:
-            loss, likeliest = _scored(logits, targets[part], shard)
+            loss, first = _scored(logits, targets[part], shard)
         else:
             loss = F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none")
-            likeliest = logits.argmax(-1) == targets[part]
+            first = logits.argmax(-1)
         losses.append(loss)
-        right.append(likeliest)
-    return torch.cat(losses), torch.cat(right)
+        likeliest.append(first)
+    return torch.cat(losses), torch.cat(likeliest)
 
 
 def _scored(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
     """Return what `token_losses` does of logits that each device holds a part of."""
-    counts = targets != IGNORE
-    logits -= shard.maximum(logits.amax(-1, keepdim=True))
+    largest = logits.amax(-1, keepdim=True)
+    most = shard.maximum(largest.clone())
+    answer = (logits.argmax(-1) + shard.start).where((largest == most).squeeze(1), torch.iinfo(torch.int64).max)
+    logits -= most
     target, here = shard.find(targets)
     own = torch.cat([logits.gather(1, target).where(here, 0.0), logits.exp().sum(-1, keepdim=True)], 1)
     of_target, total = shard.total(own).unbind(1)
-    return (total.log() - of_target).where(counts, 0.0), counts & (of_target == 0)
+    return (total.log() - of_target).where(targets != IGNORE, 0.0), shard.minimum(answer)

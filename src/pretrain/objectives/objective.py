@@ -10,7 +10,7 @@ from pretrain.objectives.loss import cross_entropy_sum, token_losses
 
 
 class VocabularyHead(Protocol):
-    """The part of a model that maps hidden states to the vocabulary."""
+    """The part of a model that maps hidden states to the vocabulary, or to the V labels of a classifier."""
 
     weight: Tensor  # (V, d_model)
     bias: Tensor | None  # (V,)
@@ -40,13 +40,12 @@ class Objective(nn.Module):
         return cross_entropy_sum(features, head.weight, head.bias, targets), (targets != IGNORE).sum()
 
     def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats and whether it was the likeliest token, bool (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
         features, targets = self._at_targets(hidden, head, batch)
-        losses, right = token_losses(features, head.weight, head.bias, targets)
-        return losses.view_as(batch.targets), right.view_as(batch.targets)
+        losses, likeliest = token_losses(features, head.weight, head.bias, targets)
+        return losses.view_as(batch.targets), likeliest.view_as(batch.targets)
 
-    @staticmethod
-    def _at_targets(hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.places is not None:
             places = batch.places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, places)
@@ -69,7 +68,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats and whether it was the likeliest token, bool (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
         hidden = self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
         head: VocabularyHead = self.model.head  # type: ignore[assignment]
         return self.objective.evaluate(hidden, head, batch)

@@ -42,6 +42,10 @@ class VocabularyShard:
         """Return the largest value over all shards, element by element; of the same shape, in place."""
         return self._reduce(values, ReduceOp.MAX)
 
+    def minimum(self, values: Tensor) -> Tensor:
+        """Return the smallest value over all shards, element by element; of the same shape, in place."""
+        return self._reduce(values, ReduceOp.MIN)
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all shards, element by element; of the same shape, in place."""
         return self._reduce(values, ReduceOp.SUM)

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from pretrain.models.transformer import Transformer
+from pretrain.models.transformer import Transformer, VocabularyHead
 
 _HEADS = 1  # the axis of queries and keys, (B, H, T, D), along which they are split
 
@@ -45,7 +45,7 @@ def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool
             )
     if sequence_parallel:
         _split_rows(model, mesh)
-    for name in ("weight", "bias"):
+    for name in ("weight", "bias") if isinstance(model.head, VocabularyHead) else ():  # labels are few
         whole = getattr(model.head, name)
         if whole is not None:
             setattr(model.head, name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)))

@@ -6,6 +6,7 @@ from enum import Enum
 
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.objectives.config import ClassifyConfig
 
 
 class Device(Enum):
@@ -37,6 +38,11 @@ class PlanConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.objective, ClassifyConfig):
+            raise ConfigError(
+                "objective=classify fine-tunes, and plan.py counts pre-training. Plan the base with the same rows, "
+                "which takes a little more: objective=masked data=text_files."
+            )
         if not 0.0 < self.mfu <= 1.0:
             raise ConfigError(f"mfu={self.mfu} is not a share above 0 and up to 1. Try mfu=0.4.")
         usual = {"memory_gib": 80, "price_per_hour": 2.5, "hours_between_failures": 24, "storage_gb_per_s": 1}

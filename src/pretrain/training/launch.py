@@ -21,7 +21,8 @@ from pretrain.training.run_lock import only_run_in
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
 _DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
 _DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
-_FREE = ("data.num_workers", "data.max_validation_rows")
+# of these, labels come from the data, whose fingerprint decides
+_FREE = ("data.num_workers", "data.max_validation_rows", "objective.labels")
 
 _met_at: list[Any] = []  # where processes of torchrun or srun met: closed, those that are late would find nobody
 
@@ -230,7 +231,7 @@ def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunC
             f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
         )
     for key, (before, after) in differing.items():
-        if not key.startswith(("resume", "paths", "allow_change")):
+        if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
             print(f"  {key}: {before} before, {after} from here on")
     return _as_config(merged)
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score
+
+from pretrain.objectives.batch import IGNORE
 
 
 class LossMetrics(Metric):
@@ -27,3 +30,11 @@ class LossMetrics(Metric):
     def compute(self) -> tuple[float, float, float]:
         """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
         return float(self.loss_sum), float(self.right), float(self.count)
+
+
+def macro_f1(n_labels: int) -> MulticlassF1Score:
+    """Return the metric of labels: the mean over them of the harmonic mean of precision and recall, all ranks together.
+
+    A label that neither occurs nor is answered does not count.
+    """
+    return MulticlassF1Score(num_classes=n_labels, average="macro", ignore_index=IGNORE)

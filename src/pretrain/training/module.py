@@ -20,7 +20,7 @@ from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import Layout
 from pretrain.training.config import OnSpike
 from pretrain.training.data import TextDataModule
-from pretrain.training.loss_metrics import LossMetrics
+from pretrain.training.loss_metrics import LossMetrics, macro_f1
 from pretrain.training.run_length import RunLength
 from pretrain.training.spikes import Rewind, Spikes, named, rows_to_blame, stop
 
@@ -44,7 +44,8 @@ class TrainingModule(L.LightningModule):
         sums: torch.dtype,
         clip_norm: float,
         expected_targets: float,
-        bits_per_byte_of_a_nat: dict[str, float],
+        n_labels: int | None,
+        bits_per_byte_of_a_nat: dict[str, float | None],
         materialise: Callable[[DeviceMesh | None, torch.device], None],
     ) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class TrainingModule(L.LightningModule):
         self.signal_agreed = 0  # by all processes, at the end of the step
         self._ready = False
         self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
+        self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
         self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
@@ -236,10 +238,12 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Score one batch of validation rows; each source has its own loader."""
-        losses, right = self.learner.evaluate(batch)
+        losses, likeliest = self.learner.evaluate(batch)
         metrics = self.validation[dataloader_idx]
         assert isinstance(metrics, LossMetrics)
-        metrics.update(losses, right, batch.targets != IGNORE)
+        metrics.update(losses, likeliest == batch.targets, batch.targets != IGNORE)
+        if self.f1 is not None:
+            self.f1.update(likeliest, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the figures of this validation in `validated`: of all rows scored, then of each part and source."""
@@ -248,6 +252,11 @@ class TrainingModule(L.LightningModule):
             assert isinstance(metrics, LossMetrics)
             found.append((source, part, Totals(*metrics.compute(), factor)))
             metrics.reset()
-        self.validated = {f"val/{name}": value for name, value in validation_figures(found).items()}
+        figures = validation_figures(found)
+        if self.f1 is not None:
+            del figures["perplexity"]  # of labels it says nothing that the loss does not
+            figures["f1"] = float(self.f1.compute())
+            self.f1.reset()
+        self.validated = {f"val/{name}": value for name, value in figures.items()}
         if self.trainer.sanity_checking:  # Lightning's name for a validation before the first step
             self.first_validated = self.validated

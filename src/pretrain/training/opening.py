@@ -6,8 +6,7 @@ import platform
 import torch
 
 from pretrain.config import RunConfig
-from pretrain.models.config import TransformerConfig
-from pretrain.models.size import parameter_count
+from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.models.transformer import Transformer
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.config import Precision
@@ -19,8 +18,7 @@ def opening(
     config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
 ) -> str:
     """Return one line: the model, the machine, the length of the run and its data."""
-    assert isinstance(config.model, TransformerConfig)
-    parameters, stream = parameter_count(config.model, model.vocab_size), data.train_stream
+    parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
@@ -40,7 +38,8 @@ def doubts(config: RunConfig, model: Transformer, data: TextDataModule) -> list[
     """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few."""
     steps, warmup = config.max_steps(), config.warmup_steps()
     found = []
-    if not data.train_stream.growing():
+    fine_tunes = isinstance(config.data, AnnotatedConfig)  # a model far larger than its data, which it reads often
+    if not data.train_stream.growing() and not fine_tunes:
         rows = (steps or 0) * config.batch_size  # by the clock nobody knows how many
         tokens = data.train_stream.tokens()
         epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}

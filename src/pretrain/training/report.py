@@ -10,6 +10,7 @@ from pretrain.training.first_validation import changes
 from pretrain.training.spikes import named
 
 _DAY_S = 86_400.0
+_PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Report:
     steps: int
     tokens_seen: int
     parameters: int
-    causal: bool
+    objective: str  # its kind
     validation: dict[str, float]
     first_validation: dict[str, float]  # before the first step; empty where there was none
     tokens_per_s: float
@@ -54,17 +55,17 @@ class Report:
             ("val/perplexity", "perplexity"),
             ("val/bits_per_byte", "bits per byte"),
             ("val/accuracy", "accuracy"),
+            ("val/f1", "macro F1"),
         ):
             if key in self.validation:
-                name = label if self.causal else {"perplexity": "masked perplexity", "accuracy": "masked accuracy"}.get(
-                    label, label
-                )  # fmt: skip
-                lines.append(f"  {name:<18} {self.validation[key]:.4f}")
+                of_masks = self.objective == "masked" and label in ("perplexity", "accuracy")
+                lines.append(f"  {'masked ' * of_masks + label:<18} {self.validation[key]:.4f}")
         lines += self._sources()
         lines += changes(self.first_validation, self.validation)
-        lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines()), "", "Next"]
-        prompt = 'prompt="The"' if self.causal else 'prompt="The quick [MASK] fox jumps over the lazy dog."'
-        lines += [f"  python src/generate.py checkpoint={self.folder} {prompt}"]
+        if self.sample:
+            lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines())]
+        prompt = _PROMPTS.get(self.objective, "The")
+        lines += ["", "Next", f'  python src/generate.py checkpoint={self.folder} prompt="{prompt}"']
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
         lines += [f"  python src/train.py resume={self.folder} {self.longer}"]
         return "\n".join(lines)

@@ -26,7 +26,7 @@ from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import MaskedConfig
+from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.ledger import Ledger
@@ -39,6 +39,7 @@ from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.checkpointing import Restore, RunState, check_room, set_step
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
+from pretrain.training.fine_tuning import with_labels
 from pretrain.training.first_validation import check_first_validation, validates_first
 from pretrain.training.launch import Placement
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
@@ -69,6 +70,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
     check_first_validation(config, bool(prepared.validation))
+    config = with_labels(config, prepared)
+    placement = replace(placement, config=config)
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     learner = Learner(model, objective)
@@ -138,7 +141,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         steps=max(start, trainer.global_step),
         tokens_seen=metrics.tokens_seen,
         parameters=sum(p.numel() for p in model.parameters()),
-        causal=config.objective.causal,
+        objective=config.objective.kind,
         validation=validation,
         first_validation=module.first_validated,
         tokens_per_s=throughput.mean_tokens_per_s(),
@@ -209,6 +212,7 @@ def _build_module(
         sums=sum_dtype(device),
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
+        n_labels=config.objective.n_labels,
         bits_per_byte_of_a_nat={name: bits_per_byte_of_a_nat(store) for name, store in prepared.validation.items()},
         materialise=materialise,
     )
@@ -277,6 +281,9 @@ def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[st
 
 
 def _head_share(config: RunConfig) -> float:
+    """Return the share of positions that reach the vocabulary's head."""
+    if isinstance(config.objective, ClassifyConfig):
+        return 0.0
     return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
 
 

@@ -19,6 +19,7 @@ from pretrain.objectives.objective import Learner
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.whole import fill
 from pretrain.training.config import Precision, Strategy
+from pretrain.training.fine_tuning import values_of_base
 from pretrain.training.launch import Placement
 
 
@@ -36,7 +37,7 @@ def first_values(placement: Placement, prepared: Prepared, model: Transformer) -
         given = open_model(config.init_from)
         _check_same_tokenizer(config, given, prepared)
         _check_same_shape(config, given.shape)
-        return given.values(model)
+        return values_of_base(config, given, prepared, model)
     shape, seed = config.model, config.seed
     assert isinstance(shape, TransformerConfig)
     return lambda name, size: initial_tensor(name, size, shape, seed)

@@ -14,6 +14,7 @@ from pretrain.errors import ConfigError
 from pretrain.language_model import LanguageModel
 from pretrain.model_folder import build_without_weights
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import ClassifyConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.whole import whole
 from pretrain.training.config import SampleConfig
@@ -46,7 +47,13 @@ class Writer:
             return ""
         was_training = model.training
         try:
-            language_model = LanguageModel(model, self.tokenizer, fills_masks=self.config.objective.fills_masks)
+            objective = self.config.objective
+            language_model = LanguageModel(
+                model,
+                self.tokenizer,
+                fills_masks=objective.fills_masks,
+                classifier=objective if isinstance(objective, ClassifyConfig) else None,
+            )
             with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to write
                 return sample_text(language_model, self.config.sample, seed)
         finally:
@@ -92,6 +99,8 @@ class Samples(Callback):
 
 def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:
     """Return continuations or filled masks of the prompts, one paragraph each."""
+    if language_model.labels:
+        return "\n\n".join(_classified(language_model, prompt) for prompt in config.prompts)
     default = CAUSAL_PROMPTS if language_model.causal else []
     default = default + MASKED_PROMPTS if language_model.fills_masks else default
     return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
@@ -117,6 +126,12 @@ def _continued(language_model: LanguageModel, prompt: str, config: SampleConfig,
         repetition_penalty=config.repetition_penalty,
         seed=seed,
     )
+
+
+def _classified(language_model: LanguageModel, text: str) -> str:
+    probabilities = language_model.classify(text)
+    best = sorted(probabilities, key=lambda label: -probabilities[label])[:5]
+    return f"{text}\n    " + "   ".join(f"{label!r} {probabilities[label]:.1%}" for label in best)
 
 
 def _filled(language_model: LanguageModel, prompt: str) -> str:

@@ -1,0 +1,114 @@
+"""What a base is worth to a classifier: `python benchmarks/fine_tuning.py BASE DATA`.
+
+The same model, data, steps and head, once from the weights of BASE and once from random ones, both by `src/train.py
+experiment=classify`, with each of the learning rates. DATA holds train.tsv, dev.tsv and test.tsv, lines of text, tab,
+label, such as SST-2 in two classes (Socher et al. 2013, https://aclanthology.org/D13-1170): 6,920, 872 and 1,821
+sentences. Of each kind of start the rate with the best accuracy on dev.tsv is scored on test.tsv, of which every line
+counts, once, after the choice:
+
+accuracy  share of texts whose likeliest label is theirs
+macro F1  mean over the labels of the harmonic mean of precision and recall
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine
+
+from pretrain.config import to_dict
+from pretrain.language_model import LanguageModel
+from pretrain.model_folder import ModelFolder, open_model
+from pretrain.training.loss_metrics import macro_f1
+
+ROOT = Path(__file__).parents[1]
+
+
+def words_of_start(base: ModelFolder, start: str) -> list[str]:
+    """Return the words of a run from the base's weights, or of one of the same shape and tokenizer from random ones."""
+    if start == "base":
+        return [f"init_from={base.folder}"]
+    flat = to_dict(base.shape)
+    shape = {name: value for name, value in flat.items() if name != "kind" and not isinstance(value, dict)}
+    words = [f"model.{name}={'null' if value is None else value}" for name, value in shape.items()]
+    words += [f"model.rope_scaling.{name}={value}" for name, value in flat["rope_scaling"].items()]
+    left_to_right = base.objective.causal and not base.objective.fills_masks
+    words += ["tokenizer=pretrained", f"tokenizer.path={base.tokenizer_folder}"]
+    return ["model=bert_nano", *words, f"objective.left_to_right={str(left_to_right).lower()}"]
+
+
+def train(data: Path, folder: Path, words: list[str]) -> dict[str, Any]:
+    """Return the report of a run, from its folder where it was done before."""
+    if not (folder / "report.json").exists():
+        command = [sys.executable, str(ROOT / "src" / "train.py"), "experiment=classify", *words]
+        command += [f"data.path={data / 'train.tsv'}", f"data.validation_path={data / 'dev.tsv'}"]
+        subprocess.run([*command, f"paths.run_dir={folder}", "logger=csv"], check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    return found
+
+
+def tested(run_folder: Path, path: Path) -> dict[str, float]:
+    """Return accuracy and macro F1 on all lines of a file, and how many there are."""
+    model = LanguageModel.load(run_folder)
+    lines = [line.rpartition("\t") for line in path.read_text(encoding="utf8").splitlines() if line]
+    answers = model.classify([text for text, _, _ in lines])
+    likeliest = torch.tensor([max(range(len(each)), key=list(each.values()).__getitem__) for each in answers])
+    labels = torch.tensor([model.labels.index(label) for _, _, label in lines])
+    f1 = float(macro_f1(len(model.labels))(likeliest, labels))
+    return {"texts": len(lines), "accuracy": float((likeliest == labels).double().mean()), "macro_f1": f1}
+
+
+def row(base: ModelFolder, start: str, rates: list[float], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return a line of the table: the figures of all rates on dev.tsv, and of the best one on test.tsv."""
+    dev, folders = {}, {}
+    for rate in rates:
+        folders[rate] = arguments.folder / f"{start}_{rate:g}"
+        words = [*words_of_start(base, start), f"optimizer.learning_rate={rate:g}", *arguments.words]
+        report = train(arguments.data, folders[rate], words)
+        figures = {name.removeprefix("val/"): value for name, value in report["validation"].items()}
+        dev[rate] = figures | {"seconds": round(report["training_s"], 1), "steps": report["steps"]}
+    best = max(rates, key=lambda rate: dev[rate]["accuracy"])
+    test = tested(folders[best], arguments.data / "test.tsv")
+    return {"start": start, "learning_rate": best, "dev": {f"{rate:g}": dev[rate] for rate in rates}, "test": test}
+
+
+def main() -> None:
+    """Train from both starts, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="a run, one of its checkpoints, or a Hugging Face folder")
+    parser.add_argument("data", type=Path, help="folder of train.tsv, dev.tsv and test.tsv")
+    parser.add_argument("words", nargs="*", help="settings of both, such as trainer.max_steps=800")
+    parser.add_argument("--rates", default="3e-4,1e-3", help="learning rates to choose from on dev.tsv")
+    parser.add_argument("--folder", type=Path, default=Path("logs/fine_tuning"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fine_tuning.json"))
+    arguments = parser.parse_args()
+    base = open_model(arguments.base)
+    rates = [float(rate) for rate in arguments.rates.split(",")]
+    rows = [row(base, start, rates, arguments) for start in ("base", "random")]
+    facts = {"objective": base.objective.kind, "steps": base.facts.get("step"), "tokens": base.facts.get("tokens_seen")}
+    settings = [word for word in arguments.words if not word.startswith("paths.")]
+    result = {
+        "machine": machine(),
+        "base": facts,
+        "settings": settings,
+        "data": arguments.data.name,
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    print(f"{result['machine']}\nbase {facts}; {arguments.data.name}; {' '.join(settings)}")
+    print(f"{'start':<8} {'rate':>7} {'dev acc.':>9} {'dev F1':>7} {'test acc.':>10} {'test F1':>8} {'seconds':>8}")
+    for line in rows:
+        dev, test = line["dev"][f"{line['learning_rate']:g}"], line["test"]
+        print(
+            f"{line['start']:<8} {line['learning_rate']:>7g} {dev['accuracy']:>9.1%} {dev['f1']:>7.3f} "
+            f"{test['accuracy']:>10.1%} {test['macro_f1']:>8.3f} {dev['seconds']:>8}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The documents of a source as two token stores: one to train on, one to validate on."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pretrain.data.annotations import LABEL, PROMPT_TOKENS, Annotations
+from pretrain.data.config import DataConfig
+from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig
+from pretrain.data.sources import Document, Source
+from pretrain.data.splits import cut, in_batches, split_of
+from pretrain.data.store import StoreWriter
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.errors import DataError
+
+Report = Callable[[str], None]
+
+
+def write_stores(
+    folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report
+) -> dict[str, object]:
+    """Write the stores `train` and, where documents are held out, `validation`; return how many documents came of it.
+
+    Exact duplicates are left out. Raises DataError where no document is left to train on, and for a label that only
+    validation documents have.
+    """
+    writers: dict[str, StoreWriter] = {}
+    notes: dict[str, list[int]] = {"train": [], "validation": []}
+    labels = _labels(source, data)
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
+        fresh = []
+        for split, document in batch:
+            digest = xxhash.xxh3_64_intdigest(document.text.encode())
+            if digest in seen:
+                counts["exact duplicates"] += 1
+                continue
+            seen.add(digest)
+            fresh.append((split, document))
+        documents = [document for _, document in fresh]
+        encoded = tokenizer.encode_documents([document.text for document in documents])
+        noted = _notes(documents, encoded, tokenizer, labels)
+        for (split, document), tokens, note in zip(fresh, encoded, noted, strict=True):
+            if split not in writers:
+                writers[split] = StoreWriter(
+                    folder / split,
+                    vocab_size=tokenizer.vocab_size,
+                    tokenizer_fingerprint=tokenizer.fingerprint,
+                    bos_id=tokenizer.bos_id,
+                    eos_id=tokenizer.eos_id,
+                    shard_tokens=data.shard_tokens,
+                )
+            writers[split].add(tokens, len(document.text.encode()), document.name)
+            notes[split].append(note)
+            counts[split] += 1
+            counts["bytes"] += len(document.text.encode())
+            if sum(counts[s] for s in ("train", "validation")) % 20_000 == 0:
+                report(f"tokenised {counts['train']:,} documents, {counts['bytes'] / 1e6:,.0f} MB ...")
+    if "train" not in writers:
+        raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
+    skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}
+    report(
+        f"tokenised {counts['train']:,} documents to train on and {counts['validation']:,} to validate on"
+        + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
+    )
+    for split, writer in writers.items():
+        writer.finish(
+            {"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped},
+            _annotations(data, notes[split], labels),
+        )
+    tokenizer.save(folder / "tokenizer")
+    return {"documents": dict(counts), "skipped": skipped}
+
+
+def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
+    """Yield each document with its split, decided by the hash of its text alone.
+
+    Where a corpus of plain text is a single document, its end becomes the validation text.
+    """
+    own = source.validation_documents()
+    if own is not None:
+        yield from (("validation", document) for document in own)
+        yield from (("train", document) for document in source.documents())
+        return
+    documents = source.documents()
+    first = list(islice(documents, 2))
+    if len(first) == 1:
+        if data.validation_fraction and not isinstance(data, AnnotatedConfig):
+            yield from cut(first[0], data.validation_fraction)
+        else:
+            yield "train", first[0]
+        return
+    for document in chain(first, documents):
+        yield split_of(document, data.validation_fraction), document
+
+
+def _labels(source: Source, data: DataConfig) -> list[str]:
+    """Return the labels of the training documents in the order of their spelling; none where texts have none."""
+    if not isinstance(data, LabelledTextConfig):
+        return []
+    found = sorted({str(document.label) for split, document in with_splits(source, data) if split == "train"})
+    if len(found) < 2:
+        raise DataError(
+            f"data.path={data.path} has {len(found)} label in its training documents ({', '.join(found)}), and there "
+            "is nothing to tell apart. Name a file in which texts have two labels or more."
+        )
+    return found
+
+
+def _notes(
+    documents: Sequence[Document], encoded: list[NDArray[np.uint32]], tokenizer: Tokenizer, labels: list[str]
+) -> list[int]:
+    """Return the number that each document carries, 0 where it carries none.
+
+    Where a text's tokens do not begin with those of its prompt, as the model will read it, they are put in `encoded`
+    from both parts.
+    """
+    if labels:
+        return [_label(document, labels) for document in documents]
+    pairs = [(n, document.prompt_characters) for n, document in enumerate(documents) if document.prompt_characters]
+    prompts = tokenizer.encode_documents([documents[number].text[:end] for number, end in pairs])
+    notes = [1 if document.prompt_characters is not None else 0 for document in documents]  # BOS, of an empty prompt
+    for (number, end), prompt in zip(pairs, prompts, strict=True):
+        given, whole = prompt[:-1], encoded[number]
+        if len(given) >= len(whole) or not np.array_equal(whole[: len(given)], given):
+            (response,) = tokenizer.encode_documents([documents[number].text[end:]])
+            encoded[number] = np.concatenate([given, response[1:]])
+        notes[number] = len(given)
+    return notes
+
+
+def _label(document: Document, labels: list[str]) -> int:
+    try:
+        return labels.index(str(document.label))
+    except ValueError:
+        raise DataError(
+            f"{document.name} has the label {document.label!r}, which no training document has. "
+            f"Labels are {', '.join(labels[:10])}."
+        ) from None
+
+
+def _annotations(data: DataConfig, notes: list[int], labels: list[str]) -> Annotations | None:
+    if not isinstance(data, AnnotatedConfig):
+        return None
+    return Annotations(LABEL if labels else PROMPT_TOKENS, np.array(notes, np.int64), tuple(labels))

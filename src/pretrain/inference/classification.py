@@ -1,0 +1,57 @@
+"""How likely each label is for texts that a classifier reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import ClassifyConfig
+
+TEXTS = 32  # read together
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Rows of one text each; all arrays (B, T)."""
+
+    tokens: np.ndarray
+    next_tokens: np.ndarray
+    positions: np.ndarray
+    documents: np.ndarray  # 0, and -1 in padding
+    labels: np.ndarray  # unknown: 0 everywhere
+
+
+@torch.inference_mode()
+def label_probabilities(
+    model: Transformer, config: ClassifyConfig, tokenizer: Tokenizer, texts: Sequence[str]
+) -> Tensor:
+    """Return the probability of each label for each text, float32 (texts, labels) on the CPU.
+
+    A text is read as in training: between what begins and ends a document, up to the context length.
+    """
+    objective = config.build(tokenizer, seed=0)
+    device = next(model.parameters()).device
+    documents = [ids[: model.config.context_length] for ids in tokenizer.encode_documents(texts)]
+    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # little padding
+    found = torch.zeros(len(documents), len(config.labels))
+    for start in range(0, len(order), TEXTS):
+        chosen = order[start : start + TEXTS]
+        rows = _padded([documents[number] for number in chosen], tokenizer.padding_id)
+        batch = objective.make_batch(rows, torch.arange(len(chosen))).to(device)
+        hidden = model(batch.tokens, batch.positions, batch.documents)
+        found[chosen] = objective.log_probabilities(hidden, model.head, batch)[:, 0].exp().cpu()
+    return found
+
+
+def _padded(documents: Sequence[np.ndarray], pad_id: int) -> _Texts:
+    lengths = np.array([len(document) for document in documents])
+    places = np.broadcast_to(np.arange(lengths.max()), (len(documents), lengths.max()))
+    filled = places < lengths[:, None]
+    tokens = np.full(filled.shape, pad_id, np.int64)
+    tokens[filled] = np.concatenate(documents)
+    nothing = np.zeros(filled.shape, np.int64)
+    return _Texts(tokens, nothing, np.where(filled, places, 0), filled.astype(np.int32) - 1, nothing)

@@ -1,0 +1,64 @@
+"""Say which label a text has."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.objectives.batch import IGNORE, Batch, TokenRows
+from pretrain.objectives.config import Pooling
+from pretrain.objectives.objective import Objective, VocabularyHead
+
+
+class Classify(Objective):
+    """One target for each document of a row: its label, predicted from what stands for the document.
+
+    Documents that share a row do not see one another, so each is classified as if it stood alone. Targets are (B, M)
+    with M the most documents in a row of this batch. Source: Radford et al. 2018, section 3.2 (last position, read from
+    left to right); Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.2 (first position).
+    """
+
+    def __init__(self, causal: bool, pooling: Pooling) -> None:
+        super().__init__()
+        self.causal = causal
+        self.pooling = pooling
+
+    def make_batch(self, rows: TokenRows, samples: Tensor) -> Batch:
+        """Return rows whose targets are the labels of their documents, and places the positions that stand for them.
+
+        With pooling=mean `places` are the first positions, and all positions of the document stand for it.
+        """
+        assert rows.labels is not None, "only rows of labelled texts can be classified"
+        numbers = rows.documents
+        width = max(1, int(numbers.max()) + 1)
+        before = np.pad(numbers, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+        after = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)[:, 1:]
+        at_end = self.pooling is Pooling.last
+        row, place = np.nonzero((numbers >= 0) & (numbers != (after if at_end else before)))
+        places = np.zeros((len(numbers), width), np.int64)
+        targets = np.full((len(numbers), width), IGNORE, np.int64)
+        places[row, numbers[row, place]] = place
+        targets[row, numbers[row, place]] = rows.labels[row, place]
+        return Batch(
+            tokens=torch.from_numpy(rows.tokens),
+            positions=torch.from_numpy(rows.positions),
+            documents=torch.from_numpy(rows.documents),
+            targets=torch.from_numpy(targets),
+            places=torch.from_numpy(places),
+            samples=samples,
+        )
+
+    def log_probabilities(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> Tensor:
+        """Return the log-probability of each label for each document, float32 (B, M, V)."""
+        features, _ = self._at_targets(hidden, head, batch)
+        logits = torch.nn.functional.linear(features, head.weight, head.bias).float()
+        return logits.log_softmax(-1).unflatten(0, batch.targets.shape)
+
+    def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.pooling is not Pooling.mean:
+            return super()._at_targets(hidden, head, batch)
+        assert batch.documents is not None
+        numbers = torch.arange(batch.targets.shape[1], device=hidden.device)
+        within = batch.documents.unsqueeze(1) == numbers[:, None]  # (B, M, T)
+        total = (within.to(hidden.dtype) @ hidden).float()
+        mean = total / within.sum(-1, keepdim=True).clamp(min=1)  # by whole numbers: bf16 knows few of them
+        return head.features(mean.to(hidden.dtype).flatten(0, 1)), batch.targets.flatten()
