@@ -5,10 +5,11 @@ from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the continuation as it comes, or the likeliest words for each mask, or how likely each label is."""
+    """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
     from pretrain.checkpoint import latest_run
+    from pretrain.inference.options import GenerationOptions
     from pretrain.inference.printing import printable
-    from pretrain.language_model import GenerationOptions, LanguageModel
+    from pretrain.language_model import LanguageModel
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     language_model = LanguageModel.load(path)
@@ -32,6 +33,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         "stop": config.stop,
         "seed": config.seed,
     }
+    if language_model.around_prompt is not None:
+        print(printable(language_model.respond(config.prompt, **options)))
+        return
     if config.log_probabilities:
         (written,) = language_model.continuations([config.prompt], **options)
         print(printable(config.prompt + written.text))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
 
+from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
 from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
-from pretrain.inference.fill_mask import mask_probabilities
+from pretrain.inference.fill_mask import Prediction, mask_probabilities
 from pretrain.inference.generate import NewToken, continue_prompts
+from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
 from pretrain.model_folder import open_model
 from pretrain.models.transformer import Transformer
@@ -26,30 +27,7 @@ from pretrain.objectives.config import ClassifyConfig
 Prompt = TypeVar("Prompt", str, list[str])
 
 
-class GenerationOptions(TypedDict, total=False):
-    """How a prompt is continued; every option may be left out."""
-
-    max_new_tokens: int | None  # none: as many as the context allows, 100 at most
-    temperature: float  # 0.8; 0 always takes the likeliest token
-    top_k: int | None  # choose among so many of the likeliest tokens
-    top_p: float | None  # choose among the likeliest that together have this probability
-    min_p: float | None  # choose among tokens at least this share as likely as the likeliest
-    repetition_penalty: float  # 1, none; above 1 what was said becomes less likely
-    stop: str | Sequence[str]  # the text ends before the first of these
-    seed: int | None  # the same seed gives the same text; none: another one each time
-    use_cache: bool  # true; without, the text is read anew for every token
-
-
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer for one mask."""
-
-    token: str
-    probability: float
-    text: str  # the whole text with this answer in place of the mask, other masks still open
 
 
 class LanguageModel:
@@ -63,8 +41,10 @@ class LanguageModel:
         fills_masks: bool | None = None,
         starts_with_bos: bool = True,
         classifier: ClassifyConfig | None = None,
+        around_prompt: tuple[str, str] | None = None,
     ) -> None:
         self.classifier = classifier
+        self.around_prompt = around_prompt  # what it was taught to find before and behind a prompt to respond to
         self.model = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; a model from elsewhere may not know it so
         self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
@@ -85,7 +65,11 @@ class LanguageModel:
         model = found.load().to(device)
         objective = found.objective
         classifier = objective if isinstance(objective, ClassifyConfig) else None
-        return cls(model, found.tokenizer, found.facts, objective.fills_masks, found.starts_with_bos, classifier)
+        data = found.run.data if found.run else None
+        around = data.around_prompt() if isinstance(data, PairsConfig) else None
+        return cls(
+            model, found.tokenizer, found.facts, objective.fills_masks, found.starts_with_bos, classifier, around
+        )
 
     @property
     def causal(self) -> bool:
@@ -134,6 +118,22 @@ class LanguageModel:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         found = self.continuations(prompts, **options)
         texts = [text + each.text for text, each in zip(prompts, found, strict=True)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def respond(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
+        """Return the response to a prompt, or those to a list of them, in the form that fine-tuning has taught.
+
+        Raises ConfigError for a model that was not taught to respond (`experiment=instruct`); else like `generate`.
+        """
+        if self.around_prompt is None:
+            raise ConfigError(
+                "this model was not taught to respond to prompts, only to continue them: use generate(). Or fine-tune "
+                "it: python src/train.py experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
+            )
+        before, behind = self.around_prompt
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        found = self.continuations([f"{before}{text}{behind}".rstrip() for text in prompts], **options)
+        texts = [each.text.strip() for each in found]
         return texts[0] if isinstance(prompt, str) else texts
 
     def continuations(

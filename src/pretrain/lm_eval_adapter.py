@@ -20,7 +20,8 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import BATCH_TOKENS, Ints, Passage
 from pretrain.evaluation.progress import Progress
 from pretrain.evaluation.scorer import Scorer
-from pretrain.language_model import GenerationOptions, LanguageModel
+from pretrain.inference.options import GenerationOptions
+from pretrain.language_model import LanguageModel
 
 MAX_NEW_TOKENS = 256  # where a task sets no limit, as in lm-eval's own models
 PROMPTS_AT_ONCE = 16

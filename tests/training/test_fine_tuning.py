@@ -77,6 +77,10 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
     for prompt, response in PAIRS.items():
         assert llm.generate(prompt, temperature=0) == f"{prompt}\n{response}"  # and there the model ends
     assert llm.generate(list(PAIRS), temperature=0, max_new_tokens=10) == [f"{p}\n{r}" for p, r in PAIRS.items()]
+    assert llm.respond(list(PAIRS), temperature=0) == list(PAIRS.values())
+    assert llm.respond("The quick brown", temperature=0) == "fox"
+    with pytest.raises(ConfigError, match=r"not taught to respond to prompts.* Or fine-tune it"):
+        LanguageModel.load(base).respond("The quick brown")
     assert open_model(report.folder).run.data.template == "{prompt}\\n{response}"
     with pytest.raises(ConfigError, match=r"this model was not trained to classify texts\. Fine-tune it"):
         llm.classify("x")

@@ -175,7 +175,9 @@ def test_each_source_scores_its_share_of_the_most_rows(mixed):
     for ranks in (1, 2):
         scored = []
         for rank in range(ranks):
-            data.trainer = SimpleNamespace(world_size=ranks, distributed_sampler_kwargs={"rank": rank, "num_replicas": ranks})
+            data.trainer = SimpleNamespace(
+                world_size=ranks, distributed_sampler_kwargs={"rank": rank, "num_replicas": ranks}
+            )
             loaders = data.val_dataloader()
             scored.append([sum(int((b.targets != IGNORE).any(1).sum()) for b in loader) for loader in loaders])
         assert [sum(counts) for counts in zip(*scored, strict=True)] == [2, 4]  # of 5: round(1.5) and round(3.5)

@@ -1,12 +1,22 @@
 """What a masked model would put in the place of each mask."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
 from pretrain.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer for one mask."""
+
+    token: str
+    probability: float
+    text: str  # the whole text with this answer in place of the mask, other masks still open
 
 
 @torch.inference_mode()
