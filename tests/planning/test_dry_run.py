@@ -72,7 +72,7 @@ def test_formulas_say_what_the_code_does(plan: Plan, name: str, bf16: bool) -> N
     least = kept if work.activation_checkpointing else kept + copies
     if not work.selective_checkpointing:  # torch keeps what was selected in a store of its own
         assert 0.975 * least < seen.activations < 1.025 * (kept + copies)
-    low, high = (0.65, 1.25) if work.split > 1 else (0.94, 1.12)  # temporaries of split matrices have no formula
+    low, high = (0.6, 1.25) if work.split > 1 else (0.94, 1.12)  # temporaries of split matrices have no formula
     assert low * seen.peak < memory.peak < high * seen.peak
 
 

@@ -111,10 +111,18 @@ def activation_bytes(work: Workload) -> int:
     Checkpointing keeps the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
     """
     again = work.checkpointed_blocks
-    kept = work.tokens_between * work.model.d_model * stream_bytes(work)
+    return (
+        again * first_block_bytes(work) + (work.model.n_layers - again) * block_bytes(work) + around_blocks_bytes(work)
+    )
+
+
+def first_block_bytes(work: Workload) -> int:
+    """Return what the first block keeps, which is checkpointed if any is."""
+    if not work.activation_checkpointing:
+        return block_bytes(work)
     if work.selective_checkpointing:
-        kept = selected_bytes(work)
-    return again * kept + (work.model.n_layers - again) * block_bytes(work) + around_blocks_bytes(work)
+        return selected_bytes(work)
+    return work.tokens_between * work.model.d_model * stream_bytes(work)
 
 
 def chunked(work: Workload) -> bool:
@@ -135,7 +143,7 @@ def logits_bytes(work: Workload) -> int:
     if chunked(work):
         rows = max(128, CHUNK // work.vocabulary_held)
         return 3 * min(rows, work.targets) * work.vocabulary_held * FLOAT
-    return work.targets * work.vocab_size * (FLOAT + compute_bytes(work))  # their gradient, before and after its cast
+    return 2 * work.targets * work.vocab_size * FLOAT  # the gradients of the loss and of its logarithms
 
 
 def weight_bytes(work: Workload) -> int:

@@ -121,6 +121,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
         for parameter in learner.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes its state, which every step but the first finds there
+        optimizer.zero_grad(set_to_none=True)
         saved = Saved(learner)
         live.peak = 0
         gradients = _step(learner, optimizer, batch, workload, saved)
@@ -203,8 +204,6 @@ def _step(learner: Learner, optimizer: Optimizer, batch: Batch, workload: Worklo
         autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()
         with autocast, saved if index == 0 else nullcontext():
             loss, count = learner(batch)
-        if index == 0:
-            optimizer.zero_grad(set_to_none=True)  # only here, as Lightning does
         loss.backward()
         del loss, count
     parameters = [p for p in learner.parameters() if p.grad is not None]

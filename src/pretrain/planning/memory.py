@@ -10,6 +10,7 @@ from pretrain.planning.activations import (
     block_bytes,
     chunked,
     compute_bytes,
+    first_block_bytes,
     kept_by_loss_bytes,
     logits_bytes,
     weight_bytes,
@@ -24,6 +25,7 @@ class Memory:
 
     weights: int  # float32, of a shard or of the whole
     gradients: int
+    earlier_gradients: int  # that are there when a micro-batch begins: those of the step's earlier ones
     optimizer: int  # two moments of AdamW, one of Muon's matrices
     copies: int  # of weights in bf16, which autocast keeps through a micro-batch
     buckets: int  # of gradients on their way between devices (DDP)
@@ -34,6 +36,8 @@ class Memory:
     step: int  # temporaries of the optimizer
     loss_gradient: int  # of the vocabulary matrix, made first
     tied_gradients: int  # of a matrix that head and embedding share: from both, and their sum
+    first_block: int  # that block's part of the activations, the last to go
+    first_block_gradients: int  # that are not there before its way back: its own, and those of the embeddings
     reducing_block: int  # of FSDP2: whole gradients of a block, and a copy of them to send
     reducing_outside: int  # the same of embeddings and head
 
@@ -44,16 +48,17 @@ class Memory:
 
     @cached_property
     def moments(self) -> dict[str, int]:
-        """Bytes at the moments that can be the highest.
-
-        The gradients of the step before live through the forward pass: Lightning lets them go just before the backward
-        pass (`lightning/pytorch/loops/optimization/automatic.py`, Closure.closure).
-        """
+        """Bytes at the moments that can be the highest; with several micro-batches, of one after the first."""
         running = self.state + self.gathered
         loss = self.copies + self.activations + max(self.logits, self.loss_gradient, self.block, self.reducing_block)
         end = max(self.block, self.tied_gradients, self.reducing_outside)
         return {
-            "the loss": running + self.gradients + loss,
+            "the loss": running + self.earlier_gradients + loss,
+            "the first block's way back": running
+            + self.gradients
+            - self.first_block_gradients
+            + self.first_block
+            + max(self.block, self.reducing_block),
             "the end of the backward pass": running + self.gradients + end,
             "the optimizer's step": self.state + self.gradients + self.step,
         }
@@ -77,6 +82,7 @@ def memory_of(work: Workload) -> Memory:
     return Memory(
         weights=held * FLOAT,
         gradients=held * FLOAT,
+        earlier_gradients=held * FLOAT if work.accumulation > 1 else 0,
         optimizer=(2 * held - matrices) * FLOAT,
         copies=autocast_copies(work),
         buckets=held * FLOAT if work.strategy is Strategy.ddp else 0,
@@ -87,6 +93,8 @@ def memory_of(work: Workload) -> Memory:
         step=_step(work),
         loss_gradient=_vocabulary_gradient(work) if chunked(work) else 0,
         tied_gradients=_tied_gradients(work),
+        first_block=first_block_bytes(work),
+        first_block_gradients=_gradients_to_come(work),
         reducing_block=_reducing(work, _units(work)[0]),
         reducing_outside=_reducing(work, _units(work)[1]),
     )
@@ -98,6 +106,14 @@ def autocast_copies(work: Workload) -> int:
         return 0
     inside = sum(prod(shape) for name, shape in work.shapes.items() if name.startswith("blocks.") and len(shape) == 2)
     return 2 * (inside + (0 if chunked(work) else work.vocab_size * work.model.d_model))
+
+
+def _gradients_to_come(work: Workload) -> int:
+    if work.accumulation > 1:
+        return 0
+    later = [name for name in work.shapes if name.startswith(("blocks.0.", "embeddings."))]
+    tied = work.model.tied and not work.sharded  # the head's part of a shared matrix is there first
+    return FLOAT * sum(work.held(name) for name in later if not (tied and name == "embeddings.tokens.weight"))
 
 
 def _units(work: Workload) -> tuple[int, int]:
@@ -128,7 +144,10 @@ def _block_on_its_way_back(work: Workload) -> int:
 
 
 def _reducing(work: Workload, numbers: int) -> int:
-    return numbers * (weight_bytes(work) + FLOAT) if work.sharded else 0
+    if not work.sharded:
+        return 0
+    sent_to_copies = numbers * FLOAT // work.layout.shards if work.layout.replicas > 1 else 0
+    return numbers * (weight_bytes(work) + FLOAT) + sent_to_copies
 
 
 def _tied_gradients(work: Workload) -> int:
