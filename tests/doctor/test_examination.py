@@ -79,7 +79,7 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
 
 def test_every_part_has_its_checks(subject):
     found = checks(subject(), Part.all)
-    assert len(found) == len({check.name for check in found}) == 28
+    assert len(found) == len({check.name for check in found}) == 29
     for part in (Part.data, Part.model, Part.resume, Part.parallel):
         own = checks(subject(), part)
         assert {check.part for check in own} == {part, Part.data}
