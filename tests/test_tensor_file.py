@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pretrain.errors import CheckpointError
-from pretrain.tensor_file import MAX_HEADER_BYTES, Piece, TensorFiles, read_tensors, write_each, write_tensors
+from pretrain.tensor_file import MAX_HEADER_BYTES, Piece, TensorFiles, write_each, write_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool]  # fmt: skip
@@ -51,7 +51,7 @@ def test_every_format_and_shape_comes_back_to_the_bit(
     tensors = {name: noise(*part) for name, part in parts.items()}
     digest = write_tensors(path, tensors)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    for found in (read_tensors(path), load_file(path)):
+    for found in (dict(TensorFiles([path])), load_file(path)):
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
@@ -62,7 +62,7 @@ def test_views_and_parameters_are_written_as_they_read(tmp_path: Path) -> None:
     matrix = torch.arange(12.0).reshape(3, 4)
     tensors = {"turned": matrix.T, "part": matrix[:, 1::2], "weight": torch.nn.Parameter(matrix)}
     write_tensors(tmp_path / "file", tensors)
-    found = read_tensors(tmp_path / "file")
+    found = dict(TensorFiles([tmp_path / "file"]))
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert found["turned"].is_contiguous()
 
@@ -85,17 +85,17 @@ def test_what_is_no_whole_file_is_refused(file: Path, tmp_path: Path) -> None:
     for size in (0, 1, 7, 8, 9, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=r"some\.safetensors cannot be read: "):
-            read_tensors(file)
+            dict(TensorFiles([file]))
     for missing in (tmp_path / "nothing", tmp_path):
         with pytest.raises(CheckpointError, match=r"cannot be read: "):
-            read_tensors(missing)
+            dict(TensorFiles([missing]))
 
 
 @pytest.mark.parametrize("claimed", [10**12, MAX_HEADER_BYTES + 1, 2**64 - 1])
 def test_a_header_that_claims_too_much_is_refused_before_it_is_read(file: Path, claimed: int) -> None:
     file.write_bytes(claimed.to_bytes(8, "little") + file.read_bytes()[8:])
     with pytest.raises(CheckpointError, match=rf"claims a header of {claimed:,} bytes, more than the 100,000,000"):
-        read_tensors(file)
+        dict(TensorFiles([file]))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_header_that_does_not_describe_the_bytes_is_refused(tmp_path: Path, en
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match=r"file cannot be read: "):
-        read_tensors(tmp_path / "file")
+        dict(TensorFiles([tmp_path / "file"]))
 
 
 def test_tensors_are_made_and_read_one_at_a_time(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_format_that_torch_does_not_have_is_refused_when_it_is_read(tmp_path: 
     header = json.dumps({"a": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}).encode()
     (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
     with pytest.raises(CheckpointError, match=r"file cannot be read: "):
-        read_tensors(tmp_path / "file")
+        dict(TensorFiles([tmp_path / "file"]))
 
 
 def write_pieces(folder: Path, whole: torch.Tensor, *rows: int) -> list[Path]:
@@ -199,7 +199,7 @@ def test_pieces_that_a_file_tells_wrongly_are_refused(tmp_path: Path, pieces: st
         tmp_path / "file", {"a": (torch.float32, (3, 3))}, lambda name: torch.zeros(3, 3), metadata={"pieces": pieces}
     )
     with pytest.raises(CheckpointError, match=r"file cannot be read: it does not tell what its pieces belong to"):
-        read_tensors(tmp_path / "file")
+        dict(TensorFiles([tmp_path / "file"]))
 
 
 def test_a_piece_of_a_whole_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
@@ -207,4 +207,4 @@ def test_a_piece_of_a_whole_that_no_memory_holds_is_refused(tmp_path: Path) -> N
         path = tmp_path / str(shape[0])
         write_tensors(path, {"a": Piece(torch.zeros(1, 1), shape, (0, 0))})
         with pytest.raises(CheckpointError, match=r"holds 1 of the|it does not tell what its pieces belong to"):
-            read_tensors(path)
+            dict(TensorFiles([path]))

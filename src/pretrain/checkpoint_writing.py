@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.checkpoint import FORMAT_VERSION, problem_of, sha256_of, step_folders
+from pretrain.data.store_files import sync_to_disk
 from pretrain.errors import CheckpointError
 from pretrain.tensor_file import Piece, write_tensors
 
@@ -101,17 +102,17 @@ def _commit(
     hashes = {name: sha for of_rank in files for name, sha in of_rank.items()}
     save_tokenizer(temporary / "tokenizer")
     for path in sorted((temporary / "tokenizer").iterdir()):
-        _flush(path)
+        sync_to_disk(path)
         hashes[f"tokenizer/{path.name}"] = sha256_of(path)
-    _flush(temporary / "tokenizer")
+    sync_to_disk(temporary / "tokenizer")
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": sha} for name, sha in hashes.items()
     }
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf8")
-    _flush(temporary / "manifest.json")
-    _flush(temporary)
+    sync_to_disk(temporary / "manifest.json")
+    sync_to_disk(temporary)
     temporary.rename(final)
-    _flush(final.parent)
+    sync_to_disk(final.parent)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -167,12 +168,3 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

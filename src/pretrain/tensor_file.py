@@ -82,12 +82,6 @@ def write_each(
     return digest.hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, on the CPU; raises CheckpointError where it is damaged or missing."""
-    files = TensorFiles([path])
-    return {name: files.read(name) for name in files.shapes}
-
-
 class TensorFiles(Mapping[str, Tensor]):
     """The tensors of one or several safetensors files by name, each read from the disk when it is asked for.
 

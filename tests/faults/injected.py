@@ -61,14 +61,14 @@ def _when(matches: Callable[[Path, int], bool], save: int) -> Callable[[Any], An
 
 
 def _die_on_flush(name: str) -> None:
-    original, reached = checkpoint_writing._flush, _when(lambda path, _: path.name == name, SAVE)
+    original, reached = checkpoint_writing.sync_to_disk, _when(lambda path, _: path.name == name, SAVE)
 
     def flush(path: Path) -> None:
         if reached(path):
             die()
         original(path)
 
-    checkpoint_writing._flush = flush
+    checkpoint_writing.sync_to_disk = flush
 
 
 def before_manifest() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from pretrain.errors import CheckpointError
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from pretrain.optim.state import load_optimizer_state, optimizer_state
-from pretrain.tensor_file import read_tensors, write_tensors
+from pretrain.tensor_file import TensorFiles, write_tensors
 
 CONFIGS = [AdamWConfig(learning_rate=0.01), MuonConfig(learning_rate=0.01)]
 
@@ -37,7 +37,7 @@ def test_a_saved_state_goes_on_to_the_bit(config: OptimizerConfig, family: str, 
     for name, parameter in resumed.named_parameters():
         parameter.data.copy_(weights[name])
     fresh = config.build(resumed)
-    load_optimizer_state(fresh, resumed, read_tensors(tmp_path / "state"))
+    load_optimizer_state(fresh, resumed, dict(TensorFiles([tmp_path / "state"])))
     train(resumed, fresh, range(3, 6))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, resumed.get_parameter(name)), name

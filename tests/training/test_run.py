@@ -349,3 +349,12 @@ def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
     assert "epochs" in capsys.readouterr().out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))
     assert "the warm-up takes 1 steps and the run 1: its learning rate never comes down" in capsys.readouterr().out
+
+
+def test_the_last_validation_is_logged_once(tiny):
+    for steps, folder in ((4, "at_the_end"), (3, "before_it")):
+        words = (f"trainer.max_steps={steps}", "trainer.val_check_interval=2", f"paths.run_dir={tiny.folder / folder}")
+        report = run(tiny.place(*words))
+        rows = [row for row in read_rows(tiny.folder / folder / "metrics.csv") if row["name"] == "val/loss"]
+        assert [int(row["step"]) for row in rows] == [2, steps]
+        assert float(rows[-1]["value"]) == pytest.approx(report.validation["val/loss"])

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.store_files import sync_folder
+from pretrain.data.store_files import sync_to_disk
 from pretrain.errors import DataError
 
 MAX_BYTES = 1 << 28  # about 400,000 eras
@@ -94,7 +94,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         if new:
-            sync_folder(self.path.parent)
+            sync_to_disk(self.path.parent)
         self.refresh()
 
     def _chained(self, record: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pretrain.data.reading_on import Reading, read_on, save_bookmark
 from pretrain.data.sources import Bookmark, Document, Source
 from pretrain.data.splits import in_batches
 from pretrain.data.store import StoreWriter
-from pretrain.data.store_files import sync_folder, write_atomically
+from pretrain.data.store_files import sync_to_disk, write_atomically
 from pretrain.data.stream import era_folder, locked, remedy
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError
@@ -198,7 +198,7 @@ class _EraDraft:
         if self.bookmark is not None:
             save_bookmark(self.bookmark, self.draft / "bookmark.json")
         self.draft.rename(self.folder)
-        sync_folder(self.folder.parent)
+        sync_to_disk(self.folder.parent)
         train, validation = stores["train"], stores.get("validation")
         return {
             "number": self.number,

@@ -29,7 +29,7 @@ from pretrain.data.store_files import (
     item_bytes,
     map_array,
     read_manifest,
-    sync_folder,
+    sync_to_disk,
     write_atomically,
 )
 from pretrain.errors import DataError
@@ -110,7 +110,7 @@ class StoreWriter:
                 f"The manifest of {self.folder} would take {len(data):,} bytes for {len(self._shards):,} shards and "
                 f"its provenance, above {MAX_JSON_BYTES:,}. Try a larger data.shard_tokens, such as 134217728."
             )
-        sync_folder(self.folder / "shards")
+        sync_to_disk(self.folder / "shards")
         write_atomically(self.folder / "manifest.json", data)
         return Store(self.folder)
 

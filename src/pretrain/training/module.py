@@ -70,6 +70,7 @@ class TrainingModule(L.LightningModule):
         self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
         self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
         self.validated: dict[str, float] = {}  # the newest validation, by metric key
+        self.validated_at: int | None = None  # the step of it
         self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
         self.skipped_steps = 0
@@ -265,5 +266,6 @@ class TrainingModule(L.LightningModule):
             figures["f1"] = float(self.f1.compute())
             self.f1.reset()
         self.validated = {f"val/{name}": value for name, value in figures.items()}
+        self.validated_at = self.trainer.global_step
         if self.trainer.sanity_checking:  # Lightning's name for a validation before the first step
             self.first_validated = self.validated

@@ -30,7 +30,7 @@ from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.ledger import Ledger
-from pretrain.training.callbacks.metrics import Metrics, write
+from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
@@ -264,8 +264,8 @@ def _final_validation(trainer: L.Trainer, module: TrainingModule, data: TextData
     """Return the figures of the weights at the end, from the last validation if it was at the last step."""
     if not data.validation_streams:
         return {}
-    trainer.validate(module, datamodule=data, verbose=False)
-    write(trainer, module.validated, trainer.global_step)
+    if module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
     return module.validated
 
 
