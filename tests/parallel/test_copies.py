@@ -1,0 +1,11 @@
+"""Processes that split matrices drop the same hidden states, or what all of them hold would drift apart."""
+
+import pytest
+from copies import apart
+
+pytestmark = pytest.mark.slow
+
+
+def test_copies_of_what_no_process_splits_stay_equal_with_dropout(tmp_path):
+    assert apart(tmp_path, alike=True) == 0.0
+    assert apart(tmp_path, alike=False) > 1e-5
