@@ -85,7 +85,8 @@ def selected_bytes(work: Workload) -> int:
     inner, inner_kv = model.n_heads * model.width, model.kv_heads * model.width
     split = 2 * inner + 2 * inner_kv + model.ff_width * (2 if model.gated else 1)
     kept = n * split // work.split * c + n * model.n_heads // work.split * FLOAT
-    return kept + work.tokens_between * model.d_model * (2 * c + stream_bytes(work))
+    kept += 2 * n * model.d_model * c  # of both matrices that lead back, before devices that split rows part it
+    return kept + work.tokens_between * model.d_model * stream_bytes(work)
 
 
 def around_blocks_bytes(work: Workload) -> int:

@@ -72,14 +72,17 @@ def _shape(found: Forecast) -> str:
     work = found.work
     parts = [f"{work.rows} rows x {work.length:,} tokens"]
     parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
-    parts += [f"{work.ranks:,} devices ({_sharing(work)})"] if work.ranks > 1 else []
+    if work.split > 1:
+        parts.append(f"{work.layout.data_ranks:,} groups that read alike ({work.ranks:,} devices: {_sharing(work)})")
+    elif work.ranks > 1:
+        parts.append(f"{work.ranks:,} devices ({_sharing(work)})")
     return " x ".join(parts)
 
 
 def _sharing(work: Workload) -> str:
     """Return how devices share the model: by name, or as copies x shards x devices that split each matrix."""
     layout = work.layout
-    parts = {"copies": layout.replicas, "shards": layout.shards, "splitting matrices": layout.tensor}
+    parts = {"copies": layout.replicas, "shards": layout.shards, "devices that split matrices": layout.tensor}
     several = " x ".join(f"{size:,} {name}" for name, size in parts.items() if size > 1)
     return work.strategy.name if layout.replicas == layout.tensor == 1 else several
 
@@ -107,11 +110,12 @@ def _optimum(found: Forecast) -> list[str]:
 def _memory(found: Forecast) -> list[str]:
     memory, seen = found.memory, found.simulated
     on, off = (replace(found.work, activation_checkpointing=value) for value in (True, False))
+    selects = found.work.selective_checkpointing  # into a store of torch's own, which is in the peak alone
     rows: list[tuple[str, int, int | None]] = [
         ("weights", memory.weights, seen.weights if seen else None),
         ("gradients", memory.gradients, seen.gradients if seen else None),
         ("optimizer", memory.optimizer, seen.optimizer if seen else None),
-        ("activations", memory.activations + memory.copies, seen.activations if seen else None),
+        ("activations", memory.activations + memory.copies, seen.activations if seen and not selects else None),
         ("  checkpointed", activation_bytes(on) + kept_by_loss_bytes(on), None),
         ("  not checkpointed", activation_bytes(off) + kept_by_loss_bytes(off) + autocast_copies(off), None),
         ("logits at once", memory.logits, None),
