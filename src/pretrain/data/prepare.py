@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesConfig, TokenizerConfig, errors_of
+from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.sources import Source, open_source
@@ -101,6 +102,14 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
         if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
             return None
     return prepare(data, tokenizer, cache, report=lambda line: None)
+
+
+def check_files(data: DataConfig) -> None:
+    """Raise DataError where files of this machine that the settings name are not there; nothing is read."""
+    for name, part in data.parts().items():
+        if isinstance(part, TextFilesConfig | AnnotatedConfig):
+            with errors_of(name):
+                open_source(part)
 
 
 def _open(data: DataConfig) -> tuple[dict[str, Source], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
 from pretrain.command_line import is_group
 from pretrain.config import RunConfig, from_dict, to_dict
-from pretrain.data.prepare import prepare
+from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import CheckpointError, ConfigError, RankLostError
 from pretrain.imported import IMPORTED
 from pretrain.training.config import Strategy, TrainerConfig
@@ -50,6 +50,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
         return
     assert config is not None
     config = with_devices(config)
+    check_files(config.data)
     placement = place(config, overrides)
     _settle(placement)
     alone = placement.config.trainer.ranks == 1 and not placement.config.trainer.max_restarts
