@@ -5,7 +5,8 @@ GPT-2 small (124 M parameters, 50,257 tokens of vocabulary) is trained for a few
 
 memory  the most that a process held (VmHWM of Linux), less what the same run with a model of next to nothing
         holds; glibc is told to give freed memory back at once, of which it would keep much by itself
-time    the middle of the logged steps; the machine's speed is measured just before, so it should be idle
+time    the middle of the logged steps of another run, whose memory glibc handles as it always does: giving back at
+        once costs time; the machine's speed is measured just before, so it should be idle
 """
 
 import argparse
@@ -90,10 +91,13 @@ def status(pid: int) -> Iterator[str]:
         return
 
 
-def train(settings: list[str], folder: Path) -> tuple[int, float]:
-    """Return the highest memory of a run's processes in bytes, and the middle of its later steps in seconds."""
+def train(settings: list[str], folder: Path, frees: bool) -> tuple[int, float]:
+    """Return the highest memory of a run's processes in bytes, and the middle of its later steps in seconds.
+
+    `frees`: what is no longer needed goes back to the system at once.
+    """
     command = [sys.executable, str(ROOT / "src" / "train.py"), *settings, f"paths.run_dir={folder}"]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if frees else {})
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         memory = highest_rss(process)
     with (folder / "metrics.csv").open(newline="") as file:
@@ -106,8 +110,9 @@ def compare(name: str, base: list[str], folder: Path) -> dict[str, Any]:
     settings = [*base, *CASES[name]]
     config: PlanConfig = compose("plan", settings)
     found = forecast(config, place_of(config), simulate=True)
-    baseline, _ = train([*settings, *NEXT_TO_NOTHING], folder / f"{name} nothing")
-    memory, step_s = train(settings, folder / name)
+    _, step_s = train(settings, folder / f"{name} timed", frees=False)
+    baseline, _ = train([*settings, *NEXT_TO_NOTHING], folder / f"{name} nothing", frees=True)
+    memory, _ = train(settings, folder / name, frees=True)
     return {
         "case": name,
         "forecast_mib": round(found.peak / 2**20),
