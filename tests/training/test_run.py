@@ -19,6 +19,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents
 from pretrain.training import launch
 from pretrain.training.callbacks.samples import Samples
+from pretrain.training.data import loader_errors
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
 from pretrain.training.report import Report
@@ -358,3 +359,22 @@ def test_the_last_validation_is_logged_once(tiny):
         rows = [row for row in read_rows(tiny.folder / folder / "metrics.csv") if row["name"] == "val/loss"]
         assert [int(row["step"]) for row in rows] == [2, steps]
         assert float(rows[-1]["value"]) == pytest.approx(report.validation["val/loss"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        CheckpointError("the checkpoint of step 1 could not be written: DataLoader worker (pid 7) is killed by signal: "
+                        "Killed. . It needs 0.1 MiB, and 5.0 MiB are free."),
+    ],
+)  # fmt: skip
+def test_a_lost_loader_is_told_wherever_the_run_stands(error: Exception):
+    told = r"^a loader process was lost: DataLoader worker \(pid 7\) is killed by signal: Killed\. Often .*num_workers=0\.$"
+    with pytest.raises(DataError, match=told), loader_errors():
+        raise error
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(CheckpointError, match="^the disk is full$"), loader_errors():
+        raise CheckpointError("the disk is full")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
 from pretrain.data.streamed_rows import StreamedRows
-from pretrain.errors import DataError
+from pretrain.errors import CheckpointError, DataError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
@@ -118,11 +118,13 @@ def loader_errors() -> Iterator[None]:
         if "DataLoader worker process" not in str(error):
             raise
         raise DataError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, CheckpointError) as error:  # torch raises wherever the process stands, in a save too
+        _, told, what = str(error).partition("DataLoader worker")
+        if not told:
             raise
+        what = what.splitlines()[0].partition(". ")[0].rstrip(". ")
         raise DataError(
-            f"a loader process was lost: {str(error).splitlines()[0]} Often memory is short. Try data.num_workers=0."
+            f"a loader process was lost: {told}{what}. Often memory is short. Try data.num_workers=0."
         ) from error
 
 
