@@ -1,0 +1,103 @@
+"""How a claim is measured: contenders take turns in one run, and each is a ratio to ours.
+
+What a benchmark prints and keeps is a `Result`; the table of the README is made of the kept ones by `table.py`.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Line:
+    """One comparison: ours against a peer, both measured in the same run, as medians over its rounds."""
+
+    what: str
+    unit: str  # of `ours` and `theirs`; with `more_is_better`, the ratio is ours to theirs, else theirs to ours
+    ours: float
+    peer: str
+    theirs: float
+    ratio: float  # above 1: ours is better; the median of the rounds' own ratios
+    lowest: float  # of the rounds' ratios
+    highest: float
+    target: float | None = None  # the ratio that was aimed at
+
+
+@dataclass
+class Result:
+    """What one script found."""
+
+    name: str  # of the file that keeps it
+    repeat: str  # the command line that does it again
+    settings: dict[str, Any]
+    lines: list[Line] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)  # everything else that was measured
+    missing: dict[str, str] = field(default_factory=dict)  # peers that could not be had, and why
+
+    def add(
+        self,
+        what: str,
+        unit: str,
+        rounds: Mapping[str, Sequence[float]],
+        *,
+        ours: str = "ours",
+        more_is_better: bool,
+        targets: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add a line for each peer of `rounds`, which hold a figure a round by contender."""
+        own = rounds[ours]
+        for peer, theirs in rounds.items():
+            if peer == ours:
+                continue
+            ratios = [a / b if more_is_better else b / a for a, b in zip(own, theirs, strict=True)]
+            middle = statistics.median
+            line = Line(what, unit, middle(own), peer, middle(theirs), middle(ratios), min(ratios), max(ratios))
+            line.target = (targets or {}).get(peer)
+            self.lines.append(line)
+
+    def finish(self, keep: bool = True) -> None:
+        """Print the table and, with `keep`, write it to benchmarks/results."""
+        here = machine()
+        print(f"{self.name}: {self.settings}\n{here}")
+        for name, why in self.missing.items():
+            print(f"  missing: {name}: {why}")
+        for line in self.lines:
+            aim = "" if line.target is None else f", aimed at {line.target:g}"
+            print(
+                f"  {line.what}: ours {line.ours:.4g} {line.unit}, {line.peer} {line.theirs:.4g}: "
+                f"ratio {line.ratio:.3f} ({line.lowest:.3f} to {line.highest:.3f}{aim})"
+            )
+        for name, figure in self.figures.items():
+            print(f"  {name}: {figure}")
+        if keep:
+            RESULTS.mkdir(exist_ok=True)
+            text = json.dumps(asdict(self) | {"machine": here}, indent=1)
+            (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf8")
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], float | None]], rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Return a figure a round by contender; each round calls every contender once, starting with another one.
+
+    A contender's figure is what it returns, or, where it returns none, the seconds that it took.
+    """
+    names = list(contenders)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warm_up, rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            figure = contenders[name]()
+            seconds = time.perf_counter() - start
+            if number >= 0:
+                found[name].append(seconds if figure is None else figure)
+    return found
