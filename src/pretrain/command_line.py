@@ -34,6 +34,8 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
     words = [quote(word, free_text) for word in sys.argv[1:]]
+    # torch asks Linux for memory in huge pages: a processor spends a good part of a step on getting small ones
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _refuse_pickles()
         if config_name == "train":

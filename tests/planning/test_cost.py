@@ -8,8 +8,8 @@ import pytest
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
-from pretrain.planning.cost import best_interval_s, bytes_moved, checkpoint_bytes, cost_of
-from pretrain.planning.hardware import DOCUMENTED, Hardware, hardware_of, uses_bf16
+from pretrain.planning.cost import best_interval_s, bytes_exchanged, bytes_moved, checkpoint_bytes, cost_of
+from pretrain.planning.hardware import DOCUMENTED, Hardware, exchanged_bytes_per_s, hardware_of, uses_bf16
 from pretrain.planning.workload import workload_of
 
 Plan = Callable[..., PlanConfig]
@@ -41,6 +41,34 @@ def test_a_processor_takes_the_time_of_products_and_of_memory(plan: Plan, cpu: H
     cost = cost_of(work, cpu, 0.4, None, max_minutes=1.0)
     assert cost.step_s == pytest.approx(7_864_320 * 2048 / 1e11 + bytes_moved(work) / 1e10)
     assert cost.steps == int(60 / cost.step_s)
+
+
+def test_processes_exchange_what_a_ring_passes(plan: Plan, cpu: Hardware) -> None:
+    words = ["model=gpt_nano", "trainer.accelerator=cpu", "batch_size=8"]
+    settings: dict[str, list[str]] = {
+        "alone": [],
+        "ddp": ["trainer=ddp", "trainer.devices=2"],
+        "fsdp": ["trainer=fsdp", "trainer.devices=2"],
+        "kept": ["trainer=fsdp", "trainer.devices=2", "parallel.reshard_after_forward=false"],
+        "copies": ["trainer=fsdp", "trainer.devices=4", "parallel.replicas=2"],
+        "split": ["trainer=fsdp", "trainer.devices=2", "parallel.tensor_parallel=2"],
+    }
+    works = {name: workload_of(plan(*words, *more), 2048, bf16=False) for name, more in settings.items()}
+    found = {name: bytes_exchanged(work) for name, work in works.items()}
+    whole, blocks = works["alone"].parameters, 4 * (12 * 128 * 128 + 2 * 128 + 2 * 64)
+    assert found["alone"] == 0
+    assert found["ddp"] == 2 * 0.5 * 4 * whole
+    assert found["fsdp"] == 0.5 * 4 * (2 * whole + blocks)
+    assert found["kept"] == 0.5 * 4 * 2 * whole
+    assert found["copies"] == found["fsdp"] + 2 * 0.5 * 4 * whole / 2
+    assert found["split"] == 8 * 0.5 * 4 * 8 * 256 * 128 * 4
+    slow = replace(cpu, exchanged_per_s=1e9)
+    alone, together = (cost_of(works["fsdp"], hardware, 0.4, 10, None).step_s for hardware in (cpu, slow))
+    assert together - alone == pytest.approx(found["fsdp"] / 1e9)
+
+
+def test_what_processes_exchange_is_measured() -> None:
+    assert 1e6 < exchanged_bytes_per_s(times=1) < 1e12
 
 
 def test_devices_divide_the_step(plan: Plan) -> None:

@@ -25,7 +25,7 @@ from pretrain.parallel.mesh import TENSOR, data_mesh
 from pretrain.parallel.tensor_parallel import split_matrices
 
 _aten = torch.ops.aten
-_COSTLY = {  # to compute again
+_COSTLY = {  # operations that selective checkpointing keeps the results of: matrix products and attention
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -35,7 +35,8 @@ _COSTLY = {  # to compute again
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
 
-# so do blocks whose last matrix or norm is split; nothing of ours changes what a block returned in place
+# FSDP2 warns of blocks that return views, as those do whose last matrix or norm is split: it matters only to code that
+# changes what a block returned in place, and none of ours does
 warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
 
 

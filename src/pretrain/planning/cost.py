@@ -45,7 +45,8 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     """Return the cost of a run of at most so many steps or minutes on these devices.
 
     A GPU runs at the stated share of its peak. A processor's time is that of its matrix products at the speed it was
-    measured at, and of moving all else through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785).
+    measured at, of moving all else through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785), and
+    of what its processes send one another, one after the other: on a processor none of it hides behind another.
     """
     share = work.targets_per_row / work.length
     per_token = training_flops_per_token(work.model, work.vocab_size, share)
@@ -54,6 +55,8 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     flops = per_device * (per_token + again) / work.split
     if hardware.bytes_per_s:
         step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
+        if hardware.exchanged_per_s:
+            step_s += bytes_exchanged(work) / hardware.exchanged_per_s
     else:
         step_s = flops / (hardware.flops_per_s(work.bf16) * mfu)
     steps = max_steps
@@ -90,6 +93,29 @@ def bytes_moved(work: Workload) -> float:
     per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * stream_bytes(work)
     held = sum(work.held(name) for name in work.shapes)
     return work.accumulation * per_micro_batch + 10.0 * FLOAT * held
+
+
+def bytes_exchanged(work: Workload) -> float:
+    """Return the bytes that one device receives from the others in a step.
+
+    A ring of n devices passes each (n - 1) / n of an array to gather or to reduce it, and twice that to do both
+    (Thakur et al. 2005, https://doi.org/10.1177/1094342005051521). A sharded model gathers its blocks in either
+    direction and the rest once, and reduces gradients; copies of it reduce their shards; matrices that neighbours
+    split take two sums a block in either direction.
+    """
+    layout, model = work.layout, work.model
+    numbers = sum(math.prod(work.computed_with(name)) for name in work.shapes)
+    if not work.sharded:
+        return 2.0 * _passed(layout.ranks) * FLOAT * numbers
+    blocks = sum(math.prod(work.computed_with(name)) for name in work.shapes if name.startswith("blocks."))
+    again = blocks if work.reshard_after_forward else 0
+    per_micro_batch = _passed(layout.shards) * ((2 if work.bf16 else FLOAT) * (numbers + again) + FLOAT * numbers)
+    per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * stream_bytes(work)
+    return work.accumulation * per_micro_batch + 2.0 * _passed(layout.replicas) * FLOAT * numbers / layout.shards
+
+
+def _passed(devices: int) -> float:
+    return (devices - 1) / devices
 
 
 def checkpoint_bytes(work: Workload) -> int:

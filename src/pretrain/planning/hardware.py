@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import psutil
 import torch
+import torch.distributed as dist
 
 from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
 from pretrain.planning.config import Device, PlanConfig
@@ -28,6 +31,7 @@ class Hardware:
     memory: int  # bytes; of a processor: of the machine, which all its processes share
     gpu: bool
     bytes_per_s: float = 0.0  # between processor and memory, measured; 0: utilisation is stated instead
+    exchanged_per_s: float = 0.0  # bytes that a process receives from the others, measured; 0: not counted
     reserved: int = 0  # bytes of each process that libraries and the driver take before any tensor
     source: str = ""
 
@@ -37,9 +41,8 @@ class Hardware:
 
 
 def _gpu(name: str, model: str, fp32_tera: float, memory_gib: float, source: str) -> Hardware:
-    return Hardware(
-        name, DOCUMENTED_BF16[model] * 1e12, fp32_tera * 1e12, int(memory_gib * GIB), True, 0.0, GIB, source
-    )
+    peak, memory = DOCUMENTED_BF16[model] * 1e12, int(memory_gib * GIB)
+    return Hardware(name, peak, fp32_tera * 1e12, memory, gpu=True, reserved=GIB, source=source)
 
 
 # dense bf16 tensor cores; fp32 without TF32, as torch computes it by default; memory as the driver reports it
@@ -91,6 +94,7 @@ def this_processor(config: PlanConfig) -> Hardware:
             memory=psutil.virtual_memory().total,
             gpu=False,
             bytes_per_s=memory_bytes_per_s() / ranks,
+            exchanged_per_s=exchanged_bytes_per_s() if ranks > 1 else 0.0,
             reserved=LIBRARIES,
             source="measured",
         )
@@ -104,11 +108,39 @@ def _best_matmul(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_bytes_per_s(seconds: float = 0.5) -> float:
-    """Return the most bytes per second, read and written, of adding two arrays far larger than any cache."""
-    a, b, out = (torch.ones(1 << 24) for _ in range(3))
+    """Return the most bytes per second, read and written, of adding two arrays far larger than any cache.
+
+    The sum is a new array each time, as what a step computes is: getting its memory from the system takes as long as
+    filling it, or longer.
+    """
+    a, b = (torch.ones(1 << 24) for _ in range(2))
     shortest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        torch.add(a, b, out=out)
+        c = torch.add(a, b)
         shortest = min(shortest, time.perf_counter() - start)
+        del c
     return 3.0 * a.nbytes / shortest
+
+
+def exchanged_bytes_per_s(times: int = 4) -> float:
+    """Return the bytes per second that each of two processes of this machine receives while they gather an array.
+
+    Two threads stand for the processes: gloo sends between them as it does between processes.
+    """
+    store, size, shortest = dist.HashStore(), 1 << 22, [float("inf"), float("inf")]  # type: ignore[attr-defined]
+
+    def gather(rank: int) -> None:
+        group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+        own, all_of_it = torch.ones(size), torch.empty(2 * size)
+        for _ in range(times):
+            start = time.perf_counter()
+            group._allgather_base(all_of_it, own).wait()  # type: ignore[attr-defined]  # as FSDP2 does
+            shortest[rank] = min(shortest[rank], time.perf_counter() - start)
+
+    threads = [threading.Thread(target=gather, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 4.0 * size / max(shortest)

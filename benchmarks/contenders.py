@@ -1,0 +1,266 @@
+"""Who trains in the races: ours through the Trainer, and its peers. `python benchmarks/contenders.py <name> <shape>`.
+
+Each function trains without end and calls `turn.step()` before every step. All take steps of AdamW (fused) with
+gradients clipped to norm 1 in float32, over rows of tokens of the same shape.
+
+ours            what `src/train.py` runs, with everything that it switches on: bar, TensorBoard, csv, schedule, signals
+plain_loop      our model and objective in a loop of ten lines, over the same batches
+lightning       the same under Lightning's Trainer as it comes, with what its users switch on
+nanogpt         the model and loop that nanoGPT's users know, written anew: fused projections, all logits at once
+hugging_face    GPT-2 or BERT of transformers under its Trainer
+litgpt          litgpt's model in a loop
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from shapes import SHAPES, Shape
+from torch import Tensor, nn
+from turns import Turn
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import Learner
+
+
+def ours(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train by `src/train.py`'s own way."""
+    from pretrain.training.launch import launch
+    from pretrain.training.module import TrainingModule
+
+    TrainingModule.on_train_batch_start = lambda *_: turn.step()  # type: ignore[method-assign]
+    launch(_config(shape, folder), [])
+
+
+def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train our model without a framework."""
+    learner, batches = our_learner(shape, folder)
+    optimizer = _adamw(learner)
+    for batch in batches:
+        turn.step()
+        loss_sum, count = learner(batch)
+        _take(loss_sum / count, learner, optimizer)
+
+
+def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train our model under Lightning's Trainer, with its bar, logger, checkpoints, clipping and monitors."""
+    import lightning as L
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ThroughputMonitor, TQDMProgressBar
+
+    learner, batches = our_learner(shape, folder)
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learner = learner
+
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            loss_sum, count = self.learner(batch)
+            self.log("train/loss", loss_sum / count, prog_bar=True)
+            return loss_sum / count
+
+        def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+            turn.step()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = _adamw(self.learner)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1_000_000)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1_000_000,
+        gradient_clip_val=1.0,
+        callbacks=[
+            TQDMProgressBar(),
+            LearningRateMonitor(),
+            ModelCheckpoint(every_n_train_steps=1_000_000),
+            ThroughputMonitor(lambda batch: batch.tokens.shape[0], lambda batch: batch.tokens.numel()),
+        ],
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(_Endless(batches), batch_size=None))
+
+
+class _Endless(torch.utils.data.IterableDataset[Batch]):
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches
+
+
+def nanogpt(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train a plain GPT-2 in a plain loop."""
+    from plain_gpt import PlainGPT
+
+    model = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
+    optimizer = _adamw(model)
+    for x, y in _windows(shape):
+        turn.step()
+        _take(F.cross_entropy(model(x).flatten(0, 1), y.flatten()), model, optimizer)
+
+
+def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train litgpt's model, of the same size, in a plain loop, with the chunked loss that its pre-training takes."""
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy
+
+    model = GPT(
+        Config(
+            name="gpt",
+            block_size=shape.length,
+            vocab_size=shape.vocab_size,
+            padded_vocab_size=shape.vocab_size,
+            n_layer=shape.n_layers,
+            n_head=shape.n_heads,
+            n_embd=shape.d_model,
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            norm_class_name="LayerNorm",
+            mlp_class_name="GptNeoxMLP",
+            intermediate_size=4 * shape.d_model,
+        )
+    )
+    model.lm_head.weight = model.transformer.wte.weight
+    optimizer = _adamw(model)
+    for x, y in _windows(shape):
+        turn.step()
+        _take(chunked_cross_entropy(model(x), y, chunk_size=0), model, optimizer)
+
+
+def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train the same shape of transformers under its Trainer."""
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+    from transformers import TrainingArguments as Arguments
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            turn.step()
+
+    model: nn.Module
+    if shape.masked:
+        bert = BertConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.d_model,
+            num_hidden_layers=shape.n_layers,
+            num_attention_heads=shape.n_heads,
+            intermediate_size=4 * shape.d_model,
+            max_position_embeddings=shape.length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        model = BertForMaskedLM(bert)
+    else:
+        gpt = GPT2Config(
+            vocab_size=shape.vocab_size,
+            n_positions=shape.length,
+            n_embd=shape.d_model,
+            n_layer=shape.n_layers,
+            n_head=shape.n_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        model = GPT2LMHeadModel(gpt)
+    arguments = Arguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        max_steps=1_000_000,
+        per_device_train_batch_size=shape.rows,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        logging_steps=10,
+        save_steps=1_000_000,
+        report_to=["tensorboard"],
+        warmup_steps=100,
+    )
+    Trainer(model, arguments, train_dataset=_Rows(shape), callbacks=[Turns()]).train()
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Rows as transformers takes them: for a masked model 15 % of the places have a label, the others are ignored."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.tokens = torch.randint(256, (100_000,))
+
+    def __len__(self) -> int:
+        return 10_000_000
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = index * 7 % (len(self.tokens) - self.shape.length)
+        tokens = self.tokens[start : start + self.shape.length].clone()
+        if not self.shape.masked:
+            return {"input_ids": tokens, "labels": tokens}
+        labels = torch.where(torch.rand(self.shape.length) < 0.15, tokens, -100)
+        return {"input_ids": torch.where(labels >= 0, 3, tokens), "labels": labels}
+
+
+def our_learner(shape: Shape, folder: Path) -> tuple[Learner, Iterator[Batch]]:
+    """Return our model with its objective, and the batches that our runs read."""
+    from pretrain.data.prepare import prepare
+    from pretrain.data.training_rows import training_rows
+    from pretrain.models.init import initialise
+    from pretrain.training.data import MicroBatches
+
+    config = _config(shape, folder)
+    prepared = prepare(config.data, config.tokenizer, folder / "cache")
+    rows = training_rows(prepared, config.data, shape.length, config.seed)
+    model = config.model.build(shape.vocab_size, not shape.masked)  # type: ignore[attr-defined]
+    objective = config.objective.build(prepared.tokenizer, config.seed)
+    initialise(model, model.config, config.seed)
+    found = MicroBatches(rows, objective, size=shape.rows, batch_size=shape.rows)
+    return Learner(model, objective), (found[number] for number in range(2**62))
+
+
+def _config(shape: Shape, folder: Path) -> RunConfig:
+    register_schemas("train", RunConfig)
+    found: RunConfig = compose("train", shape.settings(folder))
+    return found
+
+
+def _adamw(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def _take(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _windows(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
+    tokens = torch.randint(256, (100_000,))
+    while True:
+        starts = torch.randint(len(tokens) - shape.length - 1, (shape.rows,)).tolist()
+        yield (
+            torch.stack([tokens[start : start + shape.length] for start in starts]),
+            torch.stack([tokens[start + 1 : start + 1 + shape.length] for start in starts]),
+        )
+
+
+CONTENDERS: dict[str, Callable[[Shape, Turn, Path], None]] = {
+    each.__name__: each for each in (ours, plain_loop, lightning, nanogpt, litgpt, hugging_face)
+}
+
+
+def main() -> None:
+    """Train as the first word says at the shape that the second names."""
+    name, shape = sys.argv[1:]
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        CONTENDERS[name](SHAPES[shape], Turn(), Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Sizes that the training benchmarks compare at, and the settings of ours that make them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model and its step, for all contenders alike."""
+
+    preset: str  # of ours
+    n_layers: int
+    d_model: int
+    n_heads: int
+    vocab_size: int
+    length: int  # tokens a row
+    rows: int  # of a step
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a BERT."""
+        return self.preset.startswith("bert")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.length * self.rows
+
+    def settings(self, folder: Path) -> list[str]:
+        """Return the words behind `src/train.py` for a run below `folder` that nothing but its steps takes time of."""
+        return [
+            f"model={self.preset}",
+            f"model.n_layers={self.n_layers}",
+            f"model.d_model={self.d_model}",
+            f"model.n_heads={self.n_heads}",
+            f"model.context_length={self.length}",
+            f"model.vocab_multiple={self.vocab_size}",  # of which the tokenizer uses the first few
+            "model.dropout=0",
+            "model.attention_dropout=0",
+            f"batch_size={self.rows}",
+            "micro_batch_size=null",
+            "tokenizer=bytes",
+            "optimizer=adamw",
+            "schedule.warmup_steps=100",
+            "trainer.max_steps=1000000",
+            "trainer.val_check_interval=1000000",
+            "trainer.precision=fp32",
+            "trainer.accelerator=cpu",
+            "checkpoint.every_n_steps=1000000",
+            "sample.every_n_steps=0",
+            f"paths.logs_dir={folder / 'logs'}",
+            f"paths.cache_dir={folder / 'cache'}",
+        ]
+
+
+SHAPES = {
+    "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 256, 8),
+    "gpt_12m": Shape("gpt_small", 6, 384, 6, 4096, 256, 8),
+    "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
+    "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
+    "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
+}

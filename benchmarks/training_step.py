@@ -1,0 +1,59 @@
+"""Tokens a second and peak memory of training, ours with everything on: `python benchmarks/training_step.py`.
+
+Ours is what `src/train.py` runs: bar, TensorBoard, csv, schedule, clipping, checkpoints, document masks. Contenders
+are processes of their own that take turns of a few steps (contenders.py says who they are); all train in float32.
+Peak memory is the most that each process ever held.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from comparison import Result
+from shapes import SHAPES
+from turns import race
+
+PEERS = {
+    "gpt_12m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},
+    "gpt_124m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},
+    "bert_12m": {"hugging_face": 1.25},
+    "bert_110m": {"hugging_face": 1.25},
+}
+MEMORY = {"gpt_124m": {"hugging_face": 1 / 0.75}}
+NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt"}
+
+
+def compare(result: Result, name: str, rounds: int, steps: int) -> None:
+    """Add the lines of one shape."""
+    shape = SHAPES[name]
+    peers = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
+    result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
+    here = Path(__file__).parent / "contenders.py"
+    commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
+    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2)
+    speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
+    what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
+    result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])
+    memory = {each: [peak] for each, peak in peaks.items()}
+    result.add(f"peak memory, {what}", "MiB", memory, more_is_better=False, targets=MEMORY.get(name))
+
+
+def main() -> None:
+    """Race at every shape asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing kept")
+    parser.add_argument("--name", default="training_step", help="of the file in benchmarks/results")
+    given = parser.parse_args()
+    shapes = [name for name in given.shapes if name.endswith("12m")] if given.quick else given.shapes
+    rounds = 3 if given.quick else given.rounds
+    result = Result(given.name, "python benchmarks/training_step.py", {"rounds": rounds})
+    for name in shapes:
+        compare(result, name, rounds, steps=10 if name.endswith("12m") else 2)
+    result.finish(keep=not given.quick)
+
+
+if __name__ == "__main__":
+    main()
