@@ -40,7 +40,7 @@ def train(words: Sequence[str], folder: Path) -> tuple[float, float]:
     """Return the seconds of training of a run and its loss in nats per character."""
     usual = [
         "data.max_validation_rows=0", "trainer.val_check_interval=1000000", "checkpoint.every_n_steps=1000000",
-        "sample.every_n_steps=0", "logger=csv", "trainer.accelerator=cpu", "trainer.precision=fp32",
+        "sample.every_n_steps=0", "logger=csv", "trainer.accelerator=cpu",
         f"paths.cache_dir={folder / 'cache'}", f"paths.run_dir={folder / 'run'}",
     ]  # fmt: skip
     command = [sys.executable, str(TRAIN), *usual, *words]
