@@ -39,6 +39,7 @@ NEEDS = {
     "experiment=instruct": ["data.path=x", "model=gpt_nano"],
     "experiment=classify": ["data.path=x", "model=bert_nano"],
     "experiment=shakespeare": ["data.path=x"],
+    "experiment=shakespeare_char": ["data.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }

@@ -17,8 +17,10 @@ from typing import Any
 
 from pretrain.config import choices, groups, kind_of, registered
 from pretrain.errors import ConfigError, PretrainError, nearest
+from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
 from pretrain.slurm import adopt_slurm
+from pretrain.sweep import checked_sweep
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
@@ -29,7 +31,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     """Compose the settings of a script from the command line, run `task(settings, overrides)`, and exit.
 
     `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError ends the process with its
-    exit code and its message alone. Flags (--help, --cfg, --info, -m, ...) are Hydra's own.
+    exit code and its message alone. Flags other than --help and -m (--cfg, --info, ...) are Hydra's own.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
@@ -42,7 +44,10 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
             adopt_slurm()
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
-            _sweep(config_name, words[1:])
+            if code := checked_sweep(words[1:], lambda given: compose(config_name, given)):
+                sys.exit(code)
+        elif set(words) & {"-h", "--help"}:
+            print(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
         elif any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, words)
         else:
@@ -70,11 +75,20 @@ def compose(config_name: str, overrides: list[str]) -> Any:
 
     Raises ConfigError: an unknown setting or preset, a wrong type, a missing value, a combination that cannot work.
     """
+    from omegaconf import open_dict
+
+    tree = _composed(config_name, overrides)
+    with open_dict(tree):
+        del tree.hydra
+    return typed(tree)
+
+
+def _composed(config_name: str, overrides: list[str]) -> Any:
+    """Return the tree that Hydra composes, its own settings among it; raises ConfigError where a word does not fit."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
@@ -88,14 +102,11 @@ def compose(config_name: str, overrides: list[str]) -> Any:
                 imported = words_of_imported(tree, chosen, overrides)
                 tree = hydra_compose(config_name, overrides=[*imported, *words], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
-            in_preset = _explain_preset(error)
-            if in_preset is not None:
+            if (in_preset := _explain_preset(error)) is not None:
                 raise in_preset from error
-            presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
-            raise _explain(error, hydra_compose(config_name, overrides=presets), overrides) from error
-    with open_dict(tree):
-        del tree.hydra
-    return typed(tree)
+            chosen_presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+            raise _explain(error, hydra_compose(config_name, overrides=chosen_presets), overrides) from error
+    return tree
 
 
 def typed(tree: Any) -> Any:
@@ -150,6 +161,11 @@ def is_group(name: str) -> bool:
     return (CONFIG_FOLDER / name.split("@")[0]).is_dir()
 
 
+def presets(group: str) -> list[str]:
+    """Return the names of a group's presets: of its files, and of what plugins and scripts registered."""
+    return sorted({path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")} | registered(group).keys())
+
+
 def _check_words(overrides: list[str]) -> None:
     """Refuse words that are no `key=value`, and presets that do not exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -171,11 +187,10 @@ def _check_words(overrides: list[str]) -> None:
         if parsed.is_sweep_override():
             raise ConfigError(f"{word!r} gives several values, which is a sweep. Add -m to run one after the other.")
         if is_group(key):
-            presets = sorted({path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")} | registered(key).keys())
-            chosen = [item.strip() for item in value.strip("[]").split(",")]
-            for item in chosen:
-                if item not in presets:
-                    raise ConfigError(f"{key}={item} is not a preset. {nearest(item, presets)}")
+            known = presets(key)
+            for item in [item.strip() for item in value.strip("[]").split(",")]:
+                if item not in known:
+                    raise ConfigError(f"{key}={item} is not a preset. {nearest(item, known)}")
 
 
 def _explain_preset(error: Exception) -> ConfigError | None:
@@ -276,20 +291,8 @@ def register_schemas(config_name: str, config_class: type) -> None:
             store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
-def _sweep(config_name: str, words: list[str]) -> None:
-    """Run every combination of the words, all checked before the first starts; exit with the first failure's code."""
-    from pretrain.sweep import expand, sweep
-
-    logs = next((word.partition("=")[2] for word in words if word.startswith("paths.logs_dir=")), "logs")
-    for job in expand(words, Path(logs)):
-        compose(config_name, job.words)
-    failed = [job.exit_code for job in sweep(words, Path(logs)) if job.exit_code]
-    if failed:
-        sys.exit(failed[0])
-
-
 def _hand_to_hydra(config_name: str, words: list[str]) -> None:
-    """Let Hydra act on its own flags, such as --help, --cfg and --info."""
+    """Let Hydra act on its own flags, such as --cfg and --info."""
     import hydra
 
     if "-m" in words or "--multirun" in words:

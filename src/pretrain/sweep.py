@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def sweep(words: list[str], logs_folder: Path) -> list[Job]:
             raise Interrupted("the sweep was interrupted; type it again to go on", job.exit_code - 128)
     print(table(jobs))
     return jobs
+
+
+def checked_sweep(words: list[str], check: Callable[[list[str]], object]) -> int:
+    """Run every combination, once `check` raises for the words of none; return 0, or the first failure's exit code."""
+    logs = next((word.partition("=")[2] for word in words if word.startswith("paths.logs_dir=")), "logs")
+    for job in expand(words, Path(logs)):
+        check(job.words)
+    return next((job.exit_code for job in sweep(words, Path(logs)) if job.exit_code), 0)
 
 
 def expand(words: list[str], logs_folder: Path) -> list[Job]:

@@ -122,3 +122,15 @@ def test_wrong_numbers_are_refused() -> None:
     for slot in (-1, 2):
         with pytest.raises(ValueError, match=f"slot={slot} of 4 samples lies outside a global batch of 8"):
             slot_samples(0, slot, 4, 8)
+
+
+def test_what_is_computed_ahead_changes_nothing() -> None:
+    for rows in (5, 3_000):
+        used = Order(rows, seed=7)
+        draws = np.random.default_rng(0)
+        for first in [0, 8, 1_020, 1_024, 3, 10**12, 10**12 + 2_000, 2**62, 2**63 - 9, *draws.integers(0, 5_000, 40)]:
+            asked = np.arange(first, first + 8).reshape(2, 4)
+            assert np.array_equal(used(asked), Order(rows, seed=7)._permuted(asked))
+        spread = draws.integers(0, 2**62, 16)
+        assert np.array_equal(used(spread), Order(rows, seed=7)._permuted(spread))
+        assert used(np.arange(0)).shape == (0,)

@@ -104,6 +104,8 @@ class MixedStream:
 
     def rows(self, samples: npt.NDArray[np.integer]) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length)."""
+        if len(self.streams) == 1:
+            return next(iter(self.streams.values())).rows(samples)
         sources, draws = self.proportions(samples)
         found = [
             stream.rows(draws[sources == number])

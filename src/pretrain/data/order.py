@@ -6,6 +6,7 @@ import numpy.typing as npt
 from pretrain.errors import DataError
 
 ORDER_VERSION = 1  # of what `permute` returns; a checkpoint resumes exactly only under the version it was written with
+AHEAD = 1024  # draws whose rows are computed at once
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -22,10 +23,27 @@ class Order:
         if rows < 1:
             raise DataError(f"There are {rows} rows to draw from: the text is shorter than one row, or there is none.")
         self.rows, self.seed = rows, seed
+        self._ahead: tuple[int, Ints] = 0, np.empty(0, np.int64)  # a first draw, and the rows from it on
 
     def __call__(self, draws: npt.NDArray[np.integer]) -> Ints:
-        """Return the row of each draw; both int64, any shape."""
-        epochs, places = np.divmod(np.asarray(draws, np.int64), self.rows)
+        """Return the row of each draw; both int64, any shape.
+
+        A run draws a few at a time, one after another: so many are computed at once, in hardly more time than a few,
+        and looked up as long as they last.
+        """
+        places: Ints = np.asarray(draws, np.int64)
+        if not places.size:
+            return self._permuted(places)
+        low, high = int(places.min()), int(places.max())
+        first, rows = self._ahead
+        if not first <= low <= high < first + len(rows):
+            if not low <= high < min(low + AHEAD, 2**63 - AHEAD):
+                return self._permuted(places)
+            first, rows = self._ahead = low, self._permuted(np.arange(low, low + AHEAD))
+        return rows[places - first]
+
+    def _permuted(self, draws: Ints) -> Ints:
+        epochs, places = np.divmod(draws, self.rows)
         if epochs.size and epochs.min() == epochs.max():
             epochs = epochs.flat[0]  # one key for all instead of one each
         return permute(places, self.rows, key=(self.seed, epochs))

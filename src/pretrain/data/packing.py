@@ -45,7 +45,7 @@ class Plan:
     def pieces(self, rows: Array) -> tuple[Ints, Ints, Ints, npt.NDArray[np.int32]]:
         """Return how many pieces each of `rows` has, then the document, offset and length of each, row after row."""
         ends = self.row_ends[rows]
-        counts = ends - np.where(rows > 0, self.row_ends[rows - 1], 0)
+        counts = ends - self.row_ends[rows - 1] * (rows > 0)
         which = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
         return counts, self.documents[which], self.offsets[which], self.lengths[which]
 

@@ -52,42 +52,88 @@ def read_rows(
     """
     counts, documents, offsets, lengths = plan.pieces(rows)
     starts, whole = _locate(store, documents, offsets, lengths)
-    more = offsets + lengths < whole  # a token of the same document follows, in another row
-    source = np.append(store.read(starts, lengths + more), IGNORE)
+    shape, size = (len(rows), plan.row_length), len(rows) * plan.row_length
+    spans = _spans(counts, lengths, plan.row_length)
+    begins = spans.begins[spans.pieces]
+    more = np.flatnonzero(offsets + lengths < whole)  # a token of the same document follows, in another row
+    source = np.empty(size + len(more), np.int64)
+    following = np.empty(size, np.int64)
+    for gap in spans.padding:
+        source[gap] = pad_id
+    store.read_into(
+        source,
+        np.concatenate([begins, np.arange(size, len(source))]),
+        np.concatenate([starts, (starts + lengths)[more]]),
+        np.concatenate([lengths, np.ones_like(more)]),
+    )
+    following[:-1] = source[1:size]
+    last = begins + lengths - 1
+    following[last] = IGNORE
+    following[last[more]] = source[size:]
+    for gap in spans.padding:
+        following[gap] = IGNORE
+    tokens, following = source[:size].reshape(shape), following.reshape(shape)
 
-    before = np.cumsum(lengths) - lengths  # tokens in earlier pieces
-    piece = np.repeat(np.arange(len(lengths)), lengths)  # of each token
-    token = np.arange(len(piece))
-    at = token + (np.cumsum(more) - more)[piece]  # in `source`, where a cut piece has one token more
-    following = source[at + 1]
-    following[(before + lengths)[~more] - 1] = IGNORE
-
-    notes = store.annotations
+    notes, labels = store.annotations, None
     if notes is not None and notes.kind == PROMPT_TOKENS:
-        next_offset = offsets[piece] + token - before[piece] + 1
-        following[next_offset < notes.values[documents][piece]] = IGNORE
-
-    length = plan.row_length
-    used = np.bincount(np.repeat(np.arange(len(rows)), counts), weights=lengths, minlength=len(rows))
-    filled = np.arange(length) < used[:, None]  # (B, L); row after row, exactly the tokens in their order
-    number = np.arange(len(lengths)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each piece within its row
-    positions = _fill(filled, token - before[piece], 0)
-    if not reset_positions:
-        positions[:] = np.arange(length)
+        given = spans.of_pieces(notes.values[documents] - offsets, 0)
+        following[spans.offsets() + 1 < spans.fill(given)] = IGNORE
+    if notes is not None and notes.kind == LABEL:
+        labels = spans.fill(spans.of_pieces(notes.values[documents], IGNORE))
     return Rows(
-        tokens=_fill(filled, source[at], pad_id),
-        next_tokens=_fill(filled, following, IGNORE),
-        positions=positions,
-        documents=_fill(filled, number[piece], -1).astype(np.int32),
-        labels=_fill(filled, notes.values[documents][piece], IGNORE) if notes and notes.kind == LABEL else None,
+        tokens=tokens,
+        next_tokens=following,
+        positions=spans.offsets() if reset_positions else np.tile(np.arange(plan.row_length), (len(rows), 1)),
+        documents=spans.fill(spans.number.astype(np.int32)),
+        labels=labels,
     )
 
 
-def _fill(filled: npt.NDArray[np.bool_], values: Ints, padding: int) -> Ints:
-    """Return an array of the shape of `filled` with `values` where it is true and `padding` elsewhere."""
-    out = np.full(filled.shape, padding, np.int64)
-    out[filled] = values
-    return out
+@dataclass(frozen=True)
+class _Spans:
+    """Rows, all end to end, as runs of tokens that are alike: of each row its pieces, then its padding, or none."""
+
+    shape: tuple[int, int]
+    pieces: Ints  # (pieces,) the span of each piece
+    begins: Ints  # (spans,) place of its first token
+    lengths: Ints  # (spans,)
+    number: Ints  # (spans,) within its row; -1 of padding
+    padding: list[slice]  # the places of each row's padding, where it has any
+
+    def fill(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what each token's span has, (B, L)."""
+        return np.repeat(values, self.lengths).reshape(self.shape)
+
+    def of_pieces(self, values: npt.NDArray[Any], padding: int) -> Ints:
+        """Return a value for each span from one for each piece."""
+        found = np.full(len(self.lengths), padding, np.int64)
+        found[self.pieces] = values
+        return found
+
+    def offsets(self) -> Ints:
+        """Return each token's place within its piece, 0 in padding, (B, L)."""
+        found = np.arange(self.shape[0] * self.shape[1])
+        found -= np.repeat(self.begins, self.lengths)
+        for gap in self.padding:
+            found[gap] = 0
+        return found.reshape(self.shape)
+
+
+def _spans(counts: Ints, lengths: npt.NDArray[np.int32], row_length: int) -> _Spans:
+    """Return the spans of rows that have so many pieces, 1 or more, of these lengths."""
+    rows = np.arange(len(counts))
+    row, ends = np.repeat(rows, counts), np.cumsum(counts)
+    pieces = np.arange(len(row)) + row  # before it stands the padding of the rows above
+    used = np.cumsum(lengths)[ends - 1]
+    used[1:] -= used[:-1].copy()
+    size = np.empty(len(row) + len(counts), np.int64)
+    size[pieces] = lengths
+    size[ends + rows] = row_length - used
+    number = np.full(len(size), -1)
+    number[pieces] = np.arange(len(row)) - (ends - counts)[row]
+    gaps = np.flatnonzero(used < row_length).tolist()
+    padding = [slice(gap * row_length + int(used[gap]), (gap + 1) * row_length) for gap in gaps]
+    return _Spans((len(counts), row_length), pieces, np.cumsum(size) - size, size, number, padding)
 
 
 def _locate(store: Store, documents: Ints, offsets: Ints, lengths: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:

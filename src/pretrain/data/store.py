@@ -18,11 +18,11 @@ from pretrain.data.store_files import (
     MAX_JSON_BYTES,
     VERSION,
     ShardFile,
-    bad_token,
     check_ends,
     check_eos,
     check_hash,
     check_ids,
+    check_piece,
     check_shard,
     fingerprint_of,
     header,
@@ -163,6 +163,7 @@ class Store:
         for shard in self._shards:
             check_shard(folder, self.manifest, shard)
         self._token_ends = np.cumsum([shard["tokens"] for shard in self._shards], dtype=np.int64)
+        self._token_starts, self._reaches = np.append(0, self._token_ends), np.append(self._token_ends, 0)
         self._document_ends = np.cumsum([shard["documents"] for shard in self._shards], dtype=np.int64)
         self._maps: dict[tuple[int, str], npt.NDArray[Any]] = {}
         self._bounds: Ints | None = None
@@ -177,12 +178,11 @@ class Store:
         Kept once read (8 bytes a document); read-only. DataError when an index is damaged.
         """
         if self._bounds is None:
-            bounds = np.zeros(self.n_documents + 1, np.int64)
-            documents = tokens = 0
+            bounds, documents, tokens = np.zeros(self.n_documents + 1, np.int64), 0, 0
             for shard, record in enumerate(self._shards):
                 bounds[documents + 1 : documents + record["documents"] + 1] = self._ends(shard) + tokens
                 documents, tokens = documents + record["documents"], tokens + record["tokens"]
-            bounds.flags.writeable = False
+            bounds.setflags(write=False)
             self._bounds = bounds
         return self._bounds
 
@@ -195,37 +195,39 @@ class Store:
         return self.document_bounds()[:-1]
 
     def read(self, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Ints:
-        """Return the tokens (int64) of pieces, one after another; `starts` are global offsets.
-
-        A piece lies in one document. DataError when one reaches out of its shard, or a token is not in the vocabulary.
-        """
-        shards = np.searchsorted(self._token_ends, starts, side="right")
-        reach = np.append(self._token_ends, 0)[shards]  # 0: beyond the last shard
-        outside = (starts < 0) | (lengths < 0) | (lengths > reach - starts)
-        if outside.any():
-            at = int(np.argmax(outside))
-            raise DataError(f"{self.folder}: no shard holds the {lengths[at]} tokens from offset {starts[at]} on.")
+        """Return the tokens (int64) of pieces, one after another; else as `read_into`."""
+        self._shards_of(starts, lengths)  # before room is made for what may not be there
         tokens = np.empty(int(lengths.sum()), np.int64)
-        first_of_shard = np.append(0, self._token_ends)[shards]
-        at = 0
-        for shard, first, length in zip(
-            shards.tolist(), (starts - first_of_shard).tolist(), lengths.tolist(), strict=True
-        ):
-            tokens[at : at + length] = self._map(shard, "tok")[first : first + length]
-            at += length
-        if tokens.size and tokens.max() >= self.vocab_size:
-            at = int(np.argmax(tokens >= self.vocab_size))
-            piece = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
-            shard = int(shards[piece])
-            offset = int(starts[piece] - first_of_shard[piece] + at - lengths[:piece].sum())
-            raise bad_token(self._path(shard, "tok"), offset, self._map(shard, "tok"), self.vocab_size)
+        self.read_into(tokens, np.cumsum(lengths) - lengths, starts, lengths)
         return tokens
+
+    def read_into(self, out: Ints, places: Ints, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
+        """Put the tokens of each piece, which lies in one document, at its place in `out`; `starts` are global offsets.
+
+        DataError when a piece reaches out of its shard, or a token is not in the vocabulary.
+        """
+        shards = self._shards_of(starts, lengths)
+        columns = (shards, starts - self._token_starts[shards], lengths, places)
+        pieces = list(zip(*(column.tolist() for column in columns), strict=True))
+        maps = {shard: self._map(shard, "tok") for shard in {shard for shard, *_ in pieces}}
+        for shard, first, length, place in pieces:
+            out[place : place + length] = maps[shard][first : first + length]
+        if out.size and out.max() >= self.vocab_size:  # one look at all: the pieces are looked at where it finds any
+            for shard, first, length, _ in pieces:
+                check_piece(self._path(shard, "tok"), maps[shard], first, length, self.vocab_size)
+
+    def _shards_of(self, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Ints:
+        """Return the shard that holds each piece, once every piece is known to lie in one."""
+        shards = np.searchsorted(self._token_ends, starts, side="right")
+        for at in np.flatnonzero((starts < 0) | (lengths < 0) | (lengths > self._reaches[shards] - starts))[:1]:
+            raise DataError(f"{self.folder}: no shard holds the {lengths[at]} tokens from offset {starts[at]} on.")
+        return shards
 
     def document(self, index: int) -> Ints:
         """Return all tokens of one document, BOS and EOS included."""
         self._locate(index)
-        first, end = self.document_bounds()[index : index + 2]
-        return self.read(np.array([first]), np.array([end - first]))
+        bounds = self.document_bounds()[index : index + 2]
+        return self.read(bounds[:1], np.diff(bounds))
 
     def document_name(self, index: int) -> str:
         """Return where a document came from, as its source told; it may hold any character, so escape it to show it."""
@@ -255,8 +257,7 @@ class Store:
         Checks every id, every end of a document, the number of names, and the sha256 of every file.
         """
         for shard, record in enumerate(self._shards):
-            path, tokens = self._path(shard, "tok"), self._map(shard, "tok")
-            ends = self._ends(shard)
+            path, tokens, ends = self._path(shard, "tok"), self._map(shard, "tok"), self._ends(shard)
             check_ids(path, tokens, self.vocab_size)
             check_eos(path, tokens, ends, self.eos_id)
             self._line_ends(shard)
@@ -271,9 +272,9 @@ class Store:
         if (found := self._maps.get((shard, suffix))) is None:
             if len(self._maps) >= MAX_OPEN_MAPS:
                 del self._maps[next(iter(self._maps))]
-            itemsize = item_bytes(self.vocab_size)[suffix]
-            size = self._shards[shard]["files"][suffix]["bytes"] - HEADER.size
-            found = map_array(self._path(shard, suffix), f"<u{itemsize}", size // itemsize, HEADER.size)
+            itemsize, size = item_bytes(self.vocab_size)[suffix], self._shards[shard]["files"][suffix]["bytes"]
+            items = (size - HEADER.size) // itemsize
+            found = map_array(self._path(shard, suffix), f"<u{itemsize}", items, HEADER.size)
             self._maps[shard, suffix] = found
         return found
 
@@ -285,8 +286,7 @@ class Store:
 
     def _line_ends(self, shard: int) -> Ints:
         """Return where the names of a shard's documents end within their file."""
-        ends = np.flatnonzero(self._map(shard, "names") == ord("\n"))
-        documents = self._shards[shard]["documents"]
+        ends, documents = np.flatnonzero(self._map(shard, "names") == ord("\n")), self._shards[shard]["documents"]
         if len(ends) != documents:
             raise DataError(f"{self._path(shard, 'names')} is damaged: {len(ends)} names for {documents} documents.")
         return ends

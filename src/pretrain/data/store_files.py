@@ -215,6 +215,13 @@ def bad_token(path: Path, offset: int, tokens: npt.NDArray[Any], vocab_size: int
     return DataError(f"{path} is damaged: its token at offset {offset} is {tokens[offset]}, not below {vocab_size}.")
 
 
+def check_piece(path: Path, tokens: npt.NDArray[Any], first: int, length: int, vocab_size: int) -> None:
+    """Check the ids of a few tokens of a shard."""
+    bad = np.flatnonzero(tokens[first : first + length] >= vocab_size)
+    if bad.size:
+        raise bad_token(path, first + int(bad[0]), tokens, vocab_size)
+
+
 def check_hash(path: Path, sha256: str) -> None:
     """Check what follows the header of a shard's file against the manifest."""
     with path.open("rb") as file:

@@ -35,18 +35,20 @@ def write_stores(
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
-        fresh = []
+        fresh, sizes = [], []
         for split, document in batch:
-            digest = xxhash.xxh3_64_intdigest(document.text.encode())
+            text = document.text.encode()
+            digest = xxhash.xxh3_64_intdigest(text)
             if digest in seen:
                 counts["exact duplicates"] += 1
                 continue
             seen.add(digest)
             fresh.append((split, document))
+            sizes.append(len(text))
         documents = [document for _, document in fresh]
         encoded = tokenizer.encode_documents([document.text for document in documents])
         noted = _notes(documents, encoded, tokenizer, labels)
-        for (split, document), tokens, note in zip(fresh, encoded, noted, strict=True):
+        for (split, document), tokens, note, size in zip(fresh, encoded, noted, sizes, strict=True):
             if split not in writers:
                 writers[split] = StoreWriter(
                     folder / split,
@@ -56,10 +58,10 @@ def write_stores(
                     eos_id=tokenizer.eos_id,
                     shard_tokens=data.shard_tokens,
                 )
-            writers[split].add(tokens, len(document.text.encode()), document.name)
+            writers[split].add(tokens, size, document.name)
             notes[split].append(note)
             counts[split] += 1
-            counts["bytes"] += len(document.text.encode())
+            counts["bytes"] += size
             if sum(counts[s] for s in ("train", "validation")) % 20_000 == 0:
                 report(f"tokenised {counts['train']:,} documents, {counts['bytes'] / 1e6:,.0f} MB ...")
     if "train" not in writers:

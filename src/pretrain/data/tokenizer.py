@@ -11,10 +11,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.fast_tokenising import FastEncoder, fast_encoder
 from pretrain.errors import DataError
 
 PIECE_LENGTH = 1_000_000  # characters encoded at once: a longer document is cut into pieces
 GROUP_LENGTH = 8 * PIECE_LENGTH  # characters handed to the library at once, which bounds its memory
+MANY = 2 * PIECE_LENGTH  # characters encoded before it is worth the time to look for a faster way
 ROLES = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token", "cls_token", "sep_token")
 
 
@@ -49,6 +51,7 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(special | {ids[token] for token in roles.values()})
         state = json.loads(self._json)
         self._tokens_are_bytes = _tokens_are_bytes(state)
+        self._characters = 0  # encoded so far
         self._has_byte_decoder = (state.get("decoder") or {}).get("type") == "ByteLevel"
         lasting = state | {"post_processor": None}
         canonical = json.dumps([lasting, self.roles], sort_keys=True, separators=(",", ":"))
@@ -160,12 +163,23 @@ class Tokenizer:
             _check_surrogates(text)
         if self._tokens_are_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+        self._characters += sum(map(len, texts))
+        fast = self._fast if self._characters > MANY else None
+        encode = fast if fast is not None and fast.parity else self._encode_pieces
         parts: list[list[NDArray[np.uint32]]] = [[] for _ in texts]
         for group in _groups(texts):
-            encoded = self._documents.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-            for (index, _), encoding in zip(group, encoded, strict=True):
-                parts[index].append(np.array(encoding.ids, np.uint32))
-        return [np.concatenate(part) if part else np.empty(0, np.uint32) for part in parts]
+            encoded = encode([piece for _, piece in group])
+            for (index, _), ids in zip(group, encoded, strict=True):
+                parts[index].append(ids)
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+    def _encode_pieces(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        encoded = self._documents.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encoded]
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        return fast_encoder(self._documents, json.loads(self._json), self._encode_pieces)
 
 
 def pieces(text: str, length: int = PIECE_LENGTH) -> Iterator[str]:
@@ -202,7 +216,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def _check_surrogates(text: str) -> None:
-    if re.search("[\ud800-\udfff]", text):
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise DataError("A text holds half of a surrogate pair, which UTF-8 cannot spell. Decode it as UTF-8 first.")
 
 

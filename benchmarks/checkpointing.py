@@ -1,0 +1,236 @@
+"""How long a save holds up training, and what it takes beside: `python benchmarks/checkpointing.py`.
+
+A GPT of 124 million parameters (with --quick 12) with the state of AdamW, saved by what the Trainer saves with, at once
+and in the background. Each save is of another step and begins when nothing is being written; what is written is checked
+by its hash and on the disk (fsync) before a save counts as done. Peers: `torch.save` of the same weights and state, as
+Lightning's trainer saves, which neither hashes nor waits for the disk; and the background saving of
+torch.distributed.checkpoint. Then steps are taken with and without a save in the background.
+"""
+
+import argparse
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from comparison import Result, take_turns
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import Batch
+from pretrain.parallel.config import Layout
+from pretrain.training.checkpointing import RunState
+
+VOCABULARY = 50257
+SMALL = ["model.n_layers=4", "model.d_model=192", "model.n_heads=4"]
+
+
+class Training:
+    """A model and its optimizer after a first step, as a run holds them."""
+
+    def __init__(self, words: list[str], rows: int, tokens: int) -> None:
+        register_schemas("train", RunConfig)
+        self.config: RunConfig = compose("train", [*words, "optimizer=adamw"])
+        torch.manual_seed(0)
+        self.model: Transformer = self.config.model.build(VOCABULARY, True)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.normal_(std=0.02)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.shape = (rows, tokens)
+        self.step()
+
+    def step(self) -> None:
+        """Take one step on random tokens."""
+        tokens = torch.randint(VOCABULARY, self.shape)
+        positions = torch.arange(self.shape[1]).expand(self.shape)
+        batch = Batch(tokens, positions, None, tokens, None, torch.arange(len(tokens)))
+        hidden = self.model(batch.tokens, batch.positions, batch.documents)
+        logits = hidden @ self.model.head.weight.T
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run_state(self, folder: Path, asynchronous: bool) -> RunState:
+        """Return what saves it, on a trainer that has no more than saving asks for."""
+        trainer = SimpleNamespace(
+            global_rank=0,
+            world_size=1,
+            is_global_zero=True,
+            optimizers=[self.optimizer],
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+        module = SimpleNamespace(
+            learner=SimpleNamespace(model=self.model),
+            layout=Layout(),
+            skipped_steps=0,
+            length=SimpleNamespace(clock=lambda: 0.0),
+            spikes=SimpleNamespace(losses=[]),
+            first_validated={},
+        )
+        given: Any = (trainer, module, SimpleNamespace(tokens_seen=0), SimpleNamespace(left_out=frozenset()))
+        folder.mkdir()
+        return RunState(
+            *given,
+            folder=folder,
+            keep=1,
+            config={},
+            facts={},
+            save_tokenizer=lambda tokenizer: tokenizer.mkdir(),
+            asynchronous=asynchronous,
+        )
+
+
+class Saves:
+    """The ways to save, each into a folder of its own; a call returns the seconds that training was held up."""
+
+    def __init__(self, training: Training, folder: Path) -> None:
+        self.training, self.folder = training, folder
+        self.number = 0
+        self.until_done: dict[str, list[float]] = {}
+        self.ways: dict[str, Callable[[], float]] = {}
+        self.background = training.run_state(folder / "asynchronous", True)
+        at_once = training.run_state(folder / "synchronous", False)
+        self.add("asynchronous", self._own(self.background), self.background.finish)
+        self.add("synchronous", self._own(at_once), at_once.finish)
+        self.add("torch.save", self._torch_save, lambda: None)
+
+    def add(self, name: str, save: Callable[[], None], wait: Callable[[], object]) -> None:
+        """Add a way: `save` returns when training may go on, `wait` when all is written."""
+
+        def held_up() -> float:
+            start = time.perf_counter()
+            save()
+            seconds = time.perf_counter() - start
+            wait()
+            self.until_done.setdefault(name, []).append(time.perf_counter() - start)
+            return seconds
+
+        self.ways[name] = held_up
+
+    def add_distributed(self) -> None:
+        """Add torch.distributed.checkpoint's asynchronous save; raises where it does not work in one process."""
+        from torch.distributed.checkpoint import FileSystemWriter, async_save
+
+        pending: list[Any] = []
+
+        def save() -> None:
+            warnings.simplefilter("ignore")  # of one process, and of writing where the last one was
+            writer = FileSystemWriter(self.folder / "distributed", overwrite=True)
+            pending.append(async_save(self._state(), storage_writer=writer, no_dist=True))
+
+        def wait() -> None:
+            pending.pop().result()
+
+        save()
+        wait()
+        self.add("torch.distributed.checkpoint", save, wait)
+
+    def _own(self, state: RunState) -> Callable[[], None]:
+        def save() -> None:
+            self.number += 1
+            state.save(self.number)
+
+        return save
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.training.model.state_dict(), "optimizer": self.training.optimizer.state_dict()}
+
+    def _torch_save(self) -> None:
+        torch.save(self._state(), self.folder / "last.ckpt")
+
+
+def beside_a_save(training: Training, saves: Saves, rounds: int) -> dict[str, list[float]]:
+    """Return seconds a step, a figure a round: without a save, and of the steps during one in the background."""
+
+    def alone() -> float:
+        start = time.perf_counter()
+        training.step()
+        return time.perf_counter() - start
+
+    def during() -> float:
+        saves.number += 1
+        saves.background.save(saves.number)
+        writing = saves.background._writing
+        assert writing is not None
+        start, steps = time.perf_counter(), 0
+        while not steps or not writing.done():
+            training.step()
+            steps += 1
+        seconds = (time.perf_counter() - start) / steps
+        saves.background.finish()
+        return seconds
+
+    return take_turns({"beside a save": during, "alone": alone}, rounds)
+
+
+def memory(save: Callable[[], float]) -> dict[str, float]:
+    """Return the seconds of a first save, and the MiB that the process holds more after it, and held more at most."""
+    process = psutil.Process()
+    before, peak = process.memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = save()
+    held, highest = process.memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    more = max(highest - max(peak, before), held - before)
+    return {"held_up_s": seconds, "kept_mib": (held - before) / 2**20, "peak_mib": more / 2**20}
+
+
+def size(folder: Path) -> int:
+    """Return the bytes of the files below a folder, or of a file."""
+    return sum(path.stat().st_size for path in [folder, *folder.rglob("*")] if path.is_file())
+
+
+def measure(given: argparse.Namespace, folder: Path) -> Result:
+    """Return what was found."""
+    words = ["model=gpt_small", *(SMALL if given.quick else [])]
+    training = Training(words, rows=1, tokens=128)
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    settings = {"parameters": parameters, "optimizer": "AdamW", "rounds": given.rounds, "step": training.shape}
+    result = Result("checkpointing", "python benchmarks/checkpointing.py", settings)
+    saves = Saves(training, folder)
+    result.figures["first save"] = {name: memory(way) for name, way in saves.ways.items()}
+    try:
+        saves.add_distributed()
+    except Exception as error:  # whatever it is: it is told
+        result.missing["torch.distributed.checkpoint"] = f"{type(error).__name__}: {error}"
+    held_up = take_turns(saves.ways, given.rounds)
+    targets = {"synchronous": 1 / 0.15}
+    result.add("training held up by a save", "s", held_up, ours="asynchronous", more_is_better=False, targets=targets)
+    whole = {name: seconds[-given.rounds :] for name, seconds in saves.until_done.items()}
+    result.add("save until it is on the disk", "s", whole, ours="asynchronous", more_is_better=False)
+    beside = beside_a_save(training, saves, given.rounds)
+    result.add("a step", "s", beside, ours="beside a save", more_is_better=False)
+    shares = [own / at_once for own, at_once in zip(held_up["asynchronous"], held_up["synchronous"], strict=True)]
+    result.figures["held up, asynchronous to synchronous"] = {
+        "median": statistics.median(shares), "lowest": min(shares), "highest": max(shares), "target": 0.15
+    }  # fmt: skip
+    result.figures["bytes"] = {path.name: size(path) for path in sorted(folder.iterdir())}
+    result.figures["bytes of the numbers"] = 12 * parameters
+    return result
+
+
+def main() -> None:
+    """Measure as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to write; none given: the folder for temporary files")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters")
+    parser.add_argument("--no-keep", action="store_true", help="print only")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=given.folder))
+    try:
+        measure(given, folder).finish(keep=not given.no_keep)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

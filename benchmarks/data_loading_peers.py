@@ -1,0 +1,119 @@
+"""Other libraries' loaders of tokens, for `data_loading.py`: each gives windows of one long row, without documents.
+
+A peer is built from all tokens (uint16) in a folder of its own and is then an endless iterator of micro-batches, each a
+tensor int64 (rows, length), or more of them. Building is not part of what is measured.
+"""
+
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+Tokens = npt.NDArray[np.uint16]
+Build = Callable[[Tokens, Path, int, int], Iterator[Any]]
+
+
+def plain_memory_map(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
+    """Yield windows at random places of a memory map, and what follows each token."""
+    path = folder / "tokens.bin"
+    tokens.tofile(path)
+    data = np.memmap(path, np.uint16, "r")
+    while True:
+        starts = torch.randint(len(data) - length, (rows,)).tolist()
+        inputs = [torch.from_numpy(data[start : start + length].astype(np.int64)) for start in starts]
+        targets = [torch.from_numpy(data[start + 1 : start + 1 + length].astype(np.int64)) for start in starts]
+        yield torch.stack(inputs), torch.stack(targets)
+
+
+def _table(tokens: Tokens, folder: Path, length: int) -> Any:
+    """Return rows as a `datasets` table on the disk, in the arrow format."""
+    from datasets import Dataset, Features, Sequence, Value, load_from_disk
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    whole = tokens[: len(tokens) // length * length].reshape(-1, length)
+    features = Features({"input_ids": Sequence(Value("uint16"), length=length)})
+    Dataset.from_dict({"input_ids": list(whole)}, features=features).save_to_disk(folder / "table")
+    return load_from_disk(str(folder / "table"))
+
+
+def _batches(data: Any, rows: int, **options: Any) -> Iterator[Any]:
+    """Yield micro-batches, epoch after epoch."""
+    while True:
+        for batch in DataLoader(data, batch_size=rows, drop_last=True, **options):
+            yield batch["input_ids"] if isinstance(batch, dict) else batch
+
+
+def datasets_map(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
+    """Yield rows that torch's sampler picks at random from the table."""
+    yield from _batches(_table(tokens, folder, length).with_format("torch"), rows, shuffle=True)
+
+
+def datasets_iterable(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
+    """Yield rows of the table read as a stream, through a buffer that shuffles them."""
+    table = _table(tokens, folder, length).to_iterable_dataset(num_shards=8)
+    yield from _batches(table.shuffle(seed=0, buffer_size=1_000).with_format("torch"), rows)
+
+
+def mosaicml_streaming(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
+    """Yield rows of local MDS shards, shuffled by the library's default."""
+    _stand_in_for_torchvision()
+    from streaming import MDSWriter, StreamingDataset
+
+    class RowsOfTokens(StreamingDataset):
+        def __getitem__(self, at: int) -> torch.Tensor:
+            values = np.frombuffer(super().__getitem__(at)["tokens"], np.uint16)
+            return torch.from_numpy(values.astype(np.int64))
+
+    with MDSWriter(out=str(folder / "mds"), columns={"tokens": "bytes"}) as writer:
+        for start in range(0, len(tokens) - length, length):
+            writer.write({"tokens": tokens[start : start + length].tobytes()})
+    yield from _batches(RowsOfTokens(local=str(folder / "mds"), shuffle=True, batch_size=rows), rows)
+
+
+def _stand_in_for_torchvision() -> None:
+    """Let `streaming` import without torchvision, which it needs for its data sets of images alone."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
+        sys.modules["torchvision.transforms.functional"] = types.ModuleType("torchvision.transforms.functional")
+        sys.modules["torchvision.transforms.functional"].to_tensor = None  # type: ignore[attr-defined]
+
+
+def litdata(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
+    """Yield rows of local chunks, shuffled, by the library's own loader."""
+    warnings.simplefilter("ignore")
+    from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+    from litdata.streaming.writer import BinaryWriter
+
+    (folder / "litdata").mkdir()
+    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes="64MB", item_loader=TokensLoader(block_size=length))
+    whole = torch.from_numpy(tokens[: len(tokens) // length * length].astype(np.int32)).view(-1, length)
+    for number, row in enumerate(whole):
+        writer.add_item(number, row)
+    writer.done()
+    writer.merge()
+    data = StreamingDataset(
+        str(folder / "litdata"), item_loader=TokensLoader(block_size=length), shuffle=True, drop_last=True
+    )
+    while True:
+        yield from StreamingDataLoader(data, batch_size=rows, num_workers=0)
+
+
+PEERS: dict[str, Build] = {
+    "memory map": plain_memory_map,
+    "datasets": datasets_map,
+    "datasets, iterable": datasets_iterable,
+    "mosaicml-streaming": mosaicml_streaming,
+    "litdata": litdata,
+}
