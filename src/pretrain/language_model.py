@@ -15,17 +15,18 @@ from pretrain.errors import ConfigError, nearest
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
+from pretrain.inference.config import Weights
 from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
 from pretrain.inference.fill_mask import Prediction, mask_probabilities
 from pretrain.inference.generate import NewToken, continue_prompts
 from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
+from pretrain.inference.weights import count_parameters, hold
 from pretrain.model_folder import open_model
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 
 Prompt = TypeVar("Prompt", str, list[str])
-
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -49,20 +50,21 @@ class LanguageModel:
         self.starts_with_bos = starts_with_bos  # a prompt; a model from elsewhere may not know it so
         self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
-        self.trained = trained or {}  # step, tokens seen and the like, from the checkpoint
+        self.trained = trained or {}  # step, tokens seen and the like
         everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
         special = torch.tensor(sorted(tokenizer.special_ids), device=everything.device)
         self._no_answer = torch.isin(everything, special) | (everything >= tokenizer.vocab_size)
         self._not_next = self._no_answer & (everything != tokenizer.eos_id)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> LanguageModel:
+    def load(cls, path: str | Path, device: str = "cpu", weights: Weights | str = Weights.fp32) -> LanguageModel:
         """Return the model at `path`: of a run's newest checkpoint, a checkpoint, or a Hugging Face folder or name.
 
-        Raises CheckpointError where there is none, it is damaged, or its weights do not fit its settings.
+        `weights="int8"` holds its matrices in 8 bits, on processors. Raises CheckpointError where there is no model, it
+        is damaged, or its weights do not fit its settings; ConfigError where the device cannot do `weights`.
         """
         found = open_model(path)
-        model = found.load().to(device)
+        model = hold(found.load(), device, weights)
         objective = found.objective
         classifier = objective if isinstance(objective, ClassifyConfig) else None
         data = found.run.data if found.run else None
@@ -96,9 +98,8 @@ class LanguageModel:
                 "this model was not trained to classify texts. Fine-tune it: "
                 "python src/train.py experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
             )
-        found = label_probabilities(
-            self.model, self.classifier, self.tokenizer, [text] if isinstance(text, str) else text
-        )
+        texts = [text] if isinstance(text, str) else text
+        found = label_probabilities(self.model, self.classifier, self.tokenizer, texts)
         named = [dict(zip(self.labels, row, strict=True)) for row in found.tolist()]
         return named[0] if isinstance(text, str) else named
 
@@ -236,8 +237,7 @@ class LanguageModel:
 
     def _readable(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens with masks that are still open shown as [MASK]."""
-        text = ""
-        start = 0
+        text, start = "", 0
         for place, token in enumerate(tokens):
             if token == self.tokenizer.mask_id:
                 text += self.tokenizer.decode(tokens[start:place])
@@ -273,7 +273,7 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         """Return what this is: family, parameters, and what it was trained on."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = count_parameters(self.model)
         seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
         data = f", data {self.trained['data']}" if "data" in self.trained else ""
         if self.classifier is not None:

@@ -93,9 +93,7 @@ class Attention(nn.Module):
         self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None
     ) -> Tensor:
         """Return what each position of x (B, T, d_model) gathers from the positions it may see, same shape."""
-        q = self._heads(self.query(x))  # (B, H, T, D)
-        k = self._heads(self.key(x))  # (B, K, T, D)
-        v = self._heads(self.value(x))
+        q, k, v = (self._heads(each) for each in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
@@ -112,6 +110,10 @@ class Attention(nn.Module):
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return self.output(y.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries (B, T, H x D), and keys and values (B, T, K x D), of x (B, T, d_model)."""
+        return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

@@ -1,0 +1,166 @@
+"""Weights in 8 bits: the same model but for the rounding of its weights, to read and for nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import CAUSAL, lively, shape
+from folders import BYTES, write_ours
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.inference.config import Weights
+from pretrain.inference.generate import continue_prompts
+from pretrain.inference.int8 import Int8Matrix
+from pretrain.inference.sampling import Sampling
+from pretrain.inference.weights import count_parameters, hold
+from pretrain.interop.families import GPT2_FAMILY
+from pretrain.language_model import LanguageModel
+from pretrain.models.transformer import Transformer
+
+VOCAB = 50
+PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [30], [21, 22, 23, 24]]
+
+try:
+    hold(lively(shape("gpt"), VOCAB, causal=True), "cpu", Weights.int8)
+    multiplies_bytes = True
+except ConfigError:
+    multiplies_bytes = False
+needs_vnni = pytest.mark.skipif(not multiplies_bytes, reason="this processor does not multiply bytes")
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Return what 8 bits keep of a matrix (N, K)."""
+    scales = weight.abs().amax(1, keepdim=True) / 127
+    return (weight / scales).round() * scales
+
+
+def written(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
+    """Return the 15 tokens that the model finds likeliest behind each prompt."""
+    steps = continue_prompts(
+        model,
+        prompts,
+        max_new_tokens=15,
+        sampling=Sampling(temperature=0),
+        end_id=-1,
+        forbidden=torch.zeros(VOCAB, dtype=torch.bool),
+        use_cache=use_cache,
+    )
+    return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a tiny GPT-2."""
+    return write_ours(tmp_path / "model", GPT2_FAMILY, lively(shape("gpt"), BYTES.vocab_size, causal=True))
+
+
+@needs_vnni
+@pytest.mark.parametrize(("n", "k"), [(7, 5), (64, 32), (33, 130), (300, 768)])
+@pytest.mark.parametrize("rows", [(1,), (3,), (2, 4)])
+def test_a_product_loses_nothing_but_the_rounding_of_the_weights(n: int, k: int, rows: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(n, k, generator=draw), torch.randn(n, generator=draw)
+    x = torch.randn(*rows, k, generator=draw)
+    x[0, ..., 0] = 40.0  # one channel far above the others, as trained models have
+    matrix = Int8Matrix(weight)
+    for found, expected in (
+        (F.linear(x, matrix), F.linear(x, rounded(weight))),
+        (F.linear(x, matrix, bias), F.linear(x, rounded(weight), bias)),
+    ):
+        assert found.shape == expected.shape
+        assert float((found - expected).abs().max() / expected.abs().max()) < 3e-4
+
+
+@needs_vnni
+def test_a_position_does_not_depend_on_its_neighbours_and_zeros_stay_zeros() -> None:
+    draw = torch.Generator().manual_seed(0)
+    matrix, x = Int8Matrix(torch.randn(40, 64, generator=draw)), torch.randn(6, 64, generator=draw)
+    x[1] *= 1000
+    x[2] = 0
+    together = F.linear(x, matrix)
+    assert all(torch.equal(together[row], F.linear(x[row : row + 1], matrix)[0]) for row in range(len(x)))
+    assert not together[2].any()
+    assert not F.linear(x, Int8Matrix(torch.zeros(3, 64))).any()
+
+
+@needs_vnni
+@pytest.mark.parametrize("family", CAUSAL)
+def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
+    """Every matrix is rounded, the vocabulary's too; the embedding, the norms and the biases are not."""
+    plain, exact = (lively(shape(family), VOCAB, causal=True) for _ in range(2))
+    model = hold(exact, "cpu", "int8")
+    embedding = plain.embeddings.tokens.weight.detach().clone()
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if parameter.ndim == 2 and not name.startswith("embeddings"):
+                parameter.copy_(rounded(parameter))
+        hidden = plain(torch.tensor(PROMPTS[:1]))
+        head = rounded(embedding) if plain.config.tied else plain.head.weight
+        expected = F.linear(hidden, head)
+        found = model.head(model(torch.tensor(PROMPTS[:1])))
+    assert torch.equal(model.embeddings.tokens.weight, embedding)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 5e-3
+    assert len({name for name, _ in model.named_parameters() if "weight" in name and "norm" not in name}) <= 2
+
+
+@needs_vnni
+@pytest.mark.parametrize("family", CAUSAL)
+def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
+    model = hold(lively(shape(family), VOCAB, causal=True), "cpu", Weights.int8)
+    together = written(model, PROMPTS)
+    assert together == written(model, PROMPTS, use_cache=False)
+    assert together == [written(model, [prompt])[0] for prompt in PROMPTS]
+    assert len({token for column in together for token in column}) > 5  # not one token over and over
+
+
+@needs_vnni
+@pytest.mark.parametrize("family", ["bert", "modern_bert"])
+def test_a_masked_model_predicts_much_the_same(family: str) -> None:
+    plain, other = (lively(shape(family), VOCAB, causal=False) for _ in range(2))
+    model, tokens = hold(other, "cpu", Weights.int8), torch.tensor(PROMPTS[:1])
+    with torch.no_grad():
+        expected = plain.head(plain(tokens))
+        found = model.head(model(tokens))
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+@needs_vnni
+def test_a_trained_model_loses_less_than_a_hundredth_of_its_perplexity(assets: Path) -> None:
+    folder = assets / "models" / "stories260K" / "hf"
+    text = (assets / "corpora" / "tinystories_sample" / "tiny.utf8").read_text(encoding="utf8")
+    stories = [part.strip() for part in text.split("<|endoftext|>")[:16]]
+    plain, int8 = (LanguageModel.load(folder, weights=weights) for weights in ("fp32", "int8"))
+    for exact, found in zip(plain.scores(stories), int8.scores(stories), strict=True):
+        assert found.loss != exact.loss
+    exact, found = (sum(s.log_likelihood for s in each.scores(stories)) for each in (plain, int8))
+    assert abs(found / exact - 1) < 0.005
+    assert int8.generate("Once upon a time", temperature=0, max_new_tokens=20).startswith("Once upon a time, there was")
+
+
+@needs_vnni
+def test_it_says_what_it_is_and_cannot_be_trained_or_saved(folder: Path) -> None:
+    plain, int8 = LanguageModel.load(folder), LanguageModel.load(folder, weights="int8")
+    assert repr(int8) == repr(plain)
+    assert count_parameters(int8.model) == sum(parameter.numel() for parameter in plain.model.parameters())
+    with pytest.raises(ConfigError, match=r"weights=int8 is for inference only\. To train .* weights=fp32"):
+        int8.model.train()
+    with pytest.raises(ConfigError, match=r"weights=int8 is for inference only\. To save .* weights=fp32"):
+        int8.model.state_dict()
+    with pytest.raises(TypeError, match=r"is there for F\.linear only"):
+        torch.add(torch.ones(1), int8.model.head.weight)
+
+
+def test_weights_that_there_are_not_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(ConfigError, match=message):
+            LanguageModel.load(folder, **options)
+
+    refused(r"weights=int4 is no way to hold the weights of a model\. There are: fp32, int8\.", weights="int4")
+    refused(r"weights=int8 works on processors, and device=cuda is none\. Try .*", weights="int8", device="cuda")
+    none: Callable[[], dict[str, bool]] = dict
+    monkeypatch.setattr(torch.cpu, "get_capabilities", none)
+    refused(r"weights=int8 needs a processor with VNNI .* Try weights=fp32\.", weights="int8")
