@@ -14,7 +14,7 @@ from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.vocabulary_shard import VocabularyShard, local
 
 WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
-CHUNK = 1 << 23  # logits of one chunk above that
+CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
 
 
 def cross_entropy_sum(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
