@@ -54,7 +54,7 @@ class Shape:
 
 
 SHAPES = {
-    "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 256, 8),
+    "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 32, 1),
     "gpt_12m": Shape("gpt_small", 6, 384, 6, 4096, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),

@@ -31,7 +31,8 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
     here = Path(__file__).parent / "contenders.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
-    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2)
+    as_train_py = {"ours": {"THP_MEM_ALLOC_ENABLE": "1"}}  # which src/train.py sets before it loads torch
+    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, environments=as_train_py)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
     what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
     result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])

@@ -81,10 +81,15 @@ class Contender:
 
 
 def race(
-    commands: Mapping[str, Sequence[str]], *, rounds: int, steps: int, warm_up: int
+    commands: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    steps: int,
+    warm_up: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process."""
-    contenders = [Contender(name, command) for name, command in commands.items()]
+    contenders = [Contender(name, command, (environments or {}).get(name)) for name, command in commands.items()]
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
     peaks: dict[str, Any] = {}
     try:
