@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.bench
+BENCHMARKS := start_up framework_tax training_step generation data_loading tokenising checkpointing
 
-.PHONY: train test test-fast faults check format clean
+.PHONY: train test test-fast faults bench bench-full check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -18,6 +20,15 @@ test-fast: $(STAMP)
 # every fault of the matrix, injected; the table at the end says what was lost
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m fault
+
+# every claim once more, in a short form that keeps nothing: about a quarter of an hour
+bench: $(BENCH)
+	for name in $(BENCHMARKS); do $(RUN) benchmarks/$$name.py --quick || exit 1; done
+
+# in full, for an idle machine: writes benchmarks/results and the README's table; gpu.py where there is a GPU
+bench-full: $(BENCH)
+	for name in $(BENCHMARKS) time_to_loss; do $(RUN) benchmarks/$$name.py || exit 1; done
+	$(RUN) benchmarks/table.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -35,6 +46,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
+
+# peers that ask for other versions of torch than ours come without what they ask for: they need little of it here
+$(BENCH): $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,bench]"
+	$(RUN) -m pip install --quiet --no-deps litgpt==0.5.13 jsonargparse==4.53.0 litdata==0.2.76 mosaicml-streaming==0.13.0 \
+		boto3 botocore s3transfer jmespath brotli cramjam catalogue python-snappy zstd
+	touch $(BENCH)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

@@ -207,7 +207,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     whole = {name: seconds[-given.rounds :] for name, seconds in saves.until_done.items()}
     result.add("save until it is on the disk", "s", whole, ours="asynchronous", more_is_better=False)
     beside = beside_a_save(training, saves, given.rounds)
-    result.add("a step", "s", beside, ours="beside a save", more_is_better=False)
+    result.add("a step while a save is written", "s", beside, ours="beside a save", more_is_better=False)
     shares = [own / at_once for own, at_once in zip(held_up["asynchronous"], held_up["synchronous"], strict=True)]
     result.figures["held up, asynchronous to synchronous"] = {
         "median": statistics.median(shares), "lowest": min(shares), "highest": max(shares), "target": 0.15
