@@ -69,7 +69,7 @@ def main() -> None:
             folder = Path(temporary)
             words = [*split(text, folder, given.choose), f"seed={seed}"]
             whole, loss = train([*BASELINE, *words], folder)
-            quarter, early = train([*OURS, f"trainer.max_time={whole / 240}", *words], folder)
+            quarter, early = train([*OURS, f"trainer.max_time={whole / 250}", *words], folder)
             _, late = train([*OURS, f"trainer.max_time={whole / 60}", *words], folder)
         for name, value in zip(found, (loss, early, late), strict=True):
             found[name].append(round(value, 4))
