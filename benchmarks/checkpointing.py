@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import torch
-from comparison import Result, take_turns
+from comparison import Result, take_turns, typed
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
@@ -194,7 +194,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     training = Training(words, rows=1, tokens=128)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     settings = {"parameters": parameters, "optimizer": "AdamW", "rounds": given.rounds, "step": training.shape}
-    result = Result("checkpointing", "python benchmarks/checkpointing.py", settings)
+    result = Result("checkpointing", typed(), settings)
     saves = Saves(training, folder)
     result.figures["first save"] = {name: memory(way) for name, way in saves.ways.items()}
     try:

@@ -5,6 +5,7 @@ What a benchmark prints and keeps is a `Result`; the table of the README is made
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -81,6 +82,11 @@ class Result:
             RESULTS.mkdir(exist_ok=True)
             text = json.dumps(asdict(self) | {"machine": here}, indent=1)
             (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf8")
+
+
+def typed() -> str:
+    """Return the command line that does this again."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def take_turns(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import Result
+from comparison import Result, typed
 from corpora import assets, novels, texts
 from data_loading_peers import PEERS
 from turns import Turn, race
@@ -131,7 +131,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     stores = {name: write_store(folder / name, documents, tokenizer) for name, documents in corpora.items()}
     facts = {name: f"{store.n_documents} documents, {store.n_tokens} tokens" for name, store in stores.items()}
     settings = facts | {"rows": ROWS, "length": LENGTH, "rounds": given.rounds, "batches a round": given.batches}
-    result = Result("data_loading", "python benchmarks/data_loading.py", settings)
+    result = Result("data_loading", typed(), settings)
     command = [sys.executable, __file__, "--folder", str(folder), "--contender"]
     for number, entered in enumerate(RACES[:1] if given.quick else RACES):
         peers = peers_at_hand(result, entered, folder)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from comparison import Line, Result
+from comparison import Line, Result, typed
 from turns import race
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     commands = {name: [sys.executable, str(here), name, "gpt_1m"] for name in ("ours", "plain_loop", "lightning")}
     one_thread = {name: {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"} for name in commands}
     seconds, _ = race(commands, rounds=rounds, steps=steps, warm_up=20, environments=one_thread)
-    result = Result("framework_tax", "python benchmarks/framework_tax.py", {"rounds": rounds, "steps": steps})
+    result = Result("framework_tax", typed(), {"rounds": rounds, "steps": steps})
     plain = seconds.pop("plain_loop")
     tax = {
         name: [1000 * (own - bare) for own, bare in zip(found, plain, strict=True)] for name, found in seconds.items()

@@ -12,7 +12,6 @@ import copy
 import importlib.util
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comparison import Result, take_turns
+from comparison import Result, take_turns, typed
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
@@ -277,7 +276,7 @@ def main() -> None:
     names = ("model", "vocab_size", "prompts", "new", "batch_sizes", "rounds", "quick")
     settings = {name: getattr(given, name) for name in names}
     settings |= {"parameters": count_parameters(model), "clock": CLOCK.__name__}
-    result = Result("generation_quick" if given.quick else "generation", " ".join(["python", *sys.argv]), settings)
+    result = Result("generation_quick" if given.quick else "generation", typed(), settings)
     compare(given, model, result)
     cost_of_8_bits(given.quick, result)
     result.finish(keep=not given.no_keep)

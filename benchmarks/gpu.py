@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from comparison import Result
+from comparison import Result, typed
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 PRESETS: dict[str, list[str]] = {
@@ -72,7 +72,7 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: this machine has no GPU that torch can use, so there is nothing to measure.")
-    result = Result("gpu", "python benchmarks/gpu.py", {"steps": given.steps, "settings": given.settings})
+    result = Result("gpu", typed(), {"steps": given.steps, "settings": given.settings})
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(preset, given.steps, Path(folder), given.settings) for preset in given.presets]
     result.figures = {"gpu": torch.cuda.get_device_name(), **{row["preset"]: row for row in rows}}

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comparison import Result, take_turns
+from comparison import Result, take_turns, typed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(REPOSITORY / "src" / "train.py")]
@@ -59,7 +59,7 @@ def measure(rounds: int, keep: bool) -> dict[str, Any]:
             "first step": first_step(Path(folder)),
         }
         found = take_turns(ways, rounds)  # the round that warms up prepares the corpus
-    result = Result("start_up", "python benchmarks/start_up.py", {"rounds": rounds, "imports": IMPORTS})
+    result = Result("start_up", typed(), {"rounds": rounds, "imports": IMPORTS})
     own = [step - imports for step, imports in zip(found["first step"], found["imports"], strict=True)]
     for name, seconds in {**found, "first step after the imports": own}.items():
         figure = {"median_s": statistics.median(seconds), "lowest_s": min(seconds), "highest_s": max(seconds)}

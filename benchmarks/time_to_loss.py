@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison import Result
+from comparison import Result, typed
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 BASELINE = ["experiment=shakespeare_char"]
@@ -61,7 +61,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="tinyshakespeare; found below PRETRAIN_ASSETS where not given")
     given = parser.parse_args()
     assets = Path(os.environ.get("PRETRAIN_ASSETS", ""))
-    text = (given.text or assets / "corpora" / "tinyshakespeare" / "input.txt").read_text(encoding="utf8")
+    path = given.text or assets / "corpora" / "tinyshakespeare" / "input.txt"
+    if not path.is_file():
+        sys.exit(f"there is no text at {path}: name tinyshakespeare by --text, or its folder by PRETRAIN_ASSETS")
+    text = path.read_text(encoding="utf8")
     seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
     found: dict[str, list[float]] = {"baseline": [], "in a quarter of its time": [], "in its time": []}
     for seed in given.seeds[:1] if given.quick else given.seeds:
@@ -76,7 +79,7 @@ def main() -> None:
         seconds["baseline"].append(whole)
         seconds["ours"].append(quarter)
         print(f"seed {seed}: baseline {loss:.4f} in {whole:.1f} s; ours {early:.4f} in {quarter:.1f} s, {late:.4f}")
-    result = Result("time_to_loss", "python benchmarks/time_to_loss.py", {"seeds": given.seeds})
+    result = Result("time_to_loss", typed(), {"seeds": given.seeds})
     result.add("Shakespeare, to the baseline's loss", "s", seconds, more_is_better=False, targets={"baseline": 4.0})
     result.figures = {f"nats per character, {name}": values for name, values in found.items()}
     base, early = found["baseline"], found["in a quarter of its time"]

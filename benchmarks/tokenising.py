@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from comparison import Result, take_turns
+from comparison import Result, take_turns, typed
 from corpora import assets, novels
 
 from pretrain.data.tokenizer import MANY, Tokenizer
@@ -43,7 +43,7 @@ def measure(given: argparse.Namespace) -> Result:
     library = Library.from_str(ours._json)
     vars(plain)["_fast"] = None  # as where tiktoken is not installed
     settings = {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
-    result = Result("tokenising", "python benchmarks/tokenising.py", settings | {"rounds": given.rounds, "threads": 1})
+    result = Result("tokenising", typed(), settings | {"rounds": given.rounds, "threads": 1})
     ours.encode_documents(["a" * MANY])  # a corpus large enough for tiktoken to be looked for
     ways = {
         "ours": speed(ours.encode_documents, documents),

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from comparison import Result
+from comparison import Result, typed
 from shapes import SHAPES
 from turns import race
 
@@ -50,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     shapes = [name for name in given.shapes if name.endswith("12m")] if given.quick else given.shapes
     rounds = 3 if given.quick else given.rounds
-    result = Result(given.name, "python benchmarks/training_step.py", {"rounds": rounds})
+    result = Result(given.name, typed(), {"rounds": rounds})
     for name in shapes:
         compare(result, name, rounds, steps=10 if name.endswith("12m") else 2)
     result.finish(keep=not given.quick)
