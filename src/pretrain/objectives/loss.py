@@ -65,6 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(slope.T, x[part])
             else:
                 grad_weight += slope.T @ x[part]
+            del slope  # before the next chunk's logits are there
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
 

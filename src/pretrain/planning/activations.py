@@ -140,10 +140,10 @@ def kept_by_loss_bytes(work: Workload) -> int:
 
 
 def logits_bytes(work: Workload) -> int:
-    """Return the logits that exist at one moment beside what is kept: of one chunk, thrice; or gradients."""
+    """Return the logits that exist at one moment beside what is kept: of one chunk in each format; or gradients."""
     if chunked(work):
         rows = max(128, CHUNK // work.vocabulary_held)
-        return 3 * min(rows, work.targets) * work.vocabulary_held * FLOAT
+        return (FLOAT + 2 * work.bf16) * min(rows, work.targets) * work.vocabulary_held
     return 2 * work.targets * work.vocab_size * FLOAT  # the gradients of the loss and of its logarithms
 
 
