@@ -1,6 +1,7 @@
 """Where figures go: TensorBoard, and a table that any program reads."""
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
+
+from pretrain.data.store_files import write_atomically
 
 # settings of the HParams page, by how their full names begin
 _SHAPING = (
@@ -46,10 +49,11 @@ class LongCSVLogger(Logger):
         super().__init__()
         self.path = path
         rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at] if resumed_at else []
-        with path.open("w", newline="", encoding="utf8") as file:
-            writer = csv.DictWriter(file, ["step", "name", "value"])
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["step", "name", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())  # a kill here loses no figure of the steps before
 
     @property
     def name(self) -> str:

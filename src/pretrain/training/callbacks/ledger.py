@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from pretrain.data.store_files import write_atomically
 from pretrain.training.module import TrainingModule
 
 
@@ -25,7 +26,7 @@ class Ledger(Callback):
         """Drop what will be done again, and what a kill left half written."""
         if trainer.is_global_zero:
             lines = [line for line in read_lines(self.path) if line["step"] <= self.resumed_at]
-            self.path.write_text("".join(_text(line) for line in lines), encoding="utf8")
+            write_atomically(self.path, "".join(_text(line) for line in lines).encode())  # a kill here loses nothing
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
