@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
-    {"sweep", "doctor", "slurm", "help_page"},
+    {"sweep", "doctor", "slurm", "help_page", "composed_tree"},
     {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported", "planning"},
     {"model_folder"},
@@ -25,7 +25,7 @@ SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {
     "lightning": {"training"},
     "hydra": {"command_line", "sweep"},
-    "omegaconf": {"command_line", "config", "help_page", "mixture_config", "script_config"},
+    "omegaconf": {"command_line", "composed_tree", "config", "help_page", "mixture_config", "script_config"},
     "transformers": {"interop"},
     "lm_eval": {"lm_eval_adapter"},
 }

@@ -10,12 +10,12 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import choices, groups, kind_of, registered
+from pretrain.composed_tree import NAMED_BY_USER, no_setting, typed
+from pretrain.config import choices, groups, registered
 from pretrain.errors import ConfigError, PretrainError, nearest
 from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
@@ -23,8 +23,6 @@ from pretrain.slurm import adopt_slurm
 from pretrain.sweep import checked_sweep
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
-# mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
-_NAMED_BY_USER = {"data.sources": "data=mixture"}
 
 
 def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
@@ -95,7 +93,7 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
         try:
-            words = [f"++{word.lstrip('+')}" if _declared(word) in _NAMED_BY_USER else word for word in overrides]
+            words = [f"++{word.lstrip('+')}" if _declared(word) in NAMED_BY_USER else word for word in overrides]
             tree = hydra_compose(config_name, overrides=words, return_hydra_config=True)
             chosen = dict(tree.hydra.runtime.choices)
             if chosen.get("model") == IMPORTED:
@@ -109,51 +107,10 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
     return tree
 
 
-def typed(tree: Any) -> Any:
-    """Return the dataclasses of a composed tree; raises ConfigError for keys that none of them declares."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    for key, known in _undeclared(tree, ""):
-        raise _no_setting(key, known)
-    _refuse_environment(OmegaConf.to_container(tree, resolve=False), "")
-    try:
-        _check_kinds(tree)
-        for key in sorted(OmegaConf.missing_keys(tree)):
-            raise ConfigError(f"{key} has no value, and needs one. Give it as {key}=... on the command line.")
-        return OmegaConf.to_object(tree)
-    except MissingMandatoryValue as error:
-        raise ConfigError(str(error)) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
-
-
-def _refuse_environment(value: Any, key: str) -> None:
-    """Refuse values that OmegaConf would take from the environment: settings are saved, and go where the model goes."""
-    if isinstance(value, dict | list):
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_environment(item, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{\s*oc\.env", value):
-        raise ConfigError(
-            f"{key}={value} is taken from the environment, and settings are saved with the model. Where it is no "
-            f'secret, have the shell fill it in: {key}="$NAME".'
-        )
-
-
-def _check_kinds(tree: Any) -> None:
-    """Refuse a `kind` that is not the preset's own: a saved record would name a class that its settings are not of."""
-    from omegaconf import OmegaConf
-
-    for group in groups():
-        declared = OmegaConf.get_type(tree, group) if group in tree else None
-        if declared is not None and is_dataclass(declared) and tree[group].kind != kind_of(declared):
-            raise ConfigError(f"{group}.kind={tree[group].kind} cannot be set. Choose a preset instead: {group}=...")
-
-
 def _declared(word: str) -> str:
     """Return the key of a word as far as a dataclass declares it."""
     key = word.partition("=")[0].lstrip("+")
-    return next((name for name in _NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
+    return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
 
 
 def is_group(name: str) -> bool:
@@ -224,7 +181,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             return unknown
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
-            OmegaConf.update(tree, key, new, force_add=declared in _NAMED_BY_USER)
+            OmegaConf.update(tree, key, new, force_add=declared in NAMED_BY_USER)
         except OmegaConfBaseException as problem:
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}")
     return ConfigError(_first_line(error))
@@ -239,16 +196,9 @@ def _explain_unknown(key: str, tree: Any) -> ConfigError | None:
         if not OmegaConf.is_dict(known) or part not in list(known):  # a setting without a value yet is one, too
             above = "".join(f"{name}." for name in key.split(".")[:depth])
             names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
-            return _no_setting(above + part, names)
+            return no_setting(above + part, names)
         known = known._get_node(part)
     return None
-
-
-def _no_setting(key: str, known: list[str]) -> ConfigError:
-    preset = _NAMED_BY_USER.get(key)
-    if preset:
-        return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
-    return ConfigError(f"{key} is not a setting. {nearest(key, known)}")
 
 
 def _parse(value: str) -> Any:
@@ -260,22 +210,6 @@ def _parse(value: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _undeclared(tree: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield every key that the dataclass of its node does not declare, with the names that it does."""
-    from omegaconf import DictConfig, OmegaConf
-
-    declared = OmegaConf.get_type(tree)
-    if is_dataclass(declared):
-        known = [f.name for f in fields(declared)]
-        for key in tree:
-            if key not in known:
-                yield f"{prefix}{key}", [prefix + name for name in known]
-    for key in tree:
-        node = tree._get_node(key)
-        if isinstance(node, DictConfig) and not (node._is_missing() or node._is_none() or node._is_interpolation()):
-            yield from _undeclared(node, f"{prefix}{key}.")
 
 
 def register_schemas(config_name: str, config_class: type) -> None:
