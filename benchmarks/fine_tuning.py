@@ -1,10 +1,11 @@
 """What a base is worth to a classifier: `python benchmarks/fine_tuning.py BASE DATA`.
 
 The same model, data, steps and head, once from the weights of BASE and once from random ones, both by `src/train.py
-experiment=classify`, with each of the learning rates. DATA holds train.tsv, dev.tsv and test.tsv, lines of text, tab,
-label, such as SST-2 in two classes (Socher et al. 2013, https://aclanthology.org/D13-1170): 6,920, 872 and 1,821
-sentences. Of each kind of start the rate with the best accuracy on dev.tsv is scored on test.tsv, of which every line
-counts, once, after the choice:
+experiment=classify`, with each of the learning rates and seeds. DATA holds train.tsv, dev.tsv and test.tsv, lines of
+text, tab, label, such as SST-2 in two classes (Socher et al. 2013, https://aclanthology.org/D13-1170): 6,920, 872 and
+1,821 sentences. Of each kind of start the rate with the best mean accuracy on dev.tsv is scored on test.tsv, of which
+every line counts, after the choice. A seed decides the head's weights, the order, and with `--labels` which training
+lines:
 
 accuracy  share of texts whose likeliest label is theirs
 macro F1  mean over the labels of the harmonic mean of precision and recall
@@ -12,9 +13,11 @@ macro F1  mean over the labels of the harmonic mean of precision and recall
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -41,11 +44,26 @@ def words_of_start(base: ModelFolder, start: str) -> list[str]:
     return ["model=bert_nano", *words, f"objective.left_to_right={str(left_to_right).lower()}"]
 
 
-def train(data: Path, folder: Path, words: list[str]) -> dict[str, Any]:
+def lines_to_train_on(arguments: argparse.Namespace, seed: int) -> Path:
+    """Return the file of the training lines of a seed: all, or as many as asked for, drawn for this seed."""
+    whole: Path = arguments.data / "train.tsv"
+    if not arguments.labels:
+        return whole
+    lines = whole.read_text(encoding="utf8").splitlines()
+    path: Path = arguments.folder / f"train_{arguments.labels}_{seed}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(random.Random(seed).sample(lines, arguments.labels)) + "\n", encoding="utf8")
+    return path
+
+
+def train(arguments: argparse.Namespace, folder: Path, seed: int, words: list[str]) -> dict[str, Any]:
     """Return the report of a run, from its folder where it was done before."""
     if not (folder / "report.json").exists():
-        command = [sys.executable, str(ROOT / "src" / "train.py"), "experiment=classify", *words]
-        command += [f"data.path={data / 'train.tsv'}", f"data.validation_path={data / 'dev.tsv'}"]
+        command = [sys.executable, str(ROOT / "src" / "train.py"), "experiment=classify", *words, f"seed={seed}"]
+        command += [
+            f"data.path={lines_to_train_on(arguments, seed)}",
+            f"data.validation_path={arguments.data / 'dev.tsv'}",
+        ]
         subprocess.run([*command, f"paths.run_dir={folder}", "logger=csv"], check=True, stdout=sys.stderr)
     found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
     return found
@@ -62,18 +80,24 @@ def tested(run_folder: Path, path: Path) -> dict[str, float]:
     return {"texts": len(lines), "accuracy": float((likeliest == labels).double().mean()), "macro_f1": f1}
 
 
-def row(base: ModelFolder, start: str, rates: list[float], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return a line of the table: the figures of all rates on dev.tsv, and of the best one on test.tsv."""
-    dev, folders = {}, {}
-    for rate in rates:
-        folders[rate] = arguments.folder / f"{start}_{rate:g}"
+def row(base: ModelFolder, start: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return a line of the table: of all rates the accuracies on dev.tsv, of the best one those on test.tsv."""
+    dev: dict[float, list[float]] = {}
+    folders: dict[float, list[Path]] = {}
+    for rate in arguments.rates:
         words = [*words_of_start(base, start), f"optimizer.learning_rate={rate:g}", *arguments.words]
-        report = train(arguments.data, folders[rate], words)
-        figures = {name.removeprefix("val/"): value for name, value in report["validation"].items()}
-        dev[rate] = figures | {"seconds": round(report["training_s"], 1), "steps": report["steps"]}
-    best = max(rates, key=lambda rate: dev[rate]["accuracy"])
-    test = tested(folders[best], arguments.data / "test.tsv")
-    return {"start": start, "learning_rate": best, "dev": {f"{rate:g}": dev[rate] for rate in rates}, "test": test}
+        folders[rate] = [arguments.folder / f"{start}_{rate:g}_{seed}" for seed in arguments.seeds]
+        runs = zip(folders[rate], arguments.seeds, strict=True)
+        reports = [train(arguments, folder, seed, words) for folder, seed in runs]
+        dev[rate] = [report["validation"]["val/accuracy"] for report in reports]
+    best = max(arguments.rates, key=lambda rate: fmean(dev[rate]))
+    test = [tested(folder, arguments.data / "test.tsv") for folder in folders[best]]
+    return {"start": start, "learning_rate": best, "dev": {f"{rate:g}": dev[rate] for rate in dev}, "test": test}
+
+
+def span(values: list[float]) -> str:
+    """Return the mean of some shares and their standard deviation, in percent."""
+    return f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f} %" if len(values) > 1 else f"{values[0]:.1%}"
 
 
 def main() -> None:
@@ -82,13 +106,14 @@ def main() -> None:
     parser.add_argument("base", help="a run, one of its checkpoints, or a Hugging Face folder")
     parser.add_argument("data", type=Path, help="folder of train.tsv, dev.tsv and test.tsv")
     parser.add_argument("words", nargs="*", help="settings of both, such as trainer.max_steps=800")
-    parser.add_argument("--rates", default="3e-4,1e-3", help="learning rates to choose from on dev.tsv")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="to choose from on dev.tsv")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each trains from both starts")
+    parser.add_argument("--labels", type=int, help="training lines, drawn anew for each seed; all where not given")
     parser.add_argument("--folder", type=Path, default=Path("logs/fine_tuning"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fine_tuning.json"))
     arguments = parser.parse_args()
     base = open_model(arguments.base)
-    rates = [float(rate) for rate in arguments.rates.split(",")]
-    rows = [row(base, start, rates, arguments) for start in ("base", "random")]
+    rows = [row(base, start, arguments) for start in ("base", "random")]
     facts = {"objective": base.objective.kind, "steps": base.facts.get("step"), "tokens": base.facts.get("tokens_seen")}
     settings = [word for word in arguments.words if not word.startswith("paths.")]
     result = {
@@ -96,17 +121,19 @@ def main() -> None:
         "base": facts,
         "settings": settings,
         "data": arguments.data.name,
+        "labels": arguments.labels or "all",
+        "seeds": arguments.seeds,
         "rows": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(f"{result['machine']}\nbase {facts}; {arguments.data.name}; {' '.join(settings)}")
-    print(f"{'start':<8} {'rate':>7} {'dev acc.':>9} {'dev F1':>7} {'test acc.':>10} {'test F1':>8} {'seconds':>8}")
+    print(f"{result['machine']}\nbase {facts}; {arguments.data.name}; {result['labels']} labels; {' '.join(settings)}")
+    print(f"{'start':<8} {'rate':>7} {'dev accuracy':>14} {'test accuracy':>14} {'test F1':>14}")
     for line in rows:
-        dev, test = line["dev"][f"{line['learning_rate']:g}"], line["test"]
+        figures = [line["dev"][f"{line['learning_rate']:g}"]]
+        figures += [[one[name] for one in line["test"]] for name in ("accuracy", "macro_f1")]
         print(
-            f"{line['start']:<8} {line['learning_rate']:>7g} {dev['accuracy']:>9.1%} {dev['f1']:>7.3f} "
-            f"{test['accuracy']:>10.1%} {test['macro_f1']:>8.3f} {dev['seconds']:>8}"
+            f"{line['start']:<8} {line['learning_rate']:>7g} " + " ".join(f"{span(values):>14}" for values in figures)
         )
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretrain.models.attention import Attention, build_mask
+from pretrain.models import attention
+from pretrain.models.attention import FEW_SCORES, Attention, attend, build_mask
 from pretrain.models.config import (
     Activation,
     Head,
@@ -262,3 +263,37 @@ def test_the_head_shares_the_embedding_again_after_copies_were_made() -> None:
     untied = shape("llama").build(50, causal=True)
     untied.tie()
     assert untied.head.weight is not untied.embeddings.tokens.weight
+
+
+@pytest.mark.parametrize("seen", ["causal", "both ways", "documents"])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_attention_by_products_in_bf16_equals_the_fused_one(kv_heads: int, seen: str) -> None:
+    documents = torch.tensor([[0] * 9 + [1] * 7, [0] * 16]) if seen == "documents" else None
+    mask = build_mask(seen != "both ways", None, documents, 16, torch.device("cpu"))
+    made = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, heads, 16, 8, generator=made) for heads in (4, kv_heads, kv_heads))
+    found, expected = [], []
+    for dtype, kept in ((torch.float32, expected), (torch.bfloat16, found)):
+        given = [each.to(dtype, copy=True).requires_grad_() for each in (q, k, v)]
+        out = attend(*given, mask, dropout=0.0)
+        assert ("Flash" in str(out.grad_fn) or "Scaled" in str(out.grad_fn)) == (dtype is torch.float32), out.grad_fn
+        out.float().square().sum().backward()
+        kept += [out.detach().float(), *(each.grad.float() for each in given)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, atol=0.02 * float(theirs.abs().max()), rtol=0)
+
+
+def test_attention_is_fused_where_scores_are_many_and_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    monkeypatch.setattr(attention, "_attend_by_products", lambda q, *_: products.append(q.shape) or q)
+    mask = build_mask(True, None, None, 64, torch.device("cpu"))
+    few, many = (torch.zeros(1, heads, 64, 8, dtype=torch.bfloat16) for heads in (2, FEW_SCORES // 64**2 + 1))
+    for q in (few, many):
+        attend(q, q, q, mask, dropout=0.0)
+        with torch.no_grad():
+            attend(q, q, q, mask, dropout=0.0)
+    assert products == [few.shape]
+    with torch.autocast("cpu", torch.bfloat16):
+        attend(few.float(), few.float(), few.float(), mask, dropout=0.0)
+    attend(few.float(), few.float(), few.float(), mask, dropout=0.0)
+    assert products == [few.shape] * 2

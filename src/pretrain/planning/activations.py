@@ -2,10 +2,11 @@
 
 Shapes: n tokens of the micro-batch, d = d_model, f = d_ff, H heads, D head width, T positions. In the way of
 Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4.1, for the operations of `models/`: attention whose
-scores never exist as a whole (Dao et al. 2022, https://arxiv.org/abs/2205.14135), and norms, rotations and activations
-that are not fused with their neighbours.
+scores never exist as a whole (Dao et al. 2022, https://arxiv.org/abs/2205.14135) but where they are few, and norms,
+rotations and activations that are not fused with their neighbours.
 """
 
+from pretrain.models.attention import FEW_SCORES
 from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
 from pretrain.objectives.loss import CHUNK, WHOLE_LOGITS
 from pretrain.planning.workload import Workload
@@ -44,6 +45,12 @@ def _rms(work: Workload, numbers: int, groups: int, size: int = FLOAT) -> int:
     return numbers * (size if work.gpu else 2 * FLOAT) + groups * FLOAT
 
 
+def _by_products(work: Workload) -> bool:
+    """Whether scores exist as a whole, as `models.attention` has it on a processor while they are few."""
+    scores = work.tokens * work.model.n_heads // work.split * work.length
+    return work.bf16 and not work.gpu and scores <= FEW_SCORES
+
+
 def attention_bytes(work: Workload) -> int:
     """Return what the attention of one block keeps of n tokens, without its norm."""
     model, n, c = work.model, work.tokens, compute_bytes(work)
@@ -53,6 +60,9 @@ def attention_bytes(work: Workload) -> int:
     if model.qk_norm:
         kept += _rms(work, n * (inner + inner_kv), n * (heads + kv_heads))
     kept += n * inner * c  # what attention returns
+    if _by_products(work):  # all in bfloat16, keys and values once for each query head; and who does not see whom
+        probabilities = n * heads * work.length * (3 if model.attention_dropout else 1)
+        return kept + (3 * n * inner + probabilities) * c + (n if work.masked else work.length) * work.length
     if model.attention_dropout and not work.gpu:  # computed from parts in float32: scores, what is dropped, the rest
         return kept + n * (inner + 2 * inner_kv + 3 * heads * work.length) * FLOAT
     kept += n * (inner + 2 * inner_kv) * c + n * heads * FLOAT  # and the logarithms of its scores' sums
@@ -84,7 +94,8 @@ def selected_bytes(work: Workload) -> int:
     model, n, c = work.model, work.tokens, compute_bytes(work)
     inner, inner_kv = model.n_heads * model.width, model.kv_heads * model.width
     split = 2 * inner + 2 * inner_kv + model.ff_width * (2 if model.gated else 1)
-    kept = n * split // work.split * c + n * model.n_heads // work.split * FLOAT
+    scores = work.length * c if _by_products(work) else FLOAT  # or the logarithm of their sum
+    kept = n * split // work.split * c + n * model.n_heads // work.split * scores
     kept += 2 * n * model.d_model * c  # of both matrices that lead back, before devices that split rows part it
     return kept + work.tokens_between * model.d_model * stream_bytes(work)
 

@@ -1,0 +1,127 @@
+"""What a model learns from novels in ten minutes: `python benchmarks/novels.py`.
+
+experiment=novels_small (causal) and experiment=novels_small_masked train on english_novels/train.jsonl.xz for ten
+minutes each, start and validation counted, and are scored on every document of valid.jsonl.xz, four novels that neither
+has seen:
+
+bits per byte    of the text, reading from left to right; lower is better
+masked accuracy  share of hidden tokens whose likeliest answer was right
+
+The curve is the loss on a fixed part of the same novels as the run goes. `--choose` leaves valid.jsonl.xz out: two of
+the novels to train on take its place, so that settings, given behind it, are chosen where nothing is reported:
+
+    python benchmarks/novels.py --choose --only causal --minutes 5 model.n_layers=6 optimizer.learning_rate=4e-3
+"""
+
+import argparse
+import json
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from comparison import Result, typed
+
+from pretrain.language_model import LanguageModel
+from pretrain.training.loggers import read_rows
+
+TRAIN = Path(__file__).parents[1] / "src" / "train.py"
+KINDS = {"causal": "novels_small", "masked": "novels_small_masked"}
+CHOICE = Path(".cache") / "novels_to_choose_on"
+HELD_OUT = slice(20, None, 40)  # of the novels to train on, those that settings are chosen on
+PROMPTS = {
+    "causal": ("It was a dark night when", "She looked at him and", "The old house stood"),
+    "masked": ("He took her [MASK] and kissed it.", "The [MASK] was shining through the window."),
+}
+
+
+def parts(novels: Path, choose: bool) -> list[str]:
+    """Return the settings that name the text to train on and the text to score."""
+    files = {"path": novels / "train.jsonl.xz", "validation_path": novels / "valid.jsonl.xz"}
+    if choose:
+        with lzma.open(files["path"], "rt", encoding="utf8") as lines:
+            documents = list(lines)
+        held_out = documents[HELD_OUT]
+        CHOICE.mkdir(parents=True, exist_ok=True)
+        for name, some in {
+            "path": [text for text in documents if text not in held_out],
+            "validation_path": held_out,
+        }.items():
+            files[name] = CHOICE / f"{name}.jsonl"
+            if not files[name].exists():  # a newer file would be tokenised again
+                files[name].write_text("".join(some), encoding="utf8")
+    return [f"data.{name}={path}" for name, path in files.items()]
+
+
+def train(kind: str, words: list[str], folder: Path) -> dict[str, Any]:
+    """Return the report of a run."""
+    command = [sys.executable, str(TRAIN), f"experiment={KINDS[kind]}", "trainer.accelerator=cpu", "logger=csv"]
+    command += [f"paths.run_dir={folder}", *words]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    return found
+
+
+def scored(folder: Path, words: list[str]) -> dict[str, Any]:
+    """Return the scores of a run on every document that it is to be scored on."""
+    (text,) = (word.removeprefix("data.validation_path=") for word in words if word.startswith("data.validation_path="))
+    output = folder.parent / "scores.json"
+    command = [
+        sys.executable,
+        str(TRAIN.with_name("eval.py")),
+        f"checkpoint={folder}",
+        f"path={text}",
+        f"output={output}",
+    ]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf8"))
+    return found
+
+
+def curve(folder: Path, steps: int) -> list[tuple[float, float]]:
+    """Return the validation losses of a run, each with the share of its steps that it came after."""
+    rows = [row for row in read_rows(folder / "metrics.csv") if row["name"] == "val/loss"]
+    return [(round(int(row["step"]) / steps, 3), round(float(row["value"]), 4)) for row in rows]
+
+
+def written(kind: str, folder: Path) -> list[str]:
+    """Return what the model makes of each prompt."""
+    model = LanguageModel.load(folder)
+    if kind == "masked":
+        each = [(prompt, model.predict_mask(prompt)) for prompt in PROMPTS[kind]]
+        return [
+            f"{prompt} {[(answer.token, round(answer.probability, 3)) for answer in found[0]]}"
+            for prompt, found in each
+        ]
+    return [model.generate(prompt, max_new_tokens=60, temperature=0.8, seed=0) for prompt in PROMPTS[kind]]
+
+
+def main() -> None:
+    """Train, score, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="settings of the runs, such as model.n_layers=6")
+    parser.add_argument("--only", choices=KINDS, help="one of the two")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--choose", action="store_true", help="score on a slice of what is trained on else")
+    given = parser.parse_args()
+    novels = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "corpora" / "english_novels"
+    if not novels.is_dir():
+        sys.exit(f"there are no novels at {novels}: name the folder of the assets by PRETRAIN_ASSETS")
+    result = Result("novels", typed(), {"minutes": given.minutes})
+    for kind in [given.only] if given.only else KINDS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            words = [*parts(novels, given.choose), f"trainer.max_time={given.minutes}", *given.words]
+            report = train(kind, words, folder / "run")
+            names = ("parameters", "steps", "tokens_seen", "training_s")
+            result.figures[kind] = {name: report[name] for name in names} | scored(folder / "run", words)
+            result.figures[f"{kind}, curve"] = curve(folder / "run", report["steps"])
+            result.figures[f"{kind}, written"] = written(kind, folder / "run")
+    result.finish(keep=not (given.choose or given.words or given.only))
+
+
+if __name__ == "__main__":
+    main()
