@@ -40,6 +40,8 @@ NEEDS = {
     "experiment=classify": ["data.path=x", "model=bert_nano"],
     "experiment=shakespeare": ["data.path=x"],
     "experiment=shakespeare_char": ["data.path=x"],
+    "experiment=novels_small": ["data.path=x"],
+    "experiment=novels_small_masked": ["data.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }

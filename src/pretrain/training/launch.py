@@ -76,9 +76,12 @@ def _train(placement: Placement) -> str:
 
 def _settle(placement: Placement) -> None:
     """Measure what `auto` means once, before there are several processes that could find different answers."""
-    from pretrain.training.strategy import choose_device, resolve_precision  # here: reading settings loads no torch
+    from pretrain.training.compilation import resolve_compile  # here: reading settings loads no torch
+    from pretrain.training.strategy import choose_device, resolve_precision
 
-    resolve_precision(placement.config, choose_device(placement.config.trainer))
+    device = choose_device(placement.config.trainer)
+    resolve_precision(placement.config, device)
+    resolve_compile(placement.config, device)
 
 
 def with_devices(config: RunConfig) -> RunConfig:

@@ -1,0 +1,91 @@
+"""Whether compiling a model's blocks pays in a run: what `parallel.compile=auto` comes to, found out once."""
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from pretrain.config import RunConfig
+from pretrain.device import peak_flops_per_s
+from pretrain.errors import ConfigError
+from pretrain.models.config import TransformerConfig
+from pretrain.models.init import initialise
+from pretrain.models.size import training_flops_per_token
+from pretrain.models.transformer import Transformer
+from pretrain.training.config import Precision
+from pretrain.training.processes import say
+
+LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
+GAIN = 0.95  # of the time without it that a compiled block may take at most
+_VOCABULARY = 64  # of the model that is tried: hardly any head
+
+
+def resolve_compile(config: RunConfig, device: torch.device) -> None:
+    """Write true or false into `config.parallel.compile` where it is null, which leaves the choice to a measurement.
+
+    What it came to is part of the run, as with the number format: a resume does not measure anew. Raises ConfigError
+    where a processor is to compile and has no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch calls
+    able = device.type == "cuda" or (device.type == "cpu" and shutil.which(compiler) is not None)
+    if config.parallel.compile and not able:
+        raise ConfigError(
+            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler} is not there. Install one, or "
+            "name yours by the environment variable CXX. Try parallel.compile=null, which compiles where it pays."
+        )
+    if config.parallel.compile is None:
+        config.parallel.compile = able and _is_long(config, device) and _pays(config, device)
+
+
+def _is_long(config: RunConfig, device: torch.device) -> bool:
+    """Whether the run will take long, by its limits, at a third of the speed of a matrix product."""
+    trainer, model = config.trainer, config.model
+    if not isinstance(model, TransformerConfig) or config.parallel.tensor_parallel > 1:
+        return False  # split matrices are compiled where the settings say so
+    bf16 = trainer.precision is Precision.bf16
+    tokens = [float(config.batch_size * model.context_length * trainer.max_steps)] if trainer.max_steps > 0 else []
+    tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
+    pace = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / training_flops_per_token(model, _VOCABULARY)
+    seconds = [each / pace for each in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])
+    return min(seconds, default=float("inf")) >= LONG_S
+
+
+def _pays(config: RunConfig, device: torch.device) -> bool:
+    """Whether a block takes less time forward and backward once it is compiled."""
+    assert isinstance(config.model, TransformerConfig)
+    shape = replace(config.model, n_layers=1)
+    with torch.random.fork_rng():
+        model = Transformer(shape, _VOCABULARY, causal=True)
+        initialise(model, shape, config.seed)
+        model.to(device)
+    rows = config.micro_batch_size or max(1, config.batch_size // config.trainer.ranks)
+    tokens = torch.zeros(rows, shape.context_length, dtype=torch.int64, device=device)
+    as_it_is = _seconds(model, tokens, config)
+    model.blocks[0].compile(dynamic=False)
+    start = time.perf_counter()
+    compiled = _seconds(model, tokens, config)
+    took = time.perf_counter() - start
+    pays = compiled < GAIN * as_it_is
+    say(
+        f"parallel.compile={str(pays).lower()}: a block takes {1000 * as_it_is:.3g} ms a step, compiled "
+        f"{1000 * compiled:.3g} ms, found in {took:.0f} s"
+    )
+    return pays
+
+
+def _seconds(model: Transformer, tokens: torch.Tensor, config: RunConfig, rounds: int = 8) -> float:
+    """Return the shortest time of a pass forward and backward, after one that does not count."""
+    found = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        bf16 = config.trainer.precision is Precision.bf16
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
+            hidden = model(tokens)
+        hidden.float().mean().backward()
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

@@ -1,0 +1,98 @@
+"""parallel.compile=null: tried before long runs, where there is a compiler, and kept where it is quicker."""
+
+import shutil
+
+import pytest
+import torch
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.errors import ConfigError
+from pretrain.training import compilation
+from pretrain.training.compilation import resolve_compile
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
+CPU = torch.device("cpu")
+LONG = ("trainer.max_time=60", "trainer.max_steps=-1")
+
+
+def settings(*words: str) -> RunConfig:
+    register_schemas("train", RunConfig)
+    tiny = ("model.n_layers=2", "model.d_model=32", "model.context_length=64", "trainer.precision=fp32", "batch_size=2")
+    found: RunConfig = compose("train", [*tiny, *words])
+    return found
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Take two times in seconds, without and with compiling, for those of a block; those left over were not taken."""
+    seconds: list[float] = []
+    monkeypatch.setattr(compilation, "_seconds", lambda *_: seconds.pop(0))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    return seconds
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(0.5, True), (0.96, False), (2.0, False)])
+def test_a_long_run_compiles_where_that_is_quicker(
+    measured: list[float], compiled: float, pays: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured += [1.0, compiled]
+    config = settings(*LONG)
+    state = torch.get_rng_state()
+    resolve_compile(config, CPU)
+    assert config.parallel.compile is pays
+    assert not measured
+    assert f"parallel.compile={str(pays).lower()}: a block takes 1e+03 ms a step" in capsys.readouterr().out
+    assert torch.equal(torch.get_rng_state(), state)
+    resolve_compile(config, CPU)  # what it came to stands: nothing is left to be measured
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.max_steps=50",),
+        ("trainer.max_steps=-1", "trainer.max_time=1"),
+        (*LONG, "trainer.max_steps=10"),  # whichever comes first
+        ("trainer.max_steps=-1", "trainer.max_tokens=1000"),
+    ],
+)
+def test_a_short_run_is_not_held_up_by_a_try(measured: list[float], words: tuple[str, ...]) -> None:
+    config = settings(*words)
+    resolve_compile(config, CPU)
+    assert config.parallel.compile is False
+
+
+def test_a_long_run_by_its_steps_is_tried(measured: list[float]) -> None:
+    measured += [1.0, 0.5]
+    config = settings("trainer.max_steps=1000000000")
+    resolve_compile(config, CPU)
+    assert config.parallel.compile is True
+
+
+def test_what_is_typed_is_not_measured(measured: list[float]) -> None:
+    for typed in (True, False):
+        config = settings(*LONG, f"parallel.compile={str(typed).lower()}")
+        resolve_compile(config, CPU)
+        assert config.parallel.compile is typed
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = settings(*LONG)
+    resolve_compile(config, CPU)
+    assert config.parallel.compile is False
+    with pytest.raises(
+        ConfigError, match=r"parallel\.compile=true needs a C\+\+ compiler.*no-such-compiler is not there"
+    ):
+        resolve_compile(settings("parallel.compile=true"), CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_a_block_is_really_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(*LONG)
+    resolve_compile(config, CPU)
+    said = capsys.readouterr().out
+    assert isinstance(config.parallel.compile, bool)
+    assert said.startswith(f"parallel.compile={str(config.parallel.compile).lower()}: a block takes ")
