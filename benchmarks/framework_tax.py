@@ -14,6 +14,8 @@ from statistics import median
 from comparison import Line, Result, typed
 from turns import race
 
+from pretrain.memory_reuse import REUSE
+
 
 def main() -> None:
     """Race, and print the tax of each."""
@@ -25,7 +27,7 @@ def main() -> None:
     rounds, steps = (5, 40) if given.quick else (given.rounds, given.steps)
     here = Path(__file__).parent / "contenders.py"
     commands = {name: [sys.executable, str(here), name, "gpt_1m"] for name in ("ours", "plain_loop", "lightning")}
-    one_thread = {name: {"OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"} for name in commands}
+    one_thread = {name: {"OMP_NUM_THREADS": "1", **REUSE} for name in commands}
     seconds, _ = race(commands, rounds=rounds, steps=steps, warm_up=20, environments=one_thread)
     result = Result("framework_tax", typed(), {"rounds": rounds, "steps": steps})
     plain = seconds.pop("plain_loop")

@@ -14,6 +14,8 @@ from comparison import Result, typed
 from shapes import SHAPES
 from turns import race
 
+from pretrain.memory_reuse import REUSE
+
 PEERS = {
     "gpt_12m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},
     "gpt_124m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},
@@ -31,7 +33,7 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
     here = Path(__file__).parent / "contenders.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
-    as_train_py = {"ours": {"THP_MEM_ALLOC_ENABLE": "1"}}  # which src/train.py sets before it loads torch
+    as_train_py = {"ours": REUSE}  # as src/train.py has it
     seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, environments=as_train_py)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
     what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"

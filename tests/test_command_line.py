@@ -262,17 +262,6 @@ def test_an_error_ends_in_its_message_and_its_exit_code(
         assert capsys.readouterr().err == message
 
 
-def test_tensors_take_huge_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    for before in (None, "0"):
-        if before is None:
-            monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-        else:
-            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before)
-        run_main(monkeypatch, "seed=3", task=lambda *_: seen.append(os.environ["THP_MEM_ALLOC_ENABLE"]))
-    assert seen == ["1", "0"]
-
-
 def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     typed = [sys.executable, str(REPOSITORY / "src" / "train.py"), "model.n_layer=3"]

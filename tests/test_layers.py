@@ -19,7 +19,7 @@ LAYERS = [
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device"},
-    {"errors", ""},
+    {"errors", "memory_reuse", ""},
 ]
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {

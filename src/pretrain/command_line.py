@@ -19,6 +19,7 @@ from pretrain.config import choices, groups, registered
 from pretrain.errors import ConfigError, PretrainError, nearest
 from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
+from pretrain.memory_reuse import keep_freed_memory
 from pretrain.slurm import adopt_slurm
 from pretrain.sweep import checked_sweep
 
@@ -34,8 +35,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
     words = [quote(word, free_text) for word in sys.argv[1:]]
-    # torch asks Linux for memory in huge pages: a processor spends a good part of a step on getting small ones
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     try:
         _refuse_pickles()
         if config_name == "train":
