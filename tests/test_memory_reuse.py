@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def faults(**environment: str) -> tuple[int, dict[str, str]]:
-    """Return how many pages a process asks for as it takes 512 MiB, 64 at a time, and the MALLOC_ words it ends with."""
+    """Return how many pages a process asks for to have 512 MiB, 64 at a time, and the MALLOC_ words it ends with."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     typed = [sys.executable, "-c", FAULTS]
     done = subprocess.run(typed, env=bare | environment, capture_output=True, text=True, check=True)

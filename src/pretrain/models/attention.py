@@ -75,8 +75,8 @@ def _within(causal: bool, window: int | None, length: int, device: torch.device)
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
     """Return the values that each query sees, weighted, (B, H, T, D), of queries (B, H, T, D) and keys (B, K, S, D).
 
-    In bfloat16 a processor is quicker by plain products of matrices than by torch's fused attention as long as the
-    scores, (B, H, T, S), stay small: forward and backward of rows of 128 tokens take 0.4 times as long.
+    In bfloat16 a processor learns quicker by plain products of matrices than by torch's fused attention as long as the
+    scores, (B, H, T, S), stay few: its backward pass does not use the processor's bfloat16 well (torch 2.13).
     """
     if _by_products(q, k):
         return _attend_by_products(q, k, v, mask, dropout)
