@@ -12,14 +12,14 @@ train: $(STAMP)
 	$(RUN) src/train.py
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 # every fault of the matrix, injected; the table at the end says what was lost
 faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m fault
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m fault
 
 # every claim once more, in a short form that keeps nothing: about a quarter of an hour
 bench: $(BENCH)
