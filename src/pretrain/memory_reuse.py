@@ -12,9 +12,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Have this process, and those that it starts, keep freed memory instead of giving it back to Linux.
 
-    Large tensors are otherwise mapped anew and returned each time, and a processor fills new pages slower than old ones.
-    Nothing is changed where the environment says how memory is to be had, and where the C library is
-    not GNU's.
+    Large tensors are otherwise mapped anew and returned each time, and new pages are slower to fill than old ones.
+    Nothing is changed where the environment says how memory is to be had, and where the C library is not GNU's.
     """
     if any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ):
         return
