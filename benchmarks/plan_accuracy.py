@@ -5,8 +5,8 @@ GPT-2 small (124 M parameters, 50,257 tokens of vocabulary) is trained for a few
 
 memory  the most that a process held (VmHWM of Linux), less what the same run with a model of next to nothing
         holds; glibc is told to give freed memory back at once, of which it would keep much by itself
-time    the middle of the logged steps of another run, whose memory glibc handles as it always does: giving back at
-        once costs time; the machine's speed is measured just before, so it should be idle
+time    the middle of the logged steps of another run but the first third, in which glibc still asks the system for
+        memory that it then keeps; the machine's speed is measured just before, so it should be idle
 """
 
 import argparse
@@ -26,6 +26,7 @@ import psutil
 from machine import machine
 
 from pretrain.command_line import compose, register_schemas
+from pretrain.memory_reuse import REUSE, keep_freed_memory
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, place_of
 
@@ -34,7 +35,7 @@ CASES = {"single": [], "fsdp x 2": ["trainer=fsdp", "trainer.accelerator=cpu", "
 NEXT_TO_NOTHING = ["model.n_layers=1", "model.d_model=16", "model.n_heads=1", "model.vocab_multiple=1"]
 
 
-def words(folder: Path, steps: int) -> list[str]:
+def words(folder: Path) -> list[str]:
     """Return the settings of the run: a text of its own, bytes as tokens, and as many ids as GPT-2 has."""
     text = folder / "text.txt"
     text.write_text("".join(f"Line {number} says that {number * number} is a square.\n" for number in range(4000)))
@@ -48,7 +49,6 @@ def words(folder: Path, steps: int) -> list[str]:
         "data.validation_fraction=0",
         "batch_size=4",
         "micro_batch_size=null",
-        f"trainer.max_steps={steps}",
         "trainer.log_every_n_steps=1",
         "trainer.precision=fp32",
         "trainer.accelerator=cpu",
@@ -92,25 +92,27 @@ def status(pid: int) -> Iterator[str]:
 
 
 def train(settings: list[str], folder: Path, frees: bool) -> tuple[int, float]:
-    """Return the highest memory of a run's processes in bytes, and the middle of its later steps in seconds.
+    """Return the highest memory of a run's processes in bytes, and the middle of its later steps' seconds.
 
     `frees`: what is no longer needed goes back to the system at once.
     """
     command = [sys.executable, str(ROOT / "src" / "train.py"), *settings, f"paths.run_dir={folder}"]
-    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if frees else {})
+    environment = {name: value for name, value in os.environ.items() if name not in REUSE}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "1000000"} if frees else {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         memory = highest_rss(process)
     with (folder / "metrics.csv").open(newline="") as file:
         speeds = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "speed/tokens_per_s"]
-    return memory, 4 * 256 / median(speeds[1:])
+    return memory, 4 * 256 / median(speeds[len(speeds) // 3 :])
 
 
-def compare(name: str, base: list[str], folder: Path) -> dict[str, Any]:
-    """Return forecast and measurement of one case."""
-    settings = [*base, *CASES[name]]
+def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Return forecast and measurement of one case; `steps` of the run that is timed, few of the others."""
+    settings = [*words(folder), *CASES[name]]
     config: PlanConfig = compose("plan", settings)
     found = forecast(config, place_of(config), simulate=True)
-    _, step_s = train(settings, folder / f"{name} timed", frees=False)
+    _, step_s = train([*settings, f"trainer.max_steps={steps}"], folder / f"{name} timed", frees=False)
+    settings += ["trainer.max_steps=6"]
     baseline, _ = train([*settings, *NEXT_TO_NOTHING], folder / f"{name} nothing", frees=True)
     memory, _ = train(settings, folder / name, frees=True)
     return {
@@ -128,15 +130,16 @@ def compare(name: str, base: list[str], folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Compare both cases, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="of each run")
+    parser.add_argument("--steps", type=int, default=18, help="of each run that is timed")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "plan_accuracy.json")
     arguments = parser.parse_args()
     register_schemas("plan", PlanConfig)
+    keep_freed_memory()  # as plan.py does: the speed of memory depends on it
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = []
         for name in CASES:
-            rows.append(compare(name, words(folder, arguments.steps), folder))
+            rows.append(compare(name, folder, arguments.steps))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     result = {"machine": machine(), "rows": rows}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")

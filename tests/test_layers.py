@@ -14,7 +14,7 @@ LAYERS = [
     {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported", "planning"},
     {"model_folder"},
-    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel"},
+    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel", "rehearsal"},
     {"script_config"},
     {"config"},
     {"tensor_file", "mixture_config"},

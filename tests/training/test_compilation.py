@@ -8,7 +8,7 @@ import torch
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.training import compilation
+from pretrain.rehearsal import OneBlock
 from pretrain.training.compilation import resolve_compile
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
@@ -27,7 +27,8 @@ def settings(*words: str) -> RunConfig:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Take two times in seconds, without and with compiling, for those of a block; those left over were not taken."""
     seconds: list[float] = []
-    monkeypatch.setattr(compilation, "_seconds", lambda *_: seconds.pop(0))
+    monkeypatch.setattr(OneBlock, "seconds", lambda _: [seconds.pop(0)])
+    monkeypatch.setattr(OneBlock, "compile", lambda _: None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     return seconds
 

@@ -44,9 +44,10 @@ class Cost:
 def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | None, max_minutes: float | None) -> Cost:
     """Return the cost of a run of at most so many steps or minutes on these devices.
 
-    A GPU runs at the stated share of its peak. A processor's time is that of its matrix products at the speed it was
-    measured at, of moving all else through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785), and
-    of what its processes send one another, one after the other: on a processor none of it hides behind another.
+    A GPU runs at the stated share of its peak. A processor's time is that of its operations at the speed that a block
+    of the model was measured at, or its matrix products alone, of moving all else through memory (Williams et al. 2009,
+    https://doi.org/10.1145/1498765.1498785), and of what its processes send one another, one after the other: on a
+    processor none of it hides behind another.
     """
     share = work.targets_per_row / work.length
     per_token = training_flops_per_token(work.model, work.vocab_size, share)
@@ -54,7 +55,9 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     per_device = work.tokens * work.accumulation
     flops = per_device * (per_token + again) / work.split
     if hardware.bytes_per_s:
-        step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
+        speed = hardware.block_flops_per_s or hardware.flops_per_s(work.bf16)
+        moved = bytes_moved(work, in_blocks=not hardware.block_flops_per_s)
+        step_s = flops / speed + moved / hardware.bytes_per_s
         if hardware.exchanged_per_s:
             step_s += bytes_exchanged(work) / hardware.exchanged_per_s
     else:
@@ -81,16 +84,19 @@ def _recomputed(work: Workload) -> float:
     )
 
 
-def bytes_moved(work: Workload) -> float:
-    """Return the bytes that one step moves on one device outside of matrix products.
+def bytes_moved(work: Workload, in_blocks: bool = True) -> float:
+    """Return the bytes that one step moves on one device outside of matrix products, or outside of blocks altogether.
 
     What is kept is written once going forward, read once going back, and has a gradient written and read; the optimizer
     reads gradient, weight and moments, and writes all but the gradient; the norm and the clipping read and write the
-    gradient. The logits are passed over about five times.
+    gradient. The logits are passed over about five times. A sharded model copies what it gathers out of the buffer it
+    came in, and its gradients into one to be reduced.
     """
-    per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work)
+    per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work) if in_blocks else 0.0
     per_micro_batch += 5.0 * work.targets * work.vocabulary_held * FLOAT
     per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * stream_bytes(work)
+    if work.sharded:
+        per_micro_batch += 2.0 * (_gathered(work) + FLOAT * _numbers(work))
     held = sum(work.held(name) for name in work.shapes)
     return work.accumulation * per_micro_batch + 10.0 * FLOAT * held
 
@@ -103,15 +109,24 @@ def bytes_exchanged(work: Workload) -> float:
     direction and the rest once, and reduces gradients; copies of it reduce their shards; matrices that neighbours
     split take two sums a block in either direction.
     """
-    layout, model = work.layout, work.model
-    numbers = sum(math.prod(work.computed_with(name)) for name in work.shapes)
+    layout, model, numbers = work.layout, work.model, _numbers(work)
     if not work.sharded:
         return 2.0 * _passed(layout.ranks) * FLOAT * numbers
-    blocks = sum(math.prod(work.computed_with(name)) for name in work.shapes if name.startswith("blocks."))
-    again = blocks if work.reshard_after_forward else 0
-    per_micro_batch = _passed(layout.shards) * ((2 if work.bf16 else FLOAT) * (numbers + again) + FLOAT * numbers)
+    per_micro_batch = _passed(layout.shards) * (_gathered(work) + FLOAT * numbers)
     per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * stream_bytes(work)
     return work.accumulation * per_micro_batch + 2.0 * _passed(layout.replicas) * FLOAT * numbers / layout.shards
+
+
+def _numbers(work: Workload) -> int:
+    """Return how many numbers a device computes with, once all of a layer's are gathered."""
+    return sum(math.prod(work.computed_with(name)) for name in work.shapes)
+
+
+def _gathered(work: Workload) -> float:
+    """Return the bytes of weights that a micro-batch gathers, of its blocks in either direction."""
+    blocks = sum(math.prod(work.computed_with(name)) for name in work.shapes if name.startswith("blocks."))
+    again = blocks if work.reshard_after_forward else 0
+    return float((2 if work.bf16 else FLOAT) * (_numbers(work) + again))
 
 
 def _passed(devices: int) -> float:

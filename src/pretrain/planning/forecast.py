@@ -6,7 +6,7 @@ from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
 from pretrain.planning.data_at_hand import DataAtHand, data_at_hand
 from pretrain.planning.dry_run import Simulated, dry_run
-from pretrain.planning.hardware import Hardware, hardware_of, uses_bf16
+from pretrain.planning.hardware import Hardware, block_flops_per_s, hardware_of, uses_bf16
 from pretrain.planning.memory import Memory, memory_of
 from pretrain.planning.vocabulary import vocab_size_of
 from pretrain.planning.workload import Workload, workload_of
@@ -62,14 +62,19 @@ class Forecast:
 
 
 def place_of(config: PlanConfig) -> Place:
-    """Return where the run is to happen; for a processor this measures for about a second.
+    """Return where the run is to happen; for a processor this measures for some seconds.
 
-    Raises ConfigError where the size of the vocabulary is not known.
+    Raises ConfigError where the size of the vocabulary is not known, and for a model that is not a Transformer of ours.
     """
     data = data_at_hand(config)
     known = config.vocab_size or (data.vocab_size if data else None)
+    vocab_size = known or vocab_size_of(config.tokenizer)
     hardware = hardware_of(config)
-    return Place(hardware, uses_bf16(config, hardware), known or vocab_size_of(config.tokenizer), data)
+    bf16 = uses_bf16(config, hardware)
+    if not hardware.gpu:
+        workload_of(config, vocab_size, bf16)  # refuses what cannot be planned, before it is measured
+        hardware = replace(hardware, block_flops_per_s=block_flops_per_s(config, hardware, bf16))
+    return Place(hardware, bf16, vocab_size, data)
 
 
 def forecast(config: PlanConfig, place: Place, simulate: bool) -> Forecast:

@@ -8,13 +8,17 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from statistics import median
 
 import psutil
 import torch
 import torch.distributed as dist
 
 from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
+from pretrain.models.config import TransformerConfig
+from pretrain.models.size import training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
+from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision, Strategy
 
 GIB = 2**30
@@ -31,6 +35,7 @@ class Hardware:
     memory: int  # bytes; of a processor: of the machine, which all its processes share
     gpu: bool
     bytes_per_s: float = 0.0  # between processor and memory, measured; 0: utilisation is stated instead
+    block_flops_per_s: float = 0.0  # that a block of the model reaches, measured; 0: counted from the other two
     exchanged_per_s: float = 0.0  # bytes that a process receives from the others, measured; 0: not counted
     reserved: int = 0  # bytes of each process that libraries and the driver take before any tensor
     source: str = ""
@@ -84,7 +89,7 @@ def uses_bf16(config: PlanConfig, hardware: Hardware) -> bool:
 def this_processor(config: PlanConfig) -> Hardware:
     """Return this machine's processor, its speed measured now: of all cores together, shared by the run's processes."""
     ranks, threads, cpu = config.trainer.ranks, torch.get_num_threads(), torch.device("cpu")
-    cores = threads if ranks == 1 else (os.cpu_count() or 1)
+    cores = _cores(config)
     torch.set_num_threads(cores)
     try:
         return Hardware(
@@ -100,6 +105,36 @@ def this_processor(config: PlanConfig) -> Hardware:
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> float:
+    """Return the operations per second that a block of the model reaches here, forward and backward.
+
+    All cores work on it, and its speed is shared by the run's processes. It reads no more rows, and no longer ones,
+    than would take about a second at the peak. 0 where the block would take more than an eighth of the memory.
+    """
+    model = config.model
+    assert isinstance(model, TransformerConfig)
+    per_token = training_flops_per_token(replace(model, n_layers=1), 0)
+    if per_token * 2 > hardware.memory / 8:  # a third of 6 operations per weight, with as many gradients of 4 bytes
+        return 0.0
+    tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / per_token)
+    length = max(1, min(model.context_length, tokens))
+    rows = max(1, min(config.rows_per_micro_batch(), tokens // length))
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    torch.set_num_threads(_cores(config))
+    try:
+        block = OneBlock(model, rows, length, config.objective.causal, bf16, cpu)
+        if config.parallel.compile:
+            block.compile()
+        return block.flops / median(block.seconds(10)) / config.trainer.ranks
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cores(config: PlanConfig) -> int:
+    """Return the threads of all processes of the run together."""
+    return torch.get_num_threads() if config.trainer.ranks == 1 else (os.cpu_count() or 1)
 
 
 def _best_matmul(device: torch.device, dtype: torch.dtype) -> float:

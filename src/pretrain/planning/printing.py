@@ -143,11 +143,16 @@ def _time(found: Forecast, config: PlanConfig) -> list[str]:
     cost, hardware = found.cost, found.place.hardware
     peak = f"{hardware.flops_per_s(found.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if found.work.bf16 else 'fp32'}"
     how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
+    if hardware.block_flops_per_s:
+        how += f", {hardware.block_flops_per_s / 1e12:,.4g} TFLOP/s in a block of the model"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
     lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]
     lines.append(_line("a step", duration(cost.step_s)))
     lines.append(_line("speed", f"{cost.tokens_per_s:,.0f} tokens/s"))
+    if hardware.block_flops_per_s and config.parallel.compile is None:
+        lines.append(_line("", "without compiling, which a run of five minutes and more tries and a plan does not:"))
+        lines.append(_line("", "parallel.compile=true plans with it"))
     if cost.seconds is None:
         return lines
     hours = cost.seconds / 3600 * cost.device_count

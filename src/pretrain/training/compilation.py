@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
@@ -12,15 +11,13 @@ from pretrain.config import RunConfig
 from pretrain.device import peak_flops_per_s
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initialise
 from pretrain.models.size import training_flops_per_token
-from pretrain.models.transformer import Transformer
+from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision
 from pretrain.training.processes import say
 
 LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
 GAIN = 0.95  # of the time without it that a compiled block may take at most
-_VOCABULARY = 64  # of the model that is tried: hardly any head
 
 
 def resolve_compile(config: RunConfig, device: torch.device) -> None:
@@ -48,7 +45,7 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
     bf16 = trainer.precision is Precision.bf16
     tokens = [float(config.batch_size * model.context_length * trainer.max_steps)] if trainer.max_steps > 0 else []
     tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
-    pace = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / training_flops_per_token(model, _VOCABULARY)
+    pace = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / training_flops_per_token(model, 0)
     seconds = [each / pace for each in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])
     return min(seconds, default=float("inf")) >= LONG_S
 
@@ -56,17 +53,13 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
 def _pays(config: RunConfig, device: torch.device) -> bool:
     """Whether a block takes less time forward and backward once it is compiled."""
     assert isinstance(config.model, TransformerConfig)
-    shape = replace(config.model, n_layers=1)
-    with torch.random.fork_rng():
-        model = Transformer(shape, _VOCABULARY, causal=True)
-        initialise(model, shape, config.seed)
-        model.to(device)
-    rows = config.micro_batch_size or max(1, config.batch_size // config.trainer.ranks)
-    tokens = torch.zeros(rows, shape.context_length, dtype=torch.int64, device=device)
-    as_it_is = _seconds(model, tokens, config)
-    model.blocks[0].compile(dynamic=False)
+    rows, length = config.rows_per_micro_batch(), config.model.context_length
+    bf16 = config.trainer.precision is Precision.bf16
+    block = OneBlock(config.model, rows, length, config.objective.causal, bf16, device)
+    as_it_is = min(block.seconds())
+    block.compile()
     start = time.perf_counter()
-    compiled = _seconds(model, tokens, config)
+    compiled = min(block.seconds())
     took = time.perf_counter() - start
     pays = compiled < GAIN * as_it_is
     say(
@@ -74,18 +67,3 @@ def _pays(config: RunConfig, device: torch.device) -> bool:
         f"{1000 * compiled:.3g} ms, found in {took:.0f} s"
     )
     return pays
-
-
-def _seconds(model: Transformer, tokens: torch.Tensor, config: RunConfig, rounds: int = 8) -> float:
-    """Return the shortest time of a pass forward and backward, after one that does not count."""
-    found = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        bf16 = config.trainer.precision is Precision.bf16
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
-            hidden = model(tokens)
-        hidden.float().mean().backward()
-        if tokens.is_cuda:
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
