@@ -1,5 +1,8 @@
 """How long one block of a model takes here: tried before a run, by those who plan it and those who start it."""
 
+import os
+import shutil
+import sys
 import time
 from dataclasses import replace
 
@@ -11,6 +14,16 @@ from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 
 _VOCABULARY = 64  # of the model that is tried: hardly any head
+
+
+def compiler() -> str:
+    """Return the name of the C++ compiler that torch calls on a processor."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether blocks can be compiled on this device."""
+    return device.type == "cuda" or (device.type == "cpu" and shutil.which(compiler()) is not None)
 
 
 class OneBlock:

@@ -18,7 +18,7 @@ from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
-from pretrain.rehearsal import OneBlock
+from pretrain.rehearsal import OneBlock, can_compile
 from pretrain.training.config import Precision, Strategy
 
 GIB = 2**30
@@ -111,21 +111,21 @@ def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> flo
     """Return the operations per second that a block of the model reaches here, forward and backward.
 
     All cores work on it, and its speed is shared by the run's processes. It reads no more rows, and no longer ones,
-    than would take about a second at the peak. 0 where the block would take more than an eighth of the memory.
+    than would take about a third of a second at the peak. 0 where the block would take more than an eighth of the memory.
     """
     model = config.model
     assert isinstance(model, TransformerConfig)
     per_token = training_flops_per_token(replace(model, n_layers=1), 0)
     if per_token * 2 > hardware.memory / 8:  # a third of 6 operations per weight, with as many gradients of 4 bytes
         return 0.0
-    tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / per_token)
+    tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / 3 / per_token)
     length = max(1, min(model.context_length, tokens))
     rows = max(1, min(config.rows_per_micro_batch(), tokens // length))
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
     torch.set_num_threads(_cores(config))
     try:
         block = OneBlock(model, rows, length, config.objective.causal, bf16, cpu)
-        if config.parallel.compile:
+        if config.parallel.compile and can_compile(cpu):
             block.compile()
         return block.flops / median(block.seconds(10)) / config.trainer.ranks
     finally:

@@ -1,8 +1,5 @@
 """Whether compiling a model's blocks pays in a run: what `parallel.compile=auto` comes to, found out once."""
 
-import os
-import shutil
-import sys
 import time
 
 import torch
@@ -12,7 +9,7 @@ from pretrain.device import peak_flops_per_s
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
-from pretrain.rehearsal import OneBlock
+from pretrain.rehearsal import OneBlock, can_compile, compiler
 from pretrain.training.config import Precision
 from pretrain.training.processes import say
 
@@ -26,11 +23,10 @@ def resolve_compile(config: RunConfig, device: torch.device) -> None:
     What it came to is part of the run, as with the number format: a resume does not measure anew. Raises ConfigError
     where a processor is to compile and has no C++ compiler.
     """
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch calls
-    able = device.type == "cuda" or (device.type == "cpu" and shutil.which(compiler) is not None)
+    able = can_compile(device)
     if config.parallel.compile and not able:
         raise ConfigError(
-            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler} is not there. Install one, or "
+            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one, or "
             "name yours by the environment variable CXX. Try parallel.compile=null, which compiles where it pays."
         )
     if config.parallel.compile is None:
