@@ -111,7 +111,7 @@ def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> flo
     """Return the operations per second that a block of the model reaches here, forward and backward.
 
     All cores work on it, and its speed is shared by the run's processes. It reads no more rows, and no longer ones,
-    than would take about a third of a second at the peak. 0 where the block would take more than an eighth of the memory.
+    than would take about a third of a second at the peak. 0 where the block would take over an eighth of the memory.
     """
     model = config.model
     assert isinstance(model, TransformerConfig)

@@ -26,7 +26,7 @@ def resolve_compile(config: RunConfig, device: torch.device) -> None:
     able = can_compile(device)
     if config.parallel.compile and not able:
         raise ConfigError(
-            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one, or "
+            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one or "
             "name yours by the environment variable CXX. Try parallel.compile=null, which compiles where it pays."
         )
     if config.parallel.compile is None:
