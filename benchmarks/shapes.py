@@ -15,6 +15,7 @@ class Shape:
     vocab_size: int
     length: int  # tokens a row
     rows: int  # of a step
+    compile: bool | None = None  # the blocks of ours; none: where a try shows that it pays, as in any long run
 
     @property
     def masked(self) -> bool:
@@ -42,7 +43,8 @@ class Shape:
             "tokenizer=bytes",
             "optimizer=adamw",
             "schedule.warmup_steps=100",
-            "trainer.max_steps=1000000",
+            "trainer.max_steps=1000000",  # so many that compiling is tried
+            f"parallel.compile={'null' if self.compile is None else str(self.compile).lower()}",
             "trainer.val_check_interval=1000000",
             "trainer.precision=fp32",
             "trainer.accelerator=cpu",
@@ -54,7 +56,7 @@ class Shape:
 
 
 SHAPES = {
-    "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 32, 1),
+    "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 32, 1, compile=False),
     "gpt_12m": Shape("gpt_small", 6, 384, 6, 4096, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
