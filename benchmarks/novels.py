@@ -78,7 +78,8 @@ def scored(folder: Path, words: list[str]) -> dict[str, Any]:
     ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf8"))
-    del found["checkpoint"]  # a temporary folder
+    for name in ("checkpoint", "settings"):  # which name folders of this machine
+        del found[name]
     return found
 
 

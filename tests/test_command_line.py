@@ -281,15 +281,3 @@ def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
     assert shown.returncode == 0
     assert "Pre-train a causal or masked Transformer" in shown.stdout
     assert shown.stderr == "False\n"
-
-
-def test_help_lists_the_presets_by_name_and_the_settings_as_the_words_beside_it_make_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "optimizer=adamw", "--help"])
-    main("train", RunConfig, lambda config, words: pytest.fail("help trains nothing"))
-    shown = capsys.readouterr().out
-    assert "\noptimizer: adamw, muon\n" in shown
-    assert "\noptimizer:\n  kind: adamw\n" in shown
-    assert ", classify, continue, " in shown
-    assert "hydra" not in shown

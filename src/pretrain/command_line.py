@@ -45,7 +45,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
             if code := checked_sweep(words[1:], lambda given: compose(config_name, given)):
                 sys.exit(code)
         elif set(words) & {"-h", "--help"}:
-            print(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
+            _show(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
         elif any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, words)
         else:
@@ -54,6 +54,14 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
+
+
+def _show(text: str) -> None:
+    """Print a text, as much of it as is read: `--help | head` closes the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its own end
 
 
 def _refuse_pickles() -> None:

@@ -116,7 +116,7 @@ def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> flo
     model = config.model
     assert isinstance(model, TransformerConfig)
     per_token = training_flops_per_token(replace(model, n_layers=1), 0)
-    if per_token * 2 > hardware.memory / 8:  # a third of 6 operations per weight, with as many gradients of 4 bytes
+    if 2 * per_token > hardware.memory / 8:  # 12 bytes a weight: itself, its gradient, and as much again
         return 0.0
     tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / 3 / per_token)
     length = max(1, min(model.context_length, tokens))
