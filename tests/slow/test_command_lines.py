@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -64,9 +65,12 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming logs/" in resumed.stdout
     assert "Report" in resumed.stdout
+    folder = next((tmp_path / "logs" / family).iterdir())
+    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf8"))  # measured: on a busy machine another
+    words += [f"trainer.precision={found['trainer']['precision']}"]
+    words += [f"optimizer.newton_schulz_precision={found['optimizer']['newton_schulz_precision']}"]
     whole = call(*words, "paths.run_dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    folder = next((tmp_path / "logs" / family).iterdir())
     one, other = open_checkpoint(folder), open_checkpoint(tmp_path / "whole")
     assert one.step == other.step == 300
     for part in ("model", "optimizer", "random"):
