@@ -27,11 +27,14 @@ HARD = (
     "I'm you're he'LL she'd we'Ve 'tis'n't o'clock's", "x=1234567890,12.5e-3 ²³½Ⅷ٣٤٥ १२३",
     "naïve Ångström e\u0301\u0323", "日本語のテキスト、漢字。한국어 텍스트", "Здравствуй Γειά σου", "\u202emixed\u202c",
     "مرحبا שָׁלוֹם สวัสดีครับ", "\x00\x01\x7f\x80\x9f", "😀👩\u200d👩\u200d👧🏽🇫🇷\ufe0f\u20e3",
-    "\U0001d4d0\U00020bb7\U000e0041\U0010ffff\ufffd\ufffe", "<|endoftext|>[MASK]<s></s><|im_start|>",
+    "\U0001d4d0\U00020bb7\U000e0041\U0010ffff\ufffd\ufffe", "<|endoftext|>[MASK]<s></s><|im_start|><|special|>",
     "a" * 300 + "!" * 300 + " " * 300 + "\n" * 300, "https://example.org/a_b?c=%20#d {\"k\": [1]}\n\tif (x != y) z++;",
 )  # fmt: skip
 SAMPLE, SAMPLE_LENGTH = 64, 20_000  # documents of a corpus, and characters of each, that both encode first
 SPOT_LENGTH = 1_000  # characters that both encode of each later list of documents
+# Spelled in a text it is plain text. With no special token at all, tiktoken 0.14 finds an empty one at every place of a
+# text, which takes half of its time.
+SPECIAL = "<|special|>"
 UNKNOWN = 2**32 - 1  # in place of the id of a byte that the vocabulary lacks
 
 log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ def fast_encoder(inner: Any, state: dict[str, Any], reference: Encode) -> FastEn
     vocab = state["model"]["vocab"]
     ids = np.array([vocab.get(token, UNKNOWN) for token in _spelled_tokens(state)], np.uint32)
     try:
-        encoding = Encoding("converted", pat_str=split, mergeable_ranks=ranks, special_tokens={})
+        encoding = Encoding("converted", pat_str=split, mergeable_ranks=ranks, special_tokens={SPECIAL: len(ranks)})
     except ValueError:  # it cannot read the pattern
         return None
     found = FastEncoder(partial(_encode, encoding, ids, reference), reference)

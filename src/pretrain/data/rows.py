@@ -124,13 +124,13 @@ def _spans(counts: Ints, lengths: npt.NDArray[np.int32], row_length: int) -> _Sp
     rows = np.arange(len(counts))
     row, ends = np.repeat(rows, counts), np.cumsum(counts)
     pieces = np.arange(len(row)) + row  # before it stands the padding of the rows above
-    used = np.cumsum(lengths)[ends - 1]
-    used[1:] -= used[:-1].copy()
+    firsts = ends - counts
+    used = np.add.reduceat(lengths, firsts)
     size = np.empty(len(row) + len(counts), np.int64)
     size[pieces] = lengths
     size[ends + rows] = row_length - used
     number = np.full(len(size), -1)
-    number[pieces] = np.arange(len(row)) - (ends - counts)[row]
+    number[pieces] = np.arange(len(row)) - firsts[row]
     gaps = np.flatnonzero(used < row_length).tolist()
     padding = [slice(gap * row_length + int(used[gap]), (gap + 1) * row_length) for gap in gaps]
     return _Spans((len(counts), row_length), pieces, np.cumsum(size) - size, size, number, padding)

@@ -1,6 +1,6 @@
 """The LightningDataModule: micro-batches by number, so that a run's place in the data is its step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import lightning as L
@@ -99,13 +99,29 @@ class From(Sampler[int]):
         return self.end
 
 
-def _loader(batches: Dataset[Batch], sampler: From, workers: int) -> DataLoader[Batch]:
+class InThisProcess(Iterable[Batch]):
+    """Micro-batches one after another, as a DataLoader without workers gives them, without its time for each."""
+
+    def __init__(self, batches: MicroBatches | ValidationBatches, numbers: From) -> None:
+        self.batches = batches
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batches.__getitem__, self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def _loader(batches: MicroBatches, numbers: From, workers: int) -> Iterable[Batch]:
     """Return a loader that leaves the global random generator alone, from which torch's would draw at every start.
 
     A run resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
     """
+    if not workers:
+        return InThisProcess(batches, numbers)
     return DataLoader(
-        batches, batch_size=None, sampler=sampler, num_workers=workers, generator=torch.Generator().manual_seed(0)
+        batches, batch_size=None, sampler=numbers, num_workers=workers, generator=torch.Generator().manual_seed(0)
     )
 
 
@@ -153,7 +169,7 @@ class TextDataModule(L.LightningDataModule):
         self.max_validation_rows = max_validation_rows
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Iterable[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""
         assert self.trainer is not None
         batches = self._training_batches()
@@ -176,7 +192,7 @@ class TextDataModule(L.LightningDataModule):
             left_out=self.left_out,
         )
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[InThisProcess]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""
         assert self.trainer is not None
         sources = [
@@ -184,7 +200,7 @@ class TextDataModule(L.LightningDataModule):
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
-        return [_loader(batches, From(0, len(batches)), workers=0) for batches in sources]
+        return [InThisProcess(batches, From(0, len(batches))) for batches in sources]
 
     def _share(self) -> dict[str, int]:
         """Return which rows of a batch this process reads: the `rank`-th of so many `ranks`."""
