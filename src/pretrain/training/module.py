@@ -83,6 +83,13 @@ class TrainingModule(L.LightningModule):
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the name of the running hook, which Lightning sets fifty times a step, as on any object."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:
@@ -115,9 +122,17 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the step and let the gradients go, which Lightning would keep through the next forward pass."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad(set_to_none=True)
+        """Compute the gradients, take the step, and let the gradients go, which Lightning would keep until the next.
+
+        In this order and not through the strategy and its precision, which call hooks that nothing here listens to and
+        scale gradients of fp16, which is not offered: on a model of 1 M parameters their time is felt.
+        """
+        assert optimizer_closure is not None
+        optimizer_closure()
+        inner: Optimizer = optimizer.optimizer
+        self.configure_gradient_clipping(inner)
+        inner.step()
+        inner.zero_grad(set_to_none=True)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing at the start of a step: its gradients have been let go at the end of the one before."""

@@ -51,6 +51,7 @@ from pretrain.training.run_length import RunLength, run_length
 from pretrain.training.spikes import Spikes
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
+from pretrain.training.unprofiled import Unprofiled
 from pretrain.training.weights import first_values, fixed_facts, materialiser
 
 
@@ -244,6 +245,7 @@ def _build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        profiler=Unprofiled(),
         default_root_dir=folder,
     )
 
