@@ -34,8 +34,9 @@ class Int8Matrix(nn.Module):
         super().__init__()
         self.shape = weight.shape
         weight = weight.detach().float()
-        self.scales = (weight.abs().amax(1) / 127).clamp_(min=SMALLEST)
-        rounded = (weight / self.scales.unsqueeze(1)).round_().to(torch.int8)
+        scales = (weight.abs().amax(1) / 127).clamp_(min=SMALLEST)
+        rounded = (weight / scales.unsqueeze(1)).round_().to(torch.int8)
+        self.scales = scales / LARGEST  # what comes in is multiplied by LARGEST
         self.of_middle = rounded.sum(1, dtype=torch.int32) * self.scales * -MIDDLE  # what takes MIDDLE off each byte
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.rounding = torch.tensor(257 * MIDDLE + 0.5)
@@ -54,13 +55,13 @@ class Int8Matrix(nn.Module):
 
     def product(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return y (M, N) and u (M, 1), float32, such that y u is x (M, K) times the transposed matrix."""
-        unit = (x.abs().amax(1, keepdim=True) * (1 / LARGEST)).clamp_(min=SMALLEST)
-        whole = torch.addcdiv(self.rounding, x, unit).to(torch.int32)  # cuts off: nothing is negative
-        pairs = whole.view(torch.uint8).view(*x.shape, 4)[..., :2]
+        unit = torch.linalg.vector_norm(x, torch.inf, 1, keepdim=True).clamp_(min=SMALLEST)
+        whole = torch.addcdiv(self.rounding, x, unit, value=LARGEST).to(torch.uint16)  # cuts off: nothing is negative
+        pairs = whole.view(torch.uint8).view(*x.shape, 2)
         both = pairs.permute(2, 0, 1).reshape(2 * len(x), -1)  # all low bytes, then all high ones
         low, high = torch.ops.onednn.qlinear_pointwise(
             both, 1.0, 0, self.packed, self.scales, self.zeros, self.of_middle, 1.0, 0, torch.float32, "none", [], ""
-        ).chunk(2)
+        ).view(2, len(x), -1)
         return low.add_(high, alpha=256), unit
 
     def train(self, mode: bool = True) -> "Int8Matrix":
