@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint import open_checkpoint
+from pretrain.data.config import BytesTokenizerConfig, Mode, TextFilesConfig
+from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
 from pretrain.training.run import run
 
@@ -40,3 +42,20 @@ def test_the_run_ends_and_the_checkpoint_before_goes_on(tiny, small_disk: Path, 
     assert open_checkpoint(small_disk / "run").step == 4
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     assert run(tiny.place(*words, "resume=auto")).steps == 12
+
+
+@pytest.mark.fault("F04")
+@pytest.mark.parametrize("mode", list(Mode))
+def test_prepared_data_that_finds_no_room_is_told(tmp_path: Path, small_disk: Path, mode: Mode):
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play.\n\n" * 300_000, encoding="utf8")  # 2 bytes for each of its 6.9 MB
+    data = TextFilesConfig(path=str(text), mode=mode)
+    told = (
+        rf"^prepared data cannot be written to {small_disk}: No space left on device\. Make room .*cache_dir=/another"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        prepare(data, BytesTokenizerConfig(), small_disk, report=lambda line: None)
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    prepared = prepare(data, BytesTokenizerConfig(), small_disk, report=lambda line: None)
+    assert (prepared.stream or prepared.train[""]).n_tokens > 6_000_000
+    assert not [path for path in small_disk.rglob("*.tmp*")]

@@ -1,10 +1,12 @@
 """From text to token stores, once: what was made is found again by the hash of what it was made from."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from pretrain.data.stream import Stream
 from pretrain.data.tokenisation import Report, with_splits, write_stores
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import beginning, build_tokenizer
+from pretrain.errors import CheckpointError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
 _TRAINED = "tokenizer.json"  # there once a tokenizer is
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,30 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: R
 
 
     A source's stores do not depend on what it is mixed with, but for the tokenizer where that is trained.
-    Raises DataError where a source cannot be read or holds nothing.
+    Raises DataError where a source cannot be read or holds nothing, CheckpointError where the cache cannot be written.
     """
     sources, fingerprints = _open(data)
-    trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
-    corpora = {}
-    for name, source in sources.items():
-        with errors_of(name):
-            corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
+    with _storage(cache):
+        trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
+        corpora = {}
+        for name, source in sources.items():
+            with errors_of(name):
+                corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
     return Prepared(trained, corpora)
+
+
+@contextmanager
+def _storage(cache: Path) -> Iterator[None]:
+    """Say which folder it was that the storage refused to write to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_STORAGE:
+            raise
+        raise CheckpointError(
+            f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. Make room there, or try another "
+            "folder: paths.cache_dir=/another/disk/cache."
+        ) from error
 
 
 def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Prepared | None:
@@ -157,11 +176,12 @@ def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache:
 def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
     """Read the corpus of a stream to its end, without training; nothing is done for a corpus of another mode.
 
-    Raises DataError as `prepare` does.
+    Raises what `prepare` raises.
     """
     stream = prepared.stream
     if stream is not None:
-        produce(stream.folder, open_source(data), data, prepared.tokenizer, enough=lambda: False, report=report)
+        with _storage(stream.folder):
+            produce(stream.folder, open_source(data), data, prepared.tokenizer, enough=lambda: False, report=report)
         stream.ended()  # takes up what is there now
 
 
