@@ -58,4 +58,4 @@ def test_prepared_data_that_finds_no_room_is_told(tmp_path: Path, small_disk: Pa
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     prepared = prepare(data, BytesTokenizerConfig(), small_disk, report=lambda line: None)
     assert (prepared.stream or prepared.train[""]).n_tokens > 6_000_000
-    assert not [path for path in small_disk.rglob("*.tmp*")]
+    assert not list(small_disk.rglob("*.tmp*"))
