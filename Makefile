@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
-BENCHMARKS := start_up framework_tax training_step generation data_loading tokenising checkpointing
+BENCHMARKS := start_up framework_tax training_step masked_head generation data_loading tokenising checkpointing
 
 .PHONY: train test test-fast faults bench bench-full check format clean
 

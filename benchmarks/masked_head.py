@@ -1,0 +1,117 @@
+"""The head of a masked model, from hidden states to loss and back: `python benchmarks/masked_head.py`.
+
+BERT base's head over 30,522 tokens, for 16 rows of 128 tokens of which 15 % are predicted. Ours computes logits at the
+hidden places only; the same head over all places, with the others ignored, says what that saves. The peer is the head
+of transformers' BERT with the loss that its model takes, over all places and with the same weights. The losses must
+agree.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from comparison import Result, take_turns, typed
+from contenders import our_learner
+from shapes import SHAPES, Shape
+from torch import Tensor
+
+from pretrain.interop.comparison import transformers_is_there
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.objective import Learner
+
+MASKED = 0.15
+Loss = Callable[[Tensor], Tensor]  # from hidden states (B, T, d_model) to the mean over the targets
+
+
+def ours(learner: Learner, batch: Batch) -> Loss:
+    """Return our loss of a batch."""
+
+    def loss(hidden: Tensor) -> Tensor:
+        total, count = learner.objective(hidden, learner.model.head, batch)
+        mean: Tensor = total / count
+        return mean
+
+    return loss
+
+
+def at_all_places(batch: Batch) -> Batch:
+    """Return the batch with a target for each of its places, IGNORE where nothing is hidden."""
+    assert batch.places is not None
+    none = torch.full_like(batch.tokens, IGNORE)  # less than any target: a row with fewer targets names place 0 twice
+    targets = none.scatter_reduce(1, batch.places, batch.targets, "amax")
+    return replace(batch, targets=targets, places=None)
+
+
+def theirs(learner: Learner, batch: Batch, shape: Shape) -> Loss:
+    """Return the loss of transformers' head with our weights."""
+    from transformers import BertConfig
+    from transformers.models.bert.modeling_bert import BertOnlyMLMHead
+
+    head, own = BertOnlyMLMHead(BertConfig(vocab_size=shape.vocab_size, hidden_size=shape.d_model)), learner.model.head
+    predictions = head.predictions
+    predictions.transform.dense.load_state_dict(own.dense.state_dict())
+    predictions.transform.LayerNorm.load_state_dict(own.norm.state_dict())
+    predictions.decoder.load_state_dict({"weight": own.weight.detach(), "bias": own.bias.detach()})
+    targets = at_all_places(batch).targets.flatten()
+    return lambda hidden: F.cross_entropy(head(hidden).flatten(0, 1), targets)
+
+
+def measure(shape: Shape, rounds: int, folder: Path) -> Result:
+    """Return what was found at a shape."""
+    learner, batches = our_learner(shape, folder)
+    learner.objective.config = replace(learner.objective.config, mask_probability=MASKED)
+    batch = next(batches)
+    torch.manual_seed(0)
+    hidden = torch.randn(shape.rows, shape.length, shape.d_model, requires_grad=True)
+    losses = {"ours": ours(learner, batch), "ours, at all places": ours(learner, at_all_places(batch))}
+    settings = {"rows": shape.rows, "length": shape.length, "vocabulary": shape.vocab_size, "masked": MASKED}
+    result = Result("masked_head", typed(), settings | {"rounds": rounds})
+    if transformers_is_there():
+        losses["transformers"] = theirs(learner, batch, shape)
+    else:
+        result.missing["transformers"] = "not installed"
+    found = {}
+
+    def speed(name: str) -> float:
+        return shape.tokens / _seconds(losses[name], hidden, found, name)
+
+    turns = {name: (lambda name=name: speed(name)) for name in losses}
+    figures = take_turns(turns, rounds)
+    result.add("masked head, forward and back", "tokens/s", figures, more_is_better=True)
+    spread = max(found.values()) - min(found.values())
+    result.figures["losses"] = found
+    if not math.isclose(spread, 0, abs_tol=1e-3):
+        raise RuntimeError(f"The heads do not compute the same: {found}.")
+    return result
+
+
+def _seconds(loss: Loss, hidden: Tensor, found: dict[str, float], name: str) -> float:
+    """Return how long loss and gradient take, of hidden states and weights."""
+    hidden.grad = None
+    start = time.perf_counter()
+    value = loss(hidden)
+    value.backward()
+    seconds = time.perf_counter() - start
+    found[name] = float(value.detach())
+    return seconds
+
+
+def main() -> None:
+    """Measure as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="a head of 384 wide over 4,096 tokens, 5 rounds, not kept")
+    given = parser.parse_args()
+    shape = SHAPES["bert_12m" if given.quick else "bert_110m"]
+    with tempfile.TemporaryDirectory() as folder:
+        measure(shape, 5 if given.quick else given.rounds, Path(folder)).finish(keep=not given.quick)
+
+
+if __name__ == "__main__":
+    main()
