@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
-BENCHMARKS := start_up framework_tax training_step masked_head generation data_loading tokenising checkpointing
+BENCHMARKS := start_up framework_tax training_step masked_head generation checkpointing
+OF_CORPORA := data_loading tokenising# read corpora of the folder that PRETRAIN_ASSETS names
 
 .PHONY: train test test-fast faults bench bench-full check format clean
 
@@ -23,11 +24,13 @@ faults: $(STAMP)
 
 # every claim once more, in a short form that keeps nothing: about a quarter of an hour
 bench: $(BENCH)
-	for name in $(BENCHMARKS); do $(RUN) benchmarks/$$name.py --quick || exit 1; done
+	for name in $(BENCHMARKS) $(if $(PRETRAIN_ASSETS),$(OF_CORPORA)); do \
+		$(RUN) benchmarks/$$name.py --quick || exit 1; done
+	$(if $(PRETRAIN_ASSETS),,@echo "left out, as PRETRAIN_ASSETS names no folder of corpora: $(OF_CORPORA)")
 
 # in full, for an idle machine: writes benchmarks/results and the README's table; gpu.py where there is a GPU
 bench-full: $(BENCH)
-	for name in $(BENCHMARKS) time_to_loss; do $(RUN) benchmarks/$$name.py || exit 1; done
+	for name in $(BENCHMARKS) $(OF_CORPORA) time_to_loss; do $(RUN) benchmarks/$$name.py || exit 1; done
 	$(RUN) benchmarks/table.py
 
 check: $(STAMP)
