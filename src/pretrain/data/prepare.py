@@ -96,7 +96,8 @@ def _storage(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _OF_STORAGE:
+        elsewhere = error.filename is not None and not Path(error.filename).is_relative_to(cache)
+        if error.errno not in _OF_STORAGE or elsewhere:
             raise
         raise CheckpointError(
             f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. Make room there, or try another "
