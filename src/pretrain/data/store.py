@@ -219,8 +219,7 @@ class Store:
     def _shards_of(self, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Ints:
         """Return the shard that holds each piece, once every piece is known to lie in one."""
         shards = np.searchsorted(self._token_ends, starts, side="right")
-        beyond = (starts < 0) | (lengths < 0) | (lengths > self._reaches[shards] - starts)
-        if beyond.any():
+        if (beyond := (starts < 0) | (lengths < 0) | (lengths > self._reaches[shards] - starts)).any():
             at = int(np.argmax(beyond))
             raise DataError(f"{self.folder}: no shard holds the {lengths[at]} tokens from offset {starts[at]} on.")
         return shards
