@@ -100,8 +100,8 @@ def _storage(cache: Path) -> Iterator[None]:
         if error.errno not in _OF_STORAGE or elsewhere:
             raise
         raise CheckpointError(
-            f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. Make room there, or try another "
-            "folder: paths.cache_dir=/another/disk/cache."
+            f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. It must be writable and have "
+            "room; or try another folder: paths.cache_dir=/another/disk/cache."
         ) from error
 
 
