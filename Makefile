@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
-BENCHMARKS := start_up framework_tax training_step masked_head generation checkpointing
+BENCHMARKS := start_up framework_tax training_step memory masked_head generation checkpointing
 OF_CORPORA := data_loading tokenising# read corpora of the folder that PRETRAIN_ASSETS names
 
 .PHONY: train test test-fast faults bench bench-full check format clean
@@ -54,7 +54,8 @@ $(STAMP): pyproject.toml constraints.txt
 $(BENCH): $(STAMP)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,bench]"
 	$(RUN) -m pip install --quiet --no-deps litgpt==0.5.13 jsonargparse==4.53.0 litdata==0.2.76 mosaicml-streaming==0.13.0 \
-		boto3 botocore s3transfer jmespath brotli cramjam catalogue python-snappy zstd
+		boto3 botocore s3transfer jmespath brotli cramjam catalogue python-snappy zstd \
+		ai2-olmo-core==3.0.0 dataclass-extensions bettermap
 	touch $(BENCH)
 
 clean:

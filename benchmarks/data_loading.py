@@ -3,8 +3,9 @@
 Micro-batches of 8 rows of 1,024 tokens, from English novels cut into documents of about 2,000 characters and from
 Wikipedia articles, in a shuffled order, in the process that trains. Ours are packed by document (best fit) and come
 with targets and the positions and numbers of documents; the peers (`data_loading_peers.py`) give windows of one long
-row and know no documents. The plain memory map takes windows at random and those shifted by one as targets. Each
-contender is a process of its own, and those that keep threads busy between their turns race ours without the others.
+row and, but for OLMo-core, know no documents. The plain memory map takes windows at random and those shifted by one as
+targets. Each contender is a process of its own, and those that keep threads busy between their turns race ours without
+the others.
 
 Then the milliseconds from opening the store to the first micro-batch of step 10^9.
 """
@@ -37,8 +38,9 @@ from pretrain.training.data import From, MicroBatches, _loader
 
 ROWS, LENGTH, STEP = 8, 1024, 10**9
 OURS = ("causal", "causal, of a mixture", "masked")
-RACES = (("memory map", "datasets", "datasets, iterable"), ("mosaicml-streaming",), ("litdata",))
-TARGETS = {"memory map": 0.5, "datasets": 1.0, "datasets, iterable": 1.0, "mosaicml-streaming": 1.0}
+RACES = (("memory map", "datasets", "datasets, iterable"), ("mosaicml-streaming",), ("litdata",), ("OLMo-core",))
+AHEAD = ("datasets", "datasets, iterable", "mosaicml-streaming", "OLMo-core")
+TARGETS = {"memory map": 0.5} | dict.fromkeys(AHEAD, 1.0)
 
 
 class HalfAndHalf(DataConfig):

@@ -20,11 +20,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from comparison import Result, typed
 
+from pretrain.inference.options import GenerationOptions
 from pretrain.language_model import LanguageModel
 from pretrain.training.loggers import read_rows
 
@@ -36,6 +38,7 @@ PROMPTS = {
     "causal": ("It was a dark night when", "She looked at him and", "The old house stood"),
     "masked": ("He took her [MASK] and kissed it.", "The [MASK] was shining through the window."),
 }
+SAMPLING: GenerationOptions = {"max_new_tokens": 60, "temperature": 0.8, "min_p": 0.1, "seed": 0}
 
 
 def parts(novels: Path, choose: bool) -> list[str]:
@@ -98,7 +101,7 @@ def written(kind: str, folder: Path) -> list[str]:
             f"{prompt} {[(answer.token, round(answer.probability, 3)) for answer in found[0]]}"
             for prompt, found in each
         ]
-    return [model.generate(prompt, max_new_tokens=60, temperature=0.8, seed=0) for prompt in PROMPTS[kind]]
+    return [model.generate(prompt, **SAMPLING) for prompt in PROMPTS[kind]]
 
 
 def main() -> None:
@@ -108,14 +111,15 @@ def main() -> None:
     parser.add_argument("--only", choices=KINDS, help="one of the two")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--choose", action="store_true", help="score on a slice of what is trained on else")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept; none given: they are thrown away")
     given = parser.parse_args()
     novels = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "corpora" / "english_novels"
     if not novels.is_dir():
         sys.exit(f"there are no novels at {novels}: name the folder of the assets by PRETRAIN_ASSETS")
     result = Result("novels", typed(), {"minutes": given.minutes})
     for kind in [given.only] if given.only else KINDS:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+        with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / kind
             words = [*parts(novels, given.choose), f"trainer.max_time={given.minutes}", *given.words]
             report = train(kind, words, folder / "run")
             names = ("parameters", "steps", "tokens_seen", "training_s")

@@ -58,6 +58,8 @@ class Shape:
 SHAPES = {
     "gpt_1m": Shape("gpt_nano", 4, 128, 2, 512, 32, 1, compile=False),
     "gpt_12m": Shape("gpt_small", 6, 384, 6, 4096, 256, 8),
+    "gpt_12m_long": Shape("gpt_small", 6, 384, 6, 4096, 2048, 1),
+    "gpt_12m_wide": Shape("gpt_small", 6, 384, 6, 50257, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),

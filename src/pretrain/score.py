@@ -22,7 +22,9 @@ from pretrain.evaluation.progress import Progress
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import validation_figures
+from pretrain.inference.weights import hold
 from pretrain.model_folder import ModelFolder, open_model
+from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.objectives.objective import Learner
 
@@ -48,7 +50,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     if config.task in FROM_FILES and config.path is not None:  # before the weights: a wrong file is soon told
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
     scorer = Scorer(
-        folder.load().to(_device(config.device)).eval(),
+        _model(config, folder),
         folder.tokenizer,
         folder.starts_with_bos,
         batch_tokens=config.batch_tokens,
@@ -73,7 +75,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """
     folder = open_model(path)
     tokenizer, objective, seed = folder.tokenizer, folder.objective, folder.run.seed if folder.run else 0
-    model, whole = folder.load().to(_device(config.device)), objective.build(tokenizer, seed)
+    model, whole = _model(config, folder), objective.build(tokenizer, seed)
     packing = folder.run.data if folder.run else DataConfig()
     counts, found = Counter[str](), []
     of_sources: dict[str, int] = {}
@@ -91,6 +93,12 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         of_sources |= {f"{source}/{name}": count for name, count in own.items() if source}
     facts = {"checkpoint": str(folder.folder), "objective": objective.kind}
     return facts | counts | validation_figures(found) | of_sources
+
+
+def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
+    """Return the model where and as the settings say, to be read only."""
+    device = _device(config.device)
+    return hold(folder.load(), device, config.weights).eval()
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,60 @@
+"""Peak memory of training, each contender alone in a process of its own: `python benchmarks/memory.py`.
+
+The most that a process ever held, from its start to the end of its fourth step: libraries, weights, gradients, AdamW's
+state and activations. The contenders are those of `training_step.py`, ours with everything on that `src/train.py` has;
+each starts anew in every round. Beside a GPT and a BERT of the usual sizes: a small GPT with a long context, and
+one with a large vocabulary, where attention and logits are what grows.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from comparison import Result, typed
+from shapes import SHAPES
+from training_step import NEEDS, PEERS
+from turns import Contender
+
+from pretrain.memory_reuse import REUSE
+
+TARGETS = {"gpt_124m": {"hugging_face": 1 / 0.75}}
+SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # as the shape they are made of
+STEPS = 4
+
+
+def peak_mib(contender: str, shape: str) -> float:
+    """Return the most memory that a contender held in a run of a few steps."""
+    command = [sys.executable, str(Path(__file__).parent / "contenders.py"), contender, shape]
+    process = Contender(contender, command, REUSE if contender == "ours" else None)
+    try:
+        return process.take(STEPS)["peak_mib"]
+    finally:
+        process.end()
+
+
+def main() -> None:
+    """Measure every shape asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = ("gpt_12m_long", "gpt_12m_wide", "gpt_124m", "bert_110m")
+    parser.add_argument("--shapes", nargs="+", choices=every, default=every)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the small shapes, one round, nothing kept")
+    given = parser.parse_args()
+    result = Result("memory", typed(), {"rounds": 1 if given.quick else given.rounds, "steps": STEPS})
+    for name in every[:2] if given.quick else given.shapes:
+        shape, peers = SHAPES[name], PEERS[SAME_PEERS.get(name, name)]
+        there = [peer for peer in peers if find_spec(NEEDS.get(peer, "torch"))]
+        result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in peers if peer not in there}
+        peaks = defaultdict[str, list[float]](list)
+        for _ in range(result.settings["rounds"]):
+            for contender in ("ours", *there):
+                peaks[contender].append(peak_mib(contender, name))
+        what = f"peak memory alone, {name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
+        result.add(what, "MiB", peaks, more_is_better=False, targets=TARGETS.get(name))
+    result.finish(keep=not given.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""BLiMP whole, by paradigm, and a sample of it once more by transformers: `python benchmarks/minimal_pairs.py MODEL`.
+
+MODEL, a run or a Hugging Face folder, causal or masked, scores every pair of blimp.jsonl.xz as `src/eval.py
+task=minimal_pairs` does. Then an evenly spaced sample of the pairs is scored in the plainest way: the model as
+transformers loads it (a run is exported first), one sentence after the other, of a masked model with a copy for each of
+its tokens, that token hidden. Both must find the same sentences likelier. The seconds of both are printed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison import Result
+from torch import Tensor
+from tqdm import tqdm
+
+from pretrain.evaluation.config import Task
+from pretrain.evaluation.examples import MinimalPair, read_examples
+from pretrain.evaluation.progress import Progress
+from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.tasks import score_examples
+from pretrain.model_folder import open_model
+
+EXPORT = Path(__file__).parents[1] / "src" / "export.py"
+
+
+def exported(model: Path, folder: Path) -> Path:
+    """Return a Hugging Face folder of the model: itself, or what export.py makes of a run."""
+    if not (model / "report.json").exists():
+        return model
+    command = [sys.executable, str(EXPORT), f"checkpoint={model}", f"output={folder / 'exported'}"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder / "exported"
+
+
+def by_transformers(folder: Path, causal: bool, rows: list[Tensor], mask_id: int | None) -> list[float]:
+    """Return the log-likelihood of each row of ids, of a masked model its pseudo-likelihood."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    with torch.inference_mode():
+        for row in tqdm(rows, desc="transformers"):
+            if causal:
+                said = model(row[None]).logits[0, :-1].double().log_softmax(-1)
+                found.append(float(said.gather(1, row[1:, None]).sum()))
+                continue
+            places = torch.arange(1, len(row) - 1)
+            copies = row.repeat(len(places), 1)
+            copies[torch.arange(len(places)), places] = mask_id
+            said = model(copies).logits[torch.arange(len(places)), places].double().log_softmax(-1)
+            found.append(float(said.gather(1, row[places, None]).sum()))
+    return found
+
+
+def sample(model: Path, scorer: Scorer, pairs: list[MinimalPair]) -> dict[str, Any]:
+    """Return what both make of the same pairs, and how long each took."""
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    started = time.perf_counter()
+    ours = [score.log_likelihood for score in scorer.texts(texts)]
+    own_seconds = time.perf_counter() - started
+    end = [] if scorer.causal else [scorer.tokenizer.eos_id]
+    ids = [torch.tensor([scorer.tokenizer.bos_id, *scorer.tokenizer.encode(text), *end]) for text in texts]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = exported(model, Path(temporary))
+        started = time.perf_counter()
+        theirs = by_transformers(folder, scorer.causal, ids, scorer.tokenizer.mask_id)
+        their_seconds = time.perf_counter() - started
+    right, by_theirs = ([a > b for a, b in zip(all_[::2], all_[1::2], strict=True)] for all_ in (ours, theirs))
+    return {
+        "pairs": len(pairs),
+        "right": sum(right) / len(pairs),
+        "right by transformers": sum(by_theirs) / len(pairs),
+        "pairs judged otherwise": sum(a != b for a, b in zip(right, by_theirs, strict=True)),
+        "largest difference of a log-likelihood": max(abs(a - b) for a, b in zip(ours, theirs, strict=True)),
+        "seconds": round(own_seconds, 2),
+        "seconds of transformers": round(their_seconds, 2),
+    }
+
+
+def main() -> None:
+    """Score, compare, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
+    parser.add_argument("--name", help="of the model, for the file that is kept; none given: nothing is kept")
+    parser.add_argument("--sample", type=int, default=335, help="pairs that transformers scores too")
+    parser.add_argument("--pairs", type=int, help="of BLiMP to score; none given: all")
+    given = parser.parse_args()
+    path = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "eval" / "blimp" / "blimp.jsonl.xz"
+    if not path.is_file():
+        sys.exit(f"there is no BLiMP at {path}: name the folder of the assets by PRETRAIN_ASSETS")
+    folder = open_model(given.model)
+    model = folder.load().eval()
+    scorer = Scorer(model, folder.tokenizer, folder.starts_with_bos, report=Progress("BLiMP"))
+    started = time.perf_counter()
+    found = score_examples(scorer, read_examples(Task.minimal_pairs, str(path), given.pairs))
+    result = Result(f"minimal_pairs_{given.name}", "", {"model": given.name or given.model.name})
+    result.repeat = f"python benchmarks/minimal_pairs.py MODEL --name {given.name}"
+    result.figures = {
+        "parameters": sum(weights.numel() for weights in model.parameters()),
+        "seconds": round(time.perf_counter() - started, 1),
+    } | found
+    few = read_examples(Task.minimal_pairs, str(path), given.sample).examples
+    compared = sample(given.model, scorer, [pair for pair in few if isinstance(pair, MinimalPair)])
+    result.figures |= {f"sample/{name}": figure for name, figure in compared.items()}
+    result.finish(keep=given.name is not None)
+
+
+if __name__ == "__main__":
+    main()
