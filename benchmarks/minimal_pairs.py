@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
     parser.add_argument("--name", help="of the model, for the file that is kept; none given: nothing is kept")
     parser.add_argument("--sample", type=int, default=335, help="pairs that transformers scores too")
-    parser.add_argument("--pairs", type=int, help="of BLiMP to score; none given: all")
+    parser.add_argument("--pairs", type=int, default=0, help="of BLiMP to score; 0: all")
     given = parser.parse_args()
     path = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "eval" / "blimp" / "blimp.jsonl.xz"
     if not path.is_file():
