@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.matrix_products import Linear
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 
@@ -22,7 +23,7 @@ def quicken(model: Transformer) -> None:
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is Linear:
                 setattr(module, name, _Linear(child))
     if isinstance(model.head, VocabularyHead):
         model.head = _Head(model.head)

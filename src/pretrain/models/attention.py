@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.matrix_products import Linear
 from pretrain.models.config import TransformerConfig
 from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
@@ -124,10 +125,10 @@ class Attention(nn.Module):
         self.head_width = config.width
         self.dropout = config.attention_dropout
         inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
-        self.query = nn.Linear(config.d_model, inner, bias=config.attention_bias)
-        self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.output = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.query = Linear(config.d_model, inner, bias=config.attention_bias)
+        self.key = Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.value = Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.output = Linear(inner, config.d_model, bias=config.bias)
         self.query_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
 

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.matrix_products import Linear
 from pretrain.models.config import Activation, TransformerConfig
 
 
@@ -21,9 +22,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = config.feed_forward
-        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
-        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+        self.gate = Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
+        self.up = Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each position of x (B, T, d_model) makes of itself, same shape."""

@@ -4,9 +4,9 @@ Shapes: B batch, T positions, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.matrix_products import Linear, product
 from pretrain.models.attention import Attention, Mask, Memory, build_mask, build_mixed_mask
 from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
@@ -69,7 +69,7 @@ class VocabularyHead(nn.Module):
         super().__init__()
         mlm = config.head is Head.mlm
         self.activation = Activation.gelu if config.gated else config.feed_forward
-        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
+        self.dense = Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config, config.d_model) if mlm else None
         self.bias: Tensor | None = nn.Parameter(torch.empty(vocab_size)) if mlm else None
         self.weight: Tensor = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
@@ -82,7 +82,7 @@ class VocabularyHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
-        return F.linear(self.features(hidden), self.weight, self.bias)
+        return product(self.features(hidden), self.weight, self.bias)
 
 
 class LabelHead(nn.Module):
@@ -100,7 +100,7 @@ class LabelHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., C) of hidden states (..., d_model)."""
-        return F.linear(self.features(hidden), self.weight, self.bias)
+        return product(self.features(hidden), self.weight, self.bias)
 
 
 def _shared(embeddings: Embeddings) -> nn.Parameter:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.matrix_products import add_product, product
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.vocabulary_shard import VocabularyShard, local
 
@@ -26,7 +27,7 @@ def cross_entropy_sum(features: Tensor, weight: Tensor, bias: Tensor | None, tar
     """
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
-        logits = F.linear(features, weight, bias).float()
+        logits = product(features, weight, bias).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     if not torch.is_grad_enabled():
         return token_losses(features, weight, bias, targets)[0].sum()
@@ -60,11 +61,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
-            grad_x[part] = slope @ matrix
-            if dtype == grad_weight.dtype:
-                grad_weight.addmm_(slope.T, x[part])
-            else:
-                grad_weight += slope.T @ x[part]
+            grad_x[part] = product(slope, matrix.T)
+            add_product(grad_weight, slope, x[part])
             del slope  # before the next chunk's logits are there
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
@@ -77,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = F.linear(features, weight).float()
+    logits = product(features, weight).float()
     if bias is not None:
         logits += bias
     return logits
@@ -109,7 +107,7 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
     shard, losses, likeliest = VocabularyShard.of(weight), [], []
     weight, bias = local(weight), None if bias is None else local(bias)
     for part in _chunks(len(features), shard.largest_size):
-        logits = F.linear(features[part], weight, bias).float()
+        logits = product(features[part], weight, bias).float()
         if shard.group is not None:
             loss, first = _scored(logits, targets[part], shard)
         else:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from pretrain.matrix_products import onednn_products
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig
@@ -33,6 +34,7 @@ _COSTLY = {  # operations that selective checkpointing keeps the results of: mat
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    *onednn_products(),
 }
 
 # FSDP2 warns of blocks that return views, as those do whose last matrix or norm is split: it matters only to code that

@@ -1,0 +1,103 @@
+"""Products with a weight: oneDNN's are torch's but for rounding, forward and back."""
+
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain import matrix_products
+from pretrain.matrix_products import Linear, add_product, product
+
+Shapes = list[tuple[int, ...]] | None
+
+
+@pytest.fixture(params=[True, False])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shapes:
+    """Return the shapes that oneDNN multiplies from now on; none where this is said to be another processor."""
+    asked: list[tuple[int, ...]] = []
+    multiply = matrix_products._multiply
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        asked.append((*x.shape, len(weight)))
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(matrix_products, "amd_with_avx512", lambda: request.param)
+    monkeypatch.setattr(matrix_products, "FEW", 1000)
+    monkeypatch.setattr(matrix_products, "_multiply", noted)
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    return asked if request.param else None
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (2, 15, 8), (2, 3, 5, 8)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_values_and_gradients_are_those_of_torch(onednn: Shapes, shape: tuple[int, ...], biased: bool) -> None:
+    torch.manual_seed(0)
+    layer = Linear(8, 12, bias=biased)
+    x = torch.randn(shape, requires_grad=True)
+    pull = torch.randn(*shape[:-1], 12)
+    (layer(x) * pull).sum().backward()
+    found = [x.grad, *(each.grad for each in layer.parameters())]
+    x.grad = None
+    layer.zero_grad()
+    expected = F.linear(x, layer.weight, layer.bias)
+    (expected * pull).sum().backward()
+    torch.testing.assert_close(layer(x), expected)
+    for ours, theirs in zip(found, [x.grad, *(each.grad for each in layer.parameters())], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert onednn is None or len(onednn) == 4  # forward, twice back, forward
+
+
+def test_a_sum_of_products_is_that_of_torch(onednn: Shapes) -> None:
+    torch.manual_seed(0)
+    rows, others, total = torch.randn(40, 8), torch.randn(40, 12), torch.randn(8, 12)
+    expected = total + rows.T @ others
+    add_product(total, rows, others)
+    torch.testing.assert_close(total, expected)
+    add_product(total, rows.bfloat16(), others.bfloat16())
+    torch.testing.assert_close(total, expected + (rows.bfloat16().T @ others.bfloat16()).float())
+    assert onednn is None or len(onednn) == 1
+
+
+def test_what_is_small_or_no_float32_is_left_to_torch(onednn: Shapes) -> None:
+    x, weight = torch.randn(40, 8), torch.randn(12, 8)
+    with torch.no_grad():
+        product(x[:2], weight)
+        product(x.double(), weight.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert product(x, weight).dtype is torch.bfloat16
+        product(x.to("meta"), weight.to("meta"))
+        assert not onednn
+        torch.testing.assert_close(product(x, weight), x @ weight.T)
+    assert onednn is None or onednn == [(40, 8, 12)]
+
+
+def test_only_gradients_that_are_asked_for_are_computed(onednn: Shapes) -> None:
+    x, layer = torch.randn(40, 8), Linear(8, 12)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert onednn is None or onednn == [(40, 8, 12), (12, 40, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_compiled_code_multiplies_alike(onednn: Shapes) -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(40, 8, requires_grad=True), Linear(8, 12)
+    layer(x).square().sum().backward()
+    expected = [x.grad, layer.weight.grad, layer.bias.grad]
+    x.grad = None
+    layer.zero_grad()
+    layer.compile(dynamic=False)
+    layer(x).square().sum().backward()
+    for ours, theirs in zip([x.grad, layer.weight.grad, layer.bias.grad], expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_processor_is_looked_up() -> None:
+    matrix_products.amd_with_avx512.cache_clear()
+    if matrix_products.amd_with_avx512():
+        assert torch.backends.cpu.get_cpu_capability() == "AVX512"
