@@ -1,8 +1,8 @@
 """Products with a weight in float32 on AMD processors with AVX-512: by oneDNN, which takes half of MKL's time there.
 
-torch leaves such products to MKL, which keeps to 256 bits on processors that are not Intel's. On one core of an EPYC
-(Zen 5) it comes to 110 GFLOP/s and oneDNN to 180 to 250, forward and back, at the shapes of GPT-2 small. Everywhere
-else, and of few numbers, whose product is over before Python has chosen, `product` is `F.linear`.
+torch leaves such products to MKL, which keeps to 256 bits on processors that are not Intel's
+(`benchmarks/matrix_products.py` races the two). Everywhere else, and where a product is over before Python has chosen,
+`product` is `F.linear`.
 """
 
 import re
@@ -49,7 +49,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return _multiply(x, weight, bias)
 
     @staticmethod

@@ -1,0 +1,44 @@
+"""A linear layer forward and back in float32, ours beside torch's: `python benchmarks/matrix_products.py`.
+
+4 x 512 tokens through matrices of GPT-2 small and of a model of 12 M parameters. Where ours leaves a product to torch,
+on any processor but AMD's with AVX-512, the two are the same.
+"""
+
+import argparse
+
+import torch
+from comparison import Result, take_turns, typed
+from torch import nn
+
+from pretrain.matrix_products import Linear, amd_with_avx512
+
+ROWS = 2048
+MATRICES = {"12 M: 384 to 1536": (384, 1536), "124 M: 768 to 768": (768, 768), "124 M: 768 to 3072": (768, 3072)}
+REPEATS = 4  # in a turn
+
+
+def main() -> None:
+    """Race every matrix."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="5 rounds, nothing kept")
+    given = parser.parse_args()
+    rounds = 5 if given.quick else given.rounds
+    result = Result("matrix_products", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})
+    for name, (wide, out) in MATRICES.items():
+        x = torch.randn(ROWS, wide, requires_grad=True)
+        layers = {"ours": Linear(wide, out, bias=False), "torch": nn.Linear(wide, out, bias=False)}
+
+        def turn(layer: nn.Module, x: torch.Tensor = x) -> None:
+            for _ in range(REPEATS):
+                layer(x).sum().backward()
+
+        seconds = take_turns({each: lambda layer=layer: turn(layer) for each, layer in layers.items()}, rounds)  # type: ignore[misc]
+        work = REPEATS * 3 * 2 * ROWS * wide * out / 1e9  # forward, and twice back
+        speeds = {each: [work / took for took in found] for each, found in seconds.items()}
+        result.add(f"linear layer, {name}", "GFLOP/s", speeds, more_is_better=True)
+    result.finish(keep=not given.quick)
+
+
+if __name__ == "__main__":
+    main()
