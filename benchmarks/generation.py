@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128, help="tokens to write")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens and rounds")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens and rounds, nothing kept")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results/generation.json")
     given = parser.parse_args()
     words = [f"model={given.model}"]
@@ -276,10 +276,10 @@ def main() -> None:
     names = ("model", "vocab_size", "prompts", "new", "batch_sizes", "rounds", "quick")
     settings = {name: getattr(given, name) for name in names}
     settings |= {"parameters": count_parameters(model), "clock": CLOCK.__name__}
-    result = Result("generation_quick" if given.quick else "generation", typed(), settings)
+    result = Result("generation", typed(), settings)
     compare(given, model, result)
     cost_of_8_bits(given.quick, result)
-    result.finish(keep=not given.no_keep)
+    result.finish(keep=not (given.quick or given.no_keep))
 
 
 if __name__ == "__main__":
