@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128, help="tokens to write")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens and rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens, nothing kept")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results/generation.json")
     given = parser.parse_args()
     words = [f"model={given.model}"]
