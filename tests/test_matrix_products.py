@@ -17,7 +17,7 @@ Shapes = list[tuple[int, ...]] | None
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shapes:
     """Return the shapes that oneDNN multiplies from now on; none where this is said to be another processor."""
     asked: list[tuple[int, ...]] = []
-    multiply = matrix_products._multiply
+    multiply = matrix_products.by_onednn
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         asked.append((*x.shape, len(weight)))
@@ -25,7 +25,7 @@ def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
     monkeypatch.setattr(matrix_products, "amd_with_avx512", lambda: request.param)
     monkeypatch.setattr(matrix_products, "FEW", 1000)
-    monkeypatch.setattr(matrix_products, "_multiply", noted)
+    monkeypatch.setattr(matrix_products, "by_onednn", noted)
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     return asked if request.param else None

@@ -21,17 +21,17 @@ FEW = 1 << 22  # multiplications
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `F.linear` of x (..., K) with weight (N, K) and bias (N,): shape (..., N)."""
-    if not _by_onednn(x, weight):
+    if not _goes_to_onednn(x, weight):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
-        return _multiply(x, weight, bias)
+        return by_onednn(x, weight, bias)
     found: Tensor = _Product.apply(x, weight, bias)
     return found
 
 
 def add_product(total: Tensor, rows: Tensor, others: Tensor) -> None:
     """Add the transposed rows (M, N) times the others (M, K) to a float32 total (N, K)."""
-    if rows.dtype != total.dtype or _by_onednn(rows, others.t()):
+    if rows.dtype != total.dtype or _goes_to_onednn(rows, others.t()):
         total += product(rows.t(), others.t())
     else:
         total.addmm_(rows.t(), others)
@@ -49,7 +49,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        return by_onednn(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -58,13 +58,13 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows, flat = grad.flatten(0, -2), x.flatten(0, -2)
         return (
-            _multiply(grad, weight.t(), None) if of_x else None,
-            _multiply(rows.t(), flat.t(), None) if of_weight else None,
+            by_onednn(grad, weight.t(), None) if of_x else None,
+            by_onednn(rows.t(), flat.t(), None) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         type(weight) in (Tensor, nn.Parameter)  # not one that devices share, or that is held in 8 bits
         and amd_with_avx512()
@@ -80,7 +80,8 @@ def onednn_products() -> tuple[Any, ...]:
     return (torch.ops.mkldnn._linear_pointwise.default,) if torch.backends.mkldnn.is_available() else ()
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return oneDNN's product of x (..., K) with weight (N, K) and bias (N,), float32, on a processor; no gradients."""
     if torch.compiler.is_compiling():  # the compiler takes oneDNN's operator for weights that never change
         return _opaque(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

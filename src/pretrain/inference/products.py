@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.matrix_products import Linear
+from pretrain.matrix_products import Linear, by_onednn
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 
@@ -40,8 +40,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     elsewhere = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
     if alone or elsewhere or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
+    return by_onednn(x, weight, bias)
 
 
 class _Linear(nn.Linear):
