@@ -14,12 +14,11 @@ from pathlib import Path
 
 from comparison import Result, typed
 from shapes import SHAPES
-from training_step import NEEDS, PEERS
+from training_step import MEMORY, NEEDS, PEERS
 from turns import Contender
 
 from pretrain.memory_reuse import REUSE
 
-TARGETS = {"gpt_124m": {"hugging_face": 1 / 0.75}}
 SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # as the shape they are made of
 STEPS = 4
 
@@ -52,7 +51,7 @@ def main() -> None:
             for contender in ("ours", *there):
                 peaks[contender].append(peak_mib(contender, name))
         what = f"peak memory alone, {name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
-        result.add(what, "MiB", peaks, more_is_better=False, targets=TARGETS.get(name))
+        result.add(what, "MiB", peaks, more_is_better=False, targets=MEMORY.get(name))
     result.finish(keep=not given.quick)
 
 

@@ -25,7 +25,7 @@ from pretrain.evaluation.examples import MinimalPair, read_examples
 from pretrain.evaluation.progress import Progress
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
-from pretrain.inference.weights import hold
+from pretrain.inference.weights import count_parameters, hold
 from pretrain.model_folder import open_model
 
 EXPORT = Path(__file__).parents[1] / "src" / "export.py"
@@ -105,7 +105,7 @@ def main() -> None:
     result = Result(f"minimal_pairs_{given.name}", "", {"model": given.name or given.model.name})
     result.repeat = f"python benchmarks/minimal_pairs.py MODEL --name {given.name}"
     result.figures = {
-        "parameters": sum(weights.numel() for weights in model.parameters()),
+        "parameters": count_parameters(model),
         "seconds": round(time.perf_counter() - started, 1),
     } | found
     few = read_examples(Task.minimal_pairs, str(path), given.sample).examples
