@@ -14,8 +14,9 @@ from pretrain.config import RunConfig, from_dict, to_dict
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import CheckpointError, ConfigError, RankLostError
 from pretrain.imported import IMPORTED
+from pretrain.parallel.group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
-from pretrain.training.processes import leave_group, rank, say, spawn, under_launcher
+from pretrain.training.processes import rank, say, spawn, under_launcher
 from pretrain.training.run_lock import only_run_in
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name

@@ -22,6 +22,7 @@ from pretrain.errors import (
     PretrainError,
     RankLostError,
 )
+from pretrain.parallel.group import leave_group
 
 SHUTDOWN_S = 25  # to save after a signal, before a process is killed
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, DivergenceError, RankLostError)}
@@ -124,19 +125,6 @@ def _go_on(record: dict[str, Any]) -> None:
     found, _ = newest(folder)
     record["resumed"] = str(found.folder) if found else None
     say(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
-
-
-def leave_group() -> None:
-    """Take leave of the other processes after a run that went well.
-
-    Without it gloo's threads may still run while the interpreter is torn down, which aborts the process now and then
-    (https://github.com/pytorch/pytorch/issues/190489).
-    """
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
