@@ -76,8 +76,9 @@ def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def onednn_products() -> tuple[Any, ...]:
-    """Return the operator that oneDNN's products are to torch, or nothing where it was built without them."""
-    return (torch.ops.mkldnn._linear_pointwise.default,) if torch.backends.mkldnn.is_available() else ()
+    """Return the operators that oneDNN's products are to torch, plain and compiled; none if torch was built without."""
+    plain, compiled = torch.ops.mkldnn._linear_pointwise, torch.ops.pretrain.product
+    return (plain.default, compiled.default) if torch.backends.mkldnn.is_available() else ()
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from same_state import assert_same_state
 
-from pretrain import checkpoint_writing
+from pretrain import checkpoint_writing, matrix_products
 from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.data.config import Mode
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
@@ -27,6 +28,11 @@ from pretrain.training.run import run
 
 CAUSAL = ["model=gpt_nano"]
 MASKED = ["model=bert_nano", "model.attention_dropout=0.1"]
+LARGE = [
+    "model=gpt_nano",
+    "model.d_model=192",
+    "trainer.precision=fp32",
+]  # 128 tokens x 192 x 768: 19 M multiplications
 
 
 def losses(folder: Path, name: str = "train/loss") -> dict[int, str]:
@@ -47,11 +53,18 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("family", "number", "step"),
-    [(CAUSAL, signal.SIGTERM, 6), (MASKED, signal.SIGINT, 6), (CAUSAL, signal.SIGINT, 5)],
-    ids=["causal", "masked", "where a validation comes next"],
+    [
+        (CAUSAL, signal.SIGTERM, 6),
+        (MASKED, signal.SIGINT, 6),
+        (CAUSAL, signal.SIGINT, 5),
+        (LARGE, signal.SIGTERM, 6),
+    ],
+    ids=["causal", "masked", "where a validation comes next", "products large enough for oneDNN"],
 )
 @pytest.mark.fault("F06")
 def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number, step):
+    if family is LARGE:
+        monkeypatch.setattr(matrix_products, "amd_with_avx512", torch.backends.mkldnn.is_available)
     whole = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
     with monkeypatch.context() as patch:
         send_at(patch, step, number)

@@ -1,0 +1,67 @@
+"""What selective checkpointing keeps: matrix products, whoever multiplies, are not taken twice."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from subjects import subject
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain import matrix_products
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parity import Case, prepared
+
+PLAIN: dict[str, bool] = {}
+CHECKPOINTED = {"activation_checkpointing": True}
+SELECTIVE = {**CHECKPOINTED, "selective_checkpointing": True}
+PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
+
+
+@pytest.fixture(params=[True, False], ids=["oneDNN's", "torch's"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(matrix_products, "amd_with_avx512", lambda: request.param)
+    monkeypatch.setattr(matrix_products, "FEW", 1000)
+
+
+@pytest.mark.usefixtures("products")
+def test_no_product_is_taken_twice() -> None:
+    assert counted(SELECTIVE) == counted(PLAIN) < counted(CHECKPOINTED)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("products")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_nor_in_compiled_blocks() -> None:
+    assert counted(SELECTIVE, compiled=True) == counted(PLAIN, compiled=True) < counted(CHECKPOINTED, compiled=True)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products that are really taken: one whose result was kept does not come down to here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name in PRODUCTS
+        return func(*args, **(kwargs or {}))
+
+
+def counted(settings: dict[str, bool], compiled: bool = False) -> int:
+    """Return how many products a tiny GPT takes forward and back, once it has done so before."""
+    one = subject("gpt")
+    learner = prepared(one, Case(1, ParallelConfig(**settings, compile=compiled)))
+    learner(one.batch(0))[0].backward()
+    if not compiled:
+        with Products() as products:
+            learner(one.batch(1))[0].backward()
+        return products.count
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        learner(one.batch(1))[0].backward()
+    torch.compiler.reset()
+    return sum(event.count for event in seen.key_averages() if event.key in PRODUCTS)
