@@ -97,7 +97,20 @@ def test_compiled_code_multiplies_alike(onednn: Shapes) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+@pytest.mark.parametrize("width", [8, 800], ids=["small", "large"])
+def test_a_layer_is_one_graph_to_the_compiler(width: int) -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(40, width, requires_grad=True), Linear(width, 200)
+    layer(x).square().sum().backward()
+    expected, x.grad = x.grad, None
+    layer.compile(dynamic=False, fullgraph=True)
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_the_processor_is_looked_up() -> None:
-    matrix_products.amd_with_avx512.cache_clear()
     if matrix_products.amd_with_avx512():
         assert torch.backends.cpu.get_cpu_capability() == "AVX512"

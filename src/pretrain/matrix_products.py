@@ -100,9 +100,14 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-@cache
+@torch.compiler.assume_constant_result  # the compiler looks into what is cached
 def amd_with_avx512() -> bool:
     """Whether this is a processor on which oneDNN's products are the faster ones."""
+    return _looked_up()
+
+
+@cache
+def _looked_up() -> bool:
     facts = Path("/proc/cpuinfo")
     if sys.platform != "linux" or not facts.exists() or not torch.backends.mkldnn.is_available():
         return False
