@@ -46,6 +46,7 @@ class Job:
         )  # fmt: skip
         assert found.returncode == 0, found.stderr
         assert found.stdout.count("Report") == 1
+        assert "Warning" not in found.stderr, found.stderr
         return folder
 
     def start(self, name: str, *words: str, script: Path | None = None) -> subprocess.Popen[str]:
