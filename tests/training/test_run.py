@@ -28,11 +28,8 @@ from pretrain.training.run import run
 
 CAUSAL = ["model=gpt_nano"]
 MASKED = ["model=bert_nano", "model.attention_dropout=0.1"]
-LARGE = [
-    "model=gpt_nano",
-    "model.d_model=192",
-    "trainer.precision=fp32",
-]  # 128 tokens x 192 x 768: 19 M multiplications
+# 128 tokens x 192 x 768: 19 million multiplications
+LARGE = ["model=gpt_nano", "model.d_model=192", "trainer.precision=fp32"]
 
 
 def losses(folder: Path, name: str = "train/loss") -> dict[int, str]:
