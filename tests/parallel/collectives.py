@@ -10,7 +10,7 @@ from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.parallel.group import leave_group
+from pretrain.parallel.group import end_process
 from pretrain.parallel.parity import Case, prepared, train_step
 
 
@@ -49,4 +49,4 @@ def _work(rank: int, store: Path, cases: dict[str, Case], answers: Any) -> None:
         found[name] = collectives.counts
     if rank == 0:
         answers.put(found)
-    leave_group()
+    end_process()

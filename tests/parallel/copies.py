@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.group import leave_group
+from pretrain.parallel.group import end_process
 from pretrain.parallel.parity import Case, prepared, train_step
 
 
@@ -39,4 +39,4 @@ def _work(rank: int, store: Path, alike: bool, answers: Any) -> None:
             largest = max(largest, float((copies[0] - copies[1]).abs().max()))
     if rank == 0:
         answers.put(largest)
-    leave_group()
+    end_process()

@@ -15,7 +15,7 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import MuonConfig
 from pretrain.parallel.config import Layout, ParallelConfig
-from pretrain.parallel.group import leave_group
+from pretrain.parallel.group import end_process
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 
@@ -49,7 +49,7 @@ def main() -> None:
         apart = max(apart, float((one - other.full_tensor()).detach().abs().max()))
     if os.environ["RANK"] == "0":
         print(f"moved {moved} apart {apart}")
-    leave_group()
+    end_process()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import Layout, ParallelConfig
-from pretrain.parallel.group import leave_group
+from pretrain.parallel.group import end_process
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.whole import fill, whole
@@ -126,7 +126,7 @@ def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]],
         if rank == 0:
             weights = {name: weight.numpy() for name, weight in found.weights.items()}
             answers.put((found.losses, found.norms, weights))
-    leave_group()
+    end_process()
 
 
 def train_case(subject: Subject, case: Case, steps: int) -> Trained:
