@@ -22,7 +22,7 @@ test-fast: $(STAMP)
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m fault
 
-# every claim once more, in a short form that keeps nothing: about a quarter of an hour
+# every claim once more, in a short form that keeps nothing: about eight minutes on two cores
 bench: $(BENCH)
 	for name in $(BENCHMARKS) $(if $(PRETRAIN_ASSETS),$(OF_CORPORA)); do \
 		$(RUN) benchmarks/$$name.py --quick || exit 1; done

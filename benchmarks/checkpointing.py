@@ -222,12 +222,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; none given: the folder for temporary files")
-    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters, nothing kept")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder))
     try:
-        measure(given, folder).finish(keep=not given.no_keep)
+        measure(given, folder).finish(keep=not (given.quick or given.no_keep))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

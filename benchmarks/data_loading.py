@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=10, help="of the novels")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, default=1000, help="micro-batches that each reads in a round")
-    parser.add_argument("--quick", action="store_true", help="4 megabytes, 5 rounds of 200 micro-batches, fewer peers")
+    parser.add_argument(
+        "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not kept"
+    )
     parser.add_argument("--no-keep", action="store_true", help="print only")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -170,7 +172,7 @@ def main() -> None:
     if given.quick:
         given.megabytes, given.rounds, given.batches = 4, 5, 200
     with tempfile.TemporaryDirectory() as folder:
-        measure(given, Path(folder)).finish(keep=not given.no_keep)
+        measure(given, Path(folder)).finish(keep=not (given.quick or given.no_keep))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from comparison import Result, take_turns, typed
 
@@ -49,8 +48,8 @@ def first_step(folder: Path) -> Callable[[], float]:
     return seconds
 
 
-def measure(rounds: int, keep: bool) -> dict[str, Any]:
-    """Print what was found, keep it where asked to, and return its figures."""
+def measure(rounds: int) -> Result:
+    """Return what was found."""
     with tempfile.TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], float | None]] = {
             "help": lambda: quietly([*TRAIN, "--help"]),
@@ -64,18 +63,17 @@ def measure(rounds: int, keep: bool) -> dict[str, Any]:
     for name, seconds in {**found, "first step after the imports": own}.items():
         figure = {"median_s": statistics.median(seconds), "lowest_s": min(seconds), "highest_s": max(seconds)}
         result.figures[name] = figure | ({"target_s": TARGETS[name]} if name in TARGETS else {})
-    result.finish(keep)
-    return result.figures
+    return result
 
 
 def main() -> None:
     """Measure as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("--quick", action="store_true", help="two rounds, nothing kept")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
-    measure(2 if given.quick else given.rounds, keep=not given.no_keep)
+    measure(2 if given.quick else given.rounds).finish(keep=not (given.quick or given.no_keep))
 
 
 if __name__ == "__main__":

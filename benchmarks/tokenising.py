@@ -74,13 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds")
+    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds, nothing kept")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # read when they first encode
     if given.quick:
         given.megabytes, given.rounds = 1, 5
-    measure(given).finish(keep=not given.no_keep)
+    measure(given).finish(keep=not (given.quick or given.no_keep))
 
 
 if __name__ == "__main__":

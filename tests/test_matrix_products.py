@@ -61,6 +61,45 @@ def test_a_sum_of_products_is_that_of_torch(onednn: Shapes) -> None:
     assert onednn is None or len(onednn) == 1
 
 
+@pytest.mark.parametrize("shape", [(40, 100, 6), (40, 97, 3), (40, 6, 100), (40, 100, 30), (2, 600, 3)])
+def test_gradients_in_pieces_are_those_of_torch(
+    onednn: Shapes, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix_products, "PIECE", 50)
+    torch.manual_seed(0)
+    count, rows, columns = shape
+    x, weight = torch.randn(count, columns), torch.randn(rows, columns, requires_grad=True)
+    pull, total = torch.randn(count, rows), torch.ones(rows, columns)
+    (product(x, weight) * pull).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.is_contiguous()
+    torch.testing.assert_close(weight.grad, pull.T @ x)
+    add_product(total, pull, x)
+    torch.testing.assert_close(total, 1 + pull.T @ x)
+    of_total = -(-rows * columns // 50)  # pieces
+    assert onednn is None or len(onednn) > of_total / 2
+
+
+def test_a_part_of_a_matrix_is_made_dense_before_it_is_multiplied(
+    onednn: Shapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor] = []
+    multiply = matrix_products._opaque
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        given.append(weight)
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(matrix_products, "_opaque", noted)
+    x, matrix = torch.randn(40, 8), torch.randn(12, 20)
+    with torch.no_grad():
+        for weight in matrix[:, :8], matrix[:, 3:11], matrix[:8].t():
+            torch.testing.assert_close(product(x, weight), x @ weight.t())
+    assert all(each.is_contiguous() or each.t().is_contiguous() for each in given)
+    assert len(given) == (0 if onednn is None else 3)
+
+
 def test_what_is_small_or_no_float32_is_left_to_torch(onednn: Shapes) -> None:
     x, weight = torch.randn(40, 8), torch.randn(12, 8)
     with torch.no_grad():

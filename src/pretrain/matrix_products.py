@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 FEW = 1 << 22  # multiplications
+PIECE = 1 << 21  # numbers of a large gradient that are made at once, so that caches hold them
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,8 +32,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product(total: Tensor, rows: Tensor, others: Tensor) -> None:
     """Add the transposed rows (M, N) times the others (M, K) to a float32 total (N, K)."""
-    if rows.dtype != total.dtype or _goes_to_onednn(rows, others.t()):
+    if rows.dtype != total.dtype:
         total += product(rows.t(), others.t())
+    elif _goes_to_onednn(rows, others.t()):
+        for part in _pieces(*total.shape):
+            total[part] += _transposed_product(rows[:, part], others)
     else:
         total.addmm_(rows.t(), others)
 
@@ -59,9 +63,38 @@ class _Product(torch.autograd.Function):
         rows, flat = grad.flatten(0, -2), x.flatten(0, -2)
         return (
             by_onednn(grad, weight.t(), None) if of_x else None,
-            by_onednn(rows.t(), flat.t(), None) if of_weight else None,
+            _gradient(rows, flat) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _gradient(rows: Tensor, others: Tensor) -> Tensor:
+    """Return the transposed rows (M, N) times the others (M, K), contiguous."""
+    parts = _pieces(rows.shape[1], others.shape[1])
+    if len(parts) == 1 or rows.shape[1] < 8 * others.shape[1]:  # no vocabulary
+        return _transposed_product(rows, others).contiguous()
+    found = rows.new_empty(rows.shape[1], others.shape[1])
+    for part in parts:
+        found[part] = _transposed_product(rows[:, part], others)
+    return found
+
+
+def _pieces(rows: int, columns: int) -> list[slice]:
+    count = -(-rows * columns // PIECE)
+    size = -(-rows // count)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _transposed_product(rows: Tensor, others: Tensor) -> Tensor:
+    """Return the transposed rows (M, N) times the others (M, K), made the way that transposes fewer numbers.
+
+    oneDNN takes its second matrix either way round, its first by the row only. torch transposes what is contiguous
+    several times as fast as a part of it.
+    """
+    rows = rows.contiguous()
+    if 2 * (others.numel() + rows.shape[1] * others.shape[1]) < rows.numel():
+        return by_onednn(others.t(), rows.t(), None).t()
+    return by_onednn(rows.t(), others.t(), None)
 
 
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -83,6 +116,8 @@ def onednn_products() -> tuple[Any, ...]:
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return oneDNN's product of x (..., K) with weight (N, K) and bias (N,), float32, on a processor; no gradients."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # of a part of a matrix it takes a hundred times as long
     if torch.compiler.is_compiling():  # the compiler takes oneDNN's operator for weights that never change
         return _opaque(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

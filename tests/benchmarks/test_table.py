@@ -1,5 +1,6 @@
 """The README's table of measurements, and how a result becomes one of its lines."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import comparison
 import table
 from comparison import RESULTS, Result, take_turns
 
@@ -23,6 +25,21 @@ def test_every_kept_result_says_how_it_is_repeated() -> None:
         for line in found.get("lines", []):
             assert found["repeat"].startswith(("python benchmarks/", "OMP_NUM_THREADS=1 python benchmarks/")), path
             assert line["lowest"] <= line["ratio"] <= line["highest"], path
+
+
+@pytest.mark.parametrize("name", ["start_up", "checkpointing", "data_loading", "tokenising", "masked_head"])
+def test_a_short_form_keeps_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    benchmark = importlib.import_module(name)
+    monkeypatch.setattr(benchmark, "measure", lambda *_: Result("kept", "python benchmarks/x.py", {}))
+    monkeypatch.setattr(comparison, "RESULTS", tmp_path)
+    for variable in "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS":  # which a benchmark sets for itself
+        monkeypatch.setenv(variable, "1")
+    for words, kept in ([], True), (["--quick"], False):
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        benchmark.main()
+        assert [path.name for path in tmp_path.iterdir()] == (["kept.json"] if kept else [])
+        for path in tmp_path.iterdir():
+            path.unlink()
 
 
 @pytest.mark.parametrize(("more_is_better", "ratio"), [(True, 2.0), (False, 0.5)])
