@@ -1,7 +1,8 @@
 """Who trains in the races: ours through the Trainer, and its peers. `python benchmarks/contenders.py <name> <shape>`.
 
 Each function trains without end and calls `turn.step()` before every step. All take steps of AdamW (fused) with
-gradients clipped to norm 1 in float32, over rows of tokens of the same shape.
+gradients clipped to norm 1 in float32, over rows of tokens of the same shape. On a GPU all compute in bf16 by autocast
+and are compiled, as their users would have them.
 
 ours            what `src/train.py` runs, with everything that it switches on: bar, TensorBoard, csv, schedule, signals
 plain_loop      our model and objective in a loop of ten lines, over the same batches
@@ -27,6 +28,8 @@ from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Learner
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parallelize import parallelize
 
 
 def ours(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -41,10 +44,13 @@ def ours(shape: Shape, turn: Turn, folder: Path) -> None:
 def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train our model without a framework."""
     learner, batches = our_learner(shape, folder)
+    learner.to(shape.device)
+    parallelize(learner, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
     optimizer = _adamw(learner)
     for batch in batches:
         turn.step()
-        loss_sum, count = learner(batch)
+        with _autocast(shape):
+            loss_sum, count = learner(batch.to(shape.device))
         _take(loss_sum / count, learner, optimizer)
 
 
@@ -101,11 +107,8 @@ def nanogpt(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train a plain GPT-2 in a plain loop."""
     from plain_gpt import PlainGPT
 
-    model = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
-    optimizer = _adamw(model)
-    for x, y in _windows(shape):
-        turn.step()
-        _take(F.cross_entropy(model(x).flatten(0, 1), y.flatten()), model, optimizer)
+    plain = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
+    _loop(plain.to(shape.device), lambda logits, y: F.cross_entropy(logits.flatten(0, 1), y.flatten()), shape, turn)
 
 
 def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -131,10 +134,7 @@ def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
         )
     )
     model.lm_head.weight = model.transformer.wte.weight
-    optimizer = _adamw(model)
-    for x, y in _windows(shape):
-        turn.step()
-        _take(chunked_cross_entropy(model(x), y, chunk_size=0), model, optimizer)
+    _loop(model.to(shape.device), lambda logits, y: chunked_cross_entropy(logits, y, chunk_size=0), shape, turn)
 
 
 def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -173,7 +173,10 @@ def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
         model = GPT2LMHeadModel(gpt)
     arguments = Arguments(
         output_dir=str(folder),
-        use_cpu=True,
+        use_cpu=not shape.gpu,
+        bf16=shape.gpu,
+        torch_compile=shape.gpu,
+        dataloader_num_workers=4 if shape.gpu else 0,
         max_steps=1_000_000,
         per_device_train_batch_size=shape.rows,
         optim="adamw_torch_fused",
@@ -232,6 +235,27 @@ def _adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
+def _loop(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], shape: Shape, turn: Turn) -> None:
+    """Train a model in a plain loop, with its loss compiled into it on a GPU, as nanoGPT has it."""
+
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return loss_of(model(x), y)
+
+    step = torch.compile(forward) if shape.gpu else forward
+    optimizer = _adamw(model)
+    for x, y in _windows(shape):
+        turn.step()
+        if shape.gpu:
+            x, y = (each.pin_memory().to("cuda", non_blocking=True) for each in (x, y))
+        with _autocast(shape):
+            loss = step(x, y)
+        _take(loss, model, optimizer)
+
+
+def _autocast(shape: Shape) -> torch.autocast:
+    return torch.autocast(shape.device, torch.bfloat16, enabled=shape.gpu)
+
+
 def _take(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -259,7 +283,7 @@ def main() -> None:
     name, shape = sys.argv[1:]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        CONTENDERS[name](SHAPES[shape], Turn(), Path(folder))
+        CONTENDERS[name](SHAPES[shape], Turn(SHAPES[shape].gpu), Path(folder))
 
 
 if __name__ == "__main__":

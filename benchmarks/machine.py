@@ -15,6 +15,7 @@ def machine() -> dict[str, Any]:
     facts = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
     return {
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

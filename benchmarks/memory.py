@@ -28,6 +28,7 @@ def peak_mib(contender: str, shape: str) -> float:
     command = [sys.executable, str(Path(__file__).parent / "contenders.py"), contender, shape]
     process = Contender(contender, command, REUSE if contender == "ours" else None)
     try:
+        process.answer()  # it is ready
         return process.take(STEPS)["peak_mib"]
     finally:
         process.end()

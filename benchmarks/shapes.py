@@ -15,12 +15,18 @@ class Shape:
     vocab_size: int
     length: int  # tokens a row
     rows: int  # of a step
-    compile: bool | None = None  # the blocks of ours; none: where a try shows that it pays, as in any long run
+    compile: bool | None = None  # the blocks of ours; none: where it pays, as in any long run
+    gpu: bool = False  # computed on a GPU in bf16, and then peers compile too; else on a processor in float32
 
     @property
     def masked(self) -> bool:
         """Whether it is a BERT."""
         return self.preset.startswith("bert")
+
+    @property
+    def device(self) -> str:
+        """Where it is computed, in torch's words."""
+        return "cuda" if self.gpu else "cpu"
 
     @property
     def tokens(self) -> int:
@@ -46,8 +52,8 @@ class Shape:
             "trainer.max_steps=1000000",  # so many that compiling is tried
             f"parallel.compile={'null' if self.compile is None else str(self.compile).lower()}",
             "trainer.val_check_interval=1000000",
-            "trainer.precision=fp32",
-            "trainer.accelerator=cpu",
+            f"trainer.precision={'bf16' if self.gpu else 'fp32'}",
+            f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
             "checkpoint.every_n_steps=1000000",
             "sample.every_n_steps=0",
             f"paths.logs_dir={folder / 'logs'}",
@@ -61,6 +67,9 @@ SHAPES = {
     "gpt_12m_long": Shape("gpt_small", 6, 384, 6, 4096, 2048, 1),
     "gpt_12m_wide": Shape("gpt_small", 6, 384, 6, 50257, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
+    "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 32, gpu=True),
+    "gpt_350m_gpu": Shape("gpt_medium", 24, 1024, 16, 50304, 1024, 16, gpu=True),
+    "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 256, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
 }

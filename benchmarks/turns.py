@@ -13,11 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 
 class Turn:
-    """A contender's side: its steps, when it is told to take them."""
+    """A contender's side: its steps, when it is told to take them; `gpu` says where they are computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: bool = False) -> None:
+        self._gpu = gpu
         self._talk = os.fdopen(os.dup(1), "w")  # what libraries print must not be taken for answers
         os.dup2(2, 1)
         self._left = 0
@@ -28,6 +31,7 @@ class Turn:
         """Begin a step: return when it may be taken; ends the process when there is to be none any more."""
         if self._left == 0:
             if self._steps:
+                self._wait()
                 self._tell(seconds=(time.perf_counter() - self._since) / self._steps)
             else:
                 self._tell(seconds=0.0)
@@ -35,11 +39,18 @@ class Turn:
             if not told or told == "0":
                 os._exit(0)  # in the middle of a fit(): nothing is to be saved
             self._left = self._steps = int(told)
+            self._wait()
             self._since = time.perf_counter()
         self._left -= 1
 
+    def _wait(self) -> None:
+        if self._gpu:
+            torch.cuda.synchronize()
+
     def _tell(self, **figures: float) -> None:
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if self._gpu:
+            peak_mib = torch.cuda.max_memory_allocated() / 2**20
         self._talk.write(json.dumps(figures | {"peak_mib": peak_mib}) + "\n")
         self._talk.flush()
 
@@ -56,14 +67,17 @@ class Contender:
             text=True,
             env={**os.environ, **(environment or {})},
         )
-        self.ready = self._answer()  # peak memory before the first step
 
     def take(self, steps: int) -> dict[str, float]:
         """Return seconds a step and peak MiB of the process after so many steps more."""
+        self.begin(steps)
+        return self.answer()
+
+    def begin(self, steps: int) -> None:
+        """Have it take so many steps; `answer` waits for them."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def end(self) -> None:
         """Let it go."""
@@ -71,7 +85,8 @@ class Contender:
         self._process.stdin.close()
         self._process.wait()
 
-    def _answer(self) -> dict[str, float]:
+    def answer(self) -> dict[str, float]:
+        """Return what it says next: first, and then after each turn, seconds a step and peak MiB of the process."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -87,14 +102,17 @@ def race(
     steps: int,
     warm_up: int,
     environments: Mapping[str, Mapping[str, str]] | None = None,
+    together: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process."""
-    contenders = [Contender(name, command, (environments or {}).get(name)) for name, command in commands.items()]
+    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process.
+
+    With `together` all of them start and compile at once, on a machine that has cores for it.
+    """
+    contenders = _started(commands, environments or {}, together)
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
     peaks: dict[str, Any] = {}
     try:
-        for each in contenders:
-            each.take(warm_up)
+        _in_turns_or_together(contenders, warm_up, together)
         for number in range(rounds):
             shift = number % len(contenders)
             for each in contenders[shift:] + contenders[:shift]:
@@ -105,3 +123,25 @@ def race(
         for each in contenders:
             each.end()
     return seconds, peaks
+
+
+def _started(
+    commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]], together: bool
+) -> list[Contender]:
+    contenders = []
+    for name, command in commands.items():
+        contenders.append(Contender(name, command, environments.get(name)))
+        if not together:
+            contenders[-1].answer()
+    for each in contenders if together else []:
+        each.answer()
+    return contenders
+
+
+def _in_turns_or_together(contenders: list[Contender], steps: int, together: bool) -> None:
+    for each in contenders:
+        each.begin(steps)
+        if not together:
+            each.answer()
+    for each in contenders if together else []:
+        each.answer()

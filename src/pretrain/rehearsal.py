@@ -22,8 +22,13 @@ def compiler() -> str:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether blocks can be compiled on this device."""
-    return device.type == "cuda" or (device.type == "cpu" and shutil.which(compiler()) is not None)
+    """Whether blocks can be compiled on this device: on a GPU by Triton, which needs a C compiler."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton  # here: it asks the GPU
+
+        names = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
+        return has_triton() and any(shutil.which(name) for name in names)
+    return device.type == "cpu" and shutil.which(compiler()) is not None
 
 
 class OneBlock:

@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pretrain.matrix_products import Linear
+from pretrain.models.block_masks import build_block_mask
 from pretrain.models.config import TransformerConfig
 from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
@@ -20,10 +22,11 @@ FEW_SCORES = 1 << 22  # of a layer: 8 MiB in bfloat16
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may see whom in one kind of layer: plain causal or unrestricted without `allowed`, else exactly `allowed`."""
+    """Who may see whom in one kind of layer: as `blocks` or `allowed` say, else plain causal or unrestricted."""
 
     causal: bool
     allowed: Tensor | None = None  # bool (B or 1, 1, T, S)
+    blocks: BlockMask | None = None  # for compiled layers on a GPU
 
 
 class Memory(Protocol):
@@ -59,6 +62,15 @@ def build_mixed_mask(causal_rows: Tensor, window: int | None, documents: Tensor 
     return Mask(False, allowed if documents is None else allowed & _same_document(documents))
 
 
+def build_mask_in_blocks(causal: bool | Tensor, window: int | None, documents: Tensor | None, like: Tensor) -> Mask:
+    """Return what `build_mask` does, or with `causal` by row `build_mixed_mask`, for compiled layers on a GPU.
+
+    `like` (B, T) tells the shape where every row is one document.
+    """
+    documents = torch.zeros_like(like, dtype=torch.int32) if documents is None else documents
+    return Mask(causal is True, blocks=build_block_mask(causal, window, documents))
+
+
 def _same_document(documents: Tensor) -> Tensor:
     return (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
 
@@ -79,6 +91,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
     In bfloat16 a processor learns quicker by plain products of matrices than by torch's fused attention as long as the
     scores, (B, H, T, S), stay few: its backward pass takes no less time than in float32 (torch 2.13).
     """
+    if mask.blocks is not None:
+        q, k = q.to(v.dtype), k.to(v.dtype)  # normed ones are in float32 under autocast, which knows no flex_attention
+        found = flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
+        assert isinstance(found, Tensor)
+        return found
     if _by_products(q, k):
         return _attend_by_products(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(

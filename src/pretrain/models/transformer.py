@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.matrix_products import Linear, product
-from pretrain.models.attention import Attention, Mask, Memory, build_mask, build_mixed_mask
+from pretrain.models.attention import (
+    Attention,
+    Mask,
+    Memory,
+    build_mask,
+    build_mask_in_blocks,
+    build_mixed_mask,
+)
 from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
 from pretrain.models.norm import build_norm
@@ -165,10 +172,17 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
     def masks(
-        self, tokens: Tensor, documents: Tensor | None, causal_rows: Tensor | None = None
+        self, tokens: Tensor, documents: Tensor | None, causal_rows: Tensor | None = None, in_blocks: bool = False
     ) -> dict[int | None, Mask]:
-        """Return one mask for every window in use, shared by all layers that have it."""
+        """Return one mask for every window in use, shared by all layers that have it.
+
+        With `in_blocks` they are for compiled layers on a GPU, and of the same make for every batch, so that layers are
+        compiled once.
+        """
         length, device = tokens.shape[1], tokens.device
+        if in_blocks:
+            causal = self.causal if causal_rows is None else causal_rows
+            return {w: build_mask_in_blocks(causal, w, documents, tokens) for w in set(self.windows)}
         if causal_rows is not None:
             return {w: build_mixed_mask(causal_rows, w, documents, length) for w in set(self.windows)}
         return {w: build_mask(self.causal, w, documents, length, device) for w in set(self.windows)}

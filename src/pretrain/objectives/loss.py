@@ -3,6 +3,7 @@
 Shapes: N targets, V vocabulary.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,14 +17,18 @@ from pretrain.objectives.vocabulary_shard import VocabularyShard, local
 
 WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
 CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
+CHUNK_ON_GPU = 1 << 27  # there each chunk also reads and writes the gradient of the matrix
 
 
-def cross_entropy_sum(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def cross_entropy_sum(
+    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False
+) -> Tensor:
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
     Targets equal to IGNORE count nothing. With many logits it works in chunks of the targets, forming the gradient on
     the way, so that memory holds one chunk of logits instead of all (N, V) of them and their gradient. Where devices
-    split the vocabulary, each holds its own logits only, and all of them return the whole loss.
+    split the vocabulary, each holds its own logits only, and all of them return the whole loss. `compiled` has a GPU
+    pass over each chunk twice, by one kernel, instead of about ten times.
     """
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
@@ -32,7 +37,8 @@ def cross_entropy_sum(features: Tensor, weight: Tensor, bias: Tensor | None, tar
     if not torch.is_grad_enabled():
         return token_losses(features, weight, bias, targets)[0].sum()
     own_bias = None if bias is None else local(bias)
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard)
+    at_once = compiled and features.is_cuda and shard.group is None
+    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, at_once)
     return loss
 
 
@@ -45,7 +51,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabularyShard
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shard: VocabularyShard,
+        at_once: bool,
     ) -> Tensor:
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -54,13 +66,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(features)
         grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        for part in _chunks(len(x), shard.largest_size):
-            counts = (targets[part] != IGNORE).unsqueeze(1)
-            slope, losses = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard)
-            loss += losses.where(counts, 0.0).sum()
+        for part in _chunks(x, shard.largest_size):
+            if at_once:
+                slope, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part])
+                loss += losses
+            else:
+                counts = (targets[part] != IGNORE).unsqueeze(1)
+                slope, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard)
+                loss += each.where(counts, 0.0).sum()
+                of_bias = None if bias is None else slope.sum(0)
+                slope = slope.to(dtype)
             if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(dtype)
+                grad_bias += of_bias
             grad_x[part] = product(slope, matrix.T)
             add_product(grad_weight, slope, x[part])
             del slope  # before the next chunk's logits are there
@@ -71,7 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -93,9 +110,35 @@ def _slope(logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularySha
     return slope, total.log() - of_target
 
 
-def _chunks(count: int, vocab_size: int) -> list[slice]:
-    size = max(128, CHUNK // vocab_size)
-    return [slice(start, start + size) for start in range(0, count, size)]
+def slope_at_once(logits: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return what `_slope` does in the format of the logits, its sum over the targets, and the summed loss.
+
+    Written for a compiler: it changes nothing in place, and what has the size of the logits is made once.
+    """
+    exact = logits.float() if bias is None else logits.float() + bias
+    counts = targets != IGNORE
+    total = exact.logsumexp(-1, keepdim=True)
+    at_target = torch.arange(exact.shape[1], device=exact.device) == targets.unsqueeze(1)
+    slope = ((exact - total).exp() - at_target.float()).where(counts.unsqueeze(1), 0.0)
+    of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
+    loss = (total - of_target).squeeze(1).where(counts, 0.0).sum()
+    return slope.to(logits.dtype), None if bias is None else slope.sum(0), loss
+
+
+@cache
+def _compiled_slope() -> Any:
+    return torch.compile(slope_at_once, dynamic=False)
+
+
+def chunk_rows(vocab_size: int, gpu: bool) -> int:
+    """Return how many targets make a chunk: on a GPU a power of two, which is fast and as a rule leaves no rest."""
+    rows = max(128, (CHUNK_ON_GPU if gpu else CHUNK) // vocab_size)
+    return 1 << rows.bit_length() - 1 if gpu else rows
+
+
+def _chunks(features: Tensor, vocab_size: int) -> list[slice]:
+    size = chunk_rows(vocab_size, features.is_cuda)
+    return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
 @torch.no_grad()
@@ -106,7 +149,7 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
     """
     shard, losses, likeliest = VocabularyShard.of(weight), [], []
     weight, bias = local(weight), None if bias is None else local(bias)
-    for part in _chunks(len(features), shard.largest_size):
+    for part in _chunks(features, shard.largest_size):
         logits = product(features[part], weight, bias).float()
         if shard.group is not None:
             loss, first = _scored(logits, targets[part], shard)

@@ -24,6 +24,7 @@ class Objective(nn.Module):
     """Chooses targets and scores predictions; a subclass says which tokens are targets."""
 
     causal: bool
+    compiled = False  # the loss is, where it is computed on a GPU
 
     @property
     def parts(self) -> "dict[str, Objective]":
@@ -37,7 +38,8 @@ class Objective(nn.Module):
     def forward(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ()."""
         features, targets = self._at_targets(hidden, head, batch)
-        return cross_entropy_sum(features, head.weight, head.bias, targets), (targets != IGNORE).sum()
+        loss = cross_entropy_sum(features, head.weight, head.bias, targets, self.compiled)
+        return loss, (targets != IGNORE).sum()
 
     def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
@@ -59,16 +61,24 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.masks_in_blocks = False  # of compiled layers, where they are computed on a GPU
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
-        hidden = self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
+        hidden = self._hidden(batch)
         loss: tuple[Tensor, Tensor] = self.objective(hidden, self.model.head, batch)
         return loss
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
-        hidden = self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
+        hidden = self._hidden(batch)
         head: VocabularyHead = self.model.head  # type: ignore[assignment]
         return self.objective.evaluate(hidden, head, batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Return the model's last hidden states (B, T, d_model)."""
+        if not (self.masks_in_blocks and batch.tokens.is_cuda):
+            return self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
+        masks = self.model.masks(batch.tokens, batch.documents, batch.causal_rows, in_blocks=True)  # type: ignore[operator]
+        return self.model(batch.tokens, batch.positions, masks=masks)

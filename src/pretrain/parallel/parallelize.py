@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from pretrain.matrix_products import onednn_products
+from pretrain.models.block_masks import takes_blocks
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig
@@ -34,6 +35,7 @@ _COSTLY = {  # operations that selective checkpointing keeps the results of: mat
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
     *onednn_products(),
 }
 
@@ -56,10 +58,23 @@ def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelCon
     if settings.activation_checkpointing:
         _checkpoint_activations(blocks, settings)
     if settings.compile:
-        for block in blocks:
-            block.compile(dynamic=False)  # in place: names of parameters stay what they are
+        _compile(learner)
     if mesh is not None:
         _shard(learner, mesh, settings, bf16)
+
+
+def _compile(learner: Learner) -> None:
+    """Have each block compiled, in place, so that names of parameters stay what they are; on a GPU the loss as well.
+
+    A GPU's compiled layers take masks in blocks where they can.
+    """
+    model = learner.model
+    assert isinstance(model.blocks, nn.ModuleList)
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    learner.objective.compiled = True
+    if isinstance(model, Transformer):
+        learner.masks_in_blocks = takes_blocks(model.config)
 
 
 def _checkpoint_activations(blocks: nn.ModuleList, settings: ParallelConfig) -> None:

@@ -8,7 +8,7 @@ rotations and activations that are not fused with their neighbours.
 
 from pretrain.models.attention import FEW_SCORES
 from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
-from pretrain.objectives.loss import CHUNK, WHOLE_LOGITS
+from pretrain.objectives.loss import WHOLE_LOGITS, chunk_rows
 from pretrain.planning.workload import Workload
 
 FLOAT = 4  # bytes
@@ -153,7 +153,7 @@ def kept_by_loss_bytes(work: Workload) -> int:
 def logits_bytes(work: Workload) -> int:
     """Return the logits that exist at one moment beside what is kept: of one chunk in each format; or gradients."""
     if chunked(work):
-        rows = max(128, CHUNK // work.vocabulary_held)
+        rows = chunk_rows(work.vocabulary_held, work.gpu)
         return (FLOAT + 2 * work.bf16) * min(rows, work.targets) * work.vocabulary_held
     return 2 * work.targets * work.vocab_size * FLOAT  # the gradients of the loss and of its logarithms
 

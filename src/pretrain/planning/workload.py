@@ -7,6 +7,7 @@ import torch
 
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.models.block_masks import takes_blocks
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import HybridConfig, MaskedConfig, MaskingConfig
 from pretrain.optim.config import MuonConfig
@@ -38,7 +39,7 @@ class Workload:
     layout: Layout
     strategy: Strategy
     bf16: bool
-    masked: bool  # whether attention is told who sees whom by a mask tensor
+    masked: bool  # whether attention is told who sees whom by a number for each pair of positions
     activation_checkpointing: bool
     checkpoint_every_blocks: int
     selective_checkpointing: bool
@@ -143,7 +144,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         layout=config.layout(),
         strategy=config.trainer.strategy,
         bf16=bf16,
-        masked=config.data.document_mask or not config.objective.causal or isinstance(config.objective, HybridConfig),
+        masked=_masked(config) and not (gpu and _in_blocks(config, model)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
         selective_checkpointing=config.parallel.selective_checkpointing,
@@ -151,6 +152,15 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         reshard_after_forward=config.parallel.reshard_after_forward,
         gpu=gpu,
     )
+
+
+def _masked(config: RunConfig) -> bool:
+    return config.data.document_mask or not config.objective.causal or isinstance(config.objective, HybridConfig)
+
+
+def _in_blocks(config: RunConfig, model: TransformerConfig) -> bool:
+    """Whether a GPU's layers take masks in blocks, which hold next to nothing."""
+    return config.parallel.compile is not False and takes_blocks(model)
 
 
 def _targets_per_row(config: RunConfig) -> int:

@@ -20,17 +20,23 @@ GAIN = 0.95  # of the time without it that a compiled block may take at most
 def resolve_compile(config: RunConfig, device: torch.device) -> None:
     """Write true or false into `config.parallel.compile` where it is null, which leaves the choice to a measurement.
 
-    What it came to is part of the run, as with the number format: a resume does not measure anew. Raises ConfigError
-    where a processor is to compile and has no C++ compiler.
+    What it came to is part of the run, as with the number format: a resume does not measure anew. On a GPU every long
+    run compiles. Raises ConfigError where blocks are to be compiled and there is no compiler.
     """
     able = can_compile(device)
+    if config.parallel.compile and not able and device.type == "cuda":
+        raise ConfigError(
+            "parallel.compile=true needs Triton and a C compiler on a GPU, and one of them is not there. Install a "
+            "compiler or name yours by the environment variable CC. Try parallel.compile=null, which compiles where it "
+            "can."
+        )
     if config.parallel.compile and not able:
         raise ConfigError(
             f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one or "
             "name yours by the environment variable CXX. Try parallel.compile=null, which compiles where it pays."
         )
     if config.parallel.compile is None:
-        config.parallel.compile = able and _is_long(config, device) and _pays(config, device)
+        config.parallel.compile = able and _is_long(config, device) and (device.type == "cuda" or _pays(config, device))
 
 
 def _is_long(config: RunConfig, device: torch.device) -> bool:

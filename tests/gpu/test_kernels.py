@@ -1,0 +1,88 @@
+"""What a GPU computes by kernels of its own is what the plain code computes: attention in blocks, the loss at once."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from pretrain.models.attention import Mask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.objectives import loss
+from pretrain.objectives.batch import IGNORE
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
+
+
+def documents(length: int, device: torch.device) -> Tensor:
+    """Return document numbers of three rows: few and many of them, and a padded end."""
+    places = torch.arange(length, device=device)
+    padded = torch.where(places < length - 40, (places >= 50).int() + (places >= 260).int(), -1)
+    return torch.stack([padded, places // 37, torch.zeros_like(places)]).int()
+
+
+def masks(causal: bool | None, window: int | None, length: int, device: torch.device) -> tuple[Mask, Mask]:
+    """Return the same mask as a number for each pair and in blocks; of rows of both kinds where `causal` is none."""
+    numbers = documents(length, device)
+    rows = torch.tensor([True, False, True], device=device)
+    if causal is None:
+        return build_mixed_mask(rows, window, numbers, length), build_mask_in_blocks(rows, window, numbers, numbers)
+    return (
+        build_mask(causal, window, numbers, length, device),
+        build_mask_in_blocks(causal, window, numbers, numbers),
+    )
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    given = [value.detach().clone().requires_grad_() for value in inputs]
+    out = function(*given)
+    out.backward(torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out))
+    return [out.detach(), *(value.grad for value in given if value.grad is not None)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [384, 300])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 100), (False, None), (False, 128), (None, None)])
+def test_attention_in_blocks_is_attention_pair_by_pair(
+    causal: bool | None, window: int | None, length: int, dtype: torch.dtype, gpu: torch.device
+) -> None:
+    torch.manual_seed(0)
+    dense, in_blocks = masks(causal, window, length, gpu)
+    q, k, v = (torch.randn(3, heads, length, 32, device=gpu, dtype=dtype) for heads in (4, 2, 2))
+    torch.compiler.reset()
+    compiled = torch.compile(attend, dynamic=False)
+    found = with_gradients(lambda *each: compiled(*each, in_blocks, 0.0), q, k, v)
+    exact = with_gradients(lambda *each: attend(*each, dense, 0.0), q.double(), k.double(), v.double())
+    bound = 1e-5 if dtype is torch.float32 else 0.01
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == dtype
+        assert ((ours.double() - theirs).norm() / theirs.norm()).item() < bound
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_at_once_is_the_loss(
+    bias: bool, dtype: torch.dtype, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(loss, "CHUNK_ON_GPU", 256 * 5000)
+    shapes = [(1000, 64), (5000, 64), (5000,)][: 2 + bias]
+    values = [torch.randn(shape, device=gpu).mul_(0.3) for shape in shapes]
+    targets = torch.randint(5000, (1000,), device=gpu)
+    targets[::7] = IGNORE
+
+    def at_once(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            return loss.cross_entropy_sum(features, weight, bias, targets, compiled=True)
+
+    def exactly(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        logits = torch.nn.functional.linear(features, weight, bias)
+        return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+    found = with_gradients(at_once, *values)
+    exact = with_gradients(exactly, *(value.double() for value in values))
+    assert_close(found[0].double(), exact[0], rtol=1e-6 if dtype is torch.float32 else 1e-3, atol=0)
+    for ours, theirs in zip(found[1:], exact[1:], strict=True):
+        assert ours.dtype == torch.float32
+        assert ((ours.double() - theirs).norm() / theirs.norm()).item() < (1e-5 if dtype is torch.float32 else 0.01)
