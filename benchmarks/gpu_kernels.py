@@ -1,4 +1,4 @@
-"""Attention of packed documents and the loss on a GPU, beside what torch offers plainly: `python benchmarks/gpu_kernels.py`.
+"""Attention of packed documents, and the loss, on a GPU beside torch's plain ones: `python benchmarks/gpu_kernels.py`.
 
 Forward and back, in bf16, on rows of documents of unequal length (about 400 tokens each). `pair by pair` is torch's
 attention with a number for every pair of positions; `one document` is torch's plain attention of rows that are one

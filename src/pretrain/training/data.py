@@ -202,6 +202,10 @@ class TextDataModule(L.LightningDataModule):
         ]
         return [InThisProcess(batches, From(0, len(batches))) for batches in sources]
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Return the batch on the device; a GPU fetches it when it gets there, and the processor goes on meanwhile."""
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
     def _share(self) -> dict[str, int]:
         """Return which rows of a batch this process reads: the `rank`-th of so many `ranks`."""
         assert self.trainer is not None

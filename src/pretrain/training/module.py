@@ -100,10 +100,6 @@ class TrainingModule(L.LightningModule):
         """Start the clock of the run."""
         self.length.start()
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return the batch on the device; a GPU fetches it when it gets there, and the processor goes on meanwhile."""
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return this micro-batch's part of the loss, for Lightning to differentiate.
 
