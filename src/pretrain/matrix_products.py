@@ -32,7 +32,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def add_product(total: Tensor, rows: Tensor, others: Tensor) -> None:
     """Add the transposed rows (M, N) times the others (M, K) to a float32 total (N, K)."""
-    if rows.dtype != total.dtype:
+    if rows.dtype != total.dtype and total.is_cuda:
+        torch.addmm(total, rows.t(), others, out_dtype=total.dtype, out=total)
+    elif rows.dtype != total.dtype:
         total += product(rows.t(), others.t())
     elif _goes_to_onednn(rows, others.t()):
         for part in _pieces(*total.shape):

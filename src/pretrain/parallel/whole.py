@@ -32,6 +32,12 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
-    """Give every parameter the value that `values(name, whole shape)` returns; each process keeps its part."""
+    """Give every parameter the value that `values(name, whole shape)` returns; each process keeps its part.
+
+    Values are made on the CPU, whatever the caller's device is: Lightning builds models on the GPU, where the same seed
+    draws other numbers.
+    """
     for name, parameter in parameters_by_name(model).items():
-        parameter.copy_(like(values(name, parameter.shape), parameter))
+        with torch.device("cpu"):
+            value = values(name, parameter.shape)
+        parameter.copy_(like(value, parameter))
