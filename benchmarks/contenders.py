@@ -15,6 +15,7 @@ litgpt          litgpt's model in a loop
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def ours(shape: Shape, turn: Turn, folder: Path) -> None:
     from pretrain.training.launch import launch
     from pretrain.training.module import TrainingModule
 
-    TrainingModule.on_train_batch_start = lambda *_: turn.step()  # type: ignore[method-assign]
+    def begin(module: TrainingModule, batch: Batch, number: int) -> None:
+        if number % shape.accumulation == 0:
+            turn.step()
+
+    TrainingModule.on_train_batch_start = begin  # type: ignore[method-assign]
     launch(_config(shape, folder), [])
 
 
@@ -47,11 +52,13 @@ def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
     learner.to(shape.device)
     parallelize(learner, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
     optimizer = _adamw(learner)
-    for batch in batches:
+    while True:
         turn.step()
-        with _autocast(shape):
-            loss_sum, count = learner(batch.to(shape.device))
-        _take(loss_sum / count, learner, optimizer)
+        for batch in islice(batches, shape.accumulation):
+            with _autocast(shape):
+                loss_sum, count = learner(batch.to(shape.device))
+            (loss_sum / (count * shape.accumulation)).backward()
+        _take(learner, optimizer)
 
 
 def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -179,6 +186,7 @@ def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
         dataloader_num_workers=4 if shape.gpu else 0,
         max_steps=1_000_000,
         per_device_train_batch_size=shape.rows,
+        gradient_accumulation_steps=shape.accumulation,
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
         logging_steps=10,
@@ -242,22 +250,23 @@ def _loop(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], shape: 
         return loss_of(model(x), y)
 
     step = torch.compile(forward) if shape.gpu else forward
-    optimizer = _adamw(model)
-    for x, y in _windows(shape):
+    optimizer, windows = _adamw(model), _windows(shape)
+    while True:
         turn.step()
-        if shape.gpu:
-            x, y = (each.pin_memory().to("cuda", non_blocking=True) for each in (x, y))
-        with _autocast(shape):
-            loss = step(x, y)
-        _take(loss, model, optimizer)
+        for x, y in islice(windows, shape.accumulation):
+            if shape.gpu:
+                x, y = (each.pin_memory().to("cuda", non_blocking=True) for each in (x, y))
+            with _autocast(shape):
+                loss = step(x, y)
+            (loss / shape.accumulation).backward()  # type: ignore[no-untyped-call]
+        _take(model, optimizer)
 
 
 def _autocast(shape: Shape) -> torch.autocast:
     return torch.autocast(shape.device, torch.bfloat16, enabled=shape.gpu)
 
 
-def _take(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
+def _take(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -14,8 +14,9 @@ class Shape:
     n_heads: int
     vocab_size: int
     length: int  # tokens a row
-    rows: int  # of a step
+    rows: int  # of a micro-batch
     compile: bool | None = None  # the blocks of ours; none: where it pays, as in any long run
+    accumulation: int = 1  # micro-batches of a step
     gpu: bool = False  # computed on a GPU in bf16, and then peers compile too; else on a processor in float32
 
     @property
@@ -31,7 +32,7 @@ class Shape:
     @property
     def tokens(self) -> int:
         """Tokens of a step."""
-        return self.length * self.rows
+        return self.length * self.rows * self.accumulation
 
     def settings(self, folder: Path) -> list[str]:
         """Return the words behind `src/train.py` for a run below `folder` that nothing but its steps takes time of."""
@@ -44,8 +45,8 @@ class Shape:
             f"model.vocab_multiple={self.vocab_size}",  # of which the tokenizer uses the first few
             "model.dropout=0",
             "model.attention_dropout=0",
-            f"batch_size={self.rows}",
-            "micro_batch_size=null",
+            f"batch_size={self.rows * self.accumulation}",
+            f"micro_batch_size={self.rows}",
             "tokenizer=bytes",
             "optimizer=adamw",
             "schedule.warmup_steps=100",
@@ -67,9 +68,9 @@ SHAPES = {
     "gpt_12m_long": Shape("gpt_small", 6, 384, 6, 4096, 2048, 1),
     "gpt_12m_wide": Shape("gpt_small", 6, 384, 6, 50257, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
-    "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 32, gpu=True),
-    "gpt_350m_gpu": Shape("gpt_medium", 24, 1024, 16, 50304, 1024, 16, gpu=True),
-    "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 256, gpu=True),
+    "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 32, accumulation=4, gpu=True),
+    "gpt_350m_gpu": Shape("gpt_medium", 24, 1024, 16, 50304, 2048, 8, accumulation=4, gpu=True),
+    "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 256, accumulation=4, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
 }

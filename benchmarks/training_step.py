@@ -46,7 +46,8 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
         commands, rounds=rounds, steps=steps, warm_up=warm_up, environments=as_train_py, together=shape.gpu
     )
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
-    what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
+    times = f"{shape.accumulation} x " if shape.accumulation > 1 else ""
+    what = f"{name.replace('_', ' ')}, {times}{shape.rows} x {shape.length} tokens"
     result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=aims)
     memory = {each: [peak] for each, peak in peaks.items()}
     result.add(f"peak memory, {what}", "MiB", memory, more_is_better=False, targets=MEMORY.get(name))

@@ -9,6 +9,8 @@ Shapes: B batch, T positions, N blocks of a row (T / 128, rounded up).
 """
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,8 @@ BLOCK = 128  # positions, both of queries and of keys
 _NARROWEST_HEAD = 16  # channels: the kernel's tiles are not smaller
 _BEYOND = 2**31 - 1  # the document of places after a row's end, which fill up its last block
 
+Listed = tuple[Tensor, Tensor]
+ListsOf = Callable[[bool | Tensor, int | None, Tensor], tuple[Listed, Listed, Listed, Listed]]
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of row, head, position of a query and of a key
 
 
@@ -35,9 +39,16 @@ def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tenso
     `causal` may differ by row, as bool (B,). Documents may be numbered in any order.
     """
     length = documents.shape[1]
-    partly, wholly = _seen_blocks(causal, window, documents)
-    return BlockMask.from_kv_blocks(
-        *_listed(partly), *_listed(wholly), BLOCK, sees(causal, window, documents), (length, length)
+    lists_of: ListsOf = _compiled_lists() if documents.is_cuda else block_lists
+    partly, wholly, seen_partly, seen_wholly = lists_of(causal, window, documents)
+    return BlockMask(
+        (length, length),
+        *partly,
+        *wholly,
+        *seen_partly,
+        *seen_wholly,
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=sees(causal, window, documents),
     )
 
 
@@ -59,6 +70,20 @@ def sees(causal: bool | Tensor, window: int | None, documents: Tensor) -> Sees:
     if isinstance(causal, Tensor):
         return by_row
     return one_way if causal else both_ways
+
+
+def block_lists(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Listed, Listed, Listed, Listed]:
+    """Return the blocks of keys that a block of queries sees in part, those it sees as a whole, and both reversed.
+
+    Of each, how many there are and their numbers. A compiler makes few kernels of what would be about a hundred.
+    """
+    partly, wholly = _seen_blocks(causal, window, documents)
+    return _listed(partly), _listed(wholly), _listed(partly.mT), _listed(wholly.mT)
+
+
+@cache
+def _compiled_lists() -> Any:
+    return torch.compile(block_lists, dynamic=False)
 
 
 def _seen_blocks(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +124,9 @@ def _by_distance(causal: bool | Tensor, window: int | None, blocks: int, device:
     return near.unsqueeze(0), within.unsqueeze(0)
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many blocks each block of queries has in `blocks`, and their numbers first, int32 (B, 1, N[, N])."""
-    numbers = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32).unsqueeze(1), numbers.int().unsqueeze(1)
+def _listed(blocks: Tensor) -> Listed:
+    """Return how many blocks each row of `blocks` (B, N, N) names, and their numbers first, int32 (B, 1, N[, N])."""
+    count = blocks.sum(-1, dtype=torch.int32)
+    place = torch.where(blocks, blocks.cumsum(-1), count.unsqueeze(-1) + (~blocks).cumsum(-1)) - 1
+    numbers = torch.arange(blocks.shape[-1], device=blocks.device, dtype=torch.int32).expand_as(place)
+    return count.unsqueeze(1), torch.zeros_like(numbers.contiguous()).scatter(-1, place, numbers).unsqueeze(1)

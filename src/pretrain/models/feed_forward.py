@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.matrix_products import Linear
+from pretrain.matrix_products import Linear, products
 from pretrain.models.config import Activation, TransformerConfig
 
 
@@ -30,4 +30,5 @@ class FeedForward(nn.Module):
         """Return what each position of x (B, T, d_model) makes of itself, same shape."""
         if self.gate is None:
             return self.down(activate(self.up(x), self.activation))
-        return self.down(activate(self.gate(x), self.activation) * self.up(x))
+        gate, up = products(x, (self.gate, self.up))
+        return self.down(activate(gate, self.activation) * up)

@@ -17,7 +17,7 @@ from pretrain.objectives.vocabulary_shard import VocabularyShard, local
 
 WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
 CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
-CHUNK_ON_GPU = 1 << 27  # there each chunk also reads and writes the gradient of the matrix
+CHUNK_ON_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
 
 
 def cross_entropy_sum(
