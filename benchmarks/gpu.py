@@ -1,81 +1,95 @@
-"""Tokens a second, utilisation and memory of the presets on the GPU at hand: `python benchmarks/gpu.py`.
+"""Tokens a second, utilisation and peak memory of training on the GPU at hand: `python benchmarks/gpu.py`.
 
-Each preset trains for some steps by `src/train.py` in bf16, compiled, on the built-in corpus with bytes as tokens and
-the preset's own vocabulary size. Utilisation (MFU) is against the dense bf16 peak that the GPU's maker documents. The
-targets beside it are for the GPUs named; without a GPU there is nothing to measure.
+Ours is what `src/train.py` runs, with everything on; all compute in bf16 by autocast and are compiled, and take steps
+of several micro-batches (contenders.py says who they are, shapes.py how large). All start and compile at once, then
+take turns of a few steps. Utilisation (MFU) is against the dense bf16 peak that the GPU's maker documents, counted as
+for every run of ours: products of masked pairs that are left out count as done. Memory is the most that the tensors of
+each process ever took.
 """
 
 import argparse
-import csv
-import subprocess
 import sys
-import tempfile
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import torch
 from comparison import Result, typed
+from shapes import SHAPES
+from training_step import NEEDS
+from turns import Contender, take_rounds
 
-TRAIN = Path(__file__).parents[1] / "src" / "train.py"
-PRESETS: dict[str, list[str]] = {
-    "gpt_small": ["model.context_length=2048", "model.vocab_multiple=50304", "micro_batch_size=16", "batch_size=64"],
-    "llama_1b": ["model.vocab_multiple=32000", "micro_batch_size=4", "batch_size=16"],
-    "bert_base": ["model.context_length=128", "model.vocab_multiple=30528", "micro_batch_size=256", "batch_size=1024"],
-    "modernbert_base": ["model.vocab_multiple=50368", "micro_batch_size=32", "batch_size=128"],
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig
+from pretrain.device import peak_flops_per_s
+from pretrain.memory_reuse import REUSE
+from pretrain.models.size import training_flops_per_token
+
+PEERS: dict[str, dict[str, float]] = {
+    "gpt_124m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
+    "bert_110m_gpu": {"hugging_face": 1.25},
+    "modernbert_150m_gpu": {},
+    "llama_1b_gpu": {},
 }
-TARGETS = {
-    ("gpt_small", "A100"): 0.45,
-    ("gpt_small", "H100"): 0.40,
-    ("llama_1b", "A100"): 0.55,
-    ("llama_1b", "H100"): 0.45,
-}
+WARM_UP = 3  # steps
 
 
-def settings(preset: str, steps: int, folder: Path, extra: list[str]) -> list[str]:
-    """Return the words behind src/train.py."""
+def start(name: str, result: Result) -> list[Contender]:
+    """Return the contenders of a shape, which have begun to start."""
+    there = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
+    result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in there}
+    here = str(Path(__file__).parent / "contenders.py")
     return [
-        f"model={preset}", *PRESETS[preset], "trainer=gpu", "trainer.precision=bf16", "parallel.compile=true",
-        "tokenizer=bytes", f"trainer.max_steps={steps}", "trainer.val_check_interval=1000000",
-        "trainer.log_every_n_steps=5", "checkpoint.every_n_steps=1000000", "sample.max_new_tokens=1",
-        "data.validation_fraction=0", f"paths.run_dir={folder / preset}", f"paths.cache_dir={folder / 'cache'}", *extra,
-    ]  # fmt: skip
+        Contender(each, [sys.executable, here, each, name], REUSE if each == "ours" else None)
+        for each in ("ours", *there)
+    ]
 
 
-def measure(preset: str, steps: int, folder: Path, extra: list[str]) -> dict[str, Any]:
-    """Return the middle of the later logged figures of one run, and its target where this GPU has one."""
-    subprocess.run([sys.executable, str(TRAIN), *settings(preset, steps, folder, extra)], check=True)
-    with (folder / preset / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-
-    def middle(name: str) -> float:
-        values = [float(row["value"]) for row in rows if row["name"] == name]
-        return median(values[len(values) // 3 :])  # the first steps compile
-
-    name = torch.cuda.get_device_name()
-    aim = next((share for (of, gpu), share in TARGETS.items() if of == preset and gpu in name), None)
-    return {
-        "preset": preset,
-        "tokens_per_s": round(middle("speed/tokens_per_s")),
-        "mfu": round(middle("speed/mfu"), 3),
-        "memory_gib": round(middle("speed/memory_gib"), 2),
-        "target_mfu": aim,
+def compare(result: Result, name: str, contenders: list[Contender], rounds: int, steps: int) -> None:
+    """Add the lines and figures of one shape."""
+    shape = SHAPES[name]
+    seconds, peaks = take_rounds(contenders, rounds, steps)
+    speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
+    what = f"{name.replace('_', ' ')}, {shape.accumulation} x {shape.rows} x {shape.length} tokens"
+    result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])
+    memory = {each: [peak] for each, peak in peaks.items()}
+    result.add(f"peak memory, {what}", "MiB", memory, more_is_better=False)
+    tokens_per_s = sorted(speeds["ours"])[rounds // 2]
+    result.figures[what] = {
+        "tokens_per_s": round(tokens_per_s),
+        "mfu": round(tokens_per_s * flops_per_token(name) / peak_flops_per_s(torch.device("cuda"), bf16=True)[0], 3),
+        "peak_mib": round(peaks["ours"]),
     }
+    print(f"{what}: {speeds}, {result.figures[what]}", flush=True)
+
+
+def flops_per_token(name: str) -> float:
+    """Return the operations of ours for a token, forward and back."""
+    register_schemas("train", RunConfig)
+    config: RunConfig = compose("train", SHAPES[name].settings(Path()))
+    share = getattr(config.objective, "mask_probability", 1.0)
+    return training_flops_per_token(config.model, SHAPES[name].vocab_size, share)  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Measure every preset asked for, print the table and keep it."""
+    """Race at every shape asked for, print the table and keep it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("settings", nargs="*", help="of src/train.py, on top: micro_batch_size=8")
+    parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: this machine has no GPU that torch can use, so there is nothing to measure.")
-    result = Result("gpu", typed(), {"steps": given.steps, "settings": given.settings})
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(preset, given.steps, Path(folder), given.settings) for preset in given.presets]
-    result.figures = {"gpu": torch.cuda.get_device_name(), **{row["preset"]: row for row in rows}}
+    result = Result("gpu", typed(), {"rounds": given.rounds, "steps": given.steps})
+    started = {name: start(name, result) for name in given.shapes}
+    everyone = [each for contenders in started.values() for each in contenders]
+    for each in everyone:
+        each.answer()
+    for each in everyone:
+        each.begin(WARM_UP)
+    for each in everyone:
+        each.answer()
+    for name, contenders in started.items():
+        compare(result, name, contenders, given.rounds, given.steps)
     result.finish()
 
 

@@ -68,9 +68,10 @@ SHAPES = {
     "gpt_12m_long": Shape("gpt_small", 6, 384, 6, 4096, 2048, 1),
     "gpt_12m_wide": Shape("gpt_small", 6, 384, 6, 50257, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
-    "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 32, accumulation=4, gpu=True),
-    "gpt_350m_gpu": Shape("gpt_medium", 24, 1024, 16, 50304, 2048, 8, accumulation=4, gpu=True),
-    "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 256, accumulation=4, gpu=True),
+    "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 16, accumulation=8, gpu=True),
+    "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 128, accumulation=8, gpu=True),
+    "modernbert_150m_gpu": Shape("modernbert_base", 22, 768, 12, 50368, 1024, 16, accumulation=8, gpu=True),
+    "llama_1b_gpu": Shape("llama_1b", 16, 2048, 32, 128256, 2048, 4, accumulation=4, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
 }

@@ -2,8 +2,7 @@
 
 Ours is what `src/train.py` runs: bar, TensorBoard, csv, schedule, clipping, checkpoints, document masks. Contenders
 are processes of their own that take turns of a few steps (contenders.py says who they are); all train in float32.
-Peak memory is the most that each process ever held. Shapes with `gpu` in their name are for a GPU, in bf16 and
-compiled, and the memory is that of its tensors: `python benchmarks/training_step.py --gpu`.
+Peak memory is the most that each process ever held.
 """
 
 import argparse
@@ -23,11 +22,6 @@ PEERS = {
     "bert_12m": {"hugging_face": 1.25},
     "bert_110m": {"hugging_face": 1.25},
 }
-ON_GPU = {
-    "gpt_124m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
-    "gpt_350m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
-    "bert_110m_gpu": {"hugging_face": 1.25},
-}
 MEMORY = {"gpt_124m": {"hugging_face": 1 / 0.75}}
 NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt"}
 
@@ -35,20 +29,15 @@ NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt"}
 def compare(result: Result, name: str, rounds: int, steps: int) -> None:
     """Add the lines of one shape."""
     shape = SHAPES[name]
-    aims = (PEERS | ON_GPU)[name]
-    peers = [peer for peer in aims if find_spec(NEEDS.get(peer, "torch"))]
-    result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in aims if peer not in peers}
+    peers = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
+    result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
     here = Path(__file__).parent / "contenders.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
     as_train_py = {"ours": REUSE}  # as src/train.py has it
-    warm_up = 10 if shape.gpu else 2
-    seconds, peaks = race(
-        commands, rounds=rounds, steps=steps, warm_up=warm_up, environments=as_train_py, together=shape.gpu
-    )
+    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, environments=as_train_py)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
-    times = f"{shape.accumulation} x " if shape.accumulation > 1 else ""
-    what = f"{name.replace('_', ' ')}, {times}{shape.rows} x {shape.length} tokens"
-    result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=aims)
+    what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
+    result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])
     memory = {each: [peak] for each, peak in peaks.items()}
     result.add(f"peak memory, {what}", "MiB", memory, more_is_better=False, targets=MEMORY.get(name))
 
@@ -56,19 +45,16 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
 def main() -> None:
     """Race at every shape asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=list(PEERS | ON_GPU))
-    parser.add_argument("--gpu", action="store_true", help="the shapes for a GPU")
+    parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing kept")
-    parser.add_argument("--name", help="of the file in benchmarks/results")
+    parser.add_argument("--name", default="training_step", help="of the file in benchmarks/results")
     given = parser.parse_args()
-    shapes = given.shapes or list(ON_GPU if given.gpu else PEERS)
-    if given.quick:
-        shapes = [name for name in shapes if name.endswith("12m")]
+    shapes = [name for name in given.shapes if name.endswith("12m")] if given.quick else given.shapes
     rounds = 3 if given.quick else given.rounds
-    result = Result(given.name or ("training_step_gpu" if given.gpu else "training_step"), typed(), {"rounds": rounds})
+    result = Result(given.name, typed(), {"rounds": rounds})
     for name in shapes:
-        compare(result, name, rounds, steps=2 if name.endswith(("124m", "110m")) else 10)
+        compare(result, name, rounds, steps=10 if name.endswith("12m") else 2)
     result.finish(keep=not given.quick)
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -102,20 +101,27 @@ def race(
     steps: int,
     warm_up: int,
     environments: Mapping[str, Mapping[str, str]] | None = None,
-    together: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process.
+    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process."""
+    contenders = []
+    for name, command in commands.items():
+        contenders.append(Contender(name, command, (environments or {}).get(name)))
+        contenders[-1].answer()
+    for each in contenders:
+        each.take(warm_up)
+    return take_rounds(contenders, rounds, steps)
 
-    With `together` all of them start and compile at once, on a machine that has cores for it.
-    """
-    contenders = _started(commands, environments or {}, together)
+
+def take_rounds(
+    contenders: Sequence[Contender], rounds: int, steps: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return what `race` does of contenders that are warm, and let them go."""
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
-    peaks: dict[str, Any] = {}
+    peaks: dict[str, float] = {}
     try:
-        _in_turns_or_together(contenders, warm_up, together)
         for number in range(rounds):
             shift = number % len(contenders)
-            for each in contenders[shift:] + contenders[:shift]:
+            for each in [*contenders[shift:], *contenders[:shift]]:
                 found = each.take(steps)
                 seconds[each.name].append(found["seconds"])
                 peaks[each.name] = found["peak_mib"]
@@ -123,25 +129,3 @@ def race(
         for each in contenders:
             each.end()
     return seconds, peaks
-
-
-def _started(
-    commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]], together: bool
-) -> list[Contender]:
-    contenders = []
-    for name, command in commands.items():
-        contenders.append(Contender(name, command, environments.get(name)))
-        if not together:
-            contenders[-1].answer()
-    for each in contenders if together else []:
-        each.answer()
-    return contenders
-
-
-def _in_turns_or_together(contenders: list[Contender], steps: int, together: bool) -> None:
-    for each in contenders:
-        each.begin(steps)
-        if not together:
-            each.answer()
-    for each in contenders if together else []:
-        each.answer()

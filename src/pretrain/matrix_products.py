@@ -7,7 +7,6 @@ torch leaves such products to MKL, which keeps to 256 bits on processors that ar
 
 import re
 import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,20 +28,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return by_onednn(x, weight, bias)
     found: Tensor = _Product.apply(x, weight, bias)
     return found
-
-
-def products(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """Return what each of several linear layers makes of the same x (..., K), a tensor of shape (..., N) each.
-
-    A GPU that trains multiplies by all of their weights at once, which keeps it busier than one after another.
-    """
-    at_once = x.is_cuda and torch.is_grad_enabled()
-    if not at_once or any(type(layer.weight) not in (Tensor, nn.Parameter) for layer in layers):  # devices share it
-        return tuple(layer(x) for layer in layers)
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    found = product(x, torch.cat([layer.weight for layer in layers]), bias)
-    return found.split([layer.out_features for layer in layers], dim=-1)
 
 
 def add_product(total: Tensor, rows: Tensor, others: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from pretrain.matrix_products import Linear, products
+from pretrain.matrix_products import Linear
 from pretrain.models.block_masks import build_block_mask
 from pretrain.models.config import TransformerConfig
 from pretrain.models.norm import RMSNorm
@@ -165,7 +165,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries (B, T, H x D), and keys and values (B, T, K x D), of x (B, T, d_model)."""
-        return products(x, (self.query, self.key, self.value))
+        return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.matrix_products import Linear, products
+from pretrain.matrix_products import Linear
 from pretrain.models.config import Activation, TransformerConfig
 
 
@@ -30,5 +30,4 @@ class FeedForward(nn.Module):
         """Return what each position of x (B, T, d_model) makes of itself, same shape."""
         if self.gate is None:
             return self.down(activate(self.up(x), self.activation))
-        gate, up = products(x, (self.gate, self.up))
-        return self.down(activate(gate, self.activation) * up)
+        return self.down(activate(self.gate(x), self.activation) * self.up(x))
