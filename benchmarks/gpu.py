@@ -26,6 +26,7 @@ from pretrain.models.size import training_flops_per_token
 
 PEERS: dict[str, dict[str, float]] = {
     "gpt_124m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
+    "gpt_124m_long_gpu": {"nanogpt": 1.0},
     "bert_110m_gpu": {"hugging_face": 1.25},
     "modernbert_150m_gpu": {},
     "llama_1b_gpu": {},

@@ -69,6 +69,7 @@ SHAPES = {
     "gpt_12m_wide": Shape("gpt_small", 6, 384, 6, 50257, 256, 8),
     "gpt_124m": Shape("gpt_small", 12, 768, 12, 50257, 512, 4),
     "gpt_124m_gpu": Shape("gpt_small", 12, 768, 12, 50304, 1024, 16, accumulation=8, gpu=True),
+    "gpt_124m_long_gpu": Shape("gpt_small", 12, 768, 12, 50304, 4096, 4, accumulation=8, gpu=True),
     "bert_110m_gpu": Shape("bert_base", 12, 768, 12, 30592, 128, 128, accumulation=8, gpu=True),
     "modernbert_150m_gpu": Shape("modernbert_base", 22, 768, 12, 50368, 1024, 16, accumulation=8, gpu=True),
     "llama_1b_gpu": Shape("llama_1b", 16, 2048, 32, 128256, 2048, 4, accumulation=4, gpu=True),
