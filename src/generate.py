@@ -12,7 +12,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     from pretrain.language_model import LanguageModel
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
-    language_model = LanguageModel.load(path, weights=config.weights)
+    language_model = LanguageModel.load(path, config.device, config.weights)
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
             print(f"  {probability:6.1%}  {printable(label)}")

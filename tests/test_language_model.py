@@ -19,6 +19,7 @@ from pretrain.evaluation.likelihood import Score
 from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
+from pretrain.models.init import initialise
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig, CosineConfig
@@ -259,3 +260,27 @@ def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
         load("bert", False).embed("")
     with pytest.raises(ConfigError, match="cannot be embedded: between 1 and"):
         load("bert", False).embed("word " * 500)
+
+
+@pytest.mark.parametrize(
+    ("family", "causal"), [("gpt", True), ("local", True), ("bert", False), ("modern_bert", False)]
+)
+def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_path: Path) -> None:
+    config = shape(family, context_length=64)
+    model = config.build(259, causal)
+    initialise(model, config, seed=0)
+    folder = save(tmp_path, model, config, byte_tokenizer())
+    whole, half = LanguageModel.load(folder), LanguageModel.load(folder, weights="bf16")
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert half.score(TEXT).loss == pytest.approx(whole.score(TEXT).loss, rel=1e-2)
+    if causal:
+        assert half.generate("The quick", max_new_tokens=4, seed=1).startswith("The quick")
+    else:
+        assert len(half.predict_mask("The [MASK] fox.", top_k=3)[0]) == 3
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+    config = shape("gpt")
+    folder = save(tmp_path, lively(config, 259, True), config, byte_tokenizer())
+    with pytest.raises(ConfigError, match=r"device=nothing cannot be used here: .* Try device=cpu\."):
+        LanguageModel.load(folder, device="nothing")

@@ -173,7 +173,7 @@ def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
 
 def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) -> None:
     report = run(tiny.place("model=gpt_nano"))
-    with pytest.raises(ConfigError, match=r"weights=int4 is no way to hold .* There are: fp32, int8\."):
+    with pytest.raises(ConfigError, match=r"weights=int4 is no way to hold .* There are: fp32, bf16, int8\."):
         score(settings(tiny, weights="int4"), report.folder)
     try:
         held = LanguageModel.load(report.folder, weights="int8")

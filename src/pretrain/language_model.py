@@ -60,8 +60,9 @@ class LanguageModel:
     def load(cls, path: str | Path, device: str = "cpu", weights: Weights | str = Weights.fp32) -> LanguageModel:
         """Return the model at `path`: of a run's newest checkpoint, a checkpoint, or a Hugging Face folder or name.
 
-        `weights="int8"` holds its matrices in 8 bits, on processors. Raises CheckpointError where there is no model, it
-        is damaged, or its weights do not fit its settings; ConfigError where the device cannot do `weights`.
+        `weights="int8"` holds its matrices in 8 bits, on processors; "bf16" everything in 16, for GPUs. Raises
+        CheckpointError where there is no model, it is damaged, or its weights do not fit its settings; ConfigError
+        where the device is not there or cannot do `weights`.
         """
         found = open_model(path)
         model = hold(found.load(), device, weights)

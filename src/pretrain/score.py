@@ -5,8 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pretrain.config import RunConfig
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
@@ -97,17 +95,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 
 def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
     """Return the model where and as the settings say, to be read only."""
-    device = _device(config.device)
-    return hold(folder.load(), device, config.weights).eval()
-
-
-def _device(name: str) -> torch.device:
-    """Return a device that is there."""
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name} cannot be used here: {reason} Try device=cpu.") from error
+    return hold(folder.load(), config.device, config.weights).eval()
 
 
 def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:

@@ -159,7 +159,7 @@ def test_weights_that_there_are_not_are_told(folder: Path, monkeypatch: pytest.M
         with pytest.raises(ConfigError, match=message):
             LanguageModel.load(folder, **options)
 
-    refused(r"weights=int4 is no way to hold the weights of a model\. There are: fp32, int8\.", weights="int4")
+    refused(r"weights=int4 is no way to hold the weights of a model\. There are: fp32, bf16, int8\.", weights="int4")
     refused(r"weights=int8 works on processors, and device=cuda is none\. Try .*", weights="int8", device="cuda")
     none: Callable[[], dict[str, bool]] = dict
     monkeypatch.setattr(torch.cpu, "get_capabilities", none)

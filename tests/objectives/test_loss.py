@@ -90,6 +90,30 @@ def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
         assert ((ours - theirs).norm() / theirs.norm()).item() < 0.01
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ignored", ["none", "some", "all"])
+def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str) -> None:
+    """What a GPU's compiler makes one kernel of: of one chunk, with its gradient."""
+    values, targets = problem(bias, ignored)
+    expected = plain_loss(values, targets)
+    of_features, *others = torch.autograd.grad(expected, values)
+    with torch.no_grad():
+        features, weight, *biases = values
+        found, of_bias, total = loss.slope_at_once((features @ weight.T), *(biases or [None]), targets)
+    assert_close(total.double(), expected, rtol=1e-6, atol=0)
+    assert_close(found @ weight, of_features.float(), rtol=1e-5, atol=1e-5)
+    if bias:
+        assert_close(of_bias, others[1].float(), rtol=1e-5, atol=1e-5)
+    else:
+        assert of_bias is None
+
+
+def test_a_gpu_has_larger_chunks_of_round_numbers() -> None:
+    assert loss.chunk_rows(50_257, gpu=False) == 667
+    assert loss.chunk_rows(50_257, gpu=True) == 4096
+    assert loss.chunk_rows(1 << 25, gpu=True) == 128
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_each_target_has_its_loss_and_the_likeliest_answer() -> None:
     values, targets = problem(bias=True, ignored="some")

@@ -120,3 +120,18 @@ def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
     here, there = (memory_of(workload_of(config, 2048, bf16=True, gpu=gpu)) for gpu in (False, True))
     assert there.activations < here.activations
     assert there.gathered > here.gathered
+
+
+def test_compiled_layers_of_a_gpu_hold_no_mask(plan: Plan) -> None:
+    """Whether they will be compiled is not known before a run; a long one is."""
+    usual, plain, dropping = (
+        workload_of(plan("model=llama_nano", *words), 2048, bf16=True, gpu=True)
+        for words in ([], ["parallel.compile=false"], ["model.attention_dropout=0.1"])
+    )
+    assert plain.masked
+    assert dropping.masked
+    assert not usual.masked
+    assert usual.compiled
+    per_layer = (memory_of(plain).activations - memory_of(usual).activations) / usual.model.n_layers
+    assert per_layer == 2 * usual.tokens * usual.length
+    assert workload_of(plan("model=llama_nano"), 2048, bf16=True).masked  # a processor's

@@ -4,11 +4,13 @@ import shutil
 
 import pytest
 import torch
+import torch.utils._triton
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.rehearsal import OneBlock
+from pretrain.training import compilation
 from pretrain.training.compilation import resolve_compile
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
@@ -86,6 +88,30 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"parallel\.compile=true needs a C\+\+ compiler.*no-such-compiler is not there"
     ):
         resolve_compile(settings("parallel.compile=true"), CPU)
+
+
+def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured: list[float]) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(compilation, "peak_flops_per_s", lambda *_: (1e15, "documented"))
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
+    config = settings(*LONG)
+    resolve_compile(config, gpu)
+    assert config.parallel.compile is True
+    short = settings("trainer.max_steps=50")
+    resolve_compile(short, gpu)
+    assert short.parallel.compile is False
+
+
+@pytest.mark.parametrize("lacks", ["Triton", "a compiler"])
+def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: lacks != "Triton")
+    monkeypatch.setattr(shutil, "which", lambda name: None if lacks == "a compiler" else f"/bin/{name}")
+    config = settings(*LONG)
+    resolve_compile(config, gpu)
+    assert config.parallel.compile is False
+    with pytest.raises(ConfigError, match=r"parallel\.compile=true needs Triton and a C compiler on a GPU"):
+        resolve_compile(settings("parallel.compile=true"), gpu)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ class Weights(Enum):
     """How the weights of a model are held where it is only read."""
 
     fp32 = "fp32"  # as they were trained
+    bf16 = "bf16"  # in half the memory, for GPUs; of every number about three digits stay
     int8 = "int8"  # matrices in 8 bits, on processors: faster, and a little less exact
 
 
@@ -18,7 +19,8 @@ class GenerateConfig:
     """Continue a prompt, or fill its masks, with a trained model."""
 
     checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    weights: Weights = Weights.fp32  # int8: faster on processors, and a little less exact
+    device: str = "cpu"  # where the model is read: cpu, cuda, mps
+    weights: Weights = Weights.fp32  # bf16: in half the memory, for GPUs; int8: faster on processors
     prompt: str = "The"
     max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
     temperature: float = 0.8  # 0 always takes the likeliest token

@@ -12,7 +12,7 @@ from pretrain.models.transformer import Transformer
 def hold(model: Transformer, device: str | torch.device, weights: Weights | str) -> Transformer:
     """Return the model on a device, its weights held as `weights` says, and read only from now on.
 
-    Raises ConfigError for a way that there is not, or not on this device.
+    Raises ConfigError for a way that there is not, or not on this device, and for a device that there is not.
     """
     try:
         wanted = Weights(weights)
@@ -26,9 +26,18 @@ def hold(model: Transformer, device: str | torch.device, weights: Weights | str)
             )
         quantise(model.eval())
         return model
-    model = model.to(device)
+    model = model.to(_there(device), torch.bfloat16 if wanted is Weights.bf16 else None)
     quicken(model)
     return model
+
+
+def _there(device: str | torch.device) -> torch.device:
+    """Return a device that can be used here."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={device} cannot be used here: {reason} Try device=cpu.") from error
 
 
 def count_parameters(model: Transformer) -> int:

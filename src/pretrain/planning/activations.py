@@ -151,10 +151,15 @@ def kept_by_loss_bytes(work: Workload) -> int:
 
 
 def logits_bytes(work: Workload) -> int:
-    """Return the logits that exist at one moment beside what is kept: of one chunk in each format; or gradients."""
+    """Return the logits that exist at one moment beside what is kept: of one chunk in each format; or gradients.
+
+    Compiled, one kernel makes the gradients of the logits in their own format.
+    """
     if chunked(work):
         rows = chunk_rows(work.vocabulary_held, work.gpu)
-        return (FLOAT + 2 * work.bf16) * min(rows, work.targets) * work.vocabulary_held
+        at_once = work.compiled and work.split == 1
+        each = 2 * compute_bytes(work) if at_once else FLOAT + 2 * work.bf16
+        return each * min(rows, work.targets) * work.vocabulary_held
     return 2 * work.targets * work.vocab_size * FLOAT  # the gradients of the loss and of its logarithms
 
 

@@ -46,6 +46,7 @@ class Workload:
     sequence_parallel: bool
     reshard_after_forward: bool
     gpu: bool  # which kernels compute: some keep more than others
+    compiled: bool  # on a GPU: attention and loss have kernels of their own
 
     @property
     def ranks(self) -> int:
@@ -133,6 +134,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
     with torch.device("meta"):
         built = model.build(model.vocabulary(vocab_size), config.objective.causal)
     names = parameter_names(built)
+    compiled = gpu and config.parallel.compile is not False  # as every long run is on a GPU
     return Workload(
         model=model,
         vocab_size=model.vocabulary(vocab_size),
@@ -144,23 +146,19 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         layout=config.layout(),
         strategy=config.trainer.strategy,
         bf16=bf16,
-        masked=_masked(config) and not (gpu and _in_blocks(config, model)),
+        masked=_masked(config) and not (compiled and takes_blocks(model)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
         selective_checkpointing=config.parallel.selective_checkpointing,
         sequence_parallel=config.parallel.sequence_parallel,
         reshard_after_forward=config.parallel.reshard_after_forward,
         gpu=gpu,
+        compiled=compiled,
     )
 
 
 def _masked(config: RunConfig) -> bool:
     return config.data.document_mask or not config.objective.causal or isinstance(config.objective, HybridConfig)
-
-
-def _in_blocks(config: RunConfig, model: TransformerConfig) -> bool:
-    """Whether a GPU's layers take masks in blocks, which hold next to nothing."""
-    return config.parallel.compile is not False and takes_blocks(model)
 
 
 def _targets_per_row(config: RunConfig) -> int:

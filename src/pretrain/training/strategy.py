@@ -46,14 +46,12 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
 
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy object for the run."""
-    from lightning.pytorch.strategies import DDPStrategy  # here: the launcher needs no Lightning
-
-    from pretrain.training.sharded_strategy import ShardedStrategy
+    from pretrain.training.shared_strategies import CopiedStrategy, ShardedStrategy  # here: the launcher needs none
 
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.trainer.strategy is Sharing.ddp:
-        return DDPStrategy(process_group_backend=backend, timeout=timeout)
+        return CopiedStrategy(process_group_backend=backend, timeout=timeout)
     if config.trainer.strategy is Sharing.fsdp:
         if config.parallel.cpu_offload and device.type == "cpu":
             raise ConfigError(

@@ -1,16 +1,25 @@
-"""Lightning's strategy for a model that is spread over devices, on a mesh of our own."""
+"""Lightning's strategies for a model that devices share: each a copy of it, or each a part, on a mesh of our own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.parallel.config import Layout, ParallelConfig
 from pretrain.parallel.mesh import build_mesh
 from pretrain.training.module import TrainingModule
+
+
+class CopiedStrategy(DDPStrategy):
+    """DDP, made on the stream that computes: Lightning takes another one, and each backward pass waits for it."""
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -1,0 +1,42 @@
+"""What `src/plan.py` forecasts of the memory of a GPU, against what `gpu.py` measured: `python benchmarks/gpu_plan.py`.
+
+Needs no GPU: it reads benchmarks/results/gpu.json.
+"""
+
+import json
+from pathlib import Path
+
+from comparison import RESULTS, Result, typed
+from shapes import SHAPES
+
+from pretrain.command_line import compose, register_schemas
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.forecast import forecast, place_of
+
+
+def forecast_mib(name: str) -> float:
+    """Return the forecast peak of ours at a shape."""
+    shape = SHAPES[name]
+    words = [word for word in shape.settings(Path()) if not word.startswith("trainer.accelerator")]
+    config: PlanConfig = compose("plan", [*words, "device=h100", "dry_run=false", f"vocab_size={shape.vocab_size}"])
+    return forecast(config, place_of(config), simulate=False).peak / 2**20
+
+
+def main() -> None:
+    """Compare every shape that was measured, print it and keep it."""
+    register_schemas("plan", PlanConfig)
+    measured = json.loads((RESULTS / "gpu.json").read_text(encoding="utf8"))["figures"]
+    result = Result("gpu_plan", typed(), {})
+    for what, figures in measured.items():
+        name = what.partition(",")[0].replace(" ", "_")
+        expected = forecast_mib(name)
+        result.figures[name] = {
+            "forecast_mib": round(expected),
+            "measured_mib": figures["peak_mib"],
+            "error": f"{expected / figures['peak_mib'] - 1:+.1%}",
+        }
+    result.finish()
+
+
+if __name__ == "__main__":
+    main()
