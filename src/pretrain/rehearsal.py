@@ -1,34 +1,18 @@
 """How long one block of a model takes here: tried before a run, by those who plan it and those who start it."""
 
-import os
-import shutil
-import sys
 import time
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from pretrain.compiling import compile_block
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initialise
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 
 _VOCABULARY = 64  # of the model that is tried: hardly any head
-
-
-def compiler() -> str:
-    """Return the name of the C++ compiler that torch calls on a processor."""
-    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether blocks can be compiled on this device: on a GPU by Triton, which needs a C compiler."""
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton  # here: it asks the GPU
-
-        names = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
-        return has_triton() and any(shutil.which(name) for name in names)
-    return device.type == "cpu" and shutil.which(compiler()) is not None
 
 
 class OneBlock:
@@ -42,23 +26,42 @@ class OneBlock:
             self.model = Transformer(one, _VOCABULARY, causal=causal)
             initialise(self.model, one, seed=0)
         self.model.to(device)
-        self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
+        draw = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(_VOCABULARY, (rows, length), generator=draw).to(device)
+        self.slope = torch.randn(shape.d_model, generator=draw).to(device)
         self.bf16 = bf16
+        self.drops = bool(shape.dropout or shape.attention_dropout)
         self.flops = rows * length * training_flops_per_token(replace(one, context_length=length), _VOCABULARY, 0.0)
 
     def compile(self) -> None:
         """Compile the block, at its next pass."""
-        self.model.blocks[0].compile(dynamic=False)
+        block = self.model.blocks[0]
+        assert isinstance(block, torch.nn.Module)
+        compile_block(block)
 
     def seconds(self, rounds: int = 8) -> list[float]:
         """Return the times of passes forward and backward, after one that does not count."""
         found = []
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bf16):
-                hidden = self.model(self.tokens)
-            hidden.float().mean().backward()
+            self._pass()
             if self.tokens.is_cuda:
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - start)
         return found[1:]
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of one pass over all weights, float32 (parameters,); dropout is left out."""
+        training = self.model.training
+        self.model.zero_grad()
+        self.model.train(training and not self.drops)
+        self._pass()
+        self.model.train(training)
+        found = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        self.model.zero_grad()
+        return found
+
+    def _pass(self) -> None:
+        with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bf16):
+            hidden = self.model(self.tokens)
+        (hidden.float() @ self.slope).mean().backward()

@@ -1,12 +1,15 @@
 """parallel.compile=null: tried before long runs, where there is a compiler, and kept where it is quicker."""
 
+import platform
 import shutil
+import sys
 
 import pytest
 import torch
 import torch.utils._triton
 
 from pretrain.command_line import compose, register_schemas
+from pretrain.compiling import avoid_wrong_code
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.rehearsal import OneBlock
@@ -31,6 +34,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
     monkeypatch.setattr(OneBlock, "seconds", lambda _: [seconds.pop(0)])
     monkeypatch.setattr(OneBlock, "compile", lambda _: None)
+    monkeypatch.setattr(OneBlock, "gradient", lambda _: torch.ones(3))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     return seconds
 
@@ -88,6 +92,47 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"parallel\.compile=true needs a C\+\+ compiler.*no-such-compiler is not there"
     ):
         resolve_compile(settings("parallel.compile=true"), CPU)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.2])
+def test_a_compiler_that_makes_wrong_code_is_not_used(
+    wrong: float, measured: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured += [1.0, 0.5]
+    gradients = [torch.ones(3), torch.tensor([1.0, 1.0, wrong])]
+    monkeypatch.setattr(OneBlock, "gradient", lambda _: gradients.pop(0))
+    config = settings(*LONG)
+    resolve_compile(config, CPU)
+    assert config.parallel.compile is False
+    assert "warning: parallel.compile=false: compiled, a block's gradient is another one, off by" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.1"])
+def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
+    model = settings(f"model.dropout={dropout}").model
+    block = OneBlock(model, 2, 16, causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
+    found = block.gradient()
+    assert found.norm() > 0
+    assert torch.equal(block.gradient(), found)
+    assert block.model.training
+
+
+def test_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for cxx, before, after in (
+        ("g++", None, "native -fno-tree-slp-vectorize"),
+        ("g++", "native", "native"),  # what the user has set stands
+        ("clang++", None, None),
+    ):
+        monkeypatch.setenv("CXX", cxx)
+        with config.patch({"cpp.march": before}):
+            avoid_wrong_code()
+            assert config.cpp.march == after
 
 
 def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured: list[float]) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from pretrain.compiling import compile_block
 from pretrain.matrix_products import onednn_products
 from pretrain.models.block_masks import takes_blocks
 from pretrain.models.transformer import Transformer
@@ -64,14 +65,14 @@ def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelCon
 
 
 def _compile(learner: Learner) -> None:
-    """Have each block compiled, in place, so that names of parameters stay what they are; on a GPU the loss as well.
+    """Have each block compiled, and on a GPU the loss as well.
 
     A GPU's compiled layers take masks in blocks where they can.
     """
     model = learner.model
     assert isinstance(model.blocks, nn.ModuleList)
     for block in model.blocks:
-        block.compile(dynamic=False)
+        compile_block(block)
     learner.objective.compiled = True
     if isinstance(model, Transformer):
         learner.masks_in_blocks = takes_blocks(model.config)

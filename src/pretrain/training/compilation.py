@@ -4,16 +4,18 @@ import time
 
 import torch
 
+from pretrain.compiling import can_compile, compiler
 from pretrain.config import RunConfig
 from pretrain.device import peak_flops_per_s
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
-from pretrain.rehearsal import OneBlock, can_compile, compiler
+from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision
 from pretrain.training.processes import say
 
 LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
+LARGEST_ERROR = 0.05  # of a compiled block's gradient; in bf16 one of a hundredth is usual
 GAIN = 0.95  # of the time without it that a compiled block may take at most
 
 
@@ -53,16 +55,23 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
 
 
 def _pays(config: RunConfig, device: torch.device) -> bool:
-    """Whether a block takes less time forward and backward once it is compiled."""
+    """Whether a block takes less time forward and backward once it is compiled, and computes the same."""
     assert isinstance(config.model, TransformerConfig)
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
     block = OneBlock(config.model, rows, length, config.objective.causal, bf16, device)
-    as_it_is = min(block.seconds())
+    as_it_is, expected = min(block.seconds()), block.gradient()
     block.compile()
     start = time.perf_counter()
     compiled = min(block.seconds())
+    off = float((block.gradient() - expected).norm() / expected.norm())
     took = time.perf_counter() - start
+    if not off < LARGEST_ERROR:
+        say(
+            f"warning: parallel.compile=false: compiled, a block's gradient is another one, off by {off:.2g} of its "
+            f"length: the compiler ({compiler()}) makes wrong code here."
+        )
+        return False
     pays = compiled < GAIN * as_it_is
     say(
         f"parallel.compile={str(pays).lower()}: a block takes {1000 * as_it_is:.3g} ms a step, compiled "

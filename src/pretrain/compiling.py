@@ -1,0 +1,46 @@
+"""torch's compiler: whether it can work on a device, and what keeps it from making wrong code on a processor."""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def compiler() -> str:
+    """Return the name of the C++ compiler that torch calls on a processor."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether blocks can be compiled on this device: on a GPU by Triton, which needs a C compiler."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton  # here: it asks the GPU
+
+        names = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
+        return has_triton() and any(shutil.which(name) for name in names)
+    return device.type == "cpu" and shutil.which(compiler()) is not None
+
+
+def compile_block(block: nn.Module) -> None:
+    """Have a block compiled at its next pass, in place, so that names of parameters stay what they are."""
+    avoid_wrong_code()
+    block.compile(dynamic=False)
+
+
+def avoid_wrong_code() -> None:
+    """Have GCC leave straight-line code as torch wrote it, with vector instructions where it wants them.
+
+    GCC 12.2 puts such code together to instructions of 512 bits, and makes wrong code of it where it does not know the
+    processor (of torch 2.13, for an Intel Xeon with AMX: gradients of rotary keys in bfloat16 were NaN). torch has it
+    leave loops alone for the like reason, and has no setting for this; what `TORCHINDUCTOR_CPP_MARCH` sets goes as it
+    is to the compiler.
+    """
+    from torch._inductor import config  # here: loading it takes a second
+
+    x86 = platform.machine() in ("x86_64", "AMD64") and sys.platform == "linux"
+    if config.cpp.march is None and x86 and "clang" not in Path(compiler()).name:
+        config.cpp.march = "native -fno-tree-slp-vectorize"
