@@ -18,7 +18,7 @@ def forecast_mib(name: str) -> float:
     """Return the forecast peak of ours at a shape."""
     shape = SHAPES[name]
     words = [word for word in shape.settings(Path()) if not word.startswith("trainer.accelerator")]
-    config: PlanConfig = compose("plan", [*words, "device=h100", "dry_run=false", f"vocab_size={shape.vocab_size}"])
+    config: PlanConfig = compose("plan", [*words, "device=h200", "dry_run=false", f"vocab_size={shape.vocab_size}"])
     return forecast(config, place_of(config), simulate=False).peak / 2**20
 
 
