@@ -17,24 +17,42 @@ from pretrain.training.loggers import read_rows
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", [["model=gpt_nano"], ["model=bert_nano", "optimizer=adamw"]], ids=["gpt", "bert"])
+SPLIT = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
+WHOLE = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false"]
+ARRANGED = {
+    "ddp": ["trainer=ddp", *TWO],
+    "fsdp": ["trainer=fsdp", *TWO],
+    "tensor": ["trainer=fsdp", *TWO, *SPLIT],
+}
+GOES_ON = {
+    "back_to_one": ("tensor", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
+    "on_to_two": ("fsdp", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
+    "split": ("ddp", ["trainer=fsdp", *TWO, *SPLIT]),
+    "as_ddp": ("fsdp", ["trainer=ddp", *TWO]),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "arranged", "goes_on"),
+    [
+        (["model=gpt_nano"], [*ARRANGED], [*GOES_ON]),
+        (["model=bert_nano", "optimizer=adamw"], ["ddp", "tensor"], ["back_to_one"]),
+    ],
+    ids=["gpt", "bert"],
+)
 @pytest.mark.fault("F11")
-def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(job: Job, family: list[str]):
+def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
+    job: Job, family: list[str], arranged: list[str], goes_on: list[str]
+):
     single = job.run("single", *family)
-    split = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
-    for strategy, words in {"ddp": [], "fsdp": [], "tensor": split}.items():
-        folder = job.run(strategy, *family, f"trainer={'ddp' if strategy == 'ddp' else 'fsdp'}", *TWO, *words)
+    for name in arranged:
+        folder = job.run(name, *family, *ARRANGED[name])
         assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
         assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
         assert_same_weights(folder, single, 1e-4)
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
-    for name, start, words in (
-        ("back_to_one", "tensor", ["trainer.strategy=single", "trainer.devices=1", "parallel.tensor_parallel=1",
-                                   "parallel.sequence_parallel=false"]),
-        ("on_to_two", "fsdp", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
-        ("split", "ddp", ["trainer=fsdp", *TWO, *split]),
-        ("as_ddp", "fsdp", ["trainer=ddp", *TWO]),
-    ):  # fmt: skip
+    for name in goes_on:
+        start, words = GOES_ON[name]
         half = job.folder / start / "checkpoints" / "step-00000005"
         target = job.folder / name / "checkpoints"
         target.mkdir(parents=True)
