@@ -12,10 +12,10 @@ import torch
 
 from pretrain.checkpoint import open_checkpoint
 from pretrain.errors import ConfigError, Interrupted
-from pretrain.training.first_validation import changes
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
 from pretrain.training.run import run
+from pretrain.training.validation import changes
 
 FIRST = "trainer.validate_first=true"
 WORDS = ["model=gpt_nano", "trainer.max_steps=8"]

@@ -175,9 +175,16 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
     assert_tensorboard_shows_curves_text_and_settings(folder)
     assert_the_report_says_where_the_time_went(first)
 
+    told = [(folder / name).read_bytes() for name in ("report.json", "metrics.csv")]
     again = run(tiny.place(*CAUSAL, "resume=auto"))
     assert again.steps == 12
     assert again.folder == first.folder
+    assert again.validation == first.validation
+    assert "12 steps, 1,536 tokens; nothing was left to do" in str(again)
+    assert [(folder / name).read_bytes() for name in ("report.json", "metrics.csv")] == told
+    (folder / "report.json").write_text("{")
+    run(tiny.place(*CAUSAL, "resume=auto"))
+    assert json.loads((folder / "report.json").read_text())["validation"] == first.validation
 
     longer = run(tiny.place(*CAUSAL, f"resume={folder}", "trainer.max_steps=16"))
     assert longer.steps == 16

@@ -47,6 +47,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_to_disk(path.parent)
 
 
+def delete_drafts(folder: Path) -> None:
+    """Delete what calls of `write_atomically` that were killed have left; no other may be under way there."""
+    for draft in folder.glob(".*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
 def sync_to_disk(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)

@@ -13,6 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from pretrain.data.store_files import write_atomically
 
+TABLE = "metrics.csv"
+
 # settings of the HParams page, by how their full names begin
 _SHAPING = (
     "name", "seed", "batch_size", "data.kind", "tokenizer.", "objective.", "optimizer.", "schedule.",
@@ -82,6 +84,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf8") as file:
         return [row for row in csv.DictReader(file) if row.get("value") is not None and (row["step"] or "").isdigit()]
+
+
+def has_figures(table: Path, step: int, prefix: str) -> bool:
+    """Whether a run's table has figures of this step whose names begin so."""
+    return any(row["step"] == str(step) and row["name"].startswith(prefix) for row in read_rows(table))
 
 
 def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:

@@ -285,5 +285,5 @@ class TrainingModule(L.LightningModule):
             self.f1.reset()
         self.validated = {f"val/{name}": value for name, value in figures.items()}
         self.validated_at = self.trainer.global_step
-        if self.trainer.sanity_checking:  # Lightning's name for a validation before the first step
+        if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for one before the first step
             self.first_validated = self.validated

@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pretrain.data.store_files import write_atomically
 from pretrain.inference.printing import printable
 from pretrain.planning.cost import best_interval_s
-from pretrain.training.first_validation import changes
 from pretrain.training.spikes import named
+from pretrain.training.validation import changes
 
 _DAY_S = 86_400.0
 _PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
@@ -35,15 +36,20 @@ class Report:
     longer: str  # the settings that have the run go on, twice as long
 
     def save(self) -> None:
-        """Write report.json into the run folder."""
-        (Path(self.folder) / "report.json").write_text(json.dumps(asdict(self), indent=1), encoding="utf8")
+        """Write report.json into the run folder; what found nothing left to do leaves the run's own report there."""
+        path = Path(self.folder) / "report.json"
+        if self.training_s or _steps_told(path) != self.steps:
+            write_atomically(path, json.dumps(asdict(self), indent=1).encode())
 
     def __str__(self) -> str:
         lines = ["", "Report", f"  run folder         {self.folder}"]
         lines += [f"  parameters         {self.parameters:,}"]
-        lines += [f"  trained            {self.steps:,} steps, {self.tokens_seen:,} tokens"]
-        lines += [f"  speed              {self.tokens_per_s:,.0f} tokens/s over {self.training_s:,.0f} s of training"]
-        lines += [f"  goodput            {self._goodput()}"]
+        done = "" if self.training_s else "; nothing was left to do"
+        lines += [f"  trained            {self.steps:,} steps, {self.tokens_seen:,} tokens{done}"]
+        if self.training_s:
+            speed = f"{self.tokens_per_s:,.0f} tokens/s over {self.training_s:,.0f} s of training"
+            lines += [f"  speed              {speed}"]
+            lines += [f"  goodput            {self._goodput()}"]
         if self.checkpoint_s:
             lines += [f"  checkpoints        {self._checkpoints()}"]
         if self.skipped_steps:
@@ -91,3 +97,11 @@ class Report:
                 found.setdefault(source[0], []).append(f"{figure.replace('_', ' ')} {value:.4f}")
         width = max([16, *map(len, found)])
         return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]
+
+
+def _steps_told(path: Path) -> int | None:
+    """Return the steps of an earlier report; none where there is no whole one."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf8"))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

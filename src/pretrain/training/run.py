@@ -19,6 +19,7 @@ from pretrain.config import RunConfig, to_dict
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
+from pretrain.data.store_files import delete_drafts
 from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.data.training_rows import training_rows
 from pretrain.device import peak_flops_per_s, sum_dtype
@@ -40,9 +41,8 @@ from pretrain.training.checkpointing import Restore, RunState, check_room, set_s
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
 from pretrain.training.fine_tuning import with_labels
-from pretrain.training.first_validation import check_first_validation, validates_first
 from pretrain.training.launch import Placement
-from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings
+from pretrain.training.loggers import TABLE, LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
 from pretrain.training.processes import rank, say
@@ -52,6 +52,7 @@ from pretrain.training.spikes import Spikes
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.unprofiled import Unprofiled
+from pretrain.training.validation import check_first_validation, final_validation, validates_first
 from pretrain.training.weights import first_values, fixed_facts, materialiser
 
 
@@ -66,6 +67,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     _quiet_lightning()
     if rank() == 0:
         sweep(folder / "checkpoints")
+        delete_drafts(folder)
     device = choose_device(config.trainer)
     precision = resolve_precision(config, device)
 
@@ -100,6 +102,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
         peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
         tokens_seen=int(before.get("tokens_seen", 0)),
+        validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
     )
     writer = Writer(config, prepared.tokenizer)
     trainer = _build_trainer(config, folder, device, precision, start, validates=bool(prepared.validation))
@@ -121,7 +124,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     if config.logger.ledger:
         callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
     callbacks += [checkpoints, Samples(writer, throughput)]
-    callbacks += [Scores(config.scores, writer, throughput)] if config.scores.every_n_steps else []
+    callbacks += [Scores(config.scores, writer, throughput, folder)] if config.scores.every_n_steps else []
     if isinstance(data.train_stream, StreamedRows):
         callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
@@ -135,7 +138,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     if not module.length.over(start):
         with loader_errors():
             trainer.fit(module, datamodule=data)
-    validation = _final_validation(trainer, module, data)
+    validation = final_validation(trainer, module, data)
     sample = writer.sample(model, seed=config.seed)
     report = Report(
         folder=str(folder),
@@ -240,7 +243,7 @@ def _build_trainer(
         deterministic=config.trainer.deterministic,
         logger=_loggers(config, folder, start),
         limit_val_batches=1.0 if validates else 0,
-        num_sanity_val_steps=-1 if validates_first(config, start) else 0,
+        num_sanity_val_steps=-1 if validates_first(config, folder, start) else 0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -258,17 +261,8 @@ def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
     if config.logger.tensorboard:
         loggers.append(RunTensorBoard(folder, resumed_at=start))
     if config.logger.csv:
-        loggers.append(LongCSVLogger(folder / "metrics.csv", resumed_at=start))
+        loggers.append(LongCSVLogger(folder / TABLE, resumed_at=start))
     return loggers
-
-
-def _final_validation(trainer: L.Trainer, module: TrainingModule, data: TextDataModule) -> dict[str, float]:
-    """Return the figures of the weights at the end, from the last validation if it was at the last step."""
-    if not data.validation_streams:
-        return {}
-    if module.validated_at != trainer.global_step:
-        trainer.validate(module, datamodule=data, verbose=False)
-    return module.validated
 
 
 def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[str, Any]:

@@ -17,13 +17,14 @@ class Metrics(Callback):
 
     def __init__(
         self, throughput: Throughput, *, every_n_steps: int, flops_per_token: float, peak_flops_per_s: float,
-        tokens_seen: int,
+        tokens_seen: int, validated_at: int,
     ) -> None:  # fmt: skip
         self.throughput = throughput
         self.every_n_steps = every_n_steps
         self.flops_per_token = flops_per_token
         self.peak_flops_per_s = peak_flops_per_s
         self.tokens_seen = tokens_seen  # over the whole run, what was read before a resume included
+        self.validated_at = validated_at  # the step of a validation whose figures a resume finds there already
         self.newest: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,7 +68,7 @@ class Metrics(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the validation's figures."""
         assert isinstance(pl_module, TrainingModule)
-        if pl_module.validated:
+        if pl_module.validated and trainer.global_step != self.validated_at:
             write(trainer, pl_module.validated, trainer.global_step)
         if trainer.training or trainer.state.fn == "fit":
             self.throughput.resume()

@@ -1,5 +1,6 @@
 """How the model does on tasks with right answers while it trains: curves beside those of the loss."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from pretrain.evaluation.tasks import score_tasks
 from pretrain.models.transformer import Transformer
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
+from pretrain.training.loggers import TABLE, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.processes import rank
 from pretrain.training.throughput import Throughput
@@ -39,17 +41,27 @@ def open_tasks(config: ScoresConfig, causal: bool) -> list[ExampleSet]:
 class Scores(Callback):
     """Logs `eval/<file>/<figure>` every n steps and at the end; the training's random numbers are left alone.
 
-    The first process scores, on a gathered copy where the model is sharded, while the others wait.
+    The first process scores, on a gathered copy where the model is sharded, while the others wait. A resume makes up
+    for a step that was saved and not scored any more.
     """
 
-    def __init__(self, config: ScoresConfig, writer: Writer, throughput: Throughput) -> None:
-        """Read the examples; raises what `open_tasks` does."""
+    def __init__(self, config: ScoresConfig, writer: Writer, throughput: Throughput, folder: Path) -> None:
+        """Read the examples; `folder` is the run's. Raises what `open_tasks` does."""
         self.config = config
+        self.table = folder / TABLE
         self.writer = writer
         self.throughput = throughput
         self.tasks = open_tasks(config, writer.config.objective.causal)
         self.newest: dict[str, float] = {}
         self._scored_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the weights that a run goes on from, if it ended before that was done."""
+        step = trainer.global_step
+        due = self.writer.config.logger.csv and step > 0 and step % self.config.every_n_steps == 0
+        if due and not has_figures(self.table, step, "eval/"):
+            with self.throughput.paused("scores"):
+                self._score(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

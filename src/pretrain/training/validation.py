@@ -1,17 +1,28 @@
-"""Validation before the first step: what the weights that a run starts from score, to see what the run has changed."""
+"""Validation before the first step of a process and after its last; those in between are Lightning's to begin."""
 
 from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
 
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.training.data import TextDataModule
+from pretrain.training.loggers import TABLE, has_figures
+from pretrain.training.module import TrainingModule
 
 
-def validates_first(config: RunConfig, start: int) -> bool:
-    """Return whether a run that stands at step `start` validates before its next one: it does at its very beginning.
+def validates_first(config: RunConfig, folder: Path, start: int) -> bool:
+    """Return whether a run that stands at step `start` validates before its next one.
 
-    Later figures would be of other weights; those of the beginning are in every checkpoint.
+    It does at its very beginning, if told to: those figures are in every checkpoint. A resume does where that step was
+    saved and not validated any more: a run ended in between, by a signal or by a kill while it validated. A run that
+    keeps no table does not know.
     """
-    return config.trainer.validate_first and start == 0
+    if start == 0:
+        return config.trainer.validate_first
+    due = config.logger.csv and start % config.trainer.val_check_interval == 0
+    return due and not has_figures(folder / TABLE, start, "val/")
 
 
 def check_first_validation(config: RunConfig, validates: bool) -> None:
@@ -21,6 +32,15 @@ def check_first_validation(config: RunConfig, validates: bool) -> None:
             "trainer.validate_first=true scores validation documents before the first step, and the data keep none: "
             f"data.validation_fraction={config.data.validation_fraction:g}. Try data.validation_fraction=0.05."
         )
+
+
+def final_validation(trainer: L.Trainer, module: TrainingModule, data: TextDataModule) -> dict[str, float]:
+    """Return the figures of the weights at the end, from the last validation if it was at the last step."""
+    if not data.validation_streams:
+        return {}
+    if module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
+    return module.validated
 
 
 def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
