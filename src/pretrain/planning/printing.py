@@ -130,6 +130,8 @@ def _memory(found: Forecast) -> list[str]:
         if formula:
             lines.append(_line(name, f"{gib(formula):>12}" + (f" | {gib(counted):>12}" if counted else "")))
     lines.append(_line("highest at", memory.highest_at))
+    if seen and found.place.hardware.gpu:
+        lines.append(_line("", "the dry run keeps what a processor's kernels keep: on a GPU it is rather less"))
     verdict = "fits" if found.fits else "does not fit"
     whole = f"{gib(found.place.hardware.memory)} of {found.place.hardware.name}"
     lines.append(_line("", f"{verdict}: {gib(found.usable)} of {whole} can be used"))
