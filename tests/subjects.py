@@ -34,11 +34,17 @@ class Words:
 
 
 def subject(family: str, optimizer: OptimizerConfig | None = None, **changes: object) -> Subject:
-    """Return a tiny model of a family with data to train it on; `hybrid` is a Llama that fills masks too."""
+    """Return a tiny model of a family with data to train it on; `hybrid` is a Llama that fills masks too.
+
+    A Llama is trained with a z-loss, of which a split vocabulary needs the sum over all devices.
+    """
     shape = replace(families.SHAPES["llama" if family == "hybrid" else family], **changes)  # type: ignore[arg-type]
-    objective = {"bert": MaskedConfig(), "modern_bert": MaskedConfig(), "hybrid": HybridConfig()}.get(
-        family, CausalConfig()
-    )
+    objective = {
+        "bert": MaskedConfig(),
+        "modern_bert": MaskedConfig(),
+        "hybrid": HybridConfig(),
+        "llama": CausalConfig(z_loss=0.01),
+    }.get(family, CausalConfig())
     return Subject(
         build=partial(_build, shape, objective),
         values=partial(_value, shape),

@@ -61,8 +61,9 @@ def test_attention_in_blocks_is_attention_pair_by_pair(
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_the_loss_at_once_is_the_loss(
-    bias: bool, dtype: torch.dtype, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+    bias: bool, dtype: torch.dtype, z_loss: float, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
@@ -74,11 +75,13 @@ def test_the_loss_at_once_is_the_loss(
 
     def at_once(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            return loss.cross_entropy_sum(features, weight, bias, targets, compiled=True)
+            return loss.cross_entropy_sum(features, weight, bias, targets, compiled=True, z_loss=z_loss)
 
     def exactly(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         logits = torch.nn.functional.linear(features, weight, bias)
-        return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        penalty = z_loss * logits.logsumexp(-1)[targets != IGNORE].square().sum()
+        plain = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        return plain + penalty - penalty.detach()
 
     found = with_gradients(at_once, *values)
     exact = with_gradients(exactly, *(value.double() for value in values))

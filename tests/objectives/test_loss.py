@@ -1,18 +1,23 @@
 """The loss in chunks is the loss at once, in value and gradient; micro-batches of unequal counts are one batch."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from families import lively, shape
+from subjects import Words
 from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.data.rows import Rows
+from pretrain.errors import ConfigError
 from pretrain.objectives import loss
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.causal import Causal
-from pretrain.objectives.config import MaskedConfig
+from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Learner, Objective
 
@@ -35,22 +40,29 @@ def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tup
     return values, targets
 
 
-def plain_loss(values: list[Tensor], targets: Tensor) -> Tensor:
+def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0) -> Tensor:
     """The definition, in 64 bits."""
     features, weight, *bias = (value.double() for value in values)
     logits = features @ weight.T + (bias[0] if bias else 0.0)
     kept = targets != IGNORE
-    return -logits.log_softmax(-1)[kept, targets[kept]].sum()
+    penalty = z_loss * logits.exp().sum(-1).log()[kept].square().sum()
+    return penalty - logits.log_softmax(-1)[kept, targets[kept]].sum()
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("chunks", [True, False], ids=["chunks", "whole"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
-def test_chunks_give_the_loss_and_the_gradient_of_whole_logits(bias: bool, ignored: str) -> None:
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_loss_and_its_gradient_are_as_defined(
+    chunks: bool, bias: bool, ignored: str, z_loss: float, request: pytest.FixtureRequest
+) -> None:
+    """The penalty of log Z shows in the gradient alone."""
+    if chunks:
+        request.getfixturevalue("small_chunks")
     values, targets = problem(bias, ignored)
     expected = plain_loss(values, targets)
-    gradients = torch.autograd.grad(3 * expected, values)
-    found = loss.cross_entropy_sum(values[0], values[1], values[2] if bias else None, targets)
+    gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss), values)
+    found = loss.cross_entropy_sum(values[0], values[1], values[2] if bias else None, targets, z_loss=z_loss)
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(torch.autograd.grad(3 * found, values), gradients, strict=True):
@@ -92,14 +104,15 @@ def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
-def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str) -> None:
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: float) -> None:
     """What a GPU's compiler makes one kernel of: of one chunk, with its gradient."""
     values, targets = problem(bias, ignored)
     expected = plain_loss(values, targets)
-    of_features, *others = torch.autograd.grad(expected, values)
+    of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss), values)
     with torch.no_grad():
         features, weight, *biases = values
-        found, of_bias, total = loss.slope_at_once((features @ weight.T), *(biases or [None]), targets)
+        found, of_bias, total = loss.slope_at_once((features @ weight.T), *(biases or [None]), targets, z_loss)
     assert_close(total.double(), expected, rtol=1e-6, atol=0)
     assert_close(found @ weight, of_features.float(), rtol=1e-5, atol=1e-5)
     if bias:
@@ -202,3 +215,32 @@ def test_a_batch_moves_as_a_whole() -> None:
     causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.samples)
     assert causal.to("cpu").documents is None
     assert causal.to("cpu").places is None
+
+
+@pytest.mark.parametrize("wrong", [-1e-4, float("nan"), float("inf")])
+def test_a_penalty_that_makes_no_sense_is_refused(wrong: float) -> None:
+    with pytest.raises(ConfigError, match=rf"objective.z_loss={wrong} is not a number from 0 up. Try .*1e-4"):
+        CausalConfig(z_loss=wrong)
+
+
+def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:
+    """Logits that are all moved by the same number have the same loss: the penalty alone moves them back."""
+    (features, weight, bias), targets = problem(bias=True, ignored="some")
+    batch: Any = SimpleNamespace(places=None, targets=targets)
+
+    def trained(z_loss: float) -> tuple[float, float]:
+        objective = CausalConfig(z_loss=z_loss).build(Words(), seed=0)
+        moved = (bias.detach() + 20.0).requires_grad_()
+        head = SimpleNamespace(weight=weight.detach(), bias=moved, features=lambda hidden: hidden)
+        optimizer = torch.optim.SGD([moved], lr=30.0)
+        for _ in range(500):
+            optimizer.zero_grad()
+            found, count = objective(features.detach().unsqueeze(0), head, batch)
+            (found / count).backward()
+            optimizer.step()
+        return (features @ weight.T + moved).logsumexp(-1).mean().item(), found.item() / count.item()
+
+    (drifted, loss_without), (held, loss_with) = trained(0.0), trained(1e-2)
+    assert drifted > 20.0
+    assert abs(held) < 4.0
+    assert loss_with == pytest.approx(loss_without, rel=0.01)

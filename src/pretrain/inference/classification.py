@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig
 
 TEXTS = 32  # read together
@@ -34,6 +35,7 @@ def label_probabilities(
     A text is read as in training: between what begins and ends a document, up to the context length.
     """
     objective = config.build(tokenizer, seed=0)
+    assert isinstance(objective, Classify)
     device = next(model.parameters()).device
     documents = [ids[: model.config.context_length] for ids in tokenizer.encode_documents(texts)]
     order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # little padding

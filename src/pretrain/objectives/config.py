@@ -36,6 +36,11 @@ class ObjectiveConfig:
     """What every objective has in common."""
 
     kind: str = "?"
+    z_loss: float = 0.0  # times (log Z)^2 in the gradient, against logits that drift; losses are told without; try 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.z_loss < math.inf:
+            raise ConfigError(f"objective.z_loss={self.z_loss} is not a number from 0 up. Try objective.z_loss=1e-4.")
 
     @property
     def causal(self) -> bool:
@@ -54,6 +59,11 @@ class ObjectiveConfig:
 
     def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         """Return the objective over this tokenizer's vocabulary; `seed` fixes every random choice it makes."""
+        objective = self._build(vocabulary, seed)
+        objective.z_loss = self.z_loss
+        return objective
+
+    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         raise TypeError(f"objective {self.kind!r} has no build()")
 
 
@@ -67,7 +77,7 @@ class CausalConfig(ObjectiveConfig):
     def causal(self) -> bool:
         return True
 
-    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.causal import Causal
 
         return Causal()
@@ -92,6 +102,7 @@ class MaskingConfig(ObjectiveConfig):
     random_share: float = 0.1  # of the tokens to predict, replaced by any token; the rest stay as they are
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.mask_probability < 1.0:
             raise ConfigError(
                 f"objective.mask_probability={self.mask_probability} is not a share between 0 and 1. "
@@ -138,7 +149,7 @@ class MaskedConfig(MaskingConfig):
     def causal(self) -> bool:
         return False
 
-    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         return self.build_masked(vocabulary, seed, from_the_left=False)
 
 
@@ -168,7 +179,7 @@ class HybridConfig(MaskingConfig):
     def fills_masks(self) -> bool:
         return True
 
-    def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.hybrid import Hybrid
 
         return Hybrid(self.build_masked(vocabulary, seed, from_the_left=True), self.masked_rows)
@@ -193,6 +204,7 @@ class ClassifyConfig(ObjectiveConfig):
     labels: list[str] = field(default_factory=list)  # none given: those of the training data, in order of spelling
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.left_to_right and self.pooling is Pooling.first:
             raise ConfigError(
                 "objective.pooling=first takes a position that has seen nothing of the text where "
@@ -215,7 +227,7 @@ class ClassifyConfig(ObjectiveConfig):
     def n_labels(self) -> int | None:
         return len(self.labels)
 
-    def build(self, vocabulary: Vocabulary, seed: int) -> Classify:
+    def _build(self, vocabulary: Vocabulary, seed: int) -> Classify:
         from pretrain.objectives.classify import Classify
 
         auto = Pooling.last if self.left_to_right else Pooling.mean

@@ -21,7 +21,12 @@ CHUNK_ON_GPU = 1 << 28  # there each chunk also reads and writes the gradient of
 
 
 def cross_entropy_sum(
-    features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    compiled: bool = False,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
@@ -29,16 +34,24 @@ def cross_entropy_sum(
     the way, so that memory holds one chunk of logits instead of all (N, V) of them and their gradient. Where devices
     split the vocabulary, each holds its own logits only, and all of them return the whole loss. `compiled` has a GPU
     pass over each chunk twice, by one kernel, instead of about ten times.
+
+    `z_loss` adds that many times (log Z)^2 of each target to what is differentiated, and nothing to what is returned:
+    it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
+    section 5), and losses stay comparable.
     """
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
         logits = product(features, weight, bias).float()
-        return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        found = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        if z_loss and torch.is_grad_enabled():
+            penalty = z_loss * logits.logsumexp(-1).square().where(targets != IGNORE, 0.0).sum()
+            found = found + (penalty - penalty.detach())
+        return found
     if not torch.is_grad_enabled():
         return token_losses(features, weight, bias, targets)[0].sum()
     own_bias = None if bias is None else local(bias)
     at_once = compiled and features.is_cuda and shard.group is None
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, at_once)
+    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, at_once, z_loss)
     return loss
 
 
@@ -58,6 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         shard: VocabularyShard,
         at_once: bool,
+        z_loss: float,
     ) -> Tensor:
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -68,11 +82,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias)
         for part in _chunks(x, shard.largest_size):
             if at_once:
-                slope, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part])
+                slope, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part], z_loss)
                 loss += losses
             else:
                 counts = (targets[part] != IGNORE).unsqueeze(1)
-                slope, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard)
+                slope, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
                 loss += each.where(counts, 0.0).sum()
                 of_bias = None if bias is None else slope.sum(0)
                 slope = slope.to(dtype)
@@ -88,7 +102,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,19 +112,25 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits
 
 
-def _slope(logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
-    """Return the slope of the loss over the logits, softmax - 1 at the target, and the losses (N, 1)."""
-    logits -= shard.maximum(logits.amax(-1, keepdim=True))
+def _slope(
+    logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Return the slope over the logits, softmax x (1 + 2 z_loss log Z) - 1 at the target, and the losses (N, 1)."""
+    largest = shard.maximum(logits.amax(-1, keepdim=True))
+    logits -= largest
     target, here = shard.find(targets)
     of_target = logits.gather(1, target).where(here, 0.0)
     slope = logits.exp_()
     of_target, total = shard.total(torch.cat([of_target, slope.sum(-1, keepdim=True)], 1)).split(1, 1)
-    slope *= (1.0 / total).where(counts, 0.0)
+    more = 2.0 * z_loss * (largest + total.log()) if z_loss else 0.0
+    slope *= ((1.0 + more) / total).where(counts, 0.0)
     slope.scatter_add_(1, target, -(counts & here).float())
     return slope, total.log() - of_target
 
 
-def slope_at_once(logits: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def slope_at_once(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return what `_slope` does in the format of the logits, its sum over the targets, and the summed loss.
 
     Written for a compiler: it changes nothing in place, and what has the size of the logits is made once.
@@ -119,7 +139,8 @@ def slope_at_once(logits: Tensor, bias: Tensor | None, targets: Tensor) -> tuple
     counts = targets != IGNORE
     total = exact.logsumexp(-1, keepdim=True)
     at_target = torch.arange(exact.shape[1], device=exact.device) == targets.unsqueeze(1)
-    slope = ((exact - total).exp() - at_target.float()).where(counts.unsqueeze(1), 0.0)
+    probability = (exact - total).exp() * (1.0 + 2.0 * z_loss * total)
+    slope = (probability - at_target.float()).where(counts.unsqueeze(1), 0.0)
     of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
     loss = (total - of_target).squeeze(1).where(counts, 0.0).sum()
     return slope.to(logits.dtype), None if bias is None else slope.sum(0), loss

@@ -25,6 +25,7 @@ class Objective(nn.Module):
 
     causal: bool
     compiled = False  # the loss is, where it is computed on a GPU
+    z_loss = 0.0  # share of (log Z)^2 in what is differentiated
 
     @property
     def parts(self) -> "dict[str, Objective]":
@@ -38,7 +39,7 @@ class Objective(nn.Module):
     def forward(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ()."""
         features, targets = self._at_targets(hidden, head, batch)
-        loss = cross_entropy_sum(features, head.weight, head.bias, targets, self.compiled)
+        loss = cross_entropy_sum(features, head.weight, head.bias, targets, self.compiled, self.z_loss)
         return loss, (targets != IGNORE).sum()
 
     def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
