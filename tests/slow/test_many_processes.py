@@ -32,6 +32,12 @@ GOES_ON = {
 }
 
 
+def norms(folder: Path) -> dict[tuple[str, str], float]:
+    """Return the norms of gradient and weights by step and part."""
+    rows = read_rows(folder / "metrics.csv")
+    return {(row["step"], row["name"]): float(row["value"]) for row in rows if "_norm/" in row["name"]}
+
+
 @pytest.mark.parametrize(
     ("family", "arranged", "goes_on"),
     [
@@ -44,9 +50,12 @@ GOES_ON = {
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
     job: Job, family: list[str], arranged: list[str], goes_on: list[str]
 ):
+    family = [*family, "logger.norms=true"]
     single = job.run("single", *family)
+    assert norms(single)
     for name in arranged:
         folder = job.run(name, *family, *ARRANGED[name])
+        assert norms(folder) == pytest.approx(norms(single), rel=1e-4)
         assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
         assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
         assert_same_weights(folder, single, 1e-4)

@@ -146,6 +146,7 @@ class LoggerConfig:
     tensorboard: bool = True
     csv: bool = True
     ledger: bool = False  # ledger.jsonl: rows and exact loss of every step, to prove what the run read
+    norms: bool = False  # of gradient and weights of each block, every trainer.log_every_n_steps
 
 
 @dataclass

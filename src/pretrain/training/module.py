@@ -73,6 +73,7 @@ class TrainingModule(L.LightningModule):
         self.validated_at: int | None = None  # the step of it
         self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
+        self.looks_at_gradient: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
@@ -152,6 +153,8 @@ class TrainingModule(L.LightningModule):
         ranks = self.layout.data_ranks  # gradients come as the mean over them
         scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
+        if self.looks_at_gradient is not None:
+            self.looks_at_gradient(scale)
         if not bool(torch.isfinite(self.grad_norm)):
             self._skip(optimizer, "the gradient was not finite")
             return

@@ -32,6 +32,7 @@ from pretrain.objectives.objective import Learner
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics
+from pretrain.training.callbacks.norms import Norms
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
@@ -123,6 +124,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
     if config.logger.ledger:
         callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
+    callbacks += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
     callbacks += [checkpoints, Samples(writer, throughput)]
     callbacks += [Scores(config.scores, writer, throughput, folder)] if config.scores.every_n_steps else []
     if isinstance(data.train_stream, StreamedRows):
