@@ -35,7 +35,7 @@ GOES_ON = {
 def norms(folder: Path) -> dict[tuple[str, str], float]:
     """Return the norms of gradient and weights by step and part."""
     rows = read_rows(folder / "metrics.csv")
-    return {(row["step"], row["name"]): float(row["value"]) for row in rows if "_norm/" in row["name"]}
+    return {(row["step"], row["name"]): float(row["value"]) for row in rows if row["name"].startswith("weights/")}
 
 
 @pytest.mark.parametrize(

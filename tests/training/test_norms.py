@@ -36,15 +36,15 @@ def test_norms_of_the_parts_make_up_the_whole_and_change_nothing(tiny: Any) -> N
     assert list(found) == [4, 8, 10]
     for figures in found.values():
         assert {name for name in figures if name != "optim/grad_norm"} == {
-            f"{kind}_norm/{part}" for part in PARTS for kind in ("grad", "weight")
+            f"weights/{kind}/{part}" for part in PARTS for kind in ("grad_norm", "norm")
         }
-        parts = [figures[f"grad_norm/{part}"] for part in PARTS]
+        parts = [figures[f"weights/grad_norm/{part}"] for part in PARTS]
         assert math.hypot(*parts) == pytest.approx(figures["optim/grad_norm"], rel=1e-5)
         assert figures["optim/grad_norm"] > 0.1  # of before it is clipped
     step_8 = open_checkpoint(tiny.folder / "true" / "checkpoints" / "step-00000008").tensors("model")
     block = [tensor.norm() for name, tensor in step_8.items() if name.startswith("blocks.1.")]
     nearly = torch.stack(block).norm().item()  # after the step that is logged
-    assert found[8]["weight_norm/block_01"] == pytest.approx(nearly, rel=0.05)
+    assert found[8]["weights/norm/block_01"] == pytest.approx(nearly, rel=0.05)
 
 
 def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: p
     monkeypatch.setattr(Learner, "forward", broken)
     run(tiny.place("model=gpt_nano", "logger.norms=true", "trainer.max_steps=2", f"paths.run_dir={tiny.folder / 'r'}"))
     first = logged(tiny.folder / "r")[1]
-    assert [part for part in PARTS if math.isnan(first[f"grad_norm/{part}"])] == ["block_01"]
+    assert [part for part in PARTS if math.isnan(first[f"weights/grad_norm/{part}"])] == ["block_01"]

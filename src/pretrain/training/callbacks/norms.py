@@ -14,7 +14,7 @@ from pretrain.training.module import TrainingModule
 
 
 class Norms(Callback):
-    """Logs `grad_norm/<part>`, before clipping, and `weight_norm/<part>`, before the step, every n steps.
+    """Logs `weights/grad_norm/<part>`, before clipping, and `weights/norm/<part>`, before the step, every n steps.
 
     A part is a block, the embeddings, the final norm or the head. Every process takes part.
     """
@@ -33,8 +33,8 @@ class Norms(Callback):
             if step % self.every_n_steps == 0 or step == trainer.max_steps:
                 for name, parameters in parts.items():
                     gradients = [each.grad for each in parameters if each.grad is not None]
-                    self._found[f"grad_norm/{name}"] = global_norm(gradients) * scale
-                    self._found[f"weight_norm/{name}"] = global_norm([each.detach() for each in parameters])
+                    self._found[f"weights/grad_norm/{name}"] = global_norm(gradients) * scale
+                    self._found[f"weights/norm/{name}"] = global_norm([each.detach() for each in parameters])
 
         pl_module.looks_at_gradient = look
 
