@@ -139,7 +139,9 @@ def slope_at_once(
     counts = targets != IGNORE
     total = exact.logsumexp(-1, keepdim=True)
     at_target = torch.arange(exact.shape[1], device=exact.device) == targets.unsqueeze(1)
-    probability = (exact - total).exp() * (1.0 + 2.0 * z_loss * total)
+    probability = (exact - total).exp()
+    if z_loss:
+        probability = probability * (1.0 + 2.0 * z_loss * total)
     slope = (probability - at_target.float()).where(counts.unsqueeze(1), 0.0)
     of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
     loss = (total - of_target).squeeze(1).where(counts, 0.0).sum()
