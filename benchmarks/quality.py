@@ -34,9 +34,8 @@ from pretrain.data.batches import bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import DataError, PretrainError
+from pretrain.errors import DataError, PretrainError, printable
 from pretrain.evaluation.config import EvalConfig
-from pretrain.inference.printing import printable
 from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents
 from pretrain.training.config import PathsConfig

@@ -7,8 +7,8 @@ from pretrain.inference.config import GenerateConfig
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
     from pretrain.checkpoint import latest_run
+    from pretrain.errors import printable
     from pretrain.inference.options import GenerationOptions
-    from pretrain.inference.printing import printable
     from pretrain.language_model import LanguageModel
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint

@@ -32,7 +32,7 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
     """Print the rows that a step of a run read: their ids, the documents in them, and their text."""
     from pretrain.checkpoint import latest_run
-    from pretrain.inference.printing import printable
+    from pretrain.errors import printable
     from pretrain.inspection import rows_of_step
 
     folder = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)

@@ -1,6 +1,7 @@
 """What can go wrong, each kind with the exit code that scripts and schedulers can rely on."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -60,3 +61,13 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(getattr(value, "name", value))
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows as it stands: control characters and what it cannot encode are escaped.
+
+    Every text that the project did not write itself goes through it on its way to a terminal.
+    """
+    visible = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    encoding = sys.stdout.encoding or "utf8"
+    return visible.encode(encoding, "backslashreplace").decode(encoding)

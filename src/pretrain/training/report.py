@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain.data.store_files import write_atomically
-from pretrain.inference.printing import printable
+from pretrain.errors import printable
 from pretrain.planning.cost import best_interval_s
 from pretrain.training.spikes import named
 from pretrain.training.validation import changes
