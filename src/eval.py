@@ -11,13 +11,15 @@ from pretrain.evaluation.config import EvalConfig
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
     from pretrain.checkpoint import latest_run
+    from pretrain.errors import printable
     from pretrain.score import score
 
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     figures = score(config, path)
     width = max(16, *(len(name) for name in figures))
     for name, value in figures.items():
-        print(f"{name:<{width}} {value:,.4f}" if isinstance(value, float) else f"{name:<{width}} {value}")
+        shown = f"{value:,.4f}" if isinstance(value, float) else value
+        print(printable(f"{name:<{width}} {shown}"))
     if config.output:
         Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
 

@@ -15,13 +15,14 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     language_model = LanguageModel.load(path, config.device, config.weights)
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
-            print(f"  {probability:6.1%}  {printable(label)}")
+            print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
     if "[MASK]" in config.prompt or not language_model.causal:
         for number, answers in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
-            print(f"mask {number}")
+            print(printable(f"mask {number}"))
             for answer in answers:
-                print(f"  {answer.probability:6.1%}  {printable(answer.token.strip()):<16}  {printable(answer.text)}")
+                token = printable(answer.token.strip(), one_line=True)
+                print(printable(f"  {answer.probability:6.1%}  {token:<16}  {answer.text}"))
         return
     options: GenerationOptions = {
         "max_new_tokens": config.max_new_tokens,
@@ -40,7 +41,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         (written,) = language_model.continuations([config.prompt], **options)
         print(printable(config.prompt + written.text))
         for token, value in zip(written.tokens, written.log_probabilities, strict=True):
-            print(f"  {value:8.4f}  {printable(repr(language_model.tokenizer.token(token)))}")
+            print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
         return
     print(printable(config.prompt), end="", flush=True)
     for piece in language_model.stream(config.prompt, **options):

@@ -6,9 +6,10 @@ from pretrain.planning.config import PlanConfig
 
 def plan(config: PlanConfig, overrides: list[str]) -> None:
     """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
+    from pretrain.errors import printable
     from pretrain.planning.printing import answer  # here: reading settings must not load torch
 
-    print(answer(config))
+    print(printable(answer(config)))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,25 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
     """Make the tokenizer and the token stores of every source, or find them in the cache, and say what they hold."""
     from pretrain.data.prepare import finish_stream
     from pretrain.data.prepare import prepare as prepare_corpus
+    from pretrain.errors import printable
 
     prepared = prepare_corpus(config.data, config.tokenizer, Path(config.paths.cache_dir))
     finish_stream(prepared, config.data)
-    print(f"tokenizer   {prepared.tokenizer.vocab_size:,} tokens, fingerprint {prepared.tokenizer.fingerprint[:16]}")
+    fingerprint = prepared.tokenizer.fingerprint[:16]
+    print(printable(f"tokenizer   {prepared.tokenizer.vocab_size:,} tokens, fingerprint {fingerprint}"))
     for source, corpus in prepared.corpora.items():
         if source:
-            print(f"source      {source}")
-        print(f"folder      {corpus.folder}")
+            print(printable(f"source      {source}", one_line=True))
+        print(printable(f"folder      {corpus.folder}", one_line=True))
         for name, store in (("train", corpus.train), ("validation", corpus.validation)):
             if store is not None:
                 store.verify()
-                print(
+                line = (
                     f"{name:<11} {store.n_documents:,} documents, {store.n_tokens:,} tokens, "
                     f"{store.text_bytes:,} bytes of text, "
                     f"{store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
                 )
+                print(printable(line))
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
@@ -36,14 +39,14 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
     from pretrain.inspection import rows_of_step
 
     folder = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
-    print(f"step {config.step} of {folder}")
+    print(printable(f"step {config.step} of {folder}", one_line=True))
     for row in rows_of_step(folder, config.step):
-        print(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}")
+        print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}", one_line=True))
         for piece in row.pieces:
             at = f" from token {piece.offset}" if piece.offset else ""
-            text = printable(piece.text[: config.characters].replace("\n", "\\n"))
-            more = "..." if len(piece.text) > config.characters else ""
-            print(f"  document {piece.document} ({printable(piece.name)}){at}, {piece.tokens} tokens: {text}{more}")
+            text = piece.text[: config.characters] + ("..." if len(piece.text) > config.characters else "")
+            line = f"  document {piece.document} ({piece.name}){at}, {piece.tokens} tokens: {text}"
+            print(printable(line, one_line=True))
 
 
 if __name__ == "__main__":

@@ -85,4 +85,4 @@ def test_yaml_that_we_write_is_read(tmp_path: Path):
 
 
 def test_a_terminal_gets_no_control_characters():
-    assert printable("a\x1b[31mb\tc\nd\x07\u202e") == "a\\x1b[31mb\tc\nd\\x07\\x202e"
+    assert printable("a\x1b[31mb\tc\nd\x07\u202e") == "a\\x1b[31mb\tc\nd\\x07\\u202e"

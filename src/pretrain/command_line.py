@@ -16,7 +16,7 @@ from typing import Any
 
 from pretrain.composed_tree import NAMED_BY_USER, no_setting, typed
 from pretrain.config import choices, groups, registered
-from pretrain.errors import ConfigError, PretrainError, nearest
+from pretrain.errors import ConfigError, PretrainError, message_of, nearest, printable
 from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
 from pretrain.memory_reuse import keep_freed_memory
@@ -51,7 +51,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         else:
             task(None if _follows() else compose(config_name, words), words)
     except PretrainError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(message_of(error), file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
 
@@ -59,7 +59,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
 def _show(text: str) -> None:
     """Print a text, as much of it as is read: `--help | head` closes the pipe early."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its own end
 

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -63,11 +64,33 @@ def shown(value: object) -> str:
     return str(getattr(value, "name", value))
 
 
-def printable(text: str) -> str:
+def printable(text: object, *, one_line: bool = False) -> str:
     """Return text that a terminal shows as it stands: control characters and what it cannot encode are escaped.
 
-    Every text that the project did not write itself goes through it on its way to a terminal.
+    Spaces of every width and the joiners of Persian, Indic scripts and emoji stay, and line breaks and tabs unless
+    `one_line`. Every text goes through it on its way to a terminal (`tests/test_terminal.py` finds one that does not).
     """
-    visible = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    encoding = sys.stdout.encoding or "utf8"
+    kept = "\u200c\u200d" if one_line else "\n\t\u200c\u200d"
+    visible = "".join(c if c in kept or _is_shown(c) else _escaped(c) for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf8"
     return visible.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def message_of(error: Exception) -> str:
+    """Return what a terminal shows of an error: its class and its message, whose further lines are indented.
+
+    A name in the message that holds line breaks cannot begin a line that looks like one of the program's own.
+    """
+    first, *more = printable(error).split("\n")
+    return "\n".join([f"{type(error).__name__}: {first}", *(f"  {line.removeprefix('  ')}" for line in more)])
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

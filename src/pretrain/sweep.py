@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.errors import ConfigError, Interrupted
+from pretrain.errors import ConfigError, Interrupted, printable
 
 
 @dataclass
@@ -50,14 +50,14 @@ def sweep(words: list[str], logs_folder: Path) -> list[Job]:
         title = f"job {number} of {len(jobs)}: {' '.join(job.swept) or 'the only one'}"
         if job.finished:
             job.exit_code = 0
-            print(f"{title}: finished before, in {job.folder}", flush=True)
+            print(printable(f"{title}: finished before, in {job.folder}", one_line=True), flush=True)
             continue
-        print(title, flush=True)
+        print(printable(title, one_line=True), flush=True)
         job.exit_code = _run(job)
         if job.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            print(table(jobs))
+            print(printable(table(jobs)))
             raise Interrupted("the sweep was interrupted; type it again to go on", job.exit_code - 128)
-    print(table(jobs))
+    print(printable(table(jobs)))
     return jobs
 
 

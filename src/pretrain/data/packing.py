@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pretrain.data.config import Packing
 from pretrain.data.store import Store
 from pretrain.data.store_files import map_array, read_json, write_atomically
-from pretrain.errors import DataError
+from pretrain.errors import DataError, printable
 
 PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used
 ARRAYS = {"row_ends": "<i8", "documents": "<i8", "offsets": "<i8", "lengths": "<i4"}
@@ -105,7 +105,7 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
         try:
             return Plan.load(folder, key)
         except DataError as error:
-            log.warning("A cached plan of rows cannot be used and is made again: %s", error)
+            log.warning("A cached plan of rows cannot be used and is made again: %s", printable(error, one_line=True))
     plan = pack(store.document_lengths(), row_length)
     plan.save(folder, key)
     return plan

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.config import DataConfig
-from pretrain.errors import ConfigError, DataError, PretrainError, RankLostError
+from pretrain.errors import ConfigError, DataError, PretrainError, RankLostError, printable
 
 STOP_S = 5.0  # for the process to leave by itself: it may be waiting for a network
 WATCH_S = 0.5  # between looks at whether the process that trains still lives
@@ -87,7 +87,7 @@ def _read_on(data: DataConfig, folder: str, row_length: int, rows: int, connecti
         _produce(data, Path(folder), row_length, rows, stopped)
     except Exception as error:
         if not isinstance(error, PretrainError):
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), file=sys.stderr)
         message = str(error) if isinstance(error, PretrainError) else (
             f"reading the corpus into {folder} failed: {type(error).__name__}: {' '.join(str(error).split())}"
         )  # fmt: skip
@@ -110,7 +110,7 @@ def _produce(data: DataConfig, folder: Path, row_length: int, rows: int, stopped
         data,
         Tokenizer.load(folder / "tokenizer"),
         enough=lambda: have.there() >= rows,
-        report=lambda text: print(text, flush=True),
+        report=lambda text: print(printable(text), flush=True),
         stopped=stopped.is_set,
     )
 

@@ -16,6 +16,7 @@ from pretrain.doctor.config import Part
 from pretrain.doctor.parallel import SharedRuns
 from pretrain.doctor.resume import ResumedRuns
 from pretrain.doctor.subject import Subject
+from pretrain.errors import printable
 
 _OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {
     Part.data: {
@@ -82,9 +83,9 @@ def examine(config: RunConfig, part: Part) -> bool:
     with tempfile.TemporaryDirectory(prefix="doctor-") as name, _one_thread():
         folder = Path(name)
         for outcome in run_checks(checks(Subject(config, folder), part), folder / "output.txt"):
-            print(outcome, flush=True)
+            print(printable(outcome), flush=True)
             outcomes.append(outcome)
-    print(_summary(outcomes, time.monotonic() - start))
+    print(printable(_summary(outcomes, time.monotonic() - start)))
     return not any(outcome.verdict is Verdict.failed for outcome in outcomes)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pretrain.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -21,12 +23,19 @@ class Progress:
         """Show that `done` of `total` tokens have been read."""
         if sys.stderr.isatty():
             if self.bar is None:
-                self.bar = tqdm(total=total, desc=self.name, unit="token", unit_scale=True, dynamic_ncols=True)
+                self.bar = tqdm(
+                    total=total,
+                    desc=printable(self.name, one_line=True),
+                    unit="token",
+                    unit_scale=True,
+                    dynamic_ncols=True,
+                )
             self.bar.update(done - self.bar.n)
             if done == total:
                 self.bar.close()
                 self.bar = None
         elif (now := time.perf_counter()) - self._shown >= SECONDS_BETWEEN_LINES:
             left = int((now - self._started) * (total - done) / done)
-            print(f"{self.name} {done / total:.0%}  {left // 60}:{left % 60:02d} left", file=sys.stderr, flush=True)
+            line = f"{self.name} {done / total:.0%}  {left // 60}:{left % 60:02d} left"
+            print(printable(line, one_line=True), file=sys.stderr, flush=True)
             self._shown = now

@@ -21,6 +21,7 @@ from pretrain.errors import (
     Interrupted,
     PretrainError,
     RankLostError,
+    printable,
 )
 from pretrain.parallel.group import leave_group
 
@@ -36,7 +37,7 @@ def rank() -> int:
 def say(text: str) -> None:
     """Print on the first process only."""
     if rank() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def under_launcher() -> bool:

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from pretrain.errors import printable
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.module import TrainingModule
 
@@ -45,7 +46,7 @@ class Progress(Callback):
                 self.bar.set_postfix_str(self._figures(), refresh=False)
         elif fresh and trainer.is_global_zero:
             place = f"step {trainer.global_step}/{self._planned(trainer)}"
-            print(f"{place}  {self._figures()}{self._left(trainer)}", flush=True)
+            print(printable(f"{place}  {self._figures()}{self._left(trainer)}"), flush=True)
         self._shown = self.metrics.newest
 
     def _figures(self) -> str:
@@ -74,8 +75,9 @@ class Progress(Callback):
             figures = pl_module.validated
             per_byte = f"  bits per byte {figures['val/bits_per_byte']:.3f}" if "val/bits_per_byte" in figures else ""
             accuracy = f"  accuracy {figures['val/accuracy']:.1%}"
+            line = f"step {trainer.global_step}: validation loss {figures['val/loss']:.4f}{per_byte}{accuracy}"
             tqdm.write(
-                f"step {trainer.global_step}: validation loss {figures['val/loss']:.4f}{per_byte}{accuracy}",
+                printable(line),
                 file=sys.stderr if self.bar is not None else sys.stdout,
             )
 
