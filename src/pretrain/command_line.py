@@ -45,7 +45,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
             if code := checked_sweep(words[1:], lambda given: compose(config_name, given)):
                 sys.exit(code)
         elif set(words) & {"-h", "--help"}:
-            _show(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
+            show(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
         elif any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, words)
         else:
@@ -56,10 +56,10 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         sys.exit(error.exit_code)
 
 
-def _show(text: str) -> None:
-    """Print a text, as much of it as is read: `--help | head` closes the pipe early."""
+def show(text: str, *, one_line: bool = False) -> None:
+    """Print a text, as much of it as is read: `| head` closes the pipe early, which must not end a run."""
     try:
-        print(printable(text), flush=True)
+        print(printable(text, one_line=one_line), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its own end
 

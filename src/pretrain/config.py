@@ -6,7 +6,8 @@ classes up by their `kind` here, and never imports what a file names.
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import (
     BPETokenizerConfig,
     BytesTokenizerConfig,
@@ -124,22 +126,37 @@ class RunConfig:
             )
         return self.batch_size // unit
 
-    def max_steps(self) -> int | None:
-        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; none: at no step."""
+    def batch_sizes(self) -> BatchSizes:
+        """Return those of a run that has had these settings from its first step on."""
+        return BatchSizes.constant(self.step_size())
+
+    def max_steps(self, batch_sizes: BatchSizes | None = None) -> int | None:
+        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; none: at no step.
+
+        `batch_sizes` are those that the run has had; none given: always this one.
+        """
         trainer, tokens = self.trainer, self.trainer.max_tokens
         if tokens is not None and tokens < self.tokens_per_step():
             raise ConfigError(
                 f"trainer.max_tokens={tokens} is less than one step reads ({self.batch_size} rows of "
                 f"{self.model.context_length} tokens). Try trainer.max_tokens={1000 * self.tokens_per_step()}."
             )
-        by_tokens = None if tokens is None else tokens // self.tokens_per_step()
+        by_tokens = None if tokens is None else (batch_sizes or self.batch_sizes()).steps_within(tokens)
         limits = [limit for limit in (None if trainer.max_steps == -1 else trainer.max_steps, by_tokens) if limit]
         return min(limits, default=None)
 
-    def warmup_steps(self) -> int:
-        """Return the optimizer steps of the warm-up."""
+    def warmup_steps(self, batch_sizes: BatchSizes | None = None) -> int:
+        """Return the optimizer steps of the warm-up; `batch_sizes` as for `max_steps`."""
         tokens = self.schedule.warmup_tokens
-        return self.schedule.warmup_steps if tokens is None else math.ceil(tokens / self.tokens_per_step())
+        return self.schedule.warmup_steps if tokens is None else (batch_sizes or self.batch_sizes()).steps_to(tokens)
+
+    def step_size(self) -> StepSize:
+        """Return what one optimizer step reads."""
+        sources = self.data.sources if isinstance(self.data, MixtureConfig) else {}
+        parts = {name: [source.weight, source.epochs] for name, source in sources.items()}
+        order = json.dumps([self.seed, self.model.context_length, self.data.packing.name, parts], sort_keys=True)
+        digest = hashlib.sha256(order.encode()).hexdigest()[:16]
+        return StepSize(self.batch_size, self.tokens_per_step(), digest)
 
     def tokens_per_step(self) -> int:
         """Return the tokens that one optimizer step reads, padding included."""

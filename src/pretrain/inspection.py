@@ -9,6 +9,7 @@ import yaml
 
 from pretrain.checkpoint import newest
 from pretrain.config import RunConfig, from_dict
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import prepare
 from pretrain.data.training_rows import training_rows
 from pretrain.errors import CheckpointError, ConfigError
@@ -39,14 +40,20 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     """Yield the rows of the step-th step of a run (from 1 on), in the order of the stream, as its ledger lists them.
 
     They are worked out anew from the settings of the run; on how many devices it ran makes no difference. Raises
-    CheckpointError where there is no run, ConfigError for a step below 1.
+    CheckpointError where there is no run, ConfigError for a step below 1, or from before the order of rows changed.
     """
     if step < 1:
         raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
-    config, left_out = _settings(Path(run_folder))
+    config, left_out, batch_sizes = _settings(Path(run_folder))
+    if (changed := batch_sizes.order_changed_at(step)) is not None:
+        raise ConfigError(
+            f"step={step} was read in another order: after step {changed} the run went on with another seed, "
+            f"model.context_length, data.packing or part of a source. Try step={changed + 1} or later; "
+            "ledger.jsonl lists what was read before, where logger.ledger=true."
+        )
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), report=lambda text: None)
     stream = training_rows(prepared, config.data, config.model.context_length, config.seed)
-    samples = np.arange((step - 1) * config.batch_size, step * config.batch_size)
+    samples = np.arange(batch_sizes.samples(step - 1), batch_sizes.samples(step))
     if stream.lacks(int(samples[-1]) + 1):
         raise ConfigError(f"step={step} reads text that is still to come. Try a step that the run has taken.")
     decode = prepared.tokenizer.decode
@@ -58,11 +65,13 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
         yield InspectedRow(sample, row.id, row.id in left_out, pieces)
 
 
-def _settings(folder: Path) -> tuple[RunConfig, frozenset[str]]:
-    """Return the settings of a run, and the rows that it leaves out as far as its newest checkpoint knows."""
+def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:
+    """Return the settings of a run, and as far as its newest checkpoint knows: rows left out, batch sizes so far."""
     found, _ = newest(folder)
     if found is not None:
-        return from_dict(found.config), frozenset(found.progress.get("left_out", []))
+        config: RunConfig = from_dict(found.config)
+        batch_sizes = BatchSizes.saved(found.progress, config.step_size())
+        return config, frozenset(found.progress.get("left_out", [])), batch_sizes
     written = folder / "config.yaml"
     if not written.is_file():
         raise CheckpointError(f"run={folder} is not the folder of a run. Try run=auto for the newest one.")
@@ -72,4 +81,5 @@ def _settings(folder: Path) -> tuple[RunConfig, frozenset[str]]:
         raise CheckpointError(f"{written} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{written} holds no settings.")
-    return from_dict(settings), frozenset()
+    config = from_dict(settings)
+    return config, frozenset(), config.batch_sizes()

@@ -12,6 +12,7 @@ from pretrain.data.training_rows import training_rows
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.inspection import rows_of_step
 from pretrain.training.callbacks.ledger import Ledger, read_lines
+from pretrain.training.loggers import TABLE, read_rows
 from pretrain.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,40 @@ def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
             assert "".join(piece.text for piece in row.pieces) == text
             assert all(piece.name.endswith(".txt") for piece in row.pieces)
             assert not row.left_out
+
+
+@pytest.mark.parametrize("words", [[], ["data.mode=stream", "data.era_tokens=1024"]], ids=["prepared", "streamed"])
+def test_a_changed_batch_size_goes_on_behind_the_last_row_read(tiny, words: list[str]):
+    """By steps, by tokens and back: no row is passed over, none read twice, and what is reported is what was read."""
+    folder = tiny.folder / "run"
+    words = ["model=gpt_nano", "logger.ledger=true", f"paths.run_dir={folder}", *words]
+    run(tiny.place(*words, "trainer.max_steps=6", "schedule.warmup_tokens=1280"))
+    allowed = [*words, "resume=auto", "allow_change=[batch_size]", "micro_batch_size=2"]
+    # 24 rows of 32 tokens were read; 5 steps of 8 more, and one would be too much
+    report = run(tiny.place(*allowed, "batch_size=8", "trainer.max_steps=-1", "trainer.max_tokens=2100"))
+    assert (report.steps, report.tokens_seen) == (11, 2048)
+    assert report.longer == "trainer.max_tokens=4200"
+    report = run(tiny.place(*allowed, "batch_size=2", "trainer.max_steps=13", "trainer.max_tokens=null"))
+    assert (report.steps, report.tokens_seen) == (13, 2176)
+    lines = read_lines(folder / "ledger.jsonl")
+    assert [len(line["samples"]) for line in lines] == [4] * 6 + [8] * 5 + [2] * 2
+    assert [sample for line in lines for sample in line["samples"]] == list(range(68))
+    for line in lines:
+        assert [row.sample for row in rows_of_step(folder, line["step"])] == line["samples"]
+    rates = [float(row["value"]) for row in read_rows(folder / TABLE) if row["name"] == "optim/learning_rate"]
+    assert rates[5] < rates[7] == max(rates)  # 24 rows of the warm-up's 40, and 16 more in two steps
+
+
+def test_a_changed_order_is_told_and_what_was_read_before_cannot_be_inspected(tiny, capsys: pytest.CaptureFixture[str]):
+    folder = tiny.folder / "run"
+    words = ["model=gpt_nano", f"paths.run_dir={folder}"]
+    run(tiny.place(*words, "trainer.max_steps=2"))
+    run(tiny.place(*words, "resume=auto", "seed=3", "allow_change=[seed]", "trainer.max_steps=3"))
+    told = "the rows come in another order from here on: some are read twice, others not, until an epoch has ended"
+    assert capsys.readouterr().out.count(told) == 1
+    assert len(list(rows_of_step(folder, 3))) == 4
+    with pytest.raises(ConfigError, match=r"step=2 was read in another order: after step 2 .* Try step=3 or later"):
+        list(rows_of_step(folder, 2))
 
 
 def test_a_ledger_goes_on_from_the_step_of_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

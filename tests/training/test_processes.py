@@ -1,6 +1,8 @@
 """Which process is blamed when a run of several ends badly."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from pretrain.errors import DataError, Interrupted, RankLostError
@@ -42,3 +44,16 @@ def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
     for rank in range(2):
         leave(tmp_path, rank, float(rank), 1, f"Traceback of {rank}")
     assert str(_what_failed(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
+
+
+def test_a_run_whose_output_is_read_no_more_goes_on():
+    told = "say('1'), input(), say('2'), say('3'), print('ran on', file=sys.stderr)"
+    words = [sys.executable, "-c", f"import sys\nfrom pretrain.training.processes import say\n{told}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        process.stdout.close()  # as `| head -1` does
+        process.stdout = None
+        _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "ran on\n")

@@ -57,3 +57,5 @@ def test_the_clock_goes_on_where_it_stood_and_only_while_training() -> None:
     assert length.over(10)
     assert RunLength(None, 60.0, seconds=60.0).over(1)
     assert length.doubled(10) == "trainer.max_steps=20 trainer.max_time=2"
+    both = run_length(config("trainer.max_steps=7", "trainer.max_tokens=512"))  # each of them would end it
+    assert both.doubled(4) == "trainer.max_tokens=1024 trainer.max_steps=8"

@@ -32,7 +32,7 @@ from pretrain.training.module import TrainingModule
 class RunState:
     """Saves a run under way and restores one: weights, optimizer, random generators and counters.
 
-    The place in the data and the learning rate are functions of the step, so the step is all they need.
+    The place in the data and the learning rate are functions of the step and of the batch sizes so far.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class RunState:
             "seconds": self.module.length.clock(),
             "losses": list(self.module.spikes.losses),
             "left_out": sorted(self.data.left_out),
+            "batch_sizes": self.data.batch_sizes.record(),
             "first_validation": self.module.first_validated,
         }
         return self.facts | counters

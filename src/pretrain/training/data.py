@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
 from pretrain.data.streamed_rows import StreamedRows
@@ -21,7 +22,8 @@ _VALIDATION_SAMPLES = 2**62  # where validation rows stand in the stream: their 
 class MicroBatches(Dataset[Batch]):
     """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone.
 
-    A row that is left out keeps its place and has no targets.
+    Step 0 would begin at sample `offset` of the stream: other than 0 where earlier steps had another batch size. A row
+    that is left out keeps its place and has no targets.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class MicroBatches(Dataset[Batch]):
         *,
         size: int,
         batch_size: int,
+        offset: int = 0,
         rank: int = 0,
         ranks: int = 1,
         left_out: frozenset[str] = frozenset(),
@@ -40,13 +43,15 @@ class MicroBatches(Dataset[Batch]):
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
+        self.offset = offset
         self.rank = rank
         self.ranks = ranks
         self.accumulation = batch_size // (size * ranks)
 
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self.accumulation)
-        return self.batch(self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size))
+        samples = self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
+        return self.batch(samples + self.offset)
 
     def batch(self, samples: np.ndarray) -> Batch:
         """Return the micro-batch of the rows at these places of the stream."""
@@ -155,6 +160,7 @@ class TextDataModule(L.LightningDataModule):
         *,
         size: int,
         batch_size: int,
+        batch_sizes: BatchSizes,
         max_validation_rows: int,
         num_workers: int,
         left_out: frozenset[str] = frozenset(),
@@ -166,6 +172,7 @@ class TextDataModule(L.LightningDataModule):
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
+        self.batch_sizes = batch_sizes  # those of the run so far, this one the last
         self.max_validation_rows = max_validation_rows
         self.num_workers = num_workers
 
@@ -188,6 +195,7 @@ class TextDataModule(L.LightningDataModule):
             self.objective,
             size=self.size,
             batch_size=self.batch_size,
+            offset=self.batch_sizes.offset,
             **self._share(),
             left_out=self.left_out,
         )

@@ -12,7 +12,7 @@ from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folder
 from pretrain.command_line import is_group
 from pretrain.config import RunConfig, from_dict, to_dict
 from pretrain.data.prepare import check_files, prepare
-from pretrain.errors import CheckpointError, ConfigError, RankLostError, printable
+from pretrain.errors import CheckpointError, ConfigError, RankLostError
 from pretrain.imported import IMPORTED
 from pretrain.parallel.group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
@@ -155,7 +155,7 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
     resumed = _find_resumed(config) if config.resume else None
     if resumed is not None:
         folder = resumed.folder.parent.parent
-        print(printable(f"resuming {folder} at step {resumed.step}", one_line=True))
+        say(f"resuming {folder} at step {resumed.step}", one_line=True)
         return Placement(_merge(config, overrides, resumed), folder, resumed)
     folder = Path(config.paths.run_dir or _fresh_folder(config))
     if step_folders(folder / "checkpoints") and config.resume is None:
@@ -202,7 +202,7 @@ def _find_resumed(config: RunConfig) -> Checkpoint | None:
     for folder in candidates:
         found, passed_over = newest(folder)
         for path, reason in passed_over:
-            print(printable(f"resume=auto passes over {path}: {reason}", one_line=True))
+            say(f"resume=auto passes over {path}: {reason}", one_line=True)
         if found is not None:
             return found
         if passed_over:
@@ -210,7 +210,7 @@ def _find_resumed(config: RunConfig) -> Checkpoint | None:
                 f"{folder} holds checkpoints but none verifies, so resume=auto does not start over in silence. "
                 "Delete the folder to start anew, or name another one by resume=<folder>."
             )
-    print("resume=auto found nothing to resume: starting a new run")
+    say("resume=auto found nothing to resume: starting a new run")
     return None
 
 
@@ -237,7 +237,9 @@ def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunC
         )
     for key, (before, after) in differing.items():
         if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
-            print(printable(f"  {key}: {before} before, {after} from here on", one_line=True))
+            say(f"  {key}: {before} before, {after} from here on", one_line=True)
+    if from_dict(saved).step_size().order != _as_config(merged).step_size().order:
+        say("  the rows come in another order from here on: some are read twice, others not, until an epoch has ended")
     return _as_config(merged)
 
 

@@ -26,7 +26,7 @@ def opening(
     shares = ", ".join(f"{name} {float(share):.1%}" for name, share in stream.shares.items() if name)
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}{shared}: {run_length(config)} of "
+        f"({name}{threads}) in {precision.name}{shared}: {run_length(config, batch_sizes=data.batch_sizes)} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.growing() else "")
@@ -36,15 +36,15 @@ def opening(
 
 def doubts(config: RunConfig, model: Transformer, data: TextDataModule) -> list[str]:
     """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few."""
-    steps, warmup = config.max_steps(), config.warmup_steps()
+    steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
     found = []
     fine_tunes = isinstance(config.data, AnnotatedConfig)  # a model far larger than its data, which it reads often
     if not data.train_stream.growing() and not fine_tunes:
-        rows = (steps or 0) * config.batch_size  # by the clock nobody knows how many
+        rows = data.batch_sizes.samples(steps or 0)  # by the clock nobody knows how many
         tokens = data.train_stream.tokens()
         epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
         parameters = sum(p.numel() for p in model.parameters())
-        found += data_warnings(parameters, sum(tokens.values()), rows * config.model.context_length)
+        found += data_warnings(parameters, sum(tokens.values()), data.batch_sizes.tokens(steps or 0))
         found += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
         found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import newest
+from pretrain.command_line import show
 from pretrain.data.prepare import prepare
 from pretrain.data.store_files import write_atomically
 from pretrain.errors import (
@@ -21,7 +22,6 @@ from pretrain.errors import (
     Interrupted,
     PretrainError,
     RankLostError,
-    printable,
 )
 from pretrain.parallel.group import leave_group
 
@@ -34,10 +34,10 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def say(text: str) -> None:
-    """Print on the first process only."""
+def say(text: str, *, one_line: bool = False) -> None:
+    """Print on the first process only, as `show` does."""
     if rank() == 0:
-        print(printable(text), flush=True)
+        show(text, one_line=one_line)
 
 
 def under_launcher() -> bool:

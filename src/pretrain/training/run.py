@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 
 from pretrain.checkpoint_writing import sweep
 from pretrain.config import RunConfig, to_dict
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
@@ -48,7 +49,7 @@ from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
 from pretrain.training.processes import rank, say
 from pretrain.training.report import Report
-from pretrain.training.run_length import RunLength, run_length
+from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
 from pretrain.training.spikes import Spikes
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
@@ -83,10 +84,11 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     values = first_values(placement, prepared, model)
     before = resumed.progress if resumed else {}
     left_out = placement.left_out | frozenset(before.get("left_out", []))
-    data = _build_data(config, prepared, objective, left_out)
+    batch_sizes = batch_sizes_of(config, resumed)
+    data = _build_data(config, prepared, objective, left_out, batch_sizes)
     start = resumed.step if resumed else 0
     seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
-    length = run_length(config, seconds)
+    length = run_length(config, seconds, batch_sizes)
     spikes = _spikes(config, before)
     module = _build_module(
         config, prepared, data, learner, length, spikes, device, materialiser(learner, config, values)
@@ -106,7 +108,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
     )
     writer = Writer(config, prepared.tokenizer)
-    trainer = _build_trainer(config, folder, device, precision, start, validates=bool(prepared.validation))
+    trainer = _build_trainer(config, folder, device, precision, start, bool(prepared.validation), length.max_steps)
     state = RunState(
         trainer,
         module,
@@ -128,7 +130,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     callbacks += [checkpoints, Samples(writer, throughput)]
     callbacks += [Scores(config.scores, writer, throughput, folder)] if config.scores.every_n_steps else []
     if isinstance(data.train_stream, StreamedRows):
-        callbacks += [_text_ahead(config, data.train_stream, checkpoints, throughput)]
+        callbacks += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
@@ -170,7 +172,9 @@ def _spikes(config: RunConfig, before: dict[str, Any]) -> Spikes:
     return Spikes(config.divergence, before.get("losses", []))
 
 
-def _build_data(config: RunConfig, prepared: Prepared, objective: Any, left_out: frozenset[str]) -> TextDataModule:
+def _build_data(
+    config: RunConfig, prepared: Prepared, objective: Any, left_out: frozenset[str], batch_sizes: BatchSizes
+) -> TextDataModule:
     length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
     train = training_rows(prepared, config.data, length, config.seed)
     validation = {
@@ -182,17 +186,20 @@ def _build_data(config: RunConfig, prepared: Prepared, objective: Any, left_out:
         objective,
         size=config.rows_per_micro_batch(),
         batch_size=config.batch_size,
+        batch_sizes=batch_sizes,
         max_validation_rows=config.data.max_validation_rows,
         num_workers=config.data.num_workers,
         left_out=left_out,
     )
 
 
-def _text_ahead(config: RunConfig, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput) -> TextAhead:
-    steps = config.max_steps()
-    needed = ALL if steps is None else (steps + 1) * config.batch_size  # one step more: workers look ahead
+def _text_ahead(
+    config: RunConfig, data: TextDataModule, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput
+) -> TextAhead:
+    steps = config.max_steps(data.batch_sizes)
+    needed = ALL if steps is None else data.batch_sizes.samples(steps + 1)  # one step more: workers look ahead
     reader = ReadAhead(config.data, rows.stream.folder, config.model.context_length, needed)
-    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, config.batch_size)
+    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)
 
 
 def _build_module(
@@ -210,7 +217,7 @@ def _build_module(
     return TrainingModule(
         learner,
         config.optimizer,
-        replace(config.schedule, warmup_steps=config.warmup_steps()),
+        replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
         layout=config.layout(),
         length=length,
         spikes=spikes,
@@ -225,8 +232,9 @@ def _build_module(
 
 
 def _build_trainer(
-    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool
-) -> L.Trainer:
+    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool,
+    max_steps: int | None,
+) -> L.Trainer:  # fmt: skip
     accumulation = config.accumulation_steps()
     sharded = config.trainer.strategy is Strategy.fsdp  # computes in bf16 by a policy of its own
     return L.Trainer(
@@ -236,7 +244,7 @@ def _build_trainer(
         strategy=build_strategy(config, device),
         plugins=[TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()],  # never a guess
         precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
-        max_steps=config.max_steps() or -1,
+        max_steps=max_steps or -1,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         val_check_interval=config.trainer.val_check_interval * accumulation,

@@ -3,7 +3,9 @@
 import time
 from collections import deque
 
-from pretrain.config import RunConfig
+from pretrain.checkpoint import Checkpoint
+from pretrain.config import RunConfig, from_dict
+from pretrain.data.batch_sizes import BatchSizes
 
 
 class RunLength:
@@ -13,8 +15,13 @@ class RunLength:
     `planned_steps`, so that by the clock as well it has come to its end when the run has.
     """
 
-    def __init__(self, max_steps: int | None, max_seconds: float | None, seconds: float = 0.0) -> None:
+    def __init__(
+        self, max_steps: int | None, max_seconds: float | None, seconds: float = 0.0, max_tokens: int | None = None,
+        max_steps_typed: int | None = None,
+    ) -> None:  # fmt: skip
         self.max_steps = max_steps
+        self.max_tokens = max_tokens  # which the steps come of, where it ends the run before `max_steps_typed`
+        self.max_steps_typed = max_steps if max_tokens is None else max_steps_typed
         self.max_seconds = max_seconds
         self.seconds = seconds  # so far, over the whole run: what was spent before a resume counts
         self._started_at: float | None = None
@@ -57,7 +64,8 @@ class RunLength:
 
     def doubled(self, steps: int) -> str:
         """Return the settings that take a run of so many steps twice as far."""
-        words = [] if self.max_steps is None else [f"trainer.max_steps={2 * steps}"]
+        words = [] if self.max_tokens is None else [f"trainer.max_tokens={2 * self.max_tokens}"]
+        words += [] if self.max_steps_typed is None else [f"trainer.max_steps={2 * steps}"]
         words += [] if self.max_seconds is None else [f"trainer.max_time={self.max_seconds / 30:g}"]
         return " ".join(words)
 
@@ -67,7 +75,17 @@ class RunLength:
         return " or ".join(parts)
 
 
-def run_length(config: RunConfig, seconds: float = 0.0) -> RunLength:
-    """Return the length of a run from its settings; `seconds` were spent on it before."""
-    minutes = config.trainer.max_time
-    return RunLength(config.max_steps(), None if minutes is None else 60 * minutes, seconds)
+def run_length(config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes | None = None) -> RunLength:
+    """Return the length of a run from its settings; `seconds` were spent on it before, with these `batch_sizes`."""
+    trainer = config.trainer
+    max_seconds = None if trainer.max_time is None else 60 * trainer.max_time
+    typed = None if trainer.max_steps == -1 else trainer.max_steps
+    return RunLength(config.max_steps(batch_sizes), max_seconds, seconds, trainer.max_tokens, typed)
+
+
+def batch_sizes_of(config: RunConfig, resumed: Checkpoint | None) -> BatchSizes:
+    """Return the batch sizes of a run, those before a resume among them; raises CheckpointError as `saved` does."""
+    if resumed is None:
+        return config.batch_sizes()
+    saved = from_dict(resumed.config)
+    return BatchSizes.saved(resumed.progress, saved.step_size()).changed(resumed.step, config.step_size())

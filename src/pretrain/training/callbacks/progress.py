@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pretrain.errors import printable
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.module import TrainingModule
+from pretrain.training.processes import say
 
 
 class Progress(Callback):
@@ -46,7 +47,7 @@ class Progress(Callback):
                 self.bar.set_postfix_str(self._figures(), refresh=False)
         elif fresh and trainer.is_global_zero:
             place = f"step {trainer.global_step}/{self._planned(trainer)}"
-            print(printable(f"{place}  {self._figures()}{self._left(trainer)}"), flush=True)
+            say(f"{place}  {self._figures()}{self._left(trainer)}")
         self._shown = self.metrics.newest
 
     def _figures(self) -> str:

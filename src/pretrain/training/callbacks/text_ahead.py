@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.streamed_rows import POLL_S, StreamedRows
 from pretrain.training.module import TrainingModule
@@ -30,13 +31,13 @@ class TextAhead(Callback):
         reader: ReadAhead,
         throughput: Throughput,
         stop_where_asked: Callable[[L.Trainer, L.LightningModule], None],
-        batch_size: int,
+        batch_sizes: BatchSizes,
     ) -> None:
         self.rows = rows
         self.reader = reader
         self.throughput = throughput
         self.stop_where_asked = stop_where_asked
-        self.batch_size = batch_size
+        self.batch_sizes = batch_sizes
         self._there = 0  # draws that every process is known to have
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,7 +56,7 @@ class TextAhead(Callback):
 
     def _wait(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        needed = (trainer.global_step + 1) * self.batch_size
+        needed = self.batch_sizes.samples(trainer.global_step + 1)
         if self._enough(trainer, module, needed):
             return
         told = time.monotonic()
