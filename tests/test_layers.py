@@ -18,7 +18,7 @@ LAYERS = [
     {"script_config"},
     {"config"},
     {"tensor_file", "mixture_config"},
-    {"models", "objectives", "data", "optim", "device"},
+    {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
     {"errors", "untrusted_files", "compiling", "matrix_products", "memory_reuse", ""},
 ]
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}

@@ -19,6 +19,7 @@ from pretrain.config import choices, groups, registered
 from pretrain.errors import ConfigError, PretrainError, message_of, nearest, printable
 from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
+from pretrain.launcher import check_launcher, rank, under_launcher
 from pretrain.memory_reuse import keep_freed_memory
 from pretrain.slurm import adopt_slurm
 from pretrain.sweep import checked_sweep
@@ -37,9 +38,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     words = [quote(word, free_text) for word in sys.argv[1:]]
     keep_freed_memory()
     try:
-        _refuse_pickles()
-        if config_name == "train":
-            adopt_slurm()
+        _check_environment(config_name)
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
             if code := checked_sweep(words[1:], lambda given: compose(config_name, given)):
@@ -49,7 +48,8 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         elif any(word.startswith("-") for word in words):
             _hand_to_hydra(config_name, words)
         else:
-            task(None if _follows() else compose(config_name, words), words)
+            follows = config_name == "train" and rank() > 0  # the first process decides, and hands on what it decided
+            task(None if follows else compose(config_name, words), words)
     except PretrainError as error:
         print(message_of(error), file=sys.stderr)
         sys.stdout.flush()
@@ -64,16 +64,19 @@ def show(text: str, *, one_line: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its own end
 
 
-def _refuse_pickles() -> None:
-    """Refuse to start where the environment tells torch to run code that files hold."""
+def _check_environment(config_name: str) -> None:
+    """Refuse to start where the environment tells torch to run code that files hold, or makes no sense of a launcher.
+
+    Scripts that compute in one process take no notice of what a launcher says.
+    """
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(name, "0").lower() not in ("", "0", "false"):
         raise ConfigError(f"{name}={os.environ[name]} lets files run code as torch loads them. Unset it: unset {name}")
-
-
-def _follows() -> bool:
-    """Whether another process of the same run, started by torchrun or srun, decides the settings and passes them on."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+    if config_name in ("train", "doctor"):
+        adopt_slurm()
+        check_launcher()
+    if config_name == "doctor" and under_launcher():
+        raise ConfigError("doctor.py starts its processes itself. Start it alone: python src/doctor.py")
 
 
 def compose(config_name: str, overrides: list[str]) -> Any:

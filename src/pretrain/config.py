@@ -47,6 +47,7 @@ from pretrain.optim.config import (
     WSDConfig,
 )
 from pretrain.parallel.config import Layout, ParallelConfig, arrange
+from pretrain.seed import check_seed
 from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
@@ -95,6 +96,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.data = with_typed_sources(self.data)
+        check_seed(self.seed)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         if self.trainer.devices != -1:  # else a machine has as many as it has

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from pretrain.seed import MAX_SAMPLING_SEED, check_seed
 from pretrain.training.config import PathsConfig
 
 
@@ -32,3 +33,6 @@ class GenerateConfig:
     seed: int = 0
     log_probabilities: bool = False  # also show each token that was written and how likely it was
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, MAX_SAMPLING_SEED)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
+from pretrain.seed import MAX_SAMPLING_SEED, check_seed
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Sampling:
     min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
 
     def __post_init__(self) -> None:
+        if self.seed is not None:
+            check_seed(self.seed, MAX_SAMPLING_SEED)
         if not 0.0 <= self.temperature < math.inf:
             raise ConfigError(
                 f"temperature={self.temperature} is not a number from 0 up. "
@@ -48,7 +51,7 @@ class Sampler:
         if sampling.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(sampling.seed)
+            self.generator.manual_seed(int(sampling.seed))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the chosen token of each row, int64 (B,), from logits (B, V)."""

@@ -2,21 +2,24 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
 from pretrain.command_line import is_group
 from pretrain.config import RunConfig, from_dict, to_dict
 from pretrain.data.prepare import check_files, prepare
-from pretrain.errors import CheckpointError, ConfigError, RankLostError
+from pretrain.errors import CheckpointError, ConfigError, RankLostError, printable
 from pretrain.imported import IMPORTED
+from pretrain.launcher import check_agent, check_launcher, rank, under_launcher
 from pretrain.parallel.group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
-from pretrain.training.processes import rank, say, spawn, under_launcher
+from pretrain.training.processes import say, spawn
 from pretrain.training.run_lock import only_run_in
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
@@ -25,6 +28,7 @@ _DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 # of these, labels come from the data, whose fingerprint decides
 _FREE = ("data.num_workers", "data.max_validation_rows", "objective.labels")
 
+_QUIET_S = 20.0  # of waiting for other processes before it is said
 _met_at: list[Any] = []  # where processes of torchrun or srun met: closed, those that are late would find nobody
 
 
@@ -45,6 +49,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     Under torchrun or srun the first process decides settings and folder and hands them to the others, which have no
     `config`.
     """
+    check_launcher()
     if under_launcher():
         say(_run(_agreed_placement(config, overrides)))
         leave_group()
@@ -113,15 +118,20 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
     from torch.distributed.rendezvous import rendezvous
 
     timeout_s = config.trainer.timeout_s if config else TrainerConfig.timeout_s
+    check_agent()
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    notice = Timer(_QUIET_S, _notice_wait, (address, timeout_s))
+    notice.start()
     try:
         store, number, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
         _met_at.append(store)
     except RuntimeError as error:  # the class of all that torch says of its stores
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankLostError(
             f"the processes of the run did not find each other at {address}: {str(error).splitlines()[0]} Look whether "
             f"all {os.environ['WORLD_SIZE']} of them run, and the port is free: torchrun --master-port <another>."
         ) from error
+    finally:
+        notice.cancel()
     if number == 0:
         assert config is not None
         record = to_dict(config)
@@ -132,6 +142,16 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
         prepare(placement.config.data, placement.config.tokenizer, Path(placement.config.paths.cache_dir))
         store.set("pretrain/placement", json.dumps(to_record(placement)))
     return from_record(json.loads(store.get("pretrain/placement")))
+
+
+def _notice_wait(address: str, timeout_s: float) -> None:
+    """Print what a process waits for that has waited for some time."""
+    others = int(os.environ["WORLD_SIZE"]) - 1
+    line = (
+        f"rank {rank()} waits at {address} for the other processes ({others}) that torchrun or srun starts, for up to "
+        f"{timeout_s:,.0f} s (trainer.timeout_s). Where nothing has started them: unset TORCHELASTIC_RUN_ID RANK"
+    )
+    print(printable(line, one_line=True), file=sys.stderr, flush=True)
 
 
 def to_record(placement: Placement) -> dict[str, Any]:

@@ -23,26 +23,17 @@ from pretrain.errors import (
     PretrainError,
     RankLostError,
 )
+from pretrain.launcher import rank
 from pretrain.parallel.group import leave_group
 
 SHUTDOWN_S = 25  # to save after a signal, before a process is killed
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, DivergenceError, RankLostError)}
 
 
-def rank() -> int:
-    """Return the number of this process in its run; 0 where it is the only one."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def say(text: str, *, one_line: bool = False) -> None:
     """Print on the first process only, as `show` does."""
     if rank() == 0:
         show(text, one_line=one_line)
-
-
-def under_launcher() -> bool:
-    """Whether torchrun or srun started this process, and others beside it."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def spawn(record: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
 
 import logging
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,14 @@ from pretrain.data.store_files import delete_drafts
 from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.data.training_rows import training_rows
 from pretrain.device import peak_flops_per_s, sum_dtype
+from pretrain.launcher import rank, under_launcher
 from pretrain.model_folder import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
+from pretrain.seed import MAX_SEED
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics
@@ -47,7 +48,7 @@ from pretrain.training.launch import Placement
 from pretrain.training.loggers import TABLE, LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
-from pretrain.training.processes import rank, say
+from pretrain.training.processes import say
 from pretrain.training.report import Report
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
 from pretrain.training.spikes import Spikes
@@ -137,7 +138,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     set_step(trainer, start)
 
     say(opening(config, model, data, device, precision))
-    L.seed_everything(config.seed + module.layout.data_rank(trainer.global_rank), workers=False, verbose=False)
+    seed = (config.seed + module.layout.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
+    L.seed_everything(seed, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not module.length.over(start):
         with loader_errors():
@@ -242,7 +244,7 @@ def _build_trainer(
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config, device),
-        plugins=[TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()],  # never a guess
+        plugins=[TorchElasticEnvironment() if under_launcher() else LightningEnvironment()],  # never a guess
         precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
         max_steps=max_steps or -1,
         max_epochs=-1,

@@ -12,6 +12,7 @@ from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.language_model import LanguageModel
+from pretrain.launcher import rank
 from pretrain.model_folder import build_without_weights
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
@@ -19,7 +20,6 @@ from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.whole import whole
 from pretrain.training.config import SampleConfig
 from pretrain.training.module import TrainingModule
-from pretrain.training.processes import rank
 from pretrain.training.throughput import Throughput
 
 CAUSAL_PROMPTS = ["The", "If you want to", "Return the"]

@@ -11,12 +11,12 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.tasks import score_tasks
+from pretrain.launcher import rank
 from pretrain.models.transformer import Transformer
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.loggers import TABLE, has_figures
 from pretrain.training.module import TrainingModule
-from pretrain.training.processes import rank
 from pretrain.training.throughput import Throughput
 
 
