@@ -108,6 +108,10 @@ OUT_OF_RANGE = [
         ["model.n_kv_heads=3", "model.n_heads=4"],
         "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2.",
     ),
+    (  # at once, although a number so large has many candidates for divisors
+        ["model.n_kv_heads=3", "model.n_heads=2147483647", "model.head_width=8"],
+        "model.n_kv_heads=3 does not divide model.n_heads=2147483647. Try model.n_kv_heads=1.",
+    ),
     (
         ["model.n_kv_heads=0", "model.n_heads=4"],
         "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1.",

@@ -1,6 +1,7 @@
 """A Hugging Face folder that is damaged, hostile or of another kind is refused in one sentence; nothing in it runs."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,14 +16,23 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.data.tokenizer_training import train_bpe
 from pretrain.errors import CheckpointError
-from pretrain.interop.families import BERT_FAMILY, GPT2_FAMILY, LLAMA_FAMILY, MODERN_BERT_FAMILY, QWEN3_FAMILY
-from pretrain.interop.record import MAX_JSON_BYTES
+from pretrain.interop.families import (
+    APERTUS_FAMILY,
+    BERT_FAMILY,
+    GPT2_FAMILY,
+    LLAMA_FAMILY,
+    MODERN_BERT_FAMILY,
+    QWEN3_FAMILY,
+)
 from pretrain.language_model import LanguageModel
 from pretrain.model_folder import open_model
+from pretrain.models.config import Activation
+from pretrain.untrusted_files import MAX_JSON_BYTES
 
 SHAPES = {
     "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False)),
     "qwen3": (QWEN3_FAMILY, shape("llama", window=4, global_every=0)),
+    "apertus": (APERTUS_FAMILY, shape("llama", feed_forward=Activation.relu2)),
     "gpt2": (GPT2_FAMILY, shape("gpt")),
     "bert": (BERT_FAMILY, shape("bert")),
     "modernbert": (MODERN_BERT_FAMILY, shape("modern_bert")),
@@ -89,15 +99,38 @@ WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"num_hidden_layers": 9999}, "says 9,999 layers, and there are 21 tensors. Is config.json that of these"),
     ("llama", {"num_hidden_layers": 3}, "lacks model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj."),
     ("llama", {"num_hidden_layers": 1}, "holds model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj."),
-    ("llama", {"hidden_size": "32"}, 'hidden_size="32" is not a whole number from 1 to 2,147,483,647'),
+    ("llama", {"hidden_size": "32"}, 'hidden_size="32" is not a whole number from 1 to 259, the largest dimension'),
     ("llama", {"hidden_size": True}, "hidden_size=true is not a whole number"),
     ("llama", {"intermediate_size": 50}, "has shape (48, 32), the model's (50, 32). Is config.json that of these"),
-    ("llama", {"intermediate_size": 2**31 - 1, "hidden_size": 2**31 - 4, "head_dim": 2**30}, "that no memory can hold"),
+    *(("llama", {key: 2**31 - 1}, f"{key}=2147483647 is not a whole number from 1 to 259, the largest dimension of its")
+      for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "intermediate_size",
+                  "vocab_size")),
+    *(("bert", {key: 2**31 - 1}, f"{key}=2147483647 is not a whole number from 1 to 259, the largest dimension of its")
+      for key in ("num_attention_heads", "max_position_embeddings", "type_vocab_size")),
+    ("gpt2", {"n_head": 2**31 - 1}, "n_head=2147483647 is not a whole number from 1 to 259, the largest dimension"),
+    ("gpt2", {"n_positions": 10**400}, "is not a whole number from 1 to 259, the largest dimension of its weights"),
+    ("llama", {"rms_norm_eps": 10**400}, "is not a finite number"),
+    ("llama", {"logit_scale": 2.0}, "logit_scale=2.0 is not known in a llama, and may change what it computes. Remove"),
+    ("llama", {"a\nkey": {"is": 1}}, '{"is": 1} is not known in a llama'),
+    ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "is not known in a modernbert"),
+    ("modernbert", {"sliding_window": 4}, "sliding_window=4 is not known in a modernbert"),
+    ("modernbert", {"rope_parameters": {"rope_theta": 5.0}}, "rope_theta=5.0 belongs into full_attention or sliding_"),
+    ("gpt2", {"num_attention_heads": 2}, "num_attention_heads=2 is not known in a gpt2"),
+    ("llama", {"is_causal": False}, "is_causal=false is not supported, only true"),
+    ("bert", {"is_causal": True}, "is_causal=true is not supported, only false"),
+    ("llama", {"rope_theta": 0}, "rope_theta=0 is not above 0"),
+    ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_parameters: rope_theta=0 is not above 0"),
+    ("llama", {"rope_parameters": {"rope_theta": None}}, "rope_theta=null says nothing. Give it a value, or remove it"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling: factor=0 is not above 0"),
+    ("llama", {"rope_scaling": {"type": "linear"}}, "does not say factor, which the rope type linear needs"),
+    ("llama", {"rope_scaling": {"factor": 2.0}}, "factor=2.0 has no effect with the rope type default. Remove it, or"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale": 1.0}}, "mscale=1.0 does not belong to the"),
+    ("apertus", {"rope_theta": 7.0, "rope_parameters": None}, "rope_theta=7.0 does not stand in rope_parameters"),
+    ("qwen3", {"use_sliding_window": False}, "names a window, and use_sliding_window and sliding_window give none"),
     ("llama", {"num_attention_heads": 3, "head_dim": None}, "as settings of ours, model.d_model=32 does not split"),
     ("llama", {"rms_norm_eps": "small"}, 'rms_norm_eps="small" is not a finite number'),
     ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps=Infinity is not a finite number"),
     ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings=1 is neither true nor false"),
-    ("llama", {"tie_word_embeddings": True}, ""),  # lm_head.weight is then a copy
     ("llama", {"hidden_act": "relu"}, 'hidden_act="relu" is not supported, only silu, swish, gelu'),
     ("llama", {"attention_bias": True}, "attention_bias=true differs from mlp_bias, which is not supported"),
     ("llama", {"architectures": "Llama"}, 'architectures="Llama" is not a list of texts'),
@@ -108,7 +141,7 @@ WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1.0"),
     ("llama", {"vocab_size": None}, "does not say vocab_size, without which there is no model"),
     ("llama", {"vocab_size": 200}, "vocab_size=200, and the tokenizer beside it has ids up to 258"),
-    ("llama", {"vocab_size": 300}, "has shape (259, 32), the model's (300, 32)"),
+    ("llama", {"vocab_size": 300}, "vocab_size=300 is not a whole number from 1 to 259, the largest dimension of its"),
     ("llama", {"eos_token_id": 5}, "eos_token_id=5 is no special token of the tokenizer beside it"),
     ("llama", {"eos_token_id": [5, 256]}, ""),
     ("llama", {"model_type": "mistral", "layer_types": ["full_attention"]}, "is not supported here, only windows that"),
@@ -166,6 +199,44 @@ def test_names_of_older_files_are_understood(make: Make) -> None:
         assert all(torch.equal(after[key], value) for key, value in before_change.items())
 
 
+def test_tensors_that_must_be_one_are_one(make: Make) -> None:
+    """A tied head or a second bias with other values is what transformers computes with, and we could not."""
+    for name, keys, copy, original in (
+        ("llama", {"tie_word_embeddings": True}, "lm_head.weight", "model.embed_tokens.weight"),
+        ("gpt2", {}, "lm_head.weight", "transformer.wte.weight"),
+        ("bert", {}, "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("bert", {}, "cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ("modernbert", {}, "decoder.weight", "model.embeddings.tok_embeddings.weight"),
+    ):
+        folder = make(name, **keys)
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights | {copy: weights[original].half().float()}, folder / "model.safetensors")
+        message = refused(folder)
+        assert f"holds {copy} with other values than {original}, and its config says that they are one" in message
+        assert f"or remove {copy}." in message
+        save_file(weights | {copy: weights[original].clone()}, folder / "model.safetensors")
+        assert open_model(folder).load()
+        shutil.rmtree(folder)
+    folder = make("bert", architectures=["BertModel"])
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "cls." not in name}
+    save_file(weights | {"cls.predictions.decoder.bias": torch.ones(259)}, folder / "model.safetensors")
+    assert "holds cls.predictions.decoder.bias, for which its model has no place." in refused(folder)
+
+
+def test_one_tensor_under_two_names_is_refused(make: Make) -> None:
+    folder = make()
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"norm.weight": torch.zeros(32)}, folder / "model.safetensors")
+    assert "holds model.norm.weight, norm.weight, which are two names of one tensor." in refused(folder)
+
+
+def test_an_empty_tensor_vouches_for_no_number(make: Make) -> None:
+    folder = make("llama", num_attention_heads=2**31 - 1)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"empty": torch.zeros(2**31 - 1, 0)}, folder / "model.safetensors")
+    assert "num_attention_heads=2147483647 is not a whole number from 1 to 259" in refused(folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_float_formats_become_float32(make: Make, dtype: torch.dtype) -> None:
     folder = make()
@@ -194,8 +265,9 @@ def test_damaged_files_are_refused(make: Make) -> None:
     for wrong, message in (
         (text[:-20], "config.json cannot be read: "),
         ("[]", "config.json cannot be read: it holds no JSON object."),
-        ("[" * 100_000, "config.json cannot be read: "),
-        (" " * (MAX_JSON_BYTES + 1), "config.json has 16,000,001 bytes, more than the 16,000,000 that we read."),
+        ("[" * 100_000, "config.json cannot be read: it is nested deeper than 100 levels"),
+        ('{"a":' * 101 + "1" + "}" * 101, "config.json cannot be read: it is nested deeper than 100 levels"),
+        (" " * (MAX_JSON_BYTES + 1), "config.json cannot be read: it is larger than the 16,000,000 bytes"),
     ):
         config.write_text(wrong)
         assert message in refused(folder)
@@ -233,6 +305,9 @@ def test_shards_are_read_by_their_index_alone(make: Make) -> None:
         assert f"names '{wrong}', no safetensors file beside it." in refused(folder)
     index.write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
     assert "gone.safetensors cannot be read: " in refused(folder)
+    os.mkfifo(folder / "pipe.safetensors")
+    index.write_text(json.dumps({"weight_map": {"x": "pipe.safetensors"}}))
+    assert "pipe.safetensors cannot be read: it is a FIFO, and only a regular file is read here." in refused(folder)
     index.write_text(json.dumps({"weight_map": {}}))
     assert "has neither model.safetensors nor model.safetensors.index.json." in refused(folder)
 

@@ -7,6 +7,7 @@ src/transformers/models/<model_type>/configuration_<model_type>.py and modeling_
 from dataclasses import replace
 
 from pretrain.interop.family import Family, Key
+from pretrain.interop.harmless_keys import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT
 from pretrain.interop.keys import LOCAL_AND_GLOBAL, WINDOW_BY_LAYER, WINDOW_EVERYWHERE, one_bias, rope
 from pretrain.interop.names import BERT, GPT2, LLAMA, MODERN_BERT
 from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
@@ -18,6 +19,13 @@ PLAIN = {
     "relu2": Activation.relu2,
 }
 GATED = {"silu": Activation.swiglu, "swish": Activation.swiglu, "gelu": Activation.geglu}
+
+_PLAIN = {  # what versions of transformers have had for all architectures, and what none of ours has
+    "is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {},
+}  # fmt: skip
+_DECODER = _PLAIN | {"is_causal": True}
+_ENCODER = _PLAIN | {"is_causal": False, "is_decoder": False}
+_LLAMA_REQUIRED = {"rope_interleaved": False, "use_mrope": False, "hidden_dropout": 0.0}
 
 GPT2_FAMILY = Family(
     model_type="gpt2",
@@ -38,7 +46,8 @@ GPT2_FAMILY = Family(
         Key("attention_dropout", "attn_pdrop", "number", 0.1),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    required=_DECODER | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    harmless=OF_GPT2,
 )
 
 _LLAMA_KEYS = (
@@ -48,7 +57,7 @@ _LLAMA_KEYS = (
     Key("n_kv_heads", "num_key_value_heads", "count", None),
     Key("head_width", "head_dim", "count", None),
     Key("d_ff", "intermediate_size", "count"),
-    Key("context_length", "max_position_embeddings", "count"),
+    Key("context_length", "max_position_embeddings", "length"),
     Key("norm_eps", "rms_norm_eps", "number"),
     Key("tied", "tie_word_embeddings", "flag", False),
     Key("attention_dropout", "attention_dropout", "number", 0.0),
@@ -65,6 +74,8 @@ LLAMA_FAMILY = Family(
     fixed=_LLAMA_FIXED,
     keys=(*_LLAMA_KEYS, _GATED_KEY),
     groups=(rope(), one_bias("attention_bias", "mlp_bias")),
+    required=_DECODER | _LLAMA_REQUIRED,
+    harmless=OF_DECODERS,
     even_heads=True,
 )
 
@@ -73,6 +84,7 @@ MISTRAL_FAMILY = replace(
     model_type="mistral",
     architecture="MistralForCausalLM",
     groups=(rope(), WINDOW_EVERYWHERE),
+    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
     even_heads=False,
 )
 
@@ -82,6 +94,7 @@ QWEN2_FAMILY = replace(
     architecture="Qwen2ForCausalLM",
     fixed=_LLAMA_FIXED | {"qkv_bias": True},
     groups=(rope(), WINDOW_BY_LAYER),
+    required=_DECODER | _LLAMA_REQUIRED | {"mlp_bias": False},
 )
 
 QWEN3_FAMILY = replace(
@@ -89,7 +102,7 @@ QWEN3_FAMILY = replace(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     fixed=_LLAMA_FIXED | {"qk_norm": True},
-    required={"attention_bias": False},
+    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
 )
 
 APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, and a feed-forward layer without a gate
@@ -104,11 +117,14 @@ APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, and
     ),
     fixed=_LLAMA_FIXED | {"qk_norm": True},
     keys=(*_LLAMA_KEYS, Key("feed_forward", "hidden_act", PLAIN)),
-    groups=(rope({
+    groups=(rope(12_000_000.0, {
         "rope_type": "llama3", "rope_theta": 12_000_000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }),),
-    required={"attention_bias": False},
+    required=_DECODER | _LLAMA_REQUIRED | {
+        "attention_bias": False, "mlp_bias": False, "qk_norm": True, "post_norm": False,
+    },
+    harmless=OF_DECODERS,
 )  # fmt: skip
 
 BERT_FAMILY = Family(
@@ -135,10 +151,11 @@ BERT_FAMILY = Family(
         Key("attention_dropout", "attention_probs_dropout_prob", "number", 0.1),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    required={
-        "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+    required=_ENCODER | {
+        "position_embedding_type": "absolute",
         "tie_word_embeddings": True,  # else its head has two biases
     },
+    harmless=OF_BERT,
 )  # fmt: skip
 
 MODERN_BERT_FAMILY = Family(
@@ -156,7 +173,7 @@ MODERN_BERT_FAMILY = Family(
         Key("d_model", "hidden_size", "count"),
         Key("n_heads", "num_attention_heads", "count"),
         Key("d_ff", "intermediate_size", "count"),
-        Key("context_length", "max_position_embeddings", "count"),
+        Key("context_length", "max_position_embeddings", "length"),
         Key("feed_forward", "hidden_activation", {"gelu": Activation.geglu, "silu": Activation.swiglu}, "gelu"),
         Key("norm_eps", "norm_eps", "number", 1e-5),
         Key("norm_bias", "norm_bias", "flag", False),
@@ -166,7 +183,8 @@ MODERN_BERT_FAMILY = Family(
         Key("init_std", "initializer_range", "number", 0.02),
     ),
     groups=(LOCAL_AND_GLOBAL, one_bias("attention_bias", "mlp_bias", "classifier_bias")),
-    required={"decoder_bias": True, "classifier_activation": "gelu"},
+    required=_ENCODER | {"decoder_bias": True, "classifier_activation": "gelu"},
+    harmless=OF_MODERN_BERT,
 )  # fmt: skip
 
 EURO_BERT_FAMILY = replace(  # Llama's shape, reading both ways
@@ -174,9 +192,12 @@ EURO_BERT_FAMILY = replace(  # Llama's shape, reading both ways
     model_type="eurobert",
     architecture="EuroBertForMaskedLM",
     causal=False,
+    harmless=frozenset(),
     groups=(rope(),),
-    required={"attention_bias": False, "mlp_bias": False},  # with the latter its head would have one too
-)
+    required=_ENCODER | _LLAMA_REQUIRED | {
+        "attention_bias": False, "mlp_bias": False,  # with the latter its head would have one too
+    },
+)  # fmt: skip
 
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY)  # fmt: skip

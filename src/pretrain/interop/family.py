@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pretrain.errors import CheckpointError, ConfigError, shown
+from pretrain.interop.harmless_keys import EVERYWHERE
 from pretrain.interop.names import NameTable
 from pretrain.interop.record import Record
 from pretrain.models.config import Head, TransformerConfig
@@ -20,14 +21,19 @@ class Key:
 
     ours: str
     theirs: str
-    kind: str | Mapping[str, Any]  # count, layers, number or flag, as `Record` reads them; or the words for our choices
+    kind: str | Mapping[str, Any]  # count, layers, ..., as `Record` reads them; or the words for our choices
     default: Any = NEEDED  # what the architecture takes where config.json does not say
     also: tuple[str, ...] = ()  # keys that get the same value in a file that we write
 
     def read(self, record: Record) -> Any:
-        """Return our value; raises CheckpointError for one that is missing, or that we have no name for."""
+        """Return our value; raises CheckpointError for one that is missing, or that we have no name for.
+
+        A null stands for the default where the default is null, too; else versions of transformers differ on it.
+        """
         if self.default is NEEDED and record.values.get(self.theirs) is None:
             raise CheckpointError(f"{record.where} does not say {self.theirs}, without which there is no model.")
+        if self.default is not None:
+            record.refuse_null(self.theirs)
         if isinstance(self.kind, str):
             return getattr(record, self.kind)(self.theirs, self.default)
         word = record.text(self.theirs, self.default)
@@ -50,6 +56,7 @@ class Group(NamedTuple):
 
     read: Callable[[Record], Settings]
     write: Callable[[TransformerConfig], Settings]
+    keys: Sequence[str]  # of config.json that `read` reads
 
 
 @dataclass(frozen=True)
@@ -64,14 +71,17 @@ class Family:
     keys: Sequence[Key]
     groups: Sequence[Group] = ()
     required: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value if they are there
+    harmless: frozenset[str] = frozenset()  # keys that change nothing in this family, besides those of all families
     bare: str | None = None  # the class without the head, where a model may come without one
     even_heads: bool = False  # its width must split into its heads, whatever the width of one head
 
     def read(self, record: Record) -> TransformerConfig:
         """Return our settings of the shape that config.json describes.
 
-        Raises CheckpointError, naming the key, for what is damaged or what we do not compute.
+        Raises CheckpointError, naming the key, for what is damaged or what we do not compute, and for a key of which we
+        do not know what it changes.
         """
+        self._check_keys(record)
         for key, value in self.required.items():
             if record.values.get(key, value) != value:
                 raise record.refuse(key, f"is not supported, only {json.dumps(value)}")
@@ -84,6 +94,17 @@ class Family:
             return TransformerConfig(**settings)
         except ConfigError as error:
             raise CheckpointError(f"{record.where} describes no model: as settings of ours, {error}") from error
+
+    def _check_keys(self, record: Record) -> None:
+        known = EVERYWHERE | self.harmless | self.required.keys() | {"vocab_size"}
+        known |= {name for key in self.keys for name in (key.theirs, *key.also)}
+        known |= {name for group in self.groups for name in group.keys}
+        for key, value in record.values.items():
+            if key not in known and value is not None:
+                raise record.refuse(
+                    key,
+                    f"is not known in a {self.model_type}, and may change what it computes. Remove it if it does not",
+                )
 
     def write(self, config: TransformerConfig) -> Settings:
         """Return what config.json says of this shape, as far as the architecture can say it."""

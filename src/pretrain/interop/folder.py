@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.sources import printable
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, open_family
 from pretrain.interop.names import Stored
 from pretrain.interop.record import Record, read_record
 from pretrain.models.config import TransformerConfig
 from pretrain.tensor_file import TensorFiles
+from pretrain.untrusted_files import open_regular
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -42,8 +42,9 @@ class HuggingFaceFolder:
         """
         parameters = {name: parameter.shape for name, parameter in model.named_parameters()}
         stored = self.family.names.stored(parameters)
-        file_names = {self.family.names.normal(name): name for name in self.files.shapes}
+        file_names = self._file_names()
         self._check(stored, file_names)
+        self._check_copies(file_names)
         by_ours = {name: each for each in stored for name in each.parts}
 
         def value(name: str, size: torch.Size) -> Tensor:
@@ -52,21 +53,54 @@ class HuggingFaceFolder:
 
         return value
 
+    def _file_names(self) -> dict[str, str]:
+        """Return the name of each tensor in the files by its name in today's spelling."""
+        found: dict[str, str] = {}
+        for name in self.files.shapes:
+            other = found.setdefault(self.family.names.normal(name), name)
+            if other != name:
+                raise CheckpointError(
+                    f"{self.folder} holds {_some([other, name])}, which are two names of one tensor. {_HINT}"
+                )
+        return found
+
     def _check(self, stored: list[Stored], file_names: dict[str, str]) -> None:
         wanted = {each.name: each for each in stored}
         lacking = sorted(wanted.keys() - file_names.keys())
         if lacking:
             raise CheckpointError(f"{self.folder} lacks {_some(lacking)}, which its model has. {_HINT}")
-        unknown = [name for name in sorted(file_names.keys() - wanted.keys()) if not self._of_no_use(name)]
+        known = {name for name, original in self._copies().items() if original in file_names}
+        unknown = [
+            name
+            for name in sorted(file_names.keys() - wanted.keys() - known)
+            if not self.family.names.is_passed_over(name)
+        ]
         if unknown:
             raise CheckpointError(f"{self.folder} holds {_some(unknown)}, for which its model has no place. {_HINT}")
         for name, each in wanted.items():
             self.files.check_weight(file_names[name], each.shape, _HINT)
 
-    def _of_no_use(self, name: str) -> bool:
-        """Whether a tensor adds nothing: passed over by the family, or the copy of a tied matrix."""
-        (copy,) = self.family.names.stored({"head.weight": torch.Size()})
-        return self.family.names.is_passed_over(name) or (self.shape.tied and name == copy.name)
+    def _copies(self) -> dict[str, str]:
+        """Return the tensors that must hold the same as another one, with that one's name."""
+        names = self.family.names
+        if not self.shape.tied:
+            return dict(names.copies)
+        head, embedding = names.stored(dict.fromkeys(("head.weight", "embeddings.tokens.weight"), torch.Size()))
+        return {**names.copies, head.name: embedding.name}
+
+    def _check_copies(self, file_names: dict[str, str]) -> None:
+        """Raise CheckpointError where two tensors differ of which the model has one: transformers would keep both."""
+        for copy, original in self._copies().items():
+            if copy in file_names and not self._same(file_names[copy], file_names[original]):
+                raise CheckpointError(
+                    f"{self.folder} holds {_some([copy])} with other values than {_some([original])}, and its config "
+                    "says that they are one tensor. Set tie_word_embeddings to false in config.json where the family "
+                    f"has heads of their own, or remove {_some([copy])}."
+                )
+
+    def _same(self, one: str, other: str) -> bool:
+        first, second = self.files.read(one), self.files.read(other)
+        return first is second or torch.equal(first.float(), second.float())
 
 
 def open_folder(folder: Path) -> HuggingFaceFolder:
@@ -77,8 +111,10 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     """
     record = read_record(folder / CONFIG)
     family = open_family(record, FAMILIES)
-    shape = family.read(record)
     files = TensorFiles(weight_files(folder))
+    # of tensors that take room in the file: an empty one may claim any size
+    record.largest = max((size for shape in files.shapes.values() if shape.numel() for size in shape), default=1)
+    shape = family.read(record)
     if shape.n_layers > len(files.shapes):  # before there is a model of so many
         raise CheckpointError(
             f"{folder / CONFIG} says {shape.n_layers:,} layers, and there are {len(files.shapes):,} tensors. {_HINT}"
@@ -100,9 +136,11 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in index.section("weight_map").values.values()})
         for name in names:
             if not _PLAIN_NAME.fullmatch(name):
-                raise CheckpointError(f"{folder / INDEX} names '{printable(name)}', no safetensors file beside it.")
+                raise CheckpointError(
+                    f"{folder / INDEX} names '{printable(repr(name)[1:-1])[:100]}', no safetensors file beside it."
+                )
         if names:
-            return [folder / name for name in names]
+            return [_regular(folder / name) for name in names]
     pickled = next((path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED), None)
     if pickled:
         raise CheckpointError(
@@ -110,6 +148,14 @@ def weight_files(folder: Path) -> list[Path]:
             "it, transformers' from_pretrained(...) and save_pretrained(...) make model.safetensors of it."
         )
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}.")
+
+
+def _regular(path: Path) -> Path:
+    try:
+        open_regular(path).close()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {printable(str(error))}.") from error
+    return path
 
 
 def _vocab_multiple(record: Record, tokenizer: Tokenizer) -> int:
@@ -134,4 +180,4 @@ def _vocab_multiple(record: Record, tokenizer: Tokenizer) -> int:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return printable(", ".join(names[:3])) + more
+    return printable(repr(", ".join(names[:3]))[1:-1]) + more

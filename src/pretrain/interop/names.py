@@ -7,7 +7,7 @@ Source of the names: https://github.com/huggingface/transformers, src/transforme
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class NameTable:
     head: Mapping[str, str]  # our modules and parameters of the head
     transposed: tuple[str, ...] = ()  # of their modules in a layer
     passed_over: tuple[str, ...] = ()  # patterns of their tensors that a language model has no use for
+    copies: Mapping[str, str] = field(default_factory=dict)  # of their tensors: a second name of one and the same
 
     def stored(self, parameters: Mapping[str, torch.Size]) -> list[Stored]:
         """Return the tensors that hold these parameters of ours, in the order of the first parameter in each.
@@ -94,11 +95,12 @@ class NameTable:
     def normal(self, name: str) -> str:
         """Return their tensor's name in today's spelling, with what stands before the body where it was left out."""
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms, before 2019
-        of_head = any(name == theirs or name.startswith(f"{theirs}.") for theirs in self.head.values())
+        in_head = (*self.head.values(), *self.copies)
+        of_head = any(name == theirs or name.startswith(f"{theirs}.") for theirs in in_head)
         return name if of_head or name.startswith(self.body) or self.is_passed_over(name) else self.body + name
 
     def is_passed_over(self, name: str) -> bool:
-        """Whether a tensor is of no use to a language model: buffers, poolers, copies of tied matrices."""
+        """Whether a tensor is of no use to a language model: buffers, poolers."""
         return any(re.fullmatch(pattern, name) for pattern in self.passed_over)
 
 
@@ -165,9 +167,9 @@ BERT = NameTable(
         "head.weight": "cls.predictions.decoder.weight",
         "head.bias": "cls.predictions.bias",
     },
-    passed_over=(r"(bert\.)?pooler\..*", r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*",
-                 r"cls\.predictions\.decoder\.bias"),
-)  # fmt: skip
+    passed_over=(r"(bert\.)?pooler\..*", r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*"),
+    copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+)
 
 MODERN_BERT = NameTable(
     body="model.",

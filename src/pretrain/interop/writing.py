@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer_files import MAX_JSON_BYTES
 from pretrain.interop.family import Family
 from pretrain.interop.folder import CONFIG, INDEX, WEIGHTS
 from pretrain.interop.names import Stored
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
 from pretrain.tensor_file import write_each
+from pretrain.untrusted_files import read_json
 
 Frame = tuple[list[int], list[int]]  # ids that stand before and after every text
 _BYTES = 4  # of a float32
@@ -86,10 +88,10 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, frame: Frame, config: Tr
     """Write the tokenizer's files; with them transformers puts the ids of `frame` around a text by itself."""
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": config.context_length})
+    _write_json(path, read_json(path, MAX_JSON_BYTES) | {"model_max_length": config.context_length})
     if frame != tokenizer.added_ids:
         path = folder / "tokenizer.json"
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path, MAX_JSON_BYTES)
         text = json.dumps(
             state | {"post_processor": _template(tokenizer, frame)}, ensure_ascii=False, separators=(",", ":")
         )

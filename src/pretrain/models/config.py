@@ -85,6 +85,14 @@ class RopeScalingConfig:
     original_context_length: int = 8192  # llama3: tokens
 
 
+_MOST_HEADS = 10_000  # among which a number of heads is looked for that works
+
+
+def _divisors(number: int) -> list[int]:
+    """Return the divisors of a number among 1 to 10,000, and the number itself."""
+    return [n for n in range(1, min(number, _MOST_HEADS) + 1) if number % n == 0] + [number]
+
+
 @dataclass
 class ModelConfig:
     """What every model has in common."""
@@ -143,8 +151,7 @@ class TransformerConfig(ModelConfig):
                 f"Try model.d_model={nearest}."
             )
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
-            divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
-            nearest = min(divisors, key=lambda n: abs(n - self.kv_heads))
+            nearest = min(_divisors(self.n_heads), key=lambda n: abs(n - self.kv_heads))
             raise ConfigError(
                 f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}. "
                 f"Try model.n_kv_heads={nearest}."
