@@ -162,4 +162,5 @@ def _scores(found: ModelFolder) -> dict[str, float]:
     if report.count("steps") != found.facts["step"]:
         return {}
     scores = report.section("validation")
-    return {name.removeprefix("val/"): scores.number(name) or 0.0 for name in scores.values}
+    figures = {name.removeprefix("val/"): scores.number(name) for name in scores.values}
+    return {name: value for name, value in figures.items() if value is not None}  # null: there was none

@@ -1,12 +1,13 @@
 """Score a checkpoint: what `src/eval.py` runs."""
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.batches import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
@@ -17,9 +18,9 @@ from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.memorisation import beginnings, verbatim_figures
 from pretrain.evaluation.progress import Progress
-from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.scorer import Scorer, check_numbers
 from pretrain.evaluation.tasks import score_examples
-from pretrain.evaluation.totals import validation_figures
+from pretrain.evaluation.totals import Totals, validation_figures
 from pretrain.inference.weights import hold
 from pretrain.model_folder import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
@@ -79,16 +80,24 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     of_sources: dict[str, int] = {}
     for source, store in _stores(config, folder).items():
         store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
-        stream = RowStream(store, packing, folder.shape.context_length, tokenizer.padding_id, seed=0)
-        rows = min(config.max_rows or len(stream), len(stream))
+        stream = validation_rows(store, packing, folder.shape.context_length, tokenizer.padding_id)
+        rows = min(config.max_rows or len(stream), len(stream)) if stream else 0
         own = Counter(documents=store.n_documents, rows=rows)
         for part, scored in whole.parts.items():
             factor = bits_per_byte_of_a_nat(store) if scored.causal else None
-            totals = score_rows(Learner(model, scored).eval(), stream, rows, config.batch_size, factor)
+            totals = Totals(0.0, 0, 0, factor)
+            if stream is not None:
+                totals = score_rows(Learner(model, scored).eval(), stream, rows, config.batch_size, factor)
             own["targets"] += int(totals.targets)
             found.append((source, part, totals))
         counts += own
         of_sources |= {f"{source}/{name}": count for name, count in own.items() if source}
+    if not counts["targets"]:
+        raise DataError(
+            f"the {counts['documents']:,} documents to score have no token that is to be predicted, so there is no "
+            "loss. Give other files: path=<file>."
+        )
+    check_numbers(math.isnan(totals.loss_sum) for _, _, totals in found)
     facts = {"checkpoint": str(folder.folder), "objective": objective.kind}
     return facts | counts | validation_figures(found) | of_sources
 
@@ -110,6 +119,8 @@ def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) 
     rows = [store.document(number) for store, number in spaced(places, config.max_examples)]
     scores = scorer.documents(rows)
     whole = Score(sum(likelihood for likelihood, _ in scores), sum(tokens for _, tokens in scores), text_bytes=0)
+    if not whole.tokens:
+        raise DataError(f"the {len(rows):,} documents to score have only special tokens, and none that can be hidden.")
     return {"pseudo_loss": whole.loss, "pseudo_perplexity": whole.perplexity, "documents": len(rows)} | {
         "tokens": whole.tokens
     }

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -31,12 +32,12 @@ class Job:
 
     @property
     def loss(self) -> float | None:
-        """Validation loss at the end in nats per token, none where there is none."""
+        """Validation loss at the end in nats per token; none where there is none, or it is no number."""
         if not self.finished:
             return None
         report = json.loads((self.folder / "report.json").read_text(encoding="utf8"))
         value = report["validation"].get("val/loss")
-        return None if value is None else float(value)
+        return None if value is None or not math.isfinite(float(value)) else float(value)
 
 
 def sweep(words: list[str], logs_folder: Path) -> list[Job]:

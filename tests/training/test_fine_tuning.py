@@ -294,10 +294,14 @@ def test_doctor_and_plan_say_what_they_do_not_examine():
     assert "parameters" in answer(plan)
 
 
-def test_a_batch_of_pairs_trains_on_nothing_of_a_prompt_longer_than_its_row(tiny, tmp_path):
+def test_a_pair_whose_prompt_is_longer_than_its_row_is_in_no_row(tiny, tmp_path):
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "why " * 40, "response": "so"}) + '\n{"prompt": "a", "response": "b"}\n')
     config = tiny.config("data=pairs", f"data.path={path}", "data.validation_fraction=0", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, tmp_path / "cache", report=lambda line: None)
-    rows = RowStream(prepared.train[""], config.data, 32, 0, seed=0).read(torch.arange(2).numpy())
-    assert sorted((rows.next_tokens != IGNORE).sum(1).tolist()) == [0, 3]
+    for row_length, targets in ((32, [3]), (160, [1, 3])):  # 160 tokens of the prompt: the last place predicts "s"
+        stream = RowStream(prepared.train[""], config.data, row_length, 0, seed=0)
+        rows = stream.read(torch.arange(len(stream)).numpy())
+        assert sorted((rows.next_tokens != IGNORE).sum(1).tolist()) == targets
+        again = RowStream(prepared.train[""], config.data, row_length, 0, seed=0)  # its plan from the cache
+        assert len(again) == len(stream)

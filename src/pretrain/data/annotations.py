@@ -29,6 +29,16 @@ class Annotations:
     values: Ints  # (documents,)
     labels: tuple[str, ...] = ()  # by their numbers
 
+    def without_target(self, lengths: Ints, row_length: int) -> npt.NDArray[np.bool_]:
+        """Return which documents have nothing to predict in a row of `row_length` tokens that begins with them.
+
+        `lengths` (documents,) are their tokens. It is so where the prompt fills the row: the token after the row's last
+        one is still of the prompt. A text with a label always has its label to predict.
+        """
+        if self.kind != PROMPT_TOKENS:
+            return np.zeros(len(lengths), np.bool_)
+        return self.values > np.minimum(row_length, lengths - 1)
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the numbers into a store's folder and return what its manifest says of them."""
         data = self.values.astype("<u4").tobytes()

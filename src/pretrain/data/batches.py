@@ -7,7 +7,7 @@ import numpy as np
 
 from pretrain.data.config import DataConfig
 from pretrain.data.order import Order
-from pretrain.data.packing import plan_rows
+from pretrain.data.packing import documents_without_target, plan_rows
 from pretrain.data.rows import Rows, read_rows
 from pretrain.data.store import Store
 from pretrain.errors import DataError
@@ -23,8 +23,9 @@ class RowStream:
     def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
         self.store = store
         self.plan = plan_rows(store, config.packing, row_length, cache=store.folder / "plans")
+        self.without_target = documents_without_target(store, row_length)  # (documents,) left out; None: none is
         if len(self.plan) == 0:
-            raise DataError(f"the token store {store.folder} holds no tokens to train on.")
+            raise DataError(f"the token store {store.folder} holds {self._nothing(row_length)}")
         self.order = Order(len(self.plan), seed)
         self.pad_id = pad_id
         self.reset_positions = config.document_mask
@@ -33,6 +34,20 @@ class RowStream:
     def __len__(self) -> int:
         """Return the rows of one epoch."""
         return len(self.plan)
+
+    def _nothing(self, row_length: int) -> str:
+        """Return why there is no row, and what to do about it."""
+        if self.without_target is None:
+            return "no tokens to read."
+        return (
+            f"{self.store.n_documents:,} pairs whose prompts all fill the context of {row_length} tokens, so that no "
+            f"token of a response can be learned. Try model.context_length={self.fitting_length()}, or shorter prompts."
+        )
+
+    def fitting_length(self) -> int:
+        """Return the row length from which on no document is left out for want of a target."""
+        assert self.store.annotations is not None
+        return int(self.store.annotations.values.max())
 
     def rows(self, samples: np.ndarray) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length)."""
@@ -44,6 +59,14 @@ class RowStream:
         if self.document_mask:
             return found
         return replace(found, documents=np.minimum(found.documents, 0))
+
+
+def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> RowStream | None:
+    """Return the rows of a validation store in their fixed order; None where no document has anything to predict."""
+    without_target = documents_without_target(store, row_length)
+    if store.n_documents == 0 or (without_target is not None and without_target.all()):
+        return None
+    return RowStream(store, config, row_length, pad_id, seed=0)
 
 
 def bits_per_byte_of_a_nat(*stores: Store) -> float | None:

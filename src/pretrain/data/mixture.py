@@ -15,6 +15,7 @@ from pretrain.data.config import DataConfig
 from pretrain.data.order import slot_samples
 from pretrain.data.rows import Rows
 from pretrain.data.store import Store
+from pretrain.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
@@ -150,9 +151,12 @@ def mixed_stream(stores: dict[str, Store], config: DataConfig, row_length: int, 
     Each source of a mixture has an order of its own, so that two of equally many rows are not read alike.
     Raises DataError where a source has no rows.
     """
-    streams = {
-        name: RowStream(store, config, row_length, pad_id, _seed_of(name, seed)) for name, store in stores.items()
-    }
+    streams = {}
+    for name, store in stores.items():
+        try:
+            streams[name] = RowStream(store, config, row_length, pad_id, _seed_of(name, seed))
+        except DataError as error:
+            raise DataError(f"source {name}: {error}" if name else str(error)) from error
     return MixedStream(streams, config.weights({name: len(stream) for name, stream in streams.items()}))
 
 

@@ -94,21 +94,36 @@ class Plan:
 def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | None = None) -> Plan:
     """Return the plan of a store's rows, from the folder `cache` if an earlier run left it there, else made and kept.
 
-    A cached plan that is damaged costs only the time to make it again, which a warning in the log tells.
+    Documents without a target (`documents_without_target`) are in none of them. A cached plan that is damaged costs
+    only the time to make it again, which a warning in the log tells.
     """
     pack = {Packing.best_fit: best_fit, Packing.concat: concat, Packing.whole: whole}[packing]
+    left_out = documents_without_target(store, row_length)
+    lengths = store.document_lengths() if left_out is None else np.where(left_out, 0, store.document_lengths())
     if cache is None:
-        return pack(store.document_lengths(), row_length)
-    folder = cache / f"{packing.value}-{row_length}-{store.fingerprint[:16]}"
-    key = f"{packing.value} {row_length} {store.fingerprint}"
+        return pack(lengths, row_length)
+    kind = packing.value if left_out is None else f"{packing.value}-with-targets"  # another plan than of all documents
+    folder = cache / f"{kind}-{row_length}-{store.fingerprint[:16]}"
+    key = f"{kind} {row_length} {store.fingerprint}"
     if (folder / "plan.json").exists():  # written last: without it another process may be writing the others
         try:
             return Plan.load(folder, key)
         except DataError as error:
             log.warning("A cached plan of rows cannot be used and is made again: %s", printable(error, one_line=True))
-    plan = pack(store.document_lengths(), row_length)
+    plan = pack(lengths, row_length)
     plan.save(folder, key)
     return plan
+
+
+def documents_without_target(store: Store, row_length: int) -> npt.NDArray[np.bool_] | None:
+    """Return which documents of a store (documents,) have nothing to predict in their rows; None where all have.
+
+    They are pairs whose prompt fills a row, so that no token of the response is ever a target.
+    """
+    if store.annotations is None:
+        return None
+    found = store.annotations.without_target(store.document_lengths(), row_length)
+    return found if found.any() else None
 
 
 def concat(lengths: Array, row_length: int) -> Plan:

@@ -35,8 +35,8 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats per token."""
-        return -self.log_likelihood / max(1, self.tokens)
+        """Mean cross-entropy in nats per token; NaN, which is no figure, of a text without a token to predict."""
+        return -self.log_likelihood / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -45,8 +45,8 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits needed per byte of text."""
-        return -self.log_likelihood / math.log(2) / max(1, self.text_bytes)
+        """Bits needed per byte of text; NaN of an empty one."""
+        return -self.log_likelihood / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """From texts to scores: a model with its tokenizer, and how its family scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, DivergenceError
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
     Ints,
@@ -65,14 +65,20 @@ class Scorer:
         return self.model.causal
 
     def predictions(self, passages: Sequence[Passage]) -> list[Predicted]:
-        """Return how the tokens of each passage are predicted."""
+        """Return how the tokens of each passage are predicted.
+
+        Raises DivergenceError where the model gives no numbers: compared, they would make some answer the best one.
+        """
         if self.causal:
-            return causal_predictions(self.model, passages, self.batch_tokens, self.report)
-        mask_id = self.tokenizer.mask_id
-        assert mask_id is not None
-        return masked_predictions(
-            self.model, passages, mask_id, self.tokenizer.special_ids, self.batch_tokens, self.report
-        )
+            found = causal_predictions(self.model, passages, self.batch_tokens, self.report)
+        else:
+            mask_id = self.tokenizer.mask_id
+            assert mask_id is not None
+            found = masked_predictions(
+                self.model, passages, mask_id, self.tokenizer.special_ids, self.batch_tokens, self.report
+            )
+        check_numbers(bool(each.log_probabilities.isnan().any()) for each in found)
+        return found
 
     def texts(self, texts: Sequence[str]) -> list[Score]:
         """Return how likely the model finds each text; equal texts score exactly the same.
@@ -147,6 +153,15 @@ class Scorer:
             return Passage(row, len(row) - new)
         row = self._framed(whole)[-length:]
         return Passage(row, len(row) - 1 - new)
+
+
+def check_numbers(are_nan: Iterable[bool]) -> None:
+    """Raise DivergenceError where a model's log-probabilities or losses are NaN."""
+    if any(are_nan):
+        raise DivergenceError(
+            "the model's probabilities are not numbers (NaN), so nothing can be scored: its weights have diverged. "
+            "Take an earlier checkpoint."
+        )
 
 
 def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from pretrain.config import RunConfig
+from pretrain.data.batches import RowStream
+from pretrain.data.mixture import MixedStream
 from pretrain.data.prepare import Prepared
 from pretrain.errors import ConfigError, DataError
 from pretrain.model_folder import ModelFolder, Values, build_without_weights
@@ -13,6 +15,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
+from pretrain.training.data import TextDataModule
 from pretrain.training.processes import say
 
 _HEAD = "head."
@@ -32,6 +35,30 @@ def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
             f"[{','.join(found)}]. Try objective.labels=[], which takes those of the data."
         )
     return replace(config, objective=replace(objective, labels=found))
+
+
+def pairs_left_out(data: TextDataModule) -> list[str]:
+    """Return a sentence for each source of which pairs are left out, as their prompts leave nothing to predict."""
+    if not isinstance(data.train_stream, MixedStream):
+        return []
+    found = []
+    for name, train in data.train_stream.streams.items():
+        validation = data.validation_streams.get(name)
+        parts = [(train, "to train on"), *([(validation, "to validate on")] if validation else [])]
+        counts = [(rows, _left_out(rows), use) for rows, use in parts if _left_out(rows)]
+        if counts:
+            shown = " and ".join(f"{count:,} of {rows.store.n_documents:,} {use}" for rows, count, use in counts)
+            longest = max(rows.fitting_length() for rows, _, _ in counts)
+            found.append(
+                f"{f'source {name}: ' if name else ''}pairs whose prompts fill the context of {train.plan.row_length} "
+                f"tokens have no response to learn and are left out: {shown}. Try model.context_length={longest}, "
+                "or shorter prompts."
+            )
+    return found
+
+
+def _left_out(rows: RowStream) -> int:
+    return 0 if rows.without_target is None else int(rows.without_target.sum())
 
 
 def values_of_base(config: RunConfig, given: ModelFolder, prepared: Prepared, model: Transformer) -> Values:

@@ -1,5 +1,6 @@
 """The LightningModule: what one training step does, for every model and objective alike."""
 
+import math
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from pretrain.errors import DivergenceError
-from pretrain.evaluation.totals import Totals, validation_figures
+from pretrain.errors import DataError, DivergenceError
+from pretrain.evaluation.totals import Totals, target_counts, validation_figures
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import OptimizerConfig, ScheduleConfig
@@ -25,6 +26,7 @@ from pretrain.training.run_length import RunLength
 from pretrain.training.spikes import Rewind, Spikes, named, rows_to_blame, stop
 
 MAX_SKIPPED_IN_A_ROW = 10
+NO_TARGET = "no token of the step's rows was to be predicted"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is how Slurm announces the end of a job
 
 
@@ -69,12 +71,14 @@ class TrainingModule(L.LightningModule):
         self._ready = False
         self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
         self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
-        self.validated: dict[str, float] = {}  # the newest validation, by metric key
+        self.validated: dict[str, float] = {}  # the newest validation, by metric key; none without a target
+        self.validation_targets: dict[str, int] = {}  # of it, by source
         self.validated_at: int | None = None  # the step of it
         self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
         self.looks_at_gradient: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
         self.skipped_steps = 0
+        self.skipped_because = ""  # why the newest of them was
         self._skipped_in_a_row = 0
         self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
         self.step_samples: list[int] = []  # and the places of its rows, where the ledger needs them
@@ -143,9 +147,9 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
 
-        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped; a loss
-        that jumps is dealt with as the settings say. The learning rate is set here too, for all processes agree only
-        now on how late it is.
+        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped, as is a
+        step without targets; a loss that jumps is dealt with as the settings say. The learning rate is set here too,
+        for all processes agree only now on how late it is.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._agree()
@@ -157,6 +161,9 @@ class TrainingModule(L.LightningModule):
             self.looks_at_gradient(scale)
         if not bool(torch.isfinite(self.grad_norm)):
             self._skip(optimizer, "the gradient was not finite")
+            return
+        if not int(self._step_targets):  # after the line that waits for the device
+            self._skip(optimizer, NO_TARGET)
             return
         if self.spikes.is_one(self.step_loss):
             self._meet_spike()
@@ -189,7 +196,8 @@ class TrainingModule(L.LightningModule):
             seconds = clock / 1000
         self.length.reach(seconds)
         if self.spikes.watches or self.keeps_ledger:  # waits for the device
-            self.step_loss = float(loss_sum) / max(1, int(self._step_targets))
+            targets = int(self._step_targets)
+            self.step_loss = float(loss_sum) / targets if targets else math.nan
 
     def _set_learning_rate(self, optimizer: Optimizer) -> None:
         """Set the learning rate of this step, and have the trainer end after it where it is the last."""
@@ -217,15 +225,18 @@ class TrainingModule(L.LightningModule):
     def _skip(self, optimizer: Optimizer, reason: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.skipped_steps += 1
+        self.skipped_because = reason
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
             rows = data.train_stream.placed(self._all_samples().cpu().numpy())
-            raise DivergenceError(
+            what = (
                 f"{reason} in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step + 1}; the last of "
                 f"them read rows {named(row.id for row in rows)}. "
-                "Try a lower optimizer.learning_rate, then resume=auto."
             )
+            if reason == NO_TARGET:
+                raise DataError(f"{what}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
+            raise DivergenceError(f"{what}Try a lower optimizer.learning_rate, then resume=auto.")
         self._end_step()
 
     def _end_step(self) -> None:
@@ -254,13 +265,16 @@ class TrainingModule(L.LightningModule):
         assert isinstance(optimizer, Optimizer)
         return float(optimizer.param_groups[0]["lr"])
 
-    def take_training_loss(self) -> float:
-        """Return the mean loss in nats per target since the last call; this waits for the device."""
+    def take_training_loss(self) -> float | None:
+        """Return the mean loss in nats per target since the last call; this waits for the device.
+
+        None where every step since then was skipped.
+        """
         if self.trainer.world_size > 1:
             self._logged_loss *= self._speaks()
             torch.distributed.all_reduce(self._logged_loss)
         targets = int(self._logged_targets)
-        loss = float(self._logged_loss) / targets if targets else float("nan")  # every step since then was skipped
+        loss = float(self._logged_loss) / targets if targets else None
         self._logged_loss.zero_()
         self._logged_targets.zero_()
         return loss
@@ -281,10 +295,10 @@ class TrainingModule(L.LightningModule):
             assert isinstance(metrics, LossMetrics)
             found.append((source, part, Totals(*metrics.compute(), factor)))
             metrics.reset()
-        figures = validation_figures(found)
+        figures, self.validation_targets = validation_figures(found), target_counts(found)
         if self.f1 is not None:
-            del figures["perplexity"]  # of labels it says nothing that the loss does not
-            figures["f1"] = float(self.f1.compute())
+            figures.pop("perplexity", None)  # of labels it says nothing that the loss does not
+            figures |= {"f1": float(self.f1.compute())} if figures else {}
             self.f1.reset()
         self.validated = {f"val/{name}": value for name, value in figures.items()}
         self.validated_at = self.trainer.global_step

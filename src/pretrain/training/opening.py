@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 
 import torch
 
@@ -11,7 +12,9 @@ from pretrain.models.transformer import Transformer
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.config import Precision
 from pretrain.training.data import TextDataModule
+from pretrain.training.fine_tuning import pairs_left_out
 from pretrain.training.run_length import run_length
+from pretrain.training.validation import validation_doubts
 
 
 def opening(
@@ -34,8 +37,13 @@ def opening(
     )
 
 
-def doubts(config: RunConfig, model: Transformer, data: TextDataModule) -> list[str]:
-    """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few."""
+def doubts(
+    config: RunConfig, model: Transformer, data: TextDataModule, without_validation: Mapping[str, str]
+) -> list[str]:
+    """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few.
+
+    `without_validation` is what `not_validated` returns.
+    """
     steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
     found = []
     fine_tunes = isinstance(config.data, AnnotatedConfig)  # a model far larger than its data, which it reads often
@@ -48,4 +56,4 @@ def doubts(config: RunConfig, model: Transformer, data: TextDataModule) -> list[
         found += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
         found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
-    return found
+    return found + pairs_left_out(data) + validation_doubts(without_validation, data.validation_streams)

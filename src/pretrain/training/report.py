@@ -1,14 +1,16 @@
 """What a run prints at its end, and leaves in its folder."""
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.store_files import write_atomically
 from pretrain.errors import printable
 from pretrain.planning.cost import best_interval_s
 from pretrain.training.spikes import named
-from pretrain.training.validation import changes
+from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
 _PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
@@ -23,7 +25,7 @@ class Report:
     tokens_seen: int
     parameters: int
     objective: str  # its kind
-    validation: dict[str, float]
+    validation: dict[str, float]  # without a figure for what had no target
     first_validation: dict[str, float]  # before the first step; empty where there was none
     tokens_per_s: float
     training_s: float  # in steps
@@ -34,12 +36,20 @@ class Report:
     left_out: list[str]  # rows to blame for spikes
     sample: str
     longer: str  # the settings that have the run go on, twice as long
+    not_validated: dict[str, str] = field(default_factory=dict)  # why a source has no validation; a single one is ""
+    validation_targets: dict[str, int] = field(default_factory=dict)  # predicted in the last validation, by source
 
     def save(self) -> None:
-        """Write report.json into the run folder; what found nothing left to do leaves the run's own report there."""
+        """Write report.json into the run folder; what found nothing left to do leaves the run's own report there.
+
+        A figure that there is none of, or that is no number, is null.
+        """
         path = Path(self.folder) / "report.json"
         if self.training_s or _steps_told(path) != self.steps:
-            write_atomically(path, json.dumps(asdict(self), indent=1).encode())
+            record = asdict(self)
+            missing = [f"val/{name}/loss" if name else "val/loss" for name in self.not_validated]
+            record["validation"] = dict.fromkeys(["val/loss", *missing]) | self.validation
+            write_atomically(path, json.dumps(_with_nulls(record), indent=1, allow_nan=False).encode())
 
     def __str__(self) -> str:
         lines = ["", "Report", f"  run folder         {self.folder}"]
@@ -56,8 +66,8 @@ class Report:
             lines += [f"  skipped            {self.skipped_steps:,} steps"]
         if self.left_out:
             lines += [f"  left out           {named(self.left_out)} (rows to blame for spikes)"]
+        lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
-            ("val/loss", "validation loss"),
             ("val/perplexity", "perplexity"),
             ("val/bits_per_byte", "bits per byte"),
             ("val/accuracy", "accuracy"),
@@ -75,6 +85,18 @@ class Report:
         lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
         lines += [f"  python src/train.py resume={self.folder} {self.longer}"]
         return "\n".join(lines)
+
+    def _loss(self) -> str:
+        """Return the validation loss, and what it is not: of all sources, or of enough text to compare runs by it."""
+        if "val/loss" not in self.validation:
+            reasons = dict.fromkeys(self.not_validated.values())
+            return "none" + (f": {'; '.join(reasons)}" if reasons else "")
+        doubts = []
+        if self.not_validated:
+            doubts.append(f"of {', '.join(self.validation_targets)} alone")
+        if self.validation_targets and sum(self.validation_targets.values()) < FEW_TARGETS:
+            doubts.append(too_few(sum(self.validation_targets.values())))
+        return f"{self.validation['val/loss']:.4f}" + (f" ({'; '.join(doubts)})" if doubts else "")
 
     def _goodput(self) -> str:
         """Return which share of the time went into steps, and where the rest of it went."""
@@ -95,8 +117,21 @@ class Report:
             _, *source, figure = key.split("/")
             if source:
                 found.setdefault(source[0], []).append(f"{figure.replace('_', ' ')} {value:.4f}")
+        for source_name, figures in found.items():
+            targets = self.validation_targets.get(source_name, FEW_TARGETS)
+            figures += [too_few(targets)] if targets < FEW_TARGETS else []
+        for source_name, reason in self.not_validated.items():
+            if source_name:
+                found[source_name] = [f"none: {reason}"]
         width = max([16, *map(len, found)])
         return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return a record with None in the place of each number that is not finite, for JSON has none of those."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _steps_told(path: Path) -> int | None:

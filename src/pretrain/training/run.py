@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from pretrain.checkpoint_writing import sweep
 from pretrain.config import RunConfig, to_dict
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.batches import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.store_files import delete_drafts
@@ -48,6 +48,7 @@ from pretrain.training.launch import Placement
 from pretrain.training.loggers import TABLE, LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
+from pretrain.training.outcome import check_outcome
 from pretrain.training.processes import say
 from pretrain.training.report import Report
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
@@ -55,7 +56,7 @@ from pretrain.training.spikes import Spikes
 from pretrain.training.strategy import build_strategy, choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.unprofiled import Unprofiled
-from pretrain.training.validation import check_first_validation, final_validation, validates_first
+from pretrain.training.validation import check_first_validation, final_validation, not_validated, validates_first
 from pretrain.training.weights import first_values, fixed_facts, materialiser
 
 
@@ -75,27 +76,26 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     precision = resolve_precision(config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
-    check_first_validation(config, bool(prepared.validation))
     config = with_labels(config, prepared)
     placement = replace(placement, config=config)
-    model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    learner = Learner(model, objective)
-    check_room(folder, sum(p.numel() for p in model.parameters()))
-    values = first_values(placement, prepared, model)
     before = resumed.progress if resumed else {}
     left_out = placement.left_out | frozenset(before.get("left_out", []))
     batch_sizes = batch_sizes_of(config, resumed)
     data = _build_data(config, prepared, objective, left_out, batch_sizes)
+    reasons = not_validated(config.data, prepared, data.validation_streams)
+    check_first_validation(config, reasons, bool(data.validation_streams))
+    model = build_without_weights(config.model, config.objective, prepared.tokenizer)
+    learner = Learner(model, objective)
+    check_room(folder, sum(p.numel() for p in model.parameters()))
+    values = first_values(placement, prepared, model)
     start = resumed.step if resumed else 0
     seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
     length = run_length(config, seconds, batch_sizes)
     spikes = _spikes(config, before)
-    module = _build_module(
-        config, prepared, data, learner, length, spikes, device, materialiser(learner, config, values)
-    )
+    module = _build_module(config, data, learner, length, spikes, device, materialiser(learner, config, values))
     module.first_validated = dict(before.get("first_validation", {}))
-    for sentence in doubts(config, model, data):
+    for sentence in doubts(config, model, data, reasons):
         say(f"warning: {sentence}")
 
     shape = config.model
@@ -109,7 +109,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
     )
     writer = Writer(config, prepared.tokenizer)
-    trainer = _build_trainer(config, folder, device, precision, start, bool(prepared.validation), length.max_steps)
+    validates = bool(data.validation_streams)
+    trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
     state = RunState(
         trainer,
         module,
@@ -145,6 +146,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         with loader_errors():
             trainer.fit(module, datamodule=data)
     validation = final_validation(trainer, module, data)
+    targets = module.validation_targets
     sample = writer.sample(model, seed=config.seed)
     report = Report(
         folder=str(folder),
@@ -163,10 +165,14 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         left_out=sorted(left_out),
         sample=sample,
         longer=length.doubled(max(start, trainer.global_step)),
+        not_validated=not_validated(config.data, prepared, [name for name, count in targets.items() if count]),
+        validation_targets={name: count for name, count in targets.items() if count},
     )
     if trainer.is_global_zero:
         report.save()
         compare_by_settings(trainer, to_dict(config), validation)
+    skipped = module.skipped_steps - int(before.get("skipped_steps", 0))
+    check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
     return report
 
 
@@ -180,11 +186,11 @@ def _build_data(
     length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
     train = training_rows(prepared, config.data, length, config.seed)
     validation = {
-        name: RowStream(store, config.data, length, pad_id, seed=0) for name, store in prepared.validation.items()
+        name: validation_rows(store, config.data, length, pad_id) for name, store in prepared.validation.items()
     }
     return TextDataModule(
         train,
-        validation,
+        {name: rows for name, rows in validation.items() if rows is not None},
         objective,
         size=config.rows_per_micro_batch(),
         batch_size=config.batch_size,
@@ -206,7 +212,6 @@ def _text_ahead(
 
 def _build_module(
     config: RunConfig,
-    prepared: Prepared,
     data: TextDataModule,
     learner: Learner,
     length: RunLength,
@@ -228,7 +233,9 @@ def _build_module(
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         n_labels=config.objective.n_labels,
-        bits_per_byte_of_a_nat={name: bits_per_byte_of_a_nat(store) for name, store in prepared.validation.items()},
+        bits_per_byte_of_a_nat={
+            name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()
+        },
         materialise=materialise,
     )
 

@@ -1,15 +1,21 @@
 """Validation before the first step of a process and after its last; those in between are Lightning's to begin."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import lightning as L
 
 from pretrain.config import RunConfig
+from pretrain.data.batches import RowStream
+from pretrain.data.config import DataConfig
+from pretrain.data.prepare import Prepared
 from pretrain.errors import ConfigError
 from pretrain.training.data import TextDataModule
 from pretrain.training.loggers import TABLE, has_figures
 from pretrain.training.module import TrainingModule
+
+FEW_TARGETS = 1_000  # a loss varies by 2 to 3 nats from token to token: the mean of so many is known to within 0.1
+_HOLDS_NOTHING = "data.validation_fraction=0 holds nothing out"
 
 
 def validates_first(config: RunConfig, folder: Path, start: int) -> bool:
@@ -25,12 +31,57 @@ def validates_first(config: RunConfig, folder: Path, start: int) -> bool:
     return due and not has_figures(folder / TABLE, start, "val/")
 
 
-def check_first_validation(config: RunConfig, validates: bool) -> None:
-    """Raise ConfigError where the settings ask for a first validation and the data keep nothing to validate on."""
+def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[str]) -> dict[str, str]:
+    """Return why a source is not `validated`, by its name, for each that is not; one read alone has the name ""."""
+    found = {}
+    for name, part in data.parts().items():
+        if name in validated:
+            continue
+        if name in prepared.validation:
+            found[name] = "nothing of what is held out is to be predicted"
+        elif part.validation_fraction == 0.0:
+            found[name] = _HOLDS_NOTHING
+        else:
+            found[name] = f"data.validation_fraction={part.validation_fraction:g} of so few documents holds nothing out"
+    return found
+
+
+def validation_doubts(reasons: Mapping[str, str], validated: Mapping[str, RowStream]) -> list[str]:
+    """Return a sentence for each source that is not validated, though not told so, and for each validation too small.
+
+    `reasons` are what `not_validated` returns, `validated` the rows of the others, by source.
+    """
+    found = []
+    for name, reason in reasons.items():
+        if reason == _HOLDS_NOTHING:
+            continue
+        rest = f", and val/loss is that of {', '.join(validated)} alone" if validated else ""
+        found.append(f"{f'source {name} has ' if name else ''}no validation: {reason}{rest}.")
+    for name, rows in validated.items():
+        if rows.store.n_tokens < FEW_TARGETS:
+            source = f" of source {name}" if name else ""
+            found.append(
+                f"the validation{source} has {too_few(rows.store.n_tokens)}. Try a larger data.validation_fraction, "
+                "or more text."
+            )
+    return found
+
+
+def too_few(tokens: int) -> str:
+    """Return what to say of a validation of so few tokens."""
+    return f"{tokens:,} tokens: too few to compare runs by"
+
+
+def check_first_validation(config: RunConfig, reasons: Mapping[str, str], validates: bool) -> None:
+    """Raise ConfigError where the settings ask for a first validation and the data keep nothing to validate on.
+
+    `reasons` are what `not_validated` returns.
+    """
     if config.trainer.validate_first and not validates:
         raise ConfigError(
-            "trainer.validate_first=true scores validation documents before the first step, and the data keep none: "
-            f"data.validation_fraction={config.data.validation_fraction:g}. Try data.validation_fraction=0.05."
+            "trainer.validate_first=true scores validation documents before the first step, and there are none: "
+            f"{'; '.join(dict.fromkeys(reasons.values()))}. Try data.validation_fraction=0.05, or "
+            "trainer.validate_first=false."
         )
 
 

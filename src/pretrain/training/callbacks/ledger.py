@@ -1,6 +1,7 @@
 """What the run read, step by step, in a form that can be compared to the bit."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from pretrain.training.module import TrainingModule
 class Ledger(Callback):
     """Appends a line of JSON for each step: its number, the places of its rows in the stream, its exact loss.
 
-    The loss is in nats per target over all processes, as C writes floats in base 16. A resume first drops lines beyond
-    the step it goes on from, so that the ledger of a run that was killed is that of one that was not.
+    The loss is in nats per target over all processes, as C writes floats in base 16; null where it is no number, as of
+    a step without targets. A resume first drops lines beyond the step it goes on from, so that the ledger of a run that
+    was killed is that of one that was not.
     """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
@@ -38,7 +40,7 @@ class Ledger(Callback):
         line = {
             "step": trainer.global_step,
             "samples": pl_module.step_samples,
-            "loss": pl_module.step_loss.hex(),
+            "loss": None if math.isnan(pl_module.step_loss) else pl_module.step_loss.hex(),
             "skipped_steps": pl_module.skipped_steps,
         }
         with self.path.open("a", encoding="utf8") as file:

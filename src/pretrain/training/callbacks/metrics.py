@@ -1,5 +1,6 @@
 """Figures of the run, every n steps: nothing waits for the device in between."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -45,18 +46,20 @@ class Metrics(Callback):
             self._log(trainer, pl_module, step)
 
     def _log(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
-        tokens_per_s = self.throughput.tokens_per_s()
-        self.newest = {
-            "train/loss": module.take_training_loss(),
+        tokens_per_s, loss = self.throughput.tokens_per_s(), module.take_training_loss()
+        utilization = tokens_per_s * self.flops_per_token / self.peak_flops_per_s
+        self.newest = {} if loss is None else {"train/loss": loss}
+        self.newest |= {
             "optim/learning_rate": module.learning_rate(),
             "optim/grad_norm": float(module.grad_norm),
             "optim/skipped_steps": float(module.skipped_steps),
             "speed/tokens_per_s": tokens_per_s,
-            "speed/mfu": tokens_per_s * self.flops_per_token / self.peak_flops_per_s,
             "speed/memory_gib": memory_gib(module.device),
             "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
+        if utilization <= 1.0:  # above, the measured peak was too low: something else ran on the processor
+            self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:
             self.newest["speed/data_wait_s"] = self.throughput.other_s["text"]
         write(trainer, self.newest, step)
@@ -79,10 +82,11 @@ class Metrics(Callback):
 
 
 def write(trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
-    """Hand figures to every logger, once over all ranks."""
+    """Hand figures to every logger, once over all ranks; what is NaN is no figure and left out."""
     if trainer.is_global_zero:
+        found = {name: value for name, value in figures.items() if not math.isnan(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step)
+            logger.log_metrics(found, step)
 
 
 def memory_gib(device: torch.device) -> float:

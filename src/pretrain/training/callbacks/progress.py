@@ -52,7 +52,8 @@ class Progress(Callback):
 
     def _figures(self) -> str:
         newest = self.metrics.newest
-        return f"loss {newest['train/loss']:.3f}  {newest['speed/tokens_per_s']:,.0f} tokens/s"
+        loss = f"{newest['train/loss']:.3f}" if "train/loss" in newest else "none"  # every step since was skipped
+        return f"loss {loss}  {newest['speed/tokens_per_s']:,.0f} tokens/s"
 
     def _planned(self, trainer: L.Trainer) -> int:
         """Return the steps of the whole run; where it ends by the clock, what it will come to at this pace."""
