@@ -8,17 +8,19 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
     from pretrain.checkpoint import latest_run
     from pretrain.errors import printable
+    from pretrain.escapes import read_escapes
     from pretrain.inference.options import GenerationOptions
     from pretrain.language_model import LanguageModel
 
+    prompt = read_escapes(config.prompt)
     path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
     language_model = LanguageModel.load(path, config.device, config.weights)
     if language_model.labels:
-        for label, probability in language_model.classify(config.prompt).items():
+        for label, probability in language_model.classify(prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
-    if "[MASK]" in config.prompt or not language_model.causal:
-        for number, answers in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
+    if "[MASK]" in prompt or not language_model.causal:
+        for number, answers in enumerate(language_model.predict_mask(prompt, config.top_k or 5), start=1):
             print(printable(f"mask {number}"))
             for answer in answers:
                 token = printable(answer.token.strip(), one_line=True)
@@ -31,20 +33,20 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         "top_p": config.top_p,
         "min_p": config.min_p,
         "repetition_penalty": config.repetition_penalty,
-        "stop": config.stop,
+        "stop": [read_escapes(text) for text in config.stop],
         "seed": config.seed,
     }
     if language_model.around_prompt is not None:
-        print(printable(language_model.respond(config.prompt, **options)))
+        print(printable(language_model.respond(prompt, **options)))
         return
     if config.log_probabilities:
-        (written,) = language_model.continuations([config.prompt], **options)
-        print(printable(config.prompt + written.text))
+        (written,) = language_model.continuations([prompt], **options)
+        print(printable(prompt + written.text))
         for token, value in zip(written.tokens, written.log_probabilities, strict=True):
             print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
         return
-    print(printable(config.prompt), end="", flush=True)
-    for piece in language_model.stream(config.prompt, **options):
+    print(printable(prompt), end="", flush=True)
+    for piece in language_model.stream(prompt, **options):
         print(printable(piece), end="", flush=True)
     print()
 

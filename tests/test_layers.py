@@ -19,7 +19,7 @@ LAYERS = [
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
-    {"errors", "untrusted_files", "compiling", "matrix_products", "memory_reuse", ""},
+    {"errors", "escapes", "untrusted_files", "compiling", "matrix_products", "memory_reuse", ""},
 ]
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {

@@ -76,7 +76,7 @@ def test_a_record_says_what_each_source_is_in_full() -> None:
         "docs": {"kind": "python_docs", "weight": 2.0},
         "novels": {
             "kind": "text_files", "path": "x", "validation_path": None, "text_column": "text", "separator": None,
-            "weight": 1.0,
+            "format": "auto", "weight": 1.0,
         },
     }  # fmt: skip
     register_schemas("prepare", PrepareConfig)

@@ -170,7 +170,9 @@ def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
     """Return the stores to score, by source."""
     remedy = "Give files: path=<file>."
     if config.path is not None:
-        files = TextFilesConfig(path=config.path, text_column=config.text_column, validation_fraction=0.0)
+        files = TextFilesConfig(
+            path=config.path, text_column=config.text_column, format=config.format, validation_fraction=0.0
+        )
         tokenizer = PretrainedTokenizerConfig(path=str(folder.tokenizer_folder))
         return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
     found = _prepared(config, _run_of(folder, remedy)).validation

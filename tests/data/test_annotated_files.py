@@ -25,6 +25,12 @@ def parts(document: Document) -> tuple[str, str]:
     return document.text[:end], document.text[end:]
 
 
+def test_a_template_has_its_escapes_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {"prompt": "Why\\n?", "response": "So"})
+    (found,) = open_source(PairsConfig(path=str(path), template="Q\\t{prompt}\\\\n\\n{response}")).documents()
+    assert found.text == "Q\tWhy\\n?\\n\nSo"
+
+
 def test_a_pair_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", {"prompt": "Why {response}?", "response": "{prompt} \\n"})
     (found,) = open_source(PairsConfig(path=str(path))).documents()
@@ -101,7 +107,7 @@ def test_settings_that_would_cut_documents_or_let_them_see_one_another_are_refus
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("only text\n")
-    with pytest.raises(DataError, match=r"plain\.txt is no file of JSON lines"):
+    with pytest.raises(DataError, match=r"plain\.txt is plain text, and pairs have two columns\. Name a file of JSON"):
         found(open_source(PairsConfig(path=str(plain))))
     with pytest.raises(DataError, match=r"plain\.txt:1 has no tab\. Write lines of text, tab, label"):
         found(labelled(plain))

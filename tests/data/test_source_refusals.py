@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import text_files
+from pretrain.data import records
 from pretrain.data.config import DataConfig, TextFilesConfig
 from pretrain.data.sources import Source, open_source
 from pretrain.errors import ConfigError, DataError
@@ -39,7 +39,9 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path=.*\*\.txt has no file to read"):
         text_source(tmp_path / "*.txt")
     (tmp_path / "picture.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"data\.path=.* has no file to read\. Name files that end in one of \.txt"):
+    with pytest.raises(
+        DataError, match=r"data\.path=.* has no file to read \(passed over: 1 \.png\)\. Name .* in one of \.txt"
+    ):
         text_source(tmp_path)
     with pytest.raises(DataError, match=r"data\.validation_path=.*gone does not exist"):
         text_source(tmp_path / "picture.png", validation_path=str(tmp_path / "gone"))
@@ -83,9 +85,9 @@ def test_a_missing_column_names_those_present(tmp_path: Path) -> None:
 
 
 def test_files_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[{"text": "x"}]')
-    with pytest.raises(DataError, match=r"a\.json is one JSON array"):
-        texts(text_source(tmp_path / "a.json"))
+    (tmp_path / "a.jsonl").write_text('[{"text": "x"}]')
+    with pytest.raises(DataError, match=r"a\.jsonl is one JSON array\. Read it by data\.format=json, or"):
+        texts(text_source(tmp_path / "a.jsonl"))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet PAR1")
     with pytest.raises(DataError, match=r"a\.parquet.* cannot be read"):
         texts(text_source(tmp_path / "a.parquet"))
@@ -95,7 +97,7 @@ def test_files_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_document_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 100)
     (tmp_path / "a.txt").write_text("x" * 101)
     with pytest.raises(DataError, match=r"a\.txt is over 100 bytes .* data\.separator="):
         texts(text_source(tmp_path))

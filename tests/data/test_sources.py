@@ -1,5 +1,6 @@
 """Sources of text: every document is kept or counted, nothing in a corpus crashes, every refusal says what to do."""
 
+import bz2
 import gzip
 import json
 import lzma
@@ -23,6 +24,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
 }
 
 
@@ -88,6 +90,41 @@ def test_a_separator_splits_also_where_it_straddles_two_blocks(tmp_path: Path, m
         assert source.skipped == {"empty": 1}
 
 
+@pytest.mark.parametrize("separator", ["\\n\\n", "\n\n", "\\r\\n\\r\\n", "\r\n\n"])
+def test_a_separator_of_line_ends_splits_files_of_any_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\nlines\n\n")
+    (tmp_path / "b.txt").write_bytes(b"one\r\n\r\ntwo\r\nlines\r\n\r\nthree\n")
+    for block in (1, 2, 3, 100):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+        source = text_source(tmp_path, separator=separator)
+        assert texts(source) == ["one", "two\nlines", "one", "two\r\nlines", "three\n"]
+        assert source.remarks() == []
+    made = text_source(tmp_path, separator="\n\n").fingerprint()
+    assert text_source(tmp_path, separator="\\n\\n").fingerprint() == made
+    assert text_source(tmp_path, separator="\\\\n").fingerprint() != made
+
+
+def test_a_separator_that_never_occurs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\\n\\ntwo")
+    source = text_source(tmp_path, separator="\\n\\n")
+    assert texts(source) == ["one\\n\\ntwo"]
+    (remark,) = source.remarks()
+    assert remark.startswith(
+        f"data.separator='\\n\\n' does not occur in data.path={tmp_path}, where text files are read"
+    )
+    assert texts(text_source(tmp_path, separator="\\\\n\\\\n")) == ["one", "two"]
+    (tmp_path / "a.txt").rename(tmp_path / "a.bin")
+    (tmp_path / "b.jsonl").write_bytes(json_lines({"text": "x"}))
+    source = text_source(tmp_path, separator="|")
+    assert texts(source) == ["x"]
+    assert [remark.partition(", which has no plain text")[1] for remark in source.remarks()] == [
+        "",
+        ", which has no plain text",
+    ]
+
+
 def test_a_folder_is_read_in_sorted_order_each_file_once(tmp_path: Path) -> None:
     for name in ("b/2.txt", "a/1.txt", "c.md", ".hidden.txt", ".git/x.txt", "picture.png", "new\nline.txt", "😀.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -96,7 +133,10 @@ def test_a_folder_is_read_in_sorted_order_each_file_once(tmp_path: Path) -> None
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     (tmp_path / "z.txt").symlink_to(tmp_path / "c.md")
     os.mkfifo(tmp_path / "pipe.txt")
-    assert names(text_source(tmp_path)) == ["a/1.txt", "b/2.txt", "c.md", "new\\nline.txt", "😀.txt"]
+    source = text_source(tmp_path)
+    assert names(source) == ["a/1.txt", "b/2.txt", "c.md", "new\\nline.txt", "😀.txt"]
+    counts = "1 .png, 1 FIFO, 1 broken link"
+    assert source.remarks() == [f"data.path={tmp_path}: files passed over: 3 ({counts})"]
     assert names(text_source(tmp_path / "*" / "*.txt")) == ["a/1.txt", "b/2.txt"]
     assert names(text_source(tmp_path / "**" / "?.txt")) == ["a/1.txt", "b/2.txt", "z.txt", "😀.txt"]
     assert names(text_source(tmp_path / "picture.png")) == ["picture.png"]
@@ -206,11 +246,12 @@ def test_documents_in_are_documents_kept_or_skipped(tmp_path: Path, bodies: list
     assert len(texts(source)) + source.skipped.total() == 2 + max(1, len(bodies))
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst", ".bz2"])
 @pytest.mark.parametrize("form", ["jsonl", "txt"])
 @pytest.mark.fault("F14")
 def test_a_truncated_or_damaged_archive_names_its_file(tmp_path: Path, suffix: str, form: str) -> None:
-    whole = COMPRESS[suffix](json_lines(*({"text": f"document {n * n} {n**9}"} for n in range(5000))))
+    lines = json_lines(*({"text": f"document {n * n} {n**9}"} for n in range(5000)))
+    whole = COMPRESS[suffix](lines if form == "jsonl" else lines.replace(b"{", b""))
     path = tmp_path / f"a.{form}{suffix}"
     for content in (whole[:-9], whole[: len(whole) // 2], b"no archive at all", whole[:500] + b"\0" * 99 + whole[600:]):
         path.write_bytes(content)
@@ -220,7 +261,7 @@ def test_a_truncated_or_damaged_archive_names_its_file(tmp_path: Path, suffix: s
 
 def test_an_archive_of_several_frames_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (1, 5, 4096):
-        monkeypatch.setattr(file_streams, "ZSTD_BLOCK_BYTES", block)
+        monkeypatch.setattr(file_streams, "PACKED_BLOCK_BYTES", block)
         for suffix, compress in COMPRESS.items():
             (tmp_path / f"a.txt{suffix}").write_bytes(compress(b"one ") + compress(b"") + compress(b"two"))
             assert texts(text_source(tmp_path / f"a.txt{suffix}")) == ["one two"]

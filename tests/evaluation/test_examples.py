@@ -50,6 +50,8 @@ def test_pairs_come_with_their_paradigm(tmp_path: Path) -> None:
         ("Q: two ", "2", " ", "2"),
         ("Q: two", " 2", " ", " 2"),
         ("Q: two", "2", "\\nAnswer: ", "\nAnswer: 2"),
+        ("Q: two", "2", "\\t", "\t2"),
+        ("Q: two", "2", "\\\\n", "\\n2"),
         ("Q: two", "é", "", "é"),
     ],
 )

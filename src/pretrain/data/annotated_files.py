@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pretrain.data.config import Format
+from pretrain.data.corpus_files import find_files, hash_files
+from pretrain.data.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.file_streams import opened
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.records import BYTE_ORDER_MARK, lines_of, read_records
 from pretrain.data.sources import Document, Source, printable
-from pretrain.data.text_files import file_format, find_files, hash_files, json_records, lines_of
 from pretrain.errors import DataError
 
 
@@ -19,9 +22,11 @@ class AnnotatedFiles(Source):
 
     def __init__(self, config: AnnotatedConfig) -> None:
         super().__init__(config)
-        self.files = find_files(config.path, "data.path")
+        self.files = find_files(config.path, "data.path", self.passed_over)
         self.validation_files = (
-            find_files(config.validation_path, "data.validation_path") if config.validation_path else None
+            find_files(config.validation_path, "data.validation_path", self.passed_over)
+            if config.validation_path
+            else None
         )
 
     def validation_documents(self) -> Iterator[Document] | None:
@@ -38,7 +43,7 @@ class AnnotatedFiles(Source):
         names = ("kind", "template", "prompt_column", "response_column", "text_column", "label_column")
         digest = xxhash.xxh3_128(json.dumps([getattr(self.config, name, None) for name in names]).encode())
         for files in (self.files, self.validation_files or {}):
-            digest.update(hash_files(files))
+            digest.update(hash_files(files, self._kind))
         return digest.hexdigest()
 
     def _origin(self) -> str:
@@ -47,29 +52,36 @@ class AnnotatedFiles(Source):
     def _read(self, place: Any = None) -> Iterator[Document]:
         return self._read_files(self.files)
 
+    def _kind(self, path: Path) -> FileKind:
+        """Return how a file is read; lines of text, tab, label are plain text here, whatever a table looks like."""
+        return kind_of_file(path, self.config.format, tabs_are_text=isinstance(self.config, LabelledTextConfig))
+
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:
         for name, path in files.items():
-            shown, is_json = printable(name), file_format(path) == "json"
-            with opened(path) as stream:
+            shown, kind = printable(name), self._kind(path)
+            with opened(path, kind.compression) as stream:
                 if isinstance(self.config, PairsConfig):
-                    yield from self._pairs(stream, shown, is_json, self.config)
+                    yield from self._pairs(stream, shown, kind.form, self.config)
                 elif isinstance(self.config, LabelledTextConfig):
-                    read = self._labelled_records if is_json else self._labelled_lines
-                    yield from read(stream, shown, self.config)
+                    if kind.form is Format.text or (kind.form is Format.tsv and not _has_heading(stream, self.config)):
+                        yield from self._labelled_lines(stream, shown, self.config)
+                    else:
+                        yield from self._labelled_records(stream, shown, kind.form, self.config)
 
-    def _pairs(self, stream: IO[bytes], name: str, is_json: bool, config: PairsConfig) -> Iterator[Document]:
+    def _pairs(self, stream: IO[bytes], name: str, form: Format, config: PairsConfig) -> Iterator[Document]:
         """Yield each prompt with its response as the template has them.
 
         White space before the response counts as the response's, as in scores of continuations: so a prompt without it
         is what the model learns to go on from, and byte-level BPE has a word's space in the word's own token.
         """
-        if not is_json:
+        if form is Format.text:
             raise DataError(
-                f"{name} is no file of JSON lines. Name one that ends in .jsonl, with or without .gz .xz .zst."
+                f"{name} is plain text, and pairs have two columns. Name a file of JSON lines (.jsonl), .csv, .tsv or "
+                ".parquet, also as .gz, .xz, .zst or .bz2."
             )
         before, between = config.around_prompt()
         columns = {"data.prompt_column": config.prompt_column, "data.response_column": config.response_column}
-        for place, record in json_records(stream, name, columns, self.skipped):
+        for place, record in read_records(form, stream, name, columns, self.skipped):
             values = [record.get(column) for column in columns.values()]
             if not all(isinstance(value, str) for value in values):
                 self.skipped["prompt or response is no string"] += 1
@@ -81,9 +93,11 @@ class AnnotatedFiles(Source):
             given = f"{before}{prompt}{between}"
             yield Document(given + response, place, prompt_characters=len(given.rstrip()))
 
-    def _labelled_records(self, stream: IO[bytes], name: str, config: LabelledTextConfig) -> Iterator[Document]:
+    def _labelled_records(
+        self, stream: IO[bytes], name: str, form: Format, config: LabelledTextConfig
+    ) -> Iterator[Document]:
         columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
-        for place, record in json_records(stream, name, columns, self.skipped):
+        for place, record in read_records(form, stream, name, columns, self.skipped):
             text, label = (record.get(column) for column in columns.values())
             if isinstance(text, str) and isinstance(label, str | int) and str(label).strip():
                 yield Document(text, place, label=str(label))
@@ -108,3 +122,11 @@ class AnnotatedFiles(Source):
                 yield Document(text, f"{name}:{number}", label=label.strip())
             elif text or label:
                 self.skipped["no label"] += 1
+
+
+def _has_heading(stream: IO[bytes], config: LabelledTextConfig) -> bool:
+    """Return whether the first line of a .tsv names more columns than two, those of text and label among them."""
+    head = stream.peek(HEAD_BYTES) if hasattr(stream, "peek") else b""
+    names = head.removeprefix(BYTE_ORDER_MARK).splitlines()[:1]
+    columns = names[0].decode("utf8", "replace").split("\t") if names else []
+    return len(columns) > 2 and {config.text_column, config.label_column} <= set(columns)

@@ -26,6 +26,18 @@ class Mode(Enum):
     stream = "stream"  # while the run trains, an era at a time
 
 
+class Format(Enum):
+    """What the files of a corpus hold."""
+
+    auto = "auto"  # by each file's name and a look at its beginning
+    text = "text"
+    jsonl = "jsonl"  # one JSON object a line
+    json = "json"  # one array of objects, or one object a line
+    csv = "csv"  # a heading, then rows; fields may be quoted
+    tsv = "tsv"
+    parquet = "parquet"
+
+
 @dataclass
 class DataConfig:
     """What every source of text has in common; a source adds where its documents are."""
@@ -74,13 +86,15 @@ class PythonDocsConfig(DataConfig):
 
 @dataclass
 class TextFilesConfig(DataConfig):
-    """Files on this machine: text, .jsonl or .parquet; .gz, .xz and .zst are read by suffix."""
+    """Files on this machine: text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .zst or .bz2."""
 
     kind: str = "text_files"
     path: str = "???"  # a file, a folder (read recursively, in sorted order) or a glob pattern
     validation_path: str | None = None  # a file, folder or pattern of its own instead of `validation_fraction`
-    text_column: str = "text"  # of .jsonl and .parquet files
-    separator: str | None = None  # string between documents of a plain text file; none: a file is one document
+    text_column: str = "text"  # of files that are not plain text
+    # between the documents of a plain text file, \n being any line end and \t a tab; none: a file is one document
+    separator: str | None = None
+    format: Format = Format.auto  # text, jsonl, json, csv, tsv, parquet; auto: by each file's name and its beginning
 
 
 @dataclass

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pretrain.data.config import DataConfig, Mode, Packing
+from pretrain.data.config import DataConfig, Format, Mode, Packing
 from pretrain.errors import ConfigError
+from pretrain.escapes import read_escapes
 
 _PLACEHOLDERS = ("{prompt}", "{response}")
 
@@ -17,6 +18,7 @@ class AnnotatedConfig(DataConfig):
     reads: ClassVar[str]  # what is in the files, in words
     path: str = "???"  # a file, a folder (read recursively, in sorted order) or a glob pattern
     validation_path: str | None = None  # a file, folder or pattern of its own instead of `validation_fraction`
+    format: Format = Format.auto  # text, jsonl, json, csv, tsv, parquet; auto: by each file's name and its beginning
     packing: Packing = Packing.whole
 
     def __post_init__(self) -> None:
@@ -40,13 +42,13 @@ class AnnotatedConfig(DataConfig):
 
 @dataclass
 class PairsConfig(AnnotatedConfig):
-    """Prompts with their responses, of which a causal model learns the responses: .jsonl, also as .gz, .xz, .zst."""
+    """Prompts with their responses, of which a causal model learns the responses: columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "pairs of prompt and response"
     kind: str = "pairs"
     prompt_column: str = "prompt"
     response_column: str = "response"
-    # \n is a new line; something has to part the two, or where a prompt ends could not be told from its tokens
+    # \n is a new line, \t a tab; something has to part the two, or its tokens would not tell where a prompt ends
     template: str = "{prompt}\\n{response}"
 
     def __post_init__(self) -> None:
@@ -60,15 +62,15 @@ class PairsConfig(AnnotatedConfig):
 
     def around_prompt(self) -> tuple[str, str]:
         """Return what the template has before the prompt, and between prompt and response."""
-        before, between = self.template.replace("\\n", "\n").removesuffix("{response}").split("{prompt}")
+        before, between = read_escapes(self.template).removesuffix("{response}").split("{prompt}")
         return before, between
 
 
 @dataclass
 class LabelledTextConfig(AnnotatedConfig):
-    """Texts with one label each: lines of text, tab, label, or .jsonl; also as .gz, .xz, .zst."""
+    """Texts with one label each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "texts with labels"
     kind: str = "labelled"
-    text_column: str = "text"  # of .jsonl files
-    label_column: str = "label"  # of .jsonl files; a first line of others that ends in it is a heading and passed over
+    text_column: str = "text"  # of files with columns
+    label_column: str = "label"  # a first line of text, tab, label that ends in it is a heading and passed over

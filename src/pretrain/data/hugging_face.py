@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.config import HuggingFaceConfig
+from pretrain.data.corpus_files import all_files, hash_files
+from pretrain.data.records import missing_column
 from pretrain.data.sources import Bookmark, Document, Source, printable
-from pretrain.data.text_files import all_files, hash_files, missing_column
 from pretrain.errors import DataError
 
 
@@ -20,6 +21,8 @@ class HuggingFace(Source):
         super().__init__(config)
         place = Path(config.path).expanduser()
         self.folder = place if place.is_dir() else None
+        if self.folder is not None:
+            all_files(self.folder)  # raises where the library would wait for a FIFO or read a device
         self._rows_read = 0
         self._opened: Any = None  # the data set that `documents` reads
         if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):

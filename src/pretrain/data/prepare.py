@@ -192,6 +192,8 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
     if not Ledger(folder).eras:
         report(f"reading the beginning of the corpus: {data.era_tokens:,} tokens, and training can start ...")
         produce(folder, source, data, tokenizer, enough=lambda: bool(Ledger(folder).eras), report=report)
+        for remark in source.remarks():
+            report(remark)
     stream = Stream(folder)
     stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     if stream.validation is None and data.validation_fraction:
@@ -241,6 +243,8 @@ def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
         (temporary / "done.json").write_text(json.dumps(counts, indent=1), encoding="utf8")
 
     _commit(folder, write)
+    for remark in source.remarks():
+        report(remark)
 
 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:

@@ -41,6 +41,7 @@ class Source:
         self.config = config
         self.skipped: Counter[str] = Counter()  # documents dropped since `documents` was last called, by reason
         self.kept = 0  # documents given since then
+        self.passed_over: Counter[str] = Counter()  # files that are not read, by suffix or by what they are
 
     def documents(self, bookmark: Bookmark | None = None) -> Iterator[Document]:
         """Return the training documents, or all of them where no validation set of its own is configured.
@@ -67,6 +68,12 @@ class Source:
         """
         return None
 
+    def remarks(self) -> list[str]:
+        """Return what whoever prepares the source should know of it, once its documents have been read."""
+        if not self.passed_over:
+            return []
+        return [f"{self._origin()}: files passed over: {self.passed_over.total():,} ({counted(self.passed_over)})"]
+
     def fingerprint(self) -> str:
         """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
         raise NotImplementedError
@@ -91,9 +98,8 @@ class Source:
                 self.kept += 1
                 yield replace(document, text=text)
         if none and not may_be_empty:
-            counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
             raise DataError(
-                f"{origin} holds no text (documents skipped: {counts or 'none'}). "
+                f"{origin} holds no text (documents skipped: {counted(self.skipped) or 'none'}). "
                 "Name a source with non-empty UTF-8 text."
             )
 
@@ -141,6 +147,12 @@ def open_source(config: DataConfig) -> Source:
 def printable(name: object) -> str:
     """Return a file or column name with control characters and lone surrogates escaped: safe to print and to store."""
     return repr(str(name))[1:-1]
+
+
+def counted(counts: Counter[str]) -> str:
+    """Return counts with what is counted, the most frequent first: "12 .png, 3 .pdf"; foreign names are escaped."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
 
 
 def _fault(text: str) -> str | None:

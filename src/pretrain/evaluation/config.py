@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from pretrain.data.config import Format
 from pretrain.errors import ConfigError
 from pretrain.training.config import PathsConfig
 
@@ -31,7 +32,8 @@ class EvalConfig:
     weights: str = "fp32"  # what holding them otherwise costs: bf16, or int8 on processors
     task: Task = Task.documents
     path: str | None = None  # files: text, or the examples of a task; none given: the run's own validation documents
-    text_column: str = "text"  # of .jsonl and .parquet files with documents
+    text_column: str = "text"  # of files with documents that are not plain text
+    format: Format = Format.auto  # of files with documents: text, jsonl, json, csv, tsv, parquet; auto: as they look
     batch_size: int = 16  # rows, of task=documents
     max_rows: int = 0  # of each source, of task=documents; 0 scores all
     batch_tokens: int = 4096  # in one forward pass, of every other task

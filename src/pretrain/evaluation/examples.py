@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pretrain.data.config import Format
+from pretrain.data.corpus_files import find_files
+from pretrain.data.file_formats import kind_of_file
 from pretrain.data.file_streams import opened
+from pretrain.data.records import lines_of
 from pretrain.data.sources import printable
-from pretrain.data.text_files import find_files
 from pretrain.errors import ConfigError, DataError
+from pretrain.escapes import read_escapes
 from pretrain.evaluation.config import Task
 
 Item = TypeVar("Item")
-SUFFIXES = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def read_examples(task: Task, path: str, max_examples: int = 0, delimiter: str =
     The delimiter stands between query and choice or context and continuation, unless white space is there already.
     Raises DataError, naming file and line, for what is no example; `key` is the setting that named the files.
     """
-    delimiter = delimiter.replace("\\n", "\n")
+    delimiter = read_escapes(delimiter)
     records = [
         (place, record) for name, file in find_files(path, key).items() for place, record in _records(name, file)
     ]
@@ -143,8 +147,8 @@ def _behind(context: str, text: str, delimiter: str) -> str:
 def _records(name: str, file: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the JSON objects of a file, each with its place."""
     found = []
-    with opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
+    with opened(file, kind_of_file(file, Format.jsonl).compression) as stream:
+        for number, line in lines_of(stream, printable(name)):
             if line.strip():
                 place = f"{printable(name)}:{number}"
                 try:

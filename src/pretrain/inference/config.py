@@ -22,14 +22,14 @@ class GenerateConfig:
     checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
     device: str = "cpu"  # where the model is read: cpu, cuda, mps
     weights: Weights = Weights.fp32  # bf16: in half the memory, for GPUs; int8: faster on processors
-    prompt: str = "The"
+    prompt: str = "The"  # \n is a new line, \t a tab, \\ a backslash
     max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
     temperature: float = 0.8  # 0 always takes the likeliest token
     top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
     top_p: float | None = None  # choose among the likeliest tokens that together have this probability
     min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
     repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
-    stop: list[str] = field(default_factory=list)  # the text ends before the first of these
+    stop: list[str] = field(default_factory=list)  # the text ends before the first of these; \n is a new line
     seed: int = 0
     log_probabilities: bool = False  # also show each token that was written and how likely it was
     paths: PathsConfig = field(default_factory=PathsConfig)

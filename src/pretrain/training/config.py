@@ -154,7 +154,7 @@ class SampleConfig:
     """What the model is asked to write, or to fill in, while it trains and at the end."""
 
     every_n_steps: int = 500  # 0: only at the end
-    prompts: list[str] = field(default_factory=list)  # none given: a few that suit the objective
+    prompts: list[str] = field(default_factory=list)  # \n is a new line; none given: a few that suit the objective
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int = 50
