@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pretrain.data import ledger as ledger_file
-from pretrain.data import producer
+from pretrain.data import producer, progress
 from pretrain.data.config import (
     BPETokenizerConfig,
     BytesTokenizerConfig,
@@ -131,11 +131,13 @@ def test_a_stream_found_again_is_not_written_to(text: Path, whole: Path):
 
 
 def test_how_far_it_is_is_said_now_and_then(text: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(producer, "REPORT_S", 0.0)
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
     said: list[str] = []
     prepare(settings(text), BytesTokenizerConfig(), tmp_path, said.append)
     assert said[0] == "reading the beginning of the corpus: 1,024 tokens, and training can start ..."
-    assert re.fullmatch(r"read 1 documents of the corpus, [0-9]+ tokens so far \.\.\.", said[1])
+    assert re.fullmatch(
+        r"read 1 documents of the corpus, [0-9]+ tokens so far, 0 MB at .* MB/s, [0-9]+%, 0:00 left \.\.\.", said[1]
+    )
 
 
 def test_other_settings_are_another_stream(text: Path, whole: Path):

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pretrain.data.config import Format
-from pretrain.data.corpus_files import find_files, hash_files
+from pretrain.data.corpus_files import FilePlace, find_files, hash_files
 from pretrain.data.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.file_streams import opened
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig, PairsConfig
@@ -23,6 +24,7 @@ class AnnotatedFiles(Source):
     def __init__(self, config: AnnotatedConfig) -> None:
         super().__init__(config)
         self.files = find_files(config.path, "data.path", self.passed_over)
+        self._place = FilePlace(self.files)
         self.validation_files = (
             find_files(config.validation_path, "data.validation_path", self.passed_over)
             if config.validation_path
@@ -46,6 +48,10 @@ class AnnotatedFiles(Source):
             digest.update(hash_files(files, self._kind))
         return digest.hexdigest()
 
+    def share_read(self) -> float | None:
+        """Return which share of the files' bytes has been read, 0 to 1."""
+        return self._place.share()
+
     def _origin(self) -> str:
         return f"data.path={printable(self.config.path)}"
 
@@ -59,7 +65,7 @@ class AnnotatedFiles(Source):
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:
         for name, path in files.items():
             shown, kind = printable(name), self._kind(path)
-            with opened(path, kind.compression) as stream:
+            with opened(path, kind.compression, partial(self._place.enter, path)) as stream:
                 if isinstance(self.config, PairsConfig):
                     yield from self._pairs(stream, shown, kind.form, self.config)
                 elif isinstance(self.config, LabelledTextConfig):

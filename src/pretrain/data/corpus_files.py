@@ -6,12 +6,39 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from pretrain.data.file_formats import COMPRESSIONS, FORMATS, FileKind, is_corpus_file, kind_mark, suffix_of
 from pretrain.data.file_streams import BLOCK_BYTES, not_regular, opened
 from pretrain.data.sources import counted, printable
 from pretrain.errors import DataError
 from pretrain.untrusted_files import kind_of_file
+
+
+class FilePlace:
+    """How far the reading of some files has come, by their bytes on the disk."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._spans: dict[Path, tuple[int, int]] = {}  # where the bytes of each begin and end among all
+        self._total = 0
+        for path in files.values():
+            end = self._total + path.stat().st_size
+            self._spans[path] = self._total, end
+            self._total = end
+        self._start, self._end = 0, 0
+        self._file: IO[bytes] | None = None
+
+    def enter(self, path: Path, file: IO[bytes]) -> None:
+        """Take note that one of the files has been opened; other files do not count."""
+        if path in self._spans:
+            (self._start, self._end), self._file = self._spans[path], file
+
+    def share(self) -> float | None:
+        """Return the share of all bytes that have been read, 0 to 1; None where nothing has been opened."""
+        if self._file is None or not self._total:
+            return None
+        place = self._end if self._file.closed else self._start + self._file.tell()
+        return min(1.0, place / self._total)
 
 
 def find_files(path: str, key: str, passed_over: Counter[str] | None = None) -> dict[str, Path]:

@@ -48,6 +48,11 @@ class HuggingFace(Source):
         state = self._opened.state_dict() if hasattr(self._opened, "state_dict") else None
         return Bookmark(self.kept, dict(self.skipped), [self._rows_read, state])
 
+    def share_read(self) -> float | None:
+        """Return which share of the rows has been read, where their number is known without reading them."""
+        rows = self.config.max_documents or (len(self._opened) if hasattr(self._opened, "__len__") else 0)
+        return min(1.0, self._rows_read / rows) if rows else None
+
     def fingerprint(self) -> str:
         """Return the hash of a folder's bytes, or of a hub repository's commit, and of what is read of it."""
         import xxhash

@@ -15,6 +15,7 @@ import xxhash
 
 from pretrain.data.config import DataConfig
 from pretrain.data.ledger import Era, Ledger, Reached
+from pretrain.data.progress import LINES_S, Progress, minutes
 from pretrain.data.reading_on import Reading, read_on, save_bookmark
 from pretrain.data.sources import Bookmark, Document, Source
 from pretrain.data.splits import in_batches
@@ -26,7 +27,7 @@ from pretrain.errors import DataError
 
 STREAM_VERSION = 1  # of everything that decides what the eras hold; raise it and old streams are left aside
 POLL_S = 0.2  # between tries to become the one that writes
-REPORT_S = 60.0  # between words on how far it is
+REPORT_S = 60.0  # between words on how far it is, beside a run that trains
 
 HASHES = "documents.u64"
 
@@ -51,6 +52,7 @@ def produce(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tries = 0
+    waiting_since = reported_at = time.monotonic()
     while not (Ledger(folder).end or enough() or stopped()):
         with locked(folder) as held:
             if held:
@@ -60,6 +62,9 @@ def produce(
         if tries == 2:  # who waits for text looks at the lock for a moment
             report("another run reads this corpus: going on with what it reads")
         time.sleep(POLL_S)
+        if time.monotonic() - reported_at > LINES_S:
+            reported_at = time.monotonic()
+            report(f"has waited {minutes(reported_at - waiting_since)} for the run that reads this corpus ...")
 
 
 class _Production:
@@ -68,8 +73,9 @@ class _Production:
     def __init__(self, folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:
         self.folder, self.source, self.data, self.tokenizer = folder, source, data, tokenizer
         self.report = report
-        self.reported_at = time.monotonic()
+        self.text_bytes = 0  # read by this process
         self.ledger = Ledger(folder)
+        self.progress = Progress(report, REPORT_S if self.ledger.eras else None)  # for the first era a run waits
         _sweep(folder, self.ledger)
         if not (folder / "tokenizer").exists():
             tokenizer.save(_draft(folder / "tokenizer"))
@@ -98,7 +104,9 @@ class _Production:
     def _encoded(self, readings: Iterator[Reading]) -> Iterator[Encoded]:
         """Yield each reading with the hash of its text, and its tokens unless the same text came before."""
         for batch in in_batches(readings, lambda reading: reading.document.text):
-            hashes = [xxhash.xxh3_64_intdigest(reading.document.text.encode()) for reading in batch]
+            encoded = [reading.document.text.encode() for reading in batch]
+            self.text_bytes += sum(map(len, encoded))
+            hashes = [xxhash.xxh3_64_intdigest(text) for text in encoded]
             fresh = []
             for digest in hashes:
                 fresh.append(digest not in self.seen)
@@ -131,11 +139,12 @@ class _Production:
         return True
 
     def _tell(self, era: "_EraDraft") -> None:
-        """Say now and then how far it is."""
-        if time.monotonic() - self.reported_at > REPORT_S:
-            self.reported_at = time.monotonic()
+        """Say now and then how far it is; of the first era also the time until training can start."""
+        if self.progress.is_due():
             tokens = sum(done.tokens for done in self.ledger.eras) + era.tokens
-            self.report(f"read {self.reached.documents:,} documents of the corpus, {tokens:,} tokens so far ...")
+            share = None if self.ledger.eras else min(1.0, era.tokens / self.data.era_tokens)
+            what = f"read {self.reached.documents:,} documents of the corpus, {tokens:,} tokens so far"
+            self.progress(what, self.text_bytes, share)
 
     def _end(self) -> None:
         """Write that the corpus has been read to its end."""

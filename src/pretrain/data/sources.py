@@ -74,6 +74,10 @@ class Source:
             return []
         return [f"{self._origin()}: files passed over: {self.passed_over.total():,} ({counted(self.passed_over)})"]
 
+    def share_read(self) -> float | None:
+        """Return which share of the training documents has been read, 0 to 1; None where that is not known."""
+        return None
+
     def fingerprint(self) -> str:
         """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
         raise NotImplementedError

@@ -4,12 +4,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pretrain.data import records
 from pretrain.data.config import Format, TextFilesConfig
-from pretrain.data.corpus_files import find_files, hash_files
+from pretrain.data.corpus_files import FilePlace, find_files, hash_files
 from pretrain.data.file_formats import FileKind, kind_of_file
 from pretrain.data.file_streams import BLOCK_BYTES, opened
 from pretrain.data.records import read_records, too_large
@@ -29,6 +30,7 @@ class TextFiles(Source):
         super().__init__(config)
         self.separator = None if config.separator is None else read_escapes(config.separator)
         self.files = find_files(config.path, "data.path", self.passed_over)
+        self._place = FilePlace(self.files)
         self.validation_files = (
             find_files(config.validation_path, "data.validation_path", self.passed_over)
             if config.validation_path
@@ -71,6 +73,10 @@ class TextFiles(Source):
             digest.update(hash_files(files, self._kind))
         return digest.hexdigest()
 
+    def share_read(self) -> float | None:
+        """Return which share of the files' bytes has been read, 0 to 1."""
+        return self._place.share()
+
     def _origin(self) -> str:
         return f"data.path={printable(self.config.path)}"
 
@@ -90,7 +96,7 @@ class TextFiles(Source):
 
     def _read_file(self, name: str, path: Path) -> Iterator[Document]:
         shown, kind, column = printable(name), self._kind(path), self.config.text_column
-        with opened(path, kind.compression) as stream:
+        with opened(path, kind.compression, partial(self._place.enter, path)) as stream:
             if kind.form is Format.text:
                 yield from self._read_text(stream, shown)
                 return

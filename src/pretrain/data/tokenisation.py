@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pretrain.data.annotations import LABEL, PROMPT_TOKENS, Annotations
 from pretrain.data.config import DataConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig
+from pretrain.data.progress import Progress
 from pretrain.data.sources import Document, Source
 from pretrain.data.splits import cut, in_batches, split_of
 from pretrain.data.store import StoreWriter
@@ -34,6 +35,7 @@ def write_stores(
     labels = _labels(source, data)
     counts: Counter[str] = Counter()
     seen: set[int] = set()
+    progress = Progress(report)
     for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
         fresh, sizes = [], []
         for split, document in batch:
@@ -62,8 +64,8 @@ def write_stores(
             notes[split].append(note)
             counts[split] += 1
             counts["bytes"] += size
-            if sum(counts[s] for s in ("train", "validation")) % 20_000 == 0:
-                report(f"tokenised {counts['train']:,} documents, {counts['bytes'] / 1e6:,.0f} MB ...")
+        done = counts["train"] + counts["validation"]
+        progress(f"tokenised {done:,} documents", counts["bytes"], source.share_read())
     if "train" not in writers:
         raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
     skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}

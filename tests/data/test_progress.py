@@ -1,0 +1,110 @@
+"""A long reading says how far it is: its pace, the share of the whole and the time left, and not too often."""
+
+import gzip
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.data import producer, progress
+from pretrain.data.config import BytesTokenizerConfig, DataConfig, HuggingFaceConfig, Mode, TextFilesConfig
+from pretrain.data.fine_tuning_config import PairsConfig
+from pretrain.data.prepare import prepare
+from pretrain.data.progress import LINES_S, TERMINAL_S, Progress
+from pretrain.data.sources import open_source
+from pretrain.data.stream import locked
+
+
+def test_a_line_now_and_then_has_pace_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = 0.0, list[str]()
+    watched = Progress(said.append, clock=lambda: now)
+    assert watched.every_s == LINES_S == 30.0
+    for now in range(0, 100, 10):
+        watched(f"tokenised {now} documents", now * 2_500_000, now / 400)
+    assert said == [
+        "tokenised 30 documents, 75 MB at 2.5 MB/s, 8%, 6:10 left ...",
+        "tokenised 60 documents, 150 MB at 2.5 MB/s, 15%, 5:40 left ...",
+        "tokenised 90 documents, 225 MB at 2.5 MB/s, 22%, 5:10 left ...",
+    ]
+    now = 200.0
+    watched("read 1 documents", 1_500_000_000)
+    assert said[-1] == "read 1 documents, 1,500 MB at 7.5 MB/s ..."
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert Progress(said.append).every_s == TERMINAL_S == 5.0
+
+
+def lines(count: int, **columns: str) -> bytes:
+    return b"".join(
+        json.dumps({name: f"{text} {n}" for name, text in columns.items()}).encode() + b"\n" for n in range(count)
+    )
+
+
+def test_the_share_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(2000, text="one"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(2000, text="two"), 0))
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "c.jsonl").write_bytes(lines(4000, prompt="a", response="b"))
+    configs: list[DataConfig] = [
+        TextFilesConfig(path=str(tmp_path / "*.jsonl*")),
+        PairsConfig(path=str(tmp_path / "pairs")),
+    ]
+    for config in configs:
+        source = open_source(config)
+        assert source.share_read() is None
+        shares: list[Any] = [source.share_read() for _ in source.documents()]
+        assert shares == sorted(shares)
+        assert 0.25 < shares[1999] < 0.75
+        assert shares[-1] == 1.0
+
+
+def test_the_share_of_rows_is_known_where_their_number_is(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["one", "two", "three", "four"]}).save_to_disk(tmp_path / "saved")
+    source = open_source(HuggingFaceConfig(path=str(tmp_path / "saved")))
+    assert [source.share_read() for _ in source.documents()] == [0.25, 0.5, 0.75, 1.0]
+    source = open_source(HuggingFaceConfig(path=str(tmp_path / "saved"), max_documents=2))
+    assert [source.share_read() for _ in source.documents()] == [0.5, 1.0]
+
+
+def test_what_is_tokenised_is_shown_and_what_was_found_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("one\n\ntwo")
+    (corpus / "b.png").write_bytes(b"")
+    said: list[str] = []
+    data = TextFilesConfig(path=str(corpus), separator="|", validation_fraction=0.0)
+    prepare(data, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    assert said[0].startswith("tokenised 1 documents, 0 MB at ")
+    assert "100%, 0:00 left ..." in said[0]
+    assert said[1].startswith("tokenised 1 documents to train on")
+    assert said[2] == f"data.path={corpus}: files passed over: 1 (1 .png)"
+    assert said[3].startswith("data.separator='|' does not occur in data.path=")
+    said.clear()
+    data.mode, data.era_tokens = Mode.stream, 1024
+    prepare(data, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    assert any("passed over" in line for line in said)
+    assert any("does not occur" in line for line in said)
+
+
+def test_who_waits_for_another_reader_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer, "LINES_S", 0.0)
+    monkeypatch.setattr(producer, "POLL_S", 0.01)
+    said, stopped = list[str](), threading.Event()
+
+    def report(line: str) -> None:
+        said.append(line)
+        if "has waited" in line:
+            stopped.set()
+
+    data = TextFilesConfig(path=str(tmp_path), mode=Mode.stream)
+    with locked(tmp_path):
+        producer.produce(
+            tmp_path, None, data, None, enough=lambda: False, report=report, stopped=stopped.is_set  # type: ignore[arg-type]
+        )  # fmt: skip
+    assert said[-1] == "has waited 0:00 for the run that reads this corpus ..."
