@@ -104,7 +104,8 @@ def test_a_signal_meanwhile_ends_the_run_saved(tiny, monkeypatch):
 
 def test_without_validation_documents_there_is_nothing_to_score_first(tiny):
     with pytest.raises(
-        ConfigError, match=r"trainer\.validate_first=true scores .* Try data\.validation_fraction=0\.05"
+        ConfigError,
+        match=r"validate_first=true scores .*: data\.validation_fraction=0 holds nothing out\. Try .*n_fraction=0\.05",
     ):
         run(tiny.place(*WORDS, FIRST, "data.validation_fraction=0"))
 

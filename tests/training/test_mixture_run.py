@@ -1,5 +1,6 @@
 """Runs on a mixture: drawn in the shares that were asked for, resumed exactly, and scored source by source."""
 
+import json
 import math
 import random
 import shutil
@@ -20,6 +21,7 @@ from pretrain.training.config import PathsConfig
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
 from pretrain.training.run import _build_data, run
+from pretrain.training.run_length import batch_sizes_of
 
 SHARES = {"numbers": 0.3, "words": 0.7}
 
@@ -171,7 +173,8 @@ def test_a_masked_mixture_by_epochs_warns_of_repeats_and_scores_each_source(mixe
 def test_each_source_scores_its_share_of_the_most_rows(mixed):
     config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
-    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed), frozenset())
+    sizes = batch_sizes_of(config, None)
+    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed), frozenset(), sizes)
     for ranks in (1, 2):
         scored = []
         for rank in range(ranks):
@@ -181,3 +184,37 @@ def test_each_source_scores_its_share_of_the_most_rows(mixed):
             loaders = data.val_dataloader()
             scored.append([sum(int((b.targets != IGNORE).any(1).sum()) for b in loader) for loader in loaders])
         assert [sum(counts) for counts in zip(*scored, strict=True)] == [2, 4]  # of 5: round(1.5) and round(3.5)
+
+
+def test_a_source_of_two_files_is_validated_and_a_store_that_holds_nothing_out_is_told(mixed, tmp_path, capsys):
+    """The loss of all is that of every source; where it is not, the run says whose it is."""
+    small = tmp_path / "small"
+    small.mkdir()
+    for number in range(2):
+        (small / f"{number}.txt").write_text(f"a line of text {number}\n" * 30)
+    mixed.words.append(f"data.sources.numbers.path={small}")
+    mixed.words.append("data.sources.numbers.validation_fraction=0.05")
+    words = ["model=gpt_nano", "trainer.max_steps=2"]
+    report = run(mixed.place(*words))
+    out = capsys.readouterr().out
+    assert "val/numbers/loss" in report.validation
+    assert "warning: the validation of source numbers has 36 tokens: too few to compare runs by. Try a larger" in out
+    (line,) = [line for line in str(report).splitlines() if line.startswith("    numbers  ")]
+    assert line.endswith("35 tokens: too few to compare runs by")
+    assert "alone" not in str(report)
+
+    config = mixed.config(*words)
+    folder = prepare(config.data, config.tokenizer, mixed.folder / "cache").corpora["numbers"].folder
+    done = json.loads((folder / "done.json").read_text())
+    done["documents"]["validation"] = 0
+    (folder / "done.json").write_text(json.dumps(done))
+    again = run(mixed.place(*words, f"paths.run_dir={mixed.folder / 'again'}"))
+    out = capsys.readouterr().out
+    assert f"warning: source numbers has no validation: the store {folder} holds nothing out;" in out
+    assert "val/loss is that of words alone." in out
+    assert f"    numbers          none: the store {folder} holds nothing out" in str(again)
+    (line,) = [line for line in str(again).splitlines() if "validation loss  " in line]
+    assert line.startswith(f"  validation loss    {again.validation['val/loss']:.4f} (of words alone; ")
+    saved = json.loads((mixed.folder / "again" / "report.json").read_text())
+    assert saved["validation"]["val/numbers/loss"] is None
+    assert saved["validation"]["val/loss"] == again.validation["val/words/loss"]

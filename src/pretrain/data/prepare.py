@@ -16,11 +16,12 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.sources import Source, open_source
 from pretrain.data.store import Store
+from pretrain.data.store_files import read_json
 from pretrain.data.stream import Stream
 from pretrain.data.tokenisation import Report, with_splits, write_stores
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import beginning, build_tokenizer
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, DataError
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
 _TRAINED = "tokenizer.json"  # there once a tokenizer is
@@ -154,14 +155,32 @@ def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path,
         return _begin_stream(folder, source, tokenizer, report)
     if not (folder / "done.json").exists():
         _fill(folder, source, data, tokenizer, report)
-    validation = folder / "validation"
-    found = Corpus(
-        folder, Store(folder / "train"), Store(validation) if (validation / "manifest.json").exists() else None
-    )
+    written = _written_splits(folder)
+    found = Corpus(folder, Store(folder / "train"), Store(folder / "validation") if "validation" in written else None)
     for store in (found.train, found.validation):
         if store is not None:
             store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     return found
+
+
+def _written_splits(folder: Path) -> set[str]:
+    """Return the splits that have documents by done.json, once each is found to be there still.
+
+    Raises DataError where one is gone since: without its validation a run would end without one, and not say so.
+    """
+    remedy = f"Delete {folder}: it is made again from the same text."
+    done = read_json(folder / "done.json")
+    counts = done.get("documents") if isinstance(done, dict) else None
+    if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
+        raise DataError(f"{folder / 'done.json'} is damaged: it does not say how many documents were written. {remedy}")
+    written = {split for split in ("train", "validation") if counts.get(split)}
+    for split in sorted(written | {"train"}):
+        if not (folder / split / "manifest.json").is_file():
+            raise DataError(
+                f"{folder / split} is gone, or its manifest.json is, where {counts.get(split, 0):,} documents were "
+                f"written to. {remedy}"
+            )
+    return written
 
 
 def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path) -> Path:

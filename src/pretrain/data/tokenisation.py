@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from pretrain.data.config import DataConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Document, Source
-from pretrain.data.splits import cut, in_batches, split_of
+from pretrain.data.splits import in_batches, reserve_of, split_of
 from pretrain.data.store import StoreWriter
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError
@@ -85,23 +85,23 @@ def write_stores(
 def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Document]]:
     """Yield each document with its split, decided by the hash of its text alone.
 
-    Where a corpus of plain text is a single document, its end becomes the validation text.
+    Where no document of a corpus falls in that way, one is held out all the same, or the end of one (`reserve_of`): its
+    beginning is read twice to know.
     """
     own = source.validation_documents()
     if own is not None:
         yield from (("validation", document) for document in own)
         yield from (("train", document) for document in source.documents())
         return
-    documents = source.documents()
-    first = list(islice(documents, 2))
-    if len(first) == 1:
-        if data.validation_fraction and not isinstance(data, AnnotatedConfig):
-            yield from cut(first[0], data.validation_fraction)
+    share, reserve = data.validation_fraction, None
+    if share:
+        with closing(source.documents()) as documents:  # type: ignore[type-var]  # a generator
+            reserve = reserve_of(documents, share, whole_only=isinstance(data, AnnotatedConfig))
+    for document in source.documents():
+        if reserve is None:
+            yield split_of(document, share), document
         else:
-            yield "train", first[0]
-        return
-    for document in chain(first, documents):
-        yield split_of(document, data.validation_fraction), document
+            yield from reserve.split(document)
 
 
 def _labels(source: Source, data: DataConfig) -> list[str]:

@@ -7,7 +7,8 @@ import lightning as L
 
 from pretrain.config import RunConfig
 from pretrain.data.batches import RowStream
-from pretrain.data.config import DataConfig
+from pretrain.data.config import DataConfig, Mode
+from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.prepare import Prepared
 from pretrain.errors import ConfigError
 from pretrain.training.data import TextDataModule
@@ -15,6 +16,7 @@ from pretrain.training.loggers import TABLE, has_figures
 from pretrain.training.module import TrainingModule
 
 FEW_TARGETS = 1_000  # a loss varies by 2 to 3 nats from token to token: the mean of so many is known to within 0.1
+_NOT_IN_FIRST_ERA = "no document of the stream's first era is held out"
 _HOLDS_NOTHING = "data.validation_fraction=0 holds nothing out"
 
 
@@ -37,12 +39,18 @@ def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[st
     for name, part in data.parts().items():
         if name in validated:
             continue
-        if name in prepared.validation:
+        corpus = prepared.corpora[name]
+        if corpus.validation is not None:
             found[name] = "nothing of what is held out is to be predicted"
         elif part.validation_fraction == 0.0:
             found[name] = _HOLDS_NOTHING
-        else:
-            found[name] = f"data.validation_fraction={part.validation_fraction:g} of so few documents holds nothing out"
+        elif part.mode is Mode.stream:
+            found[name] = _NOT_IN_FIRST_ERA
+        elif isinstance(part, AnnotatedConfig):
+            count = f"{corpus.train.n_documents:,} documents"
+            found[name] = f"data.validation_fraction={part.validation_fraction:g} of {count} is less than one"
+        else:  # a store of a version that held nothing out of few documents
+            found[name] = f"the store {corpus.folder} holds nothing out; without it, it is made again and does"
     return found
 
 
@@ -53,7 +61,7 @@ def validation_doubts(reasons: Mapping[str, str], validated: Mapping[str, RowStr
     """
     found = []
     for name, reason in reasons.items():
-        if reason == _HOLDS_NOTHING:
+        if reason in (_HOLDS_NOTHING, _NOT_IN_FIRST_ERA):  # of the latter `prepare` has told, with what to do
             continue
         rest = f", and val/loss is that of {', '.join(validated)} alone" if validated else ""
         found.append(f"{f'source {name} has ' if name else ''}no validation: {reason}{rest}.")
