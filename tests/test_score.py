@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.data.config import Format
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.evaluation import progress
 from pretrain.evaluation.config import EvalConfig, Task
@@ -101,6 +102,15 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the lazy dog sings while birds jump over old trees")
     found = score(settings(tiny, task=Task.pseudo_perplexity, path=str(text)), report.folder)
+    rows = tmp_path / "rows"
+    rows.write_text("body,id\na dog,1\na fox,2\n")
+    with pytest.raises(
+        DataError, match=r"looks like CSV, not like plain text\. Read .* by format=csv, or .* by format=text"
+    ):
+        score(settings(tiny, path=str(rows)), report.folder)
+    with pytest.raises(DataError, match=r"rows has no text_column=text\. Try one of its columns: body, id"):
+        score(settings(tiny, path=str(rows), format=Format.csv), report.folder)
+    assert score(settings(tiny, path=str(rows), format=Format.csv, text_column="body"), report.folder)["documents"] == 2
     expected = LanguageModel.load(report.folder).score(text.read_text())
     assert found["pseudo_loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert found["pseudo_perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)

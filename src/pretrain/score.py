@@ -1,6 +1,7 @@
 """Score a checkpoint: what `src/eval.py` runs."""
 
 import math
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -174,7 +175,10 @@ def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
             path=config.path, text_column=config.text_column, format=config.format, validation_fraction=0.0
         )
         tokenizer = PretrainedTokenizerConfig(path=str(folder.tokenizer_folder))
-        return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
+        try:
+            return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
+        except DataError as error:  # the settings have shorter names here
+            raise DataError(re.sub(r"\bdata\.(path|text_column|format)=", r"\1=", str(error))) from error
     found = _prepared(config, _run_of(folder, remedy)).validation
     if not found:
         raise DataError(f"the run kept no validation documents. {remedy}")

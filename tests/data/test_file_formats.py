@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import socket
 import tarfile
 from collections.abc import Callable
@@ -272,6 +273,46 @@ def test_a_long_window_is_read_and_memory_has_a_bound(tmp_path: Path, monkeypatc
     for name, reason in (("a.jsonl.zst", "too much memory"), ("b.jsonl.xz", "Memory usage limit exceeded")):
         with pytest.raises(DataError, match=rf"{name}' cannot be read to its end.*{reason}"):
             texts(text_source(tmp_path / name))
+
+
+# Damage
+
+
+def test_no_damage_ends_in_anything_but_a_refusal(tmp_path: Path) -> None:
+    """Cut, flipped and zeroed files of every format and compression are read, counted or refused in one line."""
+    draw = random.Random(0)
+    rows = {"text": ["a, b", 'c "d"', "é"], "label": ["1", "2", "3"], "prompt": ["p"] * 3, "response": ["r"] * 3}
+    wholes = {
+        form: write_table(tmp_path / f"whole.{form}", rows).read_bytes() for form in ("csv", "tsv", "json", "parquet")
+    }
+    wholes |= {"jsonl": LINES * 20, "txt": b"some text\n\n" * 20}
+    packs: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }  # fmt: skip
+    read, refusals = 0, list[str]()
+    for number in range(240):
+        form, suffix = draw.choice(list(wholes)), draw.choice(list(packs))
+        content = bytearray(packs[suffix](wholes[form]))
+        start = draw.randrange(len(content))
+        damage = (
+            b"",
+            content[start + 1 :],
+            b"\0" * 9 + content[start:],
+            bytes([content[start] ^ 4]) + content[start + 1 :],
+        )
+        path = tmp_path / f"{number}.{form}{suffix}"
+        path.write_bytes(content[:start] + draw.choice(damage))
+        for config in (TextFilesConfig, PairsConfig, LabelledTextConfig):
+            try:
+                source = open_source(config(path=str(path)))
+                source.fingerprint()
+                read += sum(1 for _ in source.documents())
+            except DataError as error:
+                refusals.append(str(error))
+    assert read > 100
+    assert len(refusals) > 100
+    assert not [message for message in refusals if "\n" in message]
 
 
 # Special files

@@ -89,6 +89,11 @@ def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documen
     ("change", "kind", "message"),
     [
         ({"path": "nowhere"}, DataError, r"data\.sources\.owls\.path=nowhere does not exist"),
+        (
+            {"path": "rows.txt"},
+            DataError,
+            r"JSON lines, not like .* by data\.sources\.owls\.format=jsonl, or as it stands",
+        ),
         ({"text_column": "body"}, DataError, r"has no data\.sources\.owls\.text_column=body\. Try one .*: text\."),
         ({"separator": ""}, ConfigError, r"data\.sources\.owls\.separator='' separates nothing\. .*owls\.separator="),
         ({"validation_path": "x"}, DataError, r"data\.sources\.owls\.validation_path=x does not exist"),
@@ -96,8 +101,16 @@ def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documen
 )
 @pytest.mark.parametrize("tokenizer", [BPE, BytesTokenizerConfig()], ids=["bpe", "bytes"])
 def test_an_error_names_the_setting_of_its_source(
-    mixture: MixtureConfig, tmp_path: Path, change: dict[str, str], kind: type, message: str, tokenizer: object
+    mixture: MixtureConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    kind: type,
+    message: str,
+    tokenizer: object,
 ) -> None:
+    (tmp_path / "rows.txt").write_text('{"text": "owl"}')
+    monkeypatch.chdir(tmp_path)
     for name, value in change.items():
         setattr(mixture.sources["owls"].text, name, value)
     with pytest.raises(kind, match=message):

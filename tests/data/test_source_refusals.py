@@ -91,6 +91,14 @@ def test_files_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet PAR1")
     with pytest.raises(DataError, match=r"a\.parquet.* cannot be read"):
         texts(text_source(tmp_path / "a.parquet"))
+    write_parquet(tmp_path / "a.parquet", text=["x"] * 100)
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    for place in range(4, 40):
+        whole[place] = 0xFF
+    (tmp_path / "a.parquet").write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.parquet' cannot be read to its end") as refused:
+        texts(text_source(tmp_path / "a.parquet"))
+    assert "\n" not in str(refused.value)  # though the library writes two lines
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     with pytest.raises(DataError, match=r"a\.parquet\.gz is parquet inside another compression"):
         texts(text_source(tmp_path / "a.parquet.gz"))

@@ -22,7 +22,10 @@ class FilePlace:
         self._spans: dict[Path, tuple[int, int]] = {}  # where the bytes of each begin and end among all
         self._total = 0
         for path in files.values():
-            end = self._total + path.stat().st_size
+            try:
+                end = self._total + path.stat().st_size
+            except OSError:  # gone since it was listed: whoever opens it says so
+                end = self._total
             self._spans[path] = self._total, end
             self._total = end
         self._start, self._end = 0, 0

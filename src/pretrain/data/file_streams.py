@@ -32,7 +32,7 @@ def file_errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
         raise DataError(
             f"{printable(repr(str(path)))} cannot be read to its end, so it is truncated, damaged or not readable: "
-            f"{error}. Fetch it again or leave it out."
+            f"{one_line(error)}. Fetch it again or leave it out."
         ) from error
 
 
@@ -53,6 +53,11 @@ def opened(
             if on_open is not None:
                 on_open(file)
             yield decompressed(file, compression)
+
+
+def one_line(error: Exception) -> str:
+    """Return what a library says of a file, fit for one line of a terminal: it may quote the file."""
+    return printable(" ".join(str(error).split()), one_line=True)[:300].rstrip(".")
 
 
 def not_regular(file: str, reason: ValueError) -> DataError:

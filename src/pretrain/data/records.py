@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from pretrain.data.config import Format
-from pretrain.data.file_streams import BLOCK_BYTES
+from pretrain.data.file_streams import BLOCK_BYTES, one_line
 from pretrain.data.sources import printable
 from pretrain.errors import DataError
 
@@ -251,7 +251,7 @@ def _parquet(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Cou
     except pa.ArrowException as error:
         named = " ".join(f"{setting}={printable(column)}" for setting, column in columns.items())
         raise DataError(
-            f"{name} cannot be read as parquet with text in {named}: {error}. Try another file or column."
+            f"{name} cannot be read as parquet with text in {named}: {one_line(error)}. Try another file or column."
         ) from error
 
 
