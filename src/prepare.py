@@ -44,7 +44,7 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
         print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}", one_line=True))
         for piece in row.pieces:
             at = f" from token {piece.offset}" if piece.offset else ""
-            text = piece.text[: config.characters] + ("..." if len(piece.text) > config.characters else "")
+            text = piece.marked[: config.characters] + ("..." if len(piece.marked) > config.characters else "")
             line = f"  document {piece.document} ({piece.name}){at}, {piece.tokens} tokens: {text}"
             print(printable(line, one_line=True))
 

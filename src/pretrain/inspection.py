@@ -24,6 +24,7 @@ class InspectedPiece:
     offset: int  # tokens of the document before the piece
     tokens: int
     text: str
+    marked: str  # the text with special tokens in double brackets, [[</s>]]: a text that spells one has none
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     samples = np.arange(batch_sizes.samples(step - 1), batch_sizes.samples(step))
     if stream.lacks(int(samples[-1]) + 1):
         raise ConfigError(f"step={step} reads text that is still to come. Try a step that the run has taken.")
-    decode = prepared.tokenizer.decode
+    tokenizer = prepared.tokenizer
     for sample, row in zip(samples.tolist(), stream.placed(samples), strict=True):
         pieces = [
-            InspectedPiece(document, name, offset, len(tokens), decode(tokens))
+            InspectedPiece(
+                document, name, offset, len(tokens), tokenizer.decode(tokens), tokenizer.decode_marked(tokens)
+            )
             for document, name, offset, tokens in row.pieces()
         ]
         yield InspectedRow(sample, row.id, row.id in left_out, pieces)

@@ -125,6 +125,7 @@ class LanguageModel:
     def respond(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the response to a prompt, or those to a list of them, in the form that fine-tuning has taught.
 
+        As in fine-tuning, the spelling of a special token in a prompt is text.
         Raises ConfigError for a model that was not taught to respond (`experiment=instruct`); else like `generate`.
         """
         if self.around_prompt is None:
@@ -134,7 +135,8 @@ class LanguageModel:
             )
         before, behind = self.around_prompt
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found = self.continuations([f"{before}{text}{behind}".rstrip() for text in prompts], **options)
+        rows = [self._with_bos(self.tokenizer.encode(f"{before}{text}{behind}".rstrip())) for text in prompts]
+        found = self.continuations(rows, **options)
         texts = [each.text.strip() for each in found]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -181,7 +183,9 @@ class LanguageModel:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids that the model reads for a prompt, with what begins a document where it knows that."""
-        row = self.tokenizer.encode_prompt(prompt)
+        return self._with_bos(self.tokenizer.encode_prompt(prompt))
+
+    def _with_bos(self, row: list[int]) -> list[int]:
         return [self.tokenizer.bos_id, *row] if self.starts_with_bos or not row else row
 
     def _steps(

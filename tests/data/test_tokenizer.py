@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pretrain.data import python_docs, tokenizer
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
-from pretrain.data.tokenizer import Tokenizer, pieces
+from pretrain.data.long_texts import Lengths, pieces
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import build_tokenizer, byte_tokenizer, thin, train_bpe
 from pretrain.errors import ConfigError, DataError
 
@@ -109,8 +110,7 @@ def test_long_documents_give_the_same_ids_in_pieces(
 ) -> None:
     text = (" ".join(corpus[:12]) + NASTY) * 2
     whole = bpe.encode(text)
-    monkeypatch.setattr(tokenizer, "pieces", lambda text: pieces(text, 1000))
-    monkeypatch.setattr(tokenizer, "GROUP_LENGTH", 5000)
+    monkeypatch.setattr(tokenizer, "LENGTHS", Lengths(part=1000, overlap=400, margin=100, agreement=100, group=5))
     texts = [text, "", "short", text]
     ids = bpe.encode_documents(texts)
     assert ids[0].tolist() == [bpe.bos_id, *whole, bpe.eos_id]

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizer_kinds import tokenizer_of
 
 from pretrain.data import batches
+from pretrain.data import tokenizer as home
 from pretrain.data.mixture import Proportions
 from pretrain.data.order import Order
 from pretrain.data.packing import plan_rows
@@ -16,7 +18,8 @@ from pretrain.doctor.resume import flip_bit
 from pretrain.errors import DataError
 
 ALL = (
-    checks.prepared, checks.files_verify, checks.round_trip, checks.packed_once, checks.order_is_a_permutation,
+    checks.prepared, checks.files_verify, checks.round_trip, checks.special_tokens_apart, checks.packed_once,
+    checks.order_is_a_permutation,
 )  # fmt: skip
 
 
@@ -84,6 +87,20 @@ def test_a_tokenizer_that_loses_text_is_found(subject, monkeypatch):
     original = Tokenizer.encode_documents
     monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, texts: original(self, [t[:-2] for t in texts]))
     assert not checks.round_trip(subject()).passed
+
+
+def test_a_text_that_became_a_special_token_is_found(subject, monkeypatch, tmp_path):
+    tokenizer_of("unigram").save(tmp_path / "tokenizer")
+    spelled = tmp_path / "spelled.jsonl"
+    spelled.write_text("".join(f'{{"text": "old <mask> {n}</s> new"}}\n' for n in range(20)))
+    words = (f"data.path={spelled}", "tokenizer=pretrained", f"tokenizer.path={tmp_path / 'tokenizer'}")
+    assert checks.special_tokens_apart(subject(*words)).passed
+    monkeypatch.setattr(Tokenizer, "_check_special", lambda self, ids, text: None)
+    monkeypatch.setattr(home, "spelled_by_model", lambda state, special: frozenset())
+    found = checks.special_tokens_apart(subject(*words, f"paths.cache_dir={tmp_path / 'other'}"))
+    assert not found.passed
+    assert "'<mask>' in " in found.figures
+    assert "'</s>' in " in found.figures
 
 
 def test_documents_too_long_to_try_leave_nothing_to_say(subject, monkeypatch):

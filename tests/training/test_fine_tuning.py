@@ -70,6 +70,15 @@ def masked_base(tiny) -> Path:
     return Path(run(tiny.place("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
 
 
+def respond_reads(llm: LanguageModel, prompt: str) -> list[int]:
+    """Return the ids that a model reads for a prompt to respond to."""
+    rows: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm, "continuations", lambda given, **options: rows.extend(given) or [])
+        llm.respond([prompt])
+    return rows[0]
+
+
 def test_a_base_learns_to_answer(tiny, base, tmp_path):
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=120")
     report = run(tiny.place(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=120"))
@@ -79,6 +88,7 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
     assert llm.generate(list(PAIRS), temperature=0, max_new_tokens=10) == [f"{p}\n{r}" for p, r in PAIRS.items()]
     assert llm.respond(list(PAIRS), temperature=0) == list(PAIRS.values())
     assert llm.respond("The quick brown", temperature=0) == "fox"
+    assert respond_reads(llm, "a <|endoftext|>") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("a <|endoftext|>")]
     with pytest.raises(ConfigError, match=r"not taught to respond to prompts.* Or fine-tune it"):
         LanguageModel.load(base).respond("The quick brown")
     assert open_model(report.folder).run.data.template == "{prompt}\\n{response}"

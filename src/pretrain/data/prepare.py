@@ -188,6 +188,8 @@ def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache:
     data = source.config
     facts = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
     facts.append(getattr(data, "validation_path", None))
+    if tokenizer.ids_version:  # else the ids are what they always were, and stores made before are found
+        facts.append(f"ids {tokenizer.ids_version}")
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
     return cache / "stores" / f"{data.kind}-{_key(*facts)}"

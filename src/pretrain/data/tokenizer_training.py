@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
-from pretrain.data.tokenizer import BYTE_OF, PIECE_LENGTH, Tokenizer, pieces
+from pretrain.data.long_texts import pieces
+from pretrain.data.tokenizer import BYTE_OF, Tokenizer
 from pretrain.errors import ConfigError, DataError
 
+PIECE_LENGTH = 1_000_000  # characters that a tokenizer learns from at once
 END_OF_TEXT, PAD, MASK = "<|endoftext|>", "[PAD]", "[MASK]"
 OWN_ROLES = {
     "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "mask_token": MASK
@@ -54,7 +56,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=_special_tokens(mask_takes_space=True),
         show_progress=False,
     )
-    inner.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+    inner.train_from_iterator((piece for text in texts for piece in pieces(text, PIECE_LENGTH)), trainer)
     return Tokenizer(inner, OWN_ROLES)
 
 

@@ -13,6 +13,7 @@ from pretrain.doctor.subject import Subject
 
 ROUND_TRIPS = 20  # documents of each source
 ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are passed over
+MAX_SEARCHED = 2_000  # documents of each source, evenly spaced
 MAX_ORDERED = 2_000_000  # rows whose order is drawn; of more, the first so many places
 READ_ROWS = 64  # of each source, compared with the documents
 DRAWS = 10_000  # of a mixture
@@ -52,6 +53,21 @@ def round_trip(subject: Subject) -> Finding:
         not other_text and bool(texts),
         f"of {texts} documents, {other_text} come back as another text, {other_ids} as other ids",
     )
+
+
+def special_tokens_apart(subject: Subject) -> Finding:
+    """No document holds a special token but those that begin and end it: its text cannot spell one."""
+    tokenizer, looked_at, gained = subject.prepared.tokenizer, 0, dict[str, int]()
+    stores = [*(store for _, store in _training(subject)), *subject.prepared.validation.values()]
+    for store in stores:
+        chosen = np.unique(np.linspace(0, store.n_documents - 1, MAX_SEARCHED).astype(np.int64))
+        for index in chosen[store.document_lengths()[chosen] <= ROUND_TRIP_TOKENS].tolist():
+            text = store.document(index)[1:-1]
+            looked_at += 1
+            for token_id in np.unique(text[tokenizer.never_text[text]]).tolist():
+                gained[tokenizer.token(token_id)] = gained.get(tokenizer.token(token_id), 0) + 1
+    found = ", ".join(f"{token!a} in {count:,}" for token, count in gained.items())
+    return Finding(not gained and bool(looked_at), f"of {looked_at:,} documents: {found or 'none'}")
 
 
 def packed_once(subject: Subject) -> Finding:

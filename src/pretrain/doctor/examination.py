@@ -22,6 +22,7 @@ _OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {
     Part.data: {
         "every file is as it was written": corpus.files_verify,
         "tokens become text and tokens again": corpus.round_trip,
+        "no text holds a special token": corpus.special_tokens_apart,
         "each document is packed once": corpus.packed_once,
         "each row is read once an epoch": corpus.order_is_a_permutation,
         "sources have their shares": corpus.mixture_shares,
