@@ -24,13 +24,15 @@ faults: $(STAMP)
 
 # every claim once more, in a short form that keeps nothing: about eight minutes on two cores
 bench: $(BENCH)
-	for name in $(BENCHMARKS) $(if $(PRETRAIN_ASSETS),$(OF_CORPORA)); do \
-		$(RUN) benchmarks/$$name.py --quick || exit 1; done
+	@failed=; for name in $(BENCHMARKS) $(if $(PRETRAIN_ASSETS),$(OF_CORPORA)); do \
+		$(RUN) benchmarks/$$name.py --quick || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "these ended with an error:$$failed"; exit 1; }
 	$(if $(PRETRAIN_ASSETS),,@echo "left out, as PRETRAIN_ASSETS names no folder of corpora: $(OF_CORPORA)")
 
 # in full, for an idle machine: writes benchmarks/results and the README's table; gpu.py where there is a GPU
 bench-full: $(BENCH)
-	for name in $(BENCHMARKS) $(OF_CORPORA) time_to_loss; do $(RUN) benchmarks/$$name.py || exit 1; done
+	@failed=; for name in $(BENCHMARKS) $(OF_CORPORA) time_to_loss; do $(RUN) benchmarks/$$name.py || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "these ended with an error:$$failed"; exit 1; }
 	$(RUN) benchmarks/table.py
 
 check: $(STAMP)

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import torch
-from comparison import Result, take_turns, typed
+from comparison import Result, take_turns, typed, why
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
@@ -200,11 +200,11 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     try:
         saves.add_distributed()
     except Exception as error:  # whatever it is: it is told
-        result.missing["torch.distributed.checkpoint"] = f"{type(error).__name__}: {error}"
-    held_up = take_turns(saves.ways, given.rounds)
+        result.missing["torch.distributed.checkpoint"] = why(error)
+    held_up = take_turns(saves.ways, given.rounds, missing=result.missing)
     targets = {"synchronous": 1 / 0.15}
     result.add("training held up by a save", "s", held_up, ours="asynchronous", more_is_better=False, targets=targets)
-    whole = {name: seconds[-given.rounds :] for name, seconds in saves.until_done.items()}
+    whole = {name: seconds[-given.rounds :] for name, seconds in saves.until_done.items() if name in held_up}
     result.add("save until it is on the disk", "s", whole, ours="asynchronous", more_is_better=False)
     beside = beside_a_save(training, saves, given.rounds)
     result.add("a step while a save is written", "s", beside, ours="beside a save", more_is_better=False)

@@ -90,20 +90,38 @@ def typed() -> str:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], float | None]], rounds: int, warm_up: int = 1
+    contenders: Mapping[str, Callable[[], float | None]],
+    rounds: int,
+    warm_up: int = 1,
+    missing: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Return a figure a round by contender; each round calls every contender once, starting with another one.
 
-    A contender's figure is what it returns, or, where it returns none, the seconds that it took.
+    A contender's figure is what it returns, or, where it returns none, the seconds that it took. With `missing`, one
+    that fails, unless it is the first, is entered there with the reason and left out, and the others go on.
     """
     names = list(contenders)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warm_up, rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            if name not in found:
+                continue
             start = time.perf_counter()
-            figure = contenders[name]()
+            try:
+                figure = contenders[name]()
+            except Exception as error:  # whatever a peer fails with, the others can still be measured
+                if missing is None or name == names[0]:
+                    raise
+                missing[name] = why(error)
+                del found[name]
+                continue
             seconds = time.perf_counter() - start
             if number >= 0:
                 found[name].append(seconds if figure is None else figure)
     return found
+
+
+def why(error: BaseException) -> str:
+    """Return on one line why a contender cannot be had."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

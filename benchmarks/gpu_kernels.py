@@ -46,7 +46,9 @@ def seconds(work: Callable[[], Tensor], slope: Tensor) -> Callable[[], float]:
 def race(result: Result, what: str, contenders: Mapping[str, Callable[[], Tensor]], slope: Tensor, rounds: int) -> None:
     """Add the lines of one comparison."""
     timed = {name: seconds(work, slope) for name, work in contenders.items()}
-    milliseconds = {name: [1000 * each for each in found] for name, found in take_turns(timed, rounds, 2).items()}
+    milliseconds = {
+        name: [1000 * each for each in found] for name, found in take_turns(timed, rounds, 2, result.missing).items()
+    }
     result.add(what, "ms", milliseconds, more_is_better=False)
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from comparison import Result, take_turns, typed
+from comparison import Result, take_turns, typed, why
 from contenders import our_learner
 from shapes import SHAPES, Shape
 from torch import Tensor
 
-from pretrain.interop.comparison import transformers_is_there
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
 
@@ -72,17 +71,17 @@ def measure(shape: Shape, rounds: int, folder: Path) -> Result:
     losses = {"ours": ours(learner, batch), "ours, at all places": ours(learner, at_all_places(batch))}
     settings = {"rows": shape.rows, "length": shape.length, "vocabulary": shape.vocab_size, "masked": MASKED}
     result = Result("masked_head", typed(), settings | {"rounds": rounds})
-    if transformers_is_there():
+    try:
         losses["transformers"] = theirs(learner, batch, shape)
-    else:
-        result.missing["transformers"] = "not installed"
+    except Exception as error:  # whatever it is: it is told, and ours can still be measured
+        result.missing["transformers"] = why(error)
     found = {}
 
     def speed(name: str) -> float:
         return shape.tokens / _seconds(losses[name], hidden, found, name)
 
     turns = {name: (lambda name=name: speed(name)) for name in losses}
-    figures = take_turns(turns, rounds)
+    figures = take_turns(turns, rounds, missing=result.missing)
     result.add("masked head, forward and back", "tokens/s", figures, more_is_better=True)
     spread = max(found.values()) - min(found.values())
     result.figures["losses"] = found

@@ -15,7 +15,7 @@ from pathlib import Path
 from comparison import Result, typed
 from shapes import SHAPES
 from training_step import MEMORY, NEEDS, PEERS
-from turns import Contender
+from turns import Contender, ContenderEnded
 
 from pretrain.memory_reuse import REUSE
 
@@ -49,8 +49,15 @@ def main() -> None:
         result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in peers if peer not in there}
         peaks = defaultdict[str, list[float]](list)
         for _ in range(result.settings["rounds"]):
-            for contender in ("ours", *there):
-                peaks[contender].append(peak_mib(contender, name))
+            for contender in ["ours", *there]:
+                try:
+                    peaks[contender].append(peak_mib(contender, name))
+                except ContenderEnded as ended:
+                    if contender == "ours":
+                        raise SystemExit(f"ours at {name} {ended}") from ended
+                    result.missing[f"{contender} at {name}"] = str(ended)
+                    there.remove(contender)
+                    peaks.pop(contender, None)
         what = f"peak memory alone, {name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
         result.add(what, "MiB", peaks, more_is_better=False, targets=MEMORY.get(name))
     result.finish(keep=not given.quick)

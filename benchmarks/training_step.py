@@ -34,7 +34,9 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
     here = Path(__file__).parent / "contenders.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
     as_train_py = {"ours": REUSE}  # as src/train.py has it
-    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, environments=as_train_py)
+    missing: dict[str, str] = {}
+    seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, missing=missing, environments=as_train_py)
+    result.missing |= {f"{peer} at {name}": reason for peer, reason in missing.items()}
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
     what = f"{name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
     result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])

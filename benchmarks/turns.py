@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -54,6 +55,10 @@ class Turn:
         self._talk.flush()
 
 
+class ContenderEnded(Exception):  # noqa: N818  (not an error where the others go on)
+    """A contender's process is there no more."""
+
+
 class Contender:
     """The other side: starts a contender and gives it turns."""
 
@@ -75,23 +80,51 @@ class Contender:
     def begin(self, steps: int) -> None:
         """Have it take so many steps; `answer` waits for them."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # `answer` tells that it is there no more
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
 
     def end(self) -> None:
         """Let it go."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def answer(self) -> dict[str, float]:
-        """Return what it says next: first, and then after each turn, seconds a step and peak MiB of the process."""
+        """Return what it says next: first, and then after each turn, seconds a step and peak MiB of the process.
+
+        Raises ContenderEnded where it is there no more.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"contender {self.name} ended with exit code {self._process.wait()}: see above")
+            raise ContenderEnded(f"ended with exit code {self._process.wait()}: see above")
         found: dict[str, float] = json.loads(line)
         return found
+
+
+def ask(
+    there: list[Contender], contender: Contender, steps: int | None, missing: dict[str, str]
+) -> dict[str, float] | None:
+    """Return what a contender says after so many steps more, with None what it says next.
+
+    One whose process is there no more is taken from `there`, entered in `missing`, and None is returned; SystemExit
+    where that is the first one, to which all others are compared.
+    """
+    try:
+        return contender.answer() if steps is None else contender.take(steps)
+    except ContenderEnded as ended:
+        contender.end()
+        if contender is there[0]:
+            for each in there[1:]:
+                each.end()
+            raise SystemExit(f"contender {contender.name} {ended}") from ended
+        missing[contender.name] = str(ended)
+        there.remove(contender)
+        return None
 
 
 def race(
@@ -100,32 +133,38 @@ def race(
     rounds: int,
     steps: int,
     warm_up: int,
+    missing: dict[str, str],
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process."""
-    contenders = []
+    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process.
+
+    A contender that ends too early is entered in `missing` and left out, as `ask` says.
+    """
+    there: list[Contender] = []
     for name, command in commands.items():
-        contenders.append(Contender(name, command, (environments or {}).get(name)))
-        contenders[-1].answer()
-    for each in contenders:
-        each.take(warm_up)
-    return take_rounds(contenders, rounds, steps)
+        there.append(Contender(name, command, (environments or {}).get(name)))
+        ask(there, there[-1], None, missing)
+    for each in there.copy():
+        ask(there, each, warm_up, missing)
+    return take_rounds(there, rounds, steps, missing)
 
 
 def take_rounds(
-    contenders: Sequence[Contender], rounds: int, steps: int
+    there: list[Contender], rounds: int, steps: int, missing: dict[str, str]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return what `race` does of contenders that are warm, and let them go."""
-    seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+    seconds: dict[str, list[float]] = {each.name: [] for each in there}
     peaks: dict[str, float] = {}
     try:
         for number in range(rounds):
-            shift = number % len(contenders)
-            for each in [*contenders[shift:], *contenders[:shift]]:
-                found = each.take(steps)
-                seconds[each.name].append(found["seconds"])
-                peaks[each.name] = found["peak_mib"]
+            shift = number % len(there)
+            for each in [*there[shift:], *there[:shift]]:
+                found = ask(there, each, steps, missing)
+                if found is not None:
+                    seconds[each.name].append(found["seconds"])
+                    peaks[each.name] = found["peak_mib"]
     finally:
-        for each in contenders:
+        for each in there:
             each.end()
-    return seconds, peaks
+    names = [each.name for each in there]
+    return {name: seconds[name] for name in names}, {name: peaks[name] for name in names if name in peaks}

@@ -1,7 +1,9 @@
-"""The README's table of measurements, and how a result becomes one of its lines."""
+"""The README's table of measurements, how a result becomes one of its lines, and who is left out of a race."""
 
 import importlib
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import comparison
 import table
 from comparison import RESULTS, Result, take_turns
+from turns import race
 
 
 def test_the_readme_has_the_table_that_the_results_make() -> None:
@@ -58,3 +61,62 @@ def test_every_contender_has_its_turn_in_every_round() -> None:
     found = take_turns({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, warm_up=1)  # type: ignore[misc]
     assert order == ["c", "a", "b", "a", "b", "c", "b", "c", "a"]
     assert all(len(seconds) == 2 and min(seconds) >= 0 for seconds in found.values())
+
+
+def test_a_peer_that_fails_is_missing_and_the_others_go_on() -> None:
+    calls = {"once": 0}
+
+    def once() -> float:
+        calls["once"] += 1
+        if calls["once"] > 1:
+            raise RuntimeError("no more\nof this")
+        return 1.0
+
+    def never() -> float:
+        raise ImportError("not here")
+
+    missing: dict[str, str] = {}
+    ways = {"ours": lambda: 1.0, "once": once, "never": never, "peer": lambda: 2.0}
+    found = take_turns(ways, rounds=2, missing=missing)
+    assert found == {"ours": [1.0, 1.0], "peer": [2.0, 2.0]}
+    assert missing == {"never": "ImportError: not here", "once": "RuntimeError: no more of this"}
+    with pytest.raises(ImportError, match="not here"):
+        take_turns({"ours": never, "peer": lambda: 2.0}, rounds=1, missing=missing)
+
+
+CONTENDER = """
+import json, sys
+def say(): print(json.dumps({"seconds": 1.5, "peak_mib": 2.0}), flush=True)
+turns = int(sys.argv[1])
+for _ in range(turns):
+    say()
+    if sys.stdin.readline().strip() in ("", "0"): sys.exit(0)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_contender_whose_process_ends_is_missing(turns: int) -> None:
+    """At its start, in the warm-up, or in the middle of the race."""
+    commands = {name: [sys.executable, "-c", CONTENDER, str(n)] for name, n in (("ours", 9), ("peer", turns))}
+    missing: dict[str, str] = {}
+    seconds, peaks = race(commands, rounds=3, steps=1, warm_up=1, missing=missing)
+    assert (seconds, peaks) == ({"ours": [1.5] * 3}, {"ours": 2.0})
+    assert missing == {"peer": "ended with exit code 7: see above"}
+    commands = dict(reversed(commands.items()))
+    with pytest.raises(SystemExit, match="contender peer ended with exit code 7: see above"):
+        race(commands, rounds=3, steps=1, warm_up=1, missing={})
+
+
+def test_make_bench_goes_on_behind_a_script_that_fails(tmp_path: Path) -> None:
+    """Every other script is run, and the end says which one failed."""
+    shutil.copy(table.README.parent / "Makefile", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    for name in "one", "two", "three":
+        text = f"print('ran', {name!r}); raise SystemExit({int(name == 'two')})"
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(text)
+    command = ["make", "bench", "BENCHMARKS=one two three", "BENCH=", f"RUN={sys.executable}", "PRETRAIN_ASSETS="]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran")] == ["ran one", "ran two", "ran three"]
+    assert "these ended with an error: two" in done.stdout
+    assert done.returncode != 0
