@@ -1,6 +1,7 @@
 """What reaches a terminal has gone through `printable`: names, settings, tokens and texts may come from a stranger."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,9 @@ def test_a_name_with_line_breaks_begins_no_line_of_an_error():
     assert message_of(error).splitlines() == [
         "CheckpointError: the file '", "  \\x1b[31mCheckpointError: all is well' is missing",
     ]  # fmt: skip
+
+
+def test_of_a_long_message_the_ends_are_shown():
+    shown = message_of(CheckpointError(f"the file {'x' * 1_000_000} is missing"))
+    assert len(shown) < 5_000
+    assert re.match(r"CheckpointError: the file x+ \[\.\.\. 996,020 characters \.\.\.\] x+ is missing$", shown)

@@ -5,6 +5,8 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 
+MAX_LINE = 4_000  # characters of an error's message that are shown
+
 
 class PretrainError(Exception):
     """Something the user can act on: shown as its one message, without a traceback."""
@@ -79,10 +81,18 @@ def printable(text: object, *, one_line: bool = False) -> str:
 def message_of(error: Exception) -> str:
     """Return what a terminal shows of an error: its class and its message, whose further lines are indented.
 
-    A name in the message that holds line breaks cannot begin a line that looks like one of the program's own.
+    A name in the message that holds line breaks cannot begin a line that looks like one of the program's own, and what
+    a file holds cannot fill the terminal: of a long line the beginning and the end are shown.
     """
-    first, *more = printable(error).split("\n")
+    first, *more = (_shortened(line) for line in printable(error).split("\n"))
     return "\n".join([f"{type(error).__name__}: {first}", *(f"  {line.removeprefix('  ')}" for line in more)])
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= MAX_LINE:
+        return line
+    left_out = len(line) - MAX_LINE
+    return f"{line[: MAX_LINE // 2]} [... {left_out:,} characters ...] {line[-(MAX_LINE // 2) :]}"
 
 
 def _is_shown(character: str) -> bool:
