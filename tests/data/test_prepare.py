@@ -85,6 +85,16 @@ def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documen
     assert seen == [both.tokenizer.decode(document[1:-1].tolist()) for document in trained]
 
 
+def test_what_is_skipped_of_a_validation_set_is_counted_too(tmp_path: Path) -> None:
+    data = write(tmp_path, "larks", "lark")
+    (tmp_path / "held.jsonl").write_text('{"text": "an owl"}\nnot JSON\n{"text": ""}\n')
+    with Path(data.path).open("a") as file:
+        file.write("no JSON either\n")
+    data.validation_path = str(tmp_path / "held.jsonl")
+    _, told = prepared(data, tmp_path, BytesTokenizerConfig())
+    assert "tokenised 12 documents to train on and 1 to validate on, 1 skipped (empty), 2 skipped (not JSON)" in told
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [

@@ -100,7 +100,7 @@ def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
     said = capfd.readouterr().out
     assert "tokens of data so far" in said
     assert "going on with what it reads" in said
-    assert f"waiting for text, {prepared.corpora[''].train.n_tokens:,} tokens so far" in said
+    assert f"waiting for text, {prepared.corpora[''].train.n_tokens:,} tokens so far, for 0:0" in said
     waited = [float(value) for value in rows_of(folder, "speed/data_wait_s").values()]
     assert waited[0] < 0.5
     assert waited[-1] > 0.9

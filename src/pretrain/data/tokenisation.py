@@ -90,8 +90,12 @@ def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Documen
     """
     own = source.validation_documents()
     if own is not None:
+        source.skipped.clear()
         yield from (("validation", document) for document in own)
-        yield from (("train", document) for document in source.documents())
+        of_validation = Counter(source.skipped)
+        documents = source.documents()  # which counts anew
+        source.skipped.update(of_validation)
+        yield from (("train", document) for document in documents)
         return
     share, reserve = data.validation_fraction, None
     if share:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.data.progress import minutes
 from pretrain.data.read_ahead import ReadAhead
 from pretrain.data.streamed_rows import POLL_S, StreamedRows
 from pretrain.training.module import TrainingModule
@@ -59,16 +60,15 @@ class TextAhead(Callback):
         needed = self.batch_sizes.samples(trainer.global_step + 1)
         if self._enough(trainer, module, needed):
             return
-        told = time.monotonic()
+        since = told = time.monotonic()
         with self.throughput.paused("text"):
             while not self._enough(trainer, module, needed):
                 self.stop_where_asked(trainer, module)
                 self.reader.check()
                 if time.monotonic() - told > TELL_S:
                     told = time.monotonic()
-                    say(
-                        f"step {trainer.global_step}: waiting for text, {self.rows.stream.n_tokens:,} tokens so far ..."
-                    )
+                    tokens, waited = self.rows.stream.n_tokens, minutes(told - since)
+                    say(f"step {trainer.global_step}: waiting for text, {tokens:,} tokens so far, for {waited} ...")
                 time.sleep(POLL_S)
 
     def _enough(self, trainer: L.Trainer, module: TrainingModule, needed: int) -> bool:
