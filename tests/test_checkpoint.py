@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pretrain import checkpoint
-from pretrain.checkpoint import latest_run, newest, open_checkpoint, step_folders
+from pretrain.checkpoint import latest_run, newest, open_checkpoint, read_manifest, step_folders
 from pretrain.checkpoint_writing import prune, sweep, write
 from pretrain.errors import CheckpointError
+from pretrain.records import SEAL, sealed
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -50,7 +51,7 @@ def run_folder(tmp_path: Path) -> Path:
 def edit_manifest(folder: Path, **changes: Any) -> None:
     path = folder / "manifest.json"
     manifest = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -84,6 +85,9 @@ FILES = ["model.safetensors", "optimizer.safetensors", "random.safetensors", "to
          "tokenizer/tokenizer_config.json", "manifest.json"]  # fmt: skip
 
 
+FACTS = {"bytes": 1, "sha256": ""}
+
+
 def cut(size: Callable[[int], int]) -> Callable[[Path], None]:
     return lambda path: os.truncate(path, size(path.stat().st_size))
 
@@ -115,6 +119,109 @@ def test_damage_to_any_file_is_found(run_folder: Path, name: str, damage: str) -
     assert open_checkpoint(run_folder).step == 12
 
 
+@pytest.mark.fault("F03")
+def test_no_bit_of_a_manifest_can_change_what_is_read(run_folder: Path) -> None:
+    """Of every byte one bit: the manifest is refused, or holds what it held."""
+    folder = run_folder / "checkpoints" / "step-00000020"
+    path = folder / "manifest.json"
+    good, right = path.read_bytes(), {key: value for key, value in read_manifest(folder).items() if key != SEAL}
+    noticed = 0
+    for place in range(len(good)):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_manifest(folder)
+            assert {key: found[key] for key in right} == right
+        except ValueError:
+            noticed += 1
+    assert noticed > len(good) // 2
+
+
+def test_a_manifest_of_an_earlier_version_has_no_hash_of_its_own(run_folder: Path) -> None:
+    path = run_folder / "checkpoints" / "step-00000020" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop(SEAL)
+    path.write_text(json.dumps(manifest))
+    assert open_checkpoint(run_folder).step == 20
+    path.write_text(json.dumps(sealed(manifest) | {"config": {"seed": 2}}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not as it was written: its record_sha256 is that of"):
+        open_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer", "tokenizer/tokenizer.json", "manifest.json", "."])
+def test_what_lies_elsewhere_is_not_read(run_folder: Path, name: str) -> None:
+    path = run_folder / "checkpoints" / "step-00000020" / name
+    path.rename(run_folder / "elsewhere")
+    path.symlink_to(run_folder / "elsewhere")
+    found, ((_, reason),) = newest(run_folder)
+    assert found is not None
+    assert found.step == 12
+    assert "it is a link" in reason or "is a link, and only what is in the folder itself is read" in reason
+
+
+def test_a_file_of_the_tokenizer_that_no_hash_vouches_for_is_refused(run_folder: Path) -> None:
+    folder = run_folder / "checkpoints" / "step-00000020"
+    (folder / "tokenizer" / ".DS_Store").write_text("")
+    assert open_checkpoint(folder).step == 20
+    (folder / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"manifest\.json does not list tokenizer/special_tokens_map\.json"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_devices_and_fifos_are_not_read(run_folder: Path, name: str) -> None:
+    path = run_folder / "checkpoints" / "step-00000020" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: it is a FIFO"):
+        open_checkpoint(path.parent)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: it is a link"):
+        open_checkpoint(path.parent)
+
+
+def test_only_checkpoints_of_ours_are_pruned(run_folder: Path) -> None:
+    parent = run_folder / "checkpoints"
+    for name in ("step-00000001", "step-00000002.tmp", "step-3.tmp"):
+        (parent / name).mkdir()
+        (parent / name / "mine.txt").write_text("mine")
+    (parent / "step-00000004").symlink_to(save(run_folder / "other", 4))
+    (parent / "step-00000005.tmp").symlink_to(save(run_folder / "other", 5))
+    (save(parent, 13) / "notes.txt").write_text("mine")
+    flip(save(parent, 14) / "manifest.json")
+    (parent / "step-00000015.tmp").mkdir()
+    (parent / "step-00000015.tmp" / "model.safetensors").write_text("half")
+    left = sweep(parent)
+    assert {path.name: reason for path, reason in left.items()} == {
+        "step-00000002.tmp": "it holds 'mine.txt', which is no file of a checkpoint",
+        "step-00000005.tmp": "it is a link",
+    }
+    left = prune(parent, keep=1)
+    assert {path.name: reason[:20] for path, reason in left.items()} == {
+        "step-00000001": "[Errno 2] No such fi",
+        "step-00000004": "it is a link, and a ",
+        "step-00000013": "it holds 'notes.txt'",
+        "step-00000014": "manifest.json cannot",
+    }
+    assert sorted(path.name for path in parent.iterdir()) == [
+        "step-00000001", "step-00000002.tmp", "step-00000004", "step-00000005.tmp", "step-00000013", "step-00000014",
+        "step-00000020", "step-3.tmp",
+    ]  # fmt: skip
+    assert len(list((run_folder / "other").glob("step-*/manifest.json"))) == 2
+
+
+@pytest.mark.parametrize("name", ["step-00000021", "step-00000021.tmp"])
+def test_what_is_in_the_way_of_a_checkpoint_is_not_deleted(run_folder: Path, name: str) -> None:
+    mine = run_folder / "checkpoints" / name / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(CheckpointError, match=rf"{name} is in the way: it holds 'mine.txt', which is no file of a"):
+        save(run_folder / "checkpoints", 21)
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.fault("F19")
 @pytest.mark.parametrize("newer", [2, 99])
 def test_a_newer_format_is_refused_by_name(run_folder: Path, newer: int) -> None:
@@ -131,16 +238,29 @@ def test_a_newer_format_is_refused_by_name(run_folder: Path, newer: int) -> None
         ({"format": 99, "files": None, "config": None}, "it has format 99, and this version reads up to 1"),
         ({"format": None}, "manifest.json has no format"),
         ({"step": 13}, "manifest.json is of step 13"),
-        ({"step": "20"}, "manifest.json has no step"),
-        ({"files": []}, "manifest.json has no files"),
+        ({"step": "20"}, "manifest.json has step='20', which is no whole number"),
+        ({"files": []}, r"manifest.json has files=\[\], which is no object"),
         ({"files": {}}, "manifest.json lists no model.safetensors"),
-        ({"files": {"model.safetensors": {}}}, "manifest.json is damaged"),
-        ({"files": {"model.safetensors": 3}}, "manifest.json is damaged"),
-        ({"files": {"../step-00000012/manifest.json": {}}}, "names a file outside the folder: ../step-00000012"),
-        ({"files": {"/etc/passwd": {}}}, "names a file outside the folder: /etc/passwd"),
-        ({"files": {"a/b/c": {}}}, "names a file outside the folder: a/b/c"),
-        ({"files": {"gone": {"bytes": 1, "sha256": ""}}}, "gone is missing"),
+        ({"files": {"model.safetensors": {}}}, "files.model.safetensors of manifest.json has no bytes"),
+        ({"files": {"model.safetensors": 3}}, "files.model.safetensors of manifest.json is 3, which is no object"),
+        ({"files": {"model.safetensors": {"bytes": True, "sha256": ""}}}, "has bytes=True, which is no whole number"),
+        ({"files": {"model.safetensors": {"bytes": -1, "sha256": ""}}}, "has bytes=-1, which is below 0"),
+        ({"files": {"../step-00000012/manifest.json": FACTS}}, "names a file outside the folder: ../step-00000012"),
+        ({"files": {"/etc/passwd": FACTS}}, "names a file outside the folder: /etc/passwd"),
+        ({"files": {"a/b/c": FACTS}}, "names a file outside the folder: a/b/c"),
+        ({"files": {"gone": FACTS}}, "gone is missing"),
         ({"config": None}, "manifest.json has no config"),
+        ({"format": 0}, "manifest.json has format=0, which is below 1"),
+        ({"format": 1.0}, "manifest.json has format=1.0, which is no whole number"),
+        ({"progress": {"seconds": "1"}}, "progress of manifest.json has seconds='1', which is no number"),
+        ({"progress": {"seconds": 10**400}}, "has seconds=1000.*, which is no number"),
+        ({"progress": {"tokens_seen": 2**63}}, "has tokens_seen=9223372036854775808, which is no whole number"),
+        ({"progress": {"left_out": [1]}}, "has left_out=1, which is no text"),
+        ({"progress": {"losses": {}}}, "has losses={}, which is no list"),
+        (
+            {"progress": {"first_validation": {"val\x1b": None}}},
+            r"has first_validation.val.x1b=None, which is no number",
+        ),
         ({"progress": None}, "manifest.json has no progress"),
     ],
 )
@@ -163,7 +283,7 @@ def test_a_manifest_that_is_no_record_is_refused(run_folder: Path, text: str) ->
 
 def test_a_manifest_larger_than_any_of_ours_is_not_read(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "MAX_MANIFEST_BYTES", 100)
-    with pytest.raises(CheckpointError, match=r"manifest\.json is larger than 100 bytes"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read: it is larger than the 100 bytes"):
         open_checkpoint(run_folder / "checkpoints" / "step-00000020")
 
 

@@ -17,6 +17,7 @@ from pretrain import checkpoint_writing
 from pretrain.checkpoint import open_checkpoint
 from pretrain.checkpoint_writing import write
 from pretrain.errors import CheckpointError
+from pretrain.records import sealed
 from pretrain.tensor_file import Piece
 
 
@@ -84,7 +85,7 @@ def test_a_missing_share_is_noticed(tmp_path: Path) -> None:
         open_checkpoint(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["model-rank-00001.safetensors"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match=r"holds 9 of the 15 numbers of 'weight': a file is missing"):
         open_checkpoint(folder).tensors("model")
 

@@ -236,7 +236,7 @@ def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> No
     save_tokenizer = byte_tokenizer().save
     record = {"model": {"kind": "perceptron"}}
     checkpoint_writing.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
-    with pytest.raises(ConfigError, match=r"model\.kind=perceptron is unknown\."):
+    with pytest.raises(CheckpointError, match=r"model\.kind=perceptron is unknown\."):
         LanguageModel.load(tmp_path / "step-00000001")
 
 

@@ -14,12 +14,12 @@ LAYERS = [
     {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported", "planning"},
     {"model_folder"},
-    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "interop", "parallel", "rehearsal"},
+    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "run_folder", "interop", "parallel", "rehearsal"},
     {"script_config"},
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
-    {"errors", "escapes", "untrusted_files", "compiling", "matrix_products", "memory_reuse", ""},
+    {"errors", "escapes", "untrusted_files", "records", "compiling", "matrix_products", "memory_reuse", ""},
 ]
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {

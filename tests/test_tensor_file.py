@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +169,34 @@ def test_pieces_are_read_as_the_whole(tmp_path: Path) -> None:
     assert torch.equal(files["a"], whole)
     assert {name: float(value.sum()) for name, value in files.items()} == {"a": float(whole.sum()), "step": 3.0}
     files.check_weight("a", torch.Size([7, 3]), "why")
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        ((4,), [(0, 2), (0, 2)]),
+        ((6,), [(0, 3), (2, 2), (5, 1)]),
+        ((2, 4), [((0, 0), (2, 2)), ((0, 1), (2, 2))]),
+        ((4, 4), [((0, 0), (4, 2)), ((0, 2), (2, 2)), ((1, 2), (2, 2))]),
+    ],
+)
+def test_pieces_that_overlap_are_refused_though_their_number_fits(
+    tmp_path: Path, shape: tuple[int, ...], blocks: list[tuple[Any, Any]]
+) -> None:
+    for number, (offset, size) in enumerate(blocks):
+        place, extent = ((part,) if isinstance(part, int) else part for part in (offset, size))
+        write_tensors(tmp_path / f"{number}", {"w": Piece(torch.ones(extent), shape, place)})
+    with pytest.raises(CheckpointError, match=r"\d holds numbers of 'w' that \d holds too, and others are nowhere"):
+        TensorFiles([tmp_path / f"{number}" for number in range(len(blocks))])
+
+
+def test_pieces_of_any_grid_are_read(tmp_path: Path) -> None:
+    whole, paths = torch.randn(7, 5), []
+    for number, (rows, columns) in enumerate(product(((0, 3), (3, 7)), ((0, 2), (2, 4), (4, 5)))):
+        values = whole[slice(*rows), slice(*columns)]
+        paths.append(tmp_path / f"{number}")
+        write_tensors(paths[-1], {"w": Piece(values, whole.shape, (rows[0], columns[0]))})
+    assert torch.equal(TensorFiles(paths[::-1])["w"], whole)
 
 
 def test_pieces_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
 from pretrain.inspection import rows_of_step
 from pretrain.language_model import LanguageModel
+from pretrain.records import sealed
 from pretrain.script_config import ExportConfig, PrepareConfig
 from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, TrainerConfig
 from pretrain.training.run import run
@@ -49,7 +50,7 @@ def commit(folder: Path) -> None:
     for name, facts in manifest["files"].items():
         path = folder / name
         facts |= {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.fixture
@@ -87,11 +88,40 @@ def test_settings_that_name_code_or_the_environment_are_refused(
 ):
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["config"] |= change
-    (saved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match=message):
+    (saved / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(CheckpointError, match=message):
         LanguageModel.load(saved)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         tiny.place("model=gpt_nano", f"resume={saved}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_layers", 10**9, r"describe a model of 3,\d{3},\d{3},\d{3},\d{3} parameters, and its files hold \d+,\d{3}"),
+        ("d_model", 10**30, "describe a model of .* parameters"),
+        ("d_ff", 2**62, "describe a model of .* parameters"),
+        ("n_layers", 10**400, "settings do not fit this version|describe a model of"),
+        ("n_layers", "many", "the saved settings do not fit this version: Value 'many'"),
+        ("n_layers", [[]], "the saved settings do not fit this version"),
+        ("rope_scaling", 3, "the saved settings do not fit this version"),
+        ("norm_eps", {}, "the saved settings do not fit this version"),
+    ],
+)
+def test_a_model_that_is_not_the_saved_one_is_refused_before_it_is_built(
+    tiny, saved: Path, key: str, value: Any, message: str
+):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["config"]["model"][key] = value
+    (saved / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    for use in (LanguageModel.load, lambda path: tiny.place("model=gpt_nano", f"resume={path}"), checked_inspection):
+        with pytest.raises(CheckpointError, match=message) as refusal:
+            use(saved)
+        assert len(str(refusal.value)) < 1000
+
+
+def checked_inspection(saved: Path) -> None:
+    list(rows_of_step(saved.parent.parent, 1))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +129,7 @@ def test_settings_that_name_code_or_the_environment_are_refused(
     [
         (
             "!!python/object/apply:pathlib.Path.touch [{marker}]",
-            r"config\.yaml cannot be read: could not determine",
+            r"config\.yaml cannot be read: it is not valid YAML: could not determine",
         ),
         ("[1, 2]", r"config\.yaml holds no settings"),
         ("a: *b", r"config\.yaml cannot be read"),

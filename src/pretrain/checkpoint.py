@@ -5,25 +5,64 @@
         optimizer.safetensors   optimizer state as <parameter name>/<key>
         random.safetensors      states of the random generators
         tokenizer/              tokenizer.json and its roles
-        manifest.json           written last: format, step, progress, settings, size and sha256 of every file
+        manifest.json           written last: format, step, progress, settings, every file's size and sha256, own hash
 
 Of a sharded run each process writes its own part: model-rank-00000.safetensors, model-rank-00001.safetensors, ...
-A folder without a manifest, or whose files do not match it, is no checkpoint. Nothing in it is pickled.
+A folder without a manifest, or whose files do not match it, is no checkpoint. Nothing in it is pickled, and nothing in
+it is a link.
 """
 
 import hashlib
-import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pretrain.errors import CheckpointError
+from pretrain.config import RunConfig, from_dict
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.config import Head, TransformerConfig
+from pretrain.models.size import parameter_count
+from pretrain.records import AtLeast, Count, check_seal, read_record
 from pretrain.tensor_file import TensorFiles
+from pretrain.untrusted_files import MAX_JSON_BYTES, open_regular, read_json
 
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 16_000_000
+MAX_MANIFEST_BYTES = MAX_JSON_BYTES
+EMBEDDING = "embeddings.tokens.weight"
+_SLACK, _SLACK_PARAMETERS = 4, 1_000_000  # of a model's size above what was saved, for messages that say where
 _STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """What the manifest says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the manifest says of the run so far; a version may lack some, and some are of the run's kind."""
+
+    tokens_seen: Count = 0
+    skipped_steps: Count = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    first_validation: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The fields of manifest.json that every checkpoint has."""
+
+    format: Annotated[int, AtLeast(1)]
+    step: Count
+    files: dict[str, ListedFile]
+    config: dict[str, Any]
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -48,6 +87,39 @@ class Checkpoint:
         """Counters of the run: tokens seen, steps skipped, fingerprints of data and tokenizer."""
         return dict(self.manifest["progress"])
 
+    def run_config(self) -> RunConfig:
+        """Return the settings of the run, once the model that they describe is known to be the one that was saved.
+
+        Raises CheckpointError where they are not settings of this version, or the tensors are those of another model.
+        """
+        try:
+            run: RunConfig = from_dict(self.config)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from error
+        self._check_size(run)
+        return run
+
+    def _check_size(self, run: RunConfig) -> None:
+        """Refuse settings of a model that is far larger than what was saved: building it would take forever.
+
+        What else does not fit is named, parameter by parameter, where the weights are read.
+        """
+        shapes, model = self.tensors("model").shapes, run.model
+        if not isinstance(model, TransformerConfig) or len(shapes.get(EMBEDDING, ())) != 2:
+            return
+        vocabulary, labels = shapes[EMBEDDING][0], run.objective.n_labels
+        if labels is None:
+            described = parameter_count(model, vocabulary)
+        else:
+            described = parameter_count(replace(model, tied=True, head=Head.linear), vocabulary)
+            described += labels * (model.d_model + 1)
+        held = sum(shape.numel() for shape in shapes.values())
+        if model.n_layers > len(shapes) or described > _SLACK * held + _SLACK_PARAMETERS:
+            raise CheckpointError(
+                f"{self.folder}: its settings describe a model of {described:,} parameters, and its files hold "
+                f"{held:,}. Take another checkpoint of the run."
+            )
+
     @property
     def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that the weights were trained with."""
@@ -63,11 +135,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises CheckpointError with the reason where there is none or it is damaged.
     """
-    if _STEP.fullmatch(path.name) or (path / "manifest.json").exists():
+    if _STEP.fullmatch(path.name) or os.path.lexists(path / "manifest.json"):
+        if path.is_symlink():  # typed by the user, such as best -> checkpoints/step-00001200
+            path = path.resolve()
         problem = problem_of(path)
         if problem:
             raise CheckpointError(f"{path} is not a usable checkpoint: {problem}.")
-        return Checkpoint(path, _manifest(path))
+        return Checkpoint(path, read_manifest(path))
     found, passed_over = newest(path)
     if found is None:
         reasons = "".join(f" {folder.name}: {reason}." for folder, reason in passed_over)
@@ -83,7 +157,7 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         problem = problem_of(folder)
         if problem is None:
-            return Checkpoint(folder, _manifest(folder)), passed_over
+            return Checkpoint(folder, read_manifest(folder)), passed_over
         passed_over.append((folder, problem))
     return None, passed_over
 
@@ -105,36 +179,49 @@ def step_folders(parent: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ValueError(f"manifest.json is larger than {MAX_MANIFEST_BYTES:,} bytes")
-    manifest = json.loads(path.read_text(encoding="utf8"))
-    for key, kind in (("format", int), ("step", int), ("files", dict), ("config", dict), ("progress", dict)):
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
-            raise ValueError(f"manifest.json has no {key}")
-        if key == "format" and manifest["format"] > FORMAT_VERSION:  # a newer one may lack the other keys
-            raise ValueError(f"it has format {manifest['format']}, and this version reads up to {FORMAT_VERSION}")
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, every field that is used checked for type and range.
+
+    The files that it lists are not looked at. Raises OSError, or ValueError with what is wrong.
+    """
+    if folder.is_symlink():
+        raise ValueError("it is a link, and a run's checkpoints are folders in its own")
+    try:
+        manifest = read_json(folder / "manifest.json", MAX_MANIFEST_BYTES, follow_links=False)
+    except ValueError as error:
+        raise ValueError(f"manifest.json cannot be read: {' '.join(str(error).split())[:200]}") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:  # a newer one may lack the other keys
+        raise ValueError(f"it has format {version}, and this version reads up to {FORMAT_VERSION}")
+    read_record(Manifest, manifest, "manifest.json")
+    check_seal(manifest, "manifest.json")
+    if _STEP.fullmatch(folder.name) and int(folder.name.split("-")[1]) != manifest["step"]:
+        raise ValueError(f"manifest.json is of step {manifest['step']}")
     return dict(manifest)
 
 
 def problem_of(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or none if every file is what its manifest says."""
     try:
-        manifest = _manifest(folder)
-        if _STEP.fullmatch(folder.name) and int(folder.name.split("-")[1]) != manifest["step"]:
-            return f"manifest.json is of step {manifest['step']}"
+        manifest = read_manifest(folder)
         for name, expected in manifest["files"].items():
             problem = _file_problem(folder, name, expected)
             if problem:
                 return problem
         if not _files_of(manifest, "model"):
             return "manifest.json lists no model.safetensors"
+        return _unlisted(folder, manifest)
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"manifest.json is damaged ({error})" if isinstance(error, KeyError | TypeError) else str(error)
-    return None
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _unlisted(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """Return the problem where the tokenizer's folder holds a file that would be read, and no hash vouches for it."""
+    found = sorted(path.name for path in (folder / "tokenizer").glob("*") if not path.name.startswith("."))
+    unlisted = [name for name in found if f"tokenizer/{name}" not in manifest["files"]]
+    return f"manifest.json does not list tokenizer/{unlisted[0]}" if unlisted else None
 
 
 def _files_of(manifest: dict[str, Any], part: str) -> list[str]:
@@ -147,15 +234,20 @@ def _file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | No
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or len(parts) > 2:
         return f"manifest.json names a file outside the folder: {name}"
-    path = folder / name
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        return f"{name} has {size:,} bytes instead of {expected['bytes']:,}"
-    if sha256_of(path) != expected["sha256"]:
-        return f"{name} does not match its sha256"
-    return None
+    if (folder / name).parent.is_symlink():
+        return f"{parts[0]} is a link, and only what is in the folder itself is read"
+    try:
+        with open_regular(folder / name, follow_links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size:,} bytes instead of {expected['bytes']:,}"
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        return f"{name} cannot be read: {error}"
+    return None if sha256 == expected["sha256"] else f"{name} does not match its sha256"
 
 
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

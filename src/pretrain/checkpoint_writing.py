@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.checkpoint import FORMAT_VERSION, problem_of, sha256_of, step_folders
+from pretrain.checkpoint import FORMAT_VERSION, problem_of, read_manifest, sha256_of, step_folders
 from pretrain.data.store_files import sync_to_disk
+from pretrain.data.tokenizer_files import NAMES
 from pretrain.errors import CheckpointError
+from pretrain.records import sealed
 from pretrain.tensor_file import Piece, write_tensors
+
+_WRITTEN = re.compile(
+    r"manifest\.json|(model|optimizer|random)(-rank-\d{5,})?\.safetensors|tokenizer/("
+    + "|".join(map(re.escape, NAMES))
+    + ")"
+)
 
 
 def write(
@@ -59,19 +68,19 @@ def write(
         manifest = {"format": FORMAT_VERSION, "step": step, "ranks": ranks, "progress": progress, "config": config}
         together(lambda: _commit(final, temporary, manifest, files, save_tokenizer))
     finally:
-        if rank == 0:
+        if rank == 0 and _why_not_ours(temporary, whole=False) is None:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
 def _begin(final: Path, temporary: Path, needed: int) -> bool:
     """Return whether there is nothing to do, as the checkpoint is there already; else make the folder to write to."""
-    if final.exists():
+    if os.path.lexists(final):
         if problem_of(final) is None:
             return True
         _remove(final)
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    if os.path.lexists(temporary):
+        _remove(temporary)
     temporary.mkdir(parents=True)
     _check_room(temporary, needed)
     return False
@@ -108,7 +117,7 @@ def _commit(
     manifest["files"] = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": sha} for name, sha in hashes.items()
     }
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf8")
+    (temporary / "manifest.json").write_text(json.dumps(sealed(manifest), indent=1), encoding="utf8")
     sync_to_disk(temporary / "manifest.json")
     sync_to_disk(temporary)
     temporary.rename(final)
@@ -140,31 +149,58 @@ def _storage_message(parent: Path, step: int, needed: int, problem: str) -> str:
     return f"the checkpoint of step {step} could not be written below {parent}: {problem}.{room}"
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, after the newest has been read back and verified; 0 keeps all."""
+def prune(parent: Path, keep: int) -> dict[Path, str]:
+    """Delete all but the newest `keep` checkpoints, after the newest has been read back and verified; 0 keeps all.
+
+    Returns the folders that are named like checkpoints and stay, as they may be somebody's own, with the reason.
+    """
     folders = step_folders(parent)
     if not keep or len(folders) <= keep:
-        return
+        return {}
     problem = problem_of(folders[-1])
     if problem:
         raise CheckpointError(f"{folders[-1]} does not verify after writing, so nothing older was deleted: {problem}.")
+    strangers = {folder: reason for folder in folders if (reason := _why_not_ours(folder, whole=True))}
     try:
-        for folder in folders[:-keep]:
+        for folder in [folder for folder in folders if folder not in strangers][:-keep]:
             _remove(folder)
     except OSError as error:
         raise CheckpointError(f"an old checkpoint below {parent} could not be deleted: {error}.") from error
+    return strangers
 
 
-def sweep(parent: Path) -> None:
-    """Delete what interrupted writes left behind."""
-    for path in parent.glob("step-*.tmp") if parent.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+def sweep(parent: Path) -> dict[Path, str]:
+    """Delete what interrupted writes left behind; returns what is named so and stays, with the reason."""
+    drafts = [path for path in parent.glob("step-*.tmp") if re.fullmatch(r"step-\d{8,}\.tmp", path.name)]
+    strangers = {path: reason for path in drafts if (reason := _why_not_ours(path, whole=False))}
+    for path in drafts:
+        if path not in strangers:
+            shutil.rmtree(path, ignore_errors=True)
+    return strangers
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that a half-deleted one never looks like one."""
+    """Delete a checkpoint so that a half-deleted one never looks like one; OSError where it holds something else."""
     doomed = folder.with_name(f"{folder.name}.tmp")
+    for path in (folder, doomed):
+        if os.path.lexists(path) and (reason := _why_not_ours(path, whole=False)):
+            raise OSError(errno.EEXIST, f"{path} is in the way: {reason}")
     if doomed.exists():
         shutil.rmtree(doomed)
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _why_not_ours(folder: Path, whole: bool) -> str | None:
+    """Return why a folder is not known to be a checkpoint of ours, or with `whole=False` a part of one; else None."""
+    try:
+        if whole:
+            read_manifest(folder)
+        for path in [*folder.iterdir(), *(folder / "tokenizer").glob("*")]:
+            name = path.relative_to(folder).as_posix()
+            fits = path.is_dir() if name == "tokenizer" else path.is_file() and _WRITTEN.fullmatch(name)
+            if path.is_symlink() or not fits:
+                return f"it holds {name!a}, which is no file of a checkpoint"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return "it is a link" if folder.is_symlink() else None

@@ -284,8 +284,9 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
                 value = value[1]
             tree = OmegaConf.merge(tree, {name: value})
         return OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the saved settings do not fit this version: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(f"the saved settings do not fit this version: {reason}") from error
 
 
 def _refuse_interpolation(value: Any, key: str) -> None:

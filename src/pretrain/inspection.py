@@ -1,18 +1,19 @@
 """What a step of a run read: its rows, the documents in them, and their text."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from pretrain.checkpoint import newest
-from pretrain.config import RunConfig, from_dict
+from pretrain.config import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import prepare
 from pretrain.data.training_rows import training_rows
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.run_folder import CONFIG, saved_settings
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,10 @@ def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:
     """Return the settings of a run, and as far as its newest checkpoint knows: rows left out, batch sizes so far."""
     found, _ = newest(folder)
     if found is not None:
-        config: RunConfig = from_dict(found.config)
+        config = found.run_config()
         batch_sizes = BatchSizes.saved(found.progress, config.step_size())
         return config, frozenset(found.progress.get("left_out", [])), batch_sizes
-    written = folder / "config.yaml"
-    if not written.is_file():
+    if not os.path.lexists(folder / CONFIG):
         raise CheckpointError(f"run={folder} is not the folder of a run. Try run=auto for the newest one.")
-    try:
-        settings = yaml.safe_load(written.read_text(encoding="utf8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{written} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{written} holds no settings.")
-    config = from_dict(settings)
+    config = saved_settings(folder)
     return config, frozenset(), config.batch_sizes()

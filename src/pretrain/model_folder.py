@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Checkpoint, open_checkpoint
-from pretrain.config import RunConfig, from_dict
+from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, open_folder
@@ -100,7 +100,7 @@ def _is_hugging_face(folder: Path) -> bool:
 
 
 def _made_here(checkpoint: Checkpoint) -> ModelFolder:
-    run: RunConfig = from_dict(checkpoint.config)
+    run = checkpoint.run_config()
     return ModelFolder(
         folder=checkpoint.folder,
         tokenizer_folder=checkpoint.tokenizer_folder,

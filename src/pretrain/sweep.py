@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -13,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.errors import ConfigError, Interrupted, printable
+from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
+from pretrain.run_folder import finished_run
 
 
 @dataclass
@@ -27,17 +27,18 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the job has left its report."""
-        return (self.folder / "report.json").exists()
+        """Whether the job has left its report; a damaged one is made again."""
+        try:
+            return finished_run(self.folder) is not None
+        except CheckpointError:
+            return False
 
     @property
     def loss(self) -> float | None:
         """Validation loss at the end in nats per token; none where there is none, or it is no number."""
-        if not self.finished:
-            return None
-        report = json.loads((self.folder / "report.json").read_text(encoding="utf8"))
-        value = report["validation"].get("val/loss")
-        return None if value is None or not math.isfinite(float(value)) else float(value)
+        found = finished_run(self.folder) if self.finished else None
+        value = None if found is None else found.validation.get("val/loss")
+        return None if value is None or not math.isfinite(value) else value
 
 
 def sweep(words: list[str], logs_folder: Path) -> list[Job]:

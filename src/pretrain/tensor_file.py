@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
+from pretrain.untrusted_files import open_regular, parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 _NAMES = {
@@ -137,6 +138,11 @@ class TensorFiles(Mapping[str, Tensor]):
                 f"{path.parent} holds {found:,} of the {expected:,} numbers of {name!r}: a file is missing, or one is "
                 "too many."
             )
+        boxes = [(path, offset or [], file.get_slice(name).get_shape()) for path, file, offset in self._files[name]]
+        if twice := _overlap(boxes):
+            raise CheckpointError(
+                f"{twice[1]} holds numbers of {name!r} that {twice[0].name} holds too, and others are nowhere."
+            )
 
     def read(self, name: str) -> Tensor:
         """Return a tensor on the CPU, as it was written."""
@@ -164,6 +170,22 @@ class TensorFiles(Mapping[str, Tensor]):
             )
 
 
+def _overlap(boxes: list[tuple[Path, list[int], list[int]]]) -> tuple[Path, Path] | None:
+    """Return the files of two blocks of a tensor that share a number, given the place and shape of each; or None.
+
+    Blocks are taken in the order of their first axis, and compared with those that reach as far.
+    """
+    open_ones: list[tuple[Path, list[int], list[int]]] = []
+    for path, offset, shape in sorted((box for box in boxes if math.prod(box[2])), key=lambda box: box[1][:1]):
+        open_ones = [other for other in open_ones if not offset or other[1][0] + other[2][0] > offset[0]]
+        for other, at, size in open_ones:
+            axes = zip(offset, shape, at, size, strict=True)
+            if all(one < b + m and b < one + n for one, n, b, m in axes):
+                return other, path
+        open_ones.append((path, offset, shape))
+    return None
+
+
 def _tensor(path: Path, file: Any, name: str) -> Tensor:
     from safetensors import SafetensorError
 
@@ -181,7 +203,7 @@ def _pieces(path: Path, file: Any) -> dict[str, tuple[torch.Size, list[int]]]:
         return {}
     try:
         found = {}
-        for name, (whole, offset) in json.loads(text).items():
+        for name, (whole, offset) in parse_json(text).items():
             numbers = [*whole, *offset, len(file.get_slice(name).get_shape())]
             if not all(isinstance(n, int) and n >= 0 for n in numbers) or not len(whole) == len(offset) == numbers[-1]:
                 raise ValueError(name)
@@ -196,7 +218,7 @@ def _open(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header_bytes = int.from_bytes(file.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES:
             raise CheckpointError(

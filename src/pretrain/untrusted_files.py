@@ -8,15 +8,16 @@ file and picks the class of error. SECURITY.md lists the limits.
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 MAX_JSON_BYTES = 16_000_000
 MAX_YAML_BYTES = 1_000_000
 MAX_DEPTH = 100  # of lists and objects inside each other
 
 
-def open_regular(path: Path, *, follow_links: bool = True) -> IO[bytes]:
+def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
     """Open a regular file for reading; never waits for a FIFO and never reads a device.
 
     Raises ValueError for anything but a regular file, and for a link where `follow_links` is false; OSError as `open`.

@@ -37,7 +37,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash at any instant leaves the old file or the new one, never a mixture."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("wb") as file:
+        draft.unlink(missing_ok=True)
+        with draft.open("xb") as file:  # never through a link
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -50,7 +51,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def delete_drafts(folder: Path) -> None:
     """Delete what calls of `write_atomically` that were killed have left; no other may be under way there."""
     for draft in folder.glob(".*.tmp"):
-        draft.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+\.tmp", draft.name) and (draft.is_file() or draft.is_symlink()):
+            draft.unlink(missing_ok=True)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import yaml
 
 from pretrain.checkpoint import open_checkpoint
-from pretrain.config import RunConfig, from_dict
+from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast, forecast, place_of
 from pretrain.planning.units import duration, gib
+from pretrain.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
 
 
 @dataclass(frozen=True)
@@ -34,32 +32,34 @@ class Measured:
 
 def measured_by(folder: Path) -> Measured:
     """Return what a finished run measured; raises CheckpointError where it has not ended or kept no figures."""
-    for name in ("config.yaml", "report.json"):
-        if not (folder / name).is_file():
+    for name in (CONFIG, REPORT):
+        if not os.path.lexists(folder / name):
             raise CheckpointError(
                 f"run={folder} holds no {name}: only a run that has come to its end can be compared. "
                 "Try run=logs/gpt_nano/<time>."
             )
-    config: RunConfig = from_dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf8")))
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf8"))
-    logged = _logged(folder / "metrics.csv")
-    speeds = logged.get("speed/tokens_per_s", [])[1:] or [float(report["tokens_per_s"])]  # the first step warms up
+    config, report = saved_settings(folder), record_of(folder / REPORT, FinishedRun)
+    logged = _logged(folder / TABLE)
+    speeds = logged.get("speed/tokens_per_s", [])[1:] or [report.tokens_per_s or 0.0]  # the first step warms up
+    if not (report.tokens_seen and all(0 < speed < math.inf for speed in speeds)):
+        raise CheckpointError(
+            f"run={folder} measured no speed: it read {report.tokens_seen} tokens, at {speeds[:3]} tokens/s. "
+            "Try another run."
+        )
     return Measured(
         config=config,
-        parameters=int(report["parameters"]),
-        tokens=int(report["tokens_seen"]),
+        parameters=report.parameters,
+        tokens=report.tokens_seen,
         tokens_per_s=median(speeds),
-        memory_gib=max(logged.get("speed/memory_gib", []), default=None),
+        memory_gib=max((gib for gib in logged.get("speed/memory_gib", []) if 0 < gib < math.inf), default=None),
     )
 
 
 def _logged(path: Path) -> dict[str, list[float]]:
     """Return the figures of metrics.csv by name, in the order of the steps; nothing where there is no such file."""
     found: dict[str, list[float]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf8") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["name"], []).append(float(row["value"]))
+    for row in read_rows(path):
+        found.setdefault(row["name"], []).append(float(row["value"]))
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pretrain import checkpoint_writing
 from pretrain.checkpoint import Checkpoint
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, printable
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import Layout
@@ -27,6 +27,7 @@ from pretrain.tensor_file import Piece
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.data import TextDataModule
 from pretrain.training.module import TrainingModule
+from pretrain.training.processes import say
 
 
 class RunState:
@@ -60,6 +61,7 @@ class RunState:
         self.save_tokenizer = save_tokenizer
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._writing: Future[str | None] | None = None
+        self._left: set[Path] = set()  # folders that stay as they may be somebody's own
         self._copies: dict[str, Tensor] = {}  # of what is being written, used again by the next save
         self._group: Any = None  # of all processes, for checkpoints alone: their threads talk beside the training
 
@@ -93,6 +95,13 @@ class RunState:
         """Wait for the checkpoint being written, if any; return what went wrong with it, on all processes alike."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
+
+    def _report(self, strangers: dict[Path, str]) -> None:
+        """Print once of each folder that is named like a checkpoint why it is not deleted."""
+        for folder, reason in strangers.items():
+            if folder not in self._left:
+                say(printable(f"warning: {folder} is never deleted: {reason}"))
+        self._left |= strangers.keys()
 
     def _raise(self, problem: str | None) -> None:
         if problem is not None:
@@ -152,7 +161,7 @@ class RunState:
                 everyone=self._everyone,
             )
             if self.trainer.is_global_zero:
-                checkpoint_writing.prune(self.folder, self.keep)
+                self._report(checkpoint_writing.prune(self.folder, self.keep))
         except CheckpointError as error:
             problem = str(error)
         return next(filter(None, self._everyone(problem)), None)

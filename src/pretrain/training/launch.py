@@ -18,6 +18,7 @@ from pretrain.errors import CheckpointError, ConfigError, RankLostError, printab
 from pretrain.imported import IMPORTED
 from pretrain.launcher import check_agent, check_launcher, rank, under_launcher
 from pretrain.parallel.group import leave_group
+from pretrain.run_folder import check_folder
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.processes import say, spawn
 from pretrain.training.run_lock import only_run_in
@@ -200,9 +201,12 @@ def _fresh_folder(config: RunConfig) -> Path:
 def _probe(folder: Path) -> None:
     """Create the folder and write to it, so that a run that could not save never starts."""
     try:
+        check_folder(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = folder / "checkpoints" / ".probe"
-        probe.write_bytes(b"\0" * 4096)
+        probe.unlink(missing_ok=True)
+        with probe.open("xb") as file:  # never through a link
+            file.write(b"\0" * 4096)
         probe.unlink()
     except OSError as error:
         raise CheckpointError(
@@ -236,8 +240,8 @@ def _find_resumed(config: RunConfig) -> Checkpoint | None:
 
 def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunConfig:
     """Return the resumed run's settings with those that the command line names on top."""
-    saved, typed = to_dict(from_dict(resumed.config)), to_dict(config)  # a setting that is newer than the run: usual
-    merged = to_dict(from_dict(resumed.config))
+    saved, typed = to_dict(resumed.run_config()), to_dict(config)  # a setting that is newer than the run: usual
+    merged = to_dict(resumed.run_config())
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
         if key in ("resume", "experiment", "paths.run_dir") or word == f"model={IMPORTED}":

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from pretrain.data.store_files import write_atomically
-
-TABLE = "metrics.csv"
+from pretrain.run_folder import opened_to_append
+from pretrain.run_folder import read_rows as read_rows
 
 # settings of the HParams page, by how their full names begin
 _SHAPING = (
@@ -70,20 +70,12 @@ class LongCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row for each figure."""
-        with self.path.open("a", newline="", encoding="utf8") as file:
+        with opened_to_append(self.path) as file:
             csv.writer(file).writerows([step, name, repr(float(value))] for name, value in metrics.items())
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the settings are in the run folder and in every checkpoint."""
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv, none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf8") as file:
-        return [row for row in csv.DictReader(file) if row.get("value") is not None and (row["step"] or "").isdigit()]
 
 
 def has_figures(table: Path, step: int, prefix: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,21 @@ from pretrain.errors import (
 )
 from pretrain.launcher import rank
 from pretrain.parallel.group import leave_group
+from pretrain.records import Count
+from pretrain.run_folder import FAILURES, record_of
 
 SHUTDOWN_S = 25  # to save after a signal, before a process is killed
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, DivergenceError, RankLostError)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process of a run ended."""
+
+    time: float  # seconds since 1970
+    rank: Count
+    exit_code: Count
+    message: str
 
 
 def say(text: str, *, one_line: bool = False) -> None:
@@ -53,7 +66,7 @@ def spawn(record: dict[str, Any]) -> str:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # else processes started again find the addresses of those they replace in the agent's store, and wait for them
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    failures = Path(record["folder"]) / "failures"
+    failures = Path(record["folder"]) / FAILURES
     for path in failures.glob("rank-*.json"):
         path.unlink()
     agent = LaunchConfig(
@@ -98,7 +111,7 @@ def work(text: str) -> str:
     except BaseException as error:
         code = error.exit_code if isinstance(error, PretrainError) else 1
         message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
-        path = Path(record["folder"]) / "failures" / f"rank-{rank()}.json"
+        path = Path(record["folder"]) / FAILURES / f"rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
         failure = {"time": time.time(), "rank": rank(), "exit_code": code, "message": message}
         write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process any moment
@@ -110,10 +123,9 @@ def work(text: str) -> str:
 def _go_on(record: dict[str, Any]) -> None:
     """Have the record resume the newest checkpoint; what failed for a reason that stays is not tried again."""
     folder = Path(record["folder"])
-    for path in sorted((folder / "failures").glob("rank-*.json")):
-        code = int(json.loads(path.read_text())["exit_code"])
-        if code != 1:
-            os._exit(code)
+    for failure in _failures(folder / FAILURES):
+        if failure.exit_code != 1:
+            os._exit(failure.exit_code)
     found, _ = newest(folder)
     record["resumed"] = str(found.folder) if found else None
     say(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
@@ -121,17 +133,20 @@ def _go_on(record: dict[str, Any]) -> None:
 
 def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
     """Return the error of what failed first; a process that left no word was lost, and the others fell with it."""
-    told = [json.loads(path.read_text()) for path in failures.glob("rank-*.json")]
-    silent = sorted(set(range(ranks)) - {int(failure["rank"]) for failure in told})
-    own_words = [failure for failure in told if int(failure["exit_code"]) != 1]
+    told = _failures(failures)
+    silent = sorted(set(range(ranks)) - {failure.rank for failure in told})
+    own_words = [failure for failure in told if failure.exit_code != 1]
     if not own_words and silent:
         lost = number if number in silent else silent[0]
         name = f" ({signal.Signals(-exit_code).name})" if exit_code < 0 else ""
         return RankLostError(f"rank {lost} was lost{name}; go on from the last checkpoint with resume=auto")
-    first = min(own_words or told, key=lambda failure: float(failure["time"]))
-    code, message = int(first["exit_code"]), str(first["message"])
+    first = min(own_words or told, key=lambda failure: failure.time)
+    code, message = first.exit_code, first.message
     if code > 128:
         return Interrupted(message, code - 128)
-    return _BY_CODE.get(code, RankLostError)(
-        message if code in _BY_CODE else f"rank {first['rank']} failed:\n{message}"
-    )
+    return _BY_CODE.get(code, RankLostError)(message if code in _BY_CODE else f"rank {first.rank} failed:\n{message}")
+
+
+def _failures(folder: Path) -> list[Failure]:
+    """Return what failed processes have written into a run's folder."""
+    return [record_of(path, Failure) for path in sorted(folder.glob("rank-*.json"))]

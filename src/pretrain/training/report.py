@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.store_files import write_atomically
-from pretrain.errors import printable
+from pretrain.errors import CheckpointError, printable
 from pretrain.planning.cost import best_interval_s
+from pretrain.run_folder import REPORT, finished_run
 from pretrain.training.spikes import named
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
@@ -44,7 +45,7 @@ class Report:
 
         A figure that there is none of, or that is no number, is null.
         """
-        path = Path(self.folder) / "report.json"
+        path = Path(self.folder) / REPORT
         if self.training_s or _steps_told(path) != self.steps:
             record = asdict(self)
             missing = [f"val/{name}/loss" if name else "val/loss" for name in self.not_validated]
@@ -137,6 +138,7 @@ def _with_nulls(value: Any) -> Any:
 def _steps_told(path: Path) -> int | None:
     """Return the steps of an earlier report; none where there is no whole one."""
     try:
-        return int(json.loads(path.read_text(encoding="utf8"))["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = finished_run(path.parent)
+    except CheckpointError:
         return None
+    return None if found is None else found.steps

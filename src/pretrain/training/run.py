@@ -19,7 +19,7 @@ from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.batches import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.read_ahead import ReadAhead
-from pretrain.data.store_files import delete_drafts
+from pretrain.data.store_files import delete_drafts, write_atomically
 from pretrain.data.streamed_rows import ALL, StreamedRows
 from pretrain.data.training_rows import training_rows
 from pretrain.device import peak_flops_per_s, sum_dtype
@@ -30,6 +30,7 @@ from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
+from pretrain.run_folder import CHECKPOINTS, CONFIG, TABLE
 from pretrain.seed import MAX_SEED
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.ledger import Ledger
@@ -45,7 +46,7 @@ from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.launch import Placement
-from pretrain.training.loggers import TABLE, LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
+from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
 from pretrain.training.outcome import check_outcome
@@ -70,7 +71,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     throughput = throughput or Throughput()
     _quiet_lightning()
     if rank() == 0:
-        sweep(folder / "checkpoints")
+        for left, reason in sweep(folder / CHECKPOINTS).items():
+            say(f"warning: {left} is never deleted: {reason}")
         delete_drafts(folder)
     device = choose_device(config.trainer)
     precision = resolve_precision(config, device)
@@ -275,7 +277,7 @@ def _build_trainer(
 def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
     if rank() > 0:
         return []
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf8")
+    write_atomically(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     loggers: list[Logger] = []
     if config.logger.tensorboard:
         loggers.append(RunTensorBoard(folder, resumed_at=start))

@@ -4,7 +4,7 @@ import time
 from collections import deque
 
 from pretrain.checkpoint import Checkpoint
-from pretrain.config import RunConfig, from_dict
+from pretrain.config import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 
 
@@ -87,5 +87,5 @@ def batch_sizes_of(config: RunConfig, resumed: Checkpoint | None) -> BatchSizes:
     """Return the batch sizes of a run, those before a resume among them; raises CheckpointError as `saved` does."""
     if resumed is None:
         return config.batch_sizes()
-    saved = from_dict(resumed.config)
+    saved = resumed.run_config()
     return BatchSizes.saved(resumed.progress, saved.step_size()).changed(resumed.step, config.step_size())

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.errors import CheckpointError
+from pretrain.run_folder import LOCK, check_folder, opened_to_append
+from pretrain.untrusted_files import parse_json
 
 
 @contextmanager
@@ -19,7 +21,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     this one. On a network file system it holds between machines only if its record locks do.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+", encoding="utf8") as file:
+    check_folder(folder)
+    with opened_to_append(folder / LOCK) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader processes would inherit that
         except (BlockingIOError, PermissionError):
@@ -40,7 +43,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
 def _holder(text: str) -> str:
     """Return who wrote the lock file, which need not be what we would write."""
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
         return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!a}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return "which has not given its name"

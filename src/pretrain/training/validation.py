@@ -11,8 +11,9 @@ from pretrain.data.config import DataConfig, Mode
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.prepare import Prepared
 from pretrain.errors import ConfigError
+from pretrain.run_folder import TABLE
 from pretrain.training.data import TextDataModule
-from pretrain.training.loggers import TABLE, has_figures
+from pretrain.training.loggers import has_figures
 from pretrain.training.module import TrainingModule
 
 FEW_TARGETS = 1_000  # a loss varies by 2 to 3 nats from token to token: the mean of so many is known to within 0.1

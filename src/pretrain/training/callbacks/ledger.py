@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,21 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.data.store_files import write_atomically
+from pretrain.errors import CheckpointError
+from pretrain.records import Count, read_record
+from pretrain.run_folder import lines_of, opened_to_append
 from pretrain.training.module import TrainingModule
+from pretrain.untrusted_files import parse_json
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """What a run read in one step."""
+
+    step: Count
+    samples: list[Count] = field(default_factory=list)
+    loss: str | None = None  # as C writes floats in base 16; none of a step without targets
+    skipped_steps: Count = 0
 
 
 class Ledger(Callback):
@@ -43,20 +58,28 @@ class Ledger(Callback):
             "loss": None if math.isnan(pl_module.step_loss) else pl_module.step_loss.hex(),
             "skipped_steps": pl_module.skipped_steps,
         }
-        with self.path.open("a", encoding="utf8") as file:
+        with opened_to_append(self.path) as file:
             file.write(_text(line))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ledger, without one that was only half written; none where there is no file."""
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text(encoding="utf8").splitlines():
+    """Return the lines of a ledger, without a last one that was only half written; none where there is no file.
+
+    Raises CheckpointError where a line before the last is damaged.
+    """
+    found: list[dict[str, Any]] = []
+    problem: str | None = None
+    for text in lines_of(path):
+        if problem is not None:
+            raise CheckpointError(
+                f"{path} is damaged in line {len(found) + 1}: {problem}. Move it away, and the run begins a new one."
+            )
         try:
-            found.append(dict(json.loads(text)))
-        except ValueError:
-            break
+            record = parse_json(text)
+            read_record(LedgerLine, record, "it")
+            found.append(record)
+        except ValueError as error:
+            problem = str(error)
     return found
 
 

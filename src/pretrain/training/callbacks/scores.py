@@ -13,9 +13,10 @@ from pretrain.evaluation.examples import ExampleSet, distinct_names, read_exampl
 from pretrain.evaluation.tasks import score_tasks
 from pretrain.launcher import rank
 from pretrain.models.transformer import Transformer
+from pretrain.run_folder import TABLE
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
-from pretrain.training.loggers import TABLE, has_figures
+from pretrain.training.loggers import has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.throughput import Throughput
 
