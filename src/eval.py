@@ -10,11 +10,11 @@ from pretrain.evaluation.config import EvalConfig
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
-    from pretrain.checkpoint import latest_run
     from pretrain.errors import printable
+    from pretrain.model_folder import chosen_model
     from pretrain.score import score
 
-    path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
     figures = score(config, path)
     width = max(16, *(len(name) for name in figures))
     for name, value in figures.items():

@@ -6,11 +6,11 @@ from pretrain.script_config import ExportConfig
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
     """Write the folder, compare it with the model it was made of, and say how to load it."""
-    from pretrain.checkpoint import latest_run
     from pretrain.errors import printable
     from pretrain.export import export_model
+    from pretrain.model_folder import chosen_model
 
-    path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
     print(printable(export_model(config, path)))
 
 

@@ -6,14 +6,14 @@ from pretrain.inference.config import GenerateConfig
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
-    from pretrain.checkpoint import latest_run
     from pretrain.errors import printable
     from pretrain.escapes import read_escapes
     from pretrain.inference.options import GenerationOptions
     from pretrain.language_model import LanguageModel
+    from pretrain.model_folder import chosen_model
 
     prompt = read_escapes(config.prompt)
-    path = latest_run(config.paths.logs_dir) if config.checkpoint == "auto" else config.checkpoint
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
     language_model = LanguageModel.load(path, config.device, config.weights)
     if language_model.labels:
         for label, probability in language_model.classify(prompt).items():
@@ -45,8 +45,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         for token, value in zip(written.tokens, written.log_probabilities, strict=True):
             print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
         return
+    pieces = language_model.stream(prompt, **options)  # before the prompt is shown: it may be refused
     print(printable(prompt), end="", flush=True)
-    for piece in language_model.stream(prompt, **options):
+    for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
 

@@ -22,7 +22,9 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
             print(printable(f"source      {source}", one_line=True))
         print(printable(f"folder      {corpus.folder}", one_line=True))
         for name, store in (("train", corpus.train), ("validation", corpus.validation)):
-            if store is not None:
+            if store is None:
+                print(f"{name:<11} none")
+            else:
                 store.verify()
                 line = (
                     f"{name:<11} {store.n_documents:,} documents, {store.n_tokens:,} tokens, "
@@ -34,11 +36,11 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
     """Print the rows that a step of a run read: their ids, the documents in them, and their text."""
-    from pretrain.checkpoint import latest_run
     from pretrain.errors import printable
     from pretrain.inspection import rows_of_step
+    from pretrain.model_folder import chosen_model
 
-    folder = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
+    folder = chosen_model(config.run, config.paths.logs_dir)
     print(printable(f"step {config.step} of {folder}", one_line=True))
     for row in rows_of_step(folder, config.step):
         print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}", one_line=True))

@@ -188,6 +188,8 @@ def slow_score(language_model: LanguageModel, text: str) -> float:
 @pytest.mark.parametrize("text", ["a", TEXT, "é" * 32, TEXT * 4, ""])  # 64 tokens fill one context
 def test_a_score_sums_the_log_probability_of_every_token(load: Load, family: str, causal: bool, text: str) -> None:
     score = load(family, causal).score(text)
+    assert load(family, causal).score([text, "b"])[0].log_likelihood == pytest.approx(score.log_likelihood, rel=1e-5)
+    assert load(family, causal).score([]) == []
     assert score.tokens == score.text_bytes == len(text.encode())
     assert score.log_likelihood == pytest.approx(slow_score(load(family, causal), text), rel=1e-5)
 
@@ -198,7 +200,8 @@ def test_figures_of_a_score_follow_from_its_sum() -> None:
     assert score.perplexity == pytest.approx(math.e**3)
     assert score.bits_per_byte == pytest.approx(2 / math.log(2))
     assert Score(-1e9, 1, 1).perplexity < math.inf
-    assert (Score(0.0, 0, 0).loss, Score(0.0, 0, 0).bits_per_byte) == (0.0, 0.0)
+    nothing = Score(0.0, 0, 0)  # predicted: there is no figure, and none that would be the best one
+    assert all(math.isnan(value) for value in (nothing.loss, nothing.perplexity, nothing.bits_per_byte))
 
 
 def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
@@ -228,7 +231,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other = save(tmp_path / "other", model, config, train_bpe([TEXT] * 3, 300))
     with pytest.raises(CheckpointError, match=r"embeddings\.tokens\.weight has shape \(259, 32\), the model's \("):
         LanguageModel.load(other)
-    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"embeddings\.tokens\.weight has shape"):  # of the newest run below
         LanguageModel.load(tmp_path)
 
 

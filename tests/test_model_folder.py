@@ -74,9 +74,18 @@ def test_only_plain_files_are_fetched_from_the_hub(llama: Path, monkeypatch: pyt
 def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nobody/nothing is neither a folder here nor a model to be had from the"):
         open_model("nobody/nothing")
-    for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(CheckpointError, match="holds no usable checkpoint"):
-            open_model(path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("nowhere", r"nowhere is nothing: there is no such folder\. Name a run's folder, a folder of runs, .* the hub"),
+        ("file", r"file is a file, and a model is a folder\. Name a run's folder"),
+        ("empty", r"empty holds no model, and no run with a checkpoint lies below it\. Name a run's folder"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            open_model(tmp_path / name)
+    (tmp_path / "empty" / "checkpoints").mkdir()  # of a run that has not saved
+    with pytest.raises(CheckpointError, match="holds no usable checkpoint"):
+        open_model(tmp_path / "empty")
 
 
 def test_documents_are_scored_by_a_model_made_elsewhere(llama: Path, corpus: Path, tmp_path: Path) -> None:

@@ -150,6 +150,22 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     assert written["settings"]["max_examples"] == 2
     assert written["settings"]["delimiter"] == "\\n{a: "
 
+    text = tiny.folder / "text.txt"
+    text.write_text("the lazy dog sings")
+    logs = Path(report.folder).parent
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"checkpoint={logs}", f"path={text}",
+                                      f"paths.cache_dir={tiny.folder / 'cache'}"])  # fmt: skip
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    shown = capsys.readouterr()
+    assert f"taking the newest run below {logs}: {report.folder}\n" in shown.err
+    assert f"checkpoint       {report.folder}" in shown.out
+    assert "tokenised 1 documents\n" in shown.out
+    assert "to train on" not in shown.out
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"checkpoint={logs}/nothing"])
+    with pytest.raises(SystemExit, match="4"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "nothing is nothing: there is no such folder. Name a run's folder" in capsys.readouterr().err
+
 
 def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]

@@ -286,9 +286,17 @@ class LanguageModel:
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else "masked"
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
-    def score(self, text: str) -> Score:
-        """Return how likely the model finds a text; for a model that only fills masks its pseudo-likelihood."""
-        return self.scores([text])[0]
+    @overload
+    def score(self, text: str) -> Score: ...
+    @overload
+    def score(self, text: list[str]) -> list[Score]: ...
+    def score(self, text: str | list[str]) -> Score | list[Score]:
+        """Return how likely the model finds a text; for a model that only fills masks its pseudo-likelihood.
+
+        A list of texts gives a list, read in batches.
+        """
+        found = self.scores([text] if isinstance(text, str) else text)
+        return found[0] if isinstance(text, str) else found
 
     def scores(self, texts: Sequence[str]) -> list[Score]:
         """Return how likely the model finds each text, read in batches; the same as `score` of each, and faster."""

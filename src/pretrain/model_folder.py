@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import Checkpoint, open_checkpoint
+from pretrain.checkpoint import Checkpoint, latest_run, open_checkpoint
 from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, printable
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, open_folder
 from pretrain.interop.hub import fetch, is_hub_name
 from pretrain.models.config import ModelConfig
@@ -59,11 +60,48 @@ class ModelFolder:
 def open_model(path: str | Path) -> ModelFolder:
     """Return the model at `path`: of a run's newest checkpoint, a checkpoint, a Hugging Face folder or a hub name.
 
-    A hub name is owner/name, or owner/name@revision, where there is no folder of the owner's name here. Raises
-    CheckpointError where there is no model or it is damaged, ConfigError where its settings are not ours.
+    A folder of runs stands for the newest of them. A hub name is owner/name, or owner/name@revision, where there is no
+    folder of the owner's name here. Raises CheckpointError where there is no model or it is damaged, ConfigError where
+    its settings are not ours.
     """
-    folder = fetch(str(path)) if is_hub_name(str(path)) else Path(path)
+    folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(Path(path))
     return _made_elsewhere(folder) if _is_hugging_face(folder) else _made_here(open_checkpoint(folder))
+
+
+def run_or_model(path: Path) -> Path:
+    """Return the folder itself where it is a run's or a model's, and of a folder of runs the newest run.
+
+    Raises CheckpointError where `path` is nothing, a file, or a folder without any of them.
+    """
+    kinds = "a run's folder, a folder of runs, a checkpoint, a Hugging Face folder, or owner/name of the hub"
+    if not path.exists():
+        raise CheckpointError(f"{path} is nothing: there is no such folder. Name {kinds}.")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file, and a model is a folder. Name {kinds}.")
+    of_its_own = ("checkpoints", "manifest.json", "config.yaml")
+    if any((path / name).exists() for name in of_its_own) or path.name.startswith("step-") or _is_hugging_face(path):
+        return path
+    try:
+        return latest_run(path)
+    except CheckpointError:
+        raise CheckpointError(
+            f"{path} holds no model, and no run with a checkpoint lies below it. Name {kinds}."
+        ) from None
+
+
+def chosen_model(checkpoint: str, logs_folder: str) -> str:
+    """Return the folder or hub name that a script's setting `checkpoint` or `run` means; "auto" is the newest run.
+
+    A run that the setting does not name itself is told on the standard error: the output is the model's. Raises
+    CheckpointError where there is none.
+    """
+    if checkpoint != "auto" and not Path(checkpoint).is_dir():
+        return checkpoint  # of the hub, or nothing: `open_model` says
+    found = latest_run(logs_folder) if checkpoint == "auto" else run_or_model(Path(checkpoint))
+    if found != Path(checkpoint):
+        searched = logs_folder if checkpoint == "auto" else checkpoint
+        print(printable(f"taking the newest run below {searched}: {found}", one_line=True), file=sys.stderr)
+    return str(found)
 
 
 def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Transformer:

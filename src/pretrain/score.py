@@ -131,10 +131,13 @@ def _memorisation(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
     """Return how much of training and of validation documents is repeated word for word, as `<kind>/<figure>`."""
     context_length = folder.shape.context_length
     if config.prompt_tokens + config.new_tokens > context_length:
+        half = context_length // 2
+        remedy = (
+            f"Try prompt_tokens={half} new_tokens={half}." if half else "Nothing fits: take a model with a longer one."
+        )
         raise ConfigError(
             f"prompt_tokens={config.prompt_tokens} and new_tokens={config.new_tokens} do not fit into the model's "
-            f"context of {context_length} tokens. Try prompt_tokens={max(1, context_length // 2)} "
-            f"new_tokens={max(1, context_length // 2)}."
+            f"context of {context_length} tokens. {remedy}"
         )
     prepared = _prepared(config, _run_of(folder, "Score a run's folder, or one of its checkpoints."))
     train, stream = list(prepared.train.values()), prepared.stream

@@ -1,5 +1,7 @@
 """Scores of texts: read side by side they are those of each text alone, computed the long way."""
 
+import math
+
 import pytest
 import torch
 from families import lively, shape
@@ -30,6 +32,8 @@ def test_texts_side_by_side_score_as_each_alone(family: str, causal: bool, batch
         assert found.loss == pytest.approx(alone.loss, abs=1e-5, nan_ok=not text)
         assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5, abs=1e-5)
     assert together[6] == together[9]
+    assert math.isnan(together[2].perplexity)  # of the empty text: no token, no figure
+    assert math.isnan(together[2].bits_per_byte)
 
 
 @torch.no_grad()

@@ -134,7 +134,11 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
         continue_prompts(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, forbidden=NO_END)
     with pytest.raises(ConfigError, match=r"Try max_new_tokens=1, or a shorter prompt\."):
-        run(model, [[5] * 40], new=1)
+        run(model, [[5] * 31], new=2)
+    assert len(run(model, [[5] * 31], new=1)[0]) == 1  # what was advised
+    for tokens in (32, 40):
+        with pytest.raises(ConfigError, match=rf"a prompt of {tokens} tokens fills .* Try a prompt of at most 31 tok"):
+            run(model, [[5] * tokens], new=1)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -69,8 +69,10 @@ def write_stores(
     if "train" not in writers:
         raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
     skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}
+    splits = data.validation_fraction or counts["validation"]  # else they may be there to be scored
+    use = f" to train on and {counts['validation']:,} to validate on" if splits else ""
     report(
-        f"tokenised {counts['train']:,} documents to train on and {counts['validation']:,} to validate on"
+        f"tokenised {counts['train']:,} documents{use}"
         + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
     )
     for split, writer in writers.items():

@@ -41,10 +41,15 @@ def continue_prompts(
 
 
 def _check_room(prompt: int, new: int, context_length: int) -> None:
+    if prompt >= context_length:
+        raise ConfigError(
+            f"a prompt of {prompt} tokens fills the model's context of {context_length} tokens, and no token fits "
+            f"behind it, whatever max_new_tokens. Try a prompt of at most {context_length - 1} tokens."
+        )
     if prompt + new > context_length:
         raise ConfigError(
             f"a prompt of {prompt} tokens and max_new_tokens={new} do not fit into the model's context of "
-            f"{context_length} tokens. Try max_new_tokens={max(1, context_length - prompt)}, or a shorter prompt."
+            f"{context_length} tokens. Try max_new_tokens={context_length - prompt}, or a shorter prompt."
         )
 
 
