@@ -23,7 +23,7 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
         print(printable(f"folder      {corpus.folder}", one_line=True))
         for name, store in (("train", corpus.train), ("validation", corpus.validation)):
             if store is None:
-                print(f"{name:<11} none")
+                print(printable(f"{name:<11} none"))
             else:
                 store.verify()
                 line = (
