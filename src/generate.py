@@ -12,15 +12,14 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     from pretrain.language_model import LanguageModel
     from pretrain.model_folder import chosen_model
 
-    prompt = read_escapes(config.prompt)
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
     language_model = LanguageModel.load(path, config.device, config.weights)
     if language_model.labels:
-        for label, probability in language_model.classify(prompt).items():
+        for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
-    if "[MASK]" in prompt or not language_model.causal:
-        for number, answers in enumerate(language_model.predict_mask(prompt, config.top_k or 5), start=1):
+    if "[MASK]" in config.prompt or not language_model.causal:
+        for number, answers in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
             print(printable(f"mask {number}"))
             for answer in answers:
                 token = printable(answer.token.strip(), one_line=True)
@@ -37,16 +36,16 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         "seed": config.seed,
     }
     if language_model.around_prompt is not None:
-        print(printable(language_model.respond(prompt, **options)))
+        print(printable(language_model.respond(config.prompt, **options)))
         return
     if config.log_probabilities:
-        (written,) = language_model.continuations([prompt], **options)
-        print(printable(prompt + written.text))
+        (written,) = language_model.continuations([config.prompt], **options)
+        print(printable(config.prompt + written.text))
         for token, value in zip(written.tokens, written.log_probabilities, strict=True):
             print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
         return
-    pieces = language_model.stream(prompt, **options)  # before the prompt is shown: it may be refused
-    print(printable(prompt), end="", flush=True)
+    pieces = language_model.stream(config.prompt, **options)  # before the prompt is shown: it may be refused
+    print(printable(config.prompt), end="", flush=True)
     for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()

@@ -47,7 +47,7 @@ class Recorder:
         return ["..."]
 
 
-def test_a_prompt_and_stops_of_the_command_line_have_their_escapes_read(
+def test_stops_have_their_escapes_read_and_a_prompt_stands_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = importlib.util.spec_from_file_location("generate", GENERATE)
@@ -58,12 +58,12 @@ def test_a_prompt_and_stops_of_the_command_line_have_their_escapes_read(
     model = Recorder()
     monkeypatch.setattr(LanguageModel, "load", lambda *given: model)
     script.generate(GenerateConfig(checkpoint="x", prompt=r"ROMEO:\n\\n", stop=[r"\n\n", "."]), [])
-    assert model.asked == ["ROMEO:\n\\n", ["\n\n", "."]]
-    assert capsys.readouterr().out == "ROMEO:\n\\n...\n"
+    assert model.asked == [r"ROMEO:\n\\n", ["\n\n", "."]]
+    assert capsys.readouterr().out == "ROMEO:\\n\\\\n...\n"
 
 
-def test_prompts_of_samples_have_their_escapes_read() -> None:
+def test_prompts_of_samples_stand_as_they_are() -> None:
     model = Recorder()
     model.labels = ("yes",)
     sample_text(model, SampleConfig(prompts=[r"a\tb", "c"]), seed=0)  # type: ignore[arg-type]
-    assert model.asked == ["a\tb", "c"]
+    assert model.asked == [r"a\tb", "c"]

@@ -8,8 +8,8 @@ _CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
 def read_escapes(text: str) -> str:
     r"""Return the text of a setting with \n, \t, \r, \0 and \\ as the characters that they stand for.
 
-    Any other backslash stands for itself. Every setting that is free text (separator, template, delimiter, prompts,
-    stops) is read by this function alone.
+    Any other backslash stands for itself. Separators, templates, delimiters and stop strings are read by this function
+    alone; a prompt is not, for it may be code or LaTeX that a model has to see as it stands.
     """
     return re.sub(r"\\([ntr0\\])", lambda escape: _CHARACTERS[escape[1]], text)
 

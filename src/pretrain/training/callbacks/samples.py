@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from pretrain.config import RunConfig
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
-from pretrain.escapes import read_escapes
 from pretrain.language_model import LanguageModel
 from pretrain.launcher import rank
 from pretrain.model_folder import build_without_weights
@@ -100,12 +99,11 @@ class Samples(Callback):
 
 def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:
     """Return continuations or filled masks of the prompts, one paragraph each."""
-    prompts = [read_escapes(prompt) for prompt in config.prompts]
     if language_model.labels:
-        return "\n\n".join(_classified(language_model, prompt) for prompt in prompts)
+        return "\n\n".join(_classified(language_model, prompt) for prompt in config.prompts)
     default = CAUSAL_PROMPTS if language_model.causal else []
     default = default + MASKED_PROMPTS if language_model.fills_masks else default
-    return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in prompts or default)
+    return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
 
 
 def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
