@@ -138,7 +138,7 @@ def test_masks_are_filled_with_the_likeliest_tokens(load: Load, family: str) -> 
         best = expected.topk(3)
         assert [answer.probability for answer in found] == pytest.approx(best.values.tolist(), rel=1e-4)
         assert [answer.token for answer in found] == [tokenizer.decode([token]) for token in best.indices.tolist()]
-    assert [answer.text for answer in answers[0]] == [f"The {a.token}uick b [MASK]own fox" for a in answers[0]]
+    assert [answer.text for answer in answers[0]] == [f"The {a.token}uick b[MASK]own fox" for a in answers[0]]
     assert [answer.text for answer in answers[1]] == [f"The [MASK]uick b{a.token}own fox" for a in answers[1]]
     everything = language_model.predict_mask("[MASK]", top_k=1000)[0]
     assert len(everything) == 256  # neither special tokens nor ids that no token has

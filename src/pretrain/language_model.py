@@ -17,7 +17,7 @@ from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
 from pretrain.inference.config import Weights
 from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
-from pretrain.inference.fill_mask import Prediction, mask_probabilities
+from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import NewToken, continue_prompts
 from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
@@ -238,17 +238,7 @@ class LanguageModel:
 
     def _prediction(self, tokens: Sequence[int], place: int, token: int, probability: float) -> Prediction:
         filled = [*tokens[:place], token, *tokens[place + 1 :]]
-        return Prediction(self.tokenizer.decode([token]), probability, self._readable(filled))
-
-    def _readable(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens with masks that are still open shown as [MASK]."""
-        text, start = "", 0
-        for place, token in enumerate(tokens):
-            if token == self.tokenizer.mask_id:
-                text += self.tokenizer.decode(tokens[start:place])
-                text += "[MASK]" if not text or text[-1].isspace() else " [MASK]"  # a mask may have taken the space
-                start = place + 1
-        return text + self.tokenizer.decode(tokens[start:])
+        return Prediction(self.tokenizer.decode([token]), probability, text_with_masks(self.tokenizer, filled))
 
     @torch.inference_mode()
     def embed(self, text: str | list[str]) -> Tensor:

@@ -14,6 +14,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.store import Store
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
+from pretrain.evaluation.continuations import check_examples
 from pretrain.evaluation.documents import score_rows
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Score
@@ -49,6 +50,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights: a wrong file is soon told
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
+        check_examples(examples, folder.tokenizer, folder.shape.context_length, folder.objective.causal)
     scorer = Scorer(
         _model(config, folder),
         folder.tokenizer,

@@ -86,6 +86,19 @@ REFUSED: list[tuple[Task, Any, str]] = [
     (Task.multiple_choice, {"query": "a", "choices": ["b"], "gold": 0}, r"choices to be a list of two texts or more"),
     (Task.multiple_choice, {"query": "a", "choices": ["b", ""], "gold": 0}, r"choices to be a list of two texts"),
     (Task.multiple_choice, {"query": "a", "choices": ["b", "c"], "gold": 2}, r"the place of the right choice, 0 to 1"),
+    (Task.multiple_choice, {"query": "a", "choices": ["b", " "], "gold": 0}, r"two texts or more, none of them empty"),
+    (
+        Task.minimal_pairs,
+        {**PAIR, "sentence_bad": " "},
+        r"bad\.jsonl:2 needs sentence_bad to be a text that is not empty",
+    ),
+    (
+        Task.cloze,
+        {"context": "a", "continuation": ""},
+        r"bad\.jsonl:2 needs continuation to be a text that is not empty",
+    ),
+    (Task.cloze, {"context": "a\ud800", "continuation": "b"}, r"bad\.jsonl:2 needs context to be a text\."),
+    (Task.multiple_choice, {"query": "a", "choices": ["b", "\udc00"], "gold": 0}, r"none of them empty"),
     (Task.cloze, {"context": "a", "continuation": None}, r"needs continuation to be a text"),
     (Task.cloze, {}, r"needs context to be a text\. It holds nothing"),
 ]

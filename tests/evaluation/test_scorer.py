@@ -1,14 +1,20 @@
 """Scores of texts: read side by side they are those of each text alone, computed the long way."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import lively, shape
 from folders import BYTES
+from tokenizer_kinds import tokenizer_of
 
 from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import Task
+from pretrain.evaluation.continuations import check_examples, encode_pairs
+from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.scorer import Scorer
 
 ALL = [("gpt", True), ("llama", True), ("local", True), ("bert", False), ("modern_bert", False)]
@@ -119,3 +125,37 @@ def test_progress_is_told_in_tokens() -> None:
         model.texts(["ab", "abcd"])
         assert [whole for _, whole in told] == [total, total]
         assert told[-1][0] == total
+
+
+def test_a_token_across_the_join_leaves_the_continuation_its_own() -> None:
+    """By itself it would have no token: "quick" is one, and context and continuation are "qui" and "ck"."""
+    tokenizer = tokenizer_of("llama")
+    model = Scorer(lively(shape("gpt"), tokenizer.vocab_size, causal=True), tokenizer)
+    context, apart = tokenizer.encode("the qui"), tokenizer.encode_behind("ck")
+    assert len(tokenizer.encode("the quick")) <= len(context)
+    ((tokens, count),) = encode_pairs(tokenizer, [("the qui", "ck")])
+    assert tokens.tolist() == [*context, *apart]
+    assert count == len(context)
+    (found,) = model.continuations([("the qui", "ck")])
+    assert found.tokens == len(apart)
+    assert np.isfinite(found.log_likelihood)
+    assert encode_pairs(tokenizer, [("the ", "quick")])[0][0].tolist() == tokenizer.encode("the quick")  # as lm-eval
+
+
+def examples(task: Task, *found: Any) -> ExampleSet:
+    return ExampleSet("x", task, found)
+
+
+def test_an_example_that_cannot_be_scored_is_refused_by_its_line_before_the_work() -> None:
+    long = examples(Task.cloze, Cloze("a", "b", "x.jsonl:1"), Cloze("a", "b" * 33, "x.jsonl:2"))
+    with pytest.raises(DataError, match=r"^x\.jsonl:2: the continuation 'b+' has 33 tokens, and between 1 and 32"):
+        check_examples(long, BYTES, 32, causal=True)
+    check_examples(long, BYTES, 33, causal=True)
+    choice = examples(Task.multiple_choice, MultipleChoice("a", ("b", "c" * 31), (1, 31), 0, "x.jsonl:7"))
+    with pytest.raises(DataError, match=r"^x\.jsonl:7: the continuation 'c+' has 31 tokens, and between 1 and 30"):
+        check_examples(choice, BYTES, 32, causal=False)
+    spaces = tokenizer_of("word level")
+    pair = examples(Task.minimal_pairs, MinimalPair("the fox", "\n", "", "x.jsonl:3"))
+    with pytest.raises(DataError, match=r"^x\.jsonl:3: the sentence '\\n' has no token to score"):
+        check_examples(pair, spaces, 32, causal=True)
+    check_examples(examples(Task.cloze), BYTES, 32, causal=True)

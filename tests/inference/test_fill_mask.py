@@ -3,10 +3,15 @@
 import pytest
 import torch
 from families import lively, shape
+from tokenizer_kinds import tokenizer_of
+from tokenizers import Tokenizer as Inner
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch.testing import assert_close
 
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError
-from pretrain.inference.fill_mask import mask_probabilities
+from pretrain.inference.fill_mask import mask_probabilities, text_with_masks
 
 VOCAB, MASK = 50, 3
 FORBIDDEN = torch.arange(VOCAB) < 4
@@ -37,3 +42,34 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
     assert len(mask_probabilities(model, [MASK] * 32, MASK, FORBIDDEN)) == 32
     with pytest.raises(ConfigError, match=r"the text has 33 tokens, the model's context 32\. Try a shorter text"):
         mask_probabilities(model, [MASK] * 33, MASK, FORBIDDEN)
+
+
+def word_piece() -> Tokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fox", "dog", "jumps", "over", "un", "##able", "."]
+    inner = Inner(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    inner.add_special_tokens(words[:5])
+    return Tokenizer(inner, {"sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]", "unk_token": "[UNK]"})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (word_piece(), "the [MASK] jumps over the [MASK]."),
+        (word_piece(), "[MASK] fox"),
+        (tokenizer_of("unigram"), "the <mask> fox jumps over <mask>"),
+        (train_bpe(["the fox jumps over the dog"] * 3, 290), "the [MASK] jumps over the [MASK] dog"),
+        (byte_tokenizer(), "th[MASK] fox jumps ov[MASK]r"),
+    ],
+)
+def test_masks_that_are_still_open_leave_the_spaces_around_them(tokenizer: Tokenizer, text: str) -> None:
+    expected = text.replace("<mask>", "[MASK]")
+    assert text_with_masks(tokenizer, tokenizer.encode_prompt(text)) == expected
+    whole = [tokenizer.bos_id, *tokenizer.encode_prompt(text), tokenizer.eos_id]
+    assert text_with_masks(tokenizer, whole) == expected  # other special tokens are no text
+
+
+def test_a_space_that_the_tokenizer_puts_behind_a_mask_is_shown() -> None:
+    llama = tokenizer_of("llama")
+    assert text_with_masks(llama, llama.encode_prompt("the<mask>fox")) == "the[MASK] fox"

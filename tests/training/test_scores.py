@@ -15,9 +15,10 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.score import score
 from pretrain.training.callbacks.samples import Writer
-from pretrain.training.callbacks.scores import open_tasks
+from pretrain.training.callbacks.scores import Scores, open_tasks
 from pretrain.training.loggers import read_rows
 from pretrain.training.run import run
+from pretrain.training.throughput import Throughput
 
 
 @pytest.fixture
@@ -82,11 +83,18 @@ def test_settings_of_scores_come_from_the_command_line_and_survive_being_saved(
     assert [(each.name, len(each.examples)) for each in tasks] == [("minimal_pairs", 1), ("cloze", 1)]
 
 
-def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str, str]) -> None:
+def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.cloze=nowhere does not exist"):
         open_tasks(ScoresConfig(every_n_steps=1, cloze=["nowhere"]), causal=True)
     with pytest.raises(ConfigError, match=r"scores\.cloze=\['x'\] continues passages, and this run trains a model to"):
         open_tasks(ScoresConfig(cloze=["x"]), causal=False)
+    long = Path(files["cloze"]).with_name("long.jsonl")
+    long.write_text(json.dumps({"context": "a", "continuation": "b" * 2000}))
+    config = tiny.config("scores.every_n_steps=1", f"scores.cloze=[{long}]")
+    with pytest.raises(
+        DataError, match=r"long\.jsonl:1: the continuation ' b+' has 2001 tokens, and between 1 and \d+ can"
+    ):
+        Scores(config.scores, Writer(config, byte_tokenizer()), Throughput.__new__(Throughput), tmp_path)
     twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
     with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose figures would be one"):
         open_tasks(twice, causal=True)

@@ -166,6 +166,12 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "".join(f"<0x{value:02X}>" for value in values)
 
+    @property
+    def mask_takes_space(self) -> bool:
+        """Whether a mask stands for a word with the space before it, as RoBERTa's does."""
+        token = self._inner.get_added_tokens_decoder().get(self.mask_id)
+        return token is not None and bool(token.lstrip)
+
     @cached_property
     def word_starts(self) -> NDArray[np.bool_]:
         """Return bool (vocab_size,): whether a token begins a word, by the spelling of its kind of tokenizer.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ class MinimalPair:
     good: str
     bad: str
     paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
+    place: str = field(default="", compare=False)  # file and line
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class MultipleChoice:
     continuations: tuple[str, ...]
     choice_bytes: tuple[int, ...]  # UTF-8, without the delimiter
     gold: int
+    place: str = field(default="", compare=False)  # file and line
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the query with each continuation."""
+        return [(self.query, continuation) for continuation in self.continuations]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Cloze:
 
     context: str
     continuation: str
+    place: str = field(default="", compare=False)  # file and line
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the context with its continuation."""
+        return [(self.context, self.continuation)]
 
 
 Example = MinimalPair | MultipleChoice | Cloze
@@ -102,8 +113,15 @@ class _Record:
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self.values.get(name, default)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _is_unicode(value):
             raise self.refused(name, "a text")
+        return value
+
+    def filled(self, name: str) -> str:
+        """Return a text that says something."""
+        value = self.text(name)
+        if not value.strip():
+            raise self.refused(name, "a text that is not empty")
         return value
 
     def refused(self, name: str, wanted: str) -> DataError:
@@ -112,22 +130,32 @@ class _Record:
 
 
 def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
-    return MinimalPair(record.text("sentence_good"), record.text("sentence_bad"), record.text("UID", ""))
+    good, bad = record.filled("sentence_good"), record.filled("sentence_bad")
+    return MinimalPair(good, bad, record.text("UID", ""), record.place)
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
     query, choices, gold = record.text("query"), record.values.get("choices"), record.values.get("gold")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise record.refused("choices", "a list of two texts or more")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_choice, choices)):
+        raise record.refused("choices", "a list of two texts or more, none of them empty")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise record.refused("gold", f"the place of the right choice, 0 to {len(choices) - 1}")
     continuations = tuple(_behind(query, choice, delimiter) for choice in choices)
-    return MultipleChoice(query, continuations, tuple(len(choice.encode()) for choice in choices), gold)
+    return MultipleChoice(query, continuations, tuple(len(choice.encode()) for choice in choices), gold, record.place)
 
 
 def _cloze(record: _Record, delimiter: str) -> Cloze:
-    context, continuation = record.text("context"), record.text("continuation")
-    return Cloze(context, _behind(context, continuation, delimiter))
+    context, continuation = record.text("context"), record.filled("continuation")
+    return Cloze(context, _behind(context, continuation, delimiter), record.place)
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and _is_unicode(value)
+
+
+def _is_unicode(text: str) -> bool:
+    r"""Return whether a text can be spelled in UTF-8: JSON may hold half of a surrogate pair, as \ud800."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 _READERS: dict[Task, Callable[[_Record, str], Example]] = {

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, DataError, DivergenceError
+from pretrain.errors import ConfigError, DivergenceError
+from pretrain.evaluation.continuations import check_room, encode_pairs
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
     Ints,
@@ -103,18 +105,14 @@ class Scorer:
         return scores
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[ContinuationScore]:
-        """Return how likely the model finds each continuation behind its context.
+        """Return how likely the model finds each continuation behind its context, tokenized by `encode_pairs`.
 
-        The two are tokenised as one text; spaces at the end of a context count as the continuation's, as lm-eval does.
         What does not fit into the context length is left out at the beginning. Raises DataError for a continuation that
         has no token, or more than fit.
         """
-        moved = [_spaces_moved(context, continuation) for context, continuation in pairs]
-        contexts = self._encoded([context for context, _ in moved])
-        wholes = self._encoded([context + continuation for context, continuation in moved])
+        encoded = encode_pairs(self.tokenizer, pairs)
         passages = [
-            self._passage(len(context), whole, pair)
-            for context, whole, (_, pair) in zip(contexts, wholes, pairs, strict=True)
+            self._passage(context, whole, pair) for (whole, context), (_, pair) in zip(encoded, pairs, strict=True)
         ]
         return [
             ContinuationScore(
@@ -127,7 +125,7 @@ class Scorer:
         """Return the ids of each text, with nothing added."""
         return [document[1:-1] for document in self.tokenizer.encode_documents(texts)]
 
-    def _framed(self, tokens: NDArray[np.uint32]) -> Ints:
+    def _framed(self, tokens: NDArray[Any]) -> Ints:
         """Return the ids of a text between those that begin and, for a masked model, end a document."""
         end = [] if self.causal else [self.tokenizer.eos_id]
         return np.concatenate([[self.tokenizer.bos_id], tokens, end]).astype(np.int64)
@@ -138,17 +136,13 @@ class Scorer:
             return [Passage(row[start : start + length + 1], 1) for start in range(0, len(row) - 1, length)]
         return [Passage(row[start : start + length], 0) for start in range(0, len(row), length)]
 
-    def _passage(self, context: int, whole: NDArray[np.uint32], continuation: str) -> Passage:
+    def _passage(self, context: int, whole: Ints, continuation: str) -> Passage:
         """Return the passage in which the ids behind the first `context` of `whole` are predicted."""
         new = len(whole) - context
         length = self.model.config.context_length
-        most = length if self.causal else length - 2
-        if not 0 < new <= most:
-            raise DataError(
-                f"the continuation {continuation[:40]!a} has {new} tokens, and between 1 and {most} can be scored."
-            )
+        check_room(new, length if self.causal else length - 2, continuation)
         if self.causal:
-            row = self._framed(whole) if self.starts_with_bos or not context else whole.astype(np.int64)
+            row = self._framed(whole) if self.starts_with_bos or not context else whole
             row = row[-(length + 1) :]
             return Passage(row, len(row) - new)
         row = self._framed(whole)[-length:]
@@ -162,8 +156,3 @@ def check_numbers(are_nan: Iterable[bool]) -> None:
             "the model's probabilities are not numbers (NaN), so nothing can be scored: its weights have diverged. "
             "Take an earlier checkpoint."
         )
-
-
-def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.models.transformer import Transformer
 
@@ -39,3 +40,18 @@ def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, 
     hidden = model(row, causal_rows=both_ways)[0]
     logits: Tensor = model.head(hidden[places - int(model.causal)])
     return logits.float().masked_fill(forbidden, -torch.inf).softmax(-1)
+
+
+def text_with_masks(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Return the text of tokens with masks that are still open shown as [MASK], and other special tokens left out.
+
+    All is decoded at once: what stands before a word decides whether it has a space.
+    """
+    mask = tokenizer.token(tokenizer.mask_id) if tokenizer.mask_id is not None else ""
+    kept = [token for token in tokens if token == tokenizer.mask_id or token not in tokenizer.special_ids]
+    first, *others = tokenizer.decode(kept, skip_special=False).split(mask) if mask else [tokenizer.decode(kept)]
+    text = first
+    for part in others:
+        took_space = tokenizer.mask_takes_space and text and not text[-1].isspace()
+        text += f"{' ' if took_space else ''}[MASK]{part}"
+    return text

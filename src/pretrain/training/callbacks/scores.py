@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
+from pretrain.evaluation.continuations import check_examples
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.tasks import score_tasks
 from pretrain.launcher import rank
@@ -52,7 +53,10 @@ class Scores(Callback):
         self.table = folder / TABLE
         self.writer = writer
         self.throughput = throughput
-        self.tasks = open_tasks(config, writer.config.objective.causal)
+        causal = writer.config.objective.causal
+        self.tasks = open_tasks(config, causal)
+        for task in self.tasks:
+            check_examples(task, writer.tokenizer, writer.config.model.context_length, causal)
         self.newest: dict[str, float] = {}
         self._scored_step = -1
 
