@@ -19,7 +19,17 @@ LAYERS = [
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
-    {"errors", "escapes", "untrusted_files", "records", "compiling", "matrix_products", "memory_reuse", ""},
+    {
+        "errors",
+        "asked_to_stop",
+        "escapes",
+        "untrusted_files",
+        "records",
+        "compiling",
+        "matrix_products",
+        "memory_reuse",
+        "",
+    },
 ]
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {

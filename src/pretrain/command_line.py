@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pretrain.asked_to_stop import cause_of, listen, stop_listening
 from pretrain.composed_tree import NAMED_BY_USER, no_setting, typed
 from pretrain.config import choices, groups, registered
-from pretrain.errors import ConfigError, PretrainError, message_of, nearest, printable
+from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, nearest, printable
 from pretrain.help_page import help_page
 from pretrain.imported import IMPORTED, quote, words_of_imported
 from pretrain.launcher import check_launcher, rank, under_launcher
@@ -30,14 +31,15 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
     """Compose the settings of a script from the command line, run `task(settings, overrides)`, and exit.
 
-    `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError ends the process with its
-    exit code and its message alone. Flags other than --help and -m (--cfg, --info, ...) are Hydra's own.
+    `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError or a signal ends the
+    process with its exit code and its message alone. Flags other than --help and -m (--cfg, --info, ...) are Hydra's.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
     words = [quote(word, free_text) for word in sys.argv[1:]]
     keep_freed_memory()
     try:
+        listen()
         _check_environment(config_name)
         register_schemas(config_name, config_class)
         if words and words[0] in ("-m", "--multirun"):
@@ -50,10 +52,22 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         else:
             follows = config_name == "train" and rank() > 0  # the first process decides, and hands on what it decided
             task(None if follows else compose(config_name, words), words)
-    except PretrainError as error:
+    except BaseException as raised:
+        error = _as_pretrain_error(raised)
+        if error is None:
+            raise
+        stop_listening()
         print(message_of(error), file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
+
+
+def _as_pretrain_error(error: BaseException) -> PretrainError | None:
+    """Return what ended the process as one message: a request to stop, or an error of ours; none for any other."""
+    asked = cause_of(error)
+    if asked is not None and not isinstance(error, Interrupted | SystemExit):
+        return Interrupted(str(asked), asked.exit_code - 128)
+    return error if isinstance(error, PretrainError) else None
 
 
 def show(text: str, *, one_line: bool = False) -> None:

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+from pretrain.asked_to_stop import STOP_SIGNALS
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
 from pretrain.run_folder import finished_run
 
@@ -108,12 +110,20 @@ def _run(job: Job) -> int:
     if any(job.folder.glob("checkpoints/step-*")):  # of a sweep that was interrupted
         words = [word for word in words if not word.startswith("init_from=")] + ["resume=auto"]
     command = [sys.executable, sys.argv[0], *words]
-    process = subprocess.Popen(command, env=os.environ)
-    previous = {
-        number: signal.signal(number, lambda given, frame: process.send_signal(given))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}  # first: no job is left behind
     try:
+        process = subprocess.Popen(command, env=os.environ)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in previous.items():

@@ -1,8 +1,11 @@
 """The learning rate over a run, at the points that fix its curve."""
 
+import itertools
 import math
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
 from pretrain.optim.config import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
@@ -26,9 +29,11 @@ def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> Non
     )
 
 
-@pytest.mark.parametrize(("step", "share"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.55), (85, 0.325), (110, 0.1)])
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.55), (85, 0.325), (110, 0.1), (500, 0.1)]
+)
 def test_linear_climbs_and_falls_along_lines(step: int, share: float) -> None:
-    assert LinearConfig(warmup_steps=10, final_share=0.1).share(step, max_steps=110) == pytest.approx(share)
+    assert LinearConfig(warmup_steps=10, final_share=0.1).share(step, max_steps=111) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (3, 1.0), (4, 1.0), (50, 1.0), (99, 1.0)])
@@ -36,17 +41,61 @@ def test_constant_climbs_and_stays(step: int, share: float) -> None:
     assert ConstantConfig(warmup_steps=4).share(step, max_steps=100) == pytest.approx(share)
 
 
-@pytest.mark.parametrize("schedule", [CosineConfig(), WSDConfig(), LinearConfig(), ConstantConfig()])
-@pytest.mark.parametrize("warmup", [0, 1, 7, 50, 80])
-@pytest.mark.parametrize("max_steps", [1, 2, 50])
-def test_every_step_of_every_run_has_a_share_above_0_and_up_to_1(
-    schedule: ScheduleConfig, warmup: int, max_steps: int
+def steepest(schedule: ScheduleConfig, max_steps: int) -> float:
+    """Return the largest change from one step to the next that the course of a schedule has behind its warm-up."""
+    behind = max_steps - schedule.warmup_steps
+    if isinstance(schedule, CosineConfig):
+        return (1 - schedule.final_share) * math.pi / 2 / behind
+    if isinstance(schedule, LinearConfig):
+        return (1 - schedule.final_share) / max(1, behind - 1)
+    if isinstance(schedule, WSDConfig):
+        return (1 - schedule.final_share) / max(1, min(round(schedule.decay_share * max_steps), behind))
+    return 0.0
+
+
+def last(schedule: ScheduleConfig, max_steps: int) -> float:
+    """Return the share of a run's last step, as the docstrings state it."""
+    behind = max_steps - schedule.warmup_steps
+    if isinstance(schedule, ConstantConfig) or behind == 1:
+        return 1.0
+    if isinstance(schedule, CosineConfig):
+        return schedule.final_share + (1 - schedule.final_share) * (1 - math.cos(math.pi / behind)) / 2
+    if isinstance(schedule, WSDConfig):
+        return schedule.final_share + steepest(schedule, max_steps)
+    assert isinstance(schedule, LinearConfig)
+    return schedule.final_share
+
+
+KINDS = st.sampled_from([CosineConfig, WSDConfig, LinearConfig, ConstantConfig])
+PART = st.floats(0.0, 1.0)
+
+
+@given(KINDS, st.integers(1, 300), st.integers(0, 320), PART, st.floats(0.001, 1.0))
+@example(WSDConfig, 20, 18, 0.0, 0.5)  # the warm-up reaches into the decay: it jumped from 1 to 0.2
+@example(LinearConfig, 20, 0, 0.1, 0.5)  # its last step was one short of the end
+@settings(max_examples=300, deadline=None)
+def test_no_rate_jumps_and_the_last_is_what_the_schedule_promises(
+    kind: type[ScheduleConfig], max_steps: int, warmup: int, final: float, decay: float
 ) -> None:
-    schedule = type(schedule)(warmup_steps=warmup)
+    values = {"final_share": final, "decay_share": decay, "warmup_steps": warmup}
+    schedule = kind(**{name: value for name, value in values.items() if name in kind.__dataclass_fields__})  # type: ignore[arg-type]
     shares = [schedule.share(step, max_steps) for step in range(max_steps)]
-    assert all(0.0 < share <= 1.0 for share in shares)
-    assert shares[: warmup + 1] == sorted(shares[: warmup + 1])
-    assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
+    climb, course = shares[:warmup], shares[warmup:]
+    assert climb == pytest.approx([(step + 1) / warmup for step in range(len(climb))])
+    assert all(0.0 <= share <= 1.0 for share in shares)
+    if not course:
+        return
+    assert course[0] == 1.0
+    steps = [before - after for before, after in itertools.pairwise(course)]
+    assert all(-1e-12 <= step <= steepest(schedule, max_steps) + 1e-12 for step in steps)
+    assert course[-1] == pytest.approx(last(schedule, max_steps))
+    behind_the_end = 1.0 if kind is ConstantConfig else final
+    assert schedule.share(max_steps + 5, max_steps) == pytest.approx(behind_the_end)
+
+
+@pytest.mark.parametrize("schedule", [CosineConfig(), WSDConfig(), LinearConfig(), ConstantConfig()])
+def test_a_run_whose_end_nobody_knows_yet_stays_at_the_height(schedule: ScheduleConfig) -> None:
+    assert schedule.share(1000, math.inf) == 1.0
 
 
 @pytest.mark.parametrize("schedule", [CosineConfig, WSDConfig, LinearConfig])

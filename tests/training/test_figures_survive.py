@@ -1,21 +1,28 @@
 """The figures of a run that was cut off and resumed are those of one that was not: each step once, none missing."""
 
 import json
-import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from conftest import TinyRun
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain import checkpoint_writing
+from pretrain.asked_to_stop import AskedToStop
+from pretrain.checkpoint import open_checkpoint, step_folders
+from pretrain.command_line import register_schemas
+from pretrain.config import RunConfig
 from pretrain.errors import Interrupted
+from pretrain.training.callbacks import samples, scores
 from pretrain.training.callbacks.ledger import Ledger
-from pretrain.training.callbacks.scores import Scores
-from pretrain.training.loggers import LongCSVLogger, has_figures, read_rows
+from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, has_figures, read_rows
 from pretrain.training.module import TrainingModule
+from pretrain.training.rewind import train
 from pretrain.training.run import run
 
 
@@ -51,58 +58,106 @@ def test_a_resume_that_is_killed_at_once_loses_no_line(
     )
 
 
-CUT_OFF = ["validating", "scoring", "signal"]
+WORK = {
+    "training": (TrainingModule, "training_step", 4),
+    "validating": (TrainingModule, "validation_step", 5),
+    "scoring": (scores, "score_tasks", 5),
+    "sampling": (samples, "sample_text", 5),
+    "saving": (checkpoint_writing, "write", 5),
+    "validating at the end": (TrainingModule, "validation_step", 12),
+    "scoring at the end": (scores, "score_tasks", 12),
+}
+FINISHED = ("training", "validating", "saving")  # a signal waits for the end of these
 
 
-@pytest.fixture
-def cut_off(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have a run end after the checkpoint of step 5 and before its figures: killed while it makes them, or told to."""
-    kind = request.param
-    owner, name = {
-        "validating": (TrainingModule, "validation_step"),
-        "scoring": (Scores, "_score"),
-        "signal": (TrainingModule, "training_step"),
-    }[kind]
-    original = getattr(owner, name)
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Have a signal raise AskedToStop where nothing else takes it, as a script's process does."""
 
-    def ends(self: Any, *arguments: Any) -> Any:
-        trainer = arguments[0] if kind == "scoring" else self.trainer
-        if kind == "signal" and trainer.global_step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif kind != "signal" and trainer.global_step == 5:
-            raise KeyError("the power is gone")
-        return original(self, *arguments)
+    def stop(number: int, frame: Any) -> None:
+        raise AskedToStop(number)
 
-    with monkeypatch.context() as patch:
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        assert signal.getsignal(signal.SIGTERM) is stop  # given back by the run
+        signal.signal(signal.SIGTERM, previous)
+
+
+class CutOff:
+    """Ends a run behind a step, in one kind of its work: by a kill, or by a signal."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, work: str, killed: bool) -> None:
+        self.calls = 0  # of the work, from that step on
+        self.done = 0  # those of them that came to their end
+        self.reached = 0  # the newest step whose figures are there
+        owner, name, step = WORK[work]
+        original, log = getattr(owner, name), RunTensorBoard.log_metrics
+
+        def logged(logger: Any, figures: Any, step: int) -> None:
+            self.reached = step
+            log(logger, figures, step)
+
+        def ends(*arguments: Any, **named: Any) -> Any:
+            if self.reached < step:
+                return original(*arguments, **named)
+            self.calls += 1
+            if killed:
+                raise KeyError("the power is gone")
+            signal.raise_signal(signal.SIGTERM)
+            found = original(*arguments, **named)
+            self.done += 1
+            return found
+
+        patch.setattr(RunTensorBoard, "log_metrics", logged)
         patch.setattr(owner, name, ends)
-        yield patch
 
 
-@pytest.mark.parametrize("cut_off", CUT_OFF, indirect=True)
-def test_a_validation_that_was_cut_off_is_made_up_for(tiny: Any, tmp_path: Path, cut_off: pytest.MonkeyPatch) -> None:
-    pairs = tmp_path / "pairs.jsonl"
+@pytest.fixture(scope="module")
+def shared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Return a maker of runs with several batches of validation, scores and samples; `whole` was left alone."""
+    register_schemas("train", RunConfig)
+    made = TinyRun(corpus, tmp_path_factory.mktemp("shared"))
+    pairs = made.folder / "pairs.jsonl"
     pairs.write_text(2 * (json.dumps({"sentence_good": "a fox", "sentence_bad": "fox a", "UID": "order"}) + "\n"))
-    usual = ["checkpoint.every_n_steps=5", "scores.every_n_steps=5", f"scores.minimal_pairs=[{pairs}]"]
+    made.words += ["scores.every_n_steps=5", f"scores.minimal_pairs=[{pairs}]", "sample.every_n_steps=5"]
+    made.words += ["batch_size=2", "data.validation_fraction=0.2", "checkpoint.every_n_steps=100"]
+    run(made.place(f"paths.run_dir={made.folder / 'whole'}"))
+    return made
 
-    def at(name: str) -> list[str]:
-        return [*usual, f"paths.run_dir={tiny.folder / name}"]
 
-    with pytest.raises((KeyError, Interrupted)):
-        run(tiny.place(*at("cut")))
-    cut_off.undo()
-    assert open_checkpoint(tiny.folder / "cut").step == 5
-    killed = tiny.folder / "cut" / ".metrics.csv.123.tmp"
-    killed.touch()
-    assert not has_figures(tiny.folder / "cut" / "metrics.csv", 5, "val/")
-    resumed = run(tiny.place(*at("cut"), "resume=auto"))
-    whole = run(tiny.place(*at("whole")))
-    assert not killed.exists()
-    found, expected = (figures(tiny.folder / name) for name in ("cut", "whole"))
+@pytest.mark.parametrize(
+    ("work", "killed"), [("validating", True), ("scoring", True), *((work, False) for work in WORK)]
+)
+def test_what_was_cut_off_is_made_up_for(
+    shared: TinyRun, monkeypatch: pytest.MonkeyPatch, work: str, killed: bool
+) -> None:
+    """Killed, or told by a signal to stop in the middle of its work, a run saves, stops, and ends as one left alone."""
+    cut, whole = shared.folder / f"{work} {killed}".replace(" ", "-"), shared.folder / "whole"
+    step, often = 12 if WORK[work][2] == 12 else 5, killed or work == "saving"
+    with monkeypatch.context() as patch:
+        cut_off = CutOff(patch, work, killed)
+        with pytest.raises((KeyError, Interrupted)) as caught, stopping():
+            train(shared.place(f"paths.run_dir={cut}", *(["checkpoint.every_n_steps=5"] if often else [])))
+    assert cut_off.calls == 1
+    if not killed:
+        assert str(caught.value) == f"SIGTERM at step {step}: saved; go on with resume=auto"
+        assert cut_off.done == (work in FINISHED)
+    assert [path.name for path in step_folders(cut / "checkpoints")] == [f"step-{step:08d}"]
+    leftover = cut / ".metrics.csv.123.tmp"
+    leftover.touch()
+    missing = "eval/" if work.startswith(("scoring", "sampling")) else "val/"
+    assert not has_figures(cut / "metrics.csv", step, missing)
+    report = run(shared.place(f"paths.run_dir={cut}", "resume=auto"))
+    assert report.first_validation == {}
+    assert not leftover.exists()
+    found, expected = figures(cut), figures(whole)
     assert found == expected
-    assert {step for step, name in expected if name == "val/loss"} == {5, 10, 12}
-    assert resumed.first_validation == whole.first_validation == {}
+    for name in ("val/loss", "eval/pairs/accuracy"):
+        assert {step for step, figure in expected if figure == name} == {5, 10, 12}
     for part in ("model", "optimizer", "random"):
-        one, other = (open_checkpoint(tiny.folder / name).tensors(part) for name in ("cut", "whole"))
+        one, other = (open_checkpoint(folder).tensors(part) for folder in (cut, whole))
         assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 

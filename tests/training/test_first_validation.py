@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.errors import ConfigError, Interrupted
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
@@ -66,7 +67,7 @@ def test_it_is_of_the_weights_that_the_run_starts_from_and_survives_a_kill(tiny,
     assert json.loads((tiny.folder / "cut" / "report.json").read_text())["first_validation"] == before.validation
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over_without_a_second_one(tiny, monkeypatch):
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over_without_a_second_one(tiny, monkeypatch, capsys):
     words = [*WORDS, FIRST, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
 
     def killed(*arguments):
@@ -83,22 +84,31 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over_without_a
     assert rows_at_step_0(tiny.folder / "run")["val/loss"] == [first]
     points = points_of_tensorboard(tiny.folder / "run", "val/loss")
     assert [step for step, _ in points].count(0) == 1
+    assert "learning rate" not in capsys.readouterr().out
     longer = run(tiny.place(*words, "trainer.max_steps=9"))
+    told = re.search(
+        r"warning: the learning rate goes from (\S+) at step 8 to (\S+) at step 9: (.*)", capsys.readouterr().out
+    )
+    assert told
+    assert told[3] == "schedule=wsd ran over 8 steps before, and over 9 steps from here on."
     assert longer.first_validation["val/loss"] == first
 
 
-def test_a_signal_meanwhile_ends_the_run_saved(tiny, monkeypatch):
-    original = TrainingModule.validation_step
+def test_a_signal_meanwhile_ends_the_run_behind_the_batch_under_way(tiny, monkeypatch):
+    original, scored = TrainingModule.validation_step, []
 
     def signalled(self, *arguments):
+        scored.append(self.trainer.sanity_checking)
         if self.trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, *arguments)
 
     monkeypatch.setattr(TrainingModule, "validation_step", signalled)
     previous = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="SIGTERM at step 1: saved"):
-        run(tiny.place(*WORDS, FIRST))
+    with pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"):
+        run(tiny.place(*WORDS, FIRST, "batch_size=1", f"paths.run_dir={tiny.folder / 'run'}"))
+    assert scored == [True]
+    assert not step_folders(tiny.folder / "run" / "checkpoints")
     assert signal.getsignal(signal.SIGTERM) is previous
 
 

@@ -1,12 +1,16 @@
 """Which process is blamed when a run of several ends badly."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pretrain.asked_to_stop import AskedToStop
 from pretrain.errors import DataError, Interrupted, RankLostError
-from pretrain.training.processes import _what_failed
+from pretrain.training.processes import _how_stopped, _what_failed
 
 
 def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
@@ -15,12 +19,16 @@ def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) ->
 
 
 def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
-    leave(tmp_path, 0, 5.0, 1, "Connection closed by peer")
-    error = _what_failed(tmp_path, 2, 0, 1)
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    leave(failures, 0, 5.0, 1, "Connection closed by peer")
+    error = _what_failed(failures, 2, 0, 1)
     assert isinstance(error, RankLostError)
-    assert str(error) == "rank 1 was lost; go on from the last checkpoint with resume=auto"
-    (tmp_path / "rank-0.json").unlink()
-    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(tmp_path, 2, 1, -9))
+    assert str(error) == "rank 1 was lost; nothing was saved yet"
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    assert str(_what_failed(failures, 2, 0, 1)) == "rank 1 was lost; go on from the last checkpoint with resume=auto"
+    (failures / "rank-0.json").unlink()
+    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
 
 
 def test_the_first_that_said_why_is_believed(tmp_path: Path):
@@ -38,6 +46,16 @@ def test_a_signal_keeps_its_exit_code(tmp_path: Path):
     error = _what_failed(tmp_path, 2, 0, 0)
     assert isinstance(error, Interrupted)
     assert error.exit_code == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)])
+def test_processes_that_were_stopped_before_they_began_were_not_lost(tmp_path: Path, number: int, code: int):
+    error = _how_stopped(tmp_path / "failures", AskedToStop(number))
+    assert isinstance(error, Interrupted)
+    assert (error.exit_code, str(error)) == (code, f"{signal.Signals(number).name} at step 0: nothing was trained yet")
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    told = str(_how_stopped(tmp_path / "failures", AskedToStop(number)))
+    assert told.endswith("at step 7: saved; go on with resume=auto")
 
 
 def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):

@@ -51,10 +51,10 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("family", "number", "step"),
     [
-        (CAUSAL, signal.SIGTERM, 6),
-        (MASKED, signal.SIGINT, 6),
+        (CAUSAL, signal.SIGTERM, 7),
+        (MASKED, signal.SIGINT, 7),
         (CAUSAL, signal.SIGINT, 5),
-        (LARGE, signal.SIGTERM, 6),
+        (LARGE, signal.SIGTERM, 7),
     ],
     ids=["causal", "masked", "where a validation comes next", "products large enough for oneDNN"],
 )
@@ -360,9 +360,14 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(tiny, monke
 
 
 def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
-    run(tiny.place(*CAUSAL, "trainer.max_steps=1", "model.d_model=32"))
+    run(tiny.place(*CAUSAL, "trainer.max_steps=2", "model.d_model=32", "schedule.warmup_steps=1"))
     out = capsys.readouterr().out
     assert "parameters, the data" in out
+    assert "decay" not in out
+    reaching = ("schedule.warmup_steps=9", "schedule.decay_share=0.5")
+    run(tiny.place(*CAUSAL, "trainer.max_steps=10", "model.d_model=32", *reaching))
+    told = "decay_share=0.5 asks for 5 steps of decay, and the warm-up of 9 steps leaves 1 of 10: the decay takes those"
+    assert told in capsys.readouterr().out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
     assert "epochs" in capsys.readouterr().out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pretrain.asked_to_stop import STOP_SIGNALS, keep_from_children
 from pretrain.data.config import DataConfig
 from pretrain.errors import ConfigError, DataError, PretrainError, RankLostError, printable
 
@@ -38,6 +39,7 @@ class ReadAhead:
         connection, theirs = context.Pipe()
         words = (self.data, str(self.folder), self.row_length, self.rows, theirs)
         process = context.Process(target=_read_on, args=words, name="read-ahead", daemon=True)
+        keep_from_children()
         process.start()
         theirs.close()
         self._process, self._connection = process, connection
@@ -79,7 +81,7 @@ class ReadAhead:
 
 def _read_on(data: DataConfig, folder: str, row_length: int, rows: int, connection: Connection) -> None:
     """What the process does; how it fails goes through the connection."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the process that trains saves first, and then ends this one
     stopped = threading.Event()
     threading.Thread(target=_watch, args=(connection, stopped, os.getppid()), daemon=True).start()

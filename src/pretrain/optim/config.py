@@ -113,7 +113,11 @@ class MuonConfig(AdamWConfig):
 
 @dataclass
 class ScheduleConfig:
-    """What every schedule has in common: a linear warm-up."""
+    """What every schedule has in common: a linear warm-up to the height, which its last step has.
+
+    A run of N steps has the steps 0 to N - 1. From the warm-up on, the rate never jumps: each schedule begins its
+    course at the height, also where its decay would begin before the warm-up ends.
+    """
 
     kind: str = "?"
     warmup_steps: int = 100
@@ -140,7 +144,12 @@ class ScheduleConfig:
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    """Half a cosine from the height to `final_share` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983)."""
+    """Half a cosine from the height to `final_share` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
+
+    It would reach `final_share` at the step behind the last. With n steps behind the warm-up, the last step has
+    final_share + (1 - final_share) (1 - cos(pi / n)) / 2, which is above it by a 1 / n^2 part: no step is lost to a
+    rate of 0.
+    """
 
     kind: str = "cosine"
     final_share: float = 0.1
@@ -158,6 +167,9 @@ class CosineConfig(ScheduleConfig):
 class WSDConfig(ScheduleConfig):
     """Warm-up, stable, decay: the height until the last `decay_share` of the steps, then a line to `final_share`.
 
+    The line would reach `final_share` at the step behind the last. With n steps of decay, the last step has
+    final_share + (1 - final_share) / n. Where the warm-up reaches into the decay, the decay begins behind it and is
+    as much shorter.
     Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; a linear decay as in Haegele et al. 2024,
     https://arxiv.org/abs/2405.18392.
     """
@@ -176,9 +188,12 @@ class WSDConfig(ScheduleConfig):
         _check_final_share(self.final_share, 0.0)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
-        decay_steps = max(1, round(self.decay_share * max_steps))
-        left = min(1.0, max(0.0, (max_steps - step) / decay_steps))
+        left = min(1.0, max(0.0, (max_steps - step) / self.decay_steps(max_steps))) if max_steps < math.inf else 1.0
         return self.final_share + (1.0 - self.final_share) * left
+
+    def decay_steps(self, max_steps: float) -> float:
+        """Return the steps of the decay: those that `decay_share` asks for, as far as the warm-up leaves them."""
+        return max(1, min(round(self.decay_share * max_steps), max_steps - self.warmup_steps))
 
 
 def _check_final_share(share: float, usual: float) -> None:
@@ -188,7 +203,11 @@ def _check_final_share(share: float, usual: float) -> None:
 
 @dataclass
 class LinearConfig(ScheduleConfig):
-    """A straight line from the height to `final_share` of it at the last step, as BERT was trained."""
+    """A straight line from the height to `final_share` of it at the last step, as BERT was trained.
+
+    The first step behind the warm-up has the height, the last one `final_share` of it: 0 as a rule, so that this step
+    changes nothing. A run with one step behind its warm-up takes it at the height.
+    """
 
     kind: str = "linear"
     final_share: float = 0.0
@@ -198,13 +217,13 @@ class LinearConfig(ScheduleConfig):
         _check_final_share(self.final_share, 0.0)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
-        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - 1 - self.warmup_steps))
         return 1.0 - (1.0 - self.final_share) * progress
 
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    """The height from the end of the warm-up on."""
+    """The height from the end of the warm-up on, to the last step."""
 
     kind: str = "constant"
 

@@ -109,6 +109,13 @@ def _shard(learner: Learner, mesh: DeviceMesh, settings: ParallelConfig, bf16: b
         _prefetch(blocks, settings.prefetch_blocks)
 
 
+def reshard(learner: Learner) -> None:
+    """Let go of gathered weights: a validation leaves those of the outermost unit gathered until the next step."""
+    for module in learner.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _prefetch(blocks: list[FSDPModule], ahead: int) -> None:
     """Have each block's weights gathered while the `ahead` blocks before it compute, in either direction."""
     for index, block in enumerate(blocks):

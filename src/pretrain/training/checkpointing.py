@@ -21,6 +21,7 @@ from pretrain.errors import CheckpointError, printable
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import Layout
+from pretrain.parallel.parallelize import reshard
 from pretrain.parallel.pieces import own_pieces
 from pretrain.parallel.whole import like
 from pretrain.tensor_file import Piece
@@ -72,6 +73,7 @@ class RunState:
         raises CheckpointError.
         """
         self._raise(self.wait())
+        reshard(self.module.learner)
         model, rank, ranks = self.module.learner.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
             limit = timedelta(seconds=float(self.config["trainer"]["timeout_s"]))

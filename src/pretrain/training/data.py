@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pretrain.asked_to_stop import join_no_group
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
@@ -126,8 +127,18 @@ def _loader(batches: MicroBatches, numbers: From, workers: int) -> Iterable[Batc
     if not workers:
         return InThisProcess(batches, numbers)
     return DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers, generator=torch.Generator().manual_seed(0)
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_begin_worker,
     )
+
+
+def _begin_worker(number: int) -> None:
+    """Have a loader process take no part in signals to the process group: the run saves first, and then ends it."""
+    join_no_group()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The LightningModule: what one training step does, for every model and objective alike."""
 
 import math
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from pretrain.asked_to_stop import STOP_SIGNALS
 from pretrain.errors import DataError, DivergenceError
 from pretrain.evaluation.totals import Totals, target_counts, validation_figures
 from pretrain.objectives.batch import IGNORE, Batch
@@ -27,7 +27,6 @@ from pretrain.training.spikes import Rewind, Spikes, named, rows_to_blame, stop
 
 MAX_SKIPPED_IN_A_ROW = 10
 NO_TARGET = "no token of the step's rows was to be predicted"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is how Slurm announces the end of a job
 
 
 class TrainingModule(L.LightningModule):
@@ -67,7 +66,8 @@ class TrainingModule(L.LightningModule):
         ]
         self.materialise = materialise  # gives the learner its weights, on its device and over its mesh
         self.signal_received = 0  # by this process
-        self.signal_agreed = 0  # by all processes, at the end of the step
+        self.signal_agreed = 0  # by all processes, where they last asked each other
+        self._asked: tuple[Any, Tensor] | None = None  # a question to all processes that is under way
         self._ready = False
         self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
         self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
@@ -198,6 +198,27 @@ class TrainingModule(L.LightningModule):
         if self.spikes.watches or self.keeps_ledger:  # waits for the device
             targets = int(self._step_targets)
             self.step_loss = float(loss_sum) / targets if targets else math.nan
+
+    def agree_on_signal(self) -> None:
+        """Learn between two steps whether any process was asked to stop; all of them call this."""
+        self.ask_for_signals()
+        self.hear_of_signals()
+
+    def ask_for_signals(self) -> None:
+        """Begin to ask all processes whether they were asked to stop; nobody waits."""
+        if self.trainer.world_size == 1:
+            self.signal_agreed = self.signal_received
+            return
+        asked = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
+        self._asked = torch.distributed.all_reduce(asked, async_op=True), asked
+
+    def hear_of_signals(self) -> None:
+        """Wait for what `ask_for_signals` asked, if it did."""
+        if self._asked is None:
+            return
+        (work, counts), self._asked = self._asked, None
+        work.wait()
+        self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts.tolist(), strict=True) if count), 0)
 
     def _set_learning_rate(self, optimizer: Optimizer) -> None:
         """Set the learning rate of this step, and have the trainer end after it where it is the last."""

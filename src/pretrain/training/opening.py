@@ -13,6 +13,7 @@ from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.config import Precision
 from pretrain.training.data import TextDataModule
 from pretrain.training.fine_tuning import pairs_left_out
+from pretrain.training.learning_rate import shortened_decay
 from pretrain.training.run_length import run_length
 from pretrain.training.validation import validation_doubts
 
@@ -56,4 +57,6 @@ def doubts(
         found += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
         found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
+    elif steps is not None and (shorter := shortened_decay(config, steps, warmup)):
+        found.append(shorter)
     return found + pairs_left_out(data) + validation_doubts(without_validation, data.validation_streams)

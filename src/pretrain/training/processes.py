@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import newest
+from pretrain.asked_to_stop import STOP_SIGNALS, AskedToStop, keep_from_children, listen
+from pretrain.checkpoint import newest, step_folders
 from pretrain.command_line import show
 from pretrain.data.prepare import prepare
 from pretrain.data.store_files import write_atomically
@@ -82,13 +83,18 @@ def spawn(record: dict[str, Any]) -> str:
         shutdown_timeout=SHUTDOWN_S,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    keep_from_children()  # the processes hear of a signal to all of the group through the launcher
     try:
         return str(elastic_launch(agent, work)(json.dumps(record))[0])
     except ChildFailedError as error:
         number, first = error.get_first_failure()
         raise _what_failed(failures, config.trainer.devices, number, first.exitcode) from None
-    except SignalException:
-        raise _what_failed(failures, config.trainer.devices, 0, 0) from None
+    except SignalException as error:
+        raise _how_stopped(failures, AskedToStop(error.sigval)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def work(text: str) -> str:
@@ -96,19 +102,14 @@ def work(text: str) -> str:
 
     Started again by the launcher, because one was lost, it goes on from the newest checkpoint.
     """
-    import torch
-
-    from pretrain.training.launch import from_record
-    from pretrain.training.rewind import train
-
     record = json.loads(text)
     if int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
         _go_on(record)
-    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     try:
-        report = str(train(from_record(record)))
-    except BaseException as error:
+        listen()
+        report = _train(record)
+    except BaseException as raised:
+        error = stopped(raised, saved_step(Path(record["folder"]))) if isinstance(raised, AskedToStop) else raised
         code = error.exit_code if isinstance(error, PretrainError) else 1
         message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
         path = Path(record["folder"]) / FAILURES / f"rank-{rank()}.json"
@@ -118,6 +119,28 @@ def work(text: str) -> str:
         os._exit(code)  # a process that waits for others must not wait while it cleans up
     leave_group()
     return report
+
+
+def _train(record: dict[str, Any]) -> str:
+    import torch
+
+    from pretrain.training.launch import from_record
+    from pretrain.training.rewind import train
+
+    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+    return str(train(from_record(record)))
+
+
+def saved_step(run_folder: Path) -> int:
+    """Return the step of a run's newest checkpoint, 0 where there is none."""
+    return max((int(path.name.split("-")[1]) for path in step_folders(run_folder / "checkpoints")), default=0)
+
+
+def stopped(asked: AskedToStop, step: int) -> Interrupted:
+    """Return the error of a run that stops, and whose state at this step is on the disk."""
+    left = "saved; go on with resume=auto" if step else "nothing was trained yet"
+    return Interrupted(f"{asked} at step {step}: {left}", asked.exit_code - 128)
 
 
 def _go_on(record: dict[str, Any]) -> None:
@@ -131,6 +154,13 @@ def _go_on(record: dict[str, Any]) -> None:
     say(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
 
 
+def _how_stopped(failures: Path, asked: AskedToStop) -> PretrainError:
+    """Return the error of processes that were asked to stop; those that had not begun leave no word."""
+    if any(failures.glob("rank-*.json")):
+        return _what_failed(failures, 0, 0, 0)
+    return stopped(asked, saved_step(failures.parent))
+
+
 def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
     """Return the error of what failed first; a process that left no word was lost, and the others fell with it."""
     told = _failures(failures)
@@ -139,7 +169,9 @@ def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> Pre
     if not own_words and silent:
         lost = number if number in silent else silent[0]
         name = f" ({signal.Signals(-exit_code).name})" if exit_code < 0 else ""
-        return RankLostError(f"rank {lost} was lost{name}; go on from the last checkpoint with resume=auto")
+        saved = saved_step(failures.parent)
+        go_on = "go on from the last checkpoint with resume=auto" if saved else "nothing was saved yet"
+        return RankLostError(f"rank {lost} was lost{name}; {go_on}")
     first = min(own_words or told, key=lambda failure: failure.time)
     code, message = first.exit_code, first.message
     if code > 128:

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from pretrain.asked_to_stop import AskedToStop
 from pretrain.checkpoint import newest
 from pretrain.errors import DivergenceError
 from pretrain.training.launch import Placement
-from pretrain.training.processes import say
+from pretrain.training.processes import saved_step, say, stopped
 from pretrain.training.report import Report
 from pretrain.training.run import run
 from pretrain.training.spikes import Rewind
@@ -30,6 +31,8 @@ def train(placement: Placement) -> Report:
             placement = replace(placement, resumed=found, left_out=rewind.left_out, seconds=rewind.seconds)
             say(f"{rewind}\nrewinding to {f'step {found.step}' if found else 'the start'}")
             last = rewind
+        except AskedToStop as asked:  # before the first step, behind the last, or between two trainings
+            raise stopped(asked, saved_step(placement.folder)) from None
     raise DivergenceError(
         f"the run has gone back {most} times, and now {last}. Look at the data, try a lower "
         f"optimizer.learning_rate, or allow more: divergence.max_rewinds={2 * most or 10}."

@@ -32,7 +32,7 @@ from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import Learner
 from pretrain.run_folder import CHECKPOINTS, CONFIG, TABLE
 from pretrain.seed import MAX_SEED
-from pretrain.training.callbacks.checkpoints import Checkpoints
+from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.callbacks.norms import Norms
@@ -46,6 +46,7 @@ from pretrain.training.config import Precision, Strategy
 from pretrain.training.data import TextDataModule, loader_errors
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.launch import Placement
+from pretrain.training.learning_rate import rate_change
 from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, compare_by_settings, has_figures
 from pretrain.training.module import TrainingModule
 from pretrain.training.opening import doubts, opening
@@ -99,6 +100,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     module.first_validated = dict(before.get("first_validation", {}))
     for sentence in doubts(config, model, data, reasons):
         say(f"warning: {sentence}")
+    if resumed and not length.over(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
+        say(f"warning: {changed}")
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
@@ -131,23 +134,28 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     if config.logger.ledger:
         callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
     callbacks += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
-    callbacks += [checkpoints, Samples(writer, throughput)]
-    callbacks += [Scores(config.scores, writer, throughput, folder)] if config.scores.every_n_steps else []
+    callbacks += [checkpoints, Samples(writer, throughput, checkpoints)]
+    scores = Scores(config.scores, writer, throughput, folder, checkpoints) if config.scores.every_n_steps else None
+    callbacks += [scores] if scores else []
     if isinstance(data.train_stream, StreamedRows):
         callbacks += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
     callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
     callbacks += [Restore(resumed)] if resumed else []
     trainer.callbacks.extend(callbacks)
+    trainer._signal_connector.register_signal_handlers = _leave_signals
     set_step(trainer, start)
 
     say(opening(config, model, data, device, precision))
     seed = (config.seed + module.layout.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
     L.seed_everything(seed, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
-    if not module.length.over(start):
-        with loader_errors():
+    over = module.length.over(start)
+    if not over:
+        with loader_errors(), late_signals(module):
             trainer.fit(module, datamodule=data)
     validation = final_validation(trainer, module, data)
+    if scores and over:
+        scores.make_up(trainer, module)
     targets = module.validation_targets
     sample = writer.sample(model, seed=config.seed)
     report = Report(
@@ -302,6 +310,10 @@ def _head_share(config: RunConfig) -> float:
     if isinstance(config.objective, ClassifyConfig):
         return 0.0
     return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
+
+
+def _leave_signals() -> None:
+    """In the place of Lightning's handler, which talks to all processes wherever a signal meets them."""
 
 
 def _quiet_lightning() -> None:

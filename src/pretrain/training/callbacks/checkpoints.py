@@ -2,17 +2,22 @@
 
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pretrain.errors import Interrupted
-from pretrain.training.module import STOP_SIGNALS, TrainingModule
+from pretrain.asked_to_stop import SAME_KEY_S, STOP_SIGNALS, AskedToStop, end_at_once
+from pretrain.training.checkpointing import random_state, set_random_state
+from pretrain.training.module import TrainingModule
+from pretrain.training.processes import stopped
+from pretrain.training.spikes import Rewind
 from pretrain.training.throughput import Throughput
 
-_SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
+_Made = TypeVar("_Made")
 
 
 class Saver(Protocol):
@@ -26,8 +31,9 @@ class Saver(Protocol):
 class Checkpoints(Callback):
     """Writes checkpoints through `saver`.
 
-    The signal handlers only set a flag; the end of the step looks at it, saves, and raises Interrupted. A second
-    interrupt from the keyboard ends the process at once, with what was last saved.
+    The signal handlers only set a flag. The end of a step looks at it, and so do a save, each batch of a validation,
+    and what ends at once (`unless_asked`): the run is saved where it stands, and raises Interrupted. A second interrupt
+    from the keyboard ends the process at once, with what was last saved.
     """
 
     def __init__(self, saver: Saver, throughput: Throughput, every_n_steps: int) -> None:
@@ -40,11 +46,14 @@ class Checkpoints(Callback):
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals before the first validation, where there is one."""
-        self._take_over(pl_module)
+        self._begin(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, after Lightning has set handlers of its own."""
-        self._saved_at = trainer.global_step
+        """Take over the signals before the first step."""
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = trainer.global_step  # nothing has changed since the run began or was resumed
         if not self._previous:
             self._take_over(pl_module)
 
@@ -52,10 +61,9 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, TrainingModule)
 
         def note(number: int, frame: FrameType | None) -> None:
-            again = pl_module.signal_received and time.monotonic() - self._received_at > _SAME_KEY_S
+            again = pl_module.signal_received and time.monotonic() - self._received_at > SAME_KEY_S
             if again and number == signal.SIGINT:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGINT)
+                end_at_once(AskedToStop(number))
             if not pl_module.signal_received:
                 pl_module.signal_received, self._received_at = number, time.monotonic()
 
@@ -71,6 +79,38 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._write(step, last=step == trainer.max_steps)
+            self.stop_where_asked_meanwhile(trainer, pl_module)
+        self.stop_where_asked(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save and stop where all know of a signal; several processes hear of it a batch later, and never wait."""
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.state.fn == "fit":
+            pl_module.hear_of_signals()
+            self.stop_where_asked(trainer, pl_module)
+            pl_module.ask_for_signals()
+            if trainer.world_size == 1:
+                self.stop_where_asked(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the last answer, and stop where all know of a signal."""
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.hear_of_signals()
+        if trainer.state.fn == "fit":
+            self.stop_where_asked(trainer, pl_module)
+
+    def stop_where_asked_meanwhile(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask all processes whether a signal came during what the step had to wait for, and stop where one did."""
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.agree_on_signal()
         self.stop_where_asked(trainer, pl_module)
 
     def stop_where_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,10 +119,7 @@ class Checkpoints(Callback):
         step, agreed = trainer.global_step, pl_module.signal_agreed
         if agreed:
             self._write(step, last=True)
-        if agreed and step != trainer.max_steps:
-            left = "saved; go on with resume=auto" if step else "nothing was trained yet"
-            message = f"{signal.Signals(agreed).name} at step {step}: {left}"
-            raise Interrupted(message, signal.SIGINT if agreed == signal.SIGINT else signal.SIGTERM)
+            raise stopped(AskedToStop(agreed), step)
 
     def _write(self, step: int, last: bool) -> None:
         with self.throughput.paused("checkpoints"):
@@ -93,11 +130,61 @@ class Checkpoints(Callback):
                 self.saver.finish()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Let a checkpoint that is being written be whole before the process ends."""
+        """Let a checkpoint being written be whole before the process ends; Lightning tears nothing down here."""
         self.saver.wait()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+def unless_asked(module: TrainingModule, work: Callable[[], _Made]) -> _Made | None:
+    """Return what `work` makes; None where a signal came before, or ends it at once.
+
+    For what changes nothing that is saved, beside steps: scores and samples, which one process makes while the others
+    wait. It may draw from the random generators only as long as it puts them back. Behind the training, signals raise
+    AskedToStop as anywhere else.
+    """
+    if module.trainer.state.fn != "fit":
+        return work()
+    if module.signal_received:
+        return None
+    inside, noting = True, {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    state = random_state(module.device)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        note = noting[number]
+        if callable(note):
+            note(number, frame)
+        if inside:
+            raise AskedToStop(number)
+
+    try:
+        try:
+            for each in STOP_SIGNALS:
+                signal.signal(each, stop)
+            return work()
+        finally:
+            inside = False
+    except AskedToStop:
+        set_random_state(state)
+        return None
+    finally:
+        for number, handler in noting.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def late_signals(module: TrainingModule) -> Iterator[None]:
+    """Have a signal that no step was left to obey end the run as soon as its training has ended, or is to go back."""
+    try:
+        yield
+    except Rewind:
+        if module.signal_received:
+            raise AskedToStop(module.signal_received) from None
+        raise
+    if module.signal_received:
+        raise AskedToStop(module.signal_received)

@@ -18,6 +18,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.whole import whole
+from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.config import SampleConfig
 from pretrain.training.module import TrainingModule
 from pretrain.training.throughput import Throughput
@@ -43,8 +44,10 @@ class Writer:
         Every process takes part where the model is sharded.
         """
         model = self.whole_model(model)
-        if rank() > 0:
-            return ""
+        return "" if rank() > 0 else self.write(model, seed)
+
+    def write(self, model: Transformer, seed: int) -> str:
+        """Return what a model that is whole makes of the prompts."""
         was_training = model.training
         try:
             objective = self.config.objective
@@ -77,11 +80,15 @@ class Writer:
 
 
 class Samples(Callback):
-    """Writes samples to TensorBoard every n steps; its random choices are its own and do not touch the training's."""
+    """Writes samples to TensorBoard every n steps; its random choices are its own and do not touch the training's.
 
-    def __init__(self, writer: Writer, throughput: Throughput) -> None:
+    A signal ends that at once.
+    """
+
+    def __init__(self, writer: Writer, throughput: Throughput, checkpoints: Checkpoints) -> None:
         self.writer = writer
         self.throughput = throughput
+        self.checkpoints = checkpoints
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,7 +101,11 @@ class Samples(Callback):
             model = pl_module.learner.model
             assert isinstance(model, Transformer)
             with self.throughput.paused("samples"):
-                log_text(trainer, "samples", self.writer.sample(model, seed=step), step)
+                whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
+                if rank() == 0:
+                    text = unless_asked(pl_module, lambda: self.writer.write(whole, seed=step))
+                    log_text(trainer, "samples", text or "", step)
+                self.checkpoints.stop_where_asked_meanwhile(trainer, pl_module)
 
 
 def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:

@@ -15,6 +15,7 @@ from pretrain.evaluation.tasks import score_tasks
 from pretrain.launcher import rank
 from pretrain.models.transformer import Transformer
 from pretrain.run_folder import TABLE
+from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.loggers import has_figures
@@ -43,13 +44,16 @@ def open_tasks(config: ScoresConfig, causal: bool) -> list[ExampleSet]:
 class Scores(Callback):
     """Logs `eval/<file>/<figure>` every n steps and at the end; the training's random numbers are left alone.
 
-    The first process scores, on a gathered copy where the model is sharded, while the others wait. A resume makes up
-    for a step that was saved and not scored any more.
+    The first process scores, on a gathered copy where the model is sharded, while the others wait. A signal ends that
+    at once. A resume makes up for a step that was saved and not scored any more.
     """
 
-    def __init__(self, config: ScoresConfig, writer: Writer, throughput: Throughput, folder: Path) -> None:
+    def __init__(
+        self, config: ScoresConfig, writer: Writer, throughput: Throughput, folder: Path, checkpoints: Checkpoints
+    ) -> None:
         """Read the examples; `folder` is the run's. Raises what `open_tasks` does."""
         self.config = config
+        self.checkpoints = checkpoints
         self.table = folder / TABLE
         self.writer = writer
         self.throughput = throughput
@@ -65,8 +69,7 @@ class Scores(Callback):
         step = trainer.global_step
         due = self.writer.config.logger.csv and step > 0 and step % self.config.every_n_steps == 0
         if due and not has_figures(self.table, step, "eval/"):
-            with self.throughput.paused("scores"):
-                self._score(trainer, pl_module)
+            self._score_between_steps(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,22 +77,42 @@ class Scores(Callback):
         """Score where it is time to, at the end of a step."""
         ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ended and trainer.global_step % self.config.every_n_steps == 0:
-            with self.throughput.paused("scores"):
-                self._score(trainer, pl_module)
+            self._score_between_steps(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the weights at the end, if that has not been done."""
+        assert isinstance(pl_module, TrainingModule)
         if trainer.global_step != self._scored_step:
-            self._score(trainer, pl_module)
+            self._keep(trainer, self._score(pl_module))
 
-    def _score(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def make_up(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Score a run that found nothing left to train, if it was cut off before it did that at its end."""
+        step = trainer.global_step
+        if self.writer.config.logger.csv and not has_figures(self.table, step, "eval/"):
+            self._keep(trainer, self._score(module))
+
+    def _score_between_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
+        with self.throughput.paused("scores"):
+            self._keep(trainer, self._score(module))
+            self.checkpoints.stop_where_asked_meanwhile(trainer, module)
+
+    def _score(self, module: TrainingModule) -> dict[str, float] | None:
+        """Return the figures, on the first process alone; none where a signal ends the scoring."""
         model = module.learner.model
         assert isinstance(model, Transformer)
-        self._scored_step = trainer.global_step
         whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
         if rank() > 0:
-            return
-        with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to score
-            self.newest = score_tasks(whole, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
-        write(trainer, self.newest, trainer.global_step)
+            return None
+
+        def score() -> dict[str, float]:
+            with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to score
+                return score_tasks(whole, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
+
+        return unless_asked(module, score)
+
+    def _keep(self, trainer: L.Trainer, figures: dict[str, float] | None) -> None:
+        self._scored_step = trainer.global_step
+        if figures is not None:
+            self.newest = figures
+            write(trainer, figures, trainer.global_step)
