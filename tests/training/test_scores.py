@@ -14,6 +14,7 @@ from pretrain.data.tokenizer_training import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.score import score
+from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.callbacks.scores import Scores, open_tasks
 from pretrain.training.loggers import read_rows
@@ -91,10 +92,11 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
     long = Path(files["cloze"]).with_name("long.jsonl")
     long.write_text(json.dumps({"context": "a", "continuation": "b" * 2000}))
     config = tiny.config("scores.every_n_steps=1", f"scores.cloze=[{long}]")
+    writer, checkpoints = Writer(config, byte_tokenizer()), Checkpoints.__new__(Checkpoints)
     with pytest.raises(
         DataError, match=r"long\.jsonl:1: the continuation ' b+' has 2001 tokens, and between 1 and \d+ can"
     ):
-        Scores(config.scores, Writer(config, byte_tokenizer()), Throughput.__new__(Throughput), tmp_path)
+        Scores(config.scores, writer, Throughput.__new__(Throughput), tmp_path, checkpoints)
     twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
     with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose figures would be one"):
         open_tasks(twice, causal=True)
