@@ -64,7 +64,7 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged"):
         Tokenizer.load(tmp_path)
     monkeypatch.setattr(tokenizer_files, "MAX_JSON_BYTES", 1000)
-    with pytest.raises(DataError, match=r"tokenizer_config\.json has 100,000 bytes, above the 1,000"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json .*: it is larger than the 1,000 bytes"):
         Tokenizer.load(tmp_path)
 
 

@@ -64,7 +64,7 @@ def _made_of_symbols(state: dict[str, Any], known: frozenset[str]) -> frozenset[
     from pretrain.data.tokenizer import BYTE_OF
 
     model = state["model"]
-    if "ByteLevel" in (part.get("type") for part in _parts(state, "pre_tokenizer", "pretokenizers")):
+    if "ByteLevel" in (part.get("type") for part in steps_of(state, "pre_tokenizer", "pretokenizers")):
         known = frozenset(name for name in known if set(name) <= BYTE_OF.keys())
     if model.get("ignore_merges"):
         return known
@@ -91,7 +91,7 @@ def _other_merges(model: dict[str, Any], names: frozenset[str]) -> list[list[str
 
 def _falls_apart(state: dict[str, Any], name: str) -> bool:
     """Return whether the pre-tokenizer splits or drops a token before the model sees it, whatever stands around."""
-    steps = _parts(state, "pre_tokenizer", "pretokenizers")
+    steps = steps_of(state, "pre_tokenizer", "pretokenizers")
     if name.isspace():
         return any(step.get("type") in DROP_SPACES for step in steps)
     isolating = any(
@@ -100,7 +100,7 @@ def _falls_apart(state: dict[str, Any], name: str) -> bool:
     return isolating and bool(re.search(r"\w", name) and re.search(r"[^\w\s]", name))
 
 
-def _parts(state: dict[str, Any], stage: str, members: str) -> list[dict[str, Any]]:
+def steps_of(state: dict[str, Any], stage: str, members: str) -> list[dict[str, Any]]:
     """Return the steps of one stage of a tokenizer.json, those inside sequences too."""
     found, left = [], [state.get(stage) or {}]
     while left:

@@ -201,11 +201,13 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """Return the tokenizer of a folder: tokenizer.json, vocab.json + merges.txt (GPT-2) or vocab.txt (BERT).
 
-        Raises DataError, naming the file, for one that is missing, damaged or over 64 MB.
+        Raises DataError, naming the file, for one that is missing, damaged, over 64 MB or beyond `tokenizer_limits`.
         """
-        from pretrain.data.tokenizer_files import read_folder
+        from pretrain.data.tokenizer_files import read_folder, try_out
 
-        return cls(*read_folder(folder))
+        found = cls(*read_folder(folder))
+        try_out(folder, found)
+        return found
 
     def _encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Return the ids of each text, without bos and eos."""

@@ -1,16 +1,27 @@
 """Tokenizers that others made: the three forms a folder can have, and the hub."""
 
-import json
+import time
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.sources import printable
-from pretrain.errors import DataError
+from pretrain.data.tokenizer_library import library_errors, panics_unheard
+from pretrain.data.tokenizer_limits import check_tokenizer, check_vocabulary
+from pretrain.errors import DataError, printable
+from pretrain.untrusted_files import parse_json, read_text
 
 MAX_JSON_BYTES = 64_000_000
 NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"
 )  # fmt: skip
+NAME_ANOTHER = "Name another tokenizer.path."
+MAX_TRIAL_S = 5.0  # of this thread, for all of the texts below
+TRIED = (
+    "The quick brown fox, 1234.",
+    "a" * 200 + "!",
+    " " * 100 + "\n" * 100 + "x",
+    "1" * 100,
+    "日本語 naïve e\u0301 😀\x00",
+)
 # What the well-known tokenizers call each role, for folders that do not say.
 USUAL_TOKENS = {
     "bos_token": ("<|endoftext|>", "<s>"),
@@ -66,11 +77,11 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
     Raises DataError, naming the file at fault.
     """
     config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").exists():
         inner = _parse_whole(folder / "tokenizer.json")
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         inner = _build_byte_level(folder)
-    elif (folder / "vocab.txt").is_file():
+    elif (folder / "vocab.txt").exists():
         inner = _build_word_piece(folder, config)
     else:
         raise DataError(
@@ -89,27 +100,24 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(
-                f"{printable(path)} has {path.stat().st_size:,} bytes, above the {MAX_JSON_BYTES:,} that a file of a "
-                "tokenizer may have. Name another tokenizer.path."
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, MAX_JSON_BYTES)
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{printable(path)} is damaged or not a tokenizer's file: {error}. Name another tokenizer.path.")
+    reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else f"{error}"
+    return DataError(f"{printable(path)} is damaged or not a tokenizer's file: {printable(reason)}. {NAME_ANOTHER}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file; an empty one where the file does not exist."""
-    if not path.is_file():
+    if not path.exists():
         return {}
+    text = _read_text(path)
     try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise _damaged(path, error) from error
     if not isinstance(value, dict):
         raise _damaged(path, TypeError("it holds no JSON object"))
@@ -117,13 +125,33 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse_whole(path: Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json that keeps the limits."""
     from tokenizers import Tokenizer as Inner
 
     text = _read_text(path)
-    try:
+    with panics_unheard(), library_errors(f"{printable(path)} is damaged or not a tokenizer's file", NAME_ANOTHER):
+        check_tokenizer(parse_json(text))
         return Inner.from_str(text)
-    except Exception as error:  # the library raises nothing more exact
-        raise _damaged(path, error) from error
+
+
+def try_out(folder: Path, tokenizer: Any) -> None:
+    """Raise DataError where the library panics on a text, or takes seconds for a few hundred characters.
+
+    One that cannot encode some of them, such as a list of words without one for unknown ones, may suit other texts.
+    """
+    problem = f"tokenizer.path={printable(folder)} cannot be used"
+    started = time.thread_time()
+    with panics_unheard():
+        for text in TRIED:
+            try:
+                tokenizer.decode(tokenizer.encode_prompt(text))
+            except DataError as error:
+                if not isinstance(error.__cause__, Exception):
+                    raise DataError(f"{problem}: {error}") from error
+            if time.thread_time() - started > MAX_TRIAL_S:
+                raise DataError(
+                    f"{problem}: it takes over {MAX_TRIAL_S:.0f} seconds for {len(text)} characters. {NAME_ANOTHER}"
+                )
 
 
 def _build_byte_level(folder: Path) -> Any:
@@ -132,12 +160,15 @@ def _build_byte_level(folder: Path) -> Any:
     from tokenizers import decoders, models, pre_tokenizers
 
     vocab = _read_json(folder / "vocab.json")
+    try:
+        check_vocabulary(vocab)
+    except ValueError as error:
+        raise _damaged(folder / "vocab.json", error) from error
     lines = _read_text(folder / "merges.txt").split("\n")
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
+    problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer's file"
+    with panics_unheard(), library_errors(problem, NAME_ANOTHER):
         inner = Inner(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # the library raises nothing more exact
-        raise _damaged(folder / "vocab.json + merges.txt", error) from error
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return inner
@@ -152,11 +183,15 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
     if "[UNK]" not in tokens:
         raise _damaged(folder / "vocab.txt", ValueError("it has no line [UNK]"))
     vocab = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
-    inner = Inner(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    accents = config.get("strip_accents")
+    if not isinstance(accents, bool | None):
+        raise _damaged(folder / "tokenizer_config.json", ValueError(f"its strip_accents is {accents!a:.40}"))
+    with panics_unheard(), library_errors(f"{printable(folder / 'vocab.txt')} cannot be used", NAME_ANOTHER):
+        inner = Inner(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"),
+        strip_accents=accents,
         lowercase=bool(config.get("do_lower_case", True)),
     )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
