@@ -7,7 +7,7 @@ BENCH := $(VENV)/.bench
 BENCHMARKS := start_up framework_tax training_step memory matrix_products masked_head generation checkpointing
 OF_CORPORA := data_loading tokenising# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast faults bench bench-full check format clean
+.PHONY: train test test-fast test-long faults bench bench-full check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -17,6 +17,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+
+# what takes too long for every change: thousands of damaged files
+test-long: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
 
 # every fault of the matrix, injected; the table at the end says what was lost
 faults: $(STAMP)

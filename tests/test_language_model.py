@@ -254,6 +254,8 @@ def test_a_text_is_embedded_as_the_mean_of_its_states(load: Load) -> None:
     torch.testing.assert_close(vectors[1], slow)
     torch.testing.assert_close(llm.embed(texts[0]), vectors[0])
     assert "LanguageModel(masked, " in repr(llm)
+    llm.trained["data"] = "text\x1b[31m\nfiles"
+    assert r"data text\x1b[31m\nfiles)" in repr(llm)
 
 
 def test_what_cannot_be_embedded_is_refused(load: Load) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, nearest
+from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
@@ -270,7 +270,7 @@ class LanguageModel:
         """Return what this is: family, parameters, and what it was trained on."""
         parameters = count_parameters(self.model)
         seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
-        data = f", data {self.trained['data']}" if "data" in self.trained else ""
+        data = f", data {printable(self.trained['data'], one_line=True)}" if "data" in self.trained else ""
         if self.classifier is not None:
             return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else "masked"
