@@ -47,7 +47,8 @@ class DataConfig:
     era_tokens: int = 16_777_216  # of a stream: so many are read before the first step, and shuffled together
     packing: Packing = Packing.best_fit
     document_mask: bool = True  # documents that share a row do not attend to one another; positions restart with each
-    validation_fraction: float = 0.05  # of the documents (of a stream: of its first era), chosen by their text's hash
+    # of the documents (of a stream: of its first era), by their text's hash; of a few, one or the end of the longest
+    validation_fraction: float = 0.05
     max_validation_rows: int = 512  # rows scored at each validation; 0 scores all of them
     shard_tokens: int = 134_217_728  # tokens in one file of the store (2^27: 256 MiB at two bytes a token)
     num_workers: int = 0  # processes that assemble batches; 0: the main process does, which is as fast
