@@ -79,7 +79,7 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
 
 def test_every_part_has_its_checks(subject):
     found = checks(subject(), Part.all)
-    assert len(found) == len({check.name for check in found}) == 29
+    assert len(found) == len({check.name for check in found}) == 30
     for part in (Part.data, Part.model, Part.resume, Part.parallel):
         own = checks(subject(), part)
         assert {check.part for check in own} == {part, Part.data}
@@ -131,7 +131,7 @@ def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, co
     absent = call(tmp_path, *words[:1], "data.path=nowhere", "doctor=data")
     assert absent.returncode == 1, absent
     assert re.search(r"FAIL  data      the corpus is prepared +data.path=nowhere", absent.stdout)
-    assert absent.stdout.count("there is no corpus to check it with") == 5
+    assert absent.stdout.count("there is no corpus to check it with") == 6
 
 
 @pytest.mark.slow
