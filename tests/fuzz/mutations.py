@@ -42,7 +42,7 @@ def mutations(path: Path, outside: Path, draw: random.Random) -> Iterator[Mutati
 
 def _of_bytes(path: Path, draw: random.Random) -> Iterator[Mutation]:
     """Yield truncations, flipped bits, swapped and repeated halves, bytes of other values."""
-    size = path.stat().st_size
+    size = max(2, path.stat().st_size)  # a lock is empty
     while True:
         for cut in (0, 1, size // 2, size - 1, draw.randrange(size)):
             yield Mutation(f"truncated to {cut} bytes", _rewriting(lambda data, cut=cut: data[:cut]))
@@ -57,7 +57,7 @@ def _of_bytes(path: Path, draw: random.Random) -> Iterator[Mutation]:
 
 
 def _flip(data: bytes, at: int, bit: int) -> bytes:
-    changed = bytearray(data)
+    changed = bytearray(data.ljust(at + 1, b"\0"))
     changed[at] ^= 1 << bit
     return bytes(changed)
 
