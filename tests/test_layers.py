@@ -19,6 +19,7 @@ LAYERS = [
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
+    {"compiling"},
     {
         "errors",
         "asked_to_stop",

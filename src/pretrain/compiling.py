@@ -1,13 +1,20 @@
 """torch's compiler: whether it can work on a device, and what keeps it from making wrong code on a processor."""
 
+import copy
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pretrain.errors import printable
+
+_failed: list[str] = []  # kinds of the errors of this process's compiler
 
 
 def compiler() -> str:
@@ -28,7 +35,35 @@ def can_compile(device: torch.device) -> bool:
 def compile_block(block: nn.Module) -> None:
     """Have a block compiled at its next pass, in place, so that names of parameters stay what they are."""
     avoid_wrong_code()
-    block.compile(dynamic=False)
+    block.compile(backend=compile_or_leave, dynamic=False)
+
+
+def compile_or_leave(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """Compile a graph as torch's own backend does; one that cannot be compiled runs as it is, and one line says so.
+
+    Graphs come while a run trains and validates, as new shapes and modes do: a compiler that fails then must not end
+    it. Both directions are compiled at once, so that a failure of either is met here and not inside the backward pass.
+    """
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    spare = copy.deepcopy(graph)  # the compiler may have changed the graph when it fails
+    try:
+        with config.patch(force_non_lazy_backward_lowering=True):
+            return cast("Callable[..., Any]", compile_fx(graph, inputs))
+    except Exception as error:
+        _tell_once(error)
+        return spare.forward
+
+
+def _tell_once(error: Exception) -> None:
+    """Print the first failure of this process, by its first line: a compiler's own words fill thousands."""
+    if not _failed:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+        what = f"{type(error).__name__}: {first}"
+        text = f"warning: a part of the model could not be compiled and runs as it is, more slowly: {what}"
+        print(printable(text, one_line=True), flush=True)
+    _failed.append(type(error).__name__)
 
 
 def avoid_wrong_code() -> None:

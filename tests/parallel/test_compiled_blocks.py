@@ -6,7 +6,7 @@ import pytest
 import torch
 from subjects import subject
 
-from pretrain import matrix_products
+from pretrain import compiling, matrix_products
 from pretrain.compiling import compile_block
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
@@ -60,3 +60,35 @@ def test_a_compiled_block_has_the_gradients_of_a_plain_one(family: str, bf16: bo
     found = gradients(learner, one, bf16)
     torch.compiler.reset()
     assert float((found - expected).norm() / expected.norm()) < (0.02 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
+    fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A compiler killed or out of memory, of which one line of thousands is told, once for all blocks."""
+    from torch._inductor import compile_fx
+
+    def broken(graph: object, inputs: object, *_: object, **named: object) -> object:
+        tried.append("backward" if named.get("is_backward") else "forward")
+        if tried[-1] == fails:
+            raise RuntimeError("C++ compile error\n" + 3000 * "a line of its own\n")
+        return lambda values: graph.forward(*values)  # type: ignore[attr-defined]
+
+    tried: list[str] = []
+    monkeypatch.setattr(compile_fx.compile_fx, "__defaults__", (broken, *compile_fx.compile_fx.__defaults__[1:]))  # type: ignore[index]
+    monkeypatch.setattr(compiling, "_failed", [])
+    one = subject("llama")
+    learner = prepared(one, Case(1))
+    expected = gradients(learner, one, bf16=False)
+    assert isinstance(learner.model, Transformer)
+    for block in learner.model.blocks:
+        compile_block(block)
+    torch.compiler.reset()
+    found = gradients(learner, one, bf16=False)
+    torch.compiler.reset()
+    assert fails in tried
+    assert torch.equal(found, expected)
+    told = capsys.readouterr().out.splitlines()
+    what = "a part of the model could not be compiled and runs as it is, more slowly"
+    assert told == [f"warning: {what}: RuntimeError: C++ compile error"]

@@ -3,6 +3,8 @@
 import platform
 import shutil
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from pretrain.errors import ConfigError
 from pretrain.rehearsal import OneBlock
 from pretrain.training import compilation
 from pretrain.training.compilation import resolve_compile
+from pretrain.training.config import Precision
+from pretrain.training.opening import opening
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
 CPU = torch.device("cpu")
@@ -49,7 +53,9 @@ def test_a_long_run_compiles_where_that_is_quicker(
     resolve_compile(config, CPU)
     assert config.parallel.compile is pays
     assert not measured
-    assert f"parallel.compile={str(pays).lower()}: a block takes 1e+03 ms a step" in capsys.readouterr().out
+    waits, told = capsys.readouterr().out.splitlines()
+    assert waits.startswith("parallel.compile=null: compiling one block to see whether it pays")
+    assert told.startswith(f"parallel.compile={str(pays).lower()}: a block takes 1e+03 ms a step")
     assert torch.equal(torch.get_rng_state(), state)
     resolve_compile(config, CPU)  # what it came to stands: nothing is left to be measured
 
@@ -147,6 +153,16 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured
     assert short.parallel.compile is False
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: bool) -> None:
+    config = settings(f"parallel.compile={str(compiled).lower()}")
+    stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, growing=lambda: False)
+    data: Any = SimpleNamespace(train_stream=stream)
+    model: Any = torch.nn.Linear(2, 2)
+    told = opening(config, model, data, CPU, Precision.fp32)
+    assert told.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
+
+
 @pytest.mark.parametrize("lacks", ["Triton", "a compiler"])
 def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
@@ -167,4 +183,9 @@ def test_a_block_is_really_timed(capsys: pytest.CaptureFixture[str]) -> None:
     resolve_compile(config, CPU)
     said = capsys.readouterr().out
     assert isinstance(config.parallel.compile, bool)
+    waiting, said = said.split("\n", 1)
+    assert (
+        waiting
+        == "parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ..."
+    )
     assert said.startswith(f"parallel.compile={str(config.parallel.compile).lower()}: a block takes ")

@@ -67,7 +67,7 @@ WORK = {
     "validating at the end": (TrainingModule, "validation_step", 12),
     "scoring at the end": (scores, "score_tasks", 12),
 }
-FINISHED = ("training", "validating", "saving")  # a signal waits for the end of these
+FINISHED = ("training", "saving")  # a signal waits for the end of these
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pretrain.checkpoint import open_checkpoint, step_folders
 from pretrain.errors import ConfigError, Interrupted
 from pretrain.training.loggers import read_rows
 from pretrain.training.module import TrainingModule
+from pretrain.training.rewind import train
 from pretrain.training.run import run
 from pretrain.training.validation import changes
 
@@ -106,7 +107,7 @@ def test_a_signal_meanwhile_ends_the_run_behind_the_batch_under_way(tiny, monkey
     monkeypatch.setattr(TrainingModule, "validation_step", signalled)
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"):
-        run(tiny.place(*WORDS, FIRST, "batch_size=1", f"paths.run_dir={tiny.folder / 'run'}"))
+        train(tiny.place(*WORDS, FIRST, "batch_size=1", f"paths.run_dir={tiny.folder / 'run'}"))
     assert scored == [True]
     assert not step_folders(tiny.folder / "run" / "checkpoints")
     assert signal.getsignal(signal.SIGTERM) is previous

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from pretrain.compiling import compile_or_leave
 from pretrain.models.config import TransformerConfig
 
 BLOCK = 128  # positions, both of queries and of keys
@@ -83,7 +84,7 @@ def block_lists(causal: bool | Tensor, window: int | None, documents: Tensor) ->
 
 @cache
 def _compiled_lists() -> Any:
-    return torch.compile(block_lists, dynamic=False)
+    return torch.compile(block_lists, backend=compile_or_leave, dynamic=False)
 
 
 def _seen_blocks(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.compiling import compile_or_leave
 from pretrain.matrix_products import add_product, product
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.vocabulary_shard import VocabularyShard, local
@@ -150,7 +151,7 @@ def slope_at_once(
 
 @cache
 def _compiled_slope() -> Any:
-    return torch.compile(slope_at_once, dynamic=False)
+    return torch.compile(slope_at_once, backend=compile_or_leave, dynamic=False)
 
 
 def chunk_rows(vocab_size: int, gpu: bool) -> int:

@@ -61,6 +61,7 @@ def _pays(config: RunConfig, device: torch.device) -> bool:
     bf16 = config.trainer.precision is Precision.bf16
     block = OneBlock(config.model, rows, length, config.objective.causal, bf16, device)
     as_it_is, expected = min(block.seconds()), block.gradient()
+    say("parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ...")
     block.compile()
     start = time.perf_counter()
     compiled = min(block.seconds())

@@ -17,6 +17,8 @@ from pretrain.training.learning_rate import shortened_decay
 from pretrain.training.run_length import run_length
 from pretrain.training.validation import validation_doubts
 
+WAITS = "; the first step and the first validation wait for the compiler, up to a few minutes"
+
 
 def opening(
     config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
@@ -35,6 +37,7 @@ def opening(
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.growing() else "")
         + (f" ({shares})" if shares else "")
+        + (WAITS if config.parallel.compile else "")
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from pretrain.asked_to_stop import SAME_KEY_S, STOP_SIGNALS, AskedToStop, end_at_once
 from pretrain.training.checkpointing import random_state, set_random_state
@@ -31,9 +32,10 @@ class Saver(Protocol):
 class Checkpoints(Callback):
     """Writes checkpoints through `saver`.
 
-    The signal handlers only set a flag. The end of a step looks at it, and so do a save, each batch of a validation,
-    and what ends at once (`unless_asked`): the run is saved where it stands, and raises Interrupted. A second interrupt
-    from the keyboard ends the process at once, with what was last saved.
+    The signal handlers set a flag. The end of a step looks at it, and so do a save, each batch of a validation by
+    several processes, and what ends at once (`unless_asked`): the run is saved where it stands, and raises Interrupted.
+    In the first step of a process and in a validation by one process the handlers raise AskedToStop, for these may wait
+    for a compiler and change nothing that is saved. A second interrupt from the keyboard ends the process at once.
     """
 
     def __init__(self, saver: Saver, throughput: Throughput, every_n_steps: int) -> None:
@@ -43,6 +45,8 @@ class Checkpoints(Callback):
         self._received_at = 0.0
         self._previous: dict[int, Any] = {}
         self._saved_at = -1
+        self._raises = False  # whether a signal ends what is under way
+        self._random: dict[str, Tensor] | None = None  # the generators at the start of a validation
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals before the first validation, where there is one."""
@@ -54,6 +58,7 @@ class Checkpoints(Callback):
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step  # nothing has changed since the run began or was resumed
+        self._raises = True
         if not self._previous:
             self._take_over(pl_module)
 
@@ -66,6 +71,8 @@ class Checkpoints(Callback):
                 end_at_once(AskedToStop(number))
             if not pl_module.signal_received:
                 pl_module.signal_received, self._received_at = number, time.monotonic()
+                if self._raises:
+                    raise AskedToStop(number)
 
         for number in STOP_SIGNALS:
             self._previous[number] = signal.signal(number, note)
@@ -76,11 +83,22 @@ class Checkpoints(Callback):
         """Save where it is time to, at the end of a step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        step = trainer.global_step
+        step, self._raises = trainer.global_step, False
         if step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._write(step, last=step == trainer.max_steps)
             self.stop_where_asked_meanwhile(trainer, pl_module)
         self.stop_where_asked(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a signal end a validation of one process at once."""
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.state.fn == "fit" and trainer.world_size == 1:
+            self.stop_where_asked_meanwhile(trainer, pl_module)
+            self._random, self._raises = random_state(pl_module.device), True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the figures of a validation be kept whole."""
+        self._raises = False
 
     def on_validation_batch_end(
         self,
@@ -97,13 +115,12 @@ class Checkpoints(Callback):
             pl_module.hear_of_signals()
             self.stop_where_asked(trainer, pl_module)
             pl_module.ask_for_signals()
-            if trainer.world_size == 1:
-                self.stop_where_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the last answer, and stop where all know of a signal."""
         assert isinstance(pl_module, TrainingModule)
         pl_module.hear_of_signals()
+        self._random = None
         if trainer.state.fn == "fit":
             self.stop_where_asked(trainer, pl_module)
 
@@ -130,9 +147,13 @@ class Checkpoints(Callback):
                 self.saver.finish()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Let a checkpoint being written be whole before the process ends; Lightning tears nothing down here."""
+        """Save where a signal met a validation, and let a checkpoint being written be whole."""
+        self._raises = False
+        if isinstance(exception, AskedToStop) and self._random is not None:
+            set_random_state(self._random)
+            self._write(trainer.global_step, last=True)
         self.saver.wait()
-        self.teardown(trainer, pl_module, "fit")
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -2,6 +2,8 @@
 
 import math
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,15 +15,41 @@ from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.module import TrainingModule
 from pretrain.training.processes import say
 
+FREE_LINES = 100  # of a log
+PAUSE_S = 30.0  # between those behind them
+
+
+class PacedLog:
+    """Prints lines where the output is no terminal: a hundred, then at most one in 30 s, for a log is read afterwards.
+
+    What must not be lost waits for the next line and stands behind it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._lines = 0
+        self._printed_at = 0.0
+        self._held = ""
+
+    def write(self, line: str, *, last: bool = False, kept: bool = False) -> None:
+        """Print a line if it is time to, or the `last` of all; else drop it, or have it wait where it is `kept`."""
+        now = self.clock()
+        if self._lines >= FREE_LINES and now - self._printed_at < PAUSE_S and not last:
+            self._held = f"  ({line})" if kept else self._held
+            return
+        say(line if kept else f"{line}{self._held}")
+        self._lines, self._printed_at, self._held = self._lines + 1, now, ""
+
 
 class Progress(Callback):
-    """A bar over optimizer steps; where the output is no terminal, a line at every logged step instead."""
+    """A bar over optimizer steps; where the output is no terminal, lines at logged steps instead."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.bar: Any = None
         self._shown: dict[str, float] = {}
         self._first_step = 0
+        self._log = PacedLog()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar from the run's step on."""
@@ -47,7 +75,8 @@ class Progress(Callback):
                 self.bar.set_postfix_str(self._figures(), refresh=False)
         elif fresh and trainer.is_global_zero:
             place = f"step {trainer.global_step}/{self._planned(trainer)}"
-            say(f"{place}  {self._figures()}{self._left(trainer)}")
+            line = f"{place}  {self._figures()}{self._left(trainer)}"
+            self._log.write(line, last=trainer.global_step == trainer.max_steps)
         self._shown = self.metrics.newest
 
     def _figures(self) -> str:
@@ -78,10 +107,10 @@ class Progress(Callback):
             per_byte = f"  bits per byte {figures['val/bits_per_byte']:.3f}" if "val/bits_per_byte" in figures else ""
             accuracy = f"  accuracy {figures['val/accuracy']:.1%}"
             line = f"step {trainer.global_step}: validation loss {figures['val/loss']:.4f}{per_byte}{accuracy}"
-            tqdm.write(
-                printable(line),
-                file=sys.stderr if self.bar is not None else sys.stdout,
-            )
+            if self.bar is not None:
+                tqdm.write(printable(line), file=sys.stderr)
+            else:
+                self._log.write(line, kept=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the bar as it is."""
