@@ -157,7 +157,7 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured
 def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: bool) -> None:
     config = settings(f"parallel.compile={str(compiled).lower()}")
     stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, growing=lambda: False)
-    data: Any = SimpleNamespace(train_stream=stream)
+    data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes())
     model: Any = torch.nn.Linear(2, 2)
     told = opening(config, model, data, CPU, Precision.fp32)
     assert told.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
