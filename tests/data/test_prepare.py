@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,9 +72,9 @@ def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documen
     seen: list[str] = []
     original = prepare_module.build_tokenizer
 
-    def watched(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    def watched(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Any) -> Tokenizer:
         seen.extend(texts())
-        return original(config, texts)
+        return original(config, texts, report)
 
     monkeypatch.setattr(prepare_module, "build_tokenizer", watched)
     mixture.validation_fraction = 0.3

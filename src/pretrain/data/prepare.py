@@ -14,6 +14,7 @@ from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesC
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
+from pretrain.data.progress import Progress
 from pretrain.data.sources import Source, open_source
 from pretrain.data.store import Store
 from pretrain.data.store_files import read_json
@@ -234,7 +235,7 @@ def _cached_tokenizer(
     folder = _tokenizer_folder(sources, fingerprints, config, cache)
     if not (folder / _TRAINED).exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
-        tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config))
+        tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config, report), report)
         _commit(folder, tokenizer.save)
     return Tokenizer.load(folder)
 
@@ -248,12 +249,17 @@ def _tokenizer_folder(
     return cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
 
 
-def _training_texts(sources: dict[str, Source], config: TokenizerConfig) -> Iterator[str]:
+def _training_texts(sources: dict[str, Source], config: TokenizerConfig, report: Report) -> Iterator[str]:
     limit = getattr(config, "max_training_bytes", None)
     for name, source in sources.items():
-        texts = (document.text for split, document in with_splits(source, source.config) if split == "train")
+        whole = (document.text for split, document in with_splits(source, source.config) if split == "train")
         with errors_of(name):
-            yield from beginning(texts, limit) if source.config.mode is Mode.stream and limit else texts
+            texts = beginning(whole, limit) if source.config.mode is Mode.stream and limit else whole
+            progress, characters = Progress(_naming(name, report)), 0
+            for count, text in enumerate(texts, start=1):
+                yield text
+                characters += len(text)
+                progress(f"read {count:,} documents to learn a tokenizer from", characters, source.share_read())
 
 
 def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:

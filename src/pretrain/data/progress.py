@@ -35,6 +35,12 @@ class Progress:
         left = f", {share:.0%}, {minutes(seconds * (1 - share) / share)} left" if share else ""
         self.report(f"{what}, {pace}{left} ...")
 
+    def goes_on(self, what: str) -> None:
+        """Report that `what`, of which nobody knows how much is left, goes on, and since when."""
+        if self.is_due():
+            self._reported = self.clock()
+            self.report(f"{what}, {minutes(self._reported - self._started)} so far ...")
+
 
 def minutes(seconds: float) -> str:
     """Return a time as minutes:seconds, such as 3:05 or 120:00."""

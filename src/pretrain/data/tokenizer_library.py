@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pretrain.errors import DataError, printable
+from pretrain.errors import DataError, PretrainError, printable
 
 MAX_REASON = 300  # characters of the library's own words
 _STDERR = threading.Lock()  # descriptor 2 is the process's, not a thread's
@@ -21,7 +21,7 @@ def library_errors(problem: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except DataError:
+    except PretrainError:
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

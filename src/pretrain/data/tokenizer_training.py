@@ -1,12 +1,19 @@
 """Tokenizers of our own: every byte a token, or byte-level BPE learned from the corpus. Both are lossless."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pretrain.data.background import in_background
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
+from pretrain.data.long_runs import without_long_runs
 from pretrain.data.long_texts import pieces
+from pretrain.data.progress import Progress
 from pretrain.data.tokenizer import BYTE_OF, Tokenizer
+from pretrain.data.tokenizer_library import library_errors
 from pretrain.errors import ConfigError, DataError
+
+Report = Callable[[str], object]
 
 PIECE_LENGTH = 1_000_000  # characters that a tokenizer learns from at once
 END_OF_TEXT, PAD, MASK = "<|endoftext|>", "[PAD]", "[MASK]"
@@ -15,7 +22,11 @@ OWN_ROLES = {
 }  # fmt: skip
 
 
-def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+def ignore(line: str) -> None:
+    """Report to nobody."""
+
+
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Report = ignore) -> Tokenizer:
     """Return the tokenizer that the settings describe; `texts` gives the corpus anew and is called only to train.
 
     Raises ConfigError for settings of no known tokenizer, DataError for one that cannot be read or trained.
@@ -23,7 +34,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
     if isinstance(config, BytesTokenizerConfig):
         return byte_tokenizer()
     if isinstance(config, BPETokenizerConfig):
-        return train_bpe(thin(texts(), config.max_training_bytes), config.vocab_size)
+        return train_bpe(thin(texts(), config.max_training_bytes), config.vocab_size, report)
     if isinstance(config, PretrainedTokenizerConfig):
         from pretrain.data.tokenizer_files import find_tokenizer
 
@@ -40,10 +51,12 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(inner, OWN_ROLES)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) -> Tokenizer:
     """Return a byte-level BPE tokenizer of at most `vocab_size` ids; the same texts always give the same one.
 
     Fewer ids come out where no pair of tokens occurs twice any more. Ids 0 to 2 are special, the 256 bytes follow.
+    `report` is given a line with the pace now and then. A signal is heard at once, and words of over a thousand
+    characters are learned from in parts.
     Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, algorithm 1; Radford et al. 2019, section 2.2.
     """
     from tokenizers import models, trainers
@@ -56,7 +69,25 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=_special_tokens(mask_takes_space=True),
         show_progress=False,
     )
-    inner.train_from_iterator((piece for text in texts for piece in pieces(text, PIECE_LENGTH)), trainer)
+    parts = [part for text in texts for piece in pieces(text, PIECE_LENGTH) for part in without_long_runs(piece)]
+    whole = sum(map(len, parts))
+    progress = Progress(report)
+    read_all = threading.Event()
+
+    def read() -> Iterator[str]:
+        done = 0
+        for part in parts:
+            yield part
+            done += len(part)
+            progress("counted the words to learn a tokenizer from", done, done / max(1, whole))
+        read_all.set()
+
+    def meanwhile() -> None:
+        if read_all.is_set():
+            progress.goes_on(f"learning to merge the words of {whole / 1e6:,.0f} MB into {vocab_size:,} tokens")
+
+    with library_errors("no tokenizer can be learned from this text", "Try tokenizer=bytes."):
+        in_background(lambda: inner.train_from_iterator(read(), trainer), meanwhile)
     return Tokenizer(inner, OWN_ROLES)
 
 
