@@ -55,10 +55,13 @@ MISTYPED = [
     (["model=zzz"], "model=zzz is not a preset. There are: bert_base, "),
     (["model=[gpt_nano,gtp_small]"], "model=gtp_small is not a preset."),
     (["data=text_files"], "data.path has no value, and needs one. Give it as data.path=... on the command line."),
-    (["optimizer=adamw", "optimizer.momentum=0.9"], "optimizer.momentum is not a setting."),
+    (
+        ["optimizer=adamw", "optimizer.momentum=0.9"],
+        "optimizer.momentum is a setting of optimizer=muon only. Choose that as well: optimizer=muon",
+    ),
     (["max_steps"], "'max_steps' is not a setting with a value. Write key=value, such as trainer.max_steps=100."),
     (["+seed=7"], "Could not append to config. An item is already at 'seed'."),
-    (["name='a"], '"name=\'a" cannot be read. Quote special characters twice: \'name="..."\'.'),
+    (["seed='a"], '"seed=\'a" cannot be read. Quote special characters twice: \'seed="..."\'.'),
     (["model.n_layers={"], "'model.n_layers={' cannot be read."),
     (["~model.n_layers"], "~model.n_layers would delete a setting, and every setting has a place."),
     (["~model"], "~model would delete a setting"),
@@ -167,7 +170,7 @@ OUT_OF_RANGE = [
     (["sample.temperature=-1"], "sample.temperature=-1.0 is not a number from 0 up."),
     (["batch_size=0"], "batch_size=0 is below 1. Try batch_size=16."),
     (["batch_size=10", "micro_batch_size=4"], "batch_size=10 is not a whole number of micro-batches: one holds 4 rows"),
-    (["resume=a", "init_from=b"], "resume=a continues a run and init_from=b starts a new one: give only one."),
+    (["resume=a", "init_from=b"], "resume=a continues a run and init_from=b starts a new one: give only one, or"),
 ]
 
 

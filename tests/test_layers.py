@@ -10,12 +10,14 @@ SOURCE = Path(__file__).parents[1] / "src"
 # a module may import from rows below its own, and from what its own entry names
 LAYERS = [
     {"command_line"},
-    {"sweep", "doctor", "slurm", "help_page", "composed_tree"},
+    {"sweep", "doctor", "slurm", "help_page", "composed_tree", "hydra_words"},
     {"training", "score", "export", "inspection", "lm_eval_adapter"},
     {"language_model", "imported", "planning"},
     {"model_folder"},
+    {"recorded_paths"},
     {"evaluation", "inference", "checkpoint", "checkpoint_writing", "run_folder", "interop", "parallel", "rehearsal"},
-    {"script_config"},
+    {"typed_words", "near_misses"},
+    {"script_config", "declared"},
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
@@ -35,7 +37,7 @@ LAYERS = [
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {
     "lightning": {"training"},
-    "hydra": {"command_line", "sweep"},
+    "hydra": {"command_line", "sweep", "typed_words"},
     "omegaconf": {"command_line", "composed_tree", "config", "help_page", "mixture_config", "script_config"},
     "transformers": {"interop"},
     "lm_eval": {"lm_eval_adapter"},

@@ -15,6 +15,7 @@ it is a link.
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
 EMBEDDING = "embeddings.tokens.weight"
 _SLACK, _SLACK_PARAMETERS = 4, 1_000_000  # of a model's size above what was saved, for messages that say where
+_LATEST_S = 2.0**36  # in some 2,000 years; a later time is no clock's
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -121,6 +123,18 @@ class Checkpoint:
             )
 
     @property
+    def typed(self) -> list[str]:
+        """Words of the command lines that the run was started and gone on with; none where they were not recorded."""
+        words = self.manifest.get("typed")
+        return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+
+    @property
+    def working_folder(self) -> str | None:
+        """The folder that relative paths of the settings start from, seen from the run's; None: it was not recorded."""
+        folder = self.manifest.get("working_folder")
+        return folder if isinstance(folder, str) else None
+
+    @property
     def tokenizer_folder(self) -> Path:
         """Folder of the tokenizer that the weights were trained with."""
         return self.folder / "tokenizer"
@@ -162,13 +176,71 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]
     return None, passed_over
 
 
+def unverified(path: Path) -> Checkpoint | None:
+    """Return the newest checkpoint at `path` (as `open_checkpoint` has it) by its manifest alone; None without one."""
+    folders = [path] if _STEP.fullmatch(path.name) else reversed(step_folders(path / "checkpoints"))
+    for folder in folders:
+        try:
+            return Checkpoint(folder, read_manifest(folder))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def latest_run(logs_folder: str | Path) -> Path:
-    """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError."""
-    found = Path(logs_folder).glob("**/checkpoints/step-*/manifest.json")
-    manifests = [path for path in found if _STEP.fullmatch(path.parent.name)]
-    if not manifests:
+    """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError.
+
+    This is what `auto` means everywhere. The time is the one that the checkpoint recorded, so that names, copies, time
+    zones and a clock that was set back change nothing.
+    """
+    found = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
+    if not found:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
-    return max(manifests, key=lambda path: path.stat().st_mtime).parents[2]
+    return max(found, key=lambda folder: (found[folder], folder.name))
+
+
+def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str) -> Path | None:
+    """Return the run folder that resume=auto goes on with: the one named, else the newest run of this name, if any."""
+    if run_dir:
+        return Path(run_dir) if step_folders(Path(run_dir) / "checkpoints") else None
+    try:
+        return latest_run(Path(logs_dir) / (name or "run"))
+    except CheckpointError:
+        return None
+
+
+def newest_save(logs_folder: Path, run_folder: Path) -> float:
+    """Return the newest time that a run below either folder recorded, in seconds of Unix time; 0 where there is none.
+
+    What is saved from now on is later, even where the clock was set back.
+    """
+    folders = {*_runs_below(logs_folder), run_folder}
+    return max((saved_at(folder) or 0.0 for folder in folders), default=0.0)
+
+
+def saved_at(run_folder: Path) -> float | None:
+    """Return when a run's newest checkpoint was written, in seconds of Unix time; None where it has none.
+
+    One from before this was recorded, or that cannot be read, was written when its manifest was.
+    """
+    for folder in reversed(step_folders(run_folder / "checkpoints")):
+        try:
+            recorded = read_manifest(folder).get("saved_at")
+        except (OSError, ValueError):
+            recorded = None
+        if isinstance(recorded, int | float) and 0 <= recorded < _LATEST_S:
+            return float(recorded)
+        manifest = folder / "manifest.json"
+        return (manifest if os.path.lexists(manifest) else folder).lstat().st_mtime
+    return None
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Yield every folder below this one, or it itself, that has a folder of checkpoints; links are not followed."""
+    for path, folders, _ in os.walk(folder):
+        if "checkpoints" in folders:
+            folders.clear()  # no run lies in another
+            yield Path(path)
 
 
 def step_folders(parent: Path) -> list[Path]:

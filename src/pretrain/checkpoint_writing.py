@@ -32,6 +32,7 @@ def write(
     *,
     config: dict[str, Any],
     progress: dict[str, Any],
+    origin: Mapping[str, Any] | None = None,
     save_tokenizer: Callable[[Path], None],
     rank: int = 0,
     ranks: int = 1,
@@ -41,7 +42,8 @@ def write(
 
     Every process of a run calls it with its own share: `parts` maps model, optimizer and random to tensors by name, or
     to the pieces of them that fall to this process. `everyone(value)` returns what each process gave, in their order.
-    An existing checkpoint of the same step is kept if it verifies. Raises CheckpointError, on all processes, where the
+    `origin` is what else the manifest records: how the run was typed, and when this was written. An existing checkpoint
+    of the same step is kept if it verifies. Raises CheckpointError, on all processes, where the
     storage fails for one; what was there before is untouched.
     """
     final = parent / f"step-{step:08d}"
@@ -65,7 +67,8 @@ def write(
         if together(lambda: _begin(final, temporary, needed))[0]:
             return final
         files = together(lambda: _write_own(temporary, parts, rank), of_all=True)
-        manifest = {"format": FORMAT_VERSION, "step": step, "ranks": ranks, "progress": progress, "config": config}
+        manifest = {"format": FORMAT_VERSION, "step": step, "ranks": ranks, **(origin or {})}
+        manifest |= {"progress": progress, "config": config}
         together(lambda: _commit(final, temporary, manifest, files, save_tokenizer))
     finally:
         if rank == 0 and _why_not_ours(temporary, whole=False) is None:

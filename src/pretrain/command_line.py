@@ -11,28 +11,43 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pretrain.asked_to_stop import cause_of, listen, stop_listening
-from pretrain.composed_tree import NAMED_BY_USER, no_setting, typed
-from pretrain.config import choices, groups, registered
-from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, nearest, printable
+from pretrain.composed_tree import NAMED_BY_USER, class_of, no_setting, typed
+from pretrain.config import choices, groups, registered, to_dict
+from pretrain.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    PretrainError,
+    message_of,
+    nearest,
+    printable,
+)
 from pretrain.help_page import help_page
-from pretrain.imported import IMPORTED, quote, words_of_imported
+from pretrain.hydra_words import refuse_idle
+from pretrain.imported import IMPORTED, words_of_imported
 from pretrain.launcher import check_launcher, rank, under_launcher
 from pretrain.memory_reuse import keep_freed_memory
+from pretrain.near_misses import of_preset, of_value
 from pretrain.slurm import adopt_slurm
 from pretrain.sweep import checked_sweep
+from pretrain.typed_words import as_hydra_reads, quote
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+_WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
+_OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
+_classes: dict[str, type] = {}  # of the settings of each script
 
 
 def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
     """Compose the settings of a script from the command line, run `task(settings, overrides)`, and exit.
 
     `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError or a signal ends the
-    process with its exit code and its message alone. Flags other than --help and -m (--cfg, --info, ...) are Hydra's.
+    process with its exit code and its message alone. Flags other than --help and -m (--cfg, --info) are Hydra's.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
@@ -42,8 +57,10 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         listen()
         _check_environment(config_name)
         register_schemas(config_name, config_class)
+        refuse_idle(words)
         if words and words[0] in ("-m", "--multirun"):
-            if code := checked_sweep(words[1:], lambda given: compose(config_name, given)):
+            swept = [as_hydra_reads(word, config_class, sweep=True) for word in words[1:]]
+            if code := checked_sweep(swept, lambda given: compose(config_name, given)):
                 sys.exit(code)
         elif set(words) & {"-h", "--help"}:
             show(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
@@ -115,21 +132,86 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
+    config_class = _classes.get(config_name)
+    overrides = [as_hydra_reads(word, config_class) if config_class else word for word in overrides]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
         try:
-            words = [f"++{word.lstrip('+')}" if _declared(word) in NAMED_BY_USER else word for word in overrides]
-            tree = hydra_compose(config_name, overrides=words, return_hydra_config=True)
-            chosen = dict(tree.hydra.runtime.choices)
-            if chosen.get("model") == IMPORTED:
-                imported = words_of_imported(tree, chosen, overrides)
-                tree = hydra_compose(config_name, overrides=[*imported, *words], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            if (in_preset := _explain_preset(error)) is not None:
-                raise in_preset from error
-            chosen_presets = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
-            raise _explain(error, hydra_compose(config_name, overrides=chosen_presets), overrides) from error
+            return _by_hydra(config_name, overrides, [])
+        except (HydraException, OmegaConfBaseException) as first:
+            error: Exception = first
+        if (in_preset := _explain_preset(error)) is not None:
+            raise in_preset from error
+        chosen = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        implied = _implied(config_name, overrides, hydra_compose(config_name, overrides=chosen))
+        if implied:
+            try:
+                return _by_hydra(config_name, overrides, implied)
+            except (HydraException, OmegaConfBaseException) as second:
+                error = second
+        raise _explain(error, hydra_compose(config_name, overrides=[*implied, *chosen]), overrides) from error
+
+
+def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any:
+    """Return the tree that Hydra composes from what is typed, on top of what that implies."""
+    from hydra import compose as hydra_compose
+
+    words = [f"++{word.lstrip('+')}" if _declared(word) in NAMED_BY_USER else word for word in overrides]
+    tree = hydra_compose(config_name, overrides=[*implied, *words], return_hydra_config=True)
+    chosen = dict(tree.hydra.runtime.choices)
+    if chosen.get("model") == IMPORTED:
+        imported = words_of_imported(tree, chosen, overrides)
+        tree = hydra_compose(config_name, overrides=[*implied, *imported, *words], return_hydra_config=True)
     return tree
+
+
+def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
+    """Return the presets that settings imply which the kinds chosen do not have; `tree` is what the presets make.
+
+    Of a run resumed, a group's kind is the run's own; of a new one, a data.path alone is that of text files.
+    """
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    wanted: dict[str, set[str]] = {}
+    for group in groups():
+        if group in tree and group not in keys:
+            known = {field.name for field in fields(class_of(tree, group))}
+            typed_names = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
+            if typed_names - known:
+                wanted[group] = typed_names
+    if "resume" in keys and wanted:
+        return _kinds_of_the_run(config_name, overrides, list(wanted))
+    text = {field.name for field in fields(choices("data")["text_files"])}
+    if "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys:
+        return ["data=text_files"]
+    return []
+
+
+def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:
+    """Return words that choose, for each group wanted, the settings of the run that is resumed; none where none is."""
+    from hydra import compose as hydra_compose
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from pretrain.checkpoint import run_meant_by_auto, unverified  # here: only who resumes waits for torch
+    from pretrain.recorded_paths import settings_of
+
+    where = [word for word in overrides if is_group(key := word.partition("=")[0].lstrip("+")) or key in _WHICH_RUN]
+    tree = hydra_compose(config_name, overrides=where)
+    path = Path(tree.resume)
+    if tree.resume == "auto":
+        path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
+    saved = unverified(path)
+    if saved is None:
+        return []
+    try:
+        record = to_dict(settings_of(saved))
+    except CheckpointError:  # which resuming says in its own words
+        return []
+    for group in wanted:
+        declared = choices(group)[record[group]["kind"]]
+        node = OmegaConf.merge(OmegaConf.structured(declared), record[group])
+        ConfigStore.instance().store(group=group, name=_OF_THE_RUN, node=node, provider="pretrain")
+    return [f"{group}={_OF_THE_RUN}" for group in wanted]
 
 
 def _declared(word: str) -> str:
@@ -172,7 +254,7 @@ def _check_words(overrides: list[str]) -> None:
             known = presets(key)
             for item in [item.strip() for item in value.strip("[]").split(",")]:
                 if item not in known:
-                    raise ConfigError(f"{key}={item} is not a preset. {nearest(item, known)}")
+                    raise ConfigError(f"{key}={item} is not a preset. {of_preset(key, item, known)}")
 
 
 def _explain_preset(error: Exception) -> ConfigError | None:
@@ -201,18 +283,21 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
         if is_group(key):
             continue
         declared = _declared(word)
-        unknown = _explain_unknown(declared, tree)
+        unknown = _explain_unknown(declared, tree, class_of(tree))
         if unknown is not None:
             return unknown
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
             OmegaConf.update(tree, key, new, force_add=declared in NAMED_BY_USER)
         except OmegaConfBaseException as problem:
-            return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}")
+            expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
+            near = of_value(value, expected[1].split(", ")) if expected else None
+            hint = f" Did you mean {key}={near}?" if near else ""
+            return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
     return ConfigError(_first_line(error))
 
 
-def _explain_unknown(key: str, tree: Any) -> ConfigError | None:
+def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:
     """Say which part of a key is no setting, where one is none."""
     from omegaconf import OmegaConf
 
@@ -221,7 +306,7 @@ def _explain_unknown(key: str, tree: Any) -> ConfigError | None:
         if not OmegaConf.is_dict(known) or part not in list(known):  # a setting without a value yet is one, too
             above = "".join(f"{name}." for name in key.split(".")[:depth])
             names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
-            return no_setting(above + part, names)
+            return no_setting(above + part, names, config_class, key)
         known = known._get_node(part)
     return None
 
@@ -241,6 +326,7 @@ def register_schemas(config_name: str, config_class: type) -> None:
     """Make the dataclasses known to Hydra, so that presets are checked against them."""
     from hydra.core.config_store import ConfigStore
 
+    _classes[config_name] = config_class
     store = ConfigStore.instance()
     store.store(name=config_class.__name__, node=config_class, provider="pretrain")
     for group in groups():

@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pretrain.config import groups, kind_of
-from pretrain.errors import ConfigError, nearest
+from pretrain.errors import ConfigError
+from pretrain.near_misses import of_setting
 
 # mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
 NAMED_BY_USER = {"data.sources": "data=mixture"}
@@ -20,7 +21,7 @@ def typed(tree: Any) -> Any:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     for key, known in _undeclared(tree, ""):
-        raise no_setting(key, known)
+        raise no_setting(key, known, class_of(tree))
     _refuse_environment(OmegaConf.to_container(tree, resolve=False), "")
     try:
         _check_kinds(tree)
@@ -33,12 +34,23 @@ def typed(tree: Any) -> Any:
         raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
 
 
-def no_setting(key: str, known: list[str]) -> ConfigError:
-    """Return the error of a key that is no setting, with the nearest of those that are known."""
+def class_of(tree: Any, group: str | None = None) -> type:
+    """Return the dataclass of a whole tree, or of one of its groups."""
+    from omegaconf import OmegaConf
+
+    found: type = OmegaConf.get_type(tree, group)  # type: ignore[assignment]
+    return found
+
+
+def no_setting(key: str, known: list[str], config_class: type, whole: str | None = None) -> ConfigError:
+    """Return the error of a key that is no setting, with what may have been meant; `known` are those beside it.
+
+    `whole` is what was typed, where the key is only its beginning.
+    """
     preset = NAMED_BY_USER.get(key)
     if preset:
         return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
-    return ConfigError(f"{key} is not a setting. {nearest(key, known)}")
+    return ConfigError(of_setting(key, known, config_class, whole or key))
 
 
 def _undeclared(tree: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:

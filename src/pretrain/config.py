@@ -105,9 +105,10 @@ class RunConfig:
         _check_fine_tuning(self)
         if self.trainer.max_tokens is not None:
             self.max_steps()
-        if self.resume and self.init_from:
+        if self.resume and self.resume != "auto" and self.init_from:
             raise ConfigError(
-                f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one."
+                f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one, "
+                "or resume=auto, which starts by init_from where there is nothing to resume."
             )
 
     def layout(self) -> Layout:

@@ -1,11 +1,11 @@
 """model=imported: shape, tokenizer and objective of a model that was trained before, as words of the command line."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from pretrain.config import to_dict
 from pretrain.errors import ConfigError, shown
+from pretrain.typed_words import quote
 
 IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
 
@@ -13,7 +13,7 @@ IMPORTED = "imported"  # the preset of a model whose shape is that of the one in
 def words_of_imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
     """Return the words that stand for model=imported: shape, tokenizer and objective of the model in `init_from`."""
     own_tokenizer = chosen["tokenizer"] != "pretrained"
-    if tree.resume:  # the run resumed knows
+    if tree.resume and (tree.resume != "auto" or _finds_run(tree)):  # the run resumed knows
         return [] if own_tokenizer else ["tokenizer.path=."]
     if not tree.init_from:
         raise ConfigError(
@@ -33,6 +33,13 @@ def words_of_imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -
     return words if own_tokenizer else [*words, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
 
 
+def _finds_run(tree: Any) -> bool:
+    """Whether resume=auto has a run to go on with."""
+    from pretrain.checkpoint import run_meant_by_auto  # here, as for `open_model`
+
+    return run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) is not None
+
+
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each setting of a record by its full name."""
     for name, value in record.items():
@@ -40,12 +47,3 @@ def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def quote(word: str, free_text: str) -> str:
-    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
-    key, equals, value = word.partition("=")
-    if not free_text or key != free_text or not equals:
-        return word
-    value = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)  # no interpolation
-    return f"{key}='" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"

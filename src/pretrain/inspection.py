@@ -13,6 +13,7 @@ from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import prepare
 from pretrain.data.training_rows import training_rows
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.recorded_paths import settings_of
 from pretrain.run_folder import CONFIG, saved_settings
 
 
@@ -73,7 +74,7 @@ def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:
     """Return the settings of a run, and as far as its newest checkpoint knows: rows left out, batch sizes so far."""
     found, _ = newest(folder)
     if found is not None:
-        config = found.run_config()
+        config = settings_of(found)
         batch_sizes = BatchSizes.saved(found.progress, config.step_size())
         return config, frozenset(found.progress.get("left_out", [])), batch_sizes
     if not os.path.lexists(folder / CONFIG):

@@ -22,6 +22,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.whole import fill
+from pretrain.recorded_paths import settings_of
 
 Values = Callable[[str, torch.Size], Tensor]
 
@@ -138,7 +139,7 @@ def _is_hugging_face(folder: Path) -> bool:
 
 
 def _made_here(checkpoint: Checkpoint) -> ModelFolder:
-    run = checkpoint.run_config()
+    run = settings_of(checkpoint)
     return ModelFolder(
         folder=checkpoint.folder,
         tokenizer_folder=checkpoint.tokenizer_folder,

@@ -16,6 +16,7 @@ from types import FrameType
 from pretrain.asked_to_stop import STOP_SIGNALS
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
 from pretrain.run_folder import finished_run
+from pretrain.typed_words import quoted, unquoted
 
 
 @dataclass
@@ -67,7 +68,8 @@ def sweep(words: list[str], logs_folder: Path) -> list[Job]:
 
 def checked_sweep(words: list[str], check: Callable[[list[str]], object]) -> int:
     """Run every combination, once `check` raises for the words of none; return 0, or the first failure's exit code."""
-    logs = next((word.partition("=")[2] for word in words if word.startswith("paths.logs_dir=")), "logs")
+    given = (word.partition("=")[2] for word in reversed(words) if word.lstrip("+").startswith("paths.logs_dir="))
+    logs = unquoted(next(given, "logs"))
     for job in expand(words, Path(logs)):
         check(job.words)
     return next((job.exit_code for job in sweep(words, Path(logs)) if job.exit_code), 0)
@@ -106,9 +108,9 @@ def _folder(words: list[str], swept: list[str], logs_folder: Path) -> Path:
 
 def _run(job: Job) -> int:
     """Run a job in a process of its own and return its exit code; signals go on to it."""
-    words = [*job.words, f"paths.run_dir={job.folder}"]
+    words = [*job.words, f"paths.run_dir={quoted(str(job.folder))}"]
     if any(job.folder.glob("checkpoints/step-*")):  # of a sweep that was interrupted
-        words = [word for word in words if not word.startswith("init_from=")] + ["resume=auto"]
+        words.append("resume=auto")
     command = [sys.executable, sys.argv[0], *words]
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []

@@ -18,7 +18,7 @@ from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from pretrain.evaluation.config import EvalConfig
 from pretrain.language_model import LanguageModel
 from pretrain.score import score_documents
-from pretrain.training import launch
+from pretrain.training import resuming
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.data import loader_errors
 from pretrain.training.loggers import read_rows
@@ -271,7 +271,7 @@ def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, 
     run(tiny.place(*words, "trainer.max_steps=2"))
     saved = open_checkpoint(tiny.folder / "run")
     del saved.config["data"]["mode"]
-    monkeypatch.setattr(launch, "newest", lambda folder: (saved, []))
+    monkeypatch.setattr(resuming, "newest", lambda folder: (saved, []))
     assert tiny.place(*words, "resume=auto").config.data.mode is Mode.prepare
     with pytest.raises(ConfigError, match=r"data\.mode: prepare in the run, stream now"):
         tiny.place(*words, "resume=auto", "data.mode=stream")

@@ -1,7 +1,9 @@
 """The state of a run: what is saved, and how a new process takes it up again exactly."""
 
+import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -48,6 +50,8 @@ class RunState:
         keep: int,
         config: dict[str, Any],
         facts: dict[str, Any],
+        typed: list[str],
+        after: float,
         save_tokenizer: Callable[[Path], None],
         asynchronous: bool,
     ) -> None:
@@ -59,6 +63,8 @@ class RunState:
         self.keep = keep
         self.config = config
         self.facts = facts  # what does not change during the run: fingerprints, family, parameters
+        self.typed = typed  # the words of the command lines of all starts
+        self.saved_at = after  # Unix time of the newest save, near by too; the next is later whatever the clock says
         self.save_tokenizer = save_tokenizer
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._writing: Future[str | None] | None = None
@@ -129,6 +135,12 @@ class RunState:
         }
         return self.facts | counters
 
+    def _origin(self) -> dict[str, Any]:
+        """Return how the run was typed, in which folder as seen from its own, and when this checkpoint was written."""
+        self.saved_at = max(time.time(), self.saved_at + 0.001)
+        folder = os.path.relpath(Path.cwd(), self.folder.parent)
+        return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.typed}
+
     def _copy(self, parts: dict[str, dict[str, Tensor | Piece]]) -> dict[str, dict[str, Tensor | Piece]]:
         """Return the parts as they are now, in memory of the processor that every save uses again."""
 
@@ -157,6 +169,7 @@ class RunState:
                 parts,
                 config=self.config,
                 progress=progress,
+                origin=self._origin(),
                 save_tokenizer=self.save_tokenizer,
                 rank=self.trainer.global_rank,
                 ranks=self.trainer.world_size,

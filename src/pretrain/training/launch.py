@@ -4,30 +4,23 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from pretrain.checkpoint import Checkpoint, newest, open_checkpoint, step_folders
-from pretrain.command_line import is_group
-from pretrain.config import RunConfig, from_dict, to_dict
+from pretrain.checkpoint import Checkpoint, newest_save, open_checkpoint, step_folders
+from pretrain.config import RunConfig, to_dict
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import CheckpointError, ConfigError, RankLostError, printable
-from pretrain.imported import IMPORTED
 from pretrain.launcher import check_agent, check_launcher, rank, under_launcher
 from pretrain.parallel.group import leave_group
 from pretrain.run_folder import check_folder
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.processes import say, spawn
+from pretrain.training.resuming import as_config, find_resumed, merge, typed_for_the_run
 from pretrain.training.run_lock import only_run_in
-
-# settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
-_DECISIVE = ("seed", "batch_size", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
-_DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
-# of these, labels come from the data, whose fingerprint decides
-_FREE = ("data.num_workers", "data.max_validation_rows", "objective.labels")
 
 _QUIET_S = 20.0  # of waiting for other processes before it is said
 _met_at: list[Any] = []  # where processes of torchrun or srun met: closed, those that are late would find nobody
@@ -42,6 +35,8 @@ class Placement:
     resumed: Checkpoint | None
     left_out: frozenset[str] = frozenset()  # rows to blame for a spike, beyond those that the checkpoint knows
     seconds: float | None = None  # of the run so far; none: what the checkpoint says
+    typed: list[str] = field(default_factory=list)  # the words of all starts of the run
+    after: float = 0.0  # the newest time that a run near by has recorded: this one's are later
 
 
 def launch(config: RunConfig | None, overrides: list[str]) -> None:
@@ -111,7 +106,7 @@ def with_devices(config: RunConfig) -> RunConfig:
         return config
     record = to_dict(config)
     record["trainer"]["devices"] = gpus
-    return _as_config(record)
+    return as_config(record)
 
 
 def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placement:
@@ -138,7 +133,7 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        placement = place(_as_config(record), overrides)
+        placement = place(as_config(record), overrides)
         _settle(placement)
         prepare(placement.config.data, placement.config.tokenizer, Path(placement.config.paths.cache_dir))
         store.set("pretrain/placement", json.dumps(to_record(placement)))
@@ -158,13 +153,17 @@ def _notice_wait(address: str, timeout_s: float) -> None:
 def to_record(placement: Placement) -> dict[str, Any]:
     """Return a placement as plain data, for another process."""
     resumed = str(placement.resumed.folder) if placement.resumed else None
-    return {"config": to_dict(placement.config), "folder": str(placement.folder), "resumed": resumed}
+    return {
+        "config": to_dict(placement.config), "folder": str(placement.folder), "resumed": resumed,
+        "typed": placement.typed, "after": placement.after,
+    }  # fmt: skip
 
 
 def from_record(record: dict[str, Any]) -> Placement:
     """Return the placement that `to_record` wrote."""
     resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
-    return Placement(_as_config(record["config"]), Path(record["folder"]), resumed)
+    config, folder = as_config(record["config"]), Path(record["folder"])
+    return Placement(config, folder, resumed, typed=record["typed"], after=record["after"])
 
 
 def place(config: RunConfig, overrides: list[str]) -> Placement:
@@ -173,11 +172,13 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
     Raises ConfigError where they would change the result of the run resumed, CheckpointError where its folder cannot
     be used.
     """
-    resumed = _find_resumed(config) if config.resume else None
+    resumed = find_resumed(config) if config.resume else None
     if resumed is not None:
         folder = resumed.folder.parent.parent
         say(f"resuming {folder} at step {resumed.step}", one_line=True)
-        return Placement(_merge(config, overrides, resumed), folder, resumed)
+        merged = merge(config, overrides, resumed)
+        typed = typed_for_the_run(overrides, resumed.typed)
+        return Placement(merged, folder, resumed, typed=typed, after=newest_save(Path(config.paths.logs_dir), folder))
     folder = Path(config.paths.run_dir or _fresh_folder(config))
     if step_folders(folder / "checkpoints") and config.resume is None:
         raise CheckpointError(
@@ -185,7 +186,8 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
             "Go on with it by resume=auto, or choose another folder."
         )
     _probe(folder)
-    return Placement(config, folder, None)
+    typed, after = typed_for_the_run(overrides, []), newest_save(Path(config.paths.logs_dir), folder)
+    return Placement(config, folder, None, typed=typed, after=after)
 
 
 def _fresh_folder(config: RunConfig) -> Path:
@@ -212,91 +214,3 @@ def _probe(folder: Path) -> None:
         raise CheckpointError(
             f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir."
         ) from error
-
-
-def _find_resumed(config: RunConfig) -> Checkpoint | None:
-    """Return the checkpoint that `resume` means; none where it is auto and there is nothing to resume."""
-    if config.resume != "auto":
-        return open_checkpoint(Path(str(config.resume)))
-    if config.paths.run_dir:
-        candidates = [Path(config.paths.run_dir)]
-    else:
-        parent = Path(config.paths.logs_dir) / (config.name or "run")
-        candidates = sorted((path for path in parent.glob("*") if path.is_dir()), reverse=True)
-    for folder in candidates:
-        found, passed_over = newest(folder)
-        for path, reason in passed_over:
-            say(f"resume=auto passes over {path}: {reason}", one_line=True)
-        if found is not None:
-            return found
-        if passed_over:
-            raise CheckpointError(
-                f"{folder} holds checkpoints but none verifies, so resume=auto does not start over in silence. "
-                "Delete the folder to start anew, or name another one by resume=<folder>."
-            )
-    say("resume=auto found nothing to resume: starting a new run")
-    return None
-
-
-def _merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunConfig:
-    """Return the resumed run's settings with those that the command line names on top."""
-    saved, typed = to_dict(resumed.run_config()), to_dict(config)  # a setting that is newer than the run: usual
-    merged = to_dict(resumed.run_config())
-    for word in overrides:
-        key = word.partition("=")[0].lstrip("+")
-        if key in ("resume", "experiment", "paths.run_dir") or word == f"model={IMPORTED}":
-            continue
-        if is_group(key) or key in typed:
-            merged[key] = typed[key]
-        else:
-            _replace_at(merged, key.split("."), typed)
-    differing = _changes(saved, merged)
-    refused = {key: pair for key, pair in differing.items() if _decides(key) and not _allowed(key, config.allow_change)}
-    if refused:
-        lines = "".join(f"\n  {key}: {before} in the run, {after} now" for key, (before, after) in refused.items())
-        names = ",".join(refused)
-        raise ConfigError(
-            f"these settings would change the result of the run resumed:{lines}\n"
-            f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
-        )
-    for key, (before, after) in differing.items():
-        if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
-            say(f"  {key}: {before} before, {after} from here on", one_line=True)
-    if from_dict(saved).step_size().order != _as_config(merged).step_size().order:
-        say("  the rows come in another order from here on: some are read twice, others not, until an epoch has ended")
-    return _as_config(merged)
-
-
-def _as_config(record: dict[str, Any]) -> RunConfig:
-    found: RunConfig = from_dict(record)
-    return found
-
-
-def _replace_at(record: dict[str, Any], path: list[str], source: dict[str, Any]) -> None:
-    """Copy the value at `path` from one record to the other, where both have it."""
-    for part in path[:-1]:
-        if not isinstance(record.get(part), dict) or not isinstance(source.get(part), dict):
-            return
-        record, source = record[part], source[part]
-    if path[-1] in source:
-        record[path[-1]] = source[path[-1]]
-
-
-def _decides(key: str) -> bool:
-    return (key.split(".")[0] in _DECISIVE and key not in _FREE) or key in _DECISIVE_TRAINER
-
-
-def _allowed(key: str, allowed: list[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return each setting that differs between two records, by its full name, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(old.keys() | new.keys()):
-        key, before, after = f"{prefix}{name}", old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= _changes(before, after, f"{key}.")
-        elif before != after:
-            found[key] = (before, after)
-    return found

@@ -125,6 +125,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         keep=config.checkpoint.keep,
         config=to_dict(config),
         facts=_facts(config, prepared, model),
+        typed=placement.typed,
+        after=placement.after,
         save_tokenizer=prepared.tokenizer.save,
         asynchronous=config.checkpoint.asynchronous,
     )
