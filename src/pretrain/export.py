@@ -1,5 +1,6 @@
 """Write a trained model as a Hugging Face folder: what `src/export.py` runs."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Exported:
             f"exported  {self.folder}\n"
             f"as        {self.card.architecture}, {self.card.parameters:,} parameters\n"
             f"compared  {compared}\n"
-            f'load      {self.card.auto_class}.from_pretrained("{self.folder}")'
+            f"load      {self.card.auto_class}.from_pretrained({json.dumps(str(self.folder), ensure_ascii=False)})"
         )
 
 

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from pretrain.checkpoint import latest_run, open_checkpoint, step_folders
-from pretrain.command_line import compose
+from pretrain.command_line import compose, register_schemas
 from pretrain.config import RunConfig
 from pretrain.data.config import TextFilesConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.inference.config import GenerateConfig
 from pretrain.inspection import rows_of_step
 from pretrain.optim.config import MatrixPrecision
 from pretrain.training.config import Precision
@@ -170,3 +173,28 @@ def test_a_run_is_gone_on_with_from_any_folder(tiny, corpus: Path, monkeypatch: 
     home.rename(tiny.folder / "moved")  # the whole project
     home = tiny.folder / "moved"
     assert resumed().data.path == str(home / "texts" / "*.txt")
+
+
+def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any folder, by the script that ran, and quoted once for the shell."""
+    register_schemas("generate", GenerateConfig)
+    folder = tiny.folder / "my runs" / "é = $x 😀, it's"
+    report = run(tiny.place("model=bert_nano", "trainer.max_steps=1", f"paths.run_dir={folder}"))
+    assert report.folder == str(folder)
+
+    def commands() -> list[list[str]]:
+        return [shlex.split(line) for line in str(report).partition("\nNext\n")[2].splitlines()]
+
+    (_, script, *words), tensorboard, (_, training, *longer) = commands()
+    assert (Path(script).name, Path(training).name) == ("generate.py", "train.py")
+    assert Path(script).is_file()
+    assert Path(training).is_file()
+    used: GenerateConfig = compose("generate", words)
+    assert (used.checkpoint, used.prompt) == (str(folder), "The quick [MASK] fox jumps over the lazy dog.")
+    assert tensorboard == ["tensorboard", "--logdir", str(folder.parent)]
+    assert place(compose("train", longer), longer).config.trainer.max_steps == 2
+    mine = tiny.folder / "my script.py"
+    mine.touch()
+    monkeypatch.chdir(tiny.folder)
+    monkeypatch.setattr(sys, "argv", [str(mine)])  # one that registers plugins
+    assert [command[1] for command in commands()] == [str(Path(script).absolute()), "--logdir", "my script.py"]

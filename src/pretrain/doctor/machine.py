@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import open_checkpoint, run_meant_by_auto
+from pretrain.checkpoint import latest_run, open_checkpoint, run_meant_by_auto
 from pretrain.config import RunConfig
 from pretrain.doctor.check import Finding, NotApplicableError
 from pretrain.doctor.subject import Subject
@@ -82,13 +82,11 @@ def own_checkpoint(subject: Subject) -> Finding:
     named = subject.config.resume
     if not named:
         raise NotApplicableError("resume=<run folder> names none")
+    folder = Path(named)
     if named == "auto":
         paths = subject.config.paths
-        folder = run_meant_by_auto(paths.run_dir, paths.logs_dir, subject.config.name)
-        if folder is None:
-            raise NotApplicableError("resume=auto finds none")
-    else:
-        folder = Path(named)
+        meant = run_meant_by_auto(paths.run_dir, paths.logs_dir, subject.config.name)
+        folder = meant or latest_run(paths.logs_dir)
     found = open_checkpoint(folder)
     tensors = sum(len(found.tensors(part)) for part in ("model", "optimizer", "random"))
     return Finding(True, f"{found.folder} of step {found.step:,}: sha256 of every file, {tensors:,} tensors read")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pretrain.training.spikes import named
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
+_SCRIPTS = Path(__file__).resolve().parents[2]  # train.py, generate.py and the others
 _PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
 
 
@@ -81,11 +84,22 @@ class Report:
         lines += changes(self.first_validation, self.validation)
         if self.sample:
             lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines())]
-        prompt = _PROMPTS.get(self.objective, "The")
-        lines += ["", "Next", f'  python src/generate.py checkpoint={self.folder} prompt="{prompt}"']
-        lines += [f"  tensorboard --logdir {Path(self.folder).parent}"]
-        lines += [f"  python src/train.py resume={self.folder} {self.longer}"]
+        lines += ["", "Next", *(f"  {shlex.join(command)}" for command in self._commands())]
         return "\n".join(lines)
+
+    def _commands(self) -> list[list[str]]:
+        """Return what to type next, word by word: with the script that ran, and the one beside it."""
+        script = Path(sys.argv[0])
+        if script.suffix != ".py" or script.name == "__main__.py" or not script.is_file():  # a notebook, or a package
+            script = _SCRIPTS / "train.py"
+        beside = script.with_name("generate.py")
+        generate = beside if beside.is_file() else _SCRIPTS / "generate.py"
+        prompt = _PROMPTS.get(self.objective, "The")
+        return [
+            ["python", _from_here(generate), f"checkpoint={self.folder}", f"prompt={prompt}"],
+            ["tensorboard", "--logdir", str(Path(self.folder).parent)],
+            ["python", _from_here(script), f"resume={self.folder}", *self.longer.split()],
+        ]
 
     def _loss(self) -> str:
         """Return the validation loss, and what it is not: of all sources, or of enough text to compare runs by it."""
@@ -126,6 +140,12 @@ class Report:
                 found[source_name] = [f"none: {reason}"]
         width = max([16, *map(len, found)])
         return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]
+
+
+def _from_here(path: Path) -> str:
+    """Return a path as it is typed in this folder."""
+    here = path.absolute()
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _with_nulls(value: Any) -> Any:
