@@ -193,8 +193,8 @@ def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: py
     assert (used.checkpoint, used.prompt) == (str(folder), "The quick [MASK] fox jumps over the lazy dog.")
     assert tensorboard == ["tensorboard", "--logdir", str(folder.parent)]
     assert place(compose("train", longer), longer).config.trainer.max_steps == 2
-    mine = tiny.folder / "my script.py"
+    beside, mine = Path(script).absolute(), tiny.folder / "my script.py"
     mine.touch()
     monkeypatch.chdir(tiny.folder)
     monkeypatch.setattr(sys, "argv", [str(mine)])  # one that registers plugins
-    assert [command[1] for command in commands()] == [str(Path(script).absolute()), "--logdir", "my script.py"]
+    assert [command[1] for command in commands()] == [str(beside), "--logdir", "my script.py"]
