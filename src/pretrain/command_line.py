@@ -143,13 +143,13 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
         if (in_preset := _explain_preset(error)) is not None:
             raise in_preset from error
         chosen = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
-        implied = _implied(config_name, overrides, hydra_compose(config_name, overrides=chosen))
-        if implied:
+        bare = hydra_compose(config_name, overrides=chosen)
+        if implied := _implied(config_name, overrides, bare):
             try:
                 return _by_hydra(config_name, overrides, implied)
             except (HydraException, OmegaConfBaseException) as second:
-                error = second
-        raise _explain(error, hydra_compose(config_name, overrides=[*implied, *chosen]), overrides) from error
+                error, bare = second, hydra_compose(config_name, overrides=[*implied, *chosen])
+        raise _explain(error, bare, overrides) from error
 
 
 def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any:
