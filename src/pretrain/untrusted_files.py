@@ -36,6 +36,11 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
         raise
 
 
+def no_links(name: str, flags: int) -> int:
+    """Open a file as `open` does, given as its opener: never through a link, and never waiting for a FIFO."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
 def kind_of_file(mode: int) -> str:
     """Return what a file of this `st_mode` is, with its article."""
     kinds = {

@@ -18,6 +18,7 @@ from pretrain.data.rows import IGNORE, read_rows
 from pretrain.data.store import Store
 from pretrain.data.store_files import fingerprint_of
 from pretrain.errors import DataError
+from pretrain.records import sealed
 
 PAIRS = [("The quick brown", "fox"), ("The quick brown fox", "jumps"), ("", "Hello"), ("Why?" * 20, "So.")]
 
@@ -142,7 +143,7 @@ def changed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], N
         manifest = json.loads((store / "manifest.json").read_text())
         change(manifest)
         manifest["fingerprint"] = fingerprint_of(manifest)
-        (store / "manifest.json").write_text(json.dumps(manifest))
+        (store / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
     return edit
 

@@ -1,7 +1,9 @@
 """Packing: every token once, no avoidable cut, as few rows as one document at a time would give, and a safe cache."""
 
+import errno
 import json
 import logging
+import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ from pretrain.data.config import Packing
 from pretrain.data.packing import PLAN_VERSION, Plan, best_fit, concat, plan_rows
 from pretrain.data.store import Store, StoreWriter
 from pretrain.errors import DataError
+from pretrain.records import SEAL
 
 lengths_of_documents = st.lists(st.integers(0, 40), max_size=60)
 
@@ -156,6 +159,12 @@ def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
         Plan.load(saved, "other")
     path = saved / "plan.json"
     facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "row_length": facts["row_length"] + 1}))
+    with pytest.raises(DataError, match=r"plan\.json is not as it was written: its record_sha256 is that of other"):
+        Plan.load(saved, "key")
+    del facts[SEAL]
+    path.write_text(json.dumps(facts))  # as earlier versions wrote it
+    assert Plan.load(saved, "key").row_length == facts["row_length"]
     path.write_text(json.dumps({**facts, "version": 2}))
     with pytest.raises(DataError, match="is a plan of version 2"):
         Plan.load(saved, "key")
@@ -210,3 +219,34 @@ def test_a_cached_plan_is_used_and_a_damaged_one_made_again(
         assert rows_of(plan_rows(store, packing, 16, cache)) == expected
     assert "cannot be used and is made again" in caplog.text
     assert rows_of(Plan.load(folder, f"{packing.value} 16 {store.fingerprint}")) == expected
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = small_store(tmp_path / "store")
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.name == "lengths.bin":
+            raise OSError(number, os.strerror(number), str(path))
+        path.write_bytes(data)
+
+    monkeypatch.setattr("pretrain.data.packing.write_atomically", refuse)
+    expected = rows_of(plan_rows(store, Packing.best_fit, 16))
+    for _ in range(2):
+        caplog.clear()
+        assert rows_of(plan_rows(store, Packing.best_fit, 16, tmp_path / "plans")) == expected
+        assert f"cannot be kept in {tmp_path / 'plans'} ({os.strerror(number)})" in caplog.text
+    monkeypatch.undo()
+    assert rows_of(plan_rows(store, Packing.best_fit, 16, tmp_path / "plans")) == expected
+    assert (next((tmp_path / "plans").iterdir()) / "plan.json").exists()
+
+
+def test_a_plan_is_not_written_through_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = small_store(tmp_path / "store")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "plans").symlink_to(tmp_path / "elsewhere")
+    assert len(plan_rows(store, Packing.best_fit, 16, tmp_path / "plans"))
+    assert "Too many levels of symbolic links" in caplog.text
+    assert not list((tmp_path / "elsewhere").iterdir())

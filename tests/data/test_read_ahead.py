@@ -1,10 +1,12 @@
 """The process that reads ahead: it works, fails with its own words, and never outlives the one that started it."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,10 @@ import pytest
 from pretrain.data.config import BytesTokenizerConfig, Mode, TextFilesConfig
 from pretrain.data.ledger import Ledger
 from pretrain.data.prepare import Corpus, prepare
-from pretrain.data.read_ahead import ReadAhead
+from pretrain.data.read_ahead import ReadAhead, _produce
 from pretrain.data.stream import Stream, locked
 from pretrain.data.streamed_rows import StreamedRows
-from pretrain.errors import DataError, RankLostError
+from pretrain.errors import CheckpointError, DataError, RankLostError
 
 
 def settings(path: Path) -> TextFilesConfig:
@@ -38,6 +40,53 @@ def wait_until(condition, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.05)
+
+
+def test_a_disk_that_refuses_is_one_error_of_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data, prepared = begin(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pretrain.data.producer.produce", refuse)
+    with pytest.raises(CheckpointError, match=r"prepared data cannot be written to .*: No space left on device"):
+        _produce(data, prepared.folder, 64, 1, {}, threading.Event())
+    reader = ReadAhead(data, prepared.folder, 64, 1)
+    reader._connection, theirs = multiprocessing.Pipe()  # type: ignore[assignment]
+    reader._process = SimpleNamespace()
+    theirs.send_bytes(b'{"kind": "CheckpointError", "message": "full"}')
+    with pytest.raises(CheckpointError, match="full") as refusal:
+        reader.check()
+    assert refusal.value.exit_code == 4
+
+
+def test_where_the_storage_is_read_only_nobody_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: object, flags: int, mode: int = 0) -> int:
+        raise OSError(number, os.strerror(number))
+
+    for number in (errno.EROFS, errno.EIO):
+        with monkeypatch.context() as patch:
+            patch.setattr("pretrain.data.stream.os.open", refuse)
+            if number == errno.EROFS:
+                with locked(tmp_path) as held:
+                    assert held
+            else:
+                with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
+                    pass
+
+
+def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path):
+    data, prepared = begin(tmp_path)
+    for name in ("lock", "ledger.jsonl"):
+        path = prepared.folder / name
+        path.rename(tmp_path / name)
+        path.symlink_to(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(CheckpointError, match=r"cannot be written to .*: Too many levels of symbolic links"):
+            _produce(data, prepared.folder, 64, 10**9, {}, threading.Event())
+        assert (tmp_path / name).read_bytes() == before
+        path.unlink()
+        (tmp_path / name).rename(path)
 
 
 def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path: Path, capfd):
@@ -69,7 +118,7 @@ def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
     (prepared.folder / "tokenizer" / "tokenizer.json").unlink()
     (prepared.folder / "tokenizer" / "tokenizer.json").mkdir()
     reader.start()
-    with pytest.raises(DataError, match="holds no tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged or not a tokenizer.s file: it is a folder"):
         wait_until(reader.check)
     reader.stop()
     assert "Traceback" not in capfd.readouterr().err

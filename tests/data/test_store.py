@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import xxhash
 from numpy.testing import assert_array_equal
 
 from pretrain.data import store as store_module
@@ -125,6 +126,7 @@ def test_a_hash_is_of_what_follows_the_header(store: Store) -> None:
     data = (store.folder / "shards/00002.names").read_bytes()
     assert store.manifest["shards"][2]["files"]["names"] == {
         "bytes": len(data), "sha256": hashlib.sha256(data[64:]).hexdigest(),
+        "pieces": xxhash.xxh3_64_hexdigest(data[64:]),
     }  # fmt: skip
 
 

@@ -1,16 +1,20 @@
 """A store that was damaged or made with ill intent is refused, by the file and offset that is wrong."""
 
+import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pretrain.data.piece_hashes import PIECE_BYTES, hashes_of
 from pretrain.data.store import Store, StoreWriter
 from pretrain.data.store_files import HEADER, fingerprint_of
 from pretrain.errors import DataError
+from pretrain.records import SEAL, sealed
 
 BOS, EOS = 1, 2
 
@@ -32,7 +36,17 @@ def edit(folder: Path, change: dict[str, Any], consistent: bool = False) -> None
     manifest = {**json.loads(path.read_text()), **change}
     if consistent:
         manifest["fingerprint"] = fingerprint_of(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
+
+
+def hash_again(folder: Path) -> None:
+    """Have the manifest agree with the files, as one who wrote them so."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        for suffix, file in shard["files"].items():
+            body = (folder / f"shards/{shard['stem']}.{suffix}").read_bytes()[HEADER.size :]
+            file["sha256"], file["pieces"] = hashlib.sha256(body).hexdigest(), hashes_of(np.frombuffer(body, np.uint8))
+    edit(folder, manifest, consistent=True)
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -171,9 +185,129 @@ def test_a_flipped_bit_is_found(store: Store, suffix: str) -> None:
     path = store.folder / f"shards/00003.{suffix}"
     overwrite(path, 70, bytes([path.read_bytes()[70] ^ 1]))
     with pytest.raises(
-        DataError, match=rf"00003\.{suffix} is not as it was written: its sha256 .* but its manifest says"
+        DataError, match=rf"00003\.{suffix} is (not as it was written: its sha256|damaged: its items 0)"
     ):
         Store(store.folder).verify()
+    damaged = Store(store.folder)
+    use = {"tok": damaged.document, "names": damaged.document_name}[suffix]
+    with pytest.raises(
+        DataError, match=rf"00003\.{suffix} is damaged: its items 0 to \d+ are not as they were written"
+    ):
+        use(6)
+    assert damaged.document(0).tolist() == [BOS, 7, 7, 7, 7, 7, EOS]
+
+
+def test_an_index_that_makes_sense_but_is_another_is_found(store: Store) -> None:
+    overwrite(store.folder / "shards/00002.idx", HEADER.size, (18).to_bytes(8, "little"))
+    with pytest.raises(DataError, match=r"00002\.idx is damaged: its items 0 to 1 are not as they were written"):
+        Store(store.folder).document_bounds()
+
+
+def test_each_piece_is_checked_once_and_before_its_first_item_is_used(tmp_path: Path) -> None:
+    """Documents of 2.5 pieces and of half of one; damage in a piece is met by those alone that lie in it."""
+    out = StoreWriter(
+        tmp_path / "store", vocab_size=300, tokenizer_fingerprint="ab", bos_id=-1, eos_id=EOS, shard_tokens=2**40
+    )
+    half = PIECE_BYTES // 4  # tokens of two bytes
+    for tokens in (half, 5 * half, half, half, half):
+        out.add(np.append(np.arange(tokens - 1) % 299, EOS), text_bytes=1)
+    store = out.finish({})
+    path = store.folder / "shards/00000.tok"
+    assert len(store.manifest["shards"][0]["files"]["tok"]["pieces"]) == 16 * 5  # 9 halves
+    places = [HEADER.size + piece * PIECE_BYTES + 1000 for piece in (1, 4)]
+    for place in places:
+        overwrite(path, place, bytes([path.read_bytes()[place] ^ 1]))
+    damaged = Store(store.folder)
+    for index in (0, 2):
+        assert np.array_equal(damaged.document(index), np.append(np.arange(half - 1) % 299, EOS))
+    for index, items in ((1, "1,048,576 to 2,097,151"), (4, "4,194,304 to 4,718,591")):
+        with pytest.raises(DataError, match=rf"00000\.tok is damaged: its items {items} are not as they were written"):
+            damaged.document(index)
+    for place in places:
+        overwrite(path, place, bytes([path.read_bytes()[place] ^ 1]))
+    assert damaged.document(1).size == 5 * half  # checked now
+    overwrite(path, places[0], bytes([path.read_bytes()[places[0]] ^ 1]))
+    assert damaged.document(1).size == 5 * half  # and not again
+
+
+def without_pieces(folder: Path) -> None:
+    """Make a manifest what an earlier version wrote."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        for file in shard["files"].values():
+            del file["pieces"]
+    del manifest[SEAL]
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def test_a_store_of_an_earlier_version_is_read_whole_once_and_given_hashes_of_pieces(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, written = store.folder / "manifest.json", (store.folder / "manifest.json").read_bytes()
+    without_pieces(store.folder)
+    found = Store(store.folder)
+    assert found.fingerprint == store.fingerprint
+    assert "of an earlier version, without hashes of its pieces: its 0.0 MB were read whole, at " in caplog.text
+    assert json.loads(path.read_bytes()) == json.loads(written)
+    caplog.clear()
+    Store(store.folder)
+    assert not caplog.text
+
+
+def test_a_damaged_store_of_an_earlier_version_is_not_opened(store: Store) -> None:
+    without_pieces(store.folder)
+    overwrite(store.folder / "shards/00003.tok", 70, b"\x05")
+    with pytest.raises(DataError, match=r"00003\.tok is not as it was written: its sha256"):
+        Store(store.folder)
+
+
+def test_a_store_of_an_earlier_version_that_cannot_be_written_is_read_whole_at_each_start(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pieces(store.folder)
+    before = (store.folder / "manifest.json").read_bytes()
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pretrain.data.older_stores.write_atomically", refuse)
+    found = Store(store.folder)
+    assert "cannot be given them ([Errno 30] Read-only file system), so it is read whole whenever" in caplog.text
+    assert (store.folder / "manifest.json").read_bytes() == before
+    overwrite(store.folder / "shards/00003.tok", 70, b"\x05")
+    with pytest.raises(DataError, match=r"00003\.tok is damaged: its items"):
+        found.document(6)
+    caplog.clear()
+    assert pickle.loads(pickle.dumps(found)).n_tokens == 184  # noqa: S301  (as a loader process has it)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [(5, "pieces=5, which is no str"), ("0" * 15, "which are no 16 hexadecimal"), ("g" * 16, "which are no 16 hex")],
+)
+def test_hashes_of_pieces_that_are_none_are_refused(store: Store, pieces: object, message: str) -> None:
+    first, *others = store.manifest["shards"]
+    first["files"]["tok"]["pieces"] = pieces
+    edit(store.folder, {"shards": [first, *others]})
+    with pytest.raises(DataError, match=message):
+        Store(store.folder)
+
+
+def test_a_manifest_that_is_not_as_it_was_written_is_refused(store: Store) -> None:
+    path = store.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"provenance": {}', '"provenance": {"a": 1}'))
+    with pytest.raises(DataError, match=r"manifest\.json is not as it was written: its record_sha256"):
+        Store(store.folder)
+
+
+def test_files_that_are_deleted_while_a_store_is_open_are_told(store: Store) -> None:
+    found = Store(store.folder)
+    for suffix, use in (("tok", lambda: found.document(0)), ("names", lambda: found.document_name(0))):
+        found.document_bounds()
+        (store.folder / f"shards/00000.{suffix}").unlink()
+        with pytest.raises(DataError, match=rf"00000\.{suffix} cannot be read: No such file.* resume=auto, and it is"):
+            use()
 
 
 @pytest.mark.fault("F09")
@@ -204,6 +338,7 @@ def test_a_broken_index_is_refused_before_it_is_used(store: Store, at: int, valu
 def test_damaged_names_are_refused(store: Store) -> None:
     path = store.folder / "shards/00000.names"
     overwrite(path, 64, b"?")
+    hash_again(store.folder)
     with pytest.raises(DataError, match=r"00000\.names is damaged: the name of document 0 is no JSON string"):
         Store(store.folder).document_name(0)
     overwrite(path, 64, b"\n")

@@ -45,7 +45,7 @@ class AnnotatedFiles(Source):
         names = ("kind", "template", "prompt_column", "response_column", "text_column", "label_column")
         digest = xxhash.xxh3_128(json.dumps([getattr(self.config, name, None) for name in names]).encode())
         for files in (self.files, self.validation_files or {}):
-            digest.update(hash_files(files, self._kind))
+            digest.update(hash_files(files, self._kind, self.hashed))
         return digest.hexdigest()
 
     def share_read(self) -> float | None:
@@ -65,7 +65,8 @@ class AnnotatedFiles(Source):
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:
         for name, path in files.items():
             shown, kind = printable(name), self._kind(path)
-            with opened(path, kind.compression, partial(self._place.enter, path)) as stream:
+            was = self.hashed.get(str(path))
+            with opened(path, kind.compression, partial(self._place.enter, path), was) as stream:
                 if isinstance(self.config, PairsConfig):
                     yield from self._pairs(stream, shown, kind.form, self.config)
                 elif isinstance(self.config, LabelledTextConfig):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.data.file_formats import COMPRESSIONS, FORMATS, FileKind, is_corpus_file, kind_mark, suffix_of
-from pretrain.data.file_streams import BLOCK_BYTES, not_regular, opened
+from pretrain.data.file_streams import not_regular, opened
 from pretrain.data.sources import counted, printable
+from pretrain.data.unchanged_files import HashedFile, hash_file
 from pretrain.errors import DataError
 from pretrain.untrusted_files import kind_of_file
 
@@ -80,10 +81,15 @@ def all_files(folder: Path) -> dict[str, Path]:
     return dict(sorted((file.relative_to(folder).as_posix(), file) for file in _walk(folder, None)))
 
 
-def hash_files(files: dict[str, Path], kind_of: Callable[[Path], FileKind] | None = None) -> bytes:
+def hash_files(
+    files: dict[str, Path],
+    kind_of: Callable[[Path], FileKind] | None = None,
+    hashed: dict[str, HashedFile] | None = None,
+) -> bytes:
     """Return a hash (16 bytes, xxh3_128) of the number of files and of each one's format and bytes.
 
-    `kind_of` gives the format; none given: suffixes stand for it. Raises DataError for a file that cannot be read.
+    `kind_of` gives the format; none given: suffixes stand for it. `hashed` takes up what each file was, by its path.
+    Raises DataError for a file that cannot be read.
     """
     import xxhash
 
@@ -91,11 +97,11 @@ def hash_files(files: dict[str, Path], kind_of: Callable[[Path], FileKind] | Non
     for path in files.values():
         mark = "".join(path.suffixes[-2:]).lower().encode("utf-8", "replace")
         mark = mark if kind_of is None else kind_mark(path, kind_of(path))
-        content = xxhash.xxh3_128()
         with opened(path) as stream:
-            while block := stream.read(BLOCK_BYTES):
-                content.update(block)
-        digest.update(mark + content.digest())
+            content, found = hash_file(stream)
+        if hashed is not None:
+            hashed[str(path)] = found
+        digest.update(mark + content)
     return digest.digest()
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from pretrain.data.unchanged_files import BLOCK_BYTES, HashedFile, UnchangedFile
 from pretrain.errors import DataError, printable
 from pretrain.untrusted_files import open_regular
 
-BLOCK_BYTES = 1 << 20
 PACKED_BLOCK_BYTES = 1 << 12  # zstd shrinks zeros 30,000-fold, and what one block becomes is held whole
 MAX_WINDOW_BYTES = 1 << 31  # of what a decompressor may look back on: zstd --long=31, the most that there is
 _MAGIC = {
@@ -38,11 +38,15 @@ def file_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(
-    path: Path, compression: str | None = None, on_open: Callable[[IO[bytes]], object] | None = None
+    path: Path,
+    compression: str | None = None,
+    on_open: Callable[[IO[bytes]], object] | None = None,
+    hashed: HashedFile | None = None,
 ) -> Iterator[IO[bytes]]:
     """Open a regular file for reading bytes, through gzip, xz, zstd or bz2; `on_open` is given the file beneath.
 
-    Raises DataError, naming the file, where it cannot be opened or read, is no regular file, is truncated or damaged.
+    Raises DataError, naming the file, where it cannot be opened or read, is no regular file, is truncated or damaged,
+    or is no longer what it was when it was `hashed`.
     """
     with file_errors(path):
         try:
@@ -50,6 +54,8 @@ def opened(
         except ValueError as error:
             raise not_regular(printable(repr(str(path))), error) from error
         with file:
+            if hashed is not None:
+                file = io.BufferedReader(UnchangedFile(file, hashed, path), BLOCK_BYTES)
             if on_open is not None:
                 on_open(file)
             yield decompressed(file, compression)

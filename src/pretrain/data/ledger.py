@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.store_files import sync_to_disk
+from pretrain.data.store_files import sync_to_disk, unreadable
 from pretrain.errors import DataError
+from pretrain.untrusted_files import no_links, open_regular, parse_json
 
 MAX_BYTES = 1 << 28  # about 400,000 eras
 
@@ -67,9 +68,12 @@ class Ledger:
             raise DataError(f"{self.path} has become shorter: what this run has read was deleted under it.")
         if size > MAX_BYTES:
             raise DataError(f"{self.path} is larger than the {MAX_BYTES:,} bytes that a ledger may have.")
-        with self.path.open("rb") as file:
-            file.seek(self._bytes)
-            *lines, rest = file.read().split(b"\n")
+        try:
+            with open_regular(self.path) as file:
+                file.seek(self._bytes)
+                *lines, rest = file.read(MAX_BYTES).split(b"\n")
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path, error) from error
         for number, line in enumerate(lines):
             if not self._take(line):
                 if number == len(lines) - 1 and not rest:
@@ -88,7 +92,7 @@ class Ledger:
         record = {"era": era, "reached": asdict(reached)}
         line = json.dumps(record | {"chain": self._chained(record)}).encode() + b"\n"
         new = not self.path.exists()
-        with self.path.open("ab") as file:
+        with open(self.path, "ab", opener=no_links) as file:
             file.truncate(self._bytes)
             file.write(line)
             file.flush()
@@ -103,7 +107,7 @@ class Ledger:
     def _take(self, line: bytes) -> bool:
         """Take up one line and return whether it is sound."""
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             chain = record.pop("chain")
             if self.end is not None or chain != self._chained(record):
                 return False

@@ -1,8 +1,10 @@
 """How documents share rows: the plan of which pieces of which documents make up each row of a fixed length."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from bisect import bisect_left, insort
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pretrain.data.config import Packing
 from pretrain.data.store import Store
 from pretrain.data.store_files import map_array, read_json, write_atomically
 from pretrain.errors import DataError, printable
+from pretrain.records import check_seal, sealed
 
 PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used
 ARRAYS = {"row_ends": "<i8", "documents": "<i8", "offsets": "<i8", "lengths": "<i4"}
@@ -54,6 +57,9 @@ class Plan:
 
         Every file is written atomically and depends on the plan alone, so any number of processes may do it at once.
         """
+        for place in (folder, folder.parent):
+            if place.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
         folder.mkdir(parents=True, exist_ok=True)
         hashes = {}
         for name, dtype in ARRAYS.items():
@@ -61,7 +67,7 @@ class Plan:
             write_atomically(folder / f"{name}.bin", data)
             hashes[name] = hashlib.sha256(data).hexdigest()
         facts = {"version": PLAN_VERSION, "key": key, "row_length": self.row_length, "rows": len(self)}
-        content = json.dumps({**facts, "pieces": len(self.documents), "sha256": hashes}, indent=1)
+        content = json.dumps(sealed({**facts, "pieces": len(self.documents), "sha256": hashes}), indent=1)
         write_atomically(folder / "plan.json", content.encode())
 
     @staticmethod
@@ -77,6 +83,10 @@ class Plan:
         kinds = {"version": int, "key": str, "row_length": int, "rows": int, "pieces": int, "sha256": dict}
         if not isinstance(facts, dict) or any(type(facts.get(name)) is not kind for name, kind in kinds.items()):
             raise DataError(f"{path} does not describe a plan: it needs the fields {', '.join(kinds)}.")
+        try:
+            check_seal(facts, str(path))
+        except ValueError as error:
+            raise DataError(f"{error}.") from None
         if (facts["version"], facts["key"]) != (PLAN_VERSION, key):
             raise DataError(
                 f"{path} is a plan of version {facts['version']} for {facts['key']!a}, "
@@ -95,7 +105,7 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
     """Return the plan of a store's rows, from the folder `cache` if an earlier run left it there, else made and kept.
 
     Documents without a target (`documents_without_target`) are in none of them. A cached plan that is damaged costs
-    only the time to make it again, which a warning in the log tells.
+    only the time to make it again, and so does a cache that cannot be written to; a warning in the log says so.
     """
     pack = {Packing.best_fit: best_fit, Packing.concat: concat, Packing.whole: whole}[packing]
     left_out = documents_without_target(store, row_length)
@@ -108,10 +118,17 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
     if (folder / "plan.json").exists():  # written last: without it another process may be writing the others
         try:
             return Plan.load(folder, key)
-        except DataError as error:
+        except (DataError, OSError) as error:
             log.warning("A cached plan of rows cannot be used and is made again: %s", printable(error, one_line=True))
     plan = pack(lengths, row_length)
-    plan.save(folder, key)
+    try:
+        plan.save(folder, key)
+    except OSError as error:
+        log.warning(
+            "The plan of rows cannot be kept in %s (%s), so each process that needs it makes it again. "
+            "It is kept where paths.cache_dir can be written to and has room.",
+            printable(cache, one_line=True), error.strerror,
+        )  # fmt: skip
     return plan
 
 

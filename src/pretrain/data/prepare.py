@@ -1,13 +1,12 @@
 """From text to token stores, once: what was made is found again by the hash of what it was made from."""
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesConfig, TokenizerConfig, errors_of
@@ -16,17 +15,19 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Source, open_source
+from pretrain.data.storage import storage_errors
 from pretrain.data.store import Store
 from pretrain.data.store_files import read_json
 from pretrain.data.stream import Stream
 from pretrain.data.tokenisation import Report, with_splits, write_stores
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.tokenizer_training import beginning, build_tokenizer
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import DataError
+from pretrain.untrusted_files import read_text
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
 _TRAINED = "tokenizer.json"  # there once a tokenizer is
-_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_FINGERPRINT = "fingerprint.txt"  # of a tokenizer, beside it
 
 
 @dataclass(frozen=True)
@@ -83,28 +84,13 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: R
     Raises DataError where a source cannot be read or holds nothing, CheckpointError where the cache cannot be written.
     """
     sources, fingerprints = _open(data)
-    with _storage(cache):
+    with storage_errors(cache):
         trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
         corpora = {}
         for name, source in sources.items():
             with errors_of(name):
                 corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
     return Prepared(trained, corpora)
-
-
-@contextmanager
-def _storage(cache: Path) -> Iterator[None]:
-    """Say which folder it was that the storage refused to write to."""
-    try:
-        yield
-    except OSError as error:
-        elsewhere = error.filename is not None and not Path(error.filename).is_relative_to(cache)
-        if error.errno not in _OF_STORAGE or elsewhere:
-            raise
-        raise CheckpointError(
-            f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. It must be writable and have "
-            "room; or try another folder: paths.cache_dir=/another/disk/cache."
-        ) from error
 
 
 def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Prepared | None:
@@ -140,7 +126,7 @@ def _open(data: DataConfig) -> tuple[dict[str, Source], dict[str, str]]:
     for name, part in data.parts().items():
         with errors_of(name):
             sources[name] = open_source(part)
-            fingerprints[name] = sources[name].fingerprint()
+            fingerprints[name] = sources[name].identity = sources[name].fingerprint()
     return sources, fingerprints
 
 
@@ -203,8 +189,10 @@ def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) 
     """
     stream = prepared.stream
     if stream is not None:
-        with _storage(stream.folder):
-            produce(stream.folder, open_source(data), data, prepared.tokenizer, enough=lambda: False, report=report)
+        with storage_errors(stream.folder):
+            source = open_source(data)
+            source.hashed = stream.hashed
+            produce(stream.folder, source, data, prepared.tokenizer, enough=lambda: False, report=report)
         stream.ended()  # takes up what is there now
 
 
@@ -217,6 +205,7 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
         for remark in source.remarks():
             report(remark)
     stream = Stream(folder)
+    stream.hashed = source.hashed
     stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     if stream.validation is None and data.validation_fraction:
         report(
@@ -236,8 +225,27 @@ def _cached_tokenizer(
     if not (folder / _TRAINED).exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
         tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config, report), report)
-        _commit(folder, tokenizer.save)
-    return Tokenizer.load(folder)
+        _commit(folder, partial(_save_tokenizer, tokenizer))
+    return _load_tokenizer(folder)
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    tokenizer.save(folder)
+    (folder / _FINGERPRINT).write_text(tokenizer.fingerprint, encoding="utf8")
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    """Return a tokenizer of the cache; DataError where it is no longer the one that was trained."""
+    tokenizer = Tokenizer.load(folder)
+    try:
+        right = read_text(folder / _FINGERPRINT, 1000)
+    except FileNotFoundError:  # of an earlier version
+        return tokenizer
+    except (OSError, ValueError) as error:
+        right = str(error)
+    if tokenizer.fingerprint != right:
+        raise DataError(f"the tokenizer in {folder} is not as it was trained. Delete the folder: it is trained again.")
+    return tokenizer
 
 
 def _tokenizer_folder(
@@ -267,6 +275,7 @@ def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 
     def write(temporary: Path) -> None:
         counts = write_stores(temporary, source, data, tokenizer, report)
+        source.check_unchanged()
         (temporary / "done.json").write_text(json.dumps(counts, indent=1), encoding="utf8")
 
     _commit(folder, write)

@@ -15,11 +15,11 @@ from typing import Any
 
 from pretrain.asked_to_stop import STOP_SIGNALS, keep_from_children
 from pretrain.data.config import DataConfig
-from pretrain.errors import ConfigError, DataError, PretrainError, RankLostError, printable
+from pretrain.errors import CheckpointError, ConfigError, DataError, PretrainError, RankLostError, printable
 
 STOP_S = 5.0  # for the process to leave by itself: it may be waiting for a network
 WATCH_S = 0.5  # between looks at whether the process that trains still lives
-_BY_NAME: dict[str, type[PretrainError]] = {kind.__name__: kind for kind in (ConfigError, DataError)}
+_BY_NAME: dict[str, type[PretrainError]] = {kind.__name__: kind for kind in (ConfigError, DataError, CheckpointError)}
 
 
 class ReadAhead:
@@ -28,8 +28,11 @@ class ReadAhead:
     It dies with the process that started it, however that one dies, and leaves signals to it.
     """
 
-    def __init__(self, data: DataConfig, folder: Path, row_length: int, rows: int) -> None:
-        self.data, self.folder, self.row_length, self.rows = data, folder, row_length, rows
+    def __init__(
+        self, data: DataConfig, folder: Path, row_length: int, rows: int, hashed: dict[str, Any] | None = None
+    ) -> None:
+        """`hashed`: what the corpus's files were when the run began, by their paths, as `Stream.hashed`."""
+        self.data, self.folder, self.row_length, self.rows, self.hashed = data, folder, row_length, rows, hashed or {}
         self._process: Any = None
         self._connection: Connection | None = None
 
@@ -37,7 +40,7 @@ class ReadAhead:
         """Start the process; it needs a few seconds before the first new text is there."""
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
-        words = (self.data, str(self.folder), self.row_length, self.rows, theirs)
+        words = (self.data, str(self.folder), self.row_length, self.rows, self.hashed, theirs)
         process = context.Process(target=_read_on, args=words, name="read-ahead", daemon=True)
         keep_from_children()
         process.start()
@@ -48,7 +51,8 @@ class ReadAhead:
     def check(self) -> None:
         """Return where all is well: the process reads, or has read enough, or was never started.
 
-        Raises the ConfigError or DataError that ended it, DataError for any other, RankLostError where it was killed.
+        Raises the ConfigError, DataError or CheckpointError that ended it, DataError for any other, RankLostError where
+        it was killed.
         """
         if self._process is None or self._connection is None:
             return
@@ -79,14 +83,16 @@ class ReadAhead:
         atexit.unregister(self.stop)
 
 
-def _read_on(data: DataConfig, folder: str, row_length: int, rows: int, connection: Connection) -> None:
+def _read_on(
+    data: DataConfig, folder: str, row_length: int, rows: int, hashed: dict[str, Any], connection: Connection
+) -> None:
     """What the process does; how it fails goes through the connection."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the process that trains saves first, and then ends this one
     stopped = threading.Event()
     threading.Thread(target=_watch, args=(connection, stopped, os.getppid()), daemon=True).start()
     try:
-        _produce(data, Path(folder), row_length, rows, stopped)
+        _produce(data, Path(folder), row_length, rows, hashed, stopped)
     except Exception as error:
         if not isinstance(error, PretrainError):
             print(printable(traceback.format_exc()), file=sys.stderr)
@@ -98,23 +104,29 @@ def _read_on(data: DataConfig, folder: str, row_length: int, rows: int, connecti
         sys.exit(1)
 
 
-def _produce(data: DataConfig, folder: Path, row_length: int, rows: int, stopped: threading.Event) -> None:
+def _produce(
+    data: DataConfig, folder: Path, row_length: int, rows: int, hashed: dict[str, Any], stopped: threading.Event
+) -> None:
     from pretrain.data.producer import produce  # here: the signals are left alone before anything large is loaded
     from pretrain.data.sources import open_source
+    from pretrain.data.storage import storage_errors
     from pretrain.data.stream import Stream
     from pretrain.data.streamed_rows import StreamedRows
     from pretrain.data.tokenizer import Tokenizer
 
+    source = open_source(data)
+    source.hashed = hashed
     have = StreamedRows(Stream(folder), data, row_length, pad_id=0, seed=0)  # counts rows, and leaves their plans
-    produce(
-        folder,
-        open_source(data),
-        data,
-        Tokenizer.load(folder / "tokenizer"),
-        enough=lambda: have.there() >= rows,
-        report=lambda text: print(printable(text), flush=True),
-        stopped=stopped.is_set,
-    )
+    with storage_errors(folder):
+        produce(
+            folder,
+            source,
+            data,
+            Tokenizer.load(folder / "tokenizer"),
+            enough=lambda: have.there() >= rows,
+            report=lambda text: print(printable(text), flush=True),
+            stopped=stopped.is_set,
+        )
 
 
 def _watch(connection: Connection, stopped: threading.Event, parent: int) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from pretrain.data.config import Format
-from pretrain.data.file_streams import BLOCK_BYTES, one_line
+from pretrain.data.file_streams import one_line
 from pretrain.data.sources import printable
+from pretrain.data.unchanged_files import BLOCK_BYTES
 from pretrain.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory whole: beyond this it is a mistake or a decompression bomb

@@ -12,6 +12,7 @@ from typing import Any
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, PythonDocsConfig, TextFilesConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig
+from pretrain.data.unchanged_files import HashedFile
 from pretrain.errors import ConfigError, DataError
 
 
@@ -41,6 +42,8 @@ class Source:
         self.config = config
         self.skipped: Counter[str] = Counter()  # documents dropped since `documents` was last called, by reason
         self.kept = 0  # documents given since then
+        self.identity = ""  # what `fingerprint` returned when the source was opened to be prepared
+        self.hashed: dict[str, HashedFile] = {}  # what its files were then, by their paths: none may change
         self.passed_over: Counter[str] = Counter()  # files that are not read, by suffix or by what they are
 
     def documents(self, bookmark: Bookmark | None = None) -> Iterator[Document]:
@@ -81,6 +84,17 @@ class Source:
     def fingerprint(self) -> str:
         """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
         raise NotImplementedError
+
+    def check_unchanged(self) -> None:
+        """Raise DataError where what was read need not be what `identity` stands for.
+
+        Files that are hashed block by block have been compared while they were read.
+        """
+        if not self.hashed and self.fingerprint() != self.identity:
+            raise DataError(
+                f"{self._origin()} has changed while it was prepared, so nothing of it is kept. Start again "
+                "once nothing changes it."
+            )
 
     def _read(self, place: Any = None) -> Iterator[Document]:
         """Return the raw documents, or those from a bookmark's place on."""

@@ -4,6 +4,7 @@
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.annotations import Annotations
+from pretrain.data.older_stores import add_pieces
+from pretrain.data.piece_hashes import CheckedPieces
 from pretrain.data.store_files import (
     FORMAT,
     HEADER,
@@ -33,6 +36,7 @@ from pretrain.data.store_files import (
     write_atomically,
 )
 from pretrain.errors import DataError
+from pretrain.records import sealed
 
 MAX_OPEN_MAPS = 256  # each holds a file descriptor, and 1,024 is a common limit of a process
 
@@ -104,7 +108,7 @@ class StoreWriter:
             "provenance": provenance,
         }
         manifest |= {} if annotations is None else {"annotations": annotations.save(self.folder)}
-        data = json.dumps(manifest | {"fingerprint": fingerprint_of(manifest)}, indent=1).encode()
+        data = json.dumps(sealed(manifest | {"fingerprint": fingerprint_of(manifest)}), indent=1).encode()
         if len(data) > MAX_JSON_BYTES:
             raise DataError(
                 f"The manifest of {self.folder} would take {len(data):,} bytes for {len(self._shards):,} shards and "
@@ -143,11 +147,17 @@ class StoreWriter:
 class Store:
     """A finished token store, opened read-only through memory maps; opening costs milliseconds.
 
+    What is read is compared with the hashes in its manifest first, piece by piece. A store of an earlier version has
+    none of pieces: it is read whole when it is opened, and where its folder can be written to, they are added.
+
     Tokens are counted over all shards in order: a document's global offset is its place in that one long stream.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open a store and check all but the bodies of its files; DataError names the file and what is wrong."""
+    def __init__(self, folder: Path, verified: bool = False) -> None:
+        """Open a store and check all but the bodies of its files; DataError names the file and what is wrong.
+
+        `verified`: another process has read it whole, so that one of an earlier version need not be read again.
+        """
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.vocab_size: int = self.manifest["vocab_size"]
@@ -168,9 +178,29 @@ class Store:
         self._maps: dict[tuple[int, str], npt.NDArray[Any]] = {}
         self._bounds: Ints | None = None
         self._lines: tuple[int, Ints] | None = None  # of the shard whose names were last asked for
+        self._pieces: dict[str, CheckedPieces] = {}
+        if not verified and not self._has_pieces():
+            add_pieces(self)
+        if self._has_pieces():
+            self._pieces = self._checked_pieces()
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
-        return Store, (self.folder,)  # a worker process opens its own maps instead of receiving their contents
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path, bool]]:
+        return Store, (self.folder, True)  # a worker process opens its own maps instead of receiving their contents
+
+    def _has_pieces(self) -> bool:
+        return all("pieces" in shard["files"][suffix] for shard in self._shards for suffix in MAGIC)
+
+    def _checked_pieces(self) -> dict[str, CheckedPieces]:
+        """Return which pieces of the files of each kind are known to be as they were written: none yet."""
+        return {
+            suffix: CheckedPieces(
+                [shard["files"][suffix]["pieces"] for shard in self._shards],
+                item_bytes(self.vocab_size)[suffix],
+                partial(self.body, suffix=suffix),
+                partial(self.path, suffix=suffix),
+            )
+            for suffix in MAGIC
+        }
 
     def document_bounds(self) -> Ints:
         """Return int64 [n_documents + 1]: document i is the tokens from bounds[i] up to bounds[i + 1], globally.
@@ -204,17 +234,20 @@ class Store:
     def read_into(self, out: Ints, places: Ints, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
         """Put the tokens of each piece, which lies in one document, at its place in `out`; `starts` are global offsets.
 
-        DataError when a piece reaches out of its shard, or a token is not in the vocabulary.
+        DataError when a piece reaches out of its shard, a token is not in the vocabulary, or what it is near to on the
+        disk is not as it was written.
         """
         shards = self._shards_of(starts, lengths)
         columns = (shards, starts - self._token_starts[shards], lengths, places)
         pieces = list(zip(*(column.tolist() for column in columns), strict=True))
-        maps = {shard: self._map(shard, "tok") for shard in {shard for shard, *_ in pieces}}
+        maps = {shard: self.body(shard, "tok") for shard in {shard for shard, *_ in pieces}}
         for shard, first, length, place in pieces:
             out[place : place + length] = maps[shard][first : first + length]
         if out.size and out.max() >= self.vocab_size:  # one look at all: the pieces are looked at where it finds any
             for shard, first, length, _ in pieces:
-                check_piece(self._path(shard, "tok"), maps[shard], first, length, self.vocab_size)
+                check_piece(self.path(shard, "tok"), maps[shard], first, length, self.vocab_size)
+        if self._pieces:
+            self._pieces["tok"].check(*columns[:3])
 
     def _shards_of(self, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Ints:
         """Return the shard that holds each piece, once every piece is known to lie in one."""
@@ -237,11 +270,11 @@ class Store:
             self._lines = shard, self._line_ends(shard)
         first, end = (self._lines[1][local - 1] + 1 if local else 0), self._lines[1][local]
         try:
-            name = json.loads(self._map(shard, "names")[first:end].tobytes())
+            name = json.loads(self.body(shard, "names")[first:end].tobytes())
         except (ValueError, RecursionError):
             name = None
         if not isinstance(name, str):
-            raise DataError(f"{self._path(shard, 'names')} is damaged: the name of document {local} is no JSON string.")
+            raise DataError(f"{self.path(shard, 'names')} is damaged: the name of document {local} is no JSON string.")
         return name
 
     def check_tokenizer(self, fingerprint: str, vocab_size: int) -> None:
@@ -258,38 +291,43 @@ class Store:
         Checks every id, every end of a document, the number of names, and the sha256 of every file.
         """
         for shard, record in enumerate(self._shards):
-            path, tokens, ends = self._path(shard, "tok"), self._map(shard, "tok"), self._ends(shard)
+            path, tokens, ends = self.path(shard, "tok"), self.body(shard, "tok"), self._ends(shard)
             check_ids(path, tokens, self.vocab_size)
             check_eos(path, tokens, ends, self.eos_id)
             self._line_ends(shard)
             for suffix in MAGIC:
-                check_hash(self._path(shard, suffix), record["files"][suffix]["sha256"])
+                check_hash(self.path(shard, suffix), record["files"][suffix]["sha256"])
 
-    def _path(self, shard: int, suffix: str) -> Path:
+    def path(self, shard: int, suffix: str) -> Path:
+        """Return the name of a file of a shard: of its tokens (tok), ends (idx) or names."""
         return self.folder / "shards" / f"{self._shards[shard]['stem']}.{suffix}"
 
-    def _map(self, shard: int, suffix: str) -> npt.NDArray[Any]:
-        """Return the body of a file of a shard."""
+    def body(self, shard: int, suffix: str) -> npt.NDArray[Any]:
+        """Return what follows the header of a file of a shard, as a memory map; not compared with its hashes."""
         if (found := self._maps.get((shard, suffix))) is None:
             if len(self._maps) >= MAX_OPEN_MAPS:
                 del self._maps[next(iter(self._maps))]
             itemsize, size = item_bytes(self.vocab_size)[suffix], self._shards[shard]["files"][suffix]["bytes"]
             items = (size - HEADER.size) // itemsize
-            found = map_array(self._path(shard, suffix), f"<u{itemsize}", items, HEADER.size)
+            found = map_array(self.path(shard, suffix), f"<u{itemsize}", items, HEADER.size)
             self._maps[shard, suffix] = found
         return found
 
     def _ends(self, shard: int) -> Ints:
         """Return where the documents of a shard end, counted within it, once that is known to make sense."""
-        ends = self._map(shard, "idx")
-        check_ends(self._path(shard, "idx"), ends, self._shards[shard]["tokens"])
+        ends = self.body(shard, "idx")
+        check_ends(self.path(shard, "idx"), ends, self._shards[shard]["tokens"])
+        if self._pieces:
+            self._pieces["idx"].check_file(shard)
         return ends.astype(np.int64)
 
     def _line_ends(self, shard: int) -> Ints:
         """Return where the names of a shard's documents end within their file."""
-        ends, documents = np.flatnonzero(self._map(shard, "names") == ord("\n")), self._shards[shard]["documents"]
+        ends, documents = np.flatnonzero(self.body(shard, "names") == ord("\n")), self._shards[shard]["documents"]
         if len(ends) != documents:
-            raise DataError(f"{self._path(shard, 'names')} is damaged: {len(ends)} names for {documents} documents.")
+            raise DataError(f"{self.path(shard, 'names')} is damaged: {len(ends)} names for {documents} documents.")
+        if self._pieces:
+            self._pieces["names"].check_file(shard)
         return ends
 
     def _locate(self, index: int) -> tuple[int, int]:

@@ -6,7 +6,8 @@
     shards/00000.names   header, then where every document came from: one JSON string a line
     annotations.bin      only of data for fine-tuning: see annotations.py
 
-The manifest determines all 64 bytes of a header, so the hashes in it are of what follows the header.
+The manifest determines all 64 bytes of a header, so the hashes in it are of what follows the header: of each file as a
+whole, and of its pieces (see piece_hashes.py). The manifest has a hash of itself; that of an earlier version need not.
 """
 
 import hashlib
@@ -21,7 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pretrain import untrusted_files
+from pretrain.data.piece_hashes import DIGITS, PieceHasher, piece_count
 from pretrain.errors import DataError
+from pretrain.records import check_seal
+from pretrain.untrusted_files import open_regular
 
 FORMAT, VERSION = "pretrain token store", 1
 MAX_JSON_BYTES = 16_000_000
@@ -65,22 +70,31 @@ def sync_to_disk(path: Path) -> None:
 
 
 def map_array(path: Path, dtype: npt.DTypeLike, count: int, offset: int = 0) -> npt.NDArray[Any]:
-    """Return `count` numbers of a file, from byte `offset` on, as a read-only memory map."""
+    """Return `count` numbers of a file, from byte `offset` on, as a read-only memory map; DataError if it is gone."""
     if count == 0:
         return np.empty(0, dtype)
-    return np.asarray(np.memmap(path, dtype, "r", offset, (count,)))
+    try:
+        with open_regular(path) as file:
+            return np.asarray(np.memmap(file, dtype, "r", offset, (count,)))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error for a file of prepared data that was there and cannot be read any more."""
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return DataError(
+        f"{path} cannot be read: {reason}. Prepared data must stay where it is while a run reads it. Where it was "
+        "deleted, go on from the last checkpoint with resume=auto, and it is made again."
+    )
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; DataError when it is over 16 MB or no JSON."""
-    with path.open("rb") as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise DataError(f"{path} is larger than the {MAX_JSON_BYTES:,} bytes that such a file may have.")
+    """Return what a JSON file holds; DataError when it is over 16 MB or no JSON, OSError when it cannot be read."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}).") from None
+        return untrusted_files.read_json(path, MAX_JSON_BYTES)
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({' '.join(str(error).split())[:200]}).") from None
 
 
 def item_bytes(vocab_size: int) -> dict[str, int]:
@@ -100,7 +114,7 @@ class ShardFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.bytes = path, HEADER.size
-        self.buffer, self.hash = bytearray(), hashlib.sha256()
+        self.buffer, self.hash, self.pieces = bytearray(), hashlib.sha256(), PieceHasher()
         path.write_bytes(bytes(HEADER.size))
 
     def write(self, data: bytes) -> None:
@@ -111,6 +125,7 @@ class ShardFile:
 
     def _flush(self) -> None:
         self.hash.update(self.buffer)
+        self.pieces.update(self.buffer)
         with self.path.open("ab") as file:
             self.bytes += file.write(self.buffer)
         self.buffer.clear()
@@ -122,7 +137,7 @@ class ShardFile:
             file.write(head)
             file.flush()
             os.fsync(file.fileno())
-        return {"bytes": self.bytes, "sha256": self.hash.hexdigest()}
+        return {"bytes": self.bytes, "sha256": self.hash.hexdigest(), "pieces": self.pieces.finish()}
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
@@ -136,15 +151,22 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a store's manifest, every field that is used checked for type and range; DataError says which is wrong."""
     path = folder / "manifest.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise DataError(f"{folder} is not a finished token store: it has no manifest.json.")
-    manifest = read_json(path)
+    try:
+        manifest = read_json(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of a token store: it has no format={FORMAT!r}.")
     version = manifest.get("version")
     if type(version) is not int or version != VERSION:
         raise DataError(f"{path} has version={_shown(version)}, but this release reads version {VERSION} only.")
     _check_fields(path, manifest)
+    try:
+        check_seal(manifest, str(path))
+    except ValueError as error:
+        raise DataError(f"{error}. It was edited or damaged.") from None
     if manifest["fingerprint"] != fingerprint_of(manifest):
         raise DataError(f"{path} has a fingerprint that its own contents do not give: it was edited or damaged.")
     return manifest
@@ -265,6 +287,16 @@ def _check_record(path: Path, shard: object) -> None:
         _check_kind(path, shard["files"], suffix, dict)
         _check_whole(path, shard["files"][suffix], "bytes", HEADER.size)
         _check_kind(path, shard["files"][suffix], "sha256", str)
+        _check_pieces(path, shard["files"][suffix])
+
+
+def _check_pieces(path: Path, file: dict[str, Any]) -> None:
+    """Check the hashes of a file's pieces, which an earlier version did not write."""
+    if "pieces" in file:
+        _check_kind(path, file, "pieces", str)
+        digits = DIGITS * piece_count(file["bytes"] - HEADER.size)
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", file["pieces"], re.ASCII):
+            raise DataError(f"{path} has pieces={_shown(file['pieces'])}, which are no {digits} hexadecimal digits.")
 
 
 def _check_kind(path: Path, record: dict[str, Any], key: str, kind: type) -> None:

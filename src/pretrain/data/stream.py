@@ -12,6 +12,7 @@ Where an era ends depends on the documents and the settings alone, never on time
 made by ten processes that were killed one after another.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from pretrain.data.ledger import Ledger
 from pretrain.data.store import Store
+from pretrain.data.unchanged_files import HashedFile
 from pretrain.errors import DataError
 
 
@@ -35,6 +37,7 @@ class Stream:
         first = self.ledger.eras[0]
         self.fingerprint: str = first.chain  # of the source, the settings and the first era's tokens
         self.validation: Store | None = None
+        self.hashed: dict[str, HashedFile] = {}  # what the corpus's files were when the run began, by their paths
         if first.validation is not None:
             self.validation = self._store(0, "validation", first.validation)
 
@@ -96,8 +99,17 @@ def remedy(folder: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold the stream's lock inside, where it is free; yields whether it was. It never waits."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    """Hold the stream's lock inside, where it is free; yields whether it was. It never waits.
+
+    Where the storage is read-only nobody writes, and there is nothing to hold.
+    """
+    try:
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        yield True
+        return
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

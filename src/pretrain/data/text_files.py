@@ -12,9 +12,10 @@ from pretrain.data import records
 from pretrain.data.config import Format, TextFilesConfig
 from pretrain.data.corpus_files import FilePlace, find_files, hash_files
 from pretrain.data.file_formats import FileKind, kind_of_file
-from pretrain.data.file_streams import BLOCK_BYTES, opened
+from pretrain.data.file_streams import opened
 from pretrain.data.records import read_records, too_large
 from pretrain.data.sources import Bookmark, Document, Source, printable
+from pretrain.data.unchanged_files import BLOCK_BYTES
 from pretrain.errors import ConfigError
 from pretrain.escapes import read_escapes, write_escapes
 
@@ -70,7 +71,7 @@ class TextFiles(Source):
             reading = [self.config.text_column, self.separator, "any line end"]
         digest = xxhash.xxh3_128(json.dumps(reading).encode())
         for files in (self.files, self.validation_files or {}):
-            digest.update(hash_files(files, self._kind))
+            digest.update(hash_files(files, self._kind, self.hashed))
         return digest.hexdigest()
 
     def share_read(self) -> float | None:
@@ -96,7 +97,8 @@ class TextFiles(Source):
 
     def _read_file(self, name: str, path: Path) -> Iterator[Document]:
         shown, kind, column = printable(name), self._kind(path), self.config.text_column
-        with opened(path, kind.compression, partial(self._place.enter, path)) as stream:
+        was = self.hashed.get(str(path))
+        with opened(path, kind.compression, partial(self._place.enter, path), was) as stream:
             if kind.form is Format.text:
                 yield from self._read_text(stream, shown)
                 return

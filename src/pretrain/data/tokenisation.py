@@ -77,7 +77,7 @@ def write_stores(
     )
     for split, writer in writers.items():
         writer.finish(
-            {"split": split, "source": data.kind, "corpus_fingerprint": source.fingerprint(), "skipped": skipped},
+            {"split": split, "source": data.kind, "corpus_fingerprint": source.identity, "skipped": skipped},
             _annotations(data, notes[split], labels),
         )
     tokenizer.save(folder / "tokenizer")

@@ -218,7 +218,8 @@ def _text_ahead(
 ) -> TextAhead:
     steps = config.max_steps(data.batch_sizes)
     needed = ALL if steps is None else data.batch_sizes.samples(steps + 1)  # one step more: workers look ahead
-    reader = ReadAhead(config.data, rows.stream.folder, config.model.context_length, needed)
+    stream = rows.stream
+    reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
     return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)
 
 

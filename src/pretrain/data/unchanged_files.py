@@ -1,0 +1,87 @@
+"""Files of a corpus that must stay as they were hashed: what is read is compared block by block, before it is used.
+
+A corpus is known by the hash of its files, and its prepared data is kept under it. So what is prepared has to be what
+was hashed: a block that is another one since is refused, and what was appended since is not read.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from pretrain.errors import DataError, printable
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file as it was."""
+
+    size: int  # bytes
+    blocks: npt.NDArray[np.uint64]  # xxh3_64 of every BLOCK_BYTES, the last of which may be fewer
+
+
+def hash_file(file: IO[bytes]) -> tuple[bytes, HashedFile]:
+    """Read a file to its end; return its xxh3_128, and what it takes to know its blocks again."""
+    whole, blocks, size = xxhash.xxh3_128(), [], 0
+    while block := file.read(BLOCK_BYTES):
+        whole.update(block)
+        blocks.append(xxhash.xxh3_64_intdigest(block))
+        size += len(block)
+    return whole.digest(), HashedFile(size, np.array(blocks, np.uint64))
+
+
+class UnchangedFile(io.RawIOBase):
+    """A file opened for reading, as it was when it was hashed; DataError where a block is another one since."""
+
+    def __init__(self, file: IO[bytes], hashed: HashedFile, path: Path) -> None:
+        super().__init__()
+        self._file, self._hashed, self._path = file, hashed, path
+        self._place = 0
+        self._number, self._block = -1, b""  # the block that was read last
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place of the byte that is read next."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to another place and return it."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._hashed.size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from one block and return how many bytes; 0 at the end of what was hashed."""
+        if self._place >= self._hashed.size:
+            return 0
+        number, first = divmod(self._place, BLOCK_BYTES)
+        if number != self._number:
+            self._block, self._number = self._checked_block(number), number
+        part = self._block[first : first + len(buffer)]
+        buffer[: len(part)] = part
+        self._place += len(part)
+        return len(part)
+
+    def _checked_block(self, number: int) -> bytes:
+        start = number * BLOCK_BYTES
+        self._file.seek(start)
+        block = self._file.read(min(BLOCK_BYTES, self._hashed.size - start))
+        if xxhash.xxh3_64_intdigest(block) != int(self._hashed.blocks[number]):
+            raise DataError(
+                f"{printable(repr(str(self._path)))} has changed since it was hashed at the start: its bytes from "
+                f"{start:,} on are others. Start again once nothing changes it, or read a copy; to append does no harm."
+            )
+        return block
