@@ -377,6 +377,33 @@ def test_what_a_dead_process_left_is_swept(text: Path, whole: Path, tmp_path: Pa
 # Several at once
 
 
+def test_what_is_swept_is_known_to_be_of_ours(text: Path, whole: Path, tmp_path: Path):
+    folder = copy_of(whole, tmp_path)
+    for name in ("mine", "00099.tmp-1", "00099"):
+        (folder / "eras" / name).mkdir()
+    (folder / "eras" / "00098").symlink_to(tmp_path)
+    ledger = (folder / "ledger.jsonl").read_bytes()
+    (folder / "ledger.jsonl").write_bytes(ledger[: ledger.index(b"\n") + 1])
+    read(folder, settings(text))
+    left = {path.name for path in (folder / "eras").iterdir()}
+    assert left >= {"mine", "00098"}
+    assert not left & {"00099", "00099.tmp-1"}
+
+
+def test_eras_that_lie_elsewhere_are_not_written_to_or_deleted(text: Path, whole: Path, tmp_path: Path):
+    for name in ("eras", "tokenizer"):
+        folder = copy_of(whole, tmp_path / name)
+        ledger = (folder / "ledger.jsonl").read_bytes()
+        (folder / "ledger.jsonl").write_bytes(ledger[: ledger.index(b"\n") + 1])
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (folder / name).rename(tmp_path / "elsewhere" / name)
+        before = contents(tmp_path / "elsewhere")
+        (folder / name).symlink_to(tmp_path / "elsewhere" / name)
+        with pytest.raises(DataError, match=rf"{name} is a link, and what is prepared is kept in its own folder"):
+            read(folder, settings(text))
+        assert contents(tmp_path / "elsewhere") == before
+
+
 def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: Path, tmp_path: Path):
     folder = tmp_path / whole.name
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +25,15 @@ from pretrain.data.store_files import sync_to_disk, write_atomically
 from pretrain.data.stream import era_folder, locked, remedy
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError
+from pretrain.untrusted_files import read_bytes
 
 STREAM_VERSION = 1  # of everything that decides what the eras hold; raise it and old streams are left aside
 POLL_S = 0.2  # between tries to become the one that writes
 REPORT_S = 60.0  # between words on how far it is, beside a run that trains
 
 HASHES = "documents.u64"
+MAX_HASHES_BYTES = 1 << 32
+_LEFT = re.compile(r"\d{5,}(\.tmp-\d+)?|tokenizer\.tmp-\d+")  # of what a process that died may have left
 
 Report = Callable[[str], object]
 Encoded = tuple[Reading, int, npt.NDArray[np.uint32] | None]
@@ -231,15 +235,21 @@ def _draft(folder: Path) -> Path:
 def _sweep(folder: Path, ledger: Ledger) -> None:
     """Remove what an earlier process left unfinished: drafts, and an era that was not yet in the ledger."""
     listed = {era_folder(folder, era.number) for era in ledger.eras}
+    for place in (folder / "eras", folder / "tokenizer"):
+        if place.is_symlink():
+            raise DataError(f"{place} is a link, and what is prepared is kept in its own folder. Delete {folder}.")
     for left in [*(folder / "eras").glob("*"), *folder.glob("tokenizer.tmp-*")]:
-        if left not in listed:
+        if left not in listed and _LEFT.fullmatch(left.name) and not left.is_symlink():
             shutil.rmtree(left)
 
 
 def _load_hashes(folder: Path, era: Era) -> list[int]:
     """Return the hashes of an era's documents; raises DataError where the file is not as it was written."""
     path = era_folder(folder, era.number) / HASHES
-    data = path.read_bytes() if path.is_file() else b""
+    try:
+        data = read_bytes(path, MAX_HASHES_BYTES)
+    except (OSError, ValueError):
+        data = b""
     if hashlib.sha256(data).hexdigest() != era.hashes:
         raise DataError(f"{path} is missing or not as it was written. {remedy(folder)}")
     return np.frombuffer(data, "<u8").tolist()
