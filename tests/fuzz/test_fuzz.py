@@ -127,29 +127,46 @@ def run_case(
     return faults_of(found, before, snapshot(folder), command), found
 
 
+class Found:
+    """What the cases so far have come to."""
+
+    def __init__(self) -> None:
+        self.codes: collections.Counter[tuple[str, int]] = collections.Counter()
+        self.bad: list[str] = []
+
+    def note(self, kind: str, case: str, faults: list[str], found: dict[str, Any]) -> None:
+        self.codes[kind, found["code"]] += 1
+        if faults:
+            told = " | ".join(found["err"].strip().splitlines()[-6:])[-600:]
+            self.bad.append(f"{case}: {'; '.join(faults)}\n    {told!r}")
+            log(self.bad[-1])
+
+    def table(self) -> str:
+        rows = [f"{kind:<24} exit code {code:>3}  {times:>5}" for (kind, code), times in sorted(self.codes.items())]
+        return "\n".join([*rows, f"{self.codes.total()} cases, {len(self.bad)} with a fault"])
+
+
+def log(text: str) -> None:
+    """Append to the file that the environment names."""
+    if path := os.environ.get("PRETRAIN_FUZZ_LOG"):
+        with Path(path).open("a") as lines:
+            lines.write(f"{text}\n")
+
+
 def fuzz(warm: Warm, count: int, seed: int, first: int = 0) -> None:
     """Run cases; fails with the list of those that did something they must not do."""
-    template = warm.folder / "template"
-    signing = random.Random(seed)
-    bad: list[str] = []
-    codes: collections.Counter[tuple[str, int]] = collections.Counter()
-    chosen = cases(template, warm.folder / "case" / "outside", seed)
-    for number, (target, file, command, mutation) in enumerate(itertools.islice(chosen, first + count)):
-        signed = signing.random() < 0.7
-        if number < first:
-            continue
-        faults, found = run_case(warm, file, command, mutation, signed=signed)
-        codes[target.kind, found["code"]] += 1
-        if faults:
-            told = " | ".join([*found["err"].strip().splitlines()[-6:]])[-600:]
-            name = f"{number}: {command} of {file}{' (signed)' if signed else ''}: {mutation.name}"
-            bad.append(f"{name}: {'; '.join(faults)}\n    {told!r}")
-            if log := os.environ.get("PRETRAIN_FUZZ_LOG"):
-                with Path(log).open("a") as lines:
-                    lines.write(bad[-1] + "\n")
-    for (kind, code), times in sorted(codes.items()):
-        print(f"{kind:<24} exit code {code:>3}  {times:>5}")
-    assert not bad, f"{len(bad)} of {count} cases:\n" + "\n".join(bad)
+    signing, found = random.Random(seed), Found()
+    chosen = cases(warm.folder / "template", warm.folder / "case" / "outside", seed)
+    try:
+        for number, (target, file, command, mutation) in enumerate(itertools.islice(chosen, first + count)):
+            signed = signing.random() < 0.7
+            if number >= first:
+                case = f"{number}: {command} of {file}{' (signed)' if signed else ''}: {mutation.name}"
+                found.note(target.kind, case, *run_case(warm, file, command, mutation, signed=signed))
+    finally:
+        log(found.table())
+    print(found.table())
+    assert not found.bad, f"{len(found.bad)} of {count} cases:\n" + "\n".join(found.bad)
 
 
 @pytest.mark.slow
