@@ -99,7 +99,7 @@ def _of_kind(outside: Path, draw: random.Random) -> Iterator[Mutation]:
 
 def _reader_of(path: Path) -> Callable[[bytes], Any] | None:
     """Return what parses a file into lists and objects, where it has such a form."""
-    if path.name.endswith((".json", ".jsonl", ".names")):
+    if path.name.endswith((".json", ".jsonl")):
         return json.loads
     return yaml.safe_load if path.suffix == ".yaml" else _header if path.suffix == ".safetensors" else None
 
@@ -112,7 +112,7 @@ def _of_structure(path: Path, draw: random.Random) -> Iterator[Mutation]:
     """Yield changes of a value anywhere in a JSON or YAML file, of a line, or of a tensor file's header."""
     reader = _reader_of(path)
     assert reader is not None
-    in_lines = path.suffix in (".jsonl", ".names") or path.name == "a.json"
+    in_lines = path.suffix == ".jsonl" or path.name == "a.json"
     lines = path.read_bytes().splitlines() if in_lines else []
     while True:
         number = draw.randrange(len(lines)) if lines else None
