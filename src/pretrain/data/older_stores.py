@@ -32,13 +32,14 @@ def add_pieces(store: Store) -> None:
             shard["files"][suffix]["pieces"] = hashes_of(store.body(number, suffix))
             read += shard["files"][suffix]["bytes"]
     seconds = time.monotonic() - start
-    where = printable(store.folder, one_line=True)
     if read:
-        log.warning(
-            "%s is of an earlier version, without hashes of its pieces: its %.1f MB were read whole, at %.0f MB/s",
-            where, read / 1e6, read / 1e6 / max(seconds, 1e-9),
-        )  # fmt: skip
+        line = (
+            f"{store.folder} is of an earlier version, without hashes of its pieces: its {read / 1e6:.1f} MB were read "
+            f"whole, at {read / 1e6 / max(seconds, 1e-9):.0f} MB/s"
+        )
+        log.warning("%s", printable(line, one_line=True))
     try:
         write_atomically(store.folder / "manifest.json", json.dumps(sealed(store.manifest), indent=1).encode())
     except OSError as error:
-        log.warning("%s cannot be given them (%s), so it is read whole whenever it is opened", where, error)
+        line = f"{store.folder} cannot be given them ({error}), so it is read whole whenever it is opened"
+        log.warning("%s", printable(line, one_line=True))

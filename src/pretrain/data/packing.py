@@ -124,11 +124,11 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
     try:
         plan.save(folder, key)
     except OSError as error:
-        log.warning(
-            "The plan of rows cannot be kept in %s (%s), so each process that needs it makes it again. "
-            "It is kept where paths.cache_dir can be written to and has room.",
-            printable(cache, one_line=True), error.strerror,
-        )  # fmt: skip
+        line = (
+            f"The plan of rows cannot be kept in {cache} ({error.strerror}), so each process that needs it makes it "
+            "again. It is kept where paths.cache_dir can be written to and has room."
+        )
+        log.warning("%s", printable(line, one_line=True))
     return plan
 
 
