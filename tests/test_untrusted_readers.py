@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_links_are_followed_only_where_that_is_asked(tmp_path: Path):
     assert read_json(tmp_path / "link") == 1
     with pytest.raises(ValueError, match="it is a link"):
         read_json(tmp_path / "link", follow_links=False)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        assert len(read_bytes(tmp_path / "file", 1 << 32)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_size_is_that_of_what_is_read(tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_JSON_BYTES = 16_000_000
 MAX_YAML_BYTES = 1_000_000
+_BLOCK_BYTES = 1 << 18
 MAX_DEPTH = 100  # of lists and objects inside each other
 
 
@@ -52,11 +53,13 @@ def kind_of_file(mode: int) -> str:
 
 def read_bytes(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Return the content of a regular file of at most `limit` bytes, counted as they are read."""
+    data = bytearray()
     with open_regular(path, follow_links=follow_links) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than the {limit:,} bytes that such a file may have")
-    return data
+        while block := file.read(_BLOCK_BYTES):  # at once, it would make room for the whole limit
+            data += block
+            if len(data) > limit:
+                raise ValueError(f"it is larger than the {limit:,} bytes that such a file may have")
+    return bytes(data)
 
 
 def read_text(path: Path, limit: int, *, follow_links: bool = True) -> str:

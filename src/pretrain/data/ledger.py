@@ -71,7 +71,7 @@ class Ledger:
         try:
             with open_regular(self.path) as file:
                 file.seek(self._bytes)
-                *lines, rest = file.read(MAX_BYTES).split(b"\n")
+                *lines, rest = file.read(size - self._bytes).split(b"\n")
         except (OSError, ValueError) as error:
             raise unreadable(self.path, error) from error
         for number, line in enumerate(lines):
