@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from pretrain.matrix_products import Linear
 from pretrain.models.config import Activation, TransformerConfig
+from pretrain.models.gelu import gelu_tanh
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -13,7 +14,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
         return F.silu(x)
     if activation is Activation.relu2:
         return F.relu(x).square()
-    return F.gelu(x, approximate="tanh" if activation is Activation.gelu_tanh else "none")
+    return gelu_tanh(x) if activation is Activation.gelu_tanh else F.gelu(x)
 
 
 class FeedForward(nn.Module):
