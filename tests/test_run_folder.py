@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pretrain.config import to_dict
+from pretrain.command_line import compose, register_schemas
+from pretrain.config import RunConfig, to_dict
 from pretrain.data.store_files import delete_drafts, write_atomically
 from pretrain.errors import CheckpointError
 from pretrain.inspection import rows_of_step
@@ -16,6 +18,7 @@ from pretrain.planning.comparison import measured_by
 from pretrain.run_folder import MAX_LINE_BYTES, check_folder, finished_run, lines_of, opened_to_append, read_rows
 from pretrain.sweep import Job
 from pretrain.training.callbacks.ledger import read_lines
+from pretrain.training.launch import place
 from pretrain.training.report import Report
 from pretrain.training.run_lock import only_run_in
 
@@ -25,12 +28,20 @@ FIGURES = {"steps": 3, "tokens_seen": 384, "parameters": 100, "tokens_per_s": 5.
 LAUGHS = "a: &a [x,x,x]\n" + "".join(f"{b}: &{b} [*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 
 
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    """Settings of a run, composed once."""
+    register_schemas("train", RunConfig)
+    found: RunConfig = compose("train", ["model=gpt_nano", "tokenizer=bytes"])
+    return found
+
+
 @pytest.fixture
-def run_folder(tiny, tmp_path: Path) -> Path:
+def run_folder(config: RunConfig, tmp_path: Path) -> Path:
     """What a finished run leaves, but for its checkpoints."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(tiny.config("model=gpt_nano"))))
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     (folder / "report.json").write_text(json.dumps(FIGURES))
     (folder / "metrics.csv").write_text("step,name,value\n1,speed/tokens_per_s,4.0\n2,speed/tokens_per_s,5.0\n")
     return folder
@@ -38,7 +49,9 @@ def run_folder(tiny, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS, "failures/rank-0.json", "profile/rank-0.txt"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "FIFO"])
-def test_a_run_that_would_write_elsewhere_does_not_begin(tiny, run_folder: Path, tmp_path: Path, name: str, kind: str):
+def test_a_run_that_would_write_elsewhere_does_not_begin(
+    config: RunConfig, run_folder: Path, tmp_path: Path, name: str, kind: str
+):
     precious, place_of_it = tmp_path / "precious", run_folder / name
     place_of_it.parent.mkdir(exist_ok=True)
     place_of_it.unlink(missing_ok=True)
@@ -59,7 +72,7 @@ def test_a_run_that_would_write_elsewhere_does_not_begin(tiny, run_folder: Path,
     with pytest.raises(CheckpointError, match=message), only_run_in(run_folder):
         pass
     with pytest.raises(CheckpointError, match=message):
-        tiny.place("model=gpt_nano", f"paths.run_dir={run_folder}")
+        place(replace(config, paths=replace(config.paths, run_dir=str(run_folder))), [])
     assert (precious / "mine" if name in FOLDERS else precious).read_text() == "mine"
     assert not (tmp_path / "nowhere").exists()
 
