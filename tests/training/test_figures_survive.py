@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyRun
+from tiny_run import TinyRun
 
 from pretrain import checkpoint_writing
 from pretrain.asked_to_stop import AskedToStop
