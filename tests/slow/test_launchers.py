@@ -99,3 +99,47 @@ def test_the_slurm_script_saves_before_its_time_is_up_is_queued_again_and_goes_o
     whole = job.run("whole", "trainer=ddp", *TWO, "checkpoint.every_n_steps=1000")
     assert files(job.folder / "cut") == files(whole)
     assert open_checkpoint(job.folder / "cut").config["trainer"]["num_nodes"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("continued", [False, True], ids=["pre-training", "continued pre-training"])
+def test_the_slurm_script_goes_on_over_two_kills(job: Job, continued: bool):
+    """Typed as in its own heading, three times: what `auto` came to at the first start is no change at the second."""
+    words = ["trainer=fsdp", "trainer.accelerator=cpu", "parallel.replicas=2", "optimizer=muon", "model=llama_nano"]
+    kept = ("trainer.log", "checkpoint", "sample", "trainer.val")
+    words += [word for word in job.words if continued is False or word.startswith(kept)]
+    words = [word for word in words if not word.startswith("trainer.precision")]
+    if continued:
+        base = job.run("base", "trainer.max_steps=2")
+        (corpus,) = (word.partition("=")[2] for word in job.words if word.startswith("data.path="))
+        words.remove("model=llama_nano")
+        words += ["experiment=continue", f"init_from={base}", f"data.sources.domain.path={corpus}"]
+        words += [f"data.sources.replay.path={corpus}"]
+    words += [f"paths.cache_dir={job.folder / 'cache'}", "trainer.max_steps=40", "batch_size=8"]
+    environment = {
+        **ENVIRONMENT, "PATH": f"{SLURM}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "PYTHON": sys.executable,
+        "REQUEUED": str(job.folder / "requeued"),
+    }  # fmt: skip
+
+    def started(name: str) -> tuple[subprocess.Popen[str], Path]:
+        folder = job.folder / name
+        return subprocess.Popen(
+            ["bash", "configs/slurm.sh", *words], cwd=ROOT, env={**environment, "RUN_DIR": str(folder)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        ), folder  # fmt: skip
+
+    for step in (12, 27):
+        process, cut = started("my runs/é = $x 😀")
+        assert process.stdout is not None
+        assert any(line.startswith(f"step {step}/") for line in process.stdout), process.stderr.read()  # type: ignore[union-attr]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert open_checkpoint(cut).step == 25
+    again, _ = started("my runs/é = $x 😀")
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert "at step 25" in output
+    alone, whole = started("whole")
+    _, errors = alone.communicate(timeout=240)
+    assert alone.returncode == 0, errors
+    assert files(cut) == files(whole)
