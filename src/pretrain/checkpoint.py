@@ -199,12 +199,15 @@ def latest_run(logs_folder: str | Path) -> Path:
     return max(found, key=lambda folder: (found[folder], folder.name))
 
 
-def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str) -> Path | None:
-    """Return the run folder that resume=auto goes on with: the one named, else the newest run of this name, if any."""
+def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:
+    """Return the run folder that resume=auto goes on with: the one typed, else the newest run of this name, if any.
+
+    Without a name it is the newest run of all.
+    """
     if run_dir:
         return Path(run_dir) if step_folders(Path(run_dir) / "checkpoints") else None
     try:
-        return latest_run(Path(logs_dir) / (name or "run"))
+        return latest_run(logs_dir if name is None else Path(logs_dir) / (name or "run"))
     except CheckpointError:
         return None
 

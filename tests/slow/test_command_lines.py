@@ -105,20 +105,24 @@ def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):
 def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path, corpus: Path):
     words = ["-m", "data=text_files", f"data.path={corpus}", "tokenizer=bytes", "model.n_layers=1", "model.d_model=16"]
     words += ["model.context_length=32", "trainer.max_steps=4", "schedule.warmup_steps=0", "schedule=linear,constant"]
+    words += ["trainer=cpu", "paths.logs_dir=my runs/é = $x, 😀"]
     wrong = call(*words, "model.n_heads=2,3", cwd=tmp_path)  # told before anything runs
     assert wrong.returncode == 2
-    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "my runs").exists()
     words.append("init_from=null,nowhere")
     first = call(*words, cwd=tmp_path)
     assert first.returncode == 4, first.stderr
     rows = first.stdout.rstrip().splitlines()[-5:]
     assert rows[0].split() == ["settings", "val/loss", "exit", "folder"]
-    assert [row.split()[-2] for row in rows[1:]] == ["0", "4", "0", "4"]
+    assert [row.partition(" my runs")[0].split()[-1] for row in rows[1:]] == ["0", "4", "0", "4"]
     assert sum(row.startswith("*") for row in rows) == 1
-    assert len(list((tmp_path / "logs" / "sweep").iterdir())) == 4
+    jobs = list((tmp_path / "my runs" / "é = $x, 😀" / "sweep").iterdir())
+    assert len(jobs) == 4
+    next(path / "report.json" for path in jobs if (path / "report.json").exists()).unlink()  # as if interrupted
     again = call(*words, cwd=tmp_path)
-    assert again.stdout.count("finished before") == 2
-    assert again.stdout.count("Report") == 0
+    assert again.stdout.count("finished before") == 1
+    assert again.stdout.count("resuming my runs/é = $x, 😀/sweep/") == 1
+    assert again.stdout.count("Report") == 1
     assert first.stdout.count("Report") == 2
 
 

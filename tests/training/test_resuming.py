@@ -130,6 +130,11 @@ def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.
     assert tiny.place("model=gpt_nano", "seed=1", "resume=auto").folder == second
     assert tiny.place("model=gpt_nano", "resume=auto", f"paths.run_dir={first}").folder == first
     assert tiny.place("model=bert_nano", "resume=auto").resumed is None  # no run of this name
+    bare = ["resume=auto", f"paths.logs_dir={logs}", "trainer.max_steps=3"]  # says nothing of what is trained
+    assert place(compose("train", bare), bare).folder == second
+    second = second.rename(tiny.folder / "logs" / "other_name")
+    assert place(compose("train", bare), bare).folder == second
+    assert tiny.place("model=gpt_nano", "resume=auto").folder == first
     for folder in (first, second):
         forget(folder, "saved_at")  # of an earlier version: the times of their manifests
     (step,) = step_folders(second / "checkpoints")

@@ -172,7 +172,7 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
     Raises ConfigError where they would change the result of the run resumed, CheckpointError where its folder cannot
     be used.
     """
-    resumed = find_resumed(config) if config.resume else None
+    resumed = find_resumed(config, overrides) if config.resume else None
     if resumed is not None:
         folder = resumed.folder.parent.parent
         say(f"resuming {folder} at step {resumed.step}", one_line=True)

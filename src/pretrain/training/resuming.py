@@ -24,14 +24,16 @@ _MEASURED = {"trainer.precision": "auto", "optimizer.newton_schulz_precision": "
 _OF_THE_START = ("resume", "allow_change", "paths.run_dir")  # typed for one start, not for the run
 
 
-def find_resumed(config: RunConfig) -> Checkpoint | None:
+def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
     """Return the checkpoint that `resume` means; none where it is auto and there is nothing to resume.
 
+    Where what is typed says nothing of what is trained, auto is the newest run of all; else the newest of that name.
     Raises CheckpointError where there is one that cannot be used.
     """
     if config.resume != "auto":
         return open_checkpoint(Path(str(config.resume)))
-    folder = run_meant_by_auto(config.paths.run_dir, config.paths.logs_dir, config.name)
+    told = any(key_of(word).split(".")[0] in (*_DECISIVE, "name", "experiment") for word in overrides)
+    folder = run_meant_by_auto(config.paths.run_dir, config.paths.logs_dir, config.name if told else None)
     if folder is not None:
         found, passed_over = newest(folder)
         for path, reason in passed_over:
