@@ -49,12 +49,14 @@ class Job:
         assert "Warning" not in found.stderr, found.stderr
         return folder
 
-    def start(self, name: str, *words: str, script: Path | None = None) -> subprocess.Popen[str]:
-        """Begin a run and return it once it trains."""
+    def start(self, name: str, *words: str, script: Path | None = None, group: bool = False) -> subprocess.Popen[str]:
+        """Begin a run, in a process group of its own where a signal is to reach all of that."""
         command = self.command(*words, f"paths.run_dir={self.folder / name}")
         if script is not None:
             command[1] = str(script)
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=group
+        )
 
 
 def wait_for(process: subprocess.Popen[str], step: int) -> None:

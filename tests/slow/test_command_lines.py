@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,18 +49,20 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
         "trainer.log_every_n_steps=1",
         "trainer.val_check_interval=1000",
     ]
-    process = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*words, "data.num_workers=2"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 20/"):
             break
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does; loader processes are no loss
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert time.monotonic() - sent < 30
-    assert "saved; go on with resume=auto" in errors
-    assert "Traceback" not in errors
+    assert re.fullmatch(r"Interrupted: SIG\w+ at step \d+: saved; go on with resume=auto\n", errors), errors
 
     resumed = call(*words, "resume=auto", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -86,6 +89,22 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
     assert scored.returncode == 0, scored.stderr
     assert ("bits_per_byte" in scored.stdout) == (family == "gpt_nano")
     assert (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.fault("F06")
+@pytest.mark.parametrize("script", ["train", "prepare"])
+def test_a_signal_before_the_first_step_ends_in_one_line(tmp_path: Path, corpus: Path, script: str):
+    """While settings are read, and torch is loaded: whatever a library makes of that."""
+    words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes"]
+    for seconds in (0.8, 2.0):
+        process = subprocess.Popen(command(*words, script=script), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode:  # else it was done, on a machine that is quick
+            assert process.returncode in (130, -signal.SIGINT), errors
+            assert errors.startswith("Interrupted: SIGINT")
+            assert errors.count("\n") == 1, errors
 
 
 def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):

@@ -1,6 +1,7 @@
 """One run, however many processes share it: the same rows, the same losses, the same checkpoints."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -104,22 +105,33 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
 @pytest.mark.fault("F06")
 def test_a_signal_to_the_launcher_or_to_one_process_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
     words = [f"trainer={strategy}", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
-    process = job.start("cut", *words)
+    process = job.start("cut", *words, group=True)
     wait_for(process, 10)
     if strategy == "ddp":
-        process.send_signal(signal.SIGUSR1)
+        os.killpg(process.pid, signal.SIGUSR1)
     else:
         workers_of(process)[1].send_signal(signal.SIGTERM)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert time.monotonic() - sent < 30
-    assert "saved; go on with resume=auto" in errors
-    assert "Traceback" not in errors
+    assert re.fullmatch(r"Interrupted: SIG\w+ at step \d+: saved; go on with resume=auto\n", errors), errors
     cut = job.run("cut", *words, "resume=auto")
     whole = job.run("whole", *words)
     assert files(cut) == files(whole)
     assert open_checkpoint(cut).step == 60
+
+
+@pytest.mark.fault("F06")
+def test_a_signal_to_all_of_the_group_before_the_first_step_is_no_loss(job: Job):
+    process = job.start("early", "trainer=fsdp", *TWO, group=True)
+    while len(workers := workers_of(process)) < 2 and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "Interrupted: SIGINT at step 0: nothing was trained yet\n")
+    assert not any(worker.is_running() for worker in workers)
+    assert not list((job.folder / "early" / "checkpoints").glob("*"))
 
 
 @pytest.mark.fault("F07")

@@ -64,7 +64,9 @@ def spawn(record: dict[str, Any]) -> str:
 
     config = from_record(record).config
     prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # else processes started again find the addresses of those they replace in the agent's store, and wait for them
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     failures = Path(record["folder"]) / FAILURES
