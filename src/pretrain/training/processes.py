@@ -65,7 +65,7 @@ def spawn(record: dict[str, Any]) -> str:
     config = from_record(record).config
     prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
-        if name.startswith("torch.distributed.elastic"):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # else processes started again find the addresses of those they replace in the agent's store, and wait for them
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
