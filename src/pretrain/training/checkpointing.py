@@ -201,6 +201,7 @@ class Restore(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore what exists only now; a process that the saved run did not have keeps the generators of its start."""
         assert isinstance(pl_module, TrainingModule)
+        reshard(pl_module.learner)  # a validation before it has gathered weights, which the optimizer does not know
         load_optimizer_state(trainer.optimizers[0], pl_module.learner.model, self.saved.tensors("optimizer"), like)
         pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
         prefix = f"{pl_module.layout.data_rank(trainer.global_rank)}/"
