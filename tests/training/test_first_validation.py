@@ -61,7 +61,7 @@ def test_it_is_of_the_weights_that_the_run_starts_from_and_survives_a_kill(tiny,
 
     shutil.copytree(tiny.folder / "whole", tiny.folder / "cut")
     shutil.rmtree(tiny.folder / "cut" / "checkpoints" / "step-00000008")
-    resumed = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'cut'}", "init_from=null", "resume=auto"))
+    resumed = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
     assert resumed.first_validation == before.validation
     assert resumed.validation == whole.validation
     assert rows_at_step_0(tiny.folder / "cut") == rows_at_step_0(tiny.folder / "whole")
