@@ -105,6 +105,7 @@ def test_a_base_and_resume_auto_start_and_go_on(tiny, once) -> None:
     assert again.resumed is not None
     assert again.config.init_from == str(base)
     assert placed(f"init_from={os.path.relpath(base)}").resumed is not None  # the same base, named otherwise
+    assert placed("init_from=null").config.init_from == str(base)
     other = shutil.copytree(base, tiny.folder / "other")
     with pytest.raises(ConfigError, match=r"init_from: .*run in the run, .*other now"):
         placed(f"init_from={other}")

@@ -81,7 +81,8 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     for key, measured in _MEASURED.items():
         if _at(merged, key) == measured and (found := _at(saved, key)) is not None:
             _put(merged, key, found)
-    if (base := typed["init_from"]) and base != saved["init_from"] and _same_place(base, saved["init_from"]):
+    base = typed["init_from"]
+    if base is None or _same_place(base, saved["init_from"]):  # null: a run that goes on needs none
         merged["init_from"] = saved["init_from"]
     _check_changes(saved, merged, config.allow_change)
     return as_config(merged)
