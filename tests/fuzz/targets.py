@@ -50,37 +50,38 @@ class Target:
     kind: str
     file: str  # a pattern below the folder; the first that fits
     commands: tuple[str, ...]
+    turns: int = 1  # in each round: more where the file says more
 
 
 _OF_RUN = ("generate", "resume", "eval", "inspect", "plan_run", "export")
 _OF_STORE = ("prepare", "train", "doctor")
 _SAVED, _STORE = "run/checkpoints/step-*2", "cache/stores/*"
 TARGETS = [
-    Target("checkpoint manifest", f"{_SAVED}/manifest.json", _OF_RUN),
+    Target("checkpoint manifest", f"{_SAVED}/manifest.json", _OF_RUN, turns=6),
     Target("checkpoint tensors", f"{_SAVED}/model.safetensors", ("generate", "resume", "export")),
     Target("checkpoint tensors", f"{_SAVED}/optimizer.safetensors", ("resume", "generate")),
     Target("checkpoint tensors", f"{_SAVED}/random.safetensors", ("resume",)),
     Target("checkpoint tokenizer", f"{_SAVED}/tokenizer/tokenizer.json", ("generate", "resume", "export")),
     Target("checkpoint tokenizer", f"{_SAVED}/tokenizer/tokenizer_config.json", ("generate", "eval")),
-    Target("run folder", "run/config.yaml", ("inspect_unsaved", "resume", "plan_run")),
+    Target("run folder", "run/config.yaml", ("inspect_unsaved", "resume", "plan_run"), turns=2),
     Target("run folder", "run/report.json", ("plan_run", "resume")),
     Target("run folder", "run/metrics.csv", ("resume", "plan_run")),
     Target("run folder", "run/ledger.jsonl", ("resume",)),
     Target("run folder", "run/lock", ("resume",)),
-    Target("Hugging Face config", "hf/config.json", ("generate_hf", "init_hf", "export_hf")),
+    Target("Hugging Face config", "hf/config.json", ("generate_hf", "init_hf", "export_hf"), turns=5),
     Target("Hugging Face weights", "hf/model-00001-*.safetensors", ("generate_hf", "init_hf")),
     Target("Hugging Face index", "hf/model.safetensors.index.json", ("generate_hf",)),
-    Target("Hugging Face tokenizer", "hf/tokenizer.json", ("generate_hf",)),
+    Target("Hugging Face tokenizer", "hf/tokenizer.json", ("generate_hf",), turns=2),
     Target("Hugging Face tokenizer", "hf/tokenizer_config.json", ("generate_hf",)),
     Target("Hugging Face config", "hf/generation_config.json", ("generate_hf",)),
-    Target("tokenizer files", "tok_whole/tokenizer.json", ("tokenizer_whole",)),
+    Target("tokenizer files", "tok_whole/tokenizer.json", ("tokenizer_whole",), turns=3),
     Target("tokenizer files", "tok_whole/special_tokens_map.json", ("tokenizer_whole",)),
     Target("tokenizer files", "tok_whole/tokenizer_config.json", ("tokenizer_whole",)),
     Target("tokenizer files", "tok_bpe/vocab.json", ("tokenizer_bpe",)),
     Target("tokenizer files", "tok_bpe/merges.txt", ("tokenizer_bpe",)),
     Target("tokenizer files", "tok_words/vocab.txt", ("tokenizer_words",)),
     Target("store", f"{_STORE}/done.json", ("prepare",)),
-    Target("store", f"{_STORE}/train/manifest.json", _OF_STORE),
+    Target("store", f"{_STORE}/train/manifest.json", _OF_STORE, turns=3),
     Target("store", f"{_STORE}/train/shards/00000.tok", _OF_STORE),
     Target("store", f"{_STORE}/train/shards/00000.idx", _OF_STORE),
     Target("store", f"{_STORE}/train/shards/00000.names", _OF_STORE),
@@ -210,6 +211,7 @@ def build(folder: Path, run: Runs) -> None:
     shutil.copytree(folder / "run", folder / "begun", ignore=shutil.ignore_patterns("step-*"))
     run("export.py", f"checkpoint={folder}/run", f"output={folder}/hf", "max_shard_bytes=6000")
     _write_tokenizers(folder)
+    shutil.rmtree(min((folder / "run" / "checkpoints").glob("step-*")))  # nothing to fall back to
 
 
 def _write_corpora(folder: Path, texts: list[str]) -> None:

@@ -82,7 +82,8 @@ def cases(template: Path, outside: Path, seed: int) -> Iterator[tuple[Target, st
     while True:
         draw.shuffle(targets)
         for target, file, changes, names in targets:
-            yield target, file, next(names), next(changes)
+            for _ in range(target.turns):
+                yield target, file, next(names), next(changes)
 
 
 def faults_of(found: dict[str, Any], before: dict[str, str], after: dict[str, str], command: str) -> list[str]:
