@@ -79,6 +79,7 @@ def test_a_pickle_in_place_of_tensors_is_refused(tiny, saved: Path, tmp_path: Pa
     [
         ({"_target_": "os.system"}, r"the saved settings do not fit this version: Key '_target_'"),
         ({"model": {"kind": "os.system"}}, r"model\.kind=os\.system is unknown"),
+        ({"model": {"bias": [1] * 50_001}}, r"the saved settings hold more than 50,000 values, which no run has"),
         ({"name": "${oc.env:HOME}"}, r"the saved settings hold name=\$\{oc\.env:HOME\}; only plain values are read"),
         ({"data": {"kind": "text_files", "path": "${oc.env:HOME}"}}, r"settings hold data\.path=\$\{oc\.env:HOME\}"),
     ],

@@ -57,6 +57,7 @@ from pretrain.training.config import (
     TrainerConfig,
 )
 
+MAX_VALUES = 50_000  # of saved settings: a mixture's sources and a classifier's labels are among them
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
     "objective": (CausalConfig, MaskedConfig, HybridConfig, ClassifyConfig),
@@ -265,29 +266,36 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
 
     Raises ConfigError where a key, a kind or a value is not one we know.
     """
+    _check_count(saved)
     _refuse_interpolation(saved, "")
-    parts: dict[str, Any] = {}
+    parts: dict[str, type] = {}
     for name, value in saved.items():
-        part_class = config_class
         if name in _BUILT_IN and isinstance(value, dict):
             part_class = choices(name).get(str(value.get("kind")), type(None))
             if part_class is type(None):
                 raise ConfigError(
                     f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}"
                 )
-            value = OmegaConf.structured(part_class), value
-        parts[name] = value
+            parts[name] = part_class
     try:
         tree = OmegaConf.structured(config_class)
-        for name, value in parts.items():
-            if isinstance(value, tuple):
-                tree[name] = value[0]
-                value = value[1]
-            tree = OmegaConf.merge(tree, {name: value})
-        return OmegaConf.to_object(tree)
+        for name, part_class in parts.items():
+            tree[name] = OmegaConf.structured(part_class)
+        return OmegaConf.to_object(OmegaConf.merge(tree, saved))  # once: it copies every value
     except (OmegaConfBaseException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(f"the saved settings do not fit this version: {reason}") from error
+
+
+def _check_count(saved: dict[str, Any]) -> None:
+    """Refuse more values than settings have: each takes a tenth of a millisecond, and a file holds millions."""
+    count = 0
+    level: list[Any] = [saved]
+    while level and count <= MAX_VALUES:
+        items = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        count, level = count + len(items), [item for item in items if isinstance(item, dict | list)]
+    if count > MAX_VALUES:
+        raise ConfigError(f"the saved settings hold more than {MAX_VALUES:,} values, which no run has.")
 
 
 def _refuse_interpolation(value: Any, key: str) -> None:
