@@ -17,6 +17,7 @@ import yaml
 
 from pretrain import checkpoint
 from pretrain.checkpoint import open_checkpoint
+from pretrain.command_line import main
 from pretrain.config import RunConfig, choices, from_dict, groups, to_dict
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.config import EvalConfig
@@ -94,6 +95,18 @@ def test_settings_that_name_code_or_the_environment_are_refused(
         LanguageModel.load(saved)
     with pytest.raises(CheckpointError, match=message):
         tiny.place("model=gpt_nano", f"resume={saved}")
+
+
+def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["\n\x1b[31mred"] = {"bytes": 1, "sha256": "0" * 64}
+    (saved / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    monkeypatch.setattr(sys, "argv", ["generate.py", f"checkpoint={saved}"])
+    with pytest.raises(SystemExit) as ended:
+        main("generate", GenerateConfig, lambda config, words: LanguageModel.load(config.checkpoint))
+    assert ended.value.code == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == rf"CheckpointError: {saved} is not a usable checkpoint: \n\x1b[31mred is missing."
 
 
 @pytest.mark.parametrize(

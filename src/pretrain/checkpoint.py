@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pretrain.config import RunConfig, from_dict
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.models.config import Head, TransformerConfig
 from pretrain.models.size import parameter_count
 from pretrain.records import AtLeast, Count, check_seal, read_record
@@ -276,7 +276,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or none if every file is what its manifest says."""
+    """Return what is wrong with a checkpoint, in one printable line; none if every file is what its manifest says."""
+    problem = _problem_of(folder)
+    return None if problem is None else printable(problem, one_line=True)
+
+
+def _problem_of(folder: Path) -> str | None:
     try:
         manifest = read_manifest(folder)
         for name, expected in manifest["files"].items():
