@@ -13,6 +13,7 @@ import pytest
 from job import Job
 from tiny_run import TinyRun
 
+from pretrain import command_line
 from pretrain.command_line import register_schemas
 from pretrain.config import RunConfig
 
@@ -103,6 +104,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = " ".join(draw.choice(words) for _ in range(draw.randint(3, 80)))
         (folder / f"{number:02d}.txt").write_text(f"{text}.\n")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the signals of the tests' process alone: what `main` does with them is tested in processes of its own."""
+    monkeypatch.setattr(command_line, "listen", lambda: None)
+    monkeypatch.setattr(command_line, "stop_listening", lambda: None)
 
 
 @pytest.fixture

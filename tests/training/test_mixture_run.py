@@ -146,7 +146,7 @@ def assert_a_change_of_the_mixture_is_refused(mixed) -> None:
     words = ["model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}", "resume=auto"]
     with pytest.raises(ConfigError, match=r"data\.sources\.words\.weight: 0\.7 in the run, 0\.5 now"):
         mixed.place(*words, "data.sources.words.weight=0.5")
-    with pytest.raises(ConfigError, match=r"data\.sources\.more: None in the run, \{'kind': 'python_docs'"):
+    with pytest.raises(ConfigError, match=r"data\.sources\.more: null in the run, \{'kind': 'python_docs'"):
         mixed.place(*words, "data.sources.more={kind: python_docs, weight: 1}")
     allowed = mixed.place(*words, "data.sources.words.weight=0.5", "allow_change=[data.sources.words.weight]")
     assert allowed.config.data.sources["words"].weight == 0.5

@@ -22,6 +22,7 @@ from pretrain.score import score_documents
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
 from pretrain.training.loggers import read_rows
+from pretrain.training.rewind import train
 from pretrain.training.run import run
 
 STREAM = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=1024", "data.validation_fraction=0.2"]
@@ -141,7 +142,7 @@ def test_a_signal_before_the_first_rows_are_there_ends_a_run_that_has_nothing_to
         Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True),
         pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"),
     ):
-        run(tiny.place(*words))
+        train(tiny.place(*words))
 
 
 def test_another_corpus_is_refused_on_resume(tiny, tmp_path):

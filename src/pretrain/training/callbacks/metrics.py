@@ -81,10 +81,10 @@ class Metrics(Callback):
         self.throughput.pause("the end")
 
 
-def write(trainer: L.Trainer, figures: dict[str, float], step: int) -> None:
-    """Hand figures to every logger, once over all ranks; what is NaN is no figure and left out."""
+def write(trainer: L.Trainer, figures: dict[str, float], step: int, *, with_nan: bool = False) -> None:
+    """Log figures once over all ranks; NaN, a mean over nothing, is left out unless it is what one looks for."""
     if trainer.is_global_zero:
-        found = {name: value for name, value in figures.items() if not math.isnan(value)}
+        found = {name: value for name, value in figures.items() if with_nan or not math.isnan(value)}
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
 

@@ -43,7 +43,8 @@ class Norms(Callback):
     ) -> None:
         """Log what was found in the step that has ended, if it was one to be logged."""
         if self._found:
-            write(trainer, {name: float(norm) for name, norm in self._found.items()}, trainer.global_step)
+            norms = {name: float(norm) for name, norm in self._found.items()}
+            write(trainer, norms, trainer.global_step, with_nan=True)  # which part it begins in is the question
             self._found.clear()
 
 
