@@ -31,6 +31,15 @@ def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
     assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
 
 
+def test_a_loss_is_not_taken_for_the_signal_by_which_the_launcher_ends_the_others(tmp_path: Path):
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    leave(failures, 0, 5.0, 143, "SIGTERM at step 15: saved; go on with resume=auto")
+    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
+    assert isinstance(_what_failed(failures, 2, 1, 3), RankLostError)
+    assert isinstance(_what_failed(failures, 2, 1, -signal.SIGTERM), Interrupted)
+
+
 def test_the_first_that_said_why_is_believed(tmp_path: Path):
     leave(tmp_path, 0, 1.0, 1, "Connection closed by peer")
     leave(tmp_path, 2, 3.0, 3, "later")

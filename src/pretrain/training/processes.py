@@ -167,7 +167,8 @@ def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> Pre
     """Return the error of what failed first; a process that left no word was lost, and the others fell with it."""
     told = _failures(failures)
     silent = sorted(set(range(ranks)) - {failure.rank for failure in told})
-    own_words = [failure for failure in told if failure.exit_code != 1]
+    lost_first = number in silent and -exit_code not in STOP_SIGNALS  # the launcher asked the others to stop for that
+    own_words = [each for each in told if each.exit_code != 1 and not (lost_first and each.exit_code > 128)]
     if not own_words and silent:
         lost = number if number in silent else silent[0]
         name = f" ({signal.Signals(-exit_code).name})" if exit_code < 0 else ""
