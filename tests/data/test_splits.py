@@ -13,7 +13,8 @@ from pretrain.data.config import BytesTokenizerConfig, TextFilesConfig
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.sources import Document, Source, open_source
-from pretrain.data.splits import cut, split_of
+from pretrain.data.splits import ExactDuplicates, cut, split_of
+from pretrain.data.store import Store
 from pretrain.data.tokenisation import with_splits
 from pretrain.errors import DataError
 
@@ -183,3 +184,58 @@ def test_a_store_that_is_gone_is_never_passed_over(
         prepared(two_files, cache)
     with pytest.raises(DataError, match="it is made again from the same text"):
         find_prepared(two_files, BytesTokenizerConfig(), cache)
+
+
+@pytest.mark.parametrize(
+    ("files", "told", "skipped", "in_both"),
+    [
+        (
+            [0, 0, 0],
+            "1 documents to train on and 1 to validate on (the end of one of them)",
+            {"exact duplicates": 2},
+            1,
+        ),
+        ([0, 1, 0, 1, 0], "2 documents to train on and 1 to validate on (the end", {"exact duplicates": 3}, 1),
+        ([None, 0, None], "1 documents to train on and 1 to validate on (the end", {"empty": 2}, 1),
+    ],
+)
+def test_documents_read_are_documents_kept_and_skipped(
+    tmp_path: Path, files: list[int | None], told: str, skipped: dict[str, int], in_both: int
+) -> None:
+    """A document that is cut in two is one document, and so is its duplicate."""
+    texts = {None: " ", 0: lines(0, 200), 1: lines(1, 200)}
+    (tmp_path / "corpus").mkdir()
+    for number, name in enumerate(files):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(texts[name])
+    reported: list[str] = []
+    data = TextFilesConfig(path=str(tmp_path / "corpus"), separator=None)
+    found = prepare(data, BytesTokenizerConfig(), tmp_path / "cache", reported.append)
+    assert any(told in line for line in reported), reported
+    (corpus,) = found.corpora.values()
+    done = json.loads((corpus.folder / "done.json").read_text())
+    stores = [store for store in (corpus.train, corpus.validation) if store is not None]
+    for store in stores:
+        assert isinstance(store, Store)
+        counts = store.manifest["provenance"]["documents"]
+        assert counts == {key: done["documents"].get(key, 0) for key in counts}
+        assert store.n_documents == counts[store.manifest["provenance"]["split"]]
+        assert store.manifest["provenance"]["skipped"] == done["skipped"]
+    assert {reason: count for reason, count in done["skipped"].items() if count} == skipped
+    assert counts["in both splits"] == in_both
+    assert len(files) == counts["train"] + counts["validation"] - in_both + sum(skipped.values())
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "duplicates", "in_both"),
+    [([], 2, 0, 1), (["beginning"], 1, 0, 0), (["end"], 1, 0, 0), (["end", "beginning"], 0, 1, 0)],
+)
+def test_a_cut_document_is_a_duplicate_where_both_parts_came_before(
+    known: list[str], new: int, duplicates: int, in_both: int
+) -> None:
+    parts = [part for _, part in cut(Document("a b\n" * 50, ""), 0.1)]
+    found = ExactDuplicates()
+    for name in known:
+        text = parts[name == "end"].text
+        assert found.is_new(Document(text, name), text.encode())
+    assert sum(found.is_new(part, part.text.encode()) for part in parts) == new
+    assert (found.count, found.in_both_splits) == (duplicates, in_both)

@@ -8,12 +8,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, PythonDocsConfig, TextFilesConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.unchanged_files import HashedFile
 from pretrain.errors import ConfigError, DataError
+
+
+class Part(Enum):
+    """How much of a document of the source a `Document` is."""
+
+    whole = auto()
+    beginning = auto()  # its end comes next
+    end = auto()
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Document:
     name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
     prompt_characters: int | None = None  # the text begins with a prompt of so many, and the rest is its response
     label: str | None = None  # what kind of text it is
+    part: Part = Part.whole
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import xxhash
 
-from pretrain.data.sources import Document
+from pretrain.data.sources import Document, Part
 
 SPLIT_PARTS = 10_000
 BATCH = 256  # documents tokenised together
@@ -89,8 +89,32 @@ def cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
     if not text[place:].strip():
         yield "train", document
         return
-    yield "train", Document(text[:place], document.name)
-    yield "validation", Document(text[place:], f"{document.name} (end)")
+    yield "train", Document(text[:place], document.name, part=Part.beginning)
+    yield "validation", Document(text[place:], f"{document.name} (end)", part=Part.end)
+
+
+class ExactDuplicates:
+    """Tells which texts came before; counts documents of the source, of which one may come in two parts."""
+
+    def __init__(self) -> None:
+        self.count = 0  # documents of which nothing was new
+        self.in_both_splits = 0  # documents cut in two of which both parts were new
+        self._seen: set[int] = set()
+        self._beginning_was_new = False
+
+    def is_new(self, document: Document, text: bytes) -> bool:
+        """Return whether a document, or part of one, has a text that has not come yet; `text` is its UTF-8."""
+        digest = xxhash.xxh3_64_intdigest(text)
+        new = digest not in self._seen
+        self._seen.add(digest)
+        if document.part is Part.beginning:
+            self._beginning_was_new = new
+        elif document.part is Part.end:
+            self.in_both_splits += new and self._beginning_was_new
+            self.count += not (new or self._beginning_was_new)
+        else:
+            self.count += not new
+        return new
 
 
 def in_batches(items: Iterator[Item], text_of: Callable[[Item], str]) -> Iterator[list[Item]]:

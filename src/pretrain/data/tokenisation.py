@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from pretrain.data.annotations import LABEL, PROMPT_TOKENS, Annotations
@@ -14,7 +13,7 @@ from pretrain.data.config import DataConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Document, Source
-from pretrain.data.splits import in_batches, reserve_of, split_of
+from pretrain.data.splits import ExactDuplicates, in_batches, reserve_of, split_of
 from pretrain.data.store import StoreWriter
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import DataError
@@ -27,26 +26,23 @@ def write_stores(
 ) -> dict[str, object]:
     """Write the stores `train` and, where documents are held out, `validation`; return how many documents came of it.
 
-    Exact duplicates are left out. Raises DataError where no document is left to train on, and for a label that only
-    validation documents have.
+    Exact duplicates are left out. A document that is cut in two, its end held out, is counted in both splits, and under
+    "in both splits": documents read = train + validation - in both splits + skipped. Raises DataError where no document
+    is left to train on, and for a label that only validation documents have.
     """
     writers: dict[str, StoreWriter] = {}
     notes: dict[str, list[int]] = {"train": [], "validation": []}
     labels = _labels(source, data)
     counts: Counter[str] = Counter()
-    seen: set[int] = set()
+    duplicates = ExactDuplicates()
     progress = Progress(report)
     for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
         fresh, sizes = [], []
         for split, document in batch:
             text = document.text.encode()
-            digest = xxhash.xxh3_64_intdigest(text)
-            if digest in seen:
-                counts["exact duplicates"] += 1
-                continue
-            seen.add(digest)
-            fresh.append((split, document))
-            sizes.append(len(text))
+            if duplicates.is_new(document, text):
+                fresh.append((split, document))
+                sizes.append(len(text))
         documents = [document for _, document in fresh]
         encoded = tokenizer.encode_documents([document.text for document in documents])
         noted = _notes(documents, encoded, tokenizer, labels)
@@ -68,16 +64,24 @@ def write_stores(
         progress(f"tokenised {done:,} documents", counts["bytes"], source.share_read())
     if "train" not in writers:
         raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
-    skipped = dict(source.skipped) | {"exact duplicates": counts["exact duplicates"]}
+    counts |= Counter({"exact duplicates": duplicates.count, "in both splits": duplicates.in_both_splits})
+    skipped = dict(source.skipped) | {"exact duplicates": duplicates.count}
     splits = data.validation_fraction or counts["validation"]  # else they may be there to be scored
-    use = f" to train on and {counts['validation']:,} to validate on" if splits else ""
+    cut = " (the end of one of them)" if duplicates.in_both_splits else ""
+    use = f" to train on and {counts['validation']:,} to validate on{cut}" if splits else ""
     report(
         f"tokenised {counts['train']:,} documents{use}"
         + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
     )
+    provenance: dict[str, object] = {
+        "source": data.kind,
+        "corpus_fingerprint": source.identity,
+        "skipped": skipped,
+        "documents": {key: counts[key] for key in ("train", "validation", "in both splits")},
+    }
     for split, writer in writers.items():
         writer.finish(
-            {"split": split, "source": data.kind, "corpus_fingerprint": source.identity, "skipped": skipped},
+            provenance | {"split": split},
             _annotations(data, notes[split], labels),
         )
     tokenizer.save(folder / "tokenizer")
