@@ -212,6 +212,28 @@ def test_an_experiment_file_is_read(configs: Path) -> None:
     assert refused("experiment=mien") == "experiment=mien is not a preset. Did you mean mine?"
 
 
+def test_whole_numbers_of_preset_files_may_have_exponents(configs: Path) -> None:
+    (configs / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: mixture\n  - override /model: mine\n"
+        "batch_size: 1.6e1\nseed: '1e2'\ntrainer:\n  max_tokens: 1e23\n  max_steps: 2E+3\n"
+        "optimizer:\n  learning_rate: 1e0\nsample:\n  prompts: ['1e2']\n"
+        "data:\n  sources:\n    a: {kind: text_files, path: '1e5', weight: 1e0}\n"
+        "    b: {kind: hugging_face, path: x, max_documents: 1e4, weight: 2}\n"
+    )
+    (configs / "model" / "mine.yaml").write_text(
+        "defaults:\n  - TransformerConfig\n  - _self_\nn_layers: 2\nd_model: 6.4e1\nn_heads: 4\ncontext_length: '1e2'\n"
+    )
+    config: RunConfig = compose("train", ["experiment=mine"])
+    found = [config.batch_size, config.seed, config.trainer.max_tokens, config.trainer.max_steps]
+    found += [config.model.d_model, config.model.context_length]
+    assert found == [16, 100, 10**23, 2000, 64, 100]
+    assert all(isinstance(number, int) for number in found)
+    assert (config.optimizer.learning_rate, config.sample.prompts) == (1.0, ["1e2"])
+    assert isinstance(config.optimizer.learning_rate, float)
+    sources = config.data.sources
+    assert (sources["a"].text.path, sources["a"].weight, sources["b"].text.max_documents) == ("1e5", 1.0, 10_000)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -221,6 +243,10 @@ def test_an_experiment_file_is_read(configs: Path) -> None:
         ),
         ("trainr:\n  max_steps: 2\n", "trainr in experiment/mine.yaml is not a setting. Did you mean trainer?"),
         ("trainer:\n  max_steps: many\n", "trainer.max_steps in experiment/mine.yaml does not fit: Value 'many' of"),
+        ("batch_size: 1.5\n", "batch_size in experiment/mine.yaml does not fit: Value '1.5' of type 'float' could not"),
+        ("seed: 1e-3\n", "seed in experiment/mine.yaml does not fit: Value '0.001' of type 'float' could not"),
+        ("seed: .inf\n", "seed in experiment/mine.yaml does not fit: Value 'inf' of type 'float' could not"),
+        ("seed: '1e'\n", "seed in experiment/mine.yaml does not fit: Value '1e' of type 'str' could not"),
     ],
 )
 def test_a_wrong_key_in_an_experiment_file_is_named(configs: Path, text: str, message: str) -> None:

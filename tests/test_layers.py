@@ -16,7 +16,8 @@ LAYERS = [
     {"model_folder"},
     {"recorded_paths"},
     {"evaluation", "inference", "checkpoint", "checkpoint_writing", "run_folder", "interop", "parallel", "rehearsal"},
-    {"typed_words", "near_misses"},
+    {"typed_words", "near_misses", "preset_files"},
+    {"whole_numbers"},
     {"script_config", "declared"},
     {"config"},
     {"tensor_file", "mixture_config"},
@@ -37,8 +38,16 @@ LAYERS = [
 SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
 ONLY_IN = {
     "lightning": {"training"},
-    "hydra": {"command_line", "sweep", "typed_words"},
-    "omegaconf": {"command_line", "composed_tree", "config", "help_page", "mixture_config", "script_config"},
+    "hydra": {"command_line", "preset_files", "sweep", "typed_words"},
+    "omegaconf": {
+        "command_line",
+        "composed_tree",
+        "config",
+        "help_page",
+        "mixture_config",
+        "preset_files",
+        "script_config",
+    },
     "transformers": {"interop"},
     "lm_eval": {"lm_eval_adapter"},
 }

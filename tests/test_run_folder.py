@@ -15,7 +15,15 @@ from pretrain.data.store_files import delete_drafts, write_atomically
 from pretrain.errors import CheckpointError
 from pretrain.inspection import rows_of_step
 from pretrain.planning.comparison import measured_by
-from pretrain.run_folder import MAX_LINE_BYTES, check_folder, finished_run, lines_of, opened_to_append, read_rows
+from pretrain.run_folder import (
+    MAX_LINE_BYTES,
+    check_folder,
+    finished_run,
+    lines_of,
+    opened_to_append,
+    read_rows,
+    saved_settings,
+)
 from pretrain.sweep import Job
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.launch import place
@@ -122,6 +130,7 @@ def test_only_drafts_of_ours_are_deleted(tmp_path: Path):
         ("config.yaml", "a: " + "[" * 200, r"config\.yaml cannot be read: .*nested deeper than 100"),
         ("config.yaml", "- 1", r"config\.yaml holds no settings"),
         ("config.yaml", "seed: [1]", r"config\.yaml: the saved settings do not fit this version"),
+        ("config.yaml", "seed: 1.5", r"config\.yaml: the saved settings do not fit this version: Value '1\.5' of type"),
         ("config.yaml", "1: 2", r"config\.yaml: the saved settings do not fit this version"),
         ("config.yaml", "model: 3", r"config\.yaml: the saved settings do not fit this version"),
         ("config.yaml", "model: {kind: [transformer]}", r"config\.yaml: model\.kind=.* is unknown"),
@@ -156,6 +165,15 @@ def test_a_link_is_not_read(run_folder: Path, tmp_path: Path, name: str):
 def test_whole_files_are_read(run_folder: Path):
     found = measured_by(run_folder)
     assert (found.parameters, found.tokens, found.tokens_per_s, found.memory_gib) == (100, 384, 5.0, None)
+
+
+def test_whole_numbers_of_saved_settings_may_have_exponents(run_folder: Path, config: RunConfig):
+    saved = to_dict(config) | {"seed": 100.0, "batch_size": "1.6e1"}
+    saved["data"]["shard_tokens"] = "1e9"  # a float is a text to YAML unless it has a point and a sign
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(saved))
+    read = saved_settings(run_folder)
+    assert (read.seed, read.batch_size, read.data.shard_tokens) == (100, 16, 10**9)
+    assert isinstance(read.seed, int)
 
 
 def test_rows_that_are_no_figures_are_passed_over(tmp_path: Path):

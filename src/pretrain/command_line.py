@@ -131,8 +131,12 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from pretrain.preset_files import read_presets_for
+
     GlobalHydra.instance().clear()
     config_class = _classes.get(config_name)
+    if config_class:
+        read_presets_for(config_class)
     overrides = [as_hydra_reads(word, config_class) if config_class else word for word in overrides]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
@@ -340,7 +344,10 @@ def _hand_to_hydra(config_name: str, words: list[str]) -> None:
     """Let Hydra act on its own flags, such as --cfg and --info."""
     import hydra
 
+    from pretrain.preset_files import read_presets_for
+
     if "-m" in words or "--multirun" in words:
         raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
+    read_presets_for(_classes[config_name])
     sys.argv[1:] = words
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()

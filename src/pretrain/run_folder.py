@@ -21,6 +21,7 @@ from pretrain.config import RunConfig, from_dict
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.records import Count, read_record
 from pretrain.untrusted_files import MAX_YAML_BYTES, kind_of_file, open_regular, read_json, read_yaml
+from pretrain.whole_numbers import with_whole_numbers
 
 CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"
 CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
@@ -147,7 +148,7 @@ def saved_settings(folder: Path) -> RunConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} holds no settings.")
     try:
-        found: RunConfig = from_dict(settings)
+        found: RunConfig = from_dict(with_whole_numbers(settings, RunConfig))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return found

@@ -7,11 +7,11 @@ whole number where one is asked for. A text in Hydra's own quotes ('...' or "...
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from pretrain.declared import types_of
+from pretrain.whole_numbers import is_whole, written_out
 
 # last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
 _PLACES = (
@@ -35,8 +35,8 @@ def as_hydra_reads(word: str, config_class: type, *, sweep: bool = False) -> str
             return word
         values = split(value) if several else [value]
         return f"{key}={','.join(_text(each, name) for each in values)}"
-    if int in kinds and float not in kinds:
-        return f"{key}={','.join(map(_whole_number, value.split(',')))}"
+    if equals and is_whole(config_class, name):
+        return f"{key}={','.join(map(written_out, value.split(',')))}"
     if value[:1] in ("[", "{") and _parsed(value) is _UNREADABLE:
         return f"{key}={_from_yaml(value)}"
     return word
@@ -98,17 +98,6 @@ def _text(value: str, name: str) -> str:
     if name.rpartition(".")[2] in _PLACES and (value == "~" or value.startswith("~/")):
         value = str(Path.home()) + value[1:]
     return quoted(value, interpolates=True)
-
-
-def _whole_number(value: str) -> str:
-    """Return 1e9 as 1000000000, anything else as it is."""
-    if not re.fullmatch(r"\s*[+-]?[\d_.]+[eE]\+?\d{1,2}\s*", value):
-        return value
-    try:
-        number = Decimal(value.strip().replace("_", ""))
-    except InvalidOperation:
-        return value
-    return str(int(number)) if number == int(number) else value
 
 
 def _from_yaml(value: str) -> str:
