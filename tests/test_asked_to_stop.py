@@ -1,10 +1,13 @@
 """Who receives a signal to stop, what it does there, and how a process ends that does not hear it."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +53,30 @@ signal.signal(signal.SIGTERM, lambda number, frame: print("noted", flush=True) o
 print("ready", flush=True)
 time.sleep(30)
 """
+UNDER_NOHUP = """
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+listen()
+try:
+    print("ready", flush=True)
+    time.sleep(0.5)
+    print([number.name for number in asked_to_stop.heeded()], flush=True)
+    time.sleep(30)
+except AskedToStop as asked:
+    print(asked)
+"""
+LOSES_TERMINAL = """
+from pathlib import Path
+listen()
+try:
+    print("ready", flush=True)
+    time.sleep(30)
+except AskedToStop as asked:
+    for _ in range(3):
+        print("saving ...", flush=True)
+        print("a warning", file=sys.stderr, flush=True)
+    Path(sys.argv[1]).write_text(f"{asked} saved")
+    sys.exit(asked.exit_code)
+"""
 EARLY = "print('ready', flush=True); time.sleep(30)"
 
 
@@ -69,7 +96,9 @@ def signalled(code: str, *numbers: int, words: tuple[str, ...] = (), apart_s: fl
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)], ids=str
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)],
+    ids=str,
 )
 @pytest.mark.parametrize("words", [(), ("replaced",)], ids=["as it is", "replaced by a library's error"])
 def test_a_signal_ends_what_waits_and_is_known_whatever_becomes_of_it(
@@ -97,6 +126,25 @@ def test_a_second_interrupt_ends_a_process_at_once() -> None:
 
 def test_handlers_that_are_set_later_decide() -> None:
     assert signalled(DECIDED, signal.SIGTERM) == (7, "noted\n", "")
+
+
+def test_behind_nohup_a_closed_terminal_changes_nothing() -> None:
+    names = "['SIGTERM', 'SIGINT', 'SIGUSR1']"
+    assert signalled(UNDER_NOHUP, signal.SIGHUP, signal.SIGTERM, apart_s=1.5) == (0, f"{names}\nSIGTERM\n", "")
+
+
+def test_what_is_written_to_a_closed_terminal_keeps_nobody_from_saving(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + LOSES_TERMINAL, str(tmp_path / "state")],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    assert os.read(ours, 100).strip() == b"ready"
+    os.close(ours)  # the kernel sends SIGHUP to the session's leader, and every write fails from now on
+    assert process.wait(timeout=60) == 129
+    assert (tmp_path / "state").read_text() == "SIGHUP saved"
 
 
 def test_ctrl_c_while_a_script_loads_is_one_line() -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: SIGINT of Ctrl-C, SIGTERM, and SIGUSR1, by which Slurm announces a job's end.
+"""Signals that ask a process to stop: SIGINT of Ctrl-C, SIGHUP of a closed terminal, SIGTERM, and SIGUSR1 of Slurm.
 
 From `listen` on, only the process itself receives them. Its children start with these signals blocked, so that one to
 the whole process group, as a terminal sends it, does what one to this process does: it decides, and ends them.
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
 CLEAN_UP_S = 15.0  # for a process to end by itself: where the exception is lost or code is deaf, it is ended
 _RELAY = signal.SIGURG  # wakes the main thread; ignored by whoever does not know it
@@ -27,8 +27,8 @@ class AskedToStop(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that was asked to stop: 130 by the keyboard, else 143."""
-        return 130 if self.number == signal.SIGINT else 143
+        """Exit code of a process that was asked to stop: 130 by the keyboard, 129 by its terminal, else 143."""
+        return 128 + (self.number if self.number in (signal.SIGINT, signal.SIGHUP) else signal.SIGTERM)
 
 
 _received: deque[int] = deque()
@@ -36,6 +36,12 @@ _raised: AskedToStop | None = None
 _raised_at = 0.0
 _told = False
 _listening = False
+_terminals: list[int] = []  # file descriptors of this process that are terminals
+
+
+def heeded() -> list[signal.Signals]:
+    """Return the signals that stop this process: not SIGHUP where that is ignored, as behind nohup."""
+    return [each for each in STOP_SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def listen() -> None:
@@ -46,7 +52,8 @@ def listen() -> None:
     """
     global _listening
     _listening = True
-    for number in STOP_SIGNALS:
+    _terminals[:] = [number for number in (0, 1, 2) if os.isatty(number)]
+    for number in heeded():
         signal.signal(number, _raise)
     signal.signal(_RELAY, _hand_over)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -105,8 +112,19 @@ def _wait_for_signals() -> None:
     main = threading.main_thread().ident
     assert main is not None
     while True:
-        _received.append(signal.sigwait(STOP_SIGNALS))
+        number = signal.sigwait(STOP_SIGNALS)
+        if number == signal.SIGHUP and signal.getsignal(number) != signal.SIG_IGN:
+            _leave_terminals()
+        _received.append(number)
         signal.pthread_kill(main, _RELAY)  # a system call that the main thread waits in ends, too
+
+
+def _leave_terminals() -> None:
+    """Put nothing in the place of terminals: to write to a closed one is an error, and the run is still to save."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in _terminals:
+        os.dup2(nothing, number)
+    os.close(nothing)
 
 
 def _hand_over(relay: int, frame: FrameType | None) -> None:

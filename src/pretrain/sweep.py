@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from pretrain.asked_to_stop import STOP_SIGNALS
+from pretrain.asked_to_stop import heeded
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
 from pretrain.run_folder import finished_run
 from pretrain.typed_words import quoted, unquoted
@@ -59,7 +59,7 @@ def sweep(words: list[str], logs_folder: Path) -> list[Job]:
             continue
         print(printable(title, one_line=True), flush=True)
         job.exit_code = _run(job)
-        if job.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        if job.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
             print(printable(table(jobs)))
             raise Interrupted("the sweep was interrupted; type it again to go on", job.exit_code - 128)
     print(printable(table(jobs)))
@@ -121,7 +121,7 @@ def _run(job: Job) -> int:
         else:
             process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}  # first: no job is left behind
+    previous = {number: signal.signal(number, pass_on) for number in heeded()}  # first: no job is left behind
     try:
         process = subprocess.Popen(command, env=os.environ)
         for number in early:

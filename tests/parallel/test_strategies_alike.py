@@ -1,7 +1,12 @@
 """Twenty steps come to the same however processes share them: every family, every strategy, every pair."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from subjects import subject
@@ -35,6 +40,25 @@ OPTIONS = {
     "selectively checkpointed": Case(2, ParallelConfig(**CHECKPOINTED, selective_checkpointing=True)),
 }
 FAMILIES = ["gpt", "llama", "bert"]
+
+
+WAITS = """
+import os, sys, time
+
+if __name__ == "__mp_main__":  # a process that begins
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+from pretrain.asked_to_stop import AskedToStop, listen
+from pretrain.optim.config import AdamWConfig
+from pretrain.parallel.parity import Case, Subject, train_cases
+
+if __name__ == "__main__":
+    listen()
+    try:
+        train_cases([(Subject(None, None, None, AdamWConfig()), Case())], 1)
+    except AskedToStop as asked:
+        sys.exit(asked.exit_code)
+"""
 
 
 def table(cases: dict[str, tuple[Subject, Case]], steps: int = STEPS) -> dict[str, Trained]:
@@ -89,3 +113,19 @@ def test_compiled_blocks_train_alike():
     found = table({"alone": (one, ALONE)} | {name: (one, Case(2, settings)) for name, settings in cases.items()})
     for name in cases:
         assert difference(found["alone"], found[name]).loss <= 1e-5
+
+
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(tmp_path: Path):
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

@@ -57,7 +57,7 @@ def test_a_signal_keeps_its_exit_code(tmp_path: Path):
     assert error.exit_code == 143
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)])
 def test_processes_that_were_stopped_before_they_began_were_not_lost(tmp_path: Path, number: int, code: int):
     error = _how_stopped(tmp_path / "failures", AskedToStop(number))
     assert isinstance(error, Interrupted)

@@ -5,6 +5,7 @@ alone, split = train_cases(subject, [Case(), Case(tensor=2)], steps=20)
 print(difference(alone, together))
 """
 
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor, multiprocessing
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.asked_to_stop import join_no_group, keep_from_children
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
@@ -107,18 +109,25 @@ def _together(cases: list[tuple[Subject, Case]], steps: int, ranks: int) -> list
     with tempfile.TemporaryDirectory() as folder:
         answers = multiprocessing.get_context("spawn").SimpleQueue()
         words = (ranks, Path(folder) / "store", cases, steps, answers)
+        keep_from_children()
         processes: Any = multiprocessing.spawn(_work, words, nprocs=ranks, join=False)  # type: ignore[attr-defined]
         found: list[Trained] = []
         ended = False
-        while not (ended and answers.empty()):
-            ended = ended or processes.join(timeout=0.05)
-            while not answers.empty():
-                losses, norms, weights = answers.get()
-                found.append(Trained(losses, norms, {name: torch.from_numpy(w) for name, w in weights.items()}))
+        try:
+            while not (ended and answers.empty()):
+                ended = ended or processes.join(timeout=0.05)
+                while not answers.empty():
+                    losses, norms, weights = answers.get()
+                    found.append(Trained(losses, norms, {name: torch.from_numpy(w) for name, w in weights.items()}))
+        finally:
+            for process in processes.processes:
+                process.kill()  # where this process is asked to stop, they do not hear of it
         return found
 
 
 def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]], steps: int, answers: Any) -> None:
+    join_no_group()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # by which torch ends it where its parent was killed
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     for subject, case in cases:

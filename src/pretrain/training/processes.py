@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.asked_to_stop import STOP_SIGNALS, AskedToStop, keep_from_children, listen
+from pretrain.asked_to_stop import STOP_SIGNALS, AskedToStop, heeded, keep_from_children, listen
 from pretrain.checkpoint import newest, step_folders
 from pretrain.command_line import show
 from pretrain.data.prepare import prepare
@@ -83,9 +83,9 @@ def spawn(record: dict[str, Any]) -> str:
         monitor_interval=0.1,
         start_method="spawn",
         shutdown_timeout=SHUTDOWN_S,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(["SIGQUIT", *(number.name for number in heeded())]),
     )
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in heeded()}
     keep_from_children()  # the processes hear of a signal to all of the group through the launcher
     try:
         return str(elastic_launch(agent, work)(json.dumps(record))[0])

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from pretrain.asked_to_stop import SAME_KEY_S, STOP_SIGNALS, AskedToStop, end_at_once
+from pretrain.asked_to_stop import SAME_KEY_S, AskedToStop, end_at_once, heeded
 from pretrain.training.checkpointing import random_state, set_random_state
 from pretrain.training.module import TrainingModule
 from pretrain.training.processes import stopped
@@ -74,7 +74,7 @@ class Checkpoints(Callback):
                 if self._raises:
                     raise AskedToStop(number)
 
-        for number in STOP_SIGNALS:
+        for number in heeded():
             self._previous[number] = signal.signal(number, note)
 
     def on_train_batch_end(
@@ -173,7 +173,7 @@ def unless_asked(module: TrainingModule, work: Callable[[], _Made]) -> _Made | N
         return work()
     if module.signal_received:
         return None
-    inside, noting = True, {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    inside, noting = True, {int(number): signal.getsignal(number) for number in heeded()}
     state = random_state(module.device)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -185,7 +185,7 @@ def unless_asked(module: TrainingModule, work: Callable[[], _Made]) -> _Made | N
 
     try:
         try:
-            for each in STOP_SIGNALS:
+            for each in noting:
                 signal.signal(each, stop)
             return work()
         finally:
