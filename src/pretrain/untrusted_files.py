@@ -37,9 +37,16 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
         raise
 
 
-def no_links(name: str, flags: int) -> int:
-    """Open a file as `open` does, given as its opener: never through a link, and never waiting for a FIFO."""
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of a folder that we write to, made where it is missing, and return its descriptor.
+
+    Raises ValueError for a link and anything but a regular file; never waits for a FIFO.
+    """
+    if path.is_symlink():
+        raise ValueError("it is a link, and only a regular file is written here")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"it is {kind_of_file(path.stat().st_mode)}, and only a regular file is written here")
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def kind_of_file(mode: int) -> str:

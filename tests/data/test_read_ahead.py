@@ -82,7 +82,7 @@ def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path
         path.rename(tmp_path / name)
         path.symlink_to(tmp_path / name)
         before = (tmp_path / name).read_bytes()
-        with pytest.raises(CheckpointError, match=r"cannot be written to .*: Too many levels of symbolic links"):
+        with pytest.raises(DataError, match=rf"{name} cannot be (read|used): it is a link"):
             _produce(data, prepared.folder, 64, 10**9, {}, threading.Event())
         assert (tmp_path / name).read_bytes() == before
         path.unlink()
@@ -126,11 +126,10 @@ def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
 
 def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
-    (prepared.folder / "lock").unlink()
-    (prepared.folder / "lock").mkdir()
+    data.validation_fraction = "much"  # type: ignore[assignment]
     reader = ReadAhead(data, prepared.folder, 64, 10**6)
     reader.start()
-    with pytest.raises(DataError, match=r"reading the corpus into .* failed: IsADirectoryError: "):
+    with pytest.raises(DataError, match=r"reading the corpus into .* failed: TypeError: "):
         wait_until(reader.check)
     reader.stop()
     assert "Traceback" in capfd.readouterr().err

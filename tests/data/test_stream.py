@@ -1,6 +1,7 @@
 """Streams: what is on disk depends on the corpus and the settings alone, whoever read it and however often it died."""
 
 import json
+import os
 import random
 import re
 import threading
@@ -402,6 +403,20 @@ def test_eras_that_lie_elsewhere_are_not_written_to_or_deleted(text: Path, whole
         with pytest.raises(DataError, match=rf"{name} is a link, and what is prepared is kept in its own folder"):
             read(folder, settings(text))
         assert contents(tmp_path / "elsewhere") == before
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "lock"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a link"])
+def test_a_file_to_write_that_is_none_is_refused(text: Path, whole: Path, tmp_path: Path, name: str, kind: str):
+    folder = copy_of(whole, tmp_path)
+    path, ledger = folder / name, folder / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().split(b"\n")[0] + b"\n")
+    path.unlink(missing_ok=True)
+    make = {"a FIFO": os.mkfifo, "a folder": Path.mkdir, "a link": lambda path: path.symlink_to(tmp_path / "other")}
+    make[kind](path)
+    with pytest.raises(DataError, match=rf"{name} cannot be (read|used): .*{kind}"):
+        read(folder, settings(text))
+    assert not (tmp_path / "other").exists()
 
 
 def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: Path, tmp_path: Path):

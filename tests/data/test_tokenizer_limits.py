@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,7 @@ def test_what_others_write_to_the_error_stream_is_kept(capfd: pytest.CaptureFixt
         raise KeyboardInterrupt
 
 
-def test_a_panic_after_loading_is_a_data_error() -> None:
+def test_a_panic_after_loading_is_a_data_error(capfd: pytest.CaptureFixture[str]) -> None:
     inner = KINDS["metaspace bpe"]()
     inner.normalizer = normalizers.Replace(Regex("(a|aa)+$"), "b")
     ours = Tokenizer(inner, ROLES)
@@ -119,6 +121,13 @@ def test_a_panic_after_loading_is_a_data_error() -> None:
             use(text)
     with pytest.raises(DataError, match=r"the tokenizer cannot decode ids such as \[-1\]"):
         ours.decode([-1])
+    assert capfd.readouterr().err == ""
+
+
+def test_without_an_error_stream_a_prompt_is_encoded() -> None:
+    code = "from pretrain.data.tokenizer_library import panics_unheard\nos.close(2)\nwith panics_unheard(): print(5)"
+    ran = subprocess.run([sys.executable, "-c", f"import os\n{code}"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "5\n")
 
 
 def test_a_tokenizer_that_takes_minutes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pretrain.data.store_files import sync_to_disk, unreadable
 from pretrain.errors import DataError
-from pretrain.untrusted_files import no_links, open_regular, parse_json
+from pretrain.untrusted_files import open_own, open_regular, parse_json
 
 MAX_BYTES = 1 << 28  # about 400,000 eras
 
@@ -92,7 +92,11 @@ class Ledger:
         record = {"era": era, "reached": asdict(reached)}
         line = json.dumps(record | {"chain": self._chained(record)}).encode() + b"\n"
         new = not self.path.exists()
-        with open(self.path, "ab", opener=no_links) as file:
+        try:
+            handle = open_own(self.path, os.O_WRONLY | os.O_APPEND)
+        except ValueError as error:
+            raise unreadable(self.path, error) from error
+        with os.fdopen(handle, "ab") as file:
             file.truncate(self._bytes)
             file.write(line)
             file.flush()

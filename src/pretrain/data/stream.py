@@ -23,6 +23,7 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.store import Store
 from pretrain.data.unchanged_files import HashedFile
 from pretrain.errors import DataError
+from pretrain.untrusted_files import open_own
 
 
 class Stream:
@@ -104,7 +105,9 @@ def locked(folder: Path) -> Iterator[bool]:
     Where the storage is read-only nobody writes, and there is nothing to hold.
     """
     try:
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        handle = open_own(folder / "lock", os.O_RDWR)
+    except ValueError as error:
+        raise DataError(f"{folder / 'lock'} cannot be used: {error}. Delete it.") from error
     except OSError as error:
         if error.errno != errno.EROFS:
             raise

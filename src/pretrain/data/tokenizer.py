@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pretrain.data.fast_tokenising import FastEncoder, fast_encoder
 from pretrain.data.long_texts import Lengths, Located, encode_in_parts, located_by_length
 from pretrain.data.plain_text import as_plain_text, spelled_by_model
-from pretrain.data.tokenizer_library import library_errors
+from pretrain.data.tokenizer_library import library_errors, panics_unheard
 from pretrain.errors import DataError
 
 LENGTHS = Lengths()
@@ -119,7 +119,7 @@ class Tokenizer:
         return self._prompt_ids(text)
 
     def _prompt_ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        with library_errors(f"the tokenizer cannot encode the prompt {text[:40]!a}", ADVICE):
+        with panics_unheard(), library_errors(f"the tokenizer cannot encode the prompt {text[:40]!a}", ADVICE):
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
     @cached_property
@@ -132,7 +132,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ids, special tokens left out or spelled; bytes that are not UTF-8 become U+FFFD."""
         numbers = [int(token_id) for token_id in ids]
-        with library_errors(f"the tokenizer cannot decode ids such as {numbers[:8]}", ADVICE):
+        with panics_unheard(), library_errors(f"the tokenizer cannot decode ids such as {numbers[:8]}", ADVICE):
             return str(self._inner.decode(numbers, skip_special_tokens=skip_special))
 
     def decode_marked(self, ids: Sequence[int]) -> str:
@@ -233,7 +233,7 @@ class Tokenizer:
 
     def _encode_pieces(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         documents = self._documents
-        with library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
+        with panics_unheard(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
             encoded = documents.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encoded]
 
@@ -245,7 +245,7 @@ class Tokenizer:
             if all(each is not None for each in found):
                 return cast(list[Located], found)
         documents = self._documents
-        with library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
+        with panics_unheard(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
             encodings = documents.encode_batch(texts, add_special_tokens=False)
         return [
             Located(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pretrain.errors import DataError, PretrainError, printable
 
 MAX_REASON = 300  # characters of the library's own words
-_STDERR = threading.Lock()  # descriptor 2 is the process's, not a thread's
+_STDERR = threading.RLock()  # descriptor 2 is the process's, not a thread's
 
 
 @contextmanager
@@ -38,7 +38,11 @@ def panics_unheard() -> Iterator[None]:
     """
     with _STDERR, tempfile.TemporaryFile() as held:
         sys.stderr.flush()
-        real = os.dup(2)
+        try:
+            real = os.dup(2)
+        except OSError:  # a process without an error stream: nobody hears anything
+            yield
+            return
         os.dup2(held.fileno(), 2)
         try:
             yield
