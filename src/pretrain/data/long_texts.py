@@ -2,16 +2,16 @@
 
 A tokenizer may put a space before each text that it is given, count digits in threes from a text's start, or merge
 across any place: no cut is right for all. So parts overlap, and two of them are joined where both give the same tokens
-at the same places over a long stretch: from there on the second does what the first does. Parts that never agree, such
-as those of one word of a million letters, are begun anew at tokens of the part before; as a last resort the text is
-encoded whole.
+at the same places over a long stretch, with words that begin at the same tokens: from there on the second does what the
+first does. Parts that never agree, such as those of one word of a million letters, are begun anew at tokens of the part
+before; as a last resort the text is encoded whole.
 
 A Unigram model takes the likeliest of all ways to split a word, and what ends the word may decide how it begins. There
 parts are joined between words only: texts of very long words, as of a language without spaces, are encoded whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,11 +26,13 @@ class Located:
 
     ids: Ids  # (tokens,)
     starts: NDArray[np.int64]  # (tokens,), characters
-    words: NDArray[np.int64] | None = None  # (tokens,), the number of each token's word, where parts are joined between
+    words: NDArray[np.int64] | None = None  # (tokens,), the number of each token's word, where it is known
+    between_words: bool = False  # whether parts may be joined between words only
 
     def behind(self, count: int) -> "Located":
         """Return what follows the first `count` tokens."""
-        return Located(self.ids[count:], self.starts[count:], None if self.words is None else self.words[count:])
+        words = None if self.words is None else self.words[count:]
+        return replace(self, ids=self.ids[count:], starts=self.starts[count:], words=words)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _in_groups(
 
 def _locate_spans(text: str, spans: Sequence[tuple[int, int]], locate: Locate) -> list[Located]:
     found = locate([text[start:end] for start, end in spans])
-    return [Located(each.ids, each.starts + start, each.words) for each, (start, _) in zip(found, spans, strict=True)]
+    return [replace(each, starts=each.starts + start) for each, (start, _) in zip(found, spans, strict=True)]
 
 
 def _junction(part: Located, following: Located, end: int, agreement: int) -> tuple[int, int] | None:
@@ -123,18 +125,25 @@ def _junction(part: Located, following: Located, end: int, agreement: int) -> tu
     count = min(ours, theirs)
     same = part.ids[ours - count : ours] == following.ids[theirs - count : theirs]
     same &= part.starts[ours - count : ours] == following.starts[theirs - count : theirs]
+    if part.words is not None and following.words is not None:  # equal tokens of words that are cut apart elsewhere
+        same[1:] &= _begins(part.words[ours - count : ours]) == _begins(following.words[theirs - count : theirs])
     differ = np.flatnonzero(~same)
     agreed = count - (int(differ[-1]) + 1 if len(differ) else 0)
-    if part.words is not None:
+    if part.words is not None and part.between_words:
         agreed = _from_a_word(part.words[ours - agreed : ours])
     if not agreed or end - int(part.starts[ours - agreed]) < agreement:
         return None
     return ours - agreed, theirs - agreed
 
 
+def _begins(words: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which tokens behind the first begin a word, (tokens - 1,)."""
+    return np.diff(words) != 0
+
+
 def _from_a_word(words: NDArray[np.int64]) -> int:
     """Return how many of these tokens there are from the first that begins a word on; the very first may not."""
-    begins = np.flatnonzero(np.diff(words))
+    begins = np.flatnonzero(_begins(words))
     return len(words) - 1 - int(begins[0]) if len(begins) else 0
 
 

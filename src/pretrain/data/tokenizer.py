@@ -251,7 +251,8 @@ class Tokenizer:
             Located(
                 np.array(each.ids, np.uint32),
                 np.array([start for start, _ in each.offsets], np.int64),
-                np.array([-1 if word is None else word for word in each.word_ids]) if self._weighs_words else None,
+                np.array([-1 if word is None else word for word in each.word_ids], np.int64),
+                between_words=self._weighs_words,
             )
             for each in encodings
         ]
