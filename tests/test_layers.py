@@ -22,7 +22,7 @@ LAYERS = [
     {"config"},
     {"tensor_file", "mixture_config"},
     {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
-    {"compiling"},
+    {"compiling", "largest_sizes"},
     {
         "errors",
         "asked_to_stop",

@@ -67,8 +67,8 @@ def test_the_home_folder_is_where_a_place_is_asked_for() -> None:
     ("typed", "number"), [("1e9", 10**9), ("1.5E3", 1500), ("2e+3", 2000), ("1_0e2", 1000), ("1e18", 10**18)]
 )
 def test_a_whole_number_may_have_an_exponent(typed: str, number: int) -> None:
-    config: RunConfig = compose("train", [f"sample.max_new_tokens={typed}", "trainer.max_tokens=1e9"])
-    assert (config.sample.max_new_tokens, config.trainer.max_tokens) == (number, 10**9)
+    config: RunConfig = compose("train", [f"trainer.max_steps={typed}", "trainer.max_tokens=1e9"])
+    assert (config.trainer.max_steps, config.trainer.max_tokens) == (number, 10**9)
     mixed = ["data=mixture", "data.sources.a.kind=hugging_face", "data.sources.a.path=é x", "data.sources.b.weight=1"]
     mixed += ["data.sources.a.max_documents=1e4", "data.sources.a.weight=1e0", "data.sources.b.kind=python_docs"]
     source = compose("train", mixed).data.sources["a"].text

@@ -33,6 +33,7 @@ from pretrain.data.config import (
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError, nearest
 from pretrain.evaluation.config import ScoresConfig
+from pretrain.largest_sizes import check_sizes
 from pretrain.mixture_config import typed_sources
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig, ObjectiveConfig
@@ -98,6 +99,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self.data = with_typed_sources(self.data)
         check_seed(self.seed)
+        check_sizes(self)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         if self.trainer.devices != -1:  # else a machine has as many as it has

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pretrain.compiling import can_compile
 from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
 from pretrain.models.config import TransformerConfig
-from pretrain.models.size import training_flops_per_token
+from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision, Strategy
@@ -116,9 +116,10 @@ def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> flo
     """
     model = config.model
     assert isinstance(model, TransformerConfig)
-    per_token = training_flops_per_token(replace(model, n_layers=1), 0)
-    if 2 * per_token > hardware.memory / 8:  # 12 bytes a weight: itself, its gradient, and as much again
+    one = replace(model, n_layers=1)
+    if 12 * parameter_count(one, 0) > hardware.memory / 8:  # a weight, its gradient, and as much again
         return 0.0
+    per_token = training_flops_per_token(one, 0)
     tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / 3 / per_token)
     length = max(1, min(model.context_length, tokens))
     rows = max(1, min(config.rows_per_micro_batch(), tokens // length))
