@@ -40,6 +40,7 @@ from pretrain.typed_words import as_hydra_reads, quote
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # as torch says it of processors and of GPUs
 _classes: dict[str, type] = {}  # of the settings of each script
 
 
@@ -80,10 +81,18 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
 
 
 def _as_pretrain_error(error: BaseException) -> PretrainError | None:
-    """Return what ended the process as one message: a request to stop, or an error of ours; none for any other."""
+    """Return what ended the process as one message: a request to stop, an error of ours, or memory that ended.
+
+    None for any other.
+    """
     asked = cause_of(error)
     if asked is not None and not isinstance(error, Interrupted | SystemExit):
         return Interrupted(str(asked), asked.exit_code - 128)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return ConfigError(
+            f"there is not enough memory for these settings ({_first_line(error)[:200]}). Try a smaller "
+            "micro_batch_size, model.context_length or model; plan.py says what a run takes."
+        )
     return error if isinstance(error, PretrainError) else None
 
 
@@ -322,7 +331,7 @@ def _parse(value: str) -> Any:
     return OverridesParser.create().parse_override(f"x={value}").value()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -108,9 +108,9 @@ def test_rows_move_as_far_as_in_a_random_order() -> None:
 
 
 def test_two_million_rows_take_less_than_a_second() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     permute(np.arange(2_000_000), 3_000_000_000, key=(0, 0))
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_wrong_numbers_are_refused() -> None:

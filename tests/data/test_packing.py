@@ -94,9 +94,9 @@ def test_plans_never_change_silently() -> None:
 
 def test_a_million_documents_pack_in_a_moment() -> None:
     lengths = np.random.default_rng(0).lognormal(np.log(450), 1.0, 1_000_000).astype(np.int64) + 2
-    started = time.perf_counter()
+    started = time.process_time()
     plan = best_fit(lengths, 2048)
-    assert time.perf_counter() - started < 4.0  # 0.3 s on an idle core
+    assert time.process_time() - started < 4.0  # 0.3 s on an idle core
     assert lengths.sum() / (len(plan) * 2048) > 0.999
 
 

@@ -230,7 +230,7 @@ def test_a_run_ends_by_the_clock_decayed_and_goes_on_with_more_time(tiny):
     words += ["schedule=linear", "schedule.warmup_tokens=640", f"paths.run_dir={tiny.folder / 'run'}"]
     started = time.perf_counter()
     first = run(tiny.place(*words, "trainer.max_time=0.05"))
-    assert time.perf_counter() - started < 8
+    assert time.perf_counter() - started < 60  # 5 s where nobody else is busy
     saved = open_checkpoint(Path(first.folder))
     assert saved.step == first.steps > 20
     assert saved.progress["seconds"] == pytest.approx(3.0, abs=0.5)
