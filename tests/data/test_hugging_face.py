@@ -1,11 +1,16 @@
 """Hugging Face data sets of this machine are read in order; what cannot be had is refused without a traceback."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pretrain.data.config import HuggingFaceConfig
+from pretrain.data.config import HuggingFaceConfig, Mode
+from pretrain.data.ledger import Ledger
+from pretrain.data.producer import produce
 from pretrain.data.sources import Source, open_source
+from pretrain.data.tokenizer_training import byte_tokenizer
 from pretrain.errors import DataError
 
 
@@ -80,3 +85,37 @@ def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, m
     (tmp_path / "damaged" / "train.jsonl").write_text('{"text": "x"')
     with pytest.raises(DataError, match=r"data\.path=.*damaged .* cannot be read: .* Check this folder's files"):
         texts(open_source(HuggingFaceConfig(path=str(tmp_path / "damaged"))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "train-1.jsonl").write_text('{"text": "another text"}\n'),
+        lambda folder: (folder / "train-1.jsonl").write_text(
+            (folder / "train-1.jsonl").read_text() + '{"text": "x"}\n'
+        ),
+        lambda folder: (folder / "train-2.jsonl").write_text('{"text": "a new file"}\n'),
+    ],
+    ids=["rewritten", "appended to", "a new file"],
+)
+def test_a_folder_that_changes_while_it_is_streamed_is_refused(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(2):
+        lines = (json.dumps({"text": f"text {number} {line}, of some words"}) for line in range(100))
+        (folder / f"train-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    data = HuggingFaceConfig(path=str(folder), mode=Mode.stream, era_tokens=1024, validation_fraction=0.2)
+    source, stream = open_source(data), tmp_path / "stream"
+    tokenizer = byte_tokenizer()
+    produce(stream, source, data, tokenizer, enough=lambda: bool(Ledger(stream).eras), report=print)
+    kept = len(Ledger(stream).eras)
+    assert kept == 1
+    change(folder)
+    with pytest.raises(
+        DataError, match=r"train-\d\.jsonl of data\.path=.* has changed since reading began.*read a copy"
+    ):
+        produce(stream, source, data, tokenizer, enough=lambda: False, report=print)
+    assert len(Ledger(stream).eras) == kept
+    assert Ledger(stream).end is None

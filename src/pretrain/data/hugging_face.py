@@ -21,8 +21,8 @@ class HuggingFace(Source):
         super().__init__(config)
         place = Path(config.path).expanduser()
         self.folder = place if place.is_dir() else None
-        if self.folder is not None:
-            all_files(self.folder)  # raises where the library would wait for a FIFO or read a device
+        # raises where the library would wait for a FIFO or read a device
+        self._files = {} if self.folder is None else _state_of_files(self.folder)
         self._rows_read = 0
         self._opened: Any = None  # the data set that `documents` reads
         if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):
@@ -65,6 +65,21 @@ class HuggingFace(Source):
         else:
             identity = [config.path, self._commit()]
         return xxhash.xxh3_128(json.dumps([identity, reading]).encode()).hexdigest()
+
+    def check_as_opened(self) -> None:
+        """Raise DataError where a file of the folder came, went, or has another size or time since.
+
+        The library reads the files itself, so their bytes cannot be compared as they are read.
+        """
+        if self.folder is None:
+            return
+        now = _state_of_files(self.folder)
+        changed = sorted(path for path in now.keys() | self._files.keys() if now.get(path) != self._files.get(path))
+        if changed:
+            raise DataError(
+                f"{printable(changed[0])} of data.path={printable(self.config.path)} has changed since reading began, "
+                "so what was read with it is not kept. Start again once nothing changes the folder, or read a copy."
+            )
 
     def _commit(self) -> str:
         """Return the commit of the hub repository that the settings resolve to."""
@@ -139,6 +154,15 @@ class HuggingFace(Source):
         where = "this folder's files" if self.folder else "the name, and that this machine can reach the hub"
         reason = " ".join(str(error).split())
         return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
+
+
+def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return size, time of change and number of each file of a folder, by its path."""
+    found = {}
+    for name, path in all_files(folder).items():
+        status = path.stat()
+        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
 
 
 def _only(rows: Any, column: str) -> Any:

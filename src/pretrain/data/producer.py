@@ -98,6 +98,7 @@ class _Production:
                 ended = self._fill(era, encoded, stopped)
                 if ended is None:
                     return
+                self.source.check_as_opened()
                 if era.tokens:
                     self.ledger.append(era.finish(), self.reached)
                 if ended:

@@ -106,6 +106,12 @@ class Source:
                 "once nothing changes it."
             )
 
+    def check_as_opened(self) -> None:
+        """Raise DataError where a file is another one than when the source was opened; cheap, and asked in between.
+
+        Of files that are compared block by block as they are read, nothing is left to ask.
+        """
+
     def _read(self, place: Any = None) -> Iterator[Document]:
         """Return the raw documents, or those from a bookmark's place on."""
         raise NotImplementedError
