@@ -58,6 +58,8 @@ class Cloze:
         return [(self.context, self.continuation)]
 
 
+MAX_PARADIGM = 200  # characters: it is printed beside its figure
+
 Example = MinimalPair | MultipleChoice | Cloze
 
 
@@ -130,8 +132,10 @@ class _Record:
 
 
 def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
-    good, bad = record.filled("sentence_good"), record.filled("sentence_bad")
-    return MinimalPair(good, bad, record.text("UID", ""), record.place)
+    good, bad, paradigm = record.filled("sentence_good"), record.filled("sentence_bad"), record.text("UID", "")
+    if len(paradigm) > MAX_PARADIGM:
+        raise record.refused("UID", f"the name of a paradigm, of at most {MAX_PARADIGM} characters")
+    return MinimalPair(good, bad, paradigm, record.place)
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
