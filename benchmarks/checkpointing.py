@@ -23,12 +23,12 @@ import psutil
 import torch
 from comparison import Result, take_turns, typed, why
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.parallel.config import Layout
-from pretrain.training.checkpointing import RunState
+from pretrain.training.run_state import RunState
 
 VOCABULARY = 50257
 SMALL = ["model.n_layers=4", "model.d_model=192", "model.n_heads=4"]

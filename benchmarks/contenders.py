@@ -25,8 +25,8 @@ from shapes import SHAPES, Shape
 from torch import Tensor, nn
 from turns import Turn
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig
@@ -36,7 +36,7 @@ from pretrain.parallel.parallelize import parallelize
 def ours(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train by `src/train.py`'s own way."""
     from pretrain.training.launch import launch
-    from pretrain.training.module import TrainingModule
+    from pretrain.training.lightning_module import TrainingModule
 
     def begin(module: TrainingModule, batch: Batch, number: int) -> None:
         if number % shape.accumulation == 0:
@@ -221,7 +221,7 @@ def our_learner(shape: Shape, folder: Path) -> tuple[Learner, Iterator[Batch]]:
     from pretrain.data.prepare import prepare
     from pretrain.data.training_rows import training_rows
     from pretrain.models.init import initialise
-    from pretrain.training.data import MicroBatches
+    from pretrain.training.datamodule import MicroBatches
 
     config = _config(shape, folder)
     prepared = prepare(config.data, config.tokenizer, folder / "cache")

@@ -16,12 +16,12 @@ from typing import Any
 
 from machine import machine
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
-from pretrain.data.batches import RowStream, bits_per_byte_of_a_nat
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
 from pretrain.evaluation.documents import score_rows
-from pretrain.model_folder import open_model
+from pretrain.interop.load import open_model
 from pretrain.objectives.objective import Learner
 
 ROOT = Path(__file__).parents[1]

@@ -28,13 +28,13 @@ from turns import Turn, race
 
 from pretrain.data.config import DataConfig
 from pretrain.data.mixture import MixedStream, mixed_stream
-from pretrain.data.store import Store, StoreWriter
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.token_store.store import Store, StoreWriter
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
-from pretrain.training.data import From, MicroBatches, _loader
+from pretrain.training.datamodule import From, MicroBatches, _loader
 
 ROWS, LENGTH, STEP = 8, 1024, 10**9
 OURS = ("causal", "causal, of a mixture", "masked")

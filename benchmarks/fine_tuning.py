@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from machine import machine
 
-from pretrain.config import to_dict
+from pretrain.config.serialize import to_dict
+from pretrain.interop.load import ModelFolder, open_model
 from pretrain.language_model import LanguageModel
-from pretrain.model_folder import ModelFolder, open_model
-from pretrain.training.loss_metrics import macro_f1
+from pretrain.training.validation_metrics import macro_f1
 
 ROOT = Path(__file__).parents[1]
 

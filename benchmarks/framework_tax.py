@@ -16,7 +16,7 @@ from statistics import median
 from comparison import Line, Result, typed
 from turns import race
 
-from pretrain.memory_reuse import REUSE
+from pretrain.kernels.malloc import REUSE
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from comparison import Result, take_turns, typed, why
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.inference.config import Weights
+from pretrain.inference.dtype import count_parameters, hold
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.sampling import Sampling
-from pretrain.inference.weights import count_parameters, hold
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
 from pretrain.language_model import LanguageModel
@@ -75,7 +75,7 @@ def theirs(model: Transformer, folder: Path) -> Write:
     """Return what continues prompts with transformers, which reads the same weights."""
     from transformers import AutoModelForCausalLM
 
-    from pretrain.data.tokenizer_training import byte_tokenizer
+    from pretrain.data.tokenizers.train_bpe import byte_tokenizer
     from pretrain.interop.writing import write_settings, write_weights
 
     family = choose_family(model.config, True, FAMILIES)

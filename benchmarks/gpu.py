@@ -18,10 +18,10 @@ from shapes import SHAPES
 from training_step import NEEDS
 from turns import Contender, ask, take_rounds
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
-from pretrain.device import peak_flops_per_s
-from pretrain.memory_reuse import REUSE
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
+from pretrain.kernels.device import peak_flops_per_s
+from pretrain.kernels.malloc import REUSE
 from pretrain.models.size import training_flops_per_token
 
 PEERS: dict[str, dict[str, float]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from comparison import RESULTS, Result, typed
 from shapes import SHAPES
 
-from pretrain.command_line import compose, register_schemas
+from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, place_of
 

@@ -10,7 +10,7 @@ import torch
 from comparison import Result, take_turns, typed
 from torch import nn
 
-from pretrain.matrix_products import Linear, amd_with_avx512
+from pretrain.kernels.onednn_linear import Linear, amd_with_avx512
 
 ROWS = 2048
 MATRICES = {"12 M: 384 to 1536": (384, 1536), "124 M: 768 to 768": (768, 768), "124 M: 768 to 3072": (768, 3072)}

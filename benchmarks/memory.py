@@ -17,7 +17,7 @@ from shapes import SHAPES
 from training_step import MEMORY, NEEDS, PEERS
 from turns import Contender, ContenderEnded
 
-from pretrain.memory_reuse import REUSE
+from pretrain.kernels.malloc import REUSE
 
 SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # as the shape they are made of
 STEPS = 4

@@ -25,8 +25,8 @@ from pretrain.evaluation.examples import MinimalPair, read_examples
 from pretrain.evaluation.progress import Progress
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
-from pretrain.inference.weights import count_parameters, hold
-from pretrain.model_folder import open_model
+from pretrain.inference.dtype import count_parameters, hold
+from pretrain.interop.load import open_model
 
 EXPORT = Path(__file__).parents[1] / "src" / "export.py"
 

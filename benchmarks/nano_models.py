@@ -19,7 +19,7 @@ from typing import Any
 import lightning
 import torch
 
-from pretrain.device import bf16_is_fast
+from pretrain.kernels.device import bf16_is_fast
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("gpt_nano", "llama_nano", "hybrid_nano", "bert_nano", "modernbert_nano")

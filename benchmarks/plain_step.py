@@ -20,7 +20,7 @@ from plain_gpt import PlainGPT
 from shapes import SHAPES, Shape
 from torch import Tensor, nn
 
-from pretrain.matrix_products import amd_with_avx512
+from pretrain.kernels.onednn_linear import amd_with_avx512
 
 
 def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:

@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 from machine import machine
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.memory_reuse import REUSE, keep_freed_memory
+from pretrain.config.compose import compose, register_schemas
+from pretrain.kernels.malloc import REUSE, keep_freed_memory
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, place_of
 

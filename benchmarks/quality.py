@@ -28,16 +28,17 @@ import numpy.typing as npt
 from kneser_ney import KneserNey, worst_sum
 from machine import machine
 
-from pretrain.checkpoint import Checkpoint, open_checkpoint
-from pretrain.config import RunConfig, from_dict
-from pretrain.data.batches import bits_per_byte_of_a_nat
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.config.run import RunConfig
+from pretrain.config.serialize import from_dict
 from pretrain.data.prepare import Prepared, prepare
-from pretrain.data.store import Store
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.token_store.store import Store
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.train_stream import bits_per_byte_of_a_nat
 from pretrain.errors import DataError, PretrainError, printable
 from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.run import score_documents
 from pretrain.language_model import LanguageModel
-from pretrain.score import score_documents
 from pretrain.training.config import PathsConfig
 
 ORDERS = (2, 3, 4, 5)

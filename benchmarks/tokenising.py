@@ -15,7 +15,7 @@ import numpy as np
 from comparison import Result, take_turns, typed
 from corpora import assets, novels
 
-from pretrain.data.tokenizer import MANY, Tokenizer
+from pretrain.data.tokenizers.tokenizer import MANY, Tokenizer
 
 BATCH = 256  # documents that `prepare` hands over at once
 TARGETS = {"tokenizers, encode": 4.0, "tokenizers, encode_batch": 4.0}

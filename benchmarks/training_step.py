@@ -14,7 +14,7 @@ from comparison import Result, typed
 from shapes import SHAPES
 from turns import race
 
-from pretrain.memory_reuse import REUSE
+from pretrain.kernels.malloc import REUSE
 
 PEERS = {
     "gpt_12m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},

@@ -2,7 +2,7 @@
 
 import sys
 
-from pretrain.command_line import main
+from pretrain.config.cli import main
 from pretrain.doctor.config import DoctorConfig
 
 

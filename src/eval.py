@@ -3,16 +3,16 @@
 import json
 from pathlib import Path
 
-from pretrain.command_line import main
-from pretrain.config import to_dict
+from pretrain.config.cli import main
+from pretrain.config.serialize import to_dict
 from pretrain.evaluation.config import EvalConfig
 
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
     from pretrain.errors import printable
-    from pretrain.model_folder import chosen_model
-    from pretrain.score import score
+    from pretrain.evaluation.run import score
+    from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
     figures = score(config, path)

@@ -1,16 +1,16 @@
 """Continue a prompt, fill its masks, or classify it, with a trained model: `python src/generate.py --help`."""
 
-from pretrain.command_line import main
+from pretrain.config.cli import main
 from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
+    from pretrain.data.escapes import read_escapes
     from pretrain.errors import printable
-    from pretrain.escapes import read_escapes
     from pretrain.inference.options import GenerationOptions
+    from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
-    from pretrain.model_folder import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
     language_model = LanguageModel.load(path, config.device, config.weights)

@@ -1,6 +1,6 @@
 """Before the run: what it takes, without training: `python src/plan.py --help`."""
 
-from pretrain.command_line import main
+from pretrain.config.cli import main
 from pretrain.planning.config import PlanConfig
 
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from pretrain.command_line import main
-from pretrain.script_config import InspectConfig, PrepareConfig
+from pretrain.config.cli import main
+from pretrain.config.scripts import InspectConfig, PrepareConfig
 
 
 def prepare(config: PrepareConfig, overrides: list[str]) -> None:
@@ -37,8 +37,8 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
     """Print the rows that a step of a run read: their ids, the documents in them, and their text."""
     from pretrain.errors import printable
-    from pretrain.inspection import rows_of_step
-    from pretrain.model_folder import chosen_model
+    from pretrain.evaluation.inspect_step import rows_of_step
+    from pretrain.interop.load import chosen_model
 
     folder = chosen_model(config.run, config.paths.logs_dir)
     print(printable(f"step {config.step} of {folder}", one_line=True))

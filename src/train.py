@@ -1,7 +1,7 @@
 """Pre-train a causal or masked Transformer: `python src/train.py --help`."""
 
-from pretrain.command_line import main
-from pretrain.config import RunConfig
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
 
 
 def train(config: RunConfig | None, overrides: list[str]) -> None:

@@ -13,9 +13,9 @@ import pytest
 from job import Job
 from tiny_run import TinyRun
 
-from pretrain import command_line
-from pretrain.command_line import register_schemas
-from pretrain.config import RunConfig
+from pretrain.config import compose as command_line
+from pretrain.config.compose import register_schemas
+from pretrain.config.run import RunConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

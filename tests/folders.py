@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.tokenizer_training import byte_tokenizer
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.interop.family import Family
 from pretrain.interop.writing import write_settings, write_tokenizer, write_weights
 from pretrain.models.config import TransformerConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.training.loggers import read_rows
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.training.loggers.csv_table import read_rows
 
 ROOT = Path(__file__).parents[1]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 
 
 def assert_same_state(one: Path, other: Path) -> None:

@@ -7,7 +7,7 @@ import families
 import numpy as np
 import torch
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.objectives.batch import Batch

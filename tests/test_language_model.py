@@ -9,11 +9,12 @@ import pytest
 import torch
 from families import lively, shape
 
-from pretrain import checkpoint_writing
-from pretrain.config import RunConfig, to_dict
+from pretrain.checkpoint import write as checkpoint_writing
+from pretrain.config.run import RunConfig
+from pretrain.config.serialize import to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.likelihood import Score
 from pretrain.inference.generate import NewToken
@@ -22,7 +23,8 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initialise
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig
-from pretrain.optim.config import AdamWConfig, CosineConfig
+from pretrain.optim.config import AdamWConfig
+from pretrain.optim.schedules import CosineConfig
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pretrain.command_line import compose
-from pretrain.config import RunConfig
-from pretrain.training.launch import Placement, place
+from pretrain.config.compose import compose
+from pretrain.config.run import RunConfig
+from pretrain.launch.run_plan import Placement, place
 
 
 class TinyRun:

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Inner
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
 ROLES = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token", "mask_token"), SPECIAL, strict=True))

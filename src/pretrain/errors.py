@@ -1,6 +1,9 @@
 """What can go wrong, each kind with the exit code that scripts and schedulers can rely on."""
 
+from __future__ import annotations
+
 import difflib
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -104,3 +107,11 @@ def _escaped(character: str) -> str:
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
     number = ord(character)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def show(text: str, *, one_line: bool = False) -> None:
+    """Print a text, as much of it as is read: `| head` closes the pipe early, which must not end a run."""
+    try:
+        print(printable(text, one_line=one_line), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its own end

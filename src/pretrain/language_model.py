@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from pretrain.data.fine_tuning_config import PairsConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
 from pretrain.inference.config import Weights
-from pretrain.inference.continuation import Continuation, EndedBy, StopStrings, Writing
+from pretrain.inference.detokenize import Continuation, EndedBy, StopStrings, Writing
+from pretrain.inference.dtype import count_parameters, hold
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import NewToken, continue_prompts
 from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
-from pretrain.inference.weights import count_parameters, hold
-from pretrain.model_folder import open_model
+from pretrain.interop.load import open_model
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 

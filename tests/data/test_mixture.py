@@ -15,16 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from pretrain.data.batches import RowStream
-from pretrain.data.config import (
-    BytesTokenizerConfig,
-    MixtureConfig,
-    MixtureSource,
-    TextFilesConfig,
-)
+from pretrain.data.config import BytesTokenizerConfig, MixtureConfig, MixtureSource, TextFilesConfig
 from pretrain.data.mixture import MixedStream, Proportions, mixed_stream
-from pretrain.data.order import ORDER_VERSION
 from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.shuffle import ORDER_VERSION
+from pretrain.data.train_stream import RowStream
 
 WEIGHTS = st.lists(st.fractions(Fraction(1, 10**6), 1000, max_denominator=10**6), min_size=1, max_size=12)
 FAR = 10**12

@@ -16,9 +16,9 @@ from numpy.testing import assert_array_equal
 
 from pretrain.data.config import Packing
 from pretrain.data.packing import PLAN_VERSION, Plan, best_fit, concat, plan_rows
-from pretrain.data.store import Store, StoreWriter
+from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.errors import DataError
-from pretrain.records import SEAL
+from pretrain.files.records import SEAL
 
 lengths_of_documents = st.lists(st.integers(0, 40), max_size=60)
 

@@ -16,7 +16,7 @@ from pretrain.data.config import (
     TokenizerConfig,
 )
 from pretrain.data.prepare import Prepared, prepare
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError
 
 BPE = BPETokenizerConfig(vocab_size=270)

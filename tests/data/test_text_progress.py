@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import producer, progress
+from pretrain.data import progress
 from pretrain.data.config import BytesTokenizerConfig, DataConfig, HuggingFaceConfig, Mode, TextFilesConfig
 from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.progress import LINES_S, TERMINAL_S, Progress
-from pretrain.data.sources import open_source
-from pretrain.data.stream import locked
+from pretrain.data.sources.open_source import open_source
+from pretrain.data.streaming import producer
+from pretrain.data.streaming.corpus import locked
 
 
 def test_a_line_now_and_then_has_pace_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.command_line import compose
-from pretrain.doctor.subject import Subject
+from pretrain.config.compose import compose
+from pretrain.doctor.context import Subject
 
 
 @pytest.fixture

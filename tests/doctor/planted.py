@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pretrain.training.processes import work
+from pretrain.training.elastic import work
 
 
 def work_with_undivided_gradients(text: str) -> str:
     """Run one process's part with gradients that are not divided as the sum over processes needs it."""
-    from pretrain.training.module import TrainingModule
+    from pretrain.training.lightning_module import TrainingModule
 
     original = TrainingModule.configure_gradient_clipping
 

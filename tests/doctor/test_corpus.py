@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tokenizer_kinds import tokenizer_of
 
-from pretrain.data import batches
-from pretrain.data import tokenizer as home
+from pretrain.data import train_stream as batches
 from pretrain.data.mixture import Proportions
-from pretrain.data.order import Order
 from pretrain.data.packing import plan_rows
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.shuffle import Order
+from pretrain.data.tokenizers import tokenizer as home
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.doctor import corpus as checks
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.resume import flip_bit
@@ -51,7 +51,7 @@ def test_a_sound_stream_passes(subject):
 
 
 def test_a_large_corpus_is_sampled_for_the_small_runs(subject, monkeypatch, mixture):
-    from pretrain.doctor import subject as home
+    from pretrain.doctor import context as home
 
     monkeypatch.setattr(home, "LARGE_TOKENS", 1000)
     monkeypatch.setattr(home, "SAMPLE_TOKENS", 1500)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.command_line import CONFIG_FOLDER, compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.doctor import examination, learning
 from pretrain.doctor.check import Check, Finding, NotApplicableError, Verdict, captured, run_checks
 from pretrain.doctor.config import DoctorConfig, Part

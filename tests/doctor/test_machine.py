@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint_writing
+from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.doctor import machine
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.resume import flip_bit

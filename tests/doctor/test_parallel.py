@@ -7,8 +7,8 @@ import pytest
 
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.parallel import SharedRuns
-from pretrain.training import processes
-from pretrain.training.module import TrainingModule
+from pretrain.training import elastic as processes
+from pretrain.training.lightning_module import TrainingModule
 
 WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from pretrain.doctor import resume
 from pretrain.doctor.resume import ResumedRuns
-from pretrain.training.data import From
+from pretrain.training.datamodule import From
 
 
 @pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pretrain.command_line import CONFIG_FOLDER, compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dropout
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pretrain.data import batches
+from pretrain.data import train_stream as batches
 from pretrain.doctor import visibility
 from pretrain.doctor.check import NotApplicableError
-from pretrain.inference.cache import KeyValueCache
+from pretrain.inference.kv_cache import KeyValueCache
 from pretrain.models import attention, transformer
 from pretrain.objectives import causal, masked
 

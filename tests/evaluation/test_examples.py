@@ -9,14 +9,7 @@ import pytest
 
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
-from pretrain.evaluation.examples import (
-    Cloze,
-    MinimalPair,
-    MultipleChoice,
-    distinct_names,
-    read_examples,
-    spaced,
-)
+from pretrain.evaluation.examples import Cloze, MinimalPair, MultipleChoice, distinct_names, read_examples, spaced
 
 
 def write(path: Path, *records: Any) -> str:
@@ -41,9 +34,7 @@ def test_pairs_come_with_their_paradigm(tmp_path: Path) -> None:
     ]
     plain = {name: text for name, text in PAIR.items() if name != "UID"}
     assert read_examples(Task.minimal_pairs, write(tmp_path / "b.jsonl", plain)).examples[0].paradigm == ""
-    with pytest.raises(
-        DataError, match=r"c\.jsonl:1 needs UID to be .* of at most 200 characters"
-    ):
+    with pytest.raises(DataError, match=r"c\.jsonl:1 needs UID to be .* of at most 200 characters"):
         read_examples(Task.minimal_pairs, write(tmp_path / "c.jsonl", {**PAIR, "UID": "x" * 201}))
 
 

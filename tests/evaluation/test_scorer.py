@@ -10,7 +10,7 @@ from families import lively, shape
 from folders import BYTES
 from tokenizer_kinds import tokenizer_of
 
-from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.continuations import check_examples, encode_pairs

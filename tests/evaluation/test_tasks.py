@@ -16,11 +16,11 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, read_examples
 from pretrain.evaluation.likelihood import Score
-from pretrain.evaluation.memorisation import verbatim_figures
+from pretrain.evaluation.memorization import verbatim_figures
 from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.evaluation.tasks import score_examples, score_tasks
+from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.model_folder import open_model
 
 
 class Known:

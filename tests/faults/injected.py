@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain import checkpoint_writing
+from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.errors import DataError
-from pretrain.training.data import MicroBatches
+from pretrain.training.datamodule import MicroBatches
 
 SAVE = 2  # the save to die in: an earlier checkpoint is there, and another run's worth of work behind it
 PRUNING_SAVE = 3  # with two kept, the first save that has something to prune

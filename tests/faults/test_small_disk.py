@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 from pretrain.data.config import BytesTokenizerConfig, Mode, TextFilesConfig
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.injected import FAULTS
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import PretrainError
-from pretrain.training import run as _  # noqa: F401  (imported once, here, before the forks)
-from pretrain.training.launch import _run, place
+from pretrain.launch.run_plan import place
+from pretrain.training import train as _  # noqa: F401  (imported once, here, before the forks)
+from pretrain.training.launch import _run
 
 
 def child(request: dict[str, Any]) -> None:

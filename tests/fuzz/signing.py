@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.store_files import fingerprint_of
-from pretrain.records import SEAL, sealed
+from pretrain.data.token_store.format import fingerprint_of
+from pretrain.files.records import SEAL, sealed
 
 _LISTS = ("manifest.json", "plan.json")
 

@@ -32,15 +32,15 @@ def import_everything() -> None:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
     import pretrain.doctor.examination
-    import pretrain.export
-    import pretrain.inspection
+    import pretrain.evaluation.inspect_step
+    import pretrain.evaluation.run
+    import pretrain.interop.export
     import pretrain.language_model
     import pretrain.planning.printing
-    import pretrain.score
     import pretrain.training.launch
     import pretrain.training.rewind  # noqa: F401
-    from pretrain.command_line import compose, register_schemas
-    from pretrain.config import RunConfig
+    from pretrain.config.compose import compose, register_schemas
+    from pretrain.config.run import RunConfig
 
     torch.set_num_threads(1)
     register_schemas("train", RunConfig)

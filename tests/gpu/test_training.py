@@ -8,15 +8,15 @@ import torch
 from job import Job, assert_same_weights, files, losses
 from subjects import subject
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.gather import fill
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.parity import Subject
-from pretrain.parallel.whole import fill
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 ON_GPU = ("trainer.accelerator=gpu", "model.d_model=64", "trainer.precision=bf16")

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch.testing import assert_close
 
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_training import byte_tokenizer, train_bpe
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError
 from pretrain.inference.fill_mask import mask_probabilities, text_with_masks
 

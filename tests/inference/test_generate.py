@@ -9,8 +9,8 @@ from families import CAUSAL, lively, shape
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.inference.cache import KeyValueCache
 from pretrain.inference.generate import continue_prompts
+from pretrain.inference.kv_cache import KeyValueCache
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from pretrain.errors import ConfigError
 from pretrain.inference import int8
 from pretrain.inference.config import Weights
+from pretrain.inference.dtype import count_parameters, hold
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.int8 import BytesTimesBytes, Int8Matrix, PiecesInFloat32, multiplies_bytes
 from pretrain.inference.sampling import Sampling
-from pretrain.inference.weights import count_parameters, hold
 from pretrain.interop.families import GPT2_FAMILY
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from pretrain.errors import CheckpointError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family
+from pretrain.interop.load import open_model
 from pretrain.interop.record import Record
-from pretrain.model_folder import open_model
 
 SIZES = {
     "vocab_size": BYTES.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from families import shape
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family

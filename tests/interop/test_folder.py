@@ -14,8 +14,9 @@ from families import lively, shape
 from folders import BYTES, Bomb, write_ours
 from safetensors.torch import load_file, save_file
 
-from pretrain.data.tokenizer_training import train_bpe
+from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.errors import CheckpointError
+from pretrain.files.untrusted_files import MAX_JSON_BYTES
 from pretrain.interop.families import (
     APERTUS_FAMILY,
     BERT_FAMILY,
@@ -24,10 +25,9 @@ from pretrain.interop.families import (
     MODERN_BERT_FAMILY,
     QWEN3_FAMILY,
 )
+from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.model_folder import open_model
 from pretrain.models.config import Activation
-from pretrain.untrusted_files import MAX_JSON_BYTES
 
 SHAPES = {
     "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False)),

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from torch.testing import assert_close
 
+from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.model_folder import open_model
+from pretrain.interop.load import open_model
 from pretrain.models.config import Activation, Head, RopeScaling, RopeScalingConfig, TransformerConfig
-from pretrain.tensor_file import TensorFiles
 
 LENGTH = 24
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -7,7 +7,7 @@ from families import lively, shape
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.config import CausalConfig, ObjectiveConfig
 from pretrain.objectives.objective import Learner

@@ -11,7 +11,7 @@ from folders import BYTES
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.errors import ConfigError
 from pretrain.inference.classification import label_probabilities
 from pretrain.models.transformer import LabelHead, Transformer

@@ -7,7 +7,7 @@ from families import CAUSAL, lively, shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.errors import ConfigError
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE

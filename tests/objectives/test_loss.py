@@ -12,7 +12,7 @@ from subjects import Words
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.errors import ConfigError
 from pretrain.objectives import loss
 from pretrain.objectives.batch import IGNORE, Batch

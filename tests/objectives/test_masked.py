@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.errors import ConfigError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.config import MaskedConfig

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.rows import Rows
-from pretrain.data.tokenizer_training import train_bpe
+from pretrain.data.collate import Rows
+from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.errors import ConfigError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.config import MaskedConfig, MaskingUnit
@@ -73,7 +73,7 @@ def test_a_word_longer_than_the_share_is_hidden_in_part() -> None:
 
 
 def test_words_begin_where_the_tokenizer_spells_a_beginning(assets) -> None:
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokenizers.tokenizer import Tokenizer
 
     bert = Tokenizer.load(assets / "tokenizers" / "bert-base-uncased")
     ids = bert.encode("unbelievable misunderstandings happen")

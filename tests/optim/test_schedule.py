@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
-from pretrain.optim.config import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
+from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 
 
 @pytest.mark.parametrize(

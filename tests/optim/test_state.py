@@ -7,10 +7,10 @@ import torch
 from families import lively, shape
 from torch import nn
 
+from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
 from pretrain.errors import CheckpointError
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from pretrain.optim.state import load_optimizer_state, optimizer_state
-from pretrain.tensor_file import TensorFiles, write_tensors
 
 CONFIGS = [AdamWConfig(learning_rate=0.01), MuonConfig(learning_rate=0.01)]
 

@@ -10,8 +10,8 @@ from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.parallel.group import end_process
 from pretrain.parallel.parity import Case, prepared, train_step
+from pretrain.parallel.process_group import end_process
 
 
 class Collectives(TorchDispatchMode):

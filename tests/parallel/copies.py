@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.group import end_process
 from pretrain.parallel.parity import Case, prepared, train_step
+from pretrain.parallel.process_group import end_process
 
 
 def apart(folder: Path, alike: bool) -> float:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from subjects import subject
 
-from pretrain import compiling, matrix_products
-from pretrain.compiling import compile_block
+from pretrain.kernels import compile as compiling
+from pretrain.kernels import onednn_linear as matrix_products
+from pretrain.kernels.compile import compile_block
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.parity import Case, Subject, prepared

@@ -9,7 +9,7 @@ from subjects import subject
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain import matrix_products
+from pretrain.kernels import onednn_linear as matrix_products
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case, prepared
 

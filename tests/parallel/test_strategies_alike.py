@@ -48,7 +48,7 @@ import os, sys, time
 if __name__ == "__mp_main__":  # a process that begins
     print(os.getpid(), flush=True)
     time.sleep(300)
-from pretrain.asked_to_stop import AskedToStop, listen
+from pretrain.stop_signals import AskedToStop, listen
 from pretrain.optim.config import AdamWConfig
 from pretrain.parallel.parity import Case, Subject, train_cases
 

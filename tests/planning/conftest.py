@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.command_line import compose, register_schemas
+from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Place
 from pretrain.planning.hardware import GIB, Hardware

@@ -75,7 +75,7 @@ def test_dropout_makes_losses_alike_not_equal(plan: Plan, place: Place) -> None:
 
 def losses(tiny: Any, *words: str) -> list[float]:
     """Return the training loss of each step of a run."""
-    from pretrain.training.run import run
+    from pretrain.training.train import run
 
     report = run(tiny.place(*words))
     with (Path(report.folder) / "metrics.csv").open(newline="") as file:

@@ -102,7 +102,7 @@ def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tm
 
 
 def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> None:
-    from pretrain.training.run import run
+    from pretrain.training.train import run
 
     report = run(tiny.place())
     text = answer(plan(f"run={report.folder}", "device=cpu", "dry_run=false"))

@@ -4,9 +4,9 @@ import os
 
 import torch
 
-from pretrain.command_line import main
-from pretrain.config import RunConfig
-from pretrain.training.module import TrainingModule
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
+from pretrain.training.lightning_module import TrainingModule
 
 FAULT = os.environ["PLANTED_FAULT"]
 _step = TrainingModule.training_step

@@ -15,9 +15,9 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.objective import Learner
 from pretrain.optim.config import MuonConfig
 from pretrain.parallel.config import Layout, ParallelConfig
-from pretrain.parallel.group import end_process
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.process_group import end_process
 
 
 def set_gradients(model: Module, step: int) -> None:

@@ -34,7 +34,7 @@ def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedP
 @pytest.mark.fault("F06")
 def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, family: str, number: int, code: int):
     """Killed in the middle, resumed by the short command, and compared bit for bit with a run that was left alone."""
-    from pretrain.checkpoint import open_checkpoint
+    from pretrain.checkpoint.read import open_checkpoint
 
     words = [
         f"model={family}",
@@ -162,8 +162,8 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
     script.write_text(
         "import sys\n"
         "from dataclasses import dataclass\n"
-        "from pretrain.command_line import main\n"
-        "from pretrain.config import RunConfig, register\n"
+        "from pretrain.config.compose import main\n"
+        "from pretrain.config.run import RunConfig, register\n"
         "from pretrain.optim.config import ScheduleConfig\n"
         "@dataclass\n"
         "class StepsConfig(ScheduleConfig):\n"

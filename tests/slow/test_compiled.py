@@ -5,7 +5,7 @@ import shutil
 import pytest
 from job import Job, files, losses
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from job import ROOT, TWO, Job, files, losses
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.data.ledger import Ledger
-from pretrain.training.loggers import read_rows
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.data.streaming.ledger import Ledger
+from pretrain.training.loggers.csv_table import read_rows
 
 ROOT = Path(__file__).parents[2]
 STREAM = [
@@ -266,8 +266,8 @@ def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: 
 def test_a_script_of_ones_own_needs_no_guard_against_being_imported_anew(text: Path, tmp_path: Path):
     script = tmp_path / "mine.py"
     script.write_text(
-        "from pretrain.command_line import main\n"
-        "from pretrain.config import RunConfig\n"
+        "from pretrain.config.compose import main\n"
+        "from pretrain.config.run import RunConfig\n"
         "from pretrain.training.launch import launch\n"
         "main('train', RunConfig, launch)\n"
     )

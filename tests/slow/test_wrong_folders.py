@@ -10,7 +10,7 @@ import pytest
 from families import lively, shape
 from folders import BYTES, write_ours
 
-from pretrain.data.tokenizer_training import train_bpe
+from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.interop.families import LLAMA_FAMILY
 
 ROOT = Path(__file__).parents[2]

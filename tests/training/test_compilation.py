@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.utils._triton
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.compiling import avoid_wrong_code
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.rehearsal import OneBlock
+from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.training import compilation
 from pretrain.training.compilation import resolve_compile
 from pretrain.training.config import Precision
-from pretrain.training.opening import opening
+from pretrain.training.startup_summary import opening
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.training.launch import place
+from pretrain.launch.run_plan import place
 from pretrain.training.report import Report
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 STORIES, PEPS = 80, 16  # documents, so that the test is short
 SHORT = [

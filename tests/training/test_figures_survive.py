@@ -12,18 +12,19 @@ import pytest
 import torch
 from tiny_run import TinyRun
 
-from pretrain import checkpoint_writing
-from pretrain.asked_to_stop import AskedToStop
-from pretrain.checkpoint import open_checkpoint, step_folders
-from pretrain.command_line import register_schemas
-from pretrain.config import RunConfig
+from pretrain.checkpoint import write as checkpoint_writing
+from pretrain.checkpoint.read import open_checkpoint, step_folders
+from pretrain.config.compose import register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import Interrupted
+from pretrain.stop_signals import AskedToStop
 from pretrain.training.callbacks import samples, scores
 from pretrain.training.callbacks.ledger import Ledger
-from pretrain.training.loggers import LongCSVLogger, RunTensorBoard, has_figures, read_rows
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import LongCSVLogger, has_figures, read_rows
+from pretrain.training.loggers.tensorboard import RunTensorBoard
 from pretrain.training.rewind import train
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 
 @pytest.mark.parametrize("kind", ["ledger", "figures"])

@@ -8,25 +8,26 @@ import pytest
 import torch
 from same_state import assert_same_state
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig, from_dict, to_dict
-from pretrain.data.batches import RowStream
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
+from pretrain.config.scripts import ExportConfig
+from pretrain.config.serialize import from_dict, to_dict
 from pretrain.data.prepare import prepare
+from pretrain.data.train_stream import RowStream
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
-from pretrain.export import export_model
+from pretrain.evaluation.run import score
+from pretrain.interop.export import export_model
+from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.model_folder import open_model
 from pretrain.objectives.batch import IGNORE
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.printing import answer
-from pretrain.score import score
-from pretrain.script_config import ExportConfig
-from pretrain.training.loggers import read_rows
+from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import Report
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 PAIRS = {"The quick brown": "fox", "The quick brown fox": "jumps"}
 GOOD, BAD = ["good", "fine", "great", "lovely"], ["bad", "poor", "awful", "dull"]

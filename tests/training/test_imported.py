@@ -7,14 +7,15 @@ import torch
 from families import lively, shape
 from folders import BYTES, write_ours
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.config import RunConfig, to_dict
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.run import RunConfig
+from pretrain.config.serialize import to_dict
 from pretrain.errors import ConfigError
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
+from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.model_folder import open_model
 from pretrain.models.config import Position, TransformerConfig
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 SHAPE = shape("llama", qk_norm=False, context_length=32, vocab_multiple=64, norm_eps=1e-6)
 

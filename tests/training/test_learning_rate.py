@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.training.learning_rate import rate_change
 from pretrain.training.run_length import batch_sizes_of, run_length
 

@@ -10,10 +10,10 @@ import pytest
 from pretrain.data.prepare import prepare
 from pretrain.data.training_rows import training_rows
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.inspection import rows_of_step
-from pretrain.run_folder import TABLE, read_rows
+from pretrain.evaluation.inspect_step import rows_of_step
+from pretrain.launch.run_folder import TABLE, read_rows
 from pretrain.training.callbacks.ledger import Ledger, read_lines
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 ROOT = Path(__file__).parents[2]
 

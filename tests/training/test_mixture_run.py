@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 from pretrain.data.prepare import prepare
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.run import score_documents
 from pretrain.language_model import LanguageModel
 from pretrain.objectives.batch import IGNORE
-from pretrain.score import score_documents
 from pretrain.training.config import PathsConfig
-from pretrain.training.loggers import read_rows
-from pretrain.training.module import TrainingModule
-from pretrain.training.run import _build_data, run
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.run_length import batch_sizes_of
+from pretrain.training.train import _build_data, run
 
 SHARES = {"numbers": 0.3, "words": 0.7}
 

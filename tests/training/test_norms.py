@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
 from pretrain.objectives.objective import Learner
-from pretrain.training.loggers import read_rows
-from pretrain.training.run import run
+from pretrain.training.loggers.csv_table import read_rows
+from pretrain.training.train import run
 
 PARTS = ["embeddings", "block_00", "block_01", "final_norm"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pretrain.command_line import compose, register_schemas
-from pretrain.config import RunConfig
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.optim.config import CosineConfig, LinearConfig, WSDConfig
+from pretrain.optim.schedules import CosineConfig, LinearConfig, WSDConfig
 from pretrain.training.run_length import RunLength, run_length
 
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from families import lively, shape
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.config import from_dict, to_dict
-from pretrain.data.tokenizer_training import byte_tokenizer
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.serialize import from_dict, to_dict
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
-from pretrain.score import score
+from pretrain.evaluation.run import score
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.callbacks.scores import Scores, open_tasks
-from pretrain.training.loggers import read_rows
-from pretrain.training.run import run
+from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.throughput import Throughput
+from pretrain.training.train import run
 
 
 @pytest.fixture

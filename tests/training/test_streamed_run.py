@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from same_state import assert_same_state
 
-from pretrain.data.ledger import Ledger
 from pretrain.data.prepare import Prepared, finish_stream, prepare
-from pretrain.data.read_ahead import ReadAhead
+from pretrain.data.streaming.ledger import Ledger
+from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.errors import DataError, Interrupted
 from pretrain.evaluation.config import EvalConfig
-from pretrain.score import score_documents
+from pretrain.evaluation.run import score_documents
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
-from pretrain.training.loggers import read_rows
+from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.rewind import train
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 STREAM = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=1024", "data.validation_fraction=0.2"]
 

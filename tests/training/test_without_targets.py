@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoint import open_checkpoint
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.sweep import Job, table
 from pretrain.errors import DataError, DivergenceError
 from pretrain.evaluation.config import EvalConfig, Task
-from pretrain.export import _scores
-from pretrain.model_folder import open_model
+from pretrain.evaluation.run import score
+from pretrain.interop.export import _scores
+from pretrain.interop.load import open_model
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.masked import Masked
-from pretrain.score import score
-from pretrain.sweep import Job, table
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
-from pretrain.training.loggers import read_rows
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.outcome import check_outcome
-from pretrain.training.run import run
+from pretrain.training.train import run
 
 PAIR = {"prompt": "a", "response": "b"}
 LONG = {"prompt": "why " * 40, "response": "so"}
@@ -154,7 +154,7 @@ def test_a_model_of_nans_is_not_scored(tiny: Any, tmp_path: Path, monkeypatch: p
         torch.nn.init.constant_(next(model.parameters()), math.nan)
         return model
 
-    monkeypatch.setattr("pretrain.model_folder.ModelFolder.load", diverged)
+    monkeypatch.setattr("pretrain.interop.load.ModelFolder.load", diverged)
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
     paths = replace(EvalConfig().paths, cache_dir=str(tiny.folder / "cache"))

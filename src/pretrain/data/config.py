@@ -139,7 +139,7 @@ class MixtureConfig(DataConfig):
 
     kind: str = "mixture"
     # by name: the kind, that kind's own settings, weight or epochs, and where wanted a validation_fraction;
-    # `mixture_config.py` makes a MixtureSource of each
+    # `config/mixture_sources.py` makes a MixtureSource of each
     sources: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pretrain.data.config import DataConfig, Format, Mode, Packing
+from pretrain.data.escapes import read_escapes
 from pretrain.errors import ConfigError
-from pretrain.escapes import read_escapes
 
 _PLACEHOLDERS = ("{prompt}", "{response}")
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pretrain.data.batches import PlacedRow, RowStream
+from pretrain.data.collate import Rows
 from pretrain.data.config import DataConfig
-from pretrain.data.order import slot_samples
-from pretrain.data.rows import Rows
-from pretrain.data.store import Store
+from pretrain.data.shuffle import slot_samples
+from pretrain.data.token_store.store import Store
+from pretrain.data.train_stream import PlacedRow, RowStream
 from pretrain.errors import DataError
 
 Ints = npt.NDArray[np.int64]

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.config import Packing
-from pretrain.data.store import Store
-from pretrain.data.store_files import map_array, read_json, write_atomically
+from pretrain.data.token_store.format import map_array, read_json, write_atomically
+from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError, printable
-from pretrain.records import check_seal, sealed
+from pretrain.files.records import check_seal, sealed
 
 PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used
 ARRAYS = {"row_ends": "<i8", "documents": "<i8", "offsets": "<i8", "lengths": "<i4"}

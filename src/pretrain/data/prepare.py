@@ -11,19 +11,20 @@ from pathlib import Path
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesConfig, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import AnnotatedConfig
-from pretrain.data.ledger import Ledger
-from pretrain.data.producer import STREAM_VERSION, produce
 from pretrain.data.progress import Progress
-from pretrain.data.sources import Source, open_source
-from pretrain.data.storage import storage_errors
-from pretrain.data.store import Store
-from pretrain.data.store_files import read_json
-from pretrain.data.stream import Stream
-from pretrain.data.tokenisation import Report, with_splits, write_stores
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_training import beginning, build_tokenizer
+from pretrain.data.sources.open_source import open_source
+from pretrain.data.sources.source import Source
+from pretrain.data.streaming.corpus import Stream
+from pretrain.data.streaming.ledger import Ledger
+from pretrain.data.streaming.producer import STREAM_VERSION, produce
+from pretrain.data.token_store.build import Report, with_splits, write_stores
+from pretrain.data.token_store.disk_errors import storage_errors
+from pretrain.data.token_store.format import read_json
+from pretrain.data.token_store.store import Store
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.train_bpe import beginning, build_tokenizer
 from pretrain.errors import DataError
-from pretrain.untrusted_files import read_text
+from pretrain.files.untrusted_files import read_text
 
 PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
 _TRAINED = "tokenizer.json"  # there once a tokenizer is

@@ -3,7 +3,7 @@
 from pretrain.data.config import DataConfig
 from pretrain.data.mixture import MixedStream, mixed_stream
 from pretrain.data.prepare import Prepared
-from pretrain.data.streamed_rows import StreamedRows
+from pretrain.data.streaming.dataset import StreamedRows
 
 
 def training_rows(prepared: Prepared, config: DataConfig, row_length: int, seed: int) -> MixedStream | StreamedRows:

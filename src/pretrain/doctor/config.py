@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from enum import Enum
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 
 
 class Part(Enum):

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pretrain.data.batches import RowStream
 from pretrain.data.mixture import MixedStream
-from pretrain.data.store import Store
-from pretrain.data.streamed_rows import StreamedRows
+from pretrain.data.streaming.dataset import StreamedRows
+from pretrain.data.token_store.store import Store
+from pretrain.data.train_stream import RowStream
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.subject import Subject
+from pretrain.doctor.context import Subject
 
 ROUND_TRIPS = 20  # documents of each source
 ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are passed over

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.doctor import corpus, learning, machine, targets, visibility
 from pretrain.doctor.check import Check, Finding, Outcome, Verdict, run_checks
 from pretrain.doctor.config import Part
+from pretrain.doctor.context import Subject
 from pretrain.doctor.parallel import SharedRuns
 from pretrain.doctor.resume import ResumedRuns
-from pretrain.doctor.subject import Subject
 from pretrain.errors import printable
 
 _OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.subject import Subject
-from pretrain.model_folder import build_without_weights
+from pretrain.doctor.context import Subject
+from pretrain.interop.load import build_without_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count
 from pretrain.models.transformer import Transformer

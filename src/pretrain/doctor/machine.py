@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import latest_run, open_checkpoint, run_meant_by_auto
-from pretrain.config import RunConfig
+from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto
+from pretrain.config.run import RunConfig
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.subject import Subject
-from pretrain.model_folder import build_without_weights
+from pretrain.doctor.context import Subject
+from pretrain.interop.load import build_without_weights
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.optim.groups import parameter_names
 from pretrain.training.strategy import choose_device

@@ -5,16 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.runs import (
-    figure_difference,
-    figures,
-    in_folder,
-    state_difference,
-    train_here,
-    train_in_processes,
-)
+from pretrain.doctor.context import Subject
+from pretrain.doctor.runs import figure_difference, figures, in_folder, state_difference, train_here, train_in_processes
 from pretrain.doctor.shrink import ROWS, STEPS
-from pretrain.doctor.subject import Subject
 from pretrain.errors import ConfigError
 from pretrain.parallel.config import ParallelConfig, arrange
 from pretrain.training.config import Strategy

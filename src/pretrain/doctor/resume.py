@@ -5,12 +5,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from pretrain.checkpoint import open_checkpoint, step_folders
-from pretrain.config import RunConfig
+from pretrain.checkpoint.read import open_checkpoint, step_folders
+from pretrain.config.run import RunConfig
 from pretrain.doctor.check import Finding
+from pretrain.doctor.context import Subject
 from pretrain.doctor.runs import PARTS, figure_difference, figures, in_folder, state_difference, train_here
 from pretrain.doctor.shrink import HALF, ROWS, STEPS, with_dropout
-from pretrain.doctor.subject import Subject
 from pretrain.errors import CheckpointError
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.config import RunConfig
-from pretrain.training.launch import place, to_record
-from pretrain.training.loggers import read_rows
-from pretrain.training.processes import spawn
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.run import RunConfig
+from pretrain.launch.run_plan import place, to_record
+from pretrain.training.elastic import spawn
+from pretrain.training.loggers.csv_table import read_rows
 
 PARTS = ("model", "optimizer", "random")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal
 
 def train_here(config: RunConfig, *words: str) -> Path:
     """Train in this process as the settings and, on resume, the words typed say; return the run folder."""
-    from pretrain.training.run import run  # here: what is wrong is told before Lightning is loaded
+    from pretrain.training.train import run  # here: what is wrong is told before Lightning is loaded
 
     placement = place(config, list(words))
     run(placement)

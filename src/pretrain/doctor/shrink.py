@@ -6,7 +6,7 @@ schedule and packing. Runs are compared on the processor in float32, where they 
 
 from dataclasses import replace
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.subject import Subject
+from pretrain.doctor.context import Subject
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.config import HybridConfig, MaskingConfig, MaskingUnit
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.rows import Rows
+from pretrain.data.collate import Rows
 from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.subject import Subject
+from pretrain.doctor.context import Subject
 from pretrain.inference.generate import continue_prompts
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import DataError
 from pretrain.evaluation.examples import ExampleSet, MinimalPair
 from pretrain.evaluation.likelihood import Ints

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pretrain.data.batches import RowStream
+from pretrain.data.train_stream import RowStream
 from pretrain.evaluation.totals import Totals
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import Learner

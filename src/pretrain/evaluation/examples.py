@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.data.config import Format
-from pretrain.data.corpus_files import find_files
-from pretrain.data.file_formats import kind_of_file
-from pretrain.data.file_streams import opened
-from pretrain.data.records import lines_of
-from pretrain.data.sources import printable
+from pretrain.data.escapes import read_escapes
+from pretrain.data.sources.column_files import lines_of
+from pretrain.data.sources.compressed_files import opened
+from pretrain.data.sources.corpus_files import find_files
+from pretrain.data.sources.file_formats import kind_of_file
+from pretrain.data.sources.source import printable
 from pretrain.errors import ConfigError, DataError
-from pretrain.escapes import read_escapes
 from pretrain.evaluation.config import Task
 
 Item = TypeVar("Item")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DivergenceError
 from pretrain.evaluation.continuations import check_room, encode_pairs
 from pretrain.evaluation.likelihood import (

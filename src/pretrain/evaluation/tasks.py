@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice

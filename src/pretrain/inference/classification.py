@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pretrain.seed import MAX_SAMPLING_SEED, check_seed
+from pretrain.config.seed import MAX_SAMPLING_SEED, check_seed
 from pretrain.training.config import PathsConfig
 
 

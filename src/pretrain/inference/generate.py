@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.inference.cache import KeyValueCache
+from pretrain.inference.kv_cache import KeyValueCache
 from pretrain.inference.sampling import Sampler, Sampling, penalise
 from pretrain.models.transformer import Transformer
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.config.seed import MAX_SAMPLING_SEED, check_seed
 from pretrain.errors import ConfigError
-from pretrain.seed import MAX_SAMPLING_SEED, check_seed
 
 
 @dataclass(frozen=True)

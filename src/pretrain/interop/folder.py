@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.checkpoint.safetensors_file import TensorFiles
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError, printable
+from pretrain.files.untrusted_files import open_regular
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, open_family
 from pretrain.interop.names import Stored
 from pretrain.interop.record import Record, read_record
 from pretrain.models.config import TransformerConfig
-from pretrain.tensor_file import TensorFiles
-from pretrain.untrusted_files import open_regular
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

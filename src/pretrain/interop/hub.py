@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from pretrain.data.sources import printable
-from pretrain.data.tokenizer_files import NAMES
+from pretrain.data.sources.source import printable
+from pretrain.data.tokenizers.load import NAMES
 from pretrain.errors import CheckpointError
 from pretrain.interop.folder import CONFIG, INDEX, WEIGHTS
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pretrain.data.sources import printable
+from pretrain.data.sources.source import printable
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import CheckpointError, printable
-from pretrain.untrusted_files import read_json
+from pretrain.files.untrusted_files import read_json
 
 MAX_COUNT = 2**31 - 1
 MAX_LAYERS = 10_000

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.tokenizer_files import MAX_JSON_BYTES
+from pretrain.checkpoint.safetensors_file import write_each
+from pretrain.data.tokenizers.load import MAX_JSON_BYTES
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.files.untrusted_files import read_json
 from pretrain.interop.family import Family
 from pretrain.interop.folder import CONFIG, INDEX, WEIGHTS
 from pretrain.interop.names import Stored
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
-from pretrain.tensor_file import write_each
-from pretrain.untrusted_files import read_json
 
 Frame = tuple[list[int], list[int]]  # ids that stand before and after every text
 _BYTES = 4  # of a float32

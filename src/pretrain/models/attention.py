@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from pretrain.matrix_products import Linear
-from pretrain.models.block_masks import build_block_mask
+from pretrain.kernels.onednn_linear import Linear
 from pretrain.models.config import TransformerConfig
+from pretrain.models.masks import build_block_mask
 from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
 

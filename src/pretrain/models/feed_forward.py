@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.matrix_products import Linear
+from pretrain.kernels.onednn_linear import Linear
 from pretrain.models.config import Activation, TransformerConfig
 from pretrain.models.gelu import gelu_tanh
 

@@ -6,15 +6,8 @@ Shapes: B batch, T positions, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from pretrain.matrix_products import Linear, product
-from pretrain.models.attention import (
-    Attention,
-    Mask,
-    Memory,
-    build_mask,
-    build_mask_in_blocks,
-    build_mixed_mask,
-)
+from pretrain.kernels.onednn_linear import Linear, product
+from pretrain.models.attention import Attention, Mask, Memory, build_mask, build_mask_in_blocks, build_mixed_mask
 from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
 from pretrain.models.norm import build_norm

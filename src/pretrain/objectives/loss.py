@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.compiling import compile_or_leave
-from pretrain.matrix_products import add_product, product
+from pretrain.kernels.compile import compile_or_leave
+from pretrain.kernels.onednn_linear import add_product, product
 from pretrain.objectives.batch import IGNORE
-from pretrain.objectives.vocabulary_shard import VocabularyShard, local
+from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
 CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again

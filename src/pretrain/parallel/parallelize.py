@@ -18,9 +18,9 @@ from torch.distributed.fsdp import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from pretrain.compiling import compile_block
-from pretrain.matrix_products import onednn_products
-from pretrain.models.block_masks import takes_blocks
+from pretrain.kernels.compile import compile_block
+from pretrain.kernels.onednn_linear import onednn_products
+from pretrain.models.masks import takes_blocks
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
 from pretrain.parallel.config import ParallelConfig

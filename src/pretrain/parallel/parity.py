@@ -18,7 +18,6 @@ from torch import Tensor, multiprocessing
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.asked_to_stop import join_no_group, keep_from_children
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Learner
@@ -26,10 +25,11 @@ from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import Layout, ParallelConfig
-from pretrain.parallel.group import end_process
+from pretrain.parallel.gather import fill, whole
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
-from pretrain.parallel.whole import fill, whole
+from pretrain.parallel.process_group import end_process
+from pretrain.stop_signals import join_no_group, keep_from_children
 
 
 @dataclass(frozen=True)

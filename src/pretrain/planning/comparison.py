@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 
-from pretrain.checkpoint import open_checkpoint
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
+from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast, forecast, place_of
 from pretrain.planning.units import duration, gib
-from pretrain.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from enum import Enum
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.objectives.config import ClassifyConfig
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.data.prepare import find_prepared
 from pretrain.errors import DataError
 

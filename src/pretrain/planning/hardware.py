@@ -14,12 +14,12 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.compiling import can_compile
-from pretrain.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
+from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.compile import can_compile
+from pretrain.kernels.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
-from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision, Strategy
 
 GIB = 2**30

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def vocab_size_of(config: TokenizerConfig) -> int:
     Raises ConfigError where only the files of the hub could tell.
     """
     if isinstance(config, BytesTokenizerConfig):
-        from pretrain.data.tokenizer_training import byte_tokenizer
+        from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 
         return byte_tokenizer().vocab_size
     if isinstance(config, BPETokenizerConfig):

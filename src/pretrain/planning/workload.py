@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.config import RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.models.block_masks import takes_blocks
 from pretrain.models.config import TransformerConfig
+from pretrain.models.masks import takes_blocks
 from pretrain.objectives.config import HybridConfig, MaskedConfig, MaskingConfig
 from pretrain.optim.config import MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name

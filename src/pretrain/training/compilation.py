@@ -4,15 +4,15 @@ import time
 
 import torch
 
-from pretrain.compiling import can_compile, compiler
-from pretrain.config import RunConfig
-from pretrain.device import peak_flops_per_s
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.compile import can_compile, compiler
+from pretrain.kernels.device import peak_flops_per_s
+from pretrain.launch.rank import say
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
-from pretrain.rehearsal import OneBlock
 from pretrain.training.config import Precision
-from pretrain.training.processes import say
 
 LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
 LARGEST_ERROR = 0.05  # of a compiled block's gradient; in bf16 one of a hundredth is usual

@@ -5,18 +5,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pretrain.config import RunConfig
-from pretrain.data.batches import RowStream
+from pretrain.config.run import RunConfig
 from pretrain.data.mixture import MixedStream
 from pretrain.data.prepare import Prepared
+from pretrain.data.train_stream import RowStream
 from pretrain.errors import ConfigError, DataError
-from pretrain.model_folder import ModelFolder, Values, build_without_weights
+from pretrain.interop.load import ModelFolder, Values, build_without_weights
+from pretrain.launch.rank import say
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
-from pretrain.training.data import TextDataModule
-from pretrain.training.processes import say
+from pretrain.training.datamodule import TextDataModule
 
 _HEAD = "head."
 

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-from pretrain.checkpoint import Checkpoint
-from pretrain.config import RunConfig
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.optim.config import WSDConfig
+from pretrain.optim.schedules import WSDConfig
 from pretrain.training.run_length import RunLength, run_length
 
 

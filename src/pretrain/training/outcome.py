@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from pretrain.errors import DataError, DivergenceError
-from pretrain.training.module import NO_TARGET
+from pretrain.training.lightning_module import NO_TARGET
 
 
 def check_outcome(steps: int, skipped: int, skipped_because: str, figures: Mapping[str, float]) -> None:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.store_files import write_atomically
+from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import CheckpointError, printable
+from pretrain.launch.run_folder import REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
-from pretrain.run_folder import REPORT, finished_run
-from pretrain.training.spikes import named
+from pretrain.training.divergence import named
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
-from pretrain.asked_to_stop import AskedToStop
-from pretrain.checkpoint import newest
+from pretrain.checkpoint.read import newest
 from pretrain.errors import DivergenceError
-from pretrain.training.launch import Placement
-from pretrain.training.processes import saved_step, say, stopped
+from pretrain.launch.rank import say
+from pretrain.launch.run_plan import Placement
+from pretrain.stop_signals import AskedToStop
+from pretrain.training.divergence import Rewind
+from pretrain.training.elastic import saved_step, stopped
 from pretrain.training.report import Report
-from pretrain.training.run import run
-from pretrain.training.spikes import Rewind
 from pretrain.training.throughput import Throughput
+from pretrain.training.train import run
 
 
 def train(placement: Placement) -> Report:

@@ -3,8 +3,8 @@
 import time
 from collections import deque
 
-from pretrain.checkpoint import Checkpoint
-from pretrain.config import RunConfig
+from pretrain.checkpoint.read import Checkpoint
+from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pretrain.config import RunConfig
-from pretrain.device import bf16_is_fast
+from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.kernels.device import bf16_is_fast
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.training.config import Precision, TrainerConfig
 from pretrain.training.config import Strategy as Sharing
@@ -46,7 +46,7 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
 
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy object for the run."""
-    from pretrain.training.shared_strategies import CopiedStrategy, ShardedStrategy  # here: the launcher needs none
+    from pretrain.training.lightning_strategies import CopiedStrategy, ShardedStrategy  # here: the launcher needs none
 
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"

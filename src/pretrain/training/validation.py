@@ -5,16 +5,16 @@ from pathlib import Path
 
 import lightning as L
 
-from pretrain.config import RunConfig
-from pretrain.data.batches import RowStream
+from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, Mode
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.prepare import Prepared
+from pretrain.data.train_stream import RowStream
 from pretrain.errors import ConfigError
-from pretrain.run_folder import TABLE
-from pretrain.training.data import TextDataModule
-from pretrain.training.loggers import has_figures
-from pretrain.training.module import TrainingModule
+from pretrain.launch.run_folder import TABLE
+from pretrain.training.datamodule import TextDataModule
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import has_figures
 
 FEW_TARGETS = 1_000  # a loss varies by 2 to 3 nats from token to token: the mean of so many is known to within 0.1
 _NOT_IN_FIRST_ERA = "no document of the stream's first era is held out"

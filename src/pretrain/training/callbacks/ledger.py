@@ -9,12 +9,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pretrain.data.store_files import write_atomically
+from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import CheckpointError
-from pretrain.records import Count, read_record
-from pretrain.run_folder import lines_of, opened_to_append
-from pretrain.training.module import TrainingModule
-from pretrain.untrusted_files import parse_json
+from pretrain.files.records import Count, read_record
+from pretrain.files.untrusted_files import parse_json
+from pretrain.launch.run_folder import lines_of, opened_to_append
+from pretrain.training.lightning_module import TrainingModule
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.objectives.batch import Batch
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.throughput import Throughput
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.clip import global_norm
 from pretrain.training.callbacks.metrics import write
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
 
 
 class Norms(Callback):

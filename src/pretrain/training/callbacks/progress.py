@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from pretrain.errors import printable
+from pretrain.launch.rank import say
 from pretrain.training.callbacks.metrics import Metrics
-from pretrain.training.module import TrainingModule
-from pretrain.training.processes import say
+from pretrain.training.lightning_module import TrainingModule
 
 FREE_LINES = 100  # of a log
 PAUSE_S = 30.0  # between those behind them

@@ -8,19 +8,19 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.tensor import DTensor
 
-from pretrain.config import RunConfig
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.interop.load import build_without_weights
 from pretrain.language_model import LanguageModel
-from pretrain.launcher import rank
-from pretrain.model_folder import build_without_weights
+from pretrain.launch.rank import rank
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.optim.groups import parameters_by_name
-from pretrain.parallel.whole import whole
+from pretrain.parallel.gather import whole
 from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.config import SampleConfig
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.throughput import Throughput
 
 CAUSAL_PROMPTS = ["The", "If you want to", "Return the"]

@@ -12,14 +12,14 @@ from pretrain.evaluation.config import ScoresConfig
 from pretrain.evaluation.continuations import check_examples
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.tasks import score_tasks
-from pretrain.launcher import rank
+from pretrain.launch.rank import rank
+from pretrain.launch.run_folder import TABLE
 from pretrain.models.transformer import Transformer
-from pretrain.run_folder import TABLE
 from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
-from pretrain.training.loggers import has_figures
-from pretrain.training.module import TrainingModule
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.throughput import Throughput
 
 

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.progress import minutes
-from pretrain.data.read_ahead import ReadAhead
-from pretrain.data.streamed_rows import POLL_S, StreamedRows
-from pretrain.training.module import TrainingModule
-from pretrain.training.processes import say
+from pretrain.data.streaming.dataset import POLL_S, StreamedRows
+from pretrain.data.streaming.read_ahead import ReadAhead
+from pretrain.launch.rank import say
+from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.throughput import Throughput
 
 TELL_S = 30.0  # between words on waiting

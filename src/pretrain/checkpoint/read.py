@@ -1,0 +1,344 @@
+"""The checkpoint folder: what is in it, which of them are whole, and what they hold.
+
+    checkpoints/step-00001200/
+        model.safetensors       weights by parameter name, shared ones once
+        optimizer.safetensors   optimizer state as <parameter name>/<key>
+        random.safetensors      states of the random generators
+        tokenizer/              tokenizer.json and its roles
+        manifest.json           written last: format, step, progress, settings, every file's size and sha256, own hash
+
+Of a sharded run each process writes its own part: model-rank-00000.safetensors, model-rank-00001.safetensors, ...
+A folder without a manifest, or whose files do not match it, is no checkpoint. Nothing in it is pickled, and nothing in
+it is a link.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pretrain.checkpoint.safetensors_file import TensorFiles
+from pretrain.config.run import RunConfig
+from pretrain.config.serialize import from_dict
+from pretrain.errors import CheckpointError, ConfigError, printable
+from pretrain.files.records import AtLeast, Count, check_seal, read_record
+from pretrain.files.untrusted_files import MAX_JSON_BYTES, open_regular, read_json
+from pretrain.models.config import Head, TransformerConfig
+from pretrain.models.size import parameter_count
+
+FORMAT_VERSION = 1
+
+
+MAX_MANIFEST_BYTES = MAX_JSON_BYTES
+
+
+EMBEDDING = "embeddings.tokens.weight"
+
+
+_SLACK, _SLACK_PARAMETERS = 4, 1_000_000  # of a model's size above what was saved, for messages that say where
+
+
+_LATEST_S = 2.0**36  # in some 2,000 years; a later time is no clock's
+
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """What the manifest says of a file."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the manifest says of the run so far; a version may lack some, and some are of the run's kind."""
+
+    tokens_seen: Count = 0
+    skipped_steps: Count = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    first_validation: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The fields of manifest.json that every checkpoint has."""
+
+    format: Annotated[int, AtLeast(1)]
+    step: Count
+    files: dict[str, ListedFile]
+    config: dict[str, Any]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk whose manifest has been read and whose files have been compared with it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken when it was written."""
+        return int(self.manifest["step"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings of the run, as `pretrain.config.serialize.to_dict` gave them."""
+        return dict(self.manifest["config"])
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Counters of the run: tokens seen, steps skipped, fingerprints of data and tokenizer."""
+        return dict(self.manifest["progress"])
+
+    def run_config(self) -> RunConfig:
+        """Return the settings of the run, once the model that they describe is known to be the one that was saved.
+
+        Raises CheckpointError where they are not settings of this version, or the tensors are those of another model.
+        """
+        try:
+            run: RunConfig = from_dict(self.config)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from error
+        self._check_size(run)
+        return run
+
+    def _check_size(self, run: RunConfig) -> None:
+        """Refuse settings of a model that is far larger than what was saved: building it would take forever.
+
+        What else does not fit is named, parameter by parameter, where the weights are read.
+        """
+        shapes, model = self.tensors("model").shapes, run.model
+        if not isinstance(model, TransformerConfig) or len(shapes.get(EMBEDDING, ())) != 2:
+            return
+        vocabulary, labels = shapes[EMBEDDING][0], run.objective.n_labels
+        if labels is None:
+            described = parameter_count(model, vocabulary)
+        else:
+            described = parameter_count(replace(model, tied=True, head=Head.linear), vocabulary)
+            described += labels * (model.d_model + 1)
+        held = sum(shape.numel() for shape in shapes.values())
+        if model.n_layers > len(shapes) or described > _SLACK * held + _SLACK_PARAMETERS:
+            raise CheckpointError(
+                f"{self.folder}: its settings describe a model of {described:,} parameters, and its files hold "
+                f"{held:,}. Take another checkpoint of the run."
+            )
+
+    @property
+    def typed(self) -> list[str]:
+        """Words of the command lines that the run was started and gone on with; none where they were not recorded."""
+        words = self.manifest.get("typed")
+        return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+
+    @property
+    def working_folder(self) -> str | None:
+        """The folder that relative paths of the settings start from, seen from the run's; None: it was not recorded."""
+        folder = self.manifest.get("working_folder")
+        return folder if isinstance(folder, str) else None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Folder of the tokenizer that the weights were trained with."""
+        return self.folder / "tokenizer"
+
+    def tensors(self, part: str) -> TensorFiles:
+        """Return the tensors of `model`, `optimizer` or `random`, each whole and on the CPU when it is asked for."""
+        return TensorFiles([self.folder / name for name in _files_of(self.manifest, part)])
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`, a checkpoint's folder or a run's folder (then the newest that verifies).
+
+    Raises CheckpointError with the reason where there is none or it is damaged.
+    """
+    if _STEP.fullmatch(path.name) or os.path.lexists(path / "manifest.json"):
+        if path.is_symlink():  # typed by the user, such as best -> checkpoints/step-00001200
+            path = path.resolve()
+        problem = problem_of(path)
+        if problem:
+            raise CheckpointError(f"{path} is not a usable checkpoint: {problem}.")
+        return Checkpoint(path, read_manifest(path))
+    found, passed_over = newest(path)
+    if found is None:
+        reasons = "".join(f" {folder.name}: {reason}." for folder, reason in passed_over)
+        raise CheckpointError(
+            f"{path} holds no usable checkpoint.{reasons or ' There is none in its checkpoints folder.'}"
+        )
+    return found
+
+
+def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """Return the newest checkpoint of a run that verifies, and each newer one passed over with the reason."""
+    passed_over: list[tuple[Path, str]] = []
+    for folder in reversed(step_folders(run_folder / "checkpoints")):
+        problem = problem_of(folder)
+        if problem is None:
+            return Checkpoint(folder, read_manifest(folder)), passed_over
+        passed_over.append((folder, problem))
+    return None, passed_over
+
+
+def unverified(path: Path) -> Checkpoint | None:
+    """Return the newest checkpoint at `path` (as `open_checkpoint` has it) by its manifest alone; None without one."""
+    folders = [path] if _STEP.fullmatch(path.name) else reversed(step_folders(path / "checkpoints"))
+    for folder in folders:
+        try:
+            return Checkpoint(folder, read_manifest(folder))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def latest_run(logs_folder: str | Path) -> Path:
+    """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError.
+
+    This is what `auto` means everywhere. The time is the one that the checkpoint recorded, so that names, copies, time
+    zones and a clock that was set back change nothing.
+    """
+    found = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
+    if not found:
+        raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
+    return max(found, key=lambda folder: (found[folder], folder.name))
+
+
+def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:
+    """Return the run folder that resume=auto goes on with: the one typed, else the newest run of this name, if any.
+
+    Without a name it is the newest run of all.
+    """
+    if run_dir:
+        return Path(run_dir) if step_folders(Path(run_dir) / "checkpoints") else None
+    try:
+        return latest_run(logs_dir if name is None else Path(logs_dir) / (name or "run"))
+    except CheckpointError:
+        return None
+
+
+def newest_save(logs_folder: Path, run_folder: Path) -> float:
+    """Return the newest time that a run below either folder recorded, in seconds of Unix time; 0 where there is none.
+
+    What is saved from now on is later, even where the clock was set back.
+    """
+    folders = {*_runs_below(logs_folder), run_folder}
+    return max((saved_at(folder) or 0.0 for folder in folders), default=0.0)
+
+
+def saved_at(run_folder: Path) -> float | None:
+    """Return when a run's newest checkpoint was written, in seconds of Unix time; None where it has none.
+
+    One from before this was recorded, or that cannot be read, was written when its manifest was.
+    """
+    for folder in reversed(step_folders(run_folder / "checkpoints")):
+        try:
+            recorded = read_manifest(folder).get("saved_at")
+        except (OSError, ValueError):
+            recorded = None
+        if isinstance(recorded, int | float) and 0 <= recorded < _LATEST_S:
+            return float(recorded)
+        manifest = folder / "manifest.json"
+        return (manifest if os.path.lexists(manifest) else folder).lstat().st_mtime
+    return None
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Yield every folder below this one, or it itself, that has a folder of checkpoints; links are not followed."""
+    for path, folders, _ in os.walk(folder):
+        if "checkpoints" in folders:
+            folders.clear()  # no run lies in another
+            yield Path(path)
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """Return the folders below `parent` that are named like checkpoints, oldest step first."""
+    if not parent.is_dir():
+        return []
+    folders = [path for path in parent.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, every field that is used checked for type and range.
+
+    The files that it lists are not looked at. Raises OSError, or ValueError with what is wrong.
+    """
+    if folder.is_symlink():
+        raise ValueError("it is a link, and a run's checkpoints are folders in its own")
+    try:
+        manifest = read_json(folder / "manifest.json", MAX_MANIFEST_BYTES, follow_links=False)
+    except ValueError as error:
+        raise ValueError(f"manifest.json cannot be read: {' '.join(str(error).split())[:200]}") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:  # a newer one may lack the other keys
+        raise ValueError(f"it has format {version}, and this version reads up to {FORMAT_VERSION}")
+    read_record(Manifest, manifest, "manifest.json")
+    check_seal(manifest, "manifest.json")
+    if _STEP.fullmatch(folder.name) and int(folder.name.split("-")[1]) != manifest["step"]:
+        raise ValueError(f"manifest.json is of step {manifest['step']}")
+    return dict(manifest)
+
+
+def problem_of(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, in one printable line; none if every file is what its manifest says."""
+    problem = _problem_of(folder)
+    return None if problem is None else printable(problem, one_line=True)
+
+
+def _problem_of(folder: Path) -> str | None:
+    try:
+        manifest = read_manifest(folder)
+        for name, expected in manifest["files"].items():
+            problem = _file_problem(folder, name, expected)
+            if problem:
+                return problem
+        if not _files_of(manifest, "model"):
+            return "manifest.json lists no model.safetensors"
+        return _unlisted(folder, manifest)
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _unlisted(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """Return the problem where the tokenizer's folder holds a file that would be read, and no hash vouches for it."""
+    found = sorted(path.name for path in (folder / "tokenizer").glob("*") if not path.name.startswith("."))
+    unlisted = [name for name in found if f"tokenizer/{name}" not in manifest["files"]]
+    return f"manifest.json does not list tokenizer/{unlisted[0]}" if unlisted else None
+
+
+def _files_of(manifest: dict[str, Any], part: str) -> list[str]:
+    """Return the names of the files that hold a part: one, or one for each process that had a piece of it."""
+    named = re.compile(rf"{part}(-rank-\d{{5,}})?\.safetensors")
+    return sorted(name for name in manifest["files"] if named.fullmatch(name))
+
+
+def _file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or len(parts) > 2:
+        return f"manifest.json names a file outside the folder: {name}"
+    if (folder / name).parent.is_symlink():
+        return f"{parts[0]} is a link, and only what is in the folder itself is read"
+    try:
+        with open_regular(folder / name, follow_links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size:,} bytes instead of {expected['bytes']:,}"
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        return f"{name} cannot be read: {error}"
+    return None if sha256 == expected["sha256"] else f"{name} does not match its sha256"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

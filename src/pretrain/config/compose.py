@@ -1,0 +1,358 @@
+"""Compose presets and overrides into typed settings.
+
+Hydra composes. What it lets pass or explains in its own terms is checked here: unknown settings behind `+` and inside
+experiment files, wrong types, misspelled presets.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.imported import IMPORTED, words_of_imported
+from pretrain.config.near_misses import of_preset, of_setting, of_value
+from pretrain.config.overrides import as_hydra_reads
+from pretrain.config.registry import choices, groups, kind_of, registered
+from pretrain.config.serialize import to_dict
+from pretrain.errors import CheckpointError, ConfigError, nearest
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
+
+
+_WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
+
+
+_OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # as torch says it of processors and of GPUs
+
+
+_classes: dict[str, type] = {}  # of the settings of each script
+
+
+def compose(config_name: str, overrides: list[str]) -> Any:
+    """Return the settings that a script's configuration and these overrides make.
+
+    Raises ConfigError: an unknown setting or preset, a wrong type, a missing value, a combination that cannot work.
+    """
+    from omegaconf import open_dict
+
+    tree = _composed(config_name, overrides)
+    with open_dict(tree):
+        del tree.hydra
+    return typed(tree)
+
+
+def _composed(config_name: str, overrides: list[str]) -> Any:
+    """Return the tree that Hydra composes, its own settings among it; raises ConfigError where a word does not fit."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pretrain.config.preset_files import read_presets_for
+
+    GlobalHydra.instance().clear()
+    config_class = _classes.get(config_name)
+    if config_class:
+        read_presets_for(config_class)
+    overrides = [as_hydra_reads(word, config_class) if config_class else word for word in overrides]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
+        _check_words(overrides)
+        try:
+            return _by_hydra(config_name, overrides, [])
+        except (HydraException, OmegaConfBaseException) as first:
+            error: Exception = first
+        if (in_preset := _explain_preset(error)) is not None:
+            raise in_preset from error
+        chosen = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        bare = hydra_compose(config_name, overrides=chosen)
+        if implied := _implied(config_name, overrides, bare):
+            try:
+                return _by_hydra(config_name, overrides, implied)
+            except (HydraException, OmegaConfBaseException) as second:
+                error, bare = second, hydra_compose(config_name, overrides=[*implied, *chosen])
+        raise _explain(error, bare, overrides) from error
+
+
+def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any:
+    """Return the tree that Hydra composes from what is typed, on top of what that implies."""
+    from hydra import compose as hydra_compose
+
+    words = [f"++{word.lstrip('+')}" if _declared(word) in NAMED_BY_USER else word for word in overrides]
+    tree = hydra_compose(config_name, overrides=[*implied, *words], return_hydra_config=True)
+    chosen = dict(tree.hydra.runtime.choices)
+    if chosen.get("model") == IMPORTED:
+        imported = words_of_imported(tree, chosen, overrides)
+        tree = hydra_compose(config_name, overrides=[*implied, *imported, *words], return_hydra_config=True)
+    return tree
+
+
+def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
+    """Return the presets that settings imply which the kinds chosen do not have; `tree` is what the presets make.
+
+    Of a run resumed, a group's kind is the run's own; of a new one, a data.path alone is that of text files.
+    """
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    wanted: dict[str, set[str]] = {}
+    for group in groups():
+        if group in tree and group not in keys:
+            known = {field.name for field in fields(class_of(tree, group))}
+            typed_names = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
+            if typed_names - known:
+                wanted[group] = typed_names
+    if "resume" in keys and wanted:
+        return _kinds_of_the_run(config_name, overrides, list(wanted))
+    text = {field.name for field in fields(choices("data")["text_files"])}
+    if "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys:
+        return ["data=text_files"]
+    return []
+
+
+def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:
+    """Return words that choose, for each group wanted, the settings of the run that is resumed; none where none is."""
+    from hydra import compose as hydra_compose
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from pretrain.checkpoint.read import run_meant_by_auto, unverified  # here: only who resumes waits for torch
+    from pretrain.checkpoint.recorded_paths import settings_of
+
+    where = [word for word in overrides if is_group(key := word.partition("=")[0].lstrip("+")) or key in _WHICH_RUN]
+    tree = hydra_compose(config_name, overrides=where)
+    path = Path(tree.resume)
+    if tree.resume == "auto":
+        path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
+    saved = unverified(path)
+    if saved is None:
+        return []
+    try:
+        record = to_dict(settings_of(saved))
+    except CheckpointError:  # which resuming says in its own words
+        return []
+    for group in wanted:
+        declared = choices(group)[record[group]["kind"]]
+        node = OmegaConf.merge(OmegaConf.structured(declared), record[group])
+        ConfigStore.instance().store(group=group, name=_OF_THE_RUN, node=node, provider="pretrain")
+    return [f"{group}={_OF_THE_RUN}" for group in wanted]
+
+
+def _declared(word: str) -> str:
+    """Return the key of a word as far as a dataclass declares it."""
+    key = word.partition("=")[0].lstrip("+")
+    return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
+
+
+def is_group(name: str) -> bool:
+    """Whether `name` chooses a preset (model, trainer, experiment, ...) rather than a value."""
+    return (CONFIG_FOLDER / name.split("@")[0]).is_dir()
+
+
+def presets(group: str) -> list[str]:
+    """Return the names of a group's presets: of its files, and of what plugins and scripts registered."""
+    return sorted({path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")} | registered(group).keys())
+
+
+def _check_words(overrides: list[str]) -> None:
+    """Refuse words that are no `key=value`, and presets that do not exist."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        key = key.lstrip("+")
+        if key.startswith("~"):
+            raise ConfigError(f"{word} would delete a setting, and every setting has a place. Give it another value.")
+        if not equals or not key:
+            raise ConfigError(
+                f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
+            )
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([word])
+        except OverrideParseException as error:
+            raise ConfigError(f"""{word!r} cannot be read. Quote special characters twice: '{key}="..."'.""") from error
+        if parsed.is_sweep_override():
+            raise ConfigError(f"{word!r} gives several values, which is a sweep. Add -m to run one after the other.")
+        if is_group(key):
+            known = presets(key)
+            for item in [item.strip() for item in value.strip("[]").split(",")]:
+                if item not in known:
+                    raise ConfigError(f"{key}={item} is not a preset. {of_preset(key, item, known)}")
+
+
+def _explain_preset(error: Exception) -> ConfigError | None:
+    """Say which setting of which preset's file is at fault, where it is one's."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    where, cause = re.match(r"In '([^']+)'", str(error)), error.__context__
+    if where is None or not isinstance(cause, OmegaConfBaseException):
+        return None
+    key = str(cause.full_key)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        above = key.rpartition(".")[0]
+        known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
+        return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
+    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_first_line(cause)}")
+
+
+def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
+    """Say which word is at fault, given the tree that the presets alone make."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for word in overrides:
+        key, _, value = word.partition("=")
+        key = key.lstrip("+")
+        if is_group(key):
+            continue
+        declared = _declared(word)
+        unknown = _explain_unknown(declared, tree, class_of(tree))
+        if unknown is not None:
+            return unknown
+        try:
+            new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
+            OmegaConf.update(tree, key, new, force_add=declared in NAMED_BY_USER)
+        except OmegaConfBaseException as problem:
+            expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
+            near = of_value(value, expected[1].split(", ")) if expected else None
+            hint = f" Did you mean {key}={near}?" if near else ""
+            return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
+    return ConfigError(_first_line(error))
+
+
+def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:
+    """Say which part of a key is no setting, where one is none."""
+    from omegaconf import OmegaConf
+
+    known = tree
+    for depth, part in enumerate(key.split(".")):
+        if not OmegaConf.is_dict(known) or part not in list(known):  # a setting without a value yet is one, too
+            above = "".join(f"{name}." for name in key.split(".")[:depth])
+            names = [f"{above}{name}" for name in known] if OmegaConf.is_dict(known) else []
+            return no_setting(above + part, names, config_class, key)
+        known = known._get_node(part)
+    return None
+
+
+def _parse(value: str) -> Any:
+    """Return a value as Hydra would read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(f"x={value}").value()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def register_schemas(config_name: str, config_class: type) -> None:
+    """Make the dataclasses known to Hydra, so that presets are checked against them."""
+    from hydra.core.config_store import ConfigStore
+
+    _classes[config_name] = config_class
+    store = ConfigStore.instance()
+    store.store(name=config_class.__name__, node=config_class, provider="pretrain")
+    for group in groups():
+        for choice in choices(group).values():
+            store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
+        for kind, choice in registered(group).items():  # has no preset file, so its kind is the preset
+            store.store(group=group, name=kind, node=choice, provider="pretrain")
+
+
+def _hand_to_hydra(config_name: str, words: list[str]) -> None:
+    """Let Hydra act on its own flags, such as --cfg and --info."""
+    import hydra
+
+    from pretrain.config.preset_files import read_presets_for
+
+    if "-m" in words or "--multirun" in words:
+        raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
+    read_presets_for(_classes[config_name])
+    sys.argv[1:] = words
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
+
+
+# mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
+NAMED_BY_USER = {"data.sources": "data=mixture"}
+
+
+def typed(tree: Any) -> Any:
+    """Return the dataclasses of a composed tree; raises ConfigError for keys that none of them declares."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    for key, known in _undeclared(tree, ""):
+        raise no_setting(key, known, class_of(tree))
+    _refuse_environment(OmegaConf.to_container(tree, resolve=False), "")
+    try:
+        _check_kinds(tree)
+        for key in sorted(OmegaConf.missing_keys(tree)):
+            raise ConfigError(f"{key} has no value, and needs one. Give it as {key}=... on the command line.")
+        return OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def class_of(tree: Any, group: str | None = None) -> type:
+    """Return the dataclass of a whole tree, or of one of its groups."""
+    from omegaconf import OmegaConf
+
+    found: type = OmegaConf.get_type(tree, group)  # type: ignore[assignment]
+    return found
+
+
+def no_setting(key: str, known: list[str], config_class: type, whole: str | None = None) -> ConfigError:
+    """Return the error of a key that is no setting, with what may have been meant; `known` are those beside it.
+
+    `whole` is what was typed, where the key is only its beginning.
+    """
+    preset = NAMED_BY_USER.get(key)
+    if preset:
+        return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
+    return ConfigError(of_setting(key, known, config_class, whole or key))
+
+
+def _undeclared(tree: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every key that the dataclass of its node does not declare, with the names that it does."""
+    from omegaconf import DictConfig, OmegaConf
+
+    declared = OmegaConf.get_type(tree)
+    if is_dataclass(declared):
+        known = [f.name for f in fields(declared)]
+        for key in tree:
+            if key not in known:
+                yield f"{prefix}{key}", [prefix + name for name in known]
+    for key in tree:
+        node = tree._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_missing() or node._is_none() or node._is_interpolation()):
+            yield from _undeclared(node, f"{prefix}{key}.")
+
+
+def _refuse_environment(value: Any, key: str) -> None:
+    """Refuse values that OmegaConf would take from the environment: settings are saved, and go where the model goes."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_environment(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{\s*oc\.env", value):
+        raise ConfigError(
+            f"{key}={value} is taken from the environment, and settings are saved with the model. Where it is no "
+            f'secret, have the shell fill it in: {key}="$NAME".'
+        )
+
+
+def _check_kinds(tree: Any) -> None:
+    """Refuse a `kind` that is not the preset's own: a saved record would name a class that its settings are not of."""
+    from omegaconf import OmegaConf
+
+    for group in groups():
+        declared = OmegaConf.get_type(tree, group) if group in tree else None
+        if declared is not None and is_dataclass(declared) and tree[group].kind != kind_of(declared):
+            raise ConfigError(f"{group}.kind={tree[group].kind} cannot be set. Choose a preset instead: {group}=...")

@@ -1,0 +1,123 @@
+"""The sources of a mixture, from what was written to typed settings, with one sentence where something does not fit."""
+
+import math
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.data.config import COMMON, MixtureConfig, MixtureSource, errors_of
+from pretrain.errors import ConfigError, nearest
+
+_EXAMPLE = "{novels: {kind: text_files, path: novels.txt, weight: 0.6}, docs: {kind: python_docs, weight: 0.4}}"
+
+
+_PART = ("weight", "epochs", "validation_fraction")  # what a mixture says of a source; the rest is the source's own
+
+
+def typed_sources(mixture: MixtureConfig, kinds: dict[str, type]) -> MixtureConfig:
+    """Return the mixture with a MixtureSource for each of its sources; `kinds` are the classes of data settings.
+
+    Sources come in the order of their names, so that a run does not depend on the order in which they were written.
+    Raises ConfigError for fewer than two sources, and for a name, key or value that does not fit.
+    """
+    written = mixture.sources
+    if len(written) < 2:
+        count = f"names {next(iter(written))} alone" if written else "names no source"
+        raise ConfigError(
+            f"data.sources {count}, and a mixture needs two or more. "
+            f"Try 'data.sources={_EXAMPLE}', or data=text_files for one source."
+        )
+    typed = replace(mixture, sources={name: _typed(name, written[name], kinds) for name in sorted(written)})
+    _check_parts(typed.sources)
+    typed.parts()  # raises where a source's validation_fraction cannot be
+    return typed
+
+
+def _typed(name: str, written: Any, kinds: dict[str, type]) -> MixtureSource:
+    """Return the settings of one source from its mapping; a MixtureSource is one already."""
+    if isinstance(written, MixtureSource):
+        return written
+    key = f"data.sources.{name}"
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise ConfigError(
+            f"{key} is not a name for a source: letters (a-z, A-Z), digits, _ and - only. "
+            f"Try data.sources.{re.sub('[^A-Za-z0-9_-]+', '_', name) or 'novels'}."
+        )
+    if not isinstance(written, dict):
+        raise ConfigError(
+            f"{key}={written} is not a mapping of settings. "
+            f"Try '{key}={{kind: text_files, path: novels.txt, weight: 1}}'."
+        )
+    text_class = _class_of(f"{key}.kind", written.get("kind"), kinds)
+    own = [f.name for f in fields(text_class) if f.name not in COMMON]
+    tree = OmegaConf.structured(MixtureSource)
+    tree.text = OmegaConf.structured(text_class)
+    for setting, value in written.items():
+        _check_setting(key, setting, value, [*own, *_PART])
+        try:
+            (tree if setting in _PART else tree.text)[setting] = value
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0].replace("'text.", f"'{key}.")
+            raise ConfigError(f"{key}.{setting}={value} does not fit: {reason}") from error
+    for setting in own:
+        if OmegaConf.is_missing(tree.text, setting):
+            raise ConfigError(f"{key}.{setting} has no value, and needs one. Give it as {key}.{setting}=...")
+    with errors_of(name):
+        typed: MixtureSource = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    return typed
+
+
+def _class_of(key: str, kind: Any, kinds: dict[str, type]) -> type:
+    single = {name: choice for name, choice in kinds.items() if not issubclass(choice, MixtureConfig)}
+    if kind is None:
+        raise ConfigError(f"{key} has no value, and needs one: {', '.join(sorted(single))}. Try {key}=text_files.")
+    found = single.get(str(kind))
+    if found is None and str(kind) in kinds:
+        raise ConfigError(f"{key}={kind} would put a mixture into the mixture. Name its sources beside the others.")
+    if found is None:
+        raise ConfigError(f"{key}={kind} is unknown. {nearest(str(kind), single)}")
+    return found
+
+
+def _check_setting(key: str, setting: str, value: Any, known: list[str]) -> None:
+    if setting not in known and setting in COMMON:
+        raise ConfigError(
+            f"{key}.{setting}={value} cannot differ from source to source. Set it for all: data.{setting}={value}."
+        )
+    if setting not in known:
+        raise ConfigError(
+            f"{key}.{setting} is not a setting. {nearest(f'{key}.{setting}', [f'{key}.{name}' for name in known])}"
+        )
+    if "${" in str(value):
+        raise ConfigError(f"{key}.{setting}={value} refers to something else. Write the value itself.")
+
+
+def _check_parts(sources: dict[str, MixtureSource]) -> None:
+    """Refuse a source without its part of the mixture, and weights beside epochs."""
+    for name, source in sources.items():
+        key = f"data.sources.{name}"
+        if source.weight is None and source.epochs is None:
+            raise ConfigError(
+                f"{key}.weight has no value, and a source needs a weight or epochs. "
+                f"Try {key}.weight=1, or {key}.epochs=1."
+            )
+        if source.weight is not None and source.epochs is not None:
+            raise ConfigError(
+                f"{key}.weight={source.weight} and {key}.epochs={source.epochs} say the same in two ways. "
+                f"Give only one, such as {key}.weight={source.weight}."
+            )
+        for setting in ("weight", "epochs"):
+            value = getattr(source, setting)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{key}.{setting}={value} is not a number above 0. Try {key}.{setting}=1.")
+    weighed = [name for name, source in sources.items() if source.weight is not None]
+    if weighed and len(weighed) < len(sources):
+        other = next(name for name in sources if name not in weighed)
+        raise ConfigError(
+            f"data.sources.{other}.epochs={sources[other].epochs} does not go with data.sources.{weighed[0]}.weight="
+            f"{sources[weighed[0]].weight}: all sources have weights, or all have epochs. "
+            f"Try data.sources.{other}.weight=1."
+        )

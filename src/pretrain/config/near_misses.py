@@ -1,0 +1,188 @@
+"""What was meant by a word that is no setting, no preset or no value: the field's other words for ours lead to them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from pretrain.config.declared import every_setting, kinds_with
+from pretrain.config.registry import groups
+from pretrain.errors import nearest
+
+# what others call a setting; of several, those that the script has
+_SETTINGS: dict[str, str] = {
+    "optimizer.learning_rate": "lr max_lr peak_lr base_lr",
+    "optimizer.weight_decay": "wd decay",
+    "optimizer.beta1": "adam_beta1 betas",
+    "optimizer.beta2": "adam_beta2",
+    "optimizer.eps": "adam_eps adam_epsilon",
+    "schedule.warmup_steps": "warmup warmup_iters num_warmup_steps lr_warmup_steps warmup_ratio warmup_fraction",
+    "schedule.final_share": "min_lr min_lr_ratio final_lr end_lr",
+    "schedule.decay_share": "decay_fraction decay_ratio cooldown",
+    "schedule": "scheduler lr_scheduler lr_schedule lr_scheduler_type",
+    "model.context_length": (
+        "seq_len seq_length sequence_length max_seq_len max_seq_length max_length block_size n_ctx n_positions "
+        "max_position_embeddings context context_size context_window"
+    ),
+    "model.n_layers": "n_layer num_layers num_hidden_layers layers depth n_blocks",
+    "model.d_model": "hidden_size n_embd embed_dim embedding_dim hidden_dim dim width model_dim",
+    "model.n_heads": "n_head num_heads num_attention_heads heads attention_heads",
+    "model.n_kv_heads": "num_key_value_heads n_kv_head num_kv_heads kv_heads n_query_groups",
+    "model.d_ff": "intermediate_size ffn_dim d_ffn mlp_dim ffn_hidden_size n_inner",
+    "model.dropout": "resid_pdrop embd_pdrop hidden_dropout hidden_dropout_prob residual_dropout",
+    "model.attention_dropout": "attn_pdrop attn_dropout attention_probs_dropout_prob",
+    "model.head_width": "head_dim d_head",
+    "model.feed_forward": "activation hidden_act activation_function mlp act",
+    "model.norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_eps",
+    "model.position": "position_embedding positional_encoding position_encoding pos_emb",
+    "model.rope_base": "rope_theta theta rotary_base",
+    "model.window": "sliding_window window_size",
+    "model.tied": "tie_embeddings tie_weights tie_word_embeddings weight_tying",
+    "model.bias": "use_bias add_bias",
+    "model.init_std": "initializer_range init_scale",
+    "objective.mask_probability": "mlm_probability mask_prob masking_ratio mask_ratio mask_token_prob",
+    "objective.z_loss": "z_loss_weight z_loss_coef",
+    "tokenizer.vocab_size": "n_vocab vocabulary_size",
+    "tokenizer.path": "tokenizer_path tokenizer_name tokenizer_file",
+    "data.path": "dataset data_path dataset_path dataset_name train_file train_data data_dir corpus files",
+    "data.validation_path": "val_path valid_path eval_path validation_file val_file eval_file val_data",
+    "data.validation_fraction": "val_fraction val_split validation_split val_ratio validation_ratio test_size",
+    "data.text_column": "text_field text_key column content_field",
+    "data.num_workers": "workers dataloader_num_workers n_workers",
+    "data.mode": "streaming stream",
+    "batch_size": "bs global_batch_size train_batch_size effective_batch_size",
+    "micro_batch_size": (
+        "per_device_train_batch_size per_device_batch_size gradient_accumulation_steps grad_accum accumulation_steps "
+        "accumulate_grad_batches device_batch_size mbs"
+    ),
+    "trainer.max_steps": (
+        "steps max_iters num_steps train_steps iterations num_iterations total_steps max_train_steps epochs max_epochs "
+        "num_epochs num_train_epochs n_epochs"
+    ),
+    "trainer.max_tokens": "train_tokens total_tokens num_tokens token_budget",
+    "trainer.max_time": "time_limit max_minutes max_hours time",
+    "trainer.precision": "dtype amp mixed_precision fp16 bf16 half",
+    "trainer.devices": "gpus num_gpus n_gpus ngpu num_devices nproc_per_node",
+    "trainer.accelerator": "accel",
+    "trainer.num_nodes": "nodes nnodes n_nodes",
+    "trainer.gradient_clip_val": "grad_clip gradient_clip gradient_clipping max_grad_norm clip_grad clip_norm clip",
+    "trainer.val_check_interval": "eval_interval eval_steps eval_every val_interval val_every validation_interval",
+    "trainer.log_every_n_steps": "log_interval logging_steps log_every log_steps",
+    "trainer.enable_progress_bar": "progress progress_bar",
+    "parallel.compile": "torch_compile compile_model",
+    "parallel.tensor_parallel": "tp tp_size tensor_parallel_size tensor_model_parallel_size",
+    "parallel.activation_checkpointing": "gradient_checkpointing activation_recomputation recompute",
+    "checkpoint.every_n_steps": "save_steps save_every save_interval checkpoint_interval checkpoint_every",
+    "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k",
+    "paths.run_dir": "output_dir out_dir save_dir run_folder outdir checkpoint_dir",
+    "paths.logs_dir": "log_dir logdir logging_dir root_dir default_root_dir",
+    "resume": "resume_from resume_from_checkpoint ckpt_path from_checkpoint restore",
+    "init_from": "pretrained pretrained_model pretrained_model_name_or_path model_name model_name_or_path",
+    "name": "run_name experiment_name exp_name run_id wandb_run_name",
+    "seed": "random_seed rng_seed manual_seed",
+    "max_new_tokens": "max_tokens max_length num_tokens length n_tokens new_tokens",
+    "checkpoint": "model ckpt model_path run folder",
+    "prompt": "text input start",
+    "temperature": "temp",
+    "path": "data file examples input dataset data_path",
+    "task": "tasks benchmark",
+    "output": "out out_dir output_dir save_dir dir",
+    "device": "accelerator gpu",
+}  # fmt: skip
+
+
+_PRESETS: dict[str, dict[str, str]] = {
+    "model": {
+        "gpt_small": "gpt2 gpt gpt2_small gpt2_124m", "gpt_medium": "gpt2_medium", "gpt_large": "gpt2_large",
+        "gpt_xl": "gpt2_xl", "bert_base": "bert bert_base_uncased bert_base_cased bert_base_multilingual_cased",
+        "bert_large": "bert_large_uncased bert_large_cased", "modernbert_base": "modernbert",
+        "llama_1b": "llama llama2 llama3 llama_3_2_1b tinyllama", "llama_7b": "llama_2_7b llama2_7b llama_8b",
+        "gpt_nano": "nanogpt nano tiny", "imported": "pretrained auto",
+    },
+    "data": {
+        "text_files": "text txt file files local folder jsonl json", "hugging_face": "hf huggingface datasets hub",
+        "fineweb_edu": "fineweb", "wikitext": "wiki wikitext_2 wikitext_103 wikitext2 wikitext103",
+        "pairs": "instruct sft chat instructions", "labelled": "labeled classification labels", "mixture": "mix blend",
+    },
+    "tokenizer": {"bytes": "byte char characters byt5", "pretrained": "gpt2 hf huggingface hugging_face sentencepiece"},
+    "optimizer": {"adamw": "adam adam_w sgd adamw_torch adafactor"},
+    "schedule": {
+        "cosine": "cosine_with_warmup cosine_annealing", "linear": "linear_with_warmup", "wsd": "trapezoidal warmup",
+        "constant": "none constant_with_warmup",
+    },
+    "objective": {"causal": "clm lm autoregressive gpt next_token", "masked": "mlm bert masked_lm",
+                  "classify": "classification cls"},
+    "trainer": {"gpu": "cuda single", "fsdp": "fsdp2 zero sharded deepspeed", "ddp": "dp distributed multi_gpu"},
+    "logger": {"tensorboard": "wandb tb mlflow", "none": "null false off"},
+}  # fmt: skip
+
+
+_VALUES: dict[str, str] = {
+    "bf16": "bf16-mixed bf16-true bfloat16 16-mixed 16 fp16 float16 half mixed",
+    "fp32": "32 32-true float32 full float",
+    "rms": "rmsnorm rms_norm", "layer": "layernorm layer_norm ln", "swiglu": "silu swish", "gelu": "gelu_new gelu_tanh",
+    "rope": "rotary rope_embeddings", "learned": "absolute learnt", "fsdp": "fsdp2 zero zero3", "ddp": "dp",
+    "best_fit": "pack packed bfd", "concat": "concatenate concat_chunk", "stream": "streaming", "int8": "8bit 8-bit",
+}  # fmt: skip
+
+
+_NOTES = {
+    "epochs": "A run's length is in steps, tokens or minutes: trainer.max_steps, trainer.max_tokens, trainer.max_time",
+    "ratio": "It is a number of steps",
+    "accum": "How many micro-batches make a step follows from it and batch_size",
+    "min_lr": "It is a share of optimizer.learning_rate",
+}
+
+
+_MOST = 4  # settings that are named at once
+
+
+def of_setting(key: str, known: list[str], config_class: type, whole: str) -> str:
+    """Return one line about a key that is no setting: what it may stand for, of all that the script has.
+
+    `known` are the settings beside it; of `whole`, which was typed, it is the part that is not known. First comes the
+    kind that has it, then the same last part elsewhere, then what others call it, then what is spelt much like it.
+    """
+    group, _, rest = whole.partition(".")
+    kinds = kinds_with(group, rest) if group in groups() and rest else []
+    if kinds:
+        choices = [f"{group}={kind}" for kind in kinds]
+        best = "data=text_files" if "data=text_files" in choices else choices[0]
+        return f"{whole} is a setting of {_listed(choices, 'and')} only. Choose that as well: {best}"
+    return f"{key} is not a setting. {_meant(whole, nearest(key, known), config_class)}"
+
+
+def of_preset(group: str, name: str, known: list[str]) -> str:
+    """Return a hint for a name that is no preset of its group."""
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower().rpartition("/")[2])
+    meant = next((ours for ours, words in _PRESETS.get(group, {}).items() if plain in words.split()), None)
+    return f"Did you mean {meant}?" if meant in known else nearest(name, known)
+
+
+def of_value(value: str, known: list[str]) -> str | None:
+    """Return the value that was meant by one that is none of those known; None where nothing is near."""
+    plain = value.lower()
+    for ours, words in _VALUES.items():
+        if plain in words.split() and ours in known:
+            return ours
+    close = difflib.get_close_matches(plain, [name.lower() for name in known], n=1, cutoff=0.6)
+    return next((name for name in known if close and name.lower() == close[0]), None)
+
+
+def _meant(key: str, spelt: str, config_class: type) -> str:
+    last, every = key.rpartition(".")[2].lower(), every_setting(config_class)
+    parts = {".".join(name.split(".")[:depth]) for name in every for depth in range(1, name.count(".") + 2)}
+    same = [name for name in every if name.rpartition(".")[2] == last and name != key]
+    others = [ours for ours, words in _SETTINGS.items() if last in words.split() and ours in parts and ours != key]
+    found = same or sorted(others, key=lambda ours: ours.count("."))
+    if not found:
+        far = {name.rpartition(".")[2]: name for name in reversed(every)}
+        near = [] if spelt.startswith("Did") else difflib.get_close_matches(last, far, n=1, cutoff=0.75)
+        return f"Did you mean {far[near[0]]}?" if near else spelt
+    note = next((f" {note}." for word, note in _NOTES.items() if word in last), "")
+    return f"Did you mean {_listed(found[:_MOST], 'or')}?{note}"
+
+
+def _listed(names: list[str], last: str) -> str:
+    *others, final = names
+    return f"{', '.join(others)} {last} {final}" if others else final

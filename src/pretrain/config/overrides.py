@@ -1,0 +1,135 @@
+"""Words as the shell passed them on, made into words of Hydra's grammar: quoting once, in the shell, is enough.
+
+What a setting is declared as decides how its value is read: text is text, whatever characters it holds, and 1e9 is a
+whole number where one is asked for. A text in Hydra's own quotes ('...' or "...") is what stands inside them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.declared import types_of
+from pretrain.config.whole_numbers import is_whole, written_out
+
+# last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
+_PLACES = (
+    "path", "validation_path", "logs_dir", "cache_dir", "run_dir", "resume", "init_from", "checkpoint", "run", "output",
+)  # fmt: skip
+
+
+_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|float|bool|json_str|extend_list)\(.*\)")
+
+
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def as_hydra_reads(word: str, config_class: type, *, sweep: bool = False) -> str:
+    """Return a word `key=value` with the value quoted for Hydra's grammar where that would refuse or change it.
+
+    In a `sweep`, commas separate values; those of folders do not, as a sweep has one of each.
+    """
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    kinds = types_of(config_class, name) if equals else set()
+    if str in kinds:
+        several = sweep and not name.startswith("paths.")
+        if several and _FUNCTION.fullmatch(value):
+            return word
+        values = split(value) if several else [value]
+        return f"{key}={','.join(_text(each, name) for each in values)}"
+    if equals and is_whole(config_class, name):
+        return f"{key}={','.join(map(written_out, value.split(',')))}"
+    if value[:1] in ("[", "{") and _parsed(value) is _UNREADABLE:
+        return f"{key}={_from_yaml(value)}"
+    return word
+
+
+def quoted(text: str, *, interpolates: bool = False) -> str:
+    """Return a text as Hydra's grammar has it in quotes; `${` is taken as it stands unless it `interpolates`."""
+    if not interpolates:
+        text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"
+
+
+def quote(word: str, free_text: str) -> str:
+    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
+    key, equals, value = word.partition("=")
+    return f"{key}={quoted(value)}" if free_text and key == free_text and equals else word
+
+
+def unquoted(value: str) -> str:
+    """Return the text that a value of Hydra's grammar stands for."""
+    found = _parsed(value)
+    return found if isinstance(found, str) else value
+
+
+def split(value: str) -> list[str]:
+    r"""Return the values of a sweep over texts: at commas, but for those in quotes and those written as \,."""
+    found, start = [], 0
+    for match in re.finditer(rf"{_QUOTED.pattern}|\\.|,", value, re.DOTALL):
+        if match[0] == ",":
+            found.append(value[start : match.start()].strip())
+            start = match.end()
+    return [*found, value[start:].strip()]
+
+
+class _Unreadable:
+    """What Hydra's grammar has no place for."""
+
+
+_UNREADABLE = _Unreadable()
+
+
+def _parsed(value: str) -> Any:
+    """Return what Hydra makes of one value; of several, and of what it cannot read, _UNREADABLE."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        found = OverridesParser.create().parse_override(f"x={value}")
+        return _UNREADABLE if found.is_sweep_override() else found.value()
+    except HydraException:
+        return _UNREADABLE
+
+
+def _text(value: str, name: str) -> str:
+    """Return a text as Hydra reads it; left as it was typed where that already is what Hydra makes of it."""
+    found = _parsed(value)
+    if found is None or (isinstance(found, str) and (found == value or _QUOTED.fullmatch(value) or "\\" in value)):
+        return value  # null, a text that needs no quotes, has them, or is written with Hydra's escapes
+    if name.rpartition(".")[2] in _PLACES and (value == "~" or value.startswith("~/")):
+        value = str(Path.home()) + value[1:]
+    return quoted(value, interpolates=True)
+
+
+def _from_yaml(value: str) -> str:
+    """Return a list or mapping that YAML can read and Hydra cannot, its texts quoted; else as it is."""
+    import yaml
+
+    try:
+        return _written(yaml.safe_load(value))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return value
+
+
+def _written(value: Any) -> str:
+    """Return plain data in Hydra's grammar; raises ValueError where it is something else."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_key(key)}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(value, interpolates=True)
+    raise ValueError("it is no plain data")
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+        raise ValueError("it is no name")
+    return key

@@ -1,0 +1,166 @@
+"""All settings of a training run in one dataclass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from pretrain.config.largest_sizes import check_sizes
+from pretrain.config.registry import with_typed_sources
+from pretrain.config.seed import check_seed
+from pretrain.data.batch_sizes import BatchSizes, StepSize
+from pretrain.data.config import (
+    DataConfig,
+    MixtureConfig,
+    TokenizerConfig,
+)
+from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.errors import ConfigError
+from pretrain.evaluation.config import ScoresConfig
+from pretrain.models.config import ModelConfig
+from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
+from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.schedules import ScheduleConfig
+from pretrain.parallel.config import Layout, ParallelConfig, arrange
+from pretrain.training.config import (
+    CheckpointConfig,
+    DivergenceConfig,
+    LoggerConfig,
+    PathsConfig,
+    SampleConfig,
+    TrainerConfig,
+)
+
+
+@dataclass
+class RunConfig:
+    """Everything a training run depends on."""
+
+    name: str = ""  # of the run's folder below logs_dir; none given: model and data
+    seed: int = 0
+    batch_size: int = 16  # rows in one optimizer step, over all devices and micro-batches
+    micro_batch_size: int | None = None  # rows in one forward pass on one device; none given: as many as divide evenly
+    resume: str | None = None  # auto, a run folder or one of its checkpoints: go on exactly where it stopped
+    init_from: str | None = None  # a run, a checkpoint, a Hugging Face folder or name: start a new run from its weights
+    allow_change: list[str] = field(default_factory=list)  # settings that may differ from those of resume or init_from
+    data: DataConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+    model: ModelConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        self.data = with_typed_sources(self.data)
+        check_seed(self.seed)
+        check_sizes(self)
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
+        if self.trainer.devices != -1:  # else a machine has as many as it has
+            self.layout()
+        self.accumulation_steps()
+        _check_fine_tuning(self)
+        if self.trainer.max_tokens is not None:
+            self.max_steps()
+        if self.resume and self.resume != "auto" and self.init_from:
+            raise ConfigError(
+                f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one, "
+                "or resume=auto, which starts by init_from where there is nothing to resume."
+            )
+
+    def layout(self) -> Layout:
+        """Return how the run's processes are arranged."""
+        return arrange(self.parallel, self.trainer, self.model)
+
+    def accumulation_steps(self) -> int:
+        """Return how many micro-batches on each device make one optimizer step."""
+        ranks = max(1, self.trainer.ranks // self.parallel.tensor_parallel)
+        micro = self.micro_batch_size or max(1, self.batch_size // ranks)
+        unit = micro * ranks
+        if micro < 1 or self.batch_size % unit:
+            below = self.batch_size // unit * unit
+            near = f"{below} or {below + unit}" if below else f"{unit}"
+            raise ConfigError(
+                f"batch_size={self.batch_size} is not a whole number of micro-batches: one holds {unit} rows "
+                f"(micro_batch_size={micro} x {ranks} devices). Nearest that fit: {near}."
+            )
+        return self.batch_size // unit
+
+    def batch_sizes(self) -> BatchSizes:
+        """Return those of a run that has had these settings from its first step on."""
+        return BatchSizes.constant(self.step_size())
+
+    def max_steps(self, batch_sizes: BatchSizes | None = None) -> int | None:
+        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; none: at no step.
+
+        `batch_sizes` are those that the run has had; none given: always this one.
+        """
+        trainer, tokens = self.trainer, self.trainer.max_tokens
+        if tokens is not None and tokens < self.tokens_per_step():
+            raise ConfigError(
+                f"trainer.max_tokens={tokens} is less than one step reads ({self.batch_size} rows of "
+                f"{self.model.context_length} tokens). Try trainer.max_tokens={1000 * self.tokens_per_step()}."
+            )
+        by_tokens = None if tokens is None else (batch_sizes or self.batch_sizes()).steps_within(tokens)
+        limits = [limit for limit in (None if trainer.max_steps == -1 else trainer.max_steps, by_tokens) if limit]
+        return min(limits, default=None)
+
+    def warmup_steps(self, batch_sizes: BatchSizes | None = None) -> int:
+        """Return the optimizer steps of the warm-up; `batch_sizes` as for `max_steps`."""
+        tokens = self.schedule.warmup_tokens
+        return self.schedule.warmup_steps if tokens is None else (batch_sizes or self.batch_sizes()).steps_to(tokens)
+
+    def step_size(self) -> StepSize:
+        """Return what one optimizer step reads."""
+        sources = self.data.sources if isinstance(self.data, MixtureConfig) else {}
+        parts = {name: [source.weight, source.epochs] for name, source in sources.items()}
+        order = json.dumps([self.seed, self.model.context_length, self.data.packing.name, parts], sort_keys=True)
+        digest = hashlib.sha256(order.encode()).hexdigest()[:16]
+        return StepSize(self.batch_size, self.tokens_per_step(), digest)
+
+    def tokens_per_step(self) -> int:
+        """Return the tokens that one optimizer step reads, padding included."""
+        return self.batch_size * self.model.context_length
+
+    def rows_per_micro_batch(self) -> int:
+        """Return the rows of one forward pass on one device."""
+        return self.batch_size // (self.accumulation_steps() * self.layout().data_ranks)
+
+
+def _check_fine_tuning(config: RunConfig) -> None:
+    """Refuse an objective that does not learn what the data's documents carry beside their text, and the reverse."""
+    data, objective = config.data, config.objective
+    if isinstance(objective, ClassifyConfig):
+        if not isinstance(data, LabelledTextConfig):
+            raise ConfigError(
+                f"objective=classify learns the labels of texts, and data.kind={data.kind} has none. "
+                "Try data=labelled data.path=<lines of text, tab, label>."
+            )
+        if config.scores.every_n_steps:
+            raise ConfigError(
+                f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
+                "objective=classify trains a model that has none. Try scores.every_n_steps=0."
+            )
+    elif isinstance(data, LabelledTextConfig):
+        raise ConfigError(
+            f"data.kind=labelled has labels, and objective={objective.kind} does not learn them. "
+            "Try objective=classify, or data=text_files for the texts alone."
+        )
+    elif not isinstance(objective, CausalConfig):
+        for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
+            if isinstance(part, PairsConfig):
+                raise ConfigError(
+                    f"data.{f'sources.{name}.' if name else ''}kind=pairs has responses to be written from left to "
+                    f"right, and objective={objective.kind} fills masks. Try objective=causal, from a causal base."
+                )

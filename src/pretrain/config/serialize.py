@@ -1,0 +1,88 @@
+"""Settings to plain data and back.
+
+A saved record is data: `from_dict` looks classes up by their `kind` in the registry; it imports nothing by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.config.registry import _BUILT_IN, choices
+from pretrain.config.run import RunConfig
+from pretrain.data.config import (
+    MixtureSource,
+)
+from pretrain.errors import ConfigError, nearest
+
+MAX_VALUES = 50_000  # of saved settings: a mixture's sources and a classifier's labels are among them
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """Return settings as plain data that JSON can hold, with enums by name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, MixtureSource):
+            return plain(value.settings())
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
+    """Return the settings that `to_dict` wrote; they are data, so nothing in them is looked up or executed.
+
+    Raises ConfigError where a key, a kind or a value is not one we know.
+    """
+    _check_count(saved)
+    _refuse_interpolation(saved, "")
+    parts: dict[str, type] = {}
+    for name, value in saved.items():
+        if name in _BUILT_IN and isinstance(value, dict):
+            part_class = choices(name).get(str(value.get("kind")), type(None))
+            if part_class is type(None):
+                raise ConfigError(
+                    f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}"
+                )
+            parts[name] = part_class
+    try:
+        tree = OmegaConf.structured(config_class)
+        for name, part_class in parts.items():
+            tree[name] = OmegaConf.structured(part_class)
+        return OmegaConf.to_object(OmegaConf.merge(tree, saved))  # once: it copies every value
+    except (OmegaConfBaseException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(f"the saved settings do not fit this version: {reason}") from error
+
+
+def _check_count(saved: dict[str, Any]) -> None:
+    """Refuse more values than settings have: each takes a tenth of a millisecond, and a file holds millions."""
+    count = 0
+    level: list[Any] = [saved]
+    while level and count <= MAX_VALUES:
+        items = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        count, level = count + len(items), [item for item in items if isinstance(item, dict | list)]
+    if count > MAX_VALUES:
+        raise ConfigError(f"the saved settings hold more than {MAX_VALUES:,} values, which no run has.")
+
+
+def _refuse_interpolation(value: Any, key: str) -> None:
+    """Saved settings hold values only: `${...}` could read the environment of whoever opens them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_interpolation(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_interpolation(item, key)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"the saved settings hold {key}={value}; only plain values are read from a file.")

@@ -1,0 +1,170 @@
+"""Documents of a Hugging Face data set: a folder of this machine, or a name on the hub, read as a stream."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.config import HuggingFaceConfig
+from pretrain.data.sources.column_files import missing_column
+from pretrain.data.sources.corpus_files import all_files, hash_files
+from pretrain.data.sources.source import Bookmark, Document, Source, printable
+from pretrain.errors import DataError
+
+
+class HuggingFace(Source):
+    """One or two splits of a data set; nothing of it is copied into a cache."""
+
+    config: HuggingFaceConfig
+
+    def __init__(self, config: HuggingFaceConfig) -> None:
+        super().__init__(config)
+        place = Path(config.path).expanduser()
+        self.folder = place if place.is_dir() else None
+        # raises where the library would wait for a FIFO or read a device
+        self._files = {} if self.folder is None else _state_of_files(self.folder)
+        self._rows_read = 0
+        self._opened: Any = None  # the data set that `documents` reads
+        if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):
+            raise DataError(
+                f"data.path={printable(config.path)} is not a folder. "
+                "Name a folder or a hub data set such as HuggingFaceFW/fineweb-edu; files are read by data=text_files."
+            )
+
+    def validation_documents(self) -> Iterator[Document] | None:
+        """Return the documents of `data.validation_split`; None where it is not set."""
+        split = self.config.validation_split
+        if split is None:
+            return None
+        return self._screened(self._read_split(split, "data.validation_split"), f"data.validation_split={split}")
+
+    def bookmark(self) -> Bookmark | None:
+        """Return the newest row that was read, so that nothing before it is fetched again.
+
+        A streamed data set tells its place by `state_dict`, which is exact as no buffer shuffles it.
+        """
+        if self._opened is None:
+            return None
+        state = self._opened.state_dict() if hasattr(self._opened, "state_dict") else None
+        return Bookmark(self.kept, dict(self.skipped), [self._rows_read, state])
+
+    def share_read(self) -> float | None:
+        """Return which share of the rows has been read, where their number is known without reading them."""
+        rows = self.config.max_documents or (len(self._opened) if hasattr(self._opened, "__len__") else 0)
+        return min(1.0, self._rows_read / rows) if rows else None
+
+    def fingerprint(self) -> str:
+        """Return the hash of a folder's bytes, or of a hub repository's commit, and of what is read of it."""
+        import xxhash
+
+        config = self.config
+        reading = [config.subset, config.split, config.validation_split, config.text_column, config.max_documents]
+        if self.folder:
+            files = all_files(self.folder)  # their names decide which split they belong to
+            identity = [*files, hash_files(files).hex()]
+        else:
+            identity = [config.path, self._commit()]
+        return xxhash.xxh3_128(json.dumps([identity, reading]).encode()).hexdigest()
+
+    def check_as_opened(self) -> None:
+        """Raise DataError where a file of the folder came, went, or has another size or time since.
+
+        The library reads the files itself, so their bytes cannot be compared as they are read.
+        """
+        if self.folder is None:
+            return
+        now = _state_of_files(self.folder)
+        changed = sorted(path for path in now.keys() | self._files.keys() if now.get(path) != self._files.get(path))
+        if changed:
+            raise DataError(
+                f"{printable(changed[0])} of data.path={printable(self.config.path)} has changed since reading began, "
+                "so what was read with it is not kept. Start again once nothing changes the folder, or read a copy."
+            )
+
+    def _commit(self) -> str:
+        """Return the commit of the hub repository that the settings resolve to."""
+        import datasets
+
+        try:
+            builder = datasets.load_dataset_builder(
+                self.config.path, name=self.config.subset, revision=self.config.revision
+            )
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        return str(builder.hash)
+
+    def _origin(self) -> str:
+        return f"data.path={printable(self.config.path)}, data.split={self.config.split}"
+
+    def _read(self, place: Any = None) -> Iterator[Document]:
+        rows_before, state = place or (0, None)
+        yield from self._read_split(self.config.split, "data.split", rows_before, state)
+
+    def _read_split(self, split: str, key: str, rows_before: int = 0, state: Any = None) -> Iterator[Document]:
+        column, limit = self.config.text_column, self.config.max_documents
+        for number, row in enumerate(self._rows(split, key, rows_before, state), start=rows_before + 1):
+            self._rows_read = number
+            if number == 1 and column not in row:
+                raise missing_column(f"data.path={printable(self.config.path)} ({key}={split})", column, row)
+            if isinstance(row.get(column), str):
+                yield Document(row[column], f"{printable(split)}:{number}")
+            else:
+                self.skipped["text is no string"] += 1
+            if number == limit:
+                return
+
+    def _rows(self, split: str, key: str, rows_before: int, state: Any) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a split, whatever fails in the library becoming a DataError."""
+        import datasets
+
+        try:
+            rows = _only(self._open(split, key), self.config.text_column)
+            if state is not None:
+                rows.load_state_dict(state)
+            elif rows_before:
+                rows = rows.select(range(rows_before, len(rows)))
+            self._opened = rows
+            yield from rows
+        except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error
+
+    def _open(self, split: str, key: str) -> Any:
+        import datasets
+
+        config, folder = self.config, self.folder
+        if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return self._chosen(datasets.load_from_disk(str(folder)), split, key)
+        path = str(folder.resolve()) if folder else config.path
+        splits = datasets.load_dataset(path, name=config.subset, revision=config.revision, streaming=True)
+        return self._chosen(splits, split, key)
+
+    def _chosen(self, found: Any, split: str, key: str) -> Any:
+        """Return one split; a saved data set without splits counts as "train"."""
+        splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+        if split not in splits:
+            raise DataError(
+                f"{key}={split} is not a split of data.path={printable(self.config.path)}. "
+                f"Try one of its splits: {', '.join(printable(name) for name in splits)}."
+            )
+        return splits[split]
+
+    def _unreadable(self, error: Exception) -> DataError:
+        config = self.config
+        chosen = f"data.path={printable(config.path)} (data.subset={config.subset}, data.revision={config.revision})"
+        where = "this folder's files" if self.folder else "the name, and that this machine can reach the hub"
+        reason = " ".join(str(error).split())
+        return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
+
+
+def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return size, time of change and number of each file of a folder, by its path."""
+    found = {}
+    for name, path in all_files(folder).items():
+        status = path.stat()
+        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
+
+
+def _only(rows: Any, column: str) -> Any:
+    """Return the rows with nothing but the wanted column where the columns are known, so the others are not decoded."""
+    return rows.select_columns([column]) if column in (rows.column_names or []) else rows

@@ -1,0 +1,136 @@
+"""Which documents are held out for validation, and how many are tokenised together.
+
+A document falls in by the hash of its text. Where none does, because there are few, one is held out all the same: a
+document of about the right size, or the end of the longest one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import xxhash
+
+from pretrain.data.sources.source import Document, Part
+
+SPLIT_PARTS = 10_000
+
+
+BATCH = 256  # documents tokenised together
+
+
+LOOKED_AT = 200_000  # documents among which one falls in by its hash, or the settings hold out next to nothing
+
+
+Item = TypeVar("Item")
+
+
+def split_of(document: Document, share: float) -> str:
+    """Return "validation" for about this share of all documents, else "train", by the hash of the text alone."""
+    part = _digest(document.text) % SPLIT_PARTS
+    return "validation" if part < round(share * SPLIT_PARTS) else "train"
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What is held out of a corpus that the hashes of its texts do not split in two."""
+
+    digest: int | None  # of the document's text; None: nothing can be held out
+    share: float  # of the document, its end; 1: all of it
+
+    def split(self, document: Document) -> Iterator[tuple[str, Document]]:
+        """Yield a document of the corpus with its split, or both parts of the one that is cut."""
+        if _digest(document.text) != self.digest:
+            yield "train", document
+        elif self.share == 1.0:
+            yield "validation", document
+        else:
+            yield from cut(document, self.share)
+
+
+def reserve_of(documents: Iterator[Document], share: float, whole_only: bool) -> Reserve | None:
+    """Return what to hold out of a corpus of which a split would be empty by the hashes of its texts; else None.
+
+    `documents` are read until both splits have one, about 1/share of them. With `whole_only` none is cut, and no more
+    than twice the share is held out; nor is a document whose label no other one has.
+    """
+    found: dict[int, tuple[int, str | None]] = {}  # the size and the label of each text
+    splits = set()
+    for document in documents:
+        splits.add(split_of(document, share))
+        found[_digest(document.text)] = (1 if whole_only else len(document.text), document.label)
+        if len(splits) == 2 or len(found) == LOOKED_AT:
+            return None
+    total, labels = sum(size for size, _ in found.values()), Counter(label for _, label in found.values())
+    least, most = (0.0 if whole_only else share * total / 2), max(2 * share, 0.01) * total
+    fitting = [
+        digest
+        for digest, (size, label) in found.items()
+        if least <= size <= most and (label is None or labels[label] > 1)
+    ]
+    if fitting:
+        return Reserve(min(fitting, key=lambda digest: (digest % SPLIT_PARTS, digest)), 1.0)
+    if whole_only or not found:
+        return Reserve(None, 0.0)
+    longest = max(found, key=lambda digest: (found[digest][0], digest))
+    # of one document the share is exact: it is cut where it always was
+    return Reserve(longest, share if len(found) == 1 else min(0.5, share * total / found[longest][0]))
+
+
+def _digest(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode(), seed=1)
+
+
+def cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
+    """Yield the beginning of a document to train on and its end to validate on, cut at a line where there is one.
+
+    Where the last line ends behind the place there is none to cut at, and the place itself serves.
+    """
+    text = document.text
+    place = max(1, int(len(text) * (1 - share)))
+    place = text.find("\n", place) + 1 or place
+    if not text[place:].strip():
+        place = max(1, int(len(text.rstrip()) * (1 - share)))
+    if not text[place:].strip():
+        yield "train", document
+        return
+    yield "train", Document(text[:place], document.name, part=Part.beginning)
+    yield "validation", Document(text[place:], f"{document.name} (end)", part=Part.end)
+
+
+class ExactDuplicates:
+    """Tells which texts came before; counts documents of the source, of which one may come in two parts."""
+
+    def __init__(self) -> None:
+        self.count = 0  # documents of which nothing was new
+        self.in_both_splits = 0  # documents cut in two of which both parts were new
+        self._seen: set[int] = set()
+        self._beginning_was_new = False
+
+    def is_new(self, document: Document, text: bytes) -> bool:
+        """Return whether a document, or part of one, has a text that has not come yet; `text` is its UTF-8."""
+        digest = xxhash.xxh3_64_intdigest(text)
+        new = digest not in self._seen
+        self._seen.add(digest)
+        if document.part is Part.beginning:
+            self._beginning_was_new = new
+        elif document.part is Part.end:
+            self.in_both_splits += new and self._beginning_was_new
+            self.count += not (new or self._beginning_was_new)
+        else:
+            self.count += not new
+        return new
+
+
+def in_batches(items: Iterator[Item], text_of: Callable[[Item], str]) -> Iterator[list[Item]]:
+    """Yield lists of at most 256 documents and about 4 MB of text, so that memory stays bounded."""
+    batch: list[Item] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += len(text_of(item))
+        if len(batch) == BATCH or characters > 4_000_000:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,152 @@
+"""The rows of a stream in the order of a run, while the corpus is still being read."""
+
+import multiprocessing
+import time
+from collections import OrderedDict
+from fractions import Fraction
+
+import numpy as np
+
+from pretrain.data.collate import Rows
+from pretrain.data.config import DataConfig
+from pretrain.data.shuffle import Ints, permute, slot_samples
+from pretrain.data.streaming.corpus import Stream, locked
+from pretrain.data.train_stream import PlacedRow, RowStream
+from pretrain.errors import DataError, RankLostError
+
+POLL_S = 0.2  # between looks at the ledger
+
+
+UNREAD_S = 60.0  # without anybody reading the corpus, after which nobody will: a process that starts takes some seconds
+
+
+OPEN_ERAS = 4  # kept open; an epoch takes one after the other
+
+
+ALL = 2**62  # draws: a corpus that has ended is read again and again
+
+
+class StreamedRows:
+    """Packed rows of a stream: those of era 0 in an order of their own, then those of era 1, and so on.
+
+    Once the corpus has ended, the eras come again in turn, each in another order every epoch. Which rows make up a step
+    is a pure function of the seed, the step and the ledger, which never changes what it says. A row that is not there
+    yet is waited for.
+    """
+
+    def __init__(self, stream: Stream, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
+        self.stream = stream
+        self.config = config
+        self.row_length = row_length
+        self.pad_id = pad_id
+        self.seed = seed
+        self._ends: list[int] = []  # rows up to the end of each era
+        self._open: OrderedDict[int, RowStream] = OrderedDict()
+        self._unread_since: float | None = None  # when the corpus was first found with nobody reading it
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        """The share of each source in the rows; a stream has one source, without a name."""
+        return {"": Fraction(1)}
+
+    def growing(self) -> bool:
+        """Return whether more text is to come."""
+        return not self.stream.ended()
+
+    def tokens(self) -> dict[str, int]:
+        """Return how many tokens there are to train on, so far."""
+        return {"": self.stream.n_tokens}
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return how often the first so many samples read the rows that are there."""
+        self.there()
+        return {"": samples / self._ends[-1]}
+
+    def there(self) -> int:
+        """Return how many draws, from the run's first on, can be answered by now; all of them once the corpus ended.
+
+        Raises DataError where an era is damaged.
+        """
+        ended = self.stream.ended()
+        for number in range(len(self._ends), len(self.stream.ledger.eras)):
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(self._era(number)))
+        return ALL if ended else self._ends[-1]
+
+    def lacks(self, draws: int) -> bool:
+        """Return whether one of the first `draws` draws is not there yet.
+
+        Raises DataError where it will not come, as no process has been reading the corpus for a minute.
+        """
+        if self.there() >= draws:
+            self._unread_since = None
+            return False
+        with locked(self.stream.folder) as nobody_reads:
+            if not nobody_reads:
+                self._unread_since = None
+                return True
+        self._unread_since = self._unread_since or time.monotonic()
+        if time.monotonic() - self._unread_since > UNREAD_S:
+            raise DataError(
+                f"the run waits for more text, and for {UNREAD_S:.0f} s no process has been reading the corpus into "
+                f"{self.stream.folder}. Go on with resume=auto, or read it to its end: python src/prepare.py ..."
+            )
+        return True
+
+    def samples(self, step: int, slot: int, size: int, batch_size: int) -> Ints:
+        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
+        return slot_samples(step, slot, size, batch_size)
+
+    def rows(self, samples: np.ndarray) -> Rows:
+        """Return the rows at these places of the stream, (len(samples), row_length), once they are there."""
+        while self.lacks(int(samples.max()) + 1):
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                raise RankLostError("the process that asked for text is gone")
+            time.sleep(POLL_S)
+        return self.read(self.order(samples))
+
+    def placed(self, samples: np.ndarray) -> list[PlacedRow]:
+        """Return where the rows at these places of the stream come from; an id is the row's number through all eras."""
+        found = []
+        for number in self.order(np.asarray(samples, np.int64)).tolist():
+            ((era, first, _),) = self._by_era(np.array([number]))
+            found.append(PlacedRow(str(number), f"era {era}", self._era(era), number - first))
+        return found
+
+    def order(self, samples: np.ndarray) -> Ints:
+        """Return the number of the row that each draw reads; rows are counted through all eras. Both int64, any shape.
+
+        The draws must be there already.
+        """
+        epochs, places = np.divmod(np.asarray(samples, np.int64), self._ends[-1])
+        numbers = np.empty_like(places)
+        for era, first, chosen in self._by_era(places):
+            size = self._ends[era] - first
+            numbers[chosen] = first + permute(places[chosen] - first, size, key=(self.seed, era, epochs[chosen]))
+        return numbers
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Return rows by their number, counted through all eras, (len(rows), row_length)."""
+        found = [(chosen, self._era(era).read(rows[chosen] - first)) for era, first, chosen in self._by_era(rows)]
+        if len(found) == 1:
+            return found[0][1]
+        back = np.argsort(np.concatenate([np.flatnonzero(chosen) for chosen, _ in found]))
+        return Rows.joined([part for _, part in found])[back]
+
+    def _by_era(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+        """Return each era that holds some of the rows, its first row's number, and a mask of those that it holds."""
+        if not self._ends:
+            self.there()
+        eras = np.searchsorted(self._ends, rows, side="right")
+        return [(int(era), self._ends[era - 1] if era else 0, eras == era) for era in np.unique(eras)]
+
+    def _era(self, number: int) -> RowStream:
+        """Return the rows of one era, the least recently used ones being closed."""
+        if number not in self._open:
+            if len(self._open) >= OPEN_ERAS:
+                self._open.popitem(last=False)
+            self._open[number] = RowStream(
+                self.stream.era(number), self.config, self.row_length, self.pad_id, self.seed
+            )
+        self._open.move_to_end(number)
+        return self._open[number]

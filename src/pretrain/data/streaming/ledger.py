@@ -1,0 +1,140 @@
+"""The ledger of a stream: what has been read of a corpus so far, one line of JSON for each finished era.
+
+Lines are only ever appended, each by one synced write, so all that a crash can leave is a torn last line; it is as if
+that line had never been begun. Every line carries a hash of itself and of all before it.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.token_store.format import sync_to_disk, unreadable
+from pretrain.errors import DataError
+from pretrain.files.untrusted_files import open_own, open_regular, parse_json
+
+MAX_BYTES = 1 << 28  # about 400,000 eras
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a corpus has been read: totals from its beginning on."""
+
+    documents: int  # that the source gave, whatever became of them
+    duplicates: int  # of them, dropped because the same text came before
+    held_out: int  # of them, kept from training by their hash, but too late to be validation documents
+    skipped: dict[str, int]  # what the source itself dropped, by reason
+    last_document: str  # xxh3_64 of the text of the last one, 16 hexadecimal digits: the way back to this place
+
+
+@dataclass(frozen=True)
+class Era:
+    """One finished era: a token store of its own, and where the corpus stood after its last document."""
+
+    number: int
+    documents: int  # to train on
+    tokens: int
+    text_bytes: int
+    fingerprint: str  # of the store
+    validation: str | None  # fingerprint of the store of validation documents, which only era 0 may have
+    hashes: str  # sha256 of the file of its documents' hashes
+    reached: Reached
+    chain: str  # hash of this line and of all before it
+
+
+class Ledger:
+    """The lines of a stream's ledger, read as they appear; any number of processes may read while one appends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there; a ledger that nobody has begun is empty. Raises DataError as `refresh` does."""
+        self.path = folder / "ledger.jsonl"
+        self.eras: list[Era] = []
+        self.end: Reached | None = None  # once the corpus has been read to its end
+        self._chain = folder.name  # which tells apart the streams of other texts and settings
+        self._bytes = 0  # of whole lines
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the lines that were appended since; a last one that is not whole counts as not there.
+
+        Raises DataError where a line before the last, or the order of the lines, is damaged.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._bytes:
+            return
+        if size < self._bytes:
+            raise DataError(f"{self.path} has become shorter: what this run has read was deleted under it.")
+        if size > MAX_BYTES:
+            raise DataError(f"{self.path} is larger than the {MAX_BYTES:,} bytes that a ledger may have.")
+        try:
+            with open_regular(self.path) as file:
+                file.seek(self._bytes)
+                *lines, rest = file.read(size - self._bytes).split(b"\n")
+        except (OSError, ValueError) as error:
+            raise unreadable(self.path, error) from error
+        for number, line in enumerate(lines):
+            if not self._take(line):
+                if number == len(lines) - 1 and not rest:
+                    return
+                raise DataError(
+                    f"{self.path} is damaged in line {len(self.eras) + 1}. Delete {self.path.parent}: the corpus is "
+                    "read again, and becomes the same eras."
+                )
+            self._bytes += len(line) + 1
+
+    def append(self, era: dict[str, Any] | None, reached: Reached) -> None:
+        """Add the line of an era, or of the end of the corpus where `era` is None; a torn line before it goes.
+
+        Only for the one process that holds the stream's lock.
+        """
+        record = {"era": era, "reached": asdict(reached)}
+        line = json.dumps(record | {"chain": self._chained(record)}).encode() + b"\n"
+        new = not self.path.exists()
+        try:
+            handle = open_own(self.path, os.O_WRONLY | os.O_APPEND)
+        except ValueError as error:
+            raise unreadable(self.path, error) from error
+        with os.fdopen(handle, "ab") as file:
+            file.truncate(self._bytes)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync_to_disk(self.path.parent)
+        self.refresh()
+
+    def _chained(self, record: dict[str, Any]) -> str:
+        return hashlib.sha256(f"{self._chain} {json.dumps(record, sort_keys=True)}".encode()).hexdigest()[:32]
+
+    def _take(self, line: bytes) -> bool:
+        """Take up one line and return whether it is sound."""
+        try:
+            record = parse_json(line)
+            chain = record.pop("chain")
+            if self.end is not None or chain != self._chained(record):
+                return False
+            reached = Reached(**record["reached"])
+            era = record["era"] and Era(**record["era"], reached=reached, chain=chain)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return False
+        if era is None:
+            self.end = reached
+        elif era.number == len(self.eras) and _is_typed(era) and _is_typed(reached):
+            self.eras.append(era)
+        else:
+            return False
+        self._chain = chain
+        return True
+
+
+def _is_typed(record: Era | Reached) -> bool:
+    """Return whether the whole numbers and texts of a line are such, and none is negative."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.type is int and (type(value) is not int or value < 0):
+            return False
+        if field.type is str and not isinstance(value, str):
+            return False
+    return True

@@ -1,0 +1,234 @@
+"""Tokenizers that others made: the three forms a folder can have, and the hub."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.tokenizers.limits import check_tokenizer, check_vocabulary
+from pretrain.data.tokenizers.rust_calls import library_errors, panics_unheard
+from pretrain.errors import DataError, printable
+from pretrain.files.untrusted_files import parse_json, read_text
+
+MAX_JSON_BYTES = 64_000_000
+
+
+NAMES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"
+)  # fmt: skip
+
+
+NAME_ANOTHER = "Name another tokenizer.path."
+
+
+MAX_TRIAL_S = 5.0  # of this thread, for all of the texts below
+
+
+TRIED = (
+    "The quick brown fox, 1234.",
+    "a" * 200 + "!",
+    " " * 100 + "\n" * 100 + "x",
+    "1" * 100,
+    "日本語 naïve e\u0301 😀\x00",
+)
+
+
+# What the well-known tokenizers call each role, for folders that do not say.
+USUAL_TOKENS = {
+    "bos_token": ("<|endoftext|>", "<s>"),
+    "eos_token": ("<|endoftext|>", "</s>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "pad_token": ("[PAD]", "<pad>", "<|padding|>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "unk_token": ("[UNK]", "<unk>"),
+}
+
+
+def find_tokenizer(path: str, revision: str | None) -> Path:
+    """Return the folder of a tokenizer: `path` itself, or where the hub's files of that name were fetched to.
+
+    Raises DataError where there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or path.startswith(("/", ".", "~")):
+        raise DataError(
+            f"tokenizer.path={printable(path)} is not a folder. Name a folder that holds tokenizer.json, or a hub name "
+            "such as openai-community/gpt2."
+        )
+    return _fetch(path, revision)
+
+
+def _fetch(path: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    fetched, reason = "", ""
+    try:
+        for name in NAMES:
+            try:
+                fetched = hf_hub_download(path, name, revision=revision)
+            except EntryNotFoundError as error:  # most repositories hold only some of the names
+                reason = str(error)
+    except (OSError, ValueError) as error:
+        fetched, reason = "", str(error)
+    if not fetched:
+        raise DataError(
+            f"tokenizer.path={printable(path)} (tokenizer.revision={revision}) is neither a folder nor to be had from "
+            f"the hub: {' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
+        )
+    return Path(fetched).parent
+
+
+def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
+    """Return the `tokenizers.Tokenizer` of a folder and its tokens by role, at least one that ends a document.
+
+    Raises DataError, naming the file at fault.
+    """
+    config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").exists():
+        inner = _parse_whole(folder / "tokenizer.json")
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        inner = _build_byte_level(folder)
+    elif (folder / "vocab.txt").exists():
+        inner = _build_word_piece(folder, config)
+    else:
+        raise DataError(
+            f"tokenizer.path={printable(folder)} holds no tokenizer. "
+            "Name a folder that holds tokenizer.json, vocab.json with merges.txt, or vocab.txt."
+        )
+    roles = _roles(config, inner)
+    if not roles.keys() & {"eos_token", "sep_token"}:
+        raise DataError(
+            f"tokenizer.path={printable(folder)} has no token that ends a document: its vocabulary holds neither its "
+            'eos_token nor its sep_token. Name one in tokenizer_config.json, such as {"eos_token": "<|endoftext|>"}.'
+        )
+    _add_special_tokens(inner, roles)
+    return inner, roles
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_text(path, MAX_JSON_BYTES)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else f"{error}"
+    return DataError(f"{printable(path)} is damaged or not a tokenizer's file: {printable(reason)}. {NAME_ANOTHER}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; an empty one where the file does not exist."""
+    if not path.exists():
+        return {}
+    text = _read_text(path)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(value, dict):
+        raise _damaged(path, TypeError("it holds no JSON object"))
+    return value
+
+
+def _parse_whole(path: Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json that keeps the limits."""
+    from tokenizers import Tokenizer as Inner
+
+    text = _read_text(path)
+    with panics_unheard(), library_errors(f"{printable(path)} is damaged or not a tokenizer's file", NAME_ANOTHER):
+        check_tokenizer(parse_json(text))
+        return Inner.from_str(text)
+
+
+def try_out(folder: Path, tokenizer: Any) -> None:
+    """Raise DataError where the library panics on a text, or takes seconds for a few hundred characters.
+
+    One that cannot encode some of them, such as a list of words without one for unknown ones, may suit other texts.
+    """
+    problem = f"tokenizer.path={printable(folder)} cannot be used"
+    started = time.thread_time()
+    for text in TRIED:
+        try:
+            tokenizer.decode(tokenizer.encode_prompt(text))
+        except DataError as error:
+            if not isinstance(error.__cause__, Exception):
+                raise DataError(f"{problem}: {error}") from error
+        if time.thread_time() - started > MAX_TRIAL_S:
+            raise DataError(
+                f"{problem}: it takes over {MAX_TRIAL_S:.0f} seconds for {len(text)} characters. {NAME_ANOTHER}"
+            )
+
+
+def _build_byte_level(folder: Path) -> Any:
+    """Return the byte-level BPE of GPT-2 and RoBERTa from its two files."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = _read_json(folder / "vocab.json")
+    try:
+        check_vocabulary(vocab)
+    except ValueError as error:
+        raise _damaged(folder / "vocab.json", error) from error
+    lines = _read_text(folder / "merges.txt").split("\n")
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer's file"
+    with panics_unheard(), library_errors(problem, NAME_ANOTHER):
+        inner = Inner(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
+    """Return BERT's WordPiece from its list of tokens, one a line."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    tokens = _read_text(folder / "vocab.txt").removesuffix("\n").split("\n")
+    if "[UNK]" not in tokens:
+        raise _damaged(folder / "vocab.txt", ValueError("it has no line [UNK]"))
+    vocab = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
+    accents = config.get("strip_accents")
+    if not isinstance(accents, bool | None):
+        raise _damaged(folder / "tokenizer_config.json", ValueError(f"its strip_accents is {accents!a:.40}"))
+    with panics_unheard(), library_errors(f"{printable(folder / 'vocab.txt')} cannot be used", NAME_ANOTHER):
+        inner = Inner(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+        strip_accents=accents,
+        lowercase=bool(config.get("do_lower_case", True)),
+    )
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return inner
+
+
+def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
+    """Return the token of each role: as the folder says, else by its usual name, where the vocabulary has it."""
+    vocab = inner.get_vocab(with_added_tokens=True)
+    roles = {}
+    for role, usual in USUAL_TOKENS.items():
+        named = config.get(role)
+        token = named.get("content") if isinstance(named, dict) else named
+        if token is None and not any(config.get(key) for key in ("eos_token", "sep_token")):
+            token = next((name for name in usual if name in vocab), None)
+        if isinstance(token, str) and token in vocab:
+            roles[role] = token
+    return roles
+
+
+def _add_special_tokens(inner: Any, roles: dict[str, str]) -> None:
+    """Mark the roles' tokens as special where they are not. A byte-level mask takes the space before it (RoBERTa)."""
+    from tokenizers import AddedToken, decoders
+
+    byte_level = isinstance(inner.decoder, decoders.ByteLevel)
+    special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+    for role, token in roles.items():
+        if token not in special:
+            lstrip = byte_level and role == "mask_token"
+            inner.add_special_tokens([AddedToken(token, special=True, normalized=False, lstrip=lstrip)])

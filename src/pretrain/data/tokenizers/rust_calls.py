@@ -1,0 +1,60 @@
+"""Calls of the `tokenizers` library, whose Rust code panics on some files and texts: each ends as a DataError."""
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pretrain.errors import DataError, PretrainError, printable
+
+MAX_REASON = 300  # characters of the library's own words
+
+
+_STDERR = threading.RLock()  # descriptor 2 is the process's, not a thread's
+
+
+@contextmanager
+def library_errors(problem: str, advice: str) -> Iterator[None]:
+    """Raise DataError `<problem>: <the library's reason>. <advice>` where the library fails.
+
+    A panic of its Rust code derives from BaseException, past every `except Exception`.
+    """
+    try:
+        yield
+    except PretrainError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # KeyboardInterrupt and the like
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"{problem}: {printable(reason[:MAX_REASON])}. {advice}") from error
+
+
+@contextmanager
+def panics_unheard() -> Iterator[None]:
+    """Keep what Rust writes to the error stream about a panic from it; anything else written there comes after.
+
+    For short calls: what other threads write in the meantime is held back too.
+    """
+    with _STDERR, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        try:
+            real = os.dup(2)
+        except OSError:  # a process without an error stream: nobody hears anything
+            yield
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except DataError:
+            held.truncate(0)
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            sys.stderr.flush()
+            if rest := held.read():
+                os.write(2, rest)

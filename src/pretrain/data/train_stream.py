@@ -1,0 +1,100 @@
+"""The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pretrain.data.collate import Rows, read_rows
+from pretrain.data.config import DataConfig
+from pretrain.data.packing import documents_without_target, plan_rows
+from pretrain.data.shuffle import Order
+from pretrain.data.token_store.store import Store
+from pretrain.errors import DataError
+
+
+class RowStream:
+    """Packed rows of a store in the order of a run.
+
+    Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which row stands
+    at a place depends on the seed and the place alone.
+    """
+
+    def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
+        self.store = store
+        self.plan = plan_rows(store, config.packing, row_length, cache=store.folder / "plans")
+        self.without_target = documents_without_target(store, row_length)  # (documents,) left out; None: none is
+        if len(self.plan) == 0:
+            raise DataError(f"the token store {store.folder} holds {self._nothing(row_length)}")
+        self.order = Order(len(self.plan), seed)
+        self.pad_id = pad_id
+        self.reset_positions = config.document_mask
+        self.document_mask = config.document_mask
+
+    def __len__(self) -> int:
+        """Return the rows of one epoch."""
+        return len(self.plan)
+
+    def _nothing(self, row_length: int) -> str:
+        """Return why there is no row, and what to do about it."""
+        if self.without_target is None:
+            return "no tokens to read."
+        return (
+            f"{self.store.n_documents:,} pairs whose prompts all fill the context of {row_length} tokens, so that no "
+            f"token of a response can be learned. Try model.context_length={self.fitting_length()}, or shorter prompts."
+        )
+
+    def fitting_length(self) -> int:
+        """Return the row length from which on no document is left out for want of a target."""
+        assert self.store.annotations is not None
+        return int(self.store.annotations.values.max())
+
+    def rows(self, samples: np.ndarray) -> Rows:
+        """Return the rows at these places of the stream, (len(samples), row_length)."""
+        return self.read(self.order(samples))
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Return rows of the plan by number, (len(rows), row_length)."""
+        found = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
+        if self.document_mask:
+            return found
+        return replace(found, documents=np.minimum(found.documents, 0))
+
+
+def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> RowStream | None:
+    """Return the rows of a validation store in their fixed order; None where no document has anything to predict."""
+    without_target = documents_without_target(store, row_length)
+    if store.n_documents == 0 or (without_target is not None and without_target.all()):
+        return None
+    return RowStream(store, config, row_length, pad_id, seed=0)
+
+
+def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
+    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given.
+
+    None where the documents have prompts or labels, of which a loss is not that of the whole text.
+    """
+    if any(store.annotations is not None for store in stores):
+        return None
+    predicted = sum(store.n_tokens - store.n_documents for store in stores)
+    return predicted / max(1, sum(store.text_bytes for store in stores)) / math.log(2)
+
+
+@dataclass(frozen=True)
+class PlacedRow:
+    """Where a row comes from."""
+
+    id: str  # the same in every epoch
+    source: str  # of a mixture, else empty; or the era of a corpus that is read as a stream
+    stream: RowStream
+    row: int  # its number in `stream`
+
+    def pieces(self) -> list[tuple[int, str, int, list[int]]]:
+        """Return each piece of a document in the row: the document's number, its name, where it begins, its tokens."""
+        _, documents, offsets, lengths = self.stream.plan.pieces(np.array([self.row]))
+        store = self.stream.store
+        found = []
+        for document, offset, length in zip(documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
+            tokens = store.document(document)[offset : offset + length].tolist()
+            found.append((document, store.document_name(document), offset, tokens))
+        return found

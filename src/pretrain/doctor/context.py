@@ -1,0 +1,153 @@
+"""What the checks examine: the user's settings and corpus, and a small run and model made of them."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.config.run import RunConfig
+from pretrain.data.collate import Rows
+from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
+from pretrain.data.mixture import MixedStream, mixed_stream
+from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.token_store.store import Store
+from pretrain.doctor.shrink import shrink
+from pretrain.errors import ConfigError
+from pretrain.interop.load import build_without_weights
+from pretrain.models.config import TransformerConfig
+from pretrain.models.init import initial_tensor
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import Objective
+from pretrain.parallel.gather import fill
+from pretrain.training.strategy import choose_device
+
+LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample of it, for rows would take long to plan
+
+
+SAMPLE_TOKENS = 200_000  # of each source
+
+
+SAMPLE_DOCUMENTS = 400
+
+
+class Subject:
+    """The user's run, examined in pieces that are made when a check first asks for them; all of it below `folder`."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """Raise ConfigError where the model cannot be made small."""
+        self.config = config
+        self.folder = folder
+        self._small = shrink(config)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The user's corpus, prepared as for a run: found in the cache, or made now."""
+        return prepare(self.config.data, self.config.tokenizer, Path(self.config.paths.cache_dir))
+
+    @cached_property
+    def small(self) -> RunConfig:
+        """The settings of the small runs: of the user's corpus, or of a sample of it where it is large or a stream."""
+        tokens = sum(store.n_tokens for store in self.prepared.train.values())
+        if self.prepared.stream is None and tokens <= LARGE_TOKENS:
+            return self._small
+        return self._with_sample()
+
+    @cached_property
+    def small_prepared(self) -> Prepared:
+        """The corpus of the small runs."""
+        if self.small.data.kind == self.config.data.kind and self.small.paths.cache_dir == self.config.paths.cache_dir:
+            return self.prepared
+        return prepare(self.small.data, self.small.tokenizer, Path(self.small.paths.cache_dir))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that the user's run would take; the processor where there is none of that kind."""
+        try:
+            return choose_device(self.config.trainer)
+        except ConfigError:
+            return torch.device("cpu")
+
+    @property
+    def shape(self) -> TransformerConfig:
+        """The small model's shape."""
+        assert isinstance(self.small.model, TransformerConfig)
+        return self.small.model
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The user's objective over the tokenizer of the small runs, which is the user's."""
+        return self.config.objective.build(self.small_prepared.tokenizer, self.config.seed)
+
+    @cached_property
+    def stream(self) -> MixedStream:
+        """The rows of the small runs, in their order."""
+        return self.rows_of(self.small_prepared, self.small)
+
+    def rows_of(self, prepared: Prepared, config: RunConfig) -> MixedStream:
+        """Return the training rows of a corpus as a run with these settings reads them."""
+        pad = prepared.tokenizer.pad_id
+        pad_id = prepared.tokenizer.eos_id if pad is None else pad
+        return mixed_stream(prepared.train, config.data, config.model.context_length, pad_id, config.seed)
+
+    def batch(self, n_rows: int) -> Batch:
+        """Return the first rows of the small run as its objective makes them, on the device."""
+        samples = np.arange(n_rows)
+        return self.make_batch(self.stream.rows(samples), samples)
+
+    def make_batch(self, rows: Rows, samples: np.ndarray) -> Batch:
+        """Return rows, which stand at these places of the stream, as the objective makes them, on the device."""
+        return self.objective.make_batch(rows, torch.from_numpy(samples)).to(self.device)
+
+    def model(self) -> Transformer:
+        """Return the small model with the weights that a run would begin with, on the device."""
+        model = build_without_weights(self.small.model, self.small.objective, self.small_prepared.tokenizer)
+        model.to_empty(device=self.device)
+        model.tie()
+        fill(model, lambda name, size: initial_tensor(name, size, self.shape, self.config.seed))
+        return model
+
+    def lively_model(self) -> Transformer:
+        """Return the small model with weights of which every one matters, where initial ones may well be 0."""
+        model = self.model()
+        generator = torch.Generator().manual_seed(self.config.seed)
+
+        def value(name: str, size: torch.Size) -> Tensor:
+            drawn = torch.empty(size).normal_(std=0.3, generator=generator)
+            return drawn + float("norm" in name and name.endswith("weight"))
+
+        fill(model, value)
+        return model.eval()
+
+    def _with_sample(self) -> RunConfig:
+        """Write the first documents of each source as text files, and the tokenizer; return a small run of those."""
+        texts, tokenizer = self.folder / "sample", self.prepared.tokenizer
+        texts.mkdir(exist_ok=True)
+        for number, store in enumerate(self._stores()):
+            tokens = 0
+            for index in range(min(store.n_documents, SAMPLE_DOCUMENTS)):
+                document = store.document(index)
+                (texts / f"{number}-{index:04d}.txt").write_text(tokenizer.decode(document), encoding="utf8")
+                tokens += document.size
+                if tokens > SAMPLE_TOKENS:
+                    break
+        tokenizer.save(self.folder / "tokenizer")
+        data = self._small.data
+        return replace(
+            self._small,
+            data=TextFilesConfig(
+                path=str(texts),
+                packing=data.packing,
+                document_mask=data.document_mask,
+                max_validation_rows=data.max_validation_rows,
+            ),
+            tokenizer=PretrainedTokenizerConfig(path=str(self.folder / "tokenizer")),
+            paths=replace(self._small.paths, cache_dir=str(self.folder / "cache")),
+        )
+
+    def _stores(self) -> list[Store]:
+        stream = self.prepared.stream
+        return list(self.prepared.train.values()) if stream is None else [stream.era(0)]

@@ -1,0 +1,116 @@
+"""Records that files hold: read into dataclasses with every value's type and range checked, and sealed by a hash.
+
+A problem is a ValueError whose message names the key but not the file: the caller does, and picks the class of error.
+"""
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Hashable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+SEAL = "record_sha256"  # of the record without this key
+
+
+MAX_WHOLE = 2**63  # whole numbers of a record stay below
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The least value of a number, as the metadata of its type."""
+
+    least: int
+
+
+Count = Annotated[int, AtLeast(0)]
+
+
+def read_record(kind: type[T], value: Any, name: str) -> T:
+    """Return a dataclass from a JSON object; keys that it has no field for are passed over.
+
+    `name` is what messages call the record. Raises ValueError naming the first key that is missing, or whose value has
+    another type or range than the field's: int, float, str, bool, dict, list, dataclasses, Any, `| None`, `AtLeast`.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {shortened(value)}, which is no object")
+    hints, found = _hints(typing.cast(Hashable, kind)), {}
+    for field in fields(typing.cast(Any, kind)):
+        if field.name in value:
+            found[field.name] = _read(hints[field.name], value[field.name], name, field.name)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{name} has no {field.name}")
+    return kind(**found)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record, as JSON has it, with the hash of itself."""
+    plain = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))
+    return {**plain, SEAL: _hash(plain)}
+
+
+def check_seal(record: dict[str, Any], name: str) -> None:
+    """Raise ValueError where a record holds a hash of itself that is another; earlier versions wrote none."""
+    if SEAL in record and record[SEAL] != _hash({key: value for key, value in record.items() if key != SEAL}):
+        raise ValueError(f"{name} is not as it was written: its {SEAL} is that of other contents")
+
+
+def shortened(value: object) -> str:
+    """Return a value of an untrusted file for a message: escaped and short."""
+    return ascii(value)[:80]
+
+
+def _hash(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(typing.cast(type, kind), include_extras=True)
+
+
+def _read(hint: Any, value: Any, name: str, key: str) -> Any:
+    """Return the value of a key as its type asks for."""
+    origin, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Annotated:
+        return _within(_read(parts[0], value, name, key), parts[1:], name, key)
+    if origin in (types.UnionType, typing.Union):
+        (some,) = (part for part in parts if part is not types.NoneType)
+        return None if value is None else _read(some, value, name, key)
+    if is_dataclass(hint):
+        return read_record(typing.cast(type, hint), value, f"{key} of {name}")
+    if origin is list and isinstance(value, list):
+        return [_read(parts[0], item, name, key) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {inner: _read(parts[1], item, name, f"{key}.{ascii(inner)[1:-1][:80]}") for inner, item in value.items()}
+    return value if hint is Any else _plain(origin, value, name, key)
+
+
+def _within(number: Any, limits: tuple[Any, ...], name: str, key: str) -> Any:
+    """Return a number that is within its limits."""
+    for limit in limits:
+        if isinstance(limit, AtLeast) and number < limit.least:
+            raise _wrong(name, key, number, f"which is below {limit.least}")
+    return number
+
+
+def _plain(hint: Any, value: Any, name: str, key: str) -> Any:
+    """Return a value that has no parts; True is no number here, and a whole number may stand for a float."""
+    if hint is float and (type(value) is float or (type(value) is int and abs(value) < MAX_WHOLE)):
+        return float(value)  # infinity and NaN too, which losses may be
+    if hint is int and type(value) is int and abs(value) < MAX_WHOLE:
+        return value
+    if hint in (str, bool) and type(value) is hint:
+        return value
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", list: "list", dict: "object"}
+    raise _wrong(name, key, value, f"which is no {names[hint]}")
+
+
+def _wrong(name: str, key: str, value: Any, why: str) -> ValueError:
+    return ValueError(f"{name} has {key}={shortened(value)}, {why}")

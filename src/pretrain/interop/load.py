@@ -1,0 +1,167 @@
+"""A folder that holds a trained model, opened: a run's, a checkpoint's, or a Hugging Face model's, all in one form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint.read import Checkpoint, latest_run, open_checkpoint
+from pretrain.checkpoint.recorded_paths import settings_of
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, printable
+from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, open_folder
+from pretrain.interop.hub import fetch, is_hub_name
+from pretrain.models.config import ModelConfig
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
+from pretrain.parallel.gather import fill
+
+Values = Callable[[str, torch.Size], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Everything but the weights of a trained model; those are read one at a time."""
+
+    folder: Path
+    tokenizer_folder: Path
+    tokenizer: Tokenizer
+    shape: ModelConfig
+    objective: ObjectiveConfig  # it was trained with; of a model made elsewhere the usual one
+    starts_with_bos: bool  # whether a prompt begins with the token that begins a document
+    facts: dict[str, Any]  # step, tokens seen and the like
+    values: Callable[[Transformer], Values]  # each parameter by its name, once all names and shapes were found to fit
+    run: RunConfig | None = None  # the run that wrote it, if one of ours did
+
+    def without_weights(self) -> Transformer:
+        """Return the model on the meta device: shapes, and no memory."""
+        return build_without_weights(self.shape, self.objective, self.tokenizer)
+
+    def load(self) -> Transformer:
+        """Return the model with its weights, float32 on the CPU; raises CheckpointError where they do not fit."""
+        try:
+            model = self.without_weights()
+        except (RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"{self.folder} describes a model that no memory can hold: {error}") from error
+        values = self.values(model)
+        model.to_empty(device="cpu")
+        model.tie()
+        fill(model, values)
+        return model
+
+
+def open_model(path: str | Path) -> ModelFolder:
+    """Return the model at `path`: of a run's newest checkpoint, a checkpoint, a Hugging Face folder or a hub name.
+
+    A folder of runs stands for the newest of them. A hub name is owner/name, or owner/name@revision, where there is no
+    folder of the owner's name here. Raises CheckpointError where there is no model or it is damaged, ConfigError where
+    its settings are not ours.
+    """
+    folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(Path(path))
+    return _made_elsewhere(folder) if _is_hugging_face(folder) else _made_here(open_checkpoint(folder))
+
+
+def run_or_model(path: Path) -> Path:
+    """Return the folder itself where it is a run's or a model's, and of a folder of runs the newest run.
+
+    Raises CheckpointError where `path` is nothing, a file, or a folder without any of them.
+    """
+    kinds = "a run's folder, a folder of runs, a checkpoint, a Hugging Face folder, or owner/name of the hub"
+    if not path.exists():
+        raise CheckpointError(f"{path} is nothing: there is no such folder. Name {kinds}.")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file, and a model is a folder. Name {kinds}.")
+    of_its_own = ("checkpoints", "manifest.json", "config.yaml")
+    if any((path / name).exists() for name in of_its_own) or path.name.startswith("step-") or _is_hugging_face(path):
+        return path
+    try:
+        return latest_run(path)
+    except CheckpointError:
+        raise CheckpointError(
+            f"{path} holds no model, and no run with a checkpoint lies below it. Name {kinds}."
+        ) from None
+
+
+def chosen_model(checkpoint: str, logs_folder: str) -> str:
+    """Return the folder or hub name that a script's setting `checkpoint` or `run` means; "auto" is the newest run.
+
+    A run that the setting does not name itself is told on the standard error: the output is the model's. Raises
+    CheckpointError where there is none.
+    """
+    if checkpoint != "auto" and not Path(checkpoint).is_dir():
+        return checkpoint  # of the hub, or nothing: `open_model` says
+    found = latest_run(logs_folder) if checkpoint == "auto" else run_or_model(Path(checkpoint))
+    if found != Path(checkpoint):
+        searched = logs_folder if checkpoint == "auto" else checkpoint
+        print(printable(f"taking the newest run below {searched}: {found}", one_line=True), file=sys.stderr)
+    return str(found)
+
+
+def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Transformer:
+    """Return the model that the settings describe on the meta device: shapes, and no memory."""
+    labels = {} if objective.n_labels is None else {"n_labels": objective.n_labels}
+    with torch.device("meta"):
+        model: Transformer = shape.build(  # type: ignore[attr-defined]
+            shape.vocabulary(tokenizer.vocab_size), objective.causal, **labels
+        )
+    return model
+
+
+def saved_values(checkpoint: Checkpoint, model: Transformer) -> Values:
+    """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
+    saved = checkpoint.tensors("model")
+    parameters = dict(model.named_parameters())
+    missing, unknown = sorted(parameters.keys() - saved.shapes.keys()), sorted(saved.shapes.keys() - parameters.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and "
+            f"has {unknown[:3] or 'nothing'} that the model does not. Take the model settings of the run that wrote it."
+        )
+    for name, parameter in parameters.items():
+        saved.check_weight(name, parameter.shape, "Take model and tokenizer of the run that wrote it.")
+    return lambda name, size: saved.read(name)
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    """Whether a folder is meant as one: it has files of that form, and none of ours."""
+    if (folder / "manifest.json").exists() or folder.name.startswith("step-") or not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return bool(names & {CONFIG, INDEX, WEIGHTS}) or any(name.endswith(PICKLED) for name in names)
+
+
+def _made_here(checkpoint: Checkpoint) -> ModelFolder:
+    run = settings_of(checkpoint)
+    return ModelFolder(
+        folder=checkpoint.folder,
+        tokenizer_folder=checkpoint.tokenizer_folder,
+        tokenizer=Tokenizer.load(checkpoint.tokenizer_folder),
+        shape=run.model,
+        objective=run.objective,
+        starts_with_bos=True,  # as the documents that it was trained on
+        facts={"step": checkpoint.step, **checkpoint.progress},
+        values=partial(saved_values, checkpoint),
+        run=run,
+    )
+
+
+def _made_elsewhere(folder: Path) -> ModelFolder:
+    found = open_folder(folder)
+    return ModelFolder(
+        folder=folder,
+        tokenizer_folder=folder,
+        tokenizer=found.tokenizer,
+        shape=found.shape,
+        objective=CausalConfig() if found.family.causal else MaskedConfig(),
+        starts_with_bos=found.tokenizer.added_ids[0] == [found.tokenizer.bos_id],
+        facts={"architecture": found.family.class_of(found.shape)},
+        values=found.values,
+    )

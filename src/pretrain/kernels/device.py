@@ -1,0 +1,65 @@
+"""How fast the device at hand could be: documented for GPUs, measured for processors."""
+
+import time
+
+import torch
+
+from pretrain.kernels.onednn_linear import product
+
+# dense bf16 tensor-core TFLOP/s of the SXM or desktop form, without sparsity, from NVIDIA's data sheets
+DOCUMENTED_BF16 = {
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0,
+    "A10G": 70.0, "A10": 125.0, "RTX 4090": 165.2, "RTX 3090": 71.0,
+}  # fmt: skip
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """Return measured floating-point operations per second of a 1,024 x 1,024 matrix product, of one at least."""
+    size = 1024
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    def wait() -> None:
+        if device.type in ("cuda", "mps"):
+            getattr(torch, device.type).synchronize()
+
+    product(a, b)
+    wait()
+    runs, start = 0, time.perf_counter()
+    while runs == 0 or time.perf_counter() - start < seconds:
+        product(a, b)
+        wait()
+        runs += 1
+    return 2.0 * size**3 * runs / (time.perf_counter() - start)
+
+
+def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
+    """Return the peak that utilisation is measured against, and where it comes from: documented or measured."""
+    if device.type == "cuda" and bf16:
+        name = torch.cuda.get_device_name(device)
+        for model, teraflops in DOCUMENTED_BF16.items():
+            if model in name:
+                return teraflops * 1e12, f"documented for {model}"
+    return matmul_flops_per_s(device, torch.bfloat16 if bf16 else torch.float32), "measured"
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether matrix products in bf16 run at least 1.5 times as fast as in float32 here.
+
+    GPUs with bf16 tensor cores do; a processor only where it has instructions for it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "mps":
+        return False
+    shortest = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
+    for _ in range(5):  # in turns, and the best of each: what else runs here must not decide how a run computes
+        for dtype, so_far in shortest.items():
+            shortest[dtype] = min(so_far, 1.0 / matmul_flops_per_s(device, dtype, 0.0))
+        if shortest[torch.bfloat16] > 4.0 * shortest[torch.float32]:
+            break  # emulated, and slow to measure
+    return 1.5 * shortest[torch.bfloat16] <= shortest[torch.float32]
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the number format for sums over many targets: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

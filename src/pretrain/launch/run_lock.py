@@ -1,0 +1,49 @@
+"""One run at a time in a folder: a lock that the system itself drops when its holder dies."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.errors import CheckpointError
+from pretrain.files.untrusted_files import parse_json
+from pretrain.launch.run_folder import LOCK, check_folder, opened_to_append
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; raises CheckpointError naming host and process where another run holds it.
+
+    A lock whose holder was killed is free: the file may stay, the lock on it does not. It excludes other processes, not
+    this one. On a network file system it holds between machines only if its record locks do.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    with opened_to_append(folder / LOCK) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader processes would inherit that
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise CheckpointError(
+                f"{folder} is in use by another run ({_holder(file.read(1000))}). "
+                "Wait for it, stop it, or choose another folder by paths.run_dir=<folder>."
+            ) from None
+        file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _holder(text: str) -> str:
+    """Return who wrote the lock file, which need not be what we would write."""
+    try:
+        holder = parse_json(text)
+        return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!a}"
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return "which has not given its name"

@@ -1,0 +1,330 @@
+"""The LightningModule: what one training step does, for every model and objective alike."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+
+from pretrain.errors import DataError, DivergenceError
+from pretrain.evaluation.totals import Totals, target_counts, validation_figures
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.objective import Learner
+from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.schedules import ScheduleConfig
+from pretrain.parallel.clip import global_norm, scale_by
+from pretrain.parallel.config import Layout
+from pretrain.stop_signals import STOP_SIGNALS
+from pretrain.training.config import OnSpike
+from pretrain.training.datamodule import TextDataModule
+from pretrain.training.divergence import Rewind, Spikes, named, rows_to_blame, stop
+from pretrain.training.run_length import RunLength
+from pretrain.training.validation_metrics import LossMetrics, macro_f1
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+NO_TARGET = "no token of the step's rows was to be predicted"
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a learner with gradients of the mean over every target of the global batch."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        layout: Layout,
+        length: RunLength,
+        spikes: Spikes,
+        keeps_ledger: bool,
+        sums: torch.dtype,
+        clip_norm: float,
+        expected_targets: float,
+        n_labels: int | None,
+        bits_per_byte_of_a_nat: dict[str, float | None],
+        materialise: Callable[[DeviceMesh | None, torch.device], None],
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.layout = layout
+        self.length = length
+        self.spikes = spikes
+        self.keeps_ledger = keeps_ledger
+        self.clip_norm = clip_norm
+        self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
+        self._scored = [  # (source, part of the objective, factor), in the order of the loaders
+            (source, part, factor if objective.causal else None)
+            for source, factor in bits_per_byte_of_a_nat.items()
+            for part, objective in learner.objective.parts.items()
+        ]
+        self.materialise = materialise  # gives the learner its weights, on its device and over its mesh
+        self.signal_received = 0  # by this process
+        self.signal_agreed = 0  # by all processes, where they last asked each other
+        self._asked: tuple[Any, Tensor] | None = None  # a question to all processes that is under way
+        self._ready = False
+        self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
+        self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
+        self.validated: dict[str, float] = {}  # the newest validation, by metric key; none without a target
+        self.validation_targets: dict[str, int] = {}  # of it, by source
+        self.validated_at: int | None = None  # the step of it
+        self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
+        self.grad_norm = torch.zeros(())
+        self.looks_at_gradient: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
+        self.skipped_steps = 0
+        self.skipped_because = ""  # why the newest of them was
+        self._skipped_in_a_row = 0
+        self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
+        self.step_samples: list[int] = []  # and the places of its rows, where the ledger needs them
+        self._step_targets = torch.zeros((), dtype=torch.int64)
+        self._step_loss_sum = torch.zeros((), dtype=sums)
+        self._logged_loss = torch.zeros((), dtype=sums)
+        self._logged_targets = torch.zeros((), dtype=torch.int64)
+        self._samples: list[Tensor] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the name of the running hook, which Lightning sets fifty times a step, as on any object."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        """Spread the model over the devices and give it its weights, once."""
+        if not self._ready:
+            self.materialise(self.device_mesh, self.trainer.strategy.root_device)
+            self._ready = True
+
+    def on_train_start(self) -> None:
+        """Start the clock of the run."""
+        self.length.start()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return this micro-batch's part of the loss, for Lightning to differentiate.
+
+        It is the sum over targets divided by a constant; `configure_gradient_clipping` divides by the true count of
+        the global batch once that is known. Causal or masked is the objective's business: nothing here may ask which.
+        """
+        loss_sum, count = self.learner(batch)
+        self._step_targets = self._step_targets.to(count.device) + count
+        self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
+        self._samples.append(batch.samples)
+        return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer; the learning rate is a function of the run's place and needs no scheduler object."""
+        optimizer = self.optimizer_config.build(self.learner.model)
+        for group in optimizer.param_groups:
+            group["height"] = group["lr"]
+        return optimizer
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Compute the gradients, take the step, and let the gradients go, which Lightning would keep until the next.
+
+        In this order and not through the strategy and its precision, which call hooks that nothing here listens to and
+        scale gradients of fp16, which is not offered: on a model of 1 M parameters their time is felt.
+        """
+        assert optimizer_closure is not None
+        optimizer_closure()
+        inner: Optimizer = optimizer.optimizer
+        self.configure_gradient_clipping(inner)
+        inner.step()
+        inner.zero_grad(set_to_none=True)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing at the start of a step: its gradients have been let go at the end of the one before."""
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
+
+        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped, as is a
+        step without targets; a loss that jumps is dealt with as the settings say. The learning rate is set here too,
+        for all processes agree only now on how late it is.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._agree()
+        self._set_learning_rate(optimizer)
+        ranks = self.layout.data_ranks  # gradients come as the mean over them
+        scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
+        self.grad_norm = global_norm(gradients) * scale
+        if self.looks_at_gradient is not None:
+            self.looks_at_gradient(scale)
+        if not bool(torch.isfinite(self.grad_norm)):
+            self._skip(optimizer, "the gradient was not finite")
+            return
+        if not int(self._step_targets):  # after the line that waits for the device
+            self._skip(optimizer, NO_TARGET)
+            return
+        if self.spikes.is_one(self.step_loss):
+            self._meet_spike()
+            self._skip(optimizer, "the loss jumped")
+            return
+        if self.clip_norm:
+            scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        scale_by(gradients, scale)
+        self._skipped_in_a_row = 0
+        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
+        self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
+        self._end_step()
+
+    def _agree(self) -> None:
+        """Sum the step's targets over all processes; learn whether any was asked to stop, and the first one's time."""
+        seconds, loss_sum = self.length.clock(), self._step_loss_sum
+        if self.trainer.world_size == 1:
+            self.signal_agreed = self.signal_received
+        else:
+            asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
+            clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
+            device = self._step_targets.device
+            found = torch.stack([self._step_targets.double(), loss_sum.to(device)]) * self._speaks()
+            # whole numbers stay exact: they are below 2^53
+            sums = torch.cat([found, torch.tensor([*asked, clock], device=device, dtype=found.dtype)])
+            torch.distributed.all_reduce(sums)
+            self._step_targets, loss_sum = sums[0].long(), sums[1]
+            *counts, clock = sums[2:].long().tolist()
+            self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
+            seconds = clock / 1000
+        self.length.reach(seconds)
+        if self.spikes.watches or self.keeps_ledger:  # waits for the device
+            targets = int(self._step_targets)
+            self.step_loss = float(loss_sum) / targets if targets else math.nan
+
+    def agree_on_signal(self) -> None:
+        """Learn between two steps whether any process was asked to stop; all of them call this."""
+        self.ask_for_signals()
+        self.hear_of_signals()
+
+    def ask_for_signals(self) -> None:
+        """Begin to ask all processes whether they were asked to stop; nobody waits."""
+        if self.trainer.world_size == 1:
+            self.signal_agreed = self.signal_received
+            return
+        asked = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
+        self._asked = torch.distributed.all_reduce(asked, async_op=True), asked
+
+    def hear_of_signals(self) -> None:
+        """Wait for what `ask_for_signals` asked, if it did."""
+        if self._asked is None:
+            return
+        (work, counts), self._asked = self._asked, None
+        work.wait()
+        self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts.tolist(), strict=True) if count), 0)
+
+    def _set_learning_rate(self, optimizer: Optimizer) -> None:
+        """Set the learning rate of this step, and have the trainer end after it where it is the last."""
+        step = self.global_step
+        share = self.schedule.share(step, self.length.planned_steps(step))
+        for group in optimizer.param_groups:
+            group["lr"] = group["height"] * share
+        if self.length.ends_with(step):
+            self.trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def _meet_spike(self) -> None:
+        """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
+        if self.spikes.on_spike is OnSpike.skip:
+            return
+        data: TextDataModule = self.trainer.datamodule
+        samples = torch.cat(self._samples).cpu().numpy()
+        rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, self.layout, self.global_rank)
+        step = self.global_step + 1
+        what = self.spikes.describe(step, self.step_loss)
+        new = frozenset(rows) - data.left_out
+        if self.spikes.on_spike is OnSpike.rewind and new:
+            raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.left_out | new, self.length.clock())
+        raise stop(what, rows)
+
+    def _skip(self, optimizer: Optimizer, reason: str) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        self.skipped_because = reason
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            data: TextDataModule = self.trainer.datamodule
+            rows = data.train_stream.placed(self._all_samples().cpu().numpy())
+            what = (
+                f"{reason} in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step + 1}; the last of "
+                f"them read rows {named(row.id for row in rows)}. "
+            )
+            if reason == NO_TARGET:
+                raise DataError(f"{what}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
+            raise DivergenceError(f"{what}Try a lower optimizer.learning_rate, then resume=auto.")
+        self._end_step()
+
+    def _end_step(self) -> None:
+        self._step_targets = torch.zeros_like(self._step_targets)
+        self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
+        if self.keeps_ledger:
+            self.step_samples = sorted(self._all_samples().tolist())
+        self._samples.clear()
+
+    def _all_samples(self) -> Tensor:
+        """Return the places of the rows that all processes read in this step, int64 (batch_size,)."""
+        own = torch.cat(self._samples)
+        if self.trainer.world_size == 1:
+            return own
+        found = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(found, own)
+        return torch.cat(found[:: self.layout.tensor])
+
+    def _speaks(self) -> bool:
+        """Whether this process adds what it found to the sum over all: of those that read the same rows, one does."""
+        return self.layout.speaks(self.global_rank)
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the newest step, of the first group of parameters."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def take_training_loss(self) -> float | None:
+        """Return the mean loss in nats per target since the last call; this waits for the device.
+
+        None where every step since then was skipped.
+        """
+        if self.trainer.world_size > 1:
+            self._logged_loss *= self._speaks()
+            torch.distributed.all_reduce(self._logged_loss)
+        targets = int(self._logged_targets)
+        loss = float(self._logged_loss) / targets if targets else None
+        self._logged_loss.zero_()
+        self._logged_targets.zero_()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Score one batch of validation rows; each source has its own loader."""
+        losses, likeliest = self.learner.evaluate(batch)
+        metrics = self.validation[dataloader_idx]
+        assert isinstance(metrics, LossMetrics)
+        metrics.update(losses, likeliest == batch.targets, batch.targets != IGNORE)
+        if self.f1 is not None:
+            self.f1.update(likeliest, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the figures of this validation in `validated`: of all rows scored, then of each part and source."""
+        found: list[tuple[str, str, Totals]] = []
+        for (source, part, factor), metrics in zip(self._scored, self.validation, strict=True):
+            assert isinstance(metrics, LossMetrics)
+            found.append((source, part, Totals(*metrics.compute(), factor)))
+            metrics.reset()
+        figures, self.validation_targets = validation_figures(found), target_counts(found)
+        if self.f1 is not None:
+            figures.pop("perplexity", None)  # of labels it says nothing that the loss does not
+            figures |= {"f1": float(self.f1.compute())} if figures else {}
+            self.f1.reset()
+        self.validated = {f"val/{name}": value for name, value in figures.items()}
+        self.validated_at = self.trainer.global_step
+        if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for one before the first step
+            self.first_validated = self.validated

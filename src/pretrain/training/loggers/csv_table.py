@@ -1,0 +1,56 @@
+"""metrics.csv: a long table of step, name and value that any program reads."""
+
+import csv
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from pretrain.data.token_store.format import write_atomically
+from pretrain.launch.run_folder import opened_to_append
+from pretrain.launch.run_folder import read_rows as read_rows
+
+
+class LongCSVLogger(Logger):
+    """Appends step, name, value; a resume first drops rows beyond the step it goes on from, so none stands twice.
+
+    A run that goes back to its start drops all, also what it wrote before the first step.
+    """
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        super().__init__()
+        self.path = path
+        rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at] if resumed_at else []
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["step", "name", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())  # a kill here loses no figure of the steps before
+
+    @property
+    def name(self) -> str:
+        """Return the name by which Lightning knows the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Return nothing: a run folder has one table."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row for each figure."""
+        with opened_to_append(self.path) as file:
+            csv.writer(file).writerows([step, name, repr(float(value))] for name, value in metrics.items())
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the settings are in the run folder and in every checkpoint."""
+
+
+def has_figures(table: Path, step: int, prefix: str) -> bool:
+    """Whether a run's table has figures of this step whose names begin so."""
+    return any(row["step"] == str(step) and row["name"].startswith(prefix) for row in read_rows(table))

@@ -1,0 +1,268 @@
+"""A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from pretrain.checkpoint.write import sweep
+from pretrain.config.run import RunConfig
+from pretrain.config.seed import MAX_SEED
+from pretrain.config.serialize import to_dict
+from pretrain.data.batch_sizes import BatchSizes
+from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.streaming.dataset import ALL, StreamedRows
+from pretrain.data.streaming.read_ahead import ReadAhead
+from pretrain.data.token_store.format import delete_drafts
+from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
+from pretrain.data.training_rows import training_rows
+from pretrain.interop.load import build_without_weights
+from pretrain.kernels.device import peak_flops_per_s, sum_dtype
+from pretrain.launch.rank import rank, say
+from pretrain.launch.run_folder import CHECKPOINTS, TABLE
+from pretrain.launch.run_plan import Placement
+from pretrain.models.config import TransformerConfig
+from pretrain.models.size import training_flops_per_token
+from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import ClassifyConfig, MaskedConfig
+from pretrain.objectives.objective import Learner
+from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
+from pretrain.training.callbacks.ledger import Ledger
+from pretrain.training.callbacks.metrics import Metrics
+from pretrain.training.callbacks.norms import Norms
+from pretrain.training.callbacks.profile import Profile
+from pretrain.training.callbacks.progress import Progress
+from pretrain.training.callbacks.samples import Samples, Writer, log_text
+from pretrain.training.callbacks.scores import Scores
+from pretrain.training.callbacks.text_ahead import TextAhead
+from pretrain.training.config import Precision
+from pretrain.training.datamodule import TextDataModule, loader_errors
+from pretrain.training.divergence import Spikes
+from pretrain.training.fine_tuning import with_labels
+from pretrain.training.initial_weights import first_values, fixed_facts, materialiser
+from pretrain.training.learning_rate import rate_change
+from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.csv_table import has_figures
+from pretrain.training.loggers.tensorboard import compare_by_settings
+from pretrain.training.outcome import check_outcome
+from pretrain.training.report import Report
+from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
+from pretrain.training.run_state import Restore, RunState, check_room, set_step
+from pretrain.training.startup_summary import doubts, opening
+from pretrain.training.strategy import choose_device, resolve_precision
+from pretrain.training.throughput import Throughput
+from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lightning
+from pretrain.training.validation import check_first_validation, final_validation, not_validated
+
+
+def run(placement: Placement, throughput: Throughput | None = None) -> Report:
+    """Train as the placement says and return the report.
+
+    `throughput` knows what was done before, where the run rewinds. Raises a PretrainError where the run cannot go on,
+    Rewind where it is to go back.
+    """
+    config, folder, resumed = placement.config, placement.folder, placement.resumed
+    throughput = throughput or Throughput()
+    _quiet_lightning()
+    if rank() == 0:
+        for left, reason in sweep(folder / CHECKPOINTS).items():
+            say(f"warning: {left} is never deleted: {reason}")
+        delete_drafts(folder)
+    device = choose_device(config.trainer)
+    precision = resolve_precision(config, device)
+
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
+    config = with_labels(config, prepared)
+    placement = replace(placement, config=config)
+    objective = config.objective.build(prepared.tokenizer, config.seed)
+    before = resumed.progress if resumed else {}
+    left_out = placement.left_out | frozenset(before.get("left_out", []))
+    batch_sizes = batch_sizes_of(config, resumed)
+    data = _build_data(config, prepared, objective, left_out, batch_sizes)
+    reasons = not_validated(config.data, prepared, data.validation_streams)
+    check_first_validation(config, reasons, bool(data.validation_streams))
+    model = build_without_weights(config.model, config.objective, prepared.tokenizer)
+    learner = Learner(model, objective)
+    check_room(folder, sum(p.numel() for p in model.parameters()))
+    values = first_values(placement, prepared, model)
+    start = resumed.step if resumed else 0
+    seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
+    length = run_length(config, seconds, batch_sizes)
+    spikes = _spikes(config, before)
+    module = _build_module(config, data, learner, length, spikes, device, materialiser(learner, config, values))
+    module.first_validated = dict(before.get("first_validation", {}))
+    for sentence in doubts(config, model, data, reasons):
+        say(f"warning: {sentence}")
+    if resumed and not length.over(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
+        say(f"warning: {changed}")
+
+    shape = config.model
+    assert isinstance(shape, TransformerConfig)
+    metrics = Metrics(
+        throughput,
+        every_n_steps=config.trainer.log_every_n_steps,
+        flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
+        peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
+        tokens_seen=int(before.get("tokens_seen", 0)),
+        validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
+    )
+    writer = Writer(config, prepared.tokenizer)
+    validates = bool(data.validation_streams)
+    trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
+    state = RunState(
+        trainer,
+        module,
+        metrics,
+        data,
+        folder=folder / "checkpoints",
+        keep=config.checkpoint.keep,
+        config=to_dict(config),
+        facts=_facts(config, prepared, model),
+        typed=placement.typed,
+        after=placement.after,
+        save_tokenizer=prepared.tokenizer.save,
+        asynchronous=config.checkpoint.asynchronous,
+    )
+    callbacks: list[Callback] = [metrics]
+    callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
+    checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
+    if config.logger.ledger:
+        callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
+    callbacks += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
+    callbacks += [checkpoints, Samples(writer, throughput, checkpoints)]
+    scores = Scores(config.scores, writer, throughput, folder, checkpoints) if config.scores.every_n_steps else None
+    callbacks += [scores] if scores else []
+    if isinstance(data.train_stream, StreamedRows):
+        callbacks += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
+    callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
+    callbacks += [Restore(resumed)] if resumed else []
+    trainer.callbacks.extend(callbacks)
+    trainer._signal_connector.register_signal_handlers = _leave_signals
+    set_step(trainer, start)
+
+    say(opening(config, model, data, device, precision))
+    seed = (config.seed + module.layout.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
+    L.seed_everything(seed, workers=False, verbose=False)
+    log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
+    over = module.length.over(start)
+    if not over:
+        with loader_errors(), late_signals(module):
+            trainer.fit(module, datamodule=data)
+    validation = final_validation(trainer, module, data)
+    if scores and over:
+        scores.make_up(trainer, module)
+    targets = module.validation_targets
+    sample = writer.sample(model, seed=config.seed)
+    report = Report(
+        folder=str(folder),
+        steps=max(start, trainer.global_step),
+        tokens_seen=metrics.tokens_seen,
+        parameters=sum(p.numel() for p in model.parameters()),
+        objective=config.objective.kind,
+        validation=validation,
+        first_validation=module.first_validated,
+        tokens_per_s=throughput.mean_tokens_per_s(),
+        training_s=throughput.training_s,
+        wall_s=throughput.wall_s(),
+        waited_s=dict(throughput.other_s),
+        checkpoint_s=throughput.checkpoint_s(),
+        skipped_steps=module.skipped_steps,
+        left_out=sorted(left_out),
+        sample=sample,
+        longer=length.doubled(max(start, trainer.global_step)),
+        not_validated=not_validated(config.data, prepared, [name for name, count in targets.items() if count]),
+        validation_targets={name: count for name, count in targets.items() if count},
+    )
+    if trainer.is_global_zero:
+        report.save()
+        compare_by_settings(trainer, to_dict(config), validation)
+    skipped = module.skipped_steps - int(before.get("skipped_steps", 0))
+    check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
+    return report
+
+
+def _spikes(config: RunConfig, before: dict[str, Any]) -> Spikes:
+    return Spikes(config.divergence, before.get("losses", []))
+
+
+def _build_data(
+    config: RunConfig, prepared: Prepared, objective: Any, left_out: frozenset[str], batch_sizes: BatchSizes
+) -> TextDataModule:
+    length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
+    train = training_rows(prepared, config.data, length, config.seed)
+    validation = {
+        name: validation_rows(store, config.data, length, pad_id) for name, store in prepared.validation.items()
+    }
+    return TextDataModule(
+        train,
+        {name: rows for name, rows in validation.items() if rows is not None},
+        objective,
+        size=config.rows_per_micro_batch(),
+        batch_size=config.batch_size,
+        batch_sizes=batch_sizes,
+        max_validation_rows=config.data.max_validation_rows,
+        num_workers=config.data.num_workers,
+        left_out=left_out,
+    )
+
+
+def _text_ahead(
+    config: RunConfig, data: TextDataModule, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput
+) -> TextAhead:
+    steps = config.max_steps(data.batch_sizes)
+    needed = ALL if steps is None else data.batch_sizes.samples(steps + 1)  # one step more: workers look ahead
+    stream = rows.stream
+    reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
+    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)
+
+
+def _build_module(
+    config: RunConfig,
+    data: TextDataModule,
+    learner: Learner,
+    length: RunLength,
+    spikes: Spikes,
+    device: torch.device,
+    materialise: Any,
+) -> TrainingModule:
+    first = torch.zeros(1, dtype=torch.int64)
+    per_row = learner.objective.make_batch(data.train_stream.rows(first.numpy()), first).targets.shape[1]
+    return TrainingModule(
+        learner,
+        config.optimizer,
+        replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
+        layout=config.layout(),
+        length=length,
+        spikes=spikes,
+        keeps_ledger=config.logger.ledger,
+        sums=sum_dtype(device),
+        clip_norm=config.trainer.gradient_clip_val,
+        expected_targets=float(per_row * config.batch_size),
+        n_labels=config.objective.n_labels,
+        bits_per_byte_of_a_nat={
+            name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()
+        },
+        materialise=materialise,
+    )
+
+
+def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[str, Any]:
+    sources = ", ".join(filter(None, prepared.corpora))
+    return {
+        "objective": config.objective.kind,
+        "data": f"{config.data.kind} of {sources}" if sources else config.data.kind,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **fixed_facts(prepared),
+        "torch": torch.__version__,
+    }
+
+
+def _head_share(config: RunConfig) -> float:
+    """Return the share of positions that reach the vocabulary's head."""
+    if isinstance(config.objective, ClassifyConfig):
+        return 0.0
+    return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0

@@ -1,0 +1,93 @@
+"""The Lightning Trainer and the loggers of a run, built from its settings."""
+
+import logging
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from pretrain.config.run import RunConfig
+from pretrain.config.serialize import to_dict
+from pretrain.data.token_store.format import write_atomically
+from pretrain.launch.rank import rank, under_launcher
+from pretrain.launch.run_folder import CONFIG, TABLE
+from pretrain.training.config import Precision, Strategy
+from pretrain.training.loggers.csv_table import LongCSVLogger
+from pretrain.training.loggers.tensorboard import RunTensorBoard
+from pretrain.training.strategy import build_strategy
+from pretrain.training.validation import validates_first
+
+
+def _build_trainer(
+    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool,
+    max_steps: int | None,
+) -> L.Trainer:  # fmt: skip
+    accumulation = config.accumulation_steps()
+    sharded = config.trainer.strategy is Strategy.fsdp  # computes in bf16 by a policy of its own
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=build_strategy(config, device),
+        plugins=[TorchElasticEnvironment() if under_launcher() else LightningEnvironment()],  # never a guess
+        precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
+        max_steps=max_steps or -1,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation,
+        val_check_interval=config.trainer.val_check_interval * accumulation,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=1,  # ours go straight to the loggers; this only keeps Lightning from warning
+        deterministic=config.trainer.deterministic,
+        logger=_loggers(config, folder, start),
+        limit_val_batches=1.0 if validates else 0,
+        num_sanity_val_steps=-1 if validates_first(config, folder, start) else 0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        profiler=Unprofiled(),
+        default_root_dir=folder,
+    )
+
+
+def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
+    if rank() > 0:
+        return []
+    write_atomically(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    loggers: list[Logger] = []
+    if config.logger.tensorboard:
+        loggers.append(RunTensorBoard(folder, resumed_at=start))
+    if config.logger.csv:
+        loggers.append(LongCSVLogger(folder / TABLE, resumed_at=start))
+    return loggers
+
+
+def _leave_signals() -> None:
+    """In the place of Lightning's handler, which talks to all processes wherever a signal meets them."""
+
+
+def _quiet_lightning() -> None:
+    """Keep Lightning's banners and advice to itself: what matters here, the run says."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class Unprofiled(PassThroughProfiler):
+    """Times nothing, and takes no time for it: Lightning's makes a generator at each of some thirty hooks a step."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return _NOTHING

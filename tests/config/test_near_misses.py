@@ -1,0 +1,146 @@
+"""Other programs' words for settings, presets and values lead to ours."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import near_misses
+from pretrain.config.cli import main
+from pretrain.config.compose import compose, presets, register_schemas
+from pretrain.config.declared import every_setting
+from pretrain.config.run import RunConfig
+from pretrain.config.scripts import ExportConfig
+from pretrain.errors import ConfigError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.inference.config import GenerateConfig
+
+
+@pytest.fixture(autouse=True)
+def schemas() -> None:
+    register_schemas("train", RunConfig)
+
+
+def refused(*words: str, script: str = "train") -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(script, list(words))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lr=1e-3", "lr is not a setting. Did you mean optimizer.learning_rate?"),
+        ("learning_rate=1e-3", "learning_rate is not a setting. Did you mean optimizer.learning_rate?"),
+        ("trainer.lr=1e-3", "trainer.lr is not a setting. Did you mean optimizer.learning_rate?"),
+        ("training.learning_rate=1", "training is not a setting. Did you mean optimizer.learning_rate?"),
+        ("context_length=512", "context_length is not a setting. Did you mean model.context_length?"),
+        ("block_size=512", "block_size is not a setting. Did you mean model.context_length?"),
+        ("model.hidden_size=64", "model.hidden_size is not a setting. Did you mean model.d_model?"),
+        ("dropout=0.1", "dropout is not a setting. Did you mean model.dropout?"),
+        ("max_epochs=3", "max_epochs is not a setting. Did you mean trainer.max_steps? A run's length is in steps, "),
+        ("epochs=3", "epochs is not a setting. Did you mean trainer.max_steps? A run's length is in steps, "),
+        ("every_n_steps=5", "every_n_steps is not a setting. Did you mean checkpoint.every_n_steps, sample."),
+        ("optimizer.momentums=0", "optimizer.momentums is not a setting. Did you mean optimizer.momentum?"),
+        ("contextlength=1", "contextlength is not a setting. Did you mean model.context_length?"),
+        ("data.text_column=x", "data.text_column is a setting of data=text_files, "),
+        ("data.subset=x", "data.subset is a setting of data=hugging_face only. Choose that as well: data=hugging_face"),
+        (
+            "data.sources.a.weight=1",
+            "data.sources is a setting of data=mixture only. Choose that as well: data=mixture",
+        ),
+        ("schedule=cosine_with_warmup", "schedule=cosine_with_warmup is not a preset. Did you mean cosine?"),
+        ("model=gpt2", "model=gpt2 is not a preset. Did you mean gpt_small?"),
+        ("model=openai-community/gpt2-xl", "model=openai-community/gpt2-xl is not a preset. Did you mean gpt_xl?"),
+        ("model=bert-base-uncased", "model=bert-base-uncased is not a preset. Did you mean bert_base?"),
+        ("optimizer=adam", "optimizer=adam is not a preset. Did you mean adamw?"),
+        ("objective=mlm", "objective=mlm is not a preset. Did you mean masked?"),
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed does not fit: Invalid value 'bf16-mixed'"),
+    ],
+)
+def test_a_word_of_the_fields_leads_to_ours(word: str, message: str) -> None:
+    assert refused(word).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16"), ("trainer.precision=32", "trainer.precision=fp32"),
+        ("model.norm=rmsnorm", "model.norm=rms"), ("model.position=RoPE", "model.position=rope"),
+        ("data.packing=bestfit", "data.packing=best_fit"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_none_of_those_offered_leads_to_one(word: str, near: str) -> None:
+    assert refused(word).endswith(f" Did you mean {near}?")
+    assert compose("train", [near])
+
+
+def test_other_scripts_have_words_of_their_own() -> None:
+    for script, config_class in (("generate", GenerateConfig), ("eval", EvalConfig), ("export", ExportConfig)):
+        register_schemas(script, config_class)
+    assert refused("max_tokens=5", script="generate").endswith("Did you mean max_new_tokens?")
+    assert refused("ckpt=x", script="eval").endswith("Did you mean checkpoint?")
+    assert refused("out_dir=x", script="export").endswith("Did you mean output or paths.run_dir?")
+    assert refused("lr=1", script="export").startswith("lr is not a setting. ")
+
+
+def test_the_table_leads_to_what_there_is() -> None:
+    scripts = (RunConfig, GenerateConfig, EvalConfig, ExportConfig)
+    there = {name for each in scripts for name in every_setting(each)} | {"schedule"}
+    assert set(near_misses._SETTINGS) <= there
+    for group, names in near_misses._PRESETS.items():
+        assert set(names) <= set(presets(group))
+        assert not [word for word, n in Counter(" ".join(names.values()).split()).items() if n > 1]
+
+
+def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
+    config: RunConfig = compose("train", ["data.path=a b", "data.separator=x"])
+    assert (config.data.kind, config.data.path, config.data.separator) == ("text_files", "a b", "x")
+    assert compose("train", ["data=hugging_face", "data.path=x"]).data.kind == "hugging_face"
+    assert refused("data.path=x", "data.template=y").startswith("data.path is a setting of data=text_files, ")
+    assert refused("experiment=continue", "data.path=x").startswith("data.path is a setting of ")
+    assert refused("data.path=x", "data.n_layer=y").startswith("data.path is a setting of ")
+    assert refused("data.path=x", "model.n_layer=3") == "model.n_layer is not a setting. Did you mean model.n_layers?"
+    assert refused("data.path=x", f"resume={tmp_path}").startswith("data.path is a setting of ")  # no run is there
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config-dir", "x"], "--config-dir would do nothing: put settings of your own into configs/experiment/"),
+        (["--config-dir=x"], "--config-dir=x would do nothing: put settings"),
+        (["seed=1", "-cd", "x"], "-cd would do nothing: put settings of your own into configs/experiment/<name>.yaml"),
+        (["--config-name", "mine"], "--config-name would do nothing: put settings"),
+        (["-cn", "mine"], "-cn would do nothing"),
+        (["--run"], "--run would do nothing: a script runs without it. Leave it out."),
+        (["--experimental-rerun", "x"], "--experimental-rerun would do nothing: a run goes on by resume=<its folder>."),
+        (
+            ["--conf", "x"],
+            "--conf is no flag of this script; settings have no dashes, such as conf=5. All of them: --help",
+        ),
+        (["--max-steps", "5"], "--max-steps is no flag of this script; settings have no dashes, such as max_steps=5."),
+        (["--"], "-- is no flag of this script; settings are typed key=value. All of them: --help"),
+        (["-m", "--config-dir", "x"], "--config-dir would do nothing"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x sets something of Hydra's that has no effect here. Try paths.run_dir="),
+        (
+            ["-m", "hydra.sweep.dir=x"],
+            "hydra.sweep.dir=x sets something of Hydra's that has no effect here. Try paths.",
+        ),
+        (
+            ["+hydra/launcher=joblib"],
+            "+hydra/launcher=joblib sets something of Hydra's that has no effect here. Try -m",
+        ),
+        (["hydra/launcher=submitit_slurm"], "hydra/launcher=submitit_slurm sets something of Hydra's"),
+        (["hydra.output_subdir=null"], "hydra.output_subdir=null sets something of Hydra's that has no effect here. L"),
+    ],
+)
+def test_flags_and_settings_that_would_do_nothing_are_refused(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main("train", RunConfig, lambda config, words: pytest.fail("it ran"))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"ConfigError: {message}")

@@ -1,0 +1,33 @@
+"""What --help prints, and that it may be read in part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_help_lists_the_presets_by_name_and_the_settings_as_the_words_beside_it_make_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "optimizer=adamw", "--help"])
+    main("train", RunConfig, lambda config, words: pytest.fail("help trains nothing"))
+    shown = capsys.readouterr().out
+    assert "\noptimizer: adamw, muon\n" in shown
+    assert "\noptimizer:\n  kind: adamw\n" in shown
+    assert ", classify, continue, " in shown
+    assert "hydra" not in shown
+
+
+def test_help_may_be_read_in_part() -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `--help | head` does once it has enough
+    shown = subprocess.run([sys.executable, "src/train.py", "--help"], cwd=REPOSITORY, stdout=write, stderr=-1)
+    os.close(write)
+    assert (shown.returncode, shown.stderr) == (0, b"")

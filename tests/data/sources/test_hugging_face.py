@@ -1,0 +1,122 @@
+"""Hugging Face data sets of this machine are read in order; what cannot be had is refused without a traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.data.config import HuggingFaceConfig, Mode
+from pretrain.data.sources.open_source import open_source
+from pretrain.data.sources.source import Source
+from pretrain.data.streaming.ledger import Ledger
+from pretrain.data.streaming.producer import produce
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
+from pretrain.errors import DataError
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.documents()]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same documents as raw files, as a saved data set and as a saved set of splits."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets")
+    train = datasets.Dataset.from_dict({"text": ["one", None, "", "four"], "id": [1, 2, 3, 4]})
+    test = datasets.Dataset.from_dict({"text": ["five"], "id": [5]})
+    (folder / "raw").mkdir()
+    train.to_json(folder / "raw" / "train.jsonl")
+    test.to_json(folder / "raw" / "test.jsonl")
+    train.save_to_disk(folder / "single")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(folder / "splits")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["raw", "single", "splits"])
+def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
+    source = open_source(HuggingFaceConfig(path=str(saved / form)))
+    assert [(document.text, document.name) for document in source.documents()] == [
+        ("one", "train:1"),
+        ("four", "train:4"),
+    ]
+    assert source.skipped == {"text is no string": 1, "empty": 1}
+    assert source.validation_documents() is None
+    with pytest.raises(DataError, match=r"data\.split=nosuch is not a split of .*: .*train"):
+        texts(open_source(HuggingFaceConfig(path=str(saved / form), split="nosuch")))
+    with pytest.raises(DataError, match=r"\(data\.split=train\) has no data\.text_column=body\. .*: id, text"):
+        texts(open_source(HuggingFaceConfig(path=str(saved / form), text_column="body")))
+
+
+@pytest.mark.parametrize("form", ["raw", "splits"])
+def test_a_local_data_set_gives_its_validation_split(saved: Path, form: str) -> None:
+    documents = open_source(HuggingFaceConfig(path=str(saved / form), validation_split="test")).validation_documents()
+    assert documents is not None
+    assert [document.text for document in documents] == ["five"]
+
+
+def test_max_documents_stops_early_and_counts_in_the_fingerprint(saved: Path) -> None:
+    source = open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3))
+    assert texts(source) == ["one"]
+    assert (
+        source.fingerprint() == open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3)).fingerprint()
+    )
+    assert source.fingerprint() != open_source(HuggingFaceConfig(path=str(saved / "raw"))).fingerprint()
+
+
+def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    remote = open_source(HuggingFaceConfig(path="someone/no-such-data-set", subset="small"))
+    with pytest.raises(
+        DataError, match=r"data\.path=someone/no-such-data-set \(data\.subset=small, .*this machine can reach"
+    ):
+        texts(remote)
+    with pytest.raises(DataError, match=r"data\.path=someone/no-such-data-set .* cannot be read"):
+        remote.fingerprint()
+    for path in (str(tmp_path / "nowhere"), str(saved / "raw" / "train.jsonl")):
+        with pytest.raises(DataError, match=r"data\.path=.* is not a folder"):
+            open_source(HuggingFaceConfig(path=path))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "train.jsonl").write_text('{"text": "x"')
+    with pytest.raises(DataError, match=r"data\.path=.*damaged .* cannot be read: .* Check this folder's files"):
+        texts(open_source(HuggingFaceConfig(path=str(tmp_path / "damaged"))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "train-1.jsonl").write_text('{"text": "another text"}\n'),
+        lambda folder: (folder / "train-1.jsonl").write_text(
+            (folder / "train-1.jsonl").read_text() + '{"text": "x"}\n'
+        ),
+        lambda folder: (folder / "train-2.jsonl").write_text('{"text": "a new file"}\n'),
+    ],
+    ids=["rewritten", "appended to", "a new file"],
+)
+def test_a_folder_that_changes_while_it_is_streamed_is_refused(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(2):
+        lines = (json.dumps({"text": f"text {number} {line}, of some words"}) for line in range(100))
+        (folder / f"train-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    data = HuggingFaceConfig(path=str(folder), mode=Mode.stream, era_tokens=1024, validation_fraction=0.2)
+    source, stream = open_source(data), tmp_path / "stream"
+    tokenizer = byte_tokenizer()
+    produce(stream, source, data, tokenizer, enough=lambda: bool(Ledger(stream).eras), report=print)
+    kept = len(Ledger(stream).eras)
+    assert kept == 1
+    change(folder)
+    with pytest.raises(
+        DataError, match=r"train-\d\.jsonl of data\.path=.* has changed since reading began.*read a copy"
+    ):
+        produce(stream, source, data, tokenizer, enough=lambda: False, report=print)
+    assert len(Ledger(stream).eras) == kept
+    assert Ledger(stream).end is None

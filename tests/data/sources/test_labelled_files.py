@@ -1,0 +1,121 @@
+"""Prompts with responses and texts with labels are read whole, or refused by the setting or file that is wrong."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.data.config import Mode, Packing
+from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.sources.open_source import open_source
+from pretrain.data.sources.source import Document, Source
+from pretrain.errors import ConfigError, DataError
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def parts(document: Document) -> tuple[str, str]:
+    end = document.prompt_characters
+    assert end is not None
+    return document.text[:end], document.text[end:]
+
+
+def test_a_template_has_its_escapes_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {"prompt": "Why\\n?", "response": "So"})
+    (found,) = open_source(PairsConfig(path=str(path), template="Q\\t{prompt}\\\\n\\n{response}")).documents()
+    assert found.text == "Q\tWhy\\n?\\n\nSo"
+
+
+def test_a_pair_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", {"prompt": "Why {response}?", "response": "{prompt} \\n"})
+    (found,) = open_source(PairsConfig(path=str(path))).documents()
+    assert parts(found) == ("Why {response}?", "\n{prompt} \\n")  # what stands in the data is never a template
+    assert found.name == "pairs.jsonl:1"
+    (found,) = open_source(PairsConfig(path=str(path), template="User: {prompt}\\nAnswer: {response}")).documents()
+    assert parts(found) == ("User: Why {response}?\nAnswer:", " {prompt} \\n")
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+def test_pairs_have_columns_of_any_name_and_files_may_be_compressed(tmp_path: Path, suffix: str, compress: Any) -> None:
+    records = [{"q": "a", "r": "b"}, {"q": "a"}, {"q": 1, "r": "b"}, {"q": "a", "r": " \n"}, {"q": "c", "r": "d"}]
+    path = tmp_path / f"p.jsonl{suffix}"
+    path.write_bytes(compress("".join(json.dumps(record) + "\n" for record in records).encode()))
+    source = open_source(PairsConfig(path=str(path), prompt_column="q", response_column="r"))
+    assert [document.text for document in source.documents()] == ["a\nb", "c\nd"]
+    assert dict(source.skipped) == {"prompt or response is no string": 2, "empty response": 1}
+
+
+def labelled(path: Path, **settings: Any) -> Source:
+    return open_source(LabelledTextConfig(path=str(path), **settings))
+
+
+def found(source: Source) -> list[tuple[str, str | None]]:
+    return [(document.text, document.label) for document in source.documents()]
+
+
+def test_lines_of_text_tab_label(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.tsv"
+    path.write_bytes(b"\xef\xbb\xbfsentence\tlabel\nfine\tfilm\t1\r\nbad\t0\n\nno tab here\n\xff\t1\nempty label\t\n")
+    source = labelled(path)
+    assert found(source) == [("fine\tfilm", "1"), ("bad", "0")]
+    assert dict(source.skipped) == {"no label": 2, "invalid UTF-8": 1}
+
+
+def test_json_lines_of_text_and_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", {"s": "a", "y": 1}, {"s": "b", "y": "good"}, {"s": "c", "y": 0.5}, {"s": "d"})
+    source = labelled(path, text_column="s", label_column="y")
+    assert found(source) == [("a", "1"), ("b", "good")]
+    assert source.skipped.total() == 2
+
+
+def test_the_fingerprint_knows_what_decides_the_documents(tmp_path: Path) -> None:
+    pairs = write(tmp_path / "p.jsonl", {"prompt": "a", "response": "b"})
+    settings: list[dict[str, str]] = [{}, {"template": "Q {prompt} A {response}"}, {"prompt_column": "response"}]
+    prints = [open_source(PairsConfig(path=str(pairs), **each)).fingerprint() for each in settings]
+    prints += [open_source(PairsConfig(path=str(pairs), validation_path=str(pairs))).fingerprint()]
+    assert len(set(prints)) == 4
+    assert open_source(PairsConfig(path=str(pairs))).fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{prompt}", "{response}{prompt}", "{prompt}{response}{prompt}", "{prompt} {x} {response}", "{prompt}{response}.",
+     "{0}{prompt}{response}", "{prompt.__class__} {response}", "{{prompt}} {response}", "} {prompt} {response}",
+     "{prompt!r}{response}", "{prompt:>9}{response}"],
+)  # fmt: skip
+def test_a_template_has_the_two_placeholders_and_no_other_braces(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.template=.* must hold \{prompt\} once, then \{response\} once"):
+        PairsConfig(path="x", template=template)
+
+
+def test_settings_that_would_cut_documents_or_let_them_see_one_another_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.packing=best_fit may cut .* Try data\.packing=whole"):
+        PairsConfig(path="x", packing=Packing.best_fit)
+    with pytest.raises(
+        ConfigError, match=r"data\.document_mask=False .*, and texts with labels are .*document_mask=true"
+    ):
+        LabelledTextConfig(path="x", document_mask=False)
+    with pytest.raises(ConfigError, match=r"data\.mode=stream .* Try data\.mode=prepare"):
+        LabelledTextConfig(path="x", mode=Mode.stream)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("only text\n")
+    with pytest.raises(DataError, match=r"plain\.txt is plain text, and pairs have two columns\. Name a file of JSON"):
+        found(open_source(PairsConfig(path=str(plain))))
+    with pytest.raises(DataError, match=r"plain\.txt:1 has no tab\. Write lines of text, tab, label"):
+        found(labelled(plain))
+    other = write(tmp_path / "other.jsonl", {"question": "a", "text": "b"})
+    with pytest.raises(DataError, match=r"other\.jsonl has no data\.prompt_column=prompt\. Try .*question, text"):
+        found(open_source(PairsConfig(path=str(other))))
+    with pytest.raises(DataError, match=r"other\.jsonl has no data\.label_column=label\."):
+        found(labelled(other))
+    with pytest.raises(DataError, match=r"data\.path=.*nowhere does not exist"):
+        labelled(tmp_path / "nowhere")

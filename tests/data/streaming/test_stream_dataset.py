@@ -1,0 +1,146 @@
+"""Rows of a stream: a pure function of seed, draw and ledger, on any number of processes, however far it was read."""
+
+import multiprocessing
+import pickle
+import random
+import threading
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pretrain.data.collate import Rows
+from pretrain.data.config import Mode, TextFilesConfig
+from pretrain.data.sources.open_source import open_source
+from pretrain.data.streaming import dataset as streamed_rows
+from pretrain.data.streaming.corpus import Stream
+from pretrain.data.streaming.dataset import ALL, StreamedRows
+from pretrain.data.streaming.ledger import Ledger
+from pretrain.data.streaming.producer import produce
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
+from pretrain.errors import DataError, RankLostError
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TextFilesConfig:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    draw = random.Random(0)
+    texts = (" ".join(f"w{draw.randint(0, 999)}" for _ in range(draw.randint(5, 60))) for _ in range(80))
+    path.write_text("|".join(texts))
+    return TextFilesConfig(path=str(path), separator="|", mode=Mode.stream, era_tokens=1500)
+
+
+def read_eras(folder: Path, data: TextFilesConfig, eras: int = 10**9) -> None:
+    produce(
+        folder, open_source(data), data, byte_tokenizer(),
+        enough=lambda: len(Ledger(folder).eras) >= eras, report=lambda line: None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(data: TextFilesConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "stream"
+    read_eras(folder, data)
+    return folder
+
+
+def open_rows(folder: Path, data: TextFilesConfig, seed: int = 3) -> StreamedRows:
+    rows = StreamedRows(Stream(folder), data, LENGTH, pad_id=0, seed=seed)
+    rows.there()
+    return rows
+
+
+def same(one: Rows, other: Rows) -> bool:
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Rows))
+
+
+def test_every_row_comes_once_an_epoch_and_the_eras_in_turn(whole: Path, data: TextFilesConfig):
+    rows = open_rows(whole, data)
+    ends = rows._ends
+    assert len(ends) > 4
+    assert rows.there() == ALL
+    orders = [rows.order(np.arange(epoch * ends[-1], (epoch + 1) * ends[-1])) for epoch in range(3)]
+    for order in orders:
+        for first, end in zip([0, *ends], ends, strict=False):
+            assert sorted(order[first:end]) == list(range(first, end))
+    assert all((one != other).any() for one, other in pairwise(orders))
+    assert (orders[0] != open_rows(whole, data, seed=4).order(np.arange(ends[-1]))).any()
+    assert (orders[0] != np.arange(ends[-1])).any()
+
+
+def test_every_token_of_the_stream_is_in_a_row_once(whole: Path, data: TextFilesConfig):
+    rows = open_rows(whole, data)
+    found = rows.read(np.arange(rows._ends[-1]))
+    assert (found.documents >= 0).sum() == rows.stream.n_tokens
+    stores = [rows.stream.era(number) for number in range(len(rows._ends))]
+    tokens = np.concatenate([store.document(i) for store in stores for i in range(store.n_documents)])
+    assert sorted(found.tokens[found.documents >= 0]) == sorted(tokens)
+
+
+def test_a_reader_that_saw_less_of_the_corpus_answers_the_same(whole: Path, data: TextFilesConfig, tmp_path: Path):
+    folder = tmp_path / whole.name
+    read_eras(folder, data, eras=2)
+    early, late = open_rows(folder, data), open_rows(whole, data)
+    there = early.there()
+    assert there == late._ends[1]
+    draws = np.arange(there)[::-1].copy()
+    assert same(early.rows(draws), late.rows(draws))
+    read_eras(folder, data)
+    assert early.there() == ALL
+    draws = np.random.default_rng(0).integers(0, 5 * late._ends[-1], 300)  # of many eras and epochs at once
+    assert same(early.rows(draws), late.rows(draws))
+
+
+def test_any_number_of_ranks_and_micro_batches_reads_the_same_rows(whole: Path, data: TextFilesConfig):
+    one = open_rows(whole, data)
+    for ranks, size in ((1, 8), (2, 4), (2, 1), (8, 1)):
+        others = [pickle.loads(pickle.dumps(one)) for _ in range(ranks)]  # noqa: S301  (what a worker process is given)
+        for step in (0, 3, 17, 10**6):
+            batch = one.rows(one.samples(step, 0, 8, batch_size=8))
+            slots = range(8 // size)
+            parts = [others[slot % ranks].rows(one.samples(step, slot, size, batch_size=8)) for slot in slots]
+            assert same(Rows.joined(parts), batch)
+
+
+def test_documents_may_see_each_other_where_the_settings_say_so(whole: Path, data: TextFilesConfig):
+    from dataclasses import replace
+
+    found = open_rows(whole, replace(data, document_mask=False)).rows(np.arange(20))
+    assert found.documents.max() == 0
+    assert (found.positions == np.arange(LENGTH)).all()
+
+
+def test_a_row_that_is_not_there_yet_is_waited_for(whole: Path, data: TextFilesConfig, tmp_path: Path):
+    folder = tmp_path / whole.name
+    read_eras(folder, data, eras=1)
+    early, late = open_rows(folder, data), open_rows(whole, data)
+    draws = np.arange(late._ends[2] - 3, late._ends[2] + 3)
+    found: list[Rows] = []
+    thread = threading.Thread(target=lambda: found.append(early.rows(draws)))
+    thread.start()
+    thread.join(0.5)
+    assert not found
+    read_eras(folder, data, eras=4)
+    thread.join(20)
+    assert same(found[0], late.rows(draws))
+
+
+def test_a_worker_whose_run_is_gone_waits_no_longer(data: TextFilesConfig, tmp_path: Path, monkeypatch):
+    read_eras(tmp_path / "stream", data, eras=1)
+    rows = open_rows(tmp_path / "stream", data)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=lambda: False))
+    with pytest.raises(RankLostError, match="the process that asked for text is gone"):
+        rows.rows(np.array([10**6]))
+
+
+def test_a_row_that_will_never_come_is_not_waited_for(data: TextFilesConfig, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(streamed_rows, "UNREAD_S", 0.5)
+    read_eras(tmp_path / "stream", data, eras=1)
+    rows = open_rows(tmp_path / "stream", data)
+    with pytest.raises(DataError, match=r"no process has been reading the corpus into .*stream\. Go on"):
+        rows.rows(np.array([10**6]))

@@ -1,0 +1,69 @@
+r"""\n in a setting of free text is a new line, in each of them and by one rule."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.data.escapes import read_escapes, write_escapes
+from pretrain.inference.config import GenerateConfig
+from pretrain.language_model import LanguageModel
+from pretrain.training.callbacks.samples import sample_text
+from pretrain.training.config import SampleConfig
+
+GENERATE = Path(__file__).parents[2] / "src" / "generate.py"
+
+
+def test_escapes_are_read_once_and_other_backslashes_stand() -> None:
+    assert read_escapes(r"a\nb\tc\r\0") == "a\nb\tc\r\0"
+    assert read_escapes(r"\\n \\\n \x41 \d é\'" + "\\") == "\\n \\\n \\x41 \\d é\\'\\"
+    assert write_escapes("a\n\\n") == r"a\n\\n"
+
+
+@given(st.text(alphabet="\\ntr0\n\t\r\0ax", max_size=12))
+def test_what_is_written_is_read_again(text: str) -> None:
+    assert read_escapes(write_escapes(text)) == text
+
+
+class Recorder:
+    """A model that notes what it is asked."""
+
+    labels: tuple[str, ...] = ()
+    causal = True
+    around_prompt = None
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def classify(self, prompt: str) -> dict[str, float]:
+        self.asked.append(prompt)
+        return {"yes": 1.0}
+
+    def stream(self, prompt: str, **options: Any) -> list[str]:
+        self.asked += [prompt, options["stop"]]
+        return ["..."]
+
+
+def test_stops_have_their_escapes_read_and_a_prompt_stands_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("generate", GENERATE)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    model = Recorder()
+    monkeypatch.setattr(LanguageModel, "load", lambda *given: model)
+    script.generate(GenerateConfig(checkpoint="x", prompt=r"ROMEO:\n\\n", stop=[r"\n\n", "."]), [])
+    assert model.asked == [r"ROMEO:\n\\n", ["\n\n", "."]]
+    assert capsys.readouterr().out == "ROMEO:\\n\\\\n...\n"
+
+
+def test_prompts_of_samples_stand_as_they_are() -> None:
+    model = Recorder()
+    model.labels = ("yes",)
+    sample_text(model, SampleConfig(prompts=[r"a\tb", "c"]), seed=0)  # type: ignore[arg-type]
+    assert model.asked == [r"a\tb", "c"]

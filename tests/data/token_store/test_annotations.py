@@ -1,0 +1,174 @@
+"""What documents carry beside their tokens reaches the targets, and is noticed where it was damaged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from pretrain.data.collate import IGNORE, read_rows
+from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, Packing
+from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.packing import best_fit, whole
+from pretrain.data.prepare import Prepared, find_prepared, prepare
+from pretrain.data.token_store.annotations import FILE
+from pretrain.data.token_store.format import fingerprint_of
+from pretrain.data.token_store.store import Store
+from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
+from pretrain.errors import DataError
+from pretrain.files.records import sealed
+
+PAIRS = [("The quick brown", "fox"), ("The quick brown fox", "jumps"), ("", "Hello"), ("Why?" * 20, "So.")]
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def pairs(folder: Path, records: list[tuple[str, str]] = PAIRS) -> PairsConfig:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in records))
+    return PairsConfig(path=str(path), validation_fraction=0.0)
+
+
+def labelled(
+    folder: Path, lines: str = "good film\tpos\nbad film\tneg\nso so\tmixed\nfine\tpos\n"
+) -> LabelledTextConfig:
+    path = folder / "texts.tsv"
+    path.write_text(lines)
+    return LabelledTextConfig(path=str(path), validation_fraction=0.0)
+
+
+def made(config: PairsConfig | LabelledTextConfig, folder: Path, bpe: bool = False) -> Prepared:
+    tokenizer = BPETokenizerConfig(vocab_size=280) if bpe else BytesTokenizerConfig()
+    return prepare(config, tokenizer, folder / "cache", report=silent)
+
+
+@pytest.mark.parametrize("bpe", [False, True])
+def test_only_responses_and_the_end_after_them_are_targets(tmp_path: Path, bpe: bool) -> None:
+    prepared = made(pairs(tmp_path), tmp_path, bpe)
+    tokenizer, store = prepared.tokenizer, prepared.train[""]
+    stream = RowStream(store, pairs(tmp_path), 128, tokenizer.padding_id, seed=0)
+    rows = stream.read(np.arange(len(stream)))
+    learnt = []
+    for row in range(len(stream)):
+        for number in range(rows.documents[row].max() + 1):
+            at = rows.documents[row] == number
+            targets = rows.next_tokens[row][at]
+            tokens = rows.tokens[row][at]
+            kept = targets != IGNORE
+            first = int(np.argmax(kept))
+            assert kept[first:-1].all()  # from the response on, all that follows
+            assert not kept[-1]
+            assert_array_equal(targets[first:-1], tokens[first + 1 :])
+            assert targets[-2] == tokenizer.eos_id
+            prompt = tokenizer.decode(tokens[1 : first + 1])
+            assert tokens[1 : first + 1].tolist() == tokenizer.encode_prompt(prompt)  # as generation will read it
+            learnt.append((prompt, tokenizer.decode(targets[first:-2])))
+    assert sorted(learnt) == sorted((prompt, f"\n{response}") for prompt, response in PAIRS)
+    assert (rows.documents[:, 0] == 0).all()
+    assert rows.labels is None
+
+
+def test_a_prompt_whose_tokens_would_change_with_its_response_keeps_its_own(tmp_path: Path) -> None:
+    records = [("ab", "cd"), *[("x", "abcd abcd abcd abcd")] * 1, ("y", "abcd abcd"), ("z", "abcdabcd")]
+    config = pairs(tmp_path, records)
+    config.template = "{prompt}{response}"
+    prepared = made(config, tmp_path, bpe=True)
+    tokenizer, store = prepared.tokenizer, prepared.train[""]
+    assert len(tokenizer.encode("abcd")) == 1  # so that "ab" is no beginning of the whole's tokens
+    assert store.annotations is not None
+    first = store.document(0)
+    assert tokenizer.decode(first[1:-1]) == "abcd"
+    given = int(store.annotations.values[0])
+    assert first[1:given].tolist() == tokenizer.encode("ab")
+
+
+def test_labels_go_by_their_spelling_and_to_every_token(tmp_path: Path) -> None:
+    prepared = made(labelled(tmp_path), tmp_path)
+    assert prepared.labels == ["mixed", "neg", "pos"]
+    store = prepared.train[""]
+    rows = RowStream(store, labelled(tmp_path), 64, prepared.tokenizer.padding_id, seed=0).rows(np.arange(1))
+    assert rows.labels is not None
+    assert_array_equal(rows.labels == IGNORE, rows.documents < 0)
+    of = {"good film": "pos", "bad film": "neg", "so so": "mixed", "fine": "pos"}
+    for number in range(4):
+        at = rows.documents[0] == number
+        (label,) = set(rows.labels[0][at].tolist())
+        assert prepared.labels[label] == of[prepared.tokenizer.decode(rows.tokens[0][at])]
+    assert bits_per_byte_of_a_nat(store) is None  # the loss is not one of the text
+    again = find_prepared(labelled(tmp_path), BytesTokenizerConfig(), tmp_path / "cache")
+    assert again is not None
+    assert again.fingerprint == prepared.fingerprint
+
+
+def test_another_label_is_another_corpus(tmp_path: Path) -> None:
+    one = made(labelled(tmp_path), tmp_path)
+    other = made(labelled(tmp_path, "good film\tneg\nbad film\tneg\nso so\tmixed\nfine\tpos\n"), tmp_path)
+    assert one.fingerprint != other.fingerprint
+    assert one.train[""].manifest["shards"] == other.train[""].manifest["shards"]  # the tokens are the same
+
+
+def test_labels_that_cannot_be_learnt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has 1 label in its training documents \(pos\)"):
+        made(labelled(tmp_path, "a\tpos\nb\tpos\n"), tmp_path)
+    held_out = tmp_path / "dev.tsv"
+    held_out.write_text("c\tpos\nd\tother\n")
+    config = labelled(tmp_path, "a\tpos\nb\tneg\n")
+    config.validation_path = str(held_out)
+    with pytest.raises(
+        DataError, match=r"dev\.tsv:2 has the label 'other', which no training document has\. .*neg, pos"
+    ):
+        made(config, tmp_path)
+
+
+def test_a_document_longer_than_a_row_is_read_from_its_beginning(tmp_path: Path) -> None:
+    plan = whole(np.array([5, 40, 9, 7]), 16)
+    assert plan.lengths.max() == 16
+    assert not plan.offsets.any()
+    assert sorted(plan.documents.tolist()) == [0, 1, 2, 3]
+    assert_array_equal(whole(np.array([5, 9, 7]), 16).documents, best_fit(np.array([5, 9, 7]), 16).documents)
+    store = made(pairs(tmp_path), tmp_path).train[""]
+    rows = read_rows(store, whole(store.document_lengths(), 16), np.arange(3), pad_id=0)
+    assert_array_equal((rows.next_tokens != IGNORE).sum(1)[rows.documents.max(1) == 0] <= 16, True)
+    assert Packing.whole.value == "whole"
+
+
+def changed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    """Return what edits a store's manifest as a careful hand would."""
+
+    def edit(store: Path) -> None:
+        manifest = json.loads((store / "manifest.json").read_text())
+        change(manifest)
+        manifest["fingerprint"] = fingerprint_of(manifest)
+        (store / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+    return edit
+
+
+def flip(store: Path) -> None:
+    data = bytearray((store / FILE).read_bytes())
+    data[0] ^= 1
+    (store / FILE).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda store: (store / FILE).unlink(), r"annotations\.bin has 0 bytes, but by the store's manifest it has 16"),
+        (lambda store: (store / FILE).write_bytes(b"\0" * 12), r"annotations\.bin has 12 bytes"),
+        (flip, r"annotations\.bin is not as it was written"),
+        (changed(lambda m: m["annotations"]["labels"].pop()), r"has a label 2, but the store has 2 labels"),  # type: ignore[index]
+        (changed(lambda m: m.update(annotations=[])), r"manifest\.json has annotations=\[\], which describe none"),
+        (changed(lambda m: m["annotations"].update(labels=[1])), r"which describe none"),  # type: ignore[index]
+        (changed(lambda m: m["annotations"].update(kind="x")), r"which describe none"),  # type: ignore[index]
+    ],
+)
+@pytest.mark.fault("F09")
+def test_damaged_annotations_are_refused(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    folder = made(labelled(tmp_path), tmp_path).train[""].folder
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        Store(folder)

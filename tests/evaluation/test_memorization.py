@@ -1,0 +1,37 @@
+"""A model that has read a few documents over and over says them word for word, and others not."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from pretrain.evaluation.config import EvalConfig, Task
+from pretrain.evaluation.run import score
+from pretrain.training.config import PathsConfig
+from pretrain.training.train import run
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def write_documents(folder: Path, count: int, seed: int) -> Path:
+    """Write documents of random letters: what a model goes on with verbatim it has seen."""
+    folder.mkdir()
+    draw = random.Random(seed)
+    for number in range(count):
+        (folder / f"{number:02d}.txt").write_text("".join(draw.choices(LETTERS, k=50)))
+    return folder
+
+
+def test_training_documents_are_repeated_and_held_out_ones_are_not(tiny: Any, tmp_path: Path) -> None:
+    train, held_out = (write_documents(tmp_path / name, 40, seed) for seed, name in enumerate(("train", "held_out")))
+    words = ["model=gpt_nano", f"data.path={train}", f"data.validation_path={held_out}", "model.dropout=0"]
+    words += ["model.d_model=64", "model.n_heads=4", "model.context_length=64", "batch_size=20"]
+    words += ["optimizer.weight_decay=0", "trainer.max_steps=140", "trainer.val_check_interval=1000"]
+    report = run(tiny.place(*words, "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=140"))
+    paths = PathsConfig(cache_dir=str(tiny.folder / "cache"))
+    found = score(EvalConfig(paths=paths, task=Task.memorisation, prompt_tokens=16, new_tokens=16), report.folder)
+    assert found["train/documents"] == found["validation/documents"] == 40
+    assert found["train/times_read"] > 50
+    assert found["train/exact_match"] > 0.9
+    assert found["train/verbatim_tokens"] > 15
+    assert found["validation/exact_match"] == 0
+    assert found["validation/verbatim_tokens"] < 1

@@ -1,0 +1,164 @@
+"""The text of a continuation: whole characters, no further than a stop string, and how likely each token was."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES, quiet_transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.errors import ConfigError
+from pretrain.inference.detokenize import EndedBy, StopStrings, Writing
+from pretrain.inference.generate import NewToken
+from pretrain.language_model import LanguageModel
+
+
+def written(text: bytes, *stop: str) -> tuple[list[str], Writing]:
+    """Return the pieces that come out as the bytes of a text go in, token by token, and the writing."""
+    writing = Writing(BYTES, [BYTES.bos_id], StopStrings(stop))
+    pieces = []
+    for token in text:
+        pieces.append(writing.add(NewToken(token, -0.5)))
+        if writing.ended_by is not None:
+            break
+    pieces.append(writing.end(EndedBy.length))
+    return [piece for piece in pieces if piece], writing
+
+
+def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
+    pieces, writing = written(b"One.\n\nTwo.", "\n\n")
+    assert "".join(pieces) == "One."
+    found = writing.continuation()
+    assert (found.text, found.ended_by) == ("One.", EndedBy.stop_string)
+    assert bytes(found.tokens) == b"One.\n\n"  # those of the stop string too
+    assert found.log_probabilities == (-0.5,) * 6
+
+
+def test_what_may_begin_a_stop_string_is_held_back_no_longer_than_needed() -> None:
+    assert written(b"abac", "abad")[0] == ["abac"]
+    assert written(b"ababad", "abad")[0] == ["ab"]
+    assert written(b"abx", "abc", "x")[0] == ["ab"]
+    assert written(b"ab", "abc")[0] == ["ab"]  # the text ends first
+    assert written("é€€b".encode(), "€b")[0] == ["é", "€"]
+    assert written(b"a\xc3", "\ufffd")[0] == ["a"]  # half a character at the end is shown as U+FFFD
+    assert written(b"abc")[0] == ["a", "b", "c"]
+
+
+def test_the_end_of_the_model_is_told_from_that_of_the_length() -> None:
+    writing = Writing(BYTES, [], StopStrings("x"))
+    assert writing.add(NewToken(97, -1.0)) == "a"
+    assert writing.add(None) == ""
+    assert writing.end(EndedBy.length) == ""
+    assert writing.continuation().ended_by is EndedBy.model
+    assert written(b"ab", "x")[1].continuation().ended_by is EndedBy.length
+
+
+@given(st.text("ab€", max_size=12), st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_a_text_ends_before_the_first_stop_string_whatever_its_tokens(text: str, stop: list[str]) -> None:
+    """Compared with cutting at the first stop string that is complete, the one that begins first among those."""
+    expected = text
+    for end in range(len(text) + 1):
+        places = [text[:end].find(string) for string in stop if string in text[:end]]
+        if places:
+            expected = text[: min(places)]
+            break
+    assert "".join(written(text.encode(), *stop)[0]) == expected
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stop holds an empty string, before which every text ends"):
+        StopStrings(["a", ""])
+
+
+@pytest.fixture(scope="module")
+def llm() -> LanguageModel:
+    config = shape("llama", context_length=64)
+    return LanguageModel(lively(config, BYTES.vocab_size, causal=True), BYTES)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 1, "top_k": 5, "min_p": 0.01}])
+def test_log_probabilities_are_those_of_the_score(llm: LanguageModel, options: Any) -> None:
+    """Whatever steers the choice, they are the model's own: the whole text's score less the prompt's."""
+    options = {**options, "repetition_penalty": 1.3, "max_new_tokens": 12}
+    found = llm.continuations(["The quick", "a"], **options)
+    for prompt, each in zip(("The quick", "a"), found, strict=True):
+        assert len(each.log_probabilities) == len(each.tokens) == 12
+        rows = torch.tensor([[BYTES.bos_id, *prompt.encode(), *each.tokens]])
+        with torch.no_grad():
+            likely = llm.model.head(llm.model(rows))[0, :-1].log_softmax(-1)
+        expected = likely.gather(1, rows[0, 1:].unsqueeze(1)).squeeze(1)[-12:]
+        torch.testing.assert_close(torch.tensor(each.log_probabilities), expected, atol=1e-5, rtol=1e-5)
+        if each.text.isascii():
+            difference = llm.score(prompt + each.text).log_likelihood - llm.score(prompt).log_likelihood
+            assert sum(each.log_probabilities) == pytest.approx(difference, rel=1e-4)
+
+
+def test_stop_strings_work_side_by_side_and_in_a_stream(llm: LanguageModel) -> None:
+    options: Any = {"temperature": 2.0, "seed": 5, "max_new_tokens": 30}
+    prompts = ["The quick", "x"]
+    free = llm.generate(prompts, **options)
+    new = free[0][len("The quick") :]
+    stop = next(new[i : i + 2] for i in range(3, len(new)) if "\ufffd" not in new[i : i + 2])
+    found = llm.continuations(prompts, stop=[stop], **options)
+    assert found[0].ended_by is EndedBy.stop_string
+    assert found[0].text == new[: new.index(stop)]
+    assert free[1][1:].startswith(found[1].text)
+    alone: Any = {**options, "stop": stop}
+    streamed = "".join(llm.stream("The quick", **alone))
+    assert streamed == llm.generate("The quick", **alone)[len("The quick") :]
+
+
+def test_generation_stops_when_all_texts_have(llm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    real = llm._steps
+
+    def counted(*arguments: Any) -> Any:
+        for step in real(*arguments):
+            steps.append(len(steps))
+            yield step
+
+    monkeypatch.setattr(llm, "_steps", counted)
+    (first,) = llm.continuations(["a"], temperature=0, max_new_tokens=40)
+    assert len(steps) == 40
+    character = next(c for c in first.text if c != "\ufffd")
+    steps.clear()
+    llm.continuations(["a", "a"], temperature=0, max_new_tokens=40, stop=character)
+    assert 0 < len(steps) < 40
+
+
+def test_ids_are_prompts_too_and_unknown_options_are_named(llm: LanguageModel) -> None:
+    ids = [BYTES.bos_id, *b"The"]
+    assert llm.continuations([ids], temperature=0) == llm.continuations(["The"], temperature=0)
+    misspelt: Any = {"top_kk": 3}
+    with pytest.raises(ConfigError, match=r"top_kk is not an option of generate\(\)\. Did you mean top_k\?"):
+        llm.generate("a", **misspelt)
+
+
+def test_greedy_texts_side_by_side_are_those_of_transformers(assets: Path) -> None:
+    """Prompts of unequal length, padded on the left there as here."""
+    from transformers import AutoModelForCausalLM
+
+    folder = assets / "models" / "stories260K" / "hf"
+    ours = LanguageModel.load(folder)
+    prompts = ["Once upon a time", "The", "Lily and her mom went to the park. They saw a big"]
+    found = ours.continuations(prompts, temperature=0, max_new_tokens=40)
+    with quiet_transformers():
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows = [ours.prompt_ids(prompt) for prompt in prompts]
+    longest = max(len(row) for row in rows)
+    padded = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    with torch.no_grad():
+        whole = theirs.generate(padded, attention_mask=mask, max_new_tokens=40, do_sample=False, pad_token_id=0)
+    assert [list(each.tokens) for each in found] == whole[:, longest:].tolist()
+    assert all(len(each.tokens) == 40 for each in found)
+
+
+def test_many_scores_are_those_of_each_text(llm: LanguageModel) -> None:
+    texts = ["a", "The quick brown fox", ""]
+    for found, text in zip(llm.scores(texts), texts, strict=True):
+        assert found.log_likelihood == pytest.approx(llm.score(text).log_likelihood, rel=1e-5)

@@ -1,0 +1,260 @@
+"""A model of ours becomes a folder that plain transformers loads and computes the same with, or nothing is left."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES, quiet_transformers
+
+from pretrain.checkpoint import write as checkpoint_writing
+from pretrain.config.run import RunConfig
+from pretrain.config.scripts import ExportConfig
+from pretrain.config.serialize import to_dict
+from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig, TextFilesConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.interop import comparison, export
+from pretrain.interop.export import export_model
+from pretrain.interop.load import open_model
+from pretrain.language_model import LanguageModel
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.objectives.config import CausalConfig, MaskedConfig
+from pretrain.optim.config import AdamWConfig
+from pretrain.optim.schedules import CosineConfig
+
+NANO = shape("llama", vocab_multiple=64, context_length=64)
+
+
+def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: Any) -> Path:
+    """Write what a run of a lively model leaves behind, and return its folder."""
+    chosen: dict[str, Any] = {"data": PythonDocsConfig(), "seed": 3} | settings
+    run = RunConfig(
+        name="tiny",
+        tokenizer=BytesTokenizerConfig(),
+        objective=CausalConfig() if causal else MaskedConfig(),
+        model=config,
+        optimizer=AdamWConfig(),
+        schedule=CosineConfig(),
+        **chosen,
+    )
+    model = lively(config, config.vocabulary(BYTES.vocab_size), causal)
+    parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
+    progress = {"tokens_seen": 7000, "data_fingerprint": "d" * 64, "tokenizer_fingerprint": BYTES.fingerprint}
+    checkpoint_writing.write(
+        folder / "checkpoints", 5, parts, config=to_dict(run), progress=progress, save_tokenizer=BYTES.save
+    )
+    (folder / "report.json").write_text(json.dumps({"steps": 5, "validation": {"val/loss": 1.25}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a run of a causal and one of a masked model."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "causal": run_of(folder / "causal", NANO, causal=True),
+        "masked": run_of(folder / "masked", shape("modern_bert", context_length=64), causal=False),
+    }
+
+
+def test_a_causal_run_goes_on_in_transformers_with_the_same_tokens(runs: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-4
+    assert "as        Qwen3ForCausalLM" in str(found)
+    assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "out"}")' in str(found)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    ours = LanguageModel.load(runs["causal"]).generate("the fox", temperature=0, max_new_tokens=30)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        row = theirs.generate(**tokenizer("the fox", return_tensors="pt"), max_new_tokens=30, do_sample=False)
+    assert tokenizer.model_max_length == 64
+    assert tokenizer.decode(row[0], skip_special_tokens=True) == ours
+    assert LanguageModel.load(tmp_path / "out").generate("the fox", temperature=0, max_new_tokens=30) == ours
+
+
+def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    export_model(ExportConfig(output=str(tmp_path / "out")), runs["masked"])
+    ours = LanguageModel.load(runs["masked"]).predict_mask("the [MASK]ox", top_k=3)[0]
+    with quiet_transformers():
+        theirs = pipeline("fill-mask", model=str(tmp_path / "out"))("the [MASK]ox", top_k=250)
+    text = [each["token_str"] for each in theirs if each["token"] < 256]
+    assert [answer.token for answer in ours] == text[:3]
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_path: Path) -> None:
+    export_model(ExportConfig(output=str(tmp_path / "mine"), license="apache-2.0"), runs["causal"])
+    page = (tmp_path / "mine" / "README.md").read_text()
+    assert page.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: apache-2.0\n")
+    for line in (
+        "# mine",
+        "| data | python_docs |",
+        "| licence of the data | Python Software Foundation License 2.0, https://docs.python.org/3/license.html |",
+        f"| data fingerprint | {'d' * 64} |",
+        f"| tokenizer fingerprint | {BYTES.fingerprint} |",
+        "| tokens seen | 7,000 |",
+        "| optimizer steps | 5 |",
+        "| seed | 3 |",
+        "| loss | 1.2500 |",
+        "Weights: apache-2.0. That of the data is in the table above where it is known.",
+    ):
+        assert line in page.splitlines()
+    assert "trained with `pretrain`. A base model" in page
+    again = tmp_path / "again"
+    export_model(ExportConfig(output=str(again)), tmp_path / "mine")
+    assert "| converted from | mine |" in (again / "README.md").read_text()
+    assert "from a model made elsewhere" in (again / "README.md").read_text()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (again / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
+
+
+def test_the_card_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
+    secret = tmp_path / "alice"
+    data = TextFilesConfig(path=str(secret / "te|xts"))
+    run = run_of(tmp_path / "run", shape("gpt"), True, data=data, init_from=str(secret / "first"))
+    (run / "report.json").write_text(json.dumps({"steps": 9, "validation": {"val/loss": 1.25}}))  # of other weights
+    export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "alice" not in page
+    assert "| data | text_files path=te\\|xts |" in page
+    assert "| started from | first |" in page
+    assert "1.25" not in page
+
+
+def test_large_weights_are_split(runs: dict[str, Path], tmp_path: Path) -> None:
+    export_model(ExportConfig(output=str(tmp_path / "out"), max_shard_bytes=20_000), runs["causal"])
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert {path.name for path in shards} == set(index["weight_map"].values())
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    before, after = open_model(runs["causal"]).load(), open_model(tmp_path / "out").load()
+    assert all(torch.equal(value, after.get_parameter(name)) for name, value in before.named_parameters())
+    assert index["metadata"]["total_size"] == 4 * sum(parameter.numel() for parameter in before.parameters())
+    with pytest.raises(ConfigError, match=r"max_shard_bytes=0 is below 1\. Try max_shard_bytes=5000000000\."):
+        ExportConfig(output="x", max_shard_bytes=0)
+
+
+def failed(output: Path, run: Path, **settings: Any) -> str:
+    """Return the message of an export that leaves nothing behind."""
+    with pytest.raises(CheckpointError) as caught, quiet_transformers():
+        export_model(ExportConfig(output=str(output), **settings), run)
+    assert not output.exists()
+    assert not list(output.parent.glob("*.tmp"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_computes_something_else_is_not_exported(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = export.write_weights
+
+    def off(value: torch.Tensor, amount: float) -> torch.Tensor:
+        value = value.clone()
+        value.view(-1)[0] += amount
+        return value
+
+    for amount, differs in ((1e-3, True), (float("nan"), True), (1e-12, False)):
+
+        def write(folder: Path, family: Any, model: Any, values: Any, size: int, amount: float = amount) -> None:
+            changed = lambda name, shape: off(values(name, shape), amount * ("query_norm" in name))  # noqa: E731
+            original(folder, family, model, changed, size)
+
+        monkeypatch.setattr(export, "write_weights", write)
+        if differs:
+            message = failed(tmp_path / "out", runs["causal"])
+            assert message.startswith("with the exported folder transformers computes something else: logits differ by")
+            assert message.endswith("Nothing was exported.")
+        else:
+            export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
+
+
+def test_what_transformers_cannot_load_is_not_exported(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = export.write_settings
+
+    def wrong(changes: dict[str, Any]) -> Any:
+        def write(folder: Path, *arguments: Any) -> None:
+            original(folder, *arguments)
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+        return write
+
+    gpt = run_of(tmp_path / "run", shape("gpt"), causal=True)
+    for changes, message in (
+        ({"n_layer": 3}, "transformers and the exported folder disagree on ['transformer.h.2."),
+        ({"n_embd": "wide"}, "transformers cannot load the exported folder: "),
+    ):
+        monkeypatch.setattr(export, "write_settings", wrong(changes))
+        assert message in failed(tmp_path / "out", gpt)
+    monkeypatch.setattr(export, "write_settings", original)
+
+    def write(folder: Path, *arguments: Any) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+    monkeypatch.setattr(export, "write_tokenizer", write)
+    assert "transformers cannot load the exported folder: " in failed(tmp_path / "out", gpt)
+
+
+def test_a_tokenizer_that_transformers_reads_otherwise_is_not_exported(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = export.write_tokenizer
+
+    def write(folder: Path, tokenizer: Tokenizer, frame: Any, config: Any) -> None:
+        original(folder, tokenizer, ([], []), config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "write_tokenizer", write)
+        assert "transformers' tokenizer gives 'The quick brown fox" in failed(tmp_path / "out", runs["causal"])
+
+    def write_roles(folder: Path, *arguments: Any) -> None:
+        original(folder, *arguments)
+        path = folder / "tokenizer_config.json"
+        path.write_text(path.read_text().replace('"pad_token": "[PAD]"', '"pad_token": "[MASK]"'))
+
+    monkeypatch.setattr(export, "write_tokenizer", write_roles)
+    assert "transformers' tokenizer has the roles {" in failed(tmp_path / "out", runs["causal"])
+
+
+def test_without_transformers_the_export_says_that_nothing_was_compared(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "find_spec", lambda name: None)
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
+    assert found.largest_difference is None
+    assert "not at all: transformers is not installed, so nothing was compared with the original" in str(found)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_what_cannot_be_exported_is_refused(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match=r"there is there already\. Choose another folder, or delete it\."):
+        export_model(ExportConfig(output=str(tmp_path / "there")), runs["causal"])
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: " in failed(tmp_path / "file" / "out", runs["causal"])
+    masked_gpt = run_of(tmp_path / "run", shape("gpt"), causal=False)
+    with pytest.raises(ConfigError, match="stand in the way of the nearest, "):
+        export_model(ExportConfig(output=str(tmp_path / "out")), masked_gpt)
+    found = open_model(runs["causal"])
+    object.__setattr__(found, "shape", ModelConfig(kind="perceptron"))
+    monkeypatch.setattr(export, "open_model", lambda path: found)
+    with pytest.raises(ConfigError, match=r"model\.kind=perceptron is not one that can be written for transformers\."):
+        export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,119 @@
+"""Runs, checkpoints, Hugging Face folders and hub names open in one form."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import lively, shape
+from folders import BYTES, write_ours
+
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, DataError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.run import score_documents
+from pretrain.interop import hub
+from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
+from pretrain.interop.load import open_model
+from pretrain.language_model import LanguageModel
+from pretrain.objectives.config import CausalConfig, MaskedConfig
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Hugging Face folder of a tiny Llama."""
+    model = lively(shape("llama", qk_norm=False), BYTES.vocab_size, causal=True)
+    return write_ours(tmp_path_factory.mktemp("hub") / "llama", LLAMA_FAMILY, model)
+
+
+def test_a_folder_made_elsewhere_has_the_usual_objective(llama: Path, tmp_path: Path) -> None:
+    found = open_model(str(llama))
+    assert (found.objective, found.run, found.facts) == (CausalConfig(), None, {"architecture": "LlamaForCausalLM"})
+    assert found.starts_with_bos
+    masked = write_ours(tmp_path, BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
+    assert open_model(masked).objective == MaskedConfig()
+
+
+def test_a_prompt_begins_as_the_tokenizer_of_the_folder_says(llama: Path, tmp_path: Path) -> None:
+    """GPT-2's and SmolLM2's add nothing; an empty prompt still needs a first token."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in llama.iterdir():
+        (plain / path.name).write_bytes(path.read_bytes())
+    BYTES.save(plain)
+    with_bos, without = LanguageModel.load(llama), LanguageModel.load(plain)
+    assert (with_bos.starts_with_bos, without.starts_with_bos) == (True, False)
+    assert [without.prompt_ids(text) for text in ("ab", "")] == [[97, 98], [256]]
+    assert [with_bos.prompt_ids(text) for text in ("ab", "")] == [[256, 97, 98], [256]]
+
+
+def test_a_hub_name_is_owner_and_name_without_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    for name in ("openai-community/gpt2", "a/b@main", "a/b@refs/pr/1"):
+        assert hub.is_hub_name(name)
+    for name in ("gpt2", "logs/gpt_nano", "./a/b", "../a/b", "/a/b", "~/a/b", "a/b/c", "logs", "", "a/b c"):
+        assert not hub.is_hub_name(name)
+
+
+def test_only_plain_files_are_fetched_from_the_hub(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert {pattern.rpartition(".")[2] for pattern in allow_patterns} == {"json", "safetensors", "txt"}
+        return str(llama)
+
+    monkeypatch.setattr(importlib.import_module("huggingface_hub"), "snapshot_download", snapshot_download)
+    assert open_model("somebody/llama@v1").folder == llama
+    assert open_model("somebody/llama").folder == llama
+    assert asked == [("somebody/llama", "v1"), ("somebody/llama", None)]
+
+
+def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nobody/nothing is neither a folder here nor a model to be had from the"):
+        open_model("nobody/nothing")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("nowhere", r"nowhere is nothing: there is no such folder\. Name a run's folder, a folder of runs, .* the hub"),
+        ("file", r"file is a file, and a model is a folder\. Name a run's folder"),
+        ("empty", r"empty holds no model, and no run with a checkpoint lies below it\. Name a run's folder"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            open_model(tmp_path / name)
+    (tmp_path / "empty" / "checkpoints").mkdir()  # of a run that has not saved
+    with pytest.raises(CheckpointError, match="holds no usable checkpoint"):
+        open_model(tmp_path / "empty")
+
+
+def test_documents_are_scored_by_a_model_made_elsewhere(llama: Path, corpus: Path, tmp_path: Path) -> None:
+    settings = EvalConfig(path=str(corpus), batch_size=4)
+    settings.paths.cache_dir = str(tmp_path / "cache")
+    figures = score_documents(settings, llama)
+    assert figures["checkpoint"] == str(llama)
+    assert figures["documents"] == 60
+    llm = LanguageModel.load(llama)
+    text = sorted(corpus.iterdir())[0].read_text()
+    tokens = [BYTES.bos_id, *BYTES.encode(text), BYTES.eos_id][:32]
+    with torch.no_grad():
+        logits = llm.model.head(llm.model(torch.tensor([tokens])))[0]
+    one = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
+    assert figures["loss"] == pytest.approx(float(one), rel=0.5)  # of a random model, whatever the text
+    with pytest.raises(DataError, match=r"was trained elsewhere, so its documents are not known\. Give files: path="):
+        score_documents(EvalConfig(), llama)
+
+
+def test_text_behind_a_prompt_keeps_its_space(assets: Path) -> None:
+    """A decoder of SentencePiece's kind drops the space of a text's first word."""
+    tokenizer = Tokenizer.load(assets / "models" / "stories260K" / "hf")
+    prompt, rest = tokenizer.encode("Once upon a"), tokenizer.encode("Once upon a time there")
+    new = rest[len(prompt) :]
+    assert (tokenizer.decode(new), tokenizer.decode_after(prompt, new)) == ("time there", " time there")
+    assert tokenizer.decode_after([], rest) == "Once upon a time there"
+    assert tokenizer.decode_after([tokenizer.bos_id], rest) == "Once upon a time there"
+    llm = LanguageModel.load(assets / "models" / "stories260K" / "hf")
+    text = llm.generate("Once upon a", temperature=0, max_new_tokens=12)
+    assert text == "Once upon a time, there was a little girl named Lily."
+    assert "".join(["Once upon a", *llm.stream("Once upon a", temperature=0, max_new_tokens=12)]) == text

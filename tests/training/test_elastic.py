@@ -1,0 +1,86 @@
+"""Which process is blamed when a run of several ends badly."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import DataError, Interrupted, RankLostError
+from pretrain.stop_signals import AskedToStop
+from pretrain.training.elastic import _how_stopped, _what_failed
+
+
+def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
+    told = {"time": time, "rank": rank, "exit_code": exit_code, "message": message}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(told))
+
+
+def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    leave(failures, 0, 5.0, 1, "Connection closed by peer")
+    error = _what_failed(failures, 2, 0, 1)
+    assert isinstance(error, RankLostError)
+    assert str(error) == "rank 1 was lost; nothing was saved yet"
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    assert str(_what_failed(failures, 2, 0, 1)) == "rank 1 was lost; go on from the last checkpoint with resume=auto"
+    (failures / "rank-0.json").unlink()
+    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
+
+
+def test_a_loss_is_not_taken_for_the_signal_by_which_the_launcher_ends_the_others(tmp_path: Path):
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    leave(failures, 0, 5.0, 143, "SIGTERM at step 15: saved; go on with resume=auto")
+    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
+    assert isinstance(_what_failed(failures, 2, 1, 3), RankLostError)
+    assert isinstance(_what_failed(failures, 2, 1, -signal.SIGTERM), Interrupted)
+
+
+def test_the_first_that_said_why_is_believed(tmp_path: Path):
+    leave(tmp_path, 0, 1.0, 1, "Connection closed by peer")
+    leave(tmp_path, 2, 3.0, 3, "later")
+    leave(tmp_path, 1, 2.0, 3, "shard 7 is damaged")
+    error = _what_failed(tmp_path, 3, 0, 1)
+    assert isinstance(error, DataError)
+    assert str(error) == "shard 7 is damaged"
+
+
+def test_a_signal_keeps_its_exit_code(tmp_path: Path):
+    leave(tmp_path, 0, 1.0, 143, "SIGTERM at step 3")
+    leave(tmp_path, 1, 1.0, 143, "SIGTERM at step 3")
+    error = _what_failed(tmp_path, 2, 0, 0)
+    assert isinstance(error, Interrupted)
+    assert error.exit_code == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)])
+def test_processes_that_were_stopped_before_they_began_were_not_lost(tmp_path: Path, number: int, code: int):
+    error = _how_stopped(tmp_path / "failures", AskedToStop(number))
+    assert isinstance(error, Interrupted)
+    assert (error.exit_code, str(error)) == (code, f"{signal.Signals(number).name} at step 0: nothing was trained yet")
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    told = str(_how_stopped(tmp_path / "failures", AskedToStop(number)))
+    assert told.endswith("at step 7: saved; go on with resume=auto")
+
+
+def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
+    for rank in range(2):
+        leave(tmp_path, rank, float(rank), 1, f"Traceback of {rank}")
+    assert str(_what_failed(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
+
+
+def test_a_run_whose_output_is_read_no_more_goes_on():
+    told = "say('1'), input(), say('2'), say('3'), print('ran on', file=sys.stderr)"
+    words = [sys.executable, "-c", f"import sys\nfrom pretrain.training.elastic import say\n{told}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        process.stdout.close()  # as `| head -1` does
+        process.stdout = None
+        _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "ran on\n")
