@@ -13,7 +13,7 @@ import pytest
 from job import Job
 from tiny_run import TinyRun
 
-from pretrain.config import compose as command_line
+from pretrain.config import cli
 from pretrain.config.compose import register_schemas
 from pretrain.config.run import RunConfig
 
@@ -109,8 +109,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the signals of the tests' process alone: what `main` does with them is tested in processes of its own."""
-    monkeypatch.setattr(command_line, "listen", lambda: None)
-    monkeypatch.setattr(command_line, "stop_listening", lambda: None)
+    monkeypatch.setattr(cli, "listen", lambda: None)
+    monkeypatch.setattr(cli, "stop_listening", lambda: None)
 
 
 @pytest.fixture

@@ -1,62 +1,29 @@
 """Imports go one way only: from scripts down to settings."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
-
-# a module may import from rows below its own, and from what its own entry names
-LAYERS = [
-    {"command_line"},
-    {"sweep", "doctor", "slurm", "help_page", "composed_tree", "hydra_words"},
-    {"training", "score", "export", "inspection", "lm_eval_adapter"},
-    {"language_model", "imported", "planning"},
-    {"model_folder"},
-    {"recorded_paths"},
-    {"evaluation", "inference", "checkpoint", "checkpoint_writing", "run_folder", "interop", "parallel", "rehearsal"},
-    {"typed_words", "near_misses", "preset_files"},
-    {"whole_numbers"},
-    {"script_config", "declared"},
-    {"config"},
-    {"tensor_file", "mixture_config"},
-    {"models", "objectives", "data", "optim", "device", "launcher", "seed"},
-    {"compiling", "largest_sizes"},
-    {
-        "errors",
-        "asked_to_stop",
-        "escapes",
-        "untrusted_files",
-        "records",
-        "compiling",
-        "matrix_products",
-        "memory_reuse",
-        "",
-    },
-]
-SIBLINGS = {("training", "command_line"), ("checkpoint_writing", "checkpoint")}
-ONLY_IN = {
-    "lightning": {"training"},
-    "hydra": {"command_line", "preset_files", "sweep", "typed_words"},
-    "omegaconf": {
-        "command_line",
-        "composed_tree",
-        "config",
-        "help_page",
-        "mixture_config",
-        "preset_files",
-        "script_config",
-    },
-    "transformers": {"interop"},
-    "lm_eval": {"lm_eval_adapter"},
-}
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 
 
-def part_of(path: Path) -> str:
-    """Return the package or module directly below `pretrain` that a file belongs to."""
-    first = path.relative_to(SOURCE / "pretrain").parts[0]
-    return first.removesuffix(".py").replace("__init__", "")
+def block(name: str) -> list[str]:
+    """Return the lines of a block of CONTRIBUTING.md."""
+    found = re.search(rf"^```{name}\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert found, name
+    return found[1].splitlines()
+
+
+LAYERS = [line.split() for line in block("layers")]
+ROOMS = {library: rooms.split() for library, rooms in (line.split(":") for line in block("rooms"))}
+
+
+def module_of(path: Path) -> str:
+    """Return the name of a file's module below `pretrain`; of `__init__.py`, that of its package."""
+    return ".".join(path.relative_to(SOURCE / "pretrain").with_suffix("").parts).removesuffix("__init__").strip(".")
 
 
 def imports(path: Path) -> list[str]:
@@ -75,12 +42,21 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
+            found += [
+                f"{node.module}.{alias.name}" if is_module(node.module, alias.name) else node.module
+                for alias in node.names
+            ]
     return found
 
 
-def level(part: str) -> int:
-    return next(number for number, row in enumerate(LAYERS) if part in row)
+def is_module(package: str, name: str) -> bool:
+    return (SOURCE / package.replace(".", "/") / f"{name}.py").is_file()
+
+
+def level(module: str) -> int:
+    """Return the line of a module in the list: its own, else that of its package."""
+    rows = {name: number for number, names in enumerate(LAYERS) for name in names}
+    return rows.get(".".join(module.split(".")[:2]), rows.get(module.split(".")[0], -1))
 
 
 FILES = sorted((SOURCE / "pretrain").rglob("*.py"))
@@ -90,22 +66,30 @@ def test_every_file_is_visited():
     assert len(FILES) > 50
 
 
+def test_every_module_has_a_line():
+    names = [name for names in LAYERS for name in names]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if not list(SOURCE.glob(f"pretrain/{name.replace('.', '/')}*"))]
+    assert not [path for path in FILES if module_of(path) and level(module_of(path)) < 0]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_down(path: Path):
-    part = part_of(path)
-    for module in imports(path):
-        if module.startswith("pretrain") and part:
-            other = module.split(".")[1] if "." in module else ""
-            settings = module.endswith(".config")
-            below = other == part or settings or level(other) > level(part) or (part, other) in SIBLINGS
-            assert below, f"{path.name} imports {module}, which does not lie below it"
+    own = module_of(path)
+    for module in imports(path) if own else []:
+        other = module.removeprefix("pretrain.")
+        if module.startswith("pretrain."):
+            below = level(other) > level(own) or (
+                other.split(".")[0] == own.split(".")[0] and level(other) == level(own)
+            )
+            assert below, f"{own} imports {other}, which does not lie below it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_frameworks_stay_in_their_rooms(path: Path):
+def test_libraries_stay_in_their_rooms(path: Path):
     for module in imports(path):
-        allowed = ONLY_IN.get(module.split(".")[0])
-        assert allowed is None or part_of(path) in allowed, f"{path.name} imports {module}"
+        rooms = ROOMS.get(module.split(".")[0])
+        assert rooms is None or module_of(path).split(".")[0] in rooms, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 BEGIN = """
 import os, signal, subprocess, sys, time
-from pretrain import stop_signals as asked_to_stop
+from pretrain import stop_signals
 from pretrain.stop_signals import AskedToStop, cause_of, listen
 """
 ENDS = """
@@ -37,7 +37,7 @@ except AskedToStop:
     child.wait()
 """
 DEAF = """
-asked_to_stop.CLEAN_UP_S = 0.2
+stop_signals.CLEAN_UP_S = 0.2
 listen()
 words = ["ready"]
 while True:
@@ -116,7 +116,7 @@ def test_who_swallows_it_is_ended() -> None:
 
 
 def test_a_second_interrupt_ends_a_process_at_once() -> None:
-    slow = DEAF.replace("= 0.2", "= 60; asked_to_stop.SAME_KEY_S = 0.05")
+    slow = DEAF.replace("= 0.2", "= 60; stop_signals.SAME_KEY_S = 0.05")
     assert signalled(slow, signal.SIGINT, signal.SIGINT, apart_s=0.5) == (
         130,
         "",

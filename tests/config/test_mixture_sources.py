@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import compose as command_line
-from pretrain.config import run as config
+from pretrain.config import registry
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.registry import register
 from pretrain.config.run import RunConfig
@@ -102,7 +102,7 @@ def test_an_experiment_file_may_hold_a_mixture(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_registered_kind_may_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
     @dataclass
     class MinutesConfig(TextFilesConfig):

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.parallel import SharedRuns
-from pretrain.training import elastic as processes
+from pretrain.training import elastic
 from pretrain.training.lightning_module import TrainingModule
 
 WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
@@ -43,7 +43,7 @@ def test_two_processes_are_one(subject):
 def test_gradients_not_divided_between_two_processes_are_found(subject, monkeypatch):
     """Clipping and the optimizer hide the scale from the weights, but not from the norm."""
     runs = SharedRuns(subject(*WORDS))
-    monkeypatch.setattr(processes, "work", planted.work_with_undivided_gradients)
+    monkeypatch.setattr(elastic, "work", planted.work_with_undivided_gradients)
     finding = runs.ddp()
     assert not finding.passed, finding
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.kernels import onednn_linear as matrix_products
+from pretrain.kernels import onednn_linear
 from pretrain.kernels.onednn_linear import Linear, add_product, product
 
 Shapes = list[tuple[int, ...]] | None
@@ -17,15 +17,15 @@ Shapes = list[tuple[int, ...]] | None
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shapes:
     """Return the shapes that oneDNN multiplies from now on; none where this is said to be another processor."""
     asked: list[tuple[int, ...]] = []
-    multiply = matrix_products.by_onednn
+    multiply = onednn_linear.by_onednn
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         asked.append((*x.shape, len(weight)))
         return multiply(x, weight, bias)
 
-    monkeypatch.setattr(matrix_products, "amd_with_avx512", lambda: request.param)
-    monkeypatch.setattr(matrix_products, "FEW", 1000)
-    monkeypatch.setattr(matrix_products, "by_onednn", noted)
+    monkeypatch.setattr(onednn_linear, "amd_with_avx512", lambda: request.param)
+    monkeypatch.setattr(onednn_linear, "FEW", 1000)
+    monkeypatch.setattr(onednn_linear, "by_onednn", noted)
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     return asked if request.param else None
@@ -65,7 +65,7 @@ def test_a_sum_of_products_is_that_of_torch(onednn: Shapes) -> None:
 def test_gradients_in_pieces_are_those_of_torch(
     onednn: Shapes, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matrix_products, "PIECE", 50)
+    monkeypatch.setattr(onednn_linear, "PIECE", 50)
     torch.manual_seed(0)
     count, rows, columns = shape
     x, weight = torch.randn(count, columns), torch.randn(rows, columns, requires_grad=True)
@@ -84,14 +84,14 @@ def test_a_part_of_a_matrix_is_made_dense_before_it_is_multiplied(
     onednn: Shapes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Tensor] = []
-    multiply = matrix_products._opaque
+    multiply = onednn_linear._opaque
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         given.append(weight)
         return multiply(x, weight, bias)
 
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(matrix_products, "_opaque", noted)
+    monkeypatch.setattr(onednn_linear, "_opaque", noted)
     x, matrix = torch.randn(40, 8), torch.randn(12, 20)
     with torch.no_grad():
         for weight in matrix[:, :8], matrix[:, 3:11], matrix[:8].t():
@@ -151,5 +151,5 @@ def test_a_layer_is_one_graph_to_the_compiler(width: int) -> None:
 
 
 def test_the_processor_is_looked_up() -> None:
-    if matrix_products.amd_with_avx512():
+    if onednn_linear.amd_with_avx512():
         assert torch.backends.cpu.get_cpu_capability() == "AVX512"

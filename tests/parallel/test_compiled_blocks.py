@@ -7,7 +7,7 @@ import torch
 from subjects import subject
 
 from pretrain.kernels import compile as compiling
-from pretrain.kernels import onednn_linear as matrix_products
+from pretrain.kernels import onednn_linear
 from pretrain.kernels.compile import compile_block
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import Learner
@@ -21,11 +21,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("family", ["llama", "modern_bert"])
-@pytest.mark.parametrize("few", [matrix_products.FEW, 1000], ids=["small products", "large products"])
+@pytest.mark.parametrize("few", [onednn_linear.FEW, 1000], ids=["small products", "large products"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_a_block_is_one_graph(family: str, few: int, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced forward and back as for the C++ compiler, which is not called: that takes a quarter of a minute."""
-    monkeypatch.setattr(matrix_products, "FEW", few)
+    monkeypatch.setattr(onednn_linear, "FEW", few)
     one = subject(family, dropout=0.1)
     learner = prepared(one, Case(1))
     for block in learner.model.blocks:

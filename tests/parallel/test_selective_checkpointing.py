@@ -9,7 +9,7 @@ from subjects import subject
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.kernels import onednn_linear as matrix_products
+from pretrain.kernels import onednn_linear
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case, prepared
 
@@ -23,8 +23,8 @@ PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(matrix_products, "amd_with_avx512", lambda: request.param)
-    monkeypatch.setattr(matrix_products, "FEW", 1000)
+    monkeypatch.setattr(onednn_linear, "amd_with_avx512", lambda: request.param)
+    monkeypatch.setattr(onednn_linear, "FEW", 1000)
 
 
 @pytest.mark.usefixtures("products")

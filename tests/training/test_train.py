@@ -17,7 +17,7 @@ from pretrain.data.config import Mode
 from pretrain.errors import CheckpointError, ConfigError, DataError, DivergenceError, Interrupted
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
-from pretrain.kernels import onednn_linear as matrix_products
+from pretrain.kernels import onednn_linear
 from pretrain.language_model import LanguageModel
 from pretrain.launch import resume as resuming
 from pretrain.training.callbacks.samples import Samples
@@ -62,7 +62,7 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 @pytest.mark.fault("F06")
 def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number, step):
     if family is LARGE:
-        monkeypatch.setattr(matrix_products, "amd_with_avx512", torch.backends.mkldnn.is_available)
+        monkeypatch.setattr(onednn_linear, "amd_with_avx512", torch.backends.mkldnn.is_available)
     whole = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
     with monkeypatch.context() as patch:
         send_at(patch, step, number)

@@ -18,8 +18,7 @@ import zstandard
 from pretrain.data.config import Format, MixtureConfig, MixtureSource, TextFilesConfig
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import prepare
-from pretrain.data.sources import column_files as records
-from pretrain.data.sources import compressed_files as file_streams
+from pretrain.data.sources import column_files, compressed_files
 from pretrain.data.sources.file_formats import is_corpus_file, kind_of_file
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
@@ -185,7 +184,7 @@ def test_rows_of_csv_are_documents_and_bad_ones_are_counted(tmp_path: Path) -> N
 
 
 def test_a_field_beyond_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_FIELD_CHARACTERS", 1000)
+    monkeypatch.setattr(column_files, "MAX_FIELD_CHARACTERS", 1000)
     (tmp_path / "a.csv").write_text(f"text\n{'x' * 1001}\nshort\n")
     source = text_source(tmp_path / "a.csv")
     assert texts(source) == ["short"]
@@ -207,7 +206,7 @@ def test_a_heading_decides_the_delimiter_and_lacking_columns_are_named(tmp_path:
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1000])
 def test_an_array_is_read_value_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(records, "BLOCK_BYTES", block)
+    monkeypatch.setattr(column_files, "BLOCK_BYTES", block)
     values = [{"text": "één ]}, "}, 12, None, {"text": "two", "more": [[], {}]}, {"text": 3}]
     (tmp_path / "a.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
     source = text_source(tmp_path / "a.json")
@@ -272,7 +271,7 @@ def test_a_long_window_is_read_and_memory_has_a_bound(tmp_path: Path, monkeypatc
     dictionary = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}]
     (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(LINES, filters=dictionary) + b"\0" * 8)  # padded, as xz may
     assert texts(text_source(tmp_path / "b.jsonl.xz")) == ["one", "two"]
-    monkeypatch.setattr(file_streams, "MAX_WINDOW_BYTES", 1 << 26)
+    monkeypatch.setattr(compressed_files, "MAX_WINDOW_BYTES", 1 << 26)
     for name, reason in (("a.jsonl.zst", "too much memory"), ("b.jsonl.xz", "Memory usage limit exceeded")):
         with pytest.raises(DataError, match=rf"{name}' cannot be read to its end.*{reason}"):
             texts(text_source(tmp_path / name))

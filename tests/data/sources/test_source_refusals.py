@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain.data.config import DataConfig, TextFilesConfig
-from pretrain.data.sources import column_files as records
+from pretrain.data.sources import column_files
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.errors import ConfigError, DataError
@@ -106,7 +106,7 @@ def test_files_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_document_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(column_files, "MAX_DOCUMENT_BYTES", 100)
     (tmp_path / "a.txt").write_text("x" * 101)
     with pytest.raises(DataError, match=r"a\.txt is over 100 bytes .* data\.separator="):
         texts(text_source(tmp_path))

@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.config import Format, PythonDocsConfig, TextFilesConfig
-from pretrain.data.sources import compressed_files as file_streams
-from pretrain.data.sources import text_files
+from pretrain.data.sources import compressed_files, text_files
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.errors import DataError
@@ -263,7 +262,7 @@ def test_a_truncated_or_damaged_archive_names_its_file(tmp_path: Path, suffix: s
 
 def test_an_archive_of_several_frames_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (1, 5, 4096):
-        monkeypatch.setattr(file_streams, "PACKED_BLOCK_BYTES", block)
+        monkeypatch.setattr(compressed_files, "PACKED_BLOCK_BYTES", block)
         for suffix, compress in COMPRESS.items():
             (tmp_path / f"a.txt{suffix}").write_bytes(compress(b"one ") + compress(b"") + compress(b"two"))
             assert texts(text_source(tmp_path / f"a.txt{suffix}")) == ["one two"]

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pretrain.data.config import Format, TextFilesConfig
 from pretrain.data.escapes import read_escapes, write_escapes
-from pretrain.data.sources import column_files as records
+from pretrain.data.sources import column_files
 from pretrain.data.sources.column_files import read_records, too_large
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import FilePlace, find_files, hash_files
@@ -128,8 +128,8 @@ def _decoded(content: bytes, name: str, skipped: Counter[str]) -> Iterator[Docum
 
 def _whole(stream: IO[bytes], name: str, skipped: Counter[str]) -> Iterator[Document]:
     """Yield a file of plain text as one document."""
-    content = stream.read(records.MAX_DOCUMENT_BYTES + 1)
-    if len(content) > records.MAX_DOCUMENT_BYTES:
+    content = stream.read(column_files.MAX_DOCUMENT_BYTES + 1)
+    if len(content) > column_files.MAX_DOCUMENT_BYTES:
         raise too_large(name, "Set the string between its documents, such as data.separator='<|endoftext|>'.")
     yield from _decoded(content, name, skipped)
 
@@ -152,7 +152,7 @@ def _split(stream: IO[bytes], separator: str, name: str) -> Iterator[tuple[bytes
             yield bytes(buffer[start : found.start()]), True
             start, count = found.end(), count + 1
         del buffer[:start]
-        if len(buffer) > records.MAX_DOCUMENT_BYTES:
+        if len(buffer) > column_files.MAX_DOCUMENT_BYTES:
             raise too_large(f"{name}:{count + 1}", f"Check data.separator='{write_escapes(separator)}'.")
     if buffer or not count:
         yield bytes(buffer), False
