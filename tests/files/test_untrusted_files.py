@@ -114,10 +114,11 @@ def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("n_layers", 10**9, r"describe a model of 3,\d{3},\d{3},\d{3},\d{3} parameters, and its files hold \d+,\d{3}"),
-        ("d_model", 10**30, "describe a model of .* parameters"),
-        ("d_ff", 2**62, "describe a model of .* parameters"),
-        ("n_layers", 10**400, "settings do not fit this version|describe a model of"),
+        ("n_layers", 10**4, r"describe a model of \d+,\d{3},\d{3} parameters, and its files hold \d+,\d{3}"),
+        ("d_ff", 2**24, "describe a model of .* parameters"),
+        ("n_layers", 10**9, r"model\.n_layers=1000000000 is above 10000"),
+        ("d_model", 10**30, r"model\.d_model=10{30} is above"),
+        ("n_layers", 10**400, r"settings do not fit this version|model\.n_layers=10{20,}"),
         ("n_layers", "many", "the saved settings do not fit this version: Value 'many'"),
         ("n_layers", [[]], "the saved settings do not fit this version"),
         ("rope_scaling", 3, "the saved settings do not fit this version"),
