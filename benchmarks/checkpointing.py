@@ -27,7 +27,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 from pretrain.training.run_state import RunState
 
 VOCABULARY = 50257
@@ -70,14 +70,14 @@ class Training:
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         module = SimpleNamespace(
-            learner=SimpleNamespace(model=self.model),
-            layout=Layout(),
+            model_with_loss=SimpleNamespace(model=self.model),
+            parallel_dims=ParallelDims(),
             skipped_steps=0,
             length=SimpleNamespace(clock=lambda: 0.0),
             spikes=SimpleNamespace(losses=[]),
             first_validated={},
         )
-        given: Any = (trainer, module, SimpleNamespace(tokens_seen=0), SimpleNamespace(left_out=frozenset()))
+        given: Any = (trainer, module, SimpleNamespace(tokens_seen=0), SimpleNamespace(excluded=frozenset()))
         folder.mkdir()
         return RunState(
             *given,

@@ -28,7 +28,7 @@ from turns import Turn
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parallelize import parallelize
 
@@ -48,17 +48,17 @@ def ours(shape: Shape, turn: Turn, folder: Path) -> None:
 
 def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train our model without a framework."""
-    learner, batches = our_learner(shape, folder)
-    learner.to(shape.device)
-    parallelize(learner, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
-    optimizer = _adamw(learner)
+    model_with_loss, batches = our_learner(shape, folder)
+    model_with_loss.to(shape.device)
+    parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
+    optimizer = _adamw(model_with_loss)
     while True:
         turn.step()
         for batch in islice(batches, shape.accumulation):
             with _autocast(shape):
-                loss_sum, count = learner(batch.to(shape.device))
+                loss_sum, count = model_with_loss(batch.to(shape.device))
             (loss_sum / (count * shape.accumulation)).backward()
-        _take(learner, optimizer)
+        _take(model_with_loss, optimizer)
 
 
 def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -66,15 +66,15 @@ def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
     import lightning as L
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ThroughputMonitor, TQDMProgressBar
 
-    learner, batches = our_learner(shape, folder)
+    model_with_loss, batches = our_learner(shape, folder)
 
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.learner = learner
+            self.model_with_loss = model_with_loss
 
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-            loss_sum, count = self.learner(batch)
+            loss_sum, count = self.model_with_loss(batch)
             self.log("train/loss", loss_sum / count, prog_bar=True)
             return loss_sum / count
 
@@ -82,7 +82,7 @@ def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
             turn.step()
 
         def configure_optimizers(self) -> Any:
-            optimizer = _adamw(self.learner)
+            optimizer = _adamw(self.model_with_loss)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1_000_000)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -216,7 +216,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"input_ids": torch.where(labels >= 0, 3, tokens), "labels": labels}
 
 
-def our_learner(shape: Shape, folder: Path) -> tuple[Learner, Iterator[Batch]]:
+def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Batch]]:
     """Return our model with its objective, and the batches that our runs read."""
     from pretrain.data.prepare import prepare
     from pretrain.data.training_rows import training_rows
@@ -230,7 +230,7 @@ def our_learner(shape: Shape, folder: Path) -> tuple[Learner, Iterator[Batch]]:
     objective = config.objective.build(prepared.tokenizer, config.seed)
     initialise(model, model.config, config.seed)
     found = MicroBatches(rows, objective, size=shape.rows, batch_size=shape.rows)
-    return Learner(model, objective), (found[number] for number in range(2**62))
+    return ModelWithLoss(model, objective), (found[number] for number in range(2**62))
 
 
 def _config(shape: Shape, folder: Path) -> RunConfig:

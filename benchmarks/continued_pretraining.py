@@ -22,7 +22,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
 from pretrain.evaluation.documents import score_rows
 from pretrain.interop.load import open_model
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 ROOT = Path(__file__).parents[1]
 NO_REPLAY = 1e-9  # a weight so small that no row of the run is drawn by it: both runs are scored on the same documents
@@ -55,13 +55,15 @@ def train(words: list[str], folder: Path) -> dict[str, Any]:
 
 def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict[str, float]:
     """Return loss and bits per byte of a model on the first held-out rows of both texts, as <text>/<figure>."""
-    learner = Learner(open_model(model).load(), config.objective.build(prepared.tokenizer, config.seed)).eval()
+    model_with_loss = ModelWithLoss(
+        open_model(model).load(), config.objective.build(prepared.tokenizer, config.seed)
+    ).eval()
     figures = {}
     for source, store in prepared.validation.items():
         length = config.model.context_length
         stream = RowStream(store, config.data, length, prepared.tokenizer.padding_id, seed=0)
         count, factor = min(rows, len(stream)), bits_per_byte_of_a_nat(store) if config.objective.causal else None
-        found = score_rows(learner, stream, count, config.batch_size, factor).figures()
+        found = score_rows(model_with_loss, stream, count, config.batch_size, factor).figures()
         figures |= {f"{TEXTS[source]}/{name}": found[name] for name in ("loss", "bits_per_byte") if name in found}
     return figures
 

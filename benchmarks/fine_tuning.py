@@ -74,10 +74,10 @@ def tested(run_folder: Path, path: Path) -> dict[str, float]:
     model = LanguageModel.load(run_folder)
     lines = [line.rpartition("\t") for line in path.read_text(encoding="utf8").splitlines() if line]
     answers = model.classify([text for text, _, _ in lines])
-    likeliest = torch.tensor([max(range(len(each)), key=list(each.values()).__getitem__) for each in answers])
+    predictions = torch.tensor([max(range(len(each)), key=list(each.values()).__getitem__) for each in answers])
     labels = torch.tensor([model.labels.index(label) for _, _, label in lines])
-    f1 = float(macro_f1(len(model.labels))(likeliest, labels))
-    return {"texts": len(lines), "accuracy": float((likeliest == labels).double().mean()), "macro_f1": f1}
+    f1 = float(macro_f1(len(model.labels))(predictions, labels))
+    return {"texts": len(lines), "accuracy": float((predictions == labels).double().mean()), "macro_f1": f1}
 
 
 def row(base: ModelFolder, start: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -22,17 +22,17 @@ from shapes import SHAPES, Shape
 from torch import Tensor
 
 from pretrain.objectives.batch import IGNORE, Batch
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 MASKED = 0.15
 Loss = Callable[[Tensor], Tensor]  # from hidden states (B, T, d_model) to the mean over the targets
 
 
-def ours(learner: Learner, batch: Batch) -> Loss:
+def ours(model_with_loss: ModelWithLoss, batch: Batch) -> Loss:
     """Return our loss of a batch."""
 
     def loss(hidden: Tensor) -> Tensor:
-        total, count = learner.objective(hidden, learner.model.head, batch)
+        total, count = model_with_loss.objective(hidden, model_with_loss.model.head, batch)
         mean: Tensor = total / count
         return mean
 
@@ -47,12 +47,15 @@ def at_all_places(batch: Batch) -> Batch:
     return replace(batch, targets=targets, places=None)
 
 
-def theirs(learner: Learner, batch: Batch, shape: Shape) -> Loss:
+def theirs(model_with_loss: ModelWithLoss, batch: Batch, shape: Shape) -> Loss:
     """Return the loss of transformers' head with our weights."""
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
-    head, own = BertOnlyMLMHead(BertConfig(vocab_size=shape.vocab_size, hidden_size=shape.d_model)), learner.model.head
+    head, own = (
+        BertOnlyMLMHead(BertConfig(vocab_size=shape.vocab_size, hidden_size=shape.d_model)),
+        model_with_loss.model.head,
+    )
     predictions = head.predictions
     predictions.transform.dense.load_state_dict(own.dense.state_dict())
     predictions.transform.LayerNorm.load_state_dict(own.norm.state_dict())
@@ -63,16 +66,16 @@ def theirs(learner: Learner, batch: Batch, shape: Shape) -> Loss:
 
 def measure(shape: Shape, rounds: int, folder: Path) -> Result:
     """Return what was found at a shape."""
-    learner, batches = our_learner(shape, folder)
-    learner.objective.config = replace(learner.objective.config, mask_probability=MASKED)
+    model_with_loss, batches = our_learner(shape, folder)
+    model_with_loss.objective.config = replace(model_with_loss.objective.config, mask_probability=MASKED)
     batch = next(batches)
     torch.manual_seed(0)
     hidden = torch.randn(shape.rows, shape.length, shape.d_model, requires_grad=True)
-    losses = {"ours": ours(learner, batch), "ours, at all places": ours(learner, at_all_places(batch))}
+    losses = {"ours": ours(model_with_loss, batch), "ours, at all places": ours(model_with_loss, at_all_places(batch))}
     settings = {"rows": shape.rows, "length": shape.length, "vocabulary": shape.vocab_size, "masked": MASKED}
     result = Result("masked_head", typed(), settings | {"rounds": rounds})
     try:
-        losses["transformers"] = theirs(learner, batch, shape)
+        losses["transformers"] = theirs(model_with_loss, batch, shape)
     except Exception as error:  # whatever it is: it is told, and ours can still be measured
         result.missing["transformers"] = why(error)
     found = {}

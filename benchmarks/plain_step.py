@@ -40,11 +40,11 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]
 
 def contenders(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
     """Return a step of ours, over the batches that our runs read, and one of nanoGPT's over as many tokens."""
-    learner, batches = our_learner(shape, folder)
+    model_with_loss, batches = our_learner(shape, folder)
     plain = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
 
     def ours() -> Tensor:
-        total, count = learner(next(batches))
+        total, count = model_with_loss(next(batches))
         mean: Tensor = total / count
         return mean
 
@@ -52,7 +52,7 @@ def contenders(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
         tokens = torch.randint(shape.vocab_size, (shape.rows, shape.length + 1))
         return F.cross_entropy(plain(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
-    return {"ours": step_of(learner, ours), "nanogpt": step_of(plain, theirs)}
+    return {"ours": step_of(model_with_loss, ours), "nanogpt": step_of(plain, theirs)}
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         "stop": [read_escapes(text) for text in config.stop],
         "seed": config.seed,
     }
-    if language_model.around_prompt is not None:
+    if language_model.prompt_template is not None:
         print(printable(language_model.respond(config.prompt, **options)))
         return
     if config.log_probabilities:

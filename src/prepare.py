@@ -43,7 +43,7 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
     folder = chosen_model(config.run, config.paths.logs_dir)
     print(printable(f"step {config.step} of {folder}", one_line=True))
     for row in rows_of_step(folder, config.step):
-        print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.left_out else ''}", one_line=True))
+        print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.excluded else ''}", one_line=True))
         for piece in row.pieces:
             at = f" from token {piece.offset}" if piece.offset else ""
             text = piece.marked[: config.characters] + ("..." if len(piece.marked) > config.characters else "")

@@ -5,27 +5,28 @@ from typing import Any
 
 import torch
 
-from pretrain.models.config import Activation, Head, Norm, NormPlace, Position, TransformerConfig
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, TransformerConfig
 from pretrain.models.transformer import Transformer
 
 GPT = TransformerConfig(n_layers=2, d_model=32, n_heads=4, context_length=32)
 LLAMA = replace(
     GPT, norm=Norm.rms, position=Position.rope, feed_forward=Activation.swiglu, bias=False, n_kv_heads=2, qk_norm=True,
-    tied=False, d_ff=48,
+    tie_embeddings=False, d_ff=48,
 )  # fmt: skip
 BERT = replace(
-    GPT, norm_place=NormPlace.post, norm_eps=1e-12, embedding_norm=True, token_types=2, head=Head.mlm,
+    GPT, norm_position=NormPosition.post, norm_eps=1e-12, embedding_norm=True, token_types=2, head=Head.mlm,
     feed_forward=Activation.gelu,
 )  # fmt: skip
 MODERN_BERT = replace(
     GPT, n_layers=4, norm_bias=False, norm_first_block=False, embedding_norm=True, position=Position.rope,
-    rope_base=160_000.0, rope_base_local=10_000.0, feed_forward=Activation.geglu, bias=False, head=Head.mlm, window=8,
-    global_every=3,
+    rope_base=160_000.0, rope_base_local=10_000.0, feed_forward=Activation.geglu, bias=False, head=Head.mlm,
+    sliding_window=8,
+    global_attention_every=3,
 )  # fmt: skip
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
-    "local": replace(LLAMA, n_layers=3, window=5, global_every=2),  # a causal model with windows
+    "local": replace(LLAMA, n_layers=3, sliding_window=5, global_attention_every=2),  # a causal model with windows
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }

@@ -12,7 +12,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import AdamWConfig, OptimizerConfig
 from pretrain.parallel.parity import Subject
 
@@ -58,10 +58,10 @@ def _value(shape: TransformerConfig, name: str, size: torch.Size) -> torch.Tenso
     return initial_tensor(name, size, shape, seed=0)
 
 
-def _build(shape: TransformerConfig, objective: ObjectiveConfig) -> Learner:
+def _build(shape: TransformerConfig, objective: ObjectiveConfig) -> ModelWithLoss:
     with torch.device("meta"):
         model = shape.build(VOCABULARY, objective.causal)
-    return Learner(model, objective.build(Words(), seed=0))
+    return ModelWithLoss(model, objective.build(Words(), seed=0))
 
 
 def _batch(objective: ObjectiveConfig, length: int, step: int) -> Batch:
@@ -81,4 +81,4 @@ def _batch(objective: ObjectiveConfig, length: int, step: int) -> Batch:
     following[np.arange(ROWS), cuts[:, 0] - 1] = -100  # a document's last token predicts nothing
     following[0, : length // 2] = -100  # rows of unequal numbers of targets: a mean of means would be wrong
     rows = Rows(tokens, following, positions.astype(np.int64), documents)
-    return objective.build(Words(), seed=0).make_batch(rows, torch.arange(step * ROWS, (step + 1) * ROWS))
+    return objective.build(Words(), seed=0).collate(rows, torch.arange(step * ROWS, (step + 1) * ROWS))

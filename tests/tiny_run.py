@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
-from pretrain.launch.run_plan import Placement, place
+from pretrain.launch.run_plan import RunPlan, place
 
 
 class TinyRun:
@@ -39,6 +39,6 @@ class TinyRun:
         found: RunConfig = compose("train", [*self.words, *words])
         return found
 
-    def place(self, *words: str) -> Placement:
+    def place(self, *words: str) -> RunPlan:
         """Return the placement that typing all these words makes."""
         return place(self.config(*words), [*self.words, *words])

@@ -94,8 +94,8 @@ def message_of(error: Exception) -> str:
 def _shortened(line: str) -> str:
     if len(line) <= MAX_LINE:
         return line
-    left_out = len(line) - MAX_LINE
-    return f"{line[: MAX_LINE // 2]} [... {left_out:,} characters ...] {line[-(MAX_LINE // 2) :]}"
+    excluded = len(line) - MAX_LINE
+    return f"{line[: MAX_LINE // 2]} [... {excluded:,} characters ...] {line[-(MAX_LINE // 2) :]}"
 
 
 def _is_shown(character: str) -> bool:

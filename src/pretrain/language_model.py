@@ -16,7 +16,7 @@ from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
 from pretrain.inference.config import Weights
-from pretrain.inference.detokenize import Continuation, EndedBy, StopStrings, Writing
+from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.dtype import count_parameters, hold
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import NewToken, continue_prompts
@@ -42,10 +42,10 @@ class LanguageModel:
         fills_masks: bool | None = None,
         starts_with_bos: bool = True,
         classifier: ClassifyConfig | None = None,
-        around_prompt: tuple[str, str] | None = None,
+        prompt_template: tuple[str, str] | None = None,
     ) -> None:
         self.classifier = classifier
-        self.around_prompt = around_prompt  # what it was taught to find before and behind a prompt to respond to
+        self.prompt_template = prompt_template  # what it was taught to find before and behind a prompt to respond to
         self.model = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; a model from elsewhere may not know it so
         self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
@@ -69,7 +69,7 @@ class LanguageModel:
         objective = found.objective
         classifier = objective if isinstance(objective, ClassifyConfig) else None
         data = found.run.data if found.run else None
-        around = data.around_prompt() if isinstance(data, PairsConfig) else None
+        around = data.prompt_template() if isinstance(data, PairsConfig) else None
         return cls(
             model, found.tokenizer, found.facts, objective.fills_masks, found.starts_with_bos, classifier, around
         )
@@ -128,12 +128,12 @@ class LanguageModel:
         As in fine-tuning, the spelling of a special token in a prompt is text.
         Raises ConfigError for a model that was not taught to respond (`experiment=instruct`); else like `generate`.
         """
-        if self.around_prompt is None:
+        if self.prompt_template is None:
             raise ConfigError(
                 "this model was not taught to respond to prompts, only to continue them: use generate(). Or fine-tune "
                 "it: python src/train.py experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
             )
-        before, behind = self.around_prompt
+        before, behind = self.prompt_template
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [self._with_bos(self.tokenizer.encode(f"{before}{text}{behind}".rstrip())) for text in prompts]
         found = self.continuations(rows, **options)
@@ -142,33 +142,33 @@ class LanguageModel:
 
     def continuations(
         self, prompts: Sequence[str | list[int]], **options: Unpack[GenerationOptions]
-    ) -> list[Continuation]:
+    ) -> list[Completion]:
         """Return what the model writes behind each prompt: its text, its tokens and how likely each was.
 
         A prompt may also be given as ids, to which nothing is added; else like `generate`.
         """
-        writings, steps = self._begin(prompts, options)
+        generations, steps = self._begin(prompts, options)
         for step in steps:
-            for writing, token in zip(writings, step, strict=True):
-                if writing.ended_by is None:
-                    writing.add(token)
-            if all(writing.ended_by is not None for writing in writings):
+            for generation, token in zip(generations, step, strict=True):
+                if generation.finish_reason is None:
+                    generation.add(token)
+            if all(generation.finish_reason is not None for generation in generations):
                 break
-        for writing in writings:
-            writing.end(EndedBy.length)
-        return [writing.continuation() for writing in writings]
+        for generation in generations:
+            generation.end(FinishReason.length)
+        return [generation.completion() for generation in generations]
 
     def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Iterator[str]:
         """Return an iterator over the pieces of the prompt's continuation as they come; else like `generate`.
 
         A piece is held back for as long as it may be the beginning of a stop string.
         """
-        (writing,), steps = self._begin([prompt], options)
-        return filter(None, _pieces(writing, steps))
+        (generation,), steps = self._begin([prompt], options)
+        return filter(None, _pieces(generation, steps))
 
     def _begin(
         self, prompts: Sequence[str | list[int]], options: GenerationOptions
-    ) -> tuple[list[Writing], Iterator[list[NewToken | None]]]:
+    ) -> tuple[list[GenerationState], Iterator[list[NewToken | None]]]:
         """Return a writing for each prompt, and what gives them their tokens."""
         known = GenerationOptions.__annotations__
         for name in options:
@@ -179,7 +179,7 @@ class LanguageModel:
         stop = StopStrings(options.get("stop", ()))
         rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         steps = self._steps(rows, options.get("max_new_tokens"), sampling, options.get("use_cache", True))
-        return [Writing(self.tokenizer, row, stop) for row in rows], steps
+        return [GenerationState(self.tokenizer, row, stop) for row in rows], steps
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids that the model reads for a prompt, with what begins a document where it knows that."""
@@ -208,7 +208,7 @@ class LanguageModel:
             max_new_tokens=min(100, room) if max_new_tokens is None else max_new_tokens,
             sampling=sampling,
             end_id=self.tokenizer.eos_id,
-            forbidden=self._not_next,
+            suppress_tokens=self._not_next,
             use_cache=use_cache,
         )
 
@@ -263,7 +263,7 @@ class LanguageModel:
             )
         row = torch.tensor([[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._no_answer.device)
         both_ways = torch.zeros(1, dtype=torch.bool, device=row.device) if self.causal else None
-        hidden: Tensor = self.model(row, causal_rows=both_ways)
+        hidden: Tensor = self.model(row, is_causal=both_ways)
         return hidden[0, 1:-1].float().mean(0)
 
     def __repr__(self) -> str:
@@ -294,9 +294,9 @@ class LanguageModel:
         return Scorer(self.model, self.tokenizer, self.starts_with_bos).texts(texts)
 
 
-def _pieces(writing: Writing, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
+def _pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
     for step in steps:
-        yield writing.add(step[0])
-        if writing.ended_by is not None:
+        yield generation.add(step[0])
+        if generation.finish_reason is not None:
             return
-    yield writing.end(EndedBy.length)
+    yield generation.end(FinishReason.length)

@@ -15,7 +15,7 @@ import torch
 
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.checkpoint.safetensors_file import Piece
+from pretrain.checkpoint.safetensors_file import TensorShard
 from pretrain.checkpoint.write import write
 from pretrain.errors import CheckpointError
 from pretrain.files.records import sealed
@@ -59,7 +59,7 @@ WHOLE = torch.arange(15.0).view(5, 3)
 
 def halves() -> list[dict[str, dict[str, Any]]]:
     """Return the shares of two processes: three rows of a matrix and two, what is not sharded with the first."""
-    pieces = [Piece(WHOLE[:3], WHOLE.shape, (0, 0)), Piece(WHOLE[3:], WHOLE.shape, (3, 0))]
+    pieces = [TensorShard(WHOLE[:3], WHOLE.shape, (0, 0)), TensorShard(WHOLE[3:], WHOLE.shape, (3, 0))]
     first = {"model": {"weight": pieces[0]}, "optimizer": {"weight/step": torch.tensor(1.0)}, "random": {"0/a": WHOLE}}
     return [first, {"model": {"weight": pieces[1]}, "optimizer": {}, "random": {}}]
 

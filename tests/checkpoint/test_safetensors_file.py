@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pretrain.checkpoint.safetensors_file import MAX_HEADER_BYTES, Piece, TensorFiles, write_each, write_tensors
+from pretrain.checkpoint.safetensors_file import MAX_HEADER_BYTES, TensorFiles, TensorShard, write_each, write_tensors
 from pretrain.errors import CheckpointError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -156,7 +156,7 @@ def write_pieces(folder: Path, whole: torch.Tensor, *rows: int) -> list[Path]:
     paths, start = [], 0
     for number, count in enumerate(rows):
         paths.append(folder / str(number))
-        piece = Piece(whole[start : start + count], whole.shape, (start, 0))
+        piece = TensorShard(whole[start : start + count], whole.shape, (start, 0))
         write_tensors(paths[-1], {"a": piece} | ({"step": torch.tensor(3.0)} if not number else {}))
         start += count
     return paths
@@ -185,7 +185,7 @@ def test_pieces_that_overlap_are_refused_though_their_number_fits(
 ) -> None:
     for number, (offset, size) in enumerate(blocks):
         place, extent = ((part,) if isinstance(part, int) else part for part in (offset, size))
-        write_tensors(tmp_path / f"{number}", {"w": Piece(torch.ones(extent), shape, place)})
+        write_tensors(tmp_path / f"{number}", {"w": TensorShard(torch.ones(extent), shape, place)})
     with pytest.raises(CheckpointError, match=r"\d holds numbers of 'w' that \d holds too, and others are nowhere"):
         TensorFiles([tmp_path / f"{number}" for number in range(len(blocks))])
 
@@ -195,7 +195,7 @@ def test_pieces_of_any_grid_are_read(tmp_path: Path) -> None:
     for number, (rows, columns) in enumerate(product(((0, 3), (3, 7)), ((0, 2), (2, 4), (4, 5)))):
         values = whole[slice(*rows), slice(*columns)]
         paths.append(tmp_path / f"{number}")
-        write_tensors(paths[-1], {"w": Piece(values, whole.shape, (rows[0], columns[0]))})
+        write_tensors(paths[-1], {"w": TensorShard(values, whole.shape, (rows[0], columns[0]))})
     assert torch.equal(TensorFiles(paths[::-1])["w"], whole)
 
 
@@ -209,9 +209,9 @@ def test_pieces_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"whole holds 'a', which 0 holds too"):
         TensorFiles([first, tmp_path / "whole"])
     for piece, problem in (
-        (Piece(torch.zeros(3, 3), (8, 3), (4, 0)), r"other holds a piece of 'a' that does not fit the one in 0"),
-        (Piece(torch.zeros(3, 3, dtype=torch.float64), (7, 3), (4, 0)), r"that does not fit the one in 0"),
-        (Piece(torch.zeros(3, 3), (7, 3), (5, 0)), r"other holds a piece of 'a' that lies beyond it"),
+        (TensorShard(torch.zeros(3, 3), (8, 3), (4, 0)), r"other holds a piece of 'a' that does not fit the one in 0"),
+        (TensorShard(torch.zeros(3, 3, dtype=torch.float64), (7, 3), (4, 0)), r"that does not fit the one in 0"),
+        (TensorShard(torch.zeros(3, 3), (7, 3), (5, 0)), r"other holds a piece of 'a' that lies beyond it"),
     ):
         write_tensors(tmp_path / "other", {"a": piece})
         with pytest.raises(CheckpointError, match=problem):
@@ -235,6 +235,6 @@ def test_pieces_that_a_file_tells_wrongly_are_refused(tmp_path: Path, pieces: st
 def test_a_piece_of_a_whole_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
     for shape in ((2**40, 2**40), (2**62, 4), (2**100, 2)):
         path = tmp_path / str(shape[0])
-        write_tensors(path, {"a": Piece(torch.zeros(1, 1), shape, (0, 0))})
+        write_tensors(path, {"a": TensorShard(torch.zeros(1, 1), shape, (0, 0))})
         with pytest.raises(CheckpointError, match=r"holds 1 of the|it does not tell what its pieces belong to"):
             dict(TensorFiles([path]))

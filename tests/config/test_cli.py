@@ -48,7 +48,7 @@ MISTYPED = [
     (["trainer.max_steps=1oo"], "trainer.max_steps=1oo does not fit: Value '1oo' of type 'str' could not be converted"),
     (["seed=1.5"], "seed=1.5 does not fit: Value '1.5'"),
     (["optimizer.learning_rate=fast"], "optimizer.learning_rate=fast does not fit: Value 'fast'"),
-    (["model.tied=maybe"], "model.tied=maybe does not fit: Value 'maybe' is not a valid bool"),
+    (["model.tie_embeddings=maybe"], "model.tie_embeddings=maybe does not fit: Value 'maybe' is not a valid bool"),
     (["model.norm=batch"], "model.norm=batch does not fit: Invalid value 'batch', expected one of [layer, rms]"),
     (["model.n_layers=null"], "model.n_layers=null does not fit: field 'model.n_layers' is not Optional"),
     (["model=gtp_small"], "model=gtp_small is not a preset. Did you mean gpt_small?"),
@@ -97,7 +97,7 @@ OUT_OF_RANGE = [
     (["model.n_heads=-1"], "model.n_heads=-1 is below 1."),
     (["model.context_length=0"], "model.context_length=0 is below 1."),
     (["model.vocab_multiple=0"], "model.vocab_multiple=0 is below 1."),
-    (["model.head_width=0"], "model.head_width=0 is below 1. Try model.head_width=1."),
+    (["model.head_dim=0"], "model.head_dim=0 is below 1. Try model.head_dim=1."),
     (["model.d_ff=-3"], "model.d_ff=-3 is below 1. Try model.d_ff=1."),
     (["model.token_types=-1"], "model.token_types=-1 is negative. Try model.token_types=0."),
     (["model.norm_eps=0"], "model.norm_eps=0.0 is not a number above 0. Try model.norm_eps=1e-05."),
@@ -113,7 +113,7 @@ OUT_OF_RANGE = [
         "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2.",
     ),
     (  # at once, although a number so large has many candidates for divisors
-        ["model.n_kv_heads=3", "model.n_heads=2147483647", "model.head_width=8"],
+        ["model.n_kv_heads=3", "model.n_heads=2147483647", "model.head_dim=8"],
         "model.n_kv_heads=3 does not divide model.n_heads=2147483647. Try model.n_kv_heads=1.",
     ),
     (
@@ -121,7 +121,7 @@ OUT_OF_RANGE = [
         "model.n_kv_heads=0 does not divide model.n_heads=4. Try model.n_kv_heads=1.",
     ),
     (
-        ["model.position=rope", "model.head_width=7"],
+        ["model.position=rope", "model.head_dim=7"],
         "model.position=rope turns pairs of channels, but a head is 7 wide.",
     ),
     (
@@ -129,8 +129,14 @@ OUT_OF_RANGE = [
         "model.dropout=1.0 is not a share from 0 up to but not including 1. Try model.dropout=0.1.",
     ),
     (["model.attention_dropout=-0.1"], "model.attention_dropout=-0.1 is not a share"),
-    (["model.window=0"], "model.window=0 lets a token see nothing. Try model.window=128 or null."),
-    (["model.global_every=-1"], "model.global_every=-1 is negative. Try model.global_every=1."),
+    (
+        ["model.sliding_window=0"],
+        "model.sliding_window=0 lets a token see nothing. Try model.sliding_window=128 or null.",
+    ),
+    (
+        ["model.global_attention_every=-1"],
+        "model.global_attention_every=-1 is negative. Try model.global_attention_every=1.",
+    ),
     (["model.rope_scaling.factor=0.5"], "model.rope_scaling.factor=0.5 would shrink the context."),
     (["model.rope_scaling.low_freq_factor=4"], "model.rope_scaling.low_freq_factor=4.0 must be above 0 and below "),
     (
@@ -138,16 +144,16 @@ OUT_OF_RANGE = [
         "objective.mask_probability=0.0 is not a share between 0 and 1.",
     ),
     (
-        ["objective=masked", "objective.mask_share=0.95"],
-        "objective.mask_share=0.95 and objective.random_share=0.1 must",
+        ["objective=masked", "objective.mask_token_prob=0.95"],
+        "objective.mask_token_prob=0.95 and objective.random_token_prob=0.1 must",
     ),
     (["optimizer.learning_rate=0"], "optimizer.learning_rate=0.0 is not a number above 0."),
     (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1.0 is not a number from 0 up."),
     (["optimizer.beta1=1"], "optimizer.beta1=1.0 is not a share"),
     (["optimizer.momentum=1"], "optimizer.momentum=1.0 is not a share"),
     (["schedule.warmup_steps=-1"], "schedule.warmup_steps=-1 is negative."),
-    (["schedule=wsd", "schedule.decay_share=0"], "schedule.decay_share=0.0 is not a share above 0 and up to 1."),
-    (["schedule=cosine", "schedule.final_share=2"], "schedule.final_share=2.0 is not a share from 0 to 1."),
+    (["schedule=wsd", "schedule.decay_fraction=0"], "schedule.decay_fraction=0.0 is not a share above 0 and up to 1."),
+    (["schedule=cosine", "schedule.min_lr_ratio=2"], "schedule.min_lr_ratio=2.0 is not a share from 0 to 1."),
     (["data.validation_fraction=1"], "data.validation_fraction=1.0 is not a share from 0 up to but not including 1."),
     (["data.max_validation_rows=-1"], "data.max_validation_rows=-1 is negative. Try data.max_validation_rows=0."),
     (["data.num_workers=-1"], "data.num_workers=-1 is negative."),
@@ -186,13 +192,13 @@ def test_settings_arrive_typed() -> None:
         "model.n_layers=3",
         "++seed=7",
         "++trainer.max_steps=9",
-        "model.window=null",
+        "model.sliding_window=null",
         "name=a b",
     ]
     config: RunConfig = compose("train", words)
     assert type(config) is RunConfig
     assert (config.model.n_layers, config.seed, config.trainer.max_steps, config.name) == (3, 7, 9, "a b")
-    assert config.model.window is None
+    assert config.model.sliding_window is None
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pretrain.launch.run_folder import saved_settings
 
 WORDS = ["data=text_files", "data.path=x", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 FITTING = {  # what else is refused of a size first
-    "model.n_heads": ["model.head_width=64"],
-    "model.d_model": ["model.head_width=64"],
-    "model.head_width": ["model.position=learned"],
+    "model.n_heads": ["model.head_dim=64"],
+    "model.d_model": ["model.head_dim=64"],
+    "model.head_dim": ["model.position=learned"],
     "trainer.devices": ["trainer.strategy=ddp"],
     "trainer.num_nodes": ["trainer.strategy=ddp"],
 }
@@ -61,7 +61,7 @@ def test_a_step_of_too_many_tokens_is_refused() -> None:
 
 def test_the_usual_and_the_largest_sizes_are_accepted() -> None:
     for key, (most, usual) in LARGEST.items():
-        others = ["model.head_width=64"] if key.startswith("model.") else []
+        others = ["model.head_dim=64"] if key.startswith("model.") else []
         others += ["batch_size=1"] if key == "model.context_length" else []
         others += ["model.n_kv_heads=1"] if key == "model.n_heads" else []
         if not key.startswith("trainer."):  # of which a batch must be a multiple

@@ -33,7 +33,7 @@ class Recorder:
 
     labels: tuple[str, ...] = ()
     causal = True
-    around_prompt = None
+    prompt_template = None
 
     def __init__(self) -> None:
         self.asked: list[Any] = []

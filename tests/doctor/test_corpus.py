@@ -32,15 +32,15 @@ def mixture(corpus) -> list[str]:
 @pytest.mark.parametrize(
     "words", [[], ["data.packing=concat"], ["data.document_mask=false"], ["tokenizer=bpe", "tokenizer.vocab_size=300"]]
 )
-def test_a_sound_corpus_passes(subject, words):
-    sound = subject(*words)
+def test_a_sound_corpus_passes(context, words):
+    sound = context(*words)
     for check in ALL:
         finding = check(sound)
         assert finding.passed, finding
 
 
-def test_a_sound_stream_passes(subject):
-    sound = subject("data.mode=stream", "data.era_tokens=2048")
+def test_a_sound_stream_passes(context):
+    sound = context("data.mode=stream", "data.era_tokens=2048")
     for check in ALL:
         finding = check(sound)
         assert finding.passed, finding
@@ -50,18 +50,18 @@ def test_a_sound_stream_passes(subject):
     assert sound.stream.tokens()[""] > 1000
 
 
-def test_a_large_corpus_is_sampled_for_the_small_runs(subject, monkeypatch, mixture):
+def test_a_large_corpus_is_sampled_for_the_small_runs(context, monkeypatch, mixture):
     from pretrain.doctor import context as home
 
     monkeypatch.setattr(home, "LARGE_TOKENS", 1000)
     monkeypatch.setattr(home, "SAMPLE_TOKENS", 1500)
-    sampled = subject(*mixture)
+    sampled = context(*mixture)
     assert 1500 < sampled.stream.tokens()[""] < 4500  # of two sources
     assert sampled.small_prepared.tokenizer.fingerprint == sampled.prepared.tokenizer.fingerprint
 
 
-def test_a_mixture_has_its_shares(subject, monkeypatch, mixture):
-    sound = subject(*mixture)
+def test_a_mixture_has_its_shares(context, monkeypatch, mixture):
+    sound = context(*mixture)
     finding = checks.mixture_shares(sound)
     assert finding.passed, finding
     assert "few 30.00% (asked: 30.00%), many 70.00% (asked: 70.00%)" in finding.figures
@@ -70,11 +70,11 @@ def test_a_mixture_has_its_shares(subject, monkeypatch, mixture):
     monkeypatch.setattr(Proportions, "__call__", lambda self, draws: original(self, draws // 2))
     assert not checks.mixture_shares(sound).passed
     with pytest.raises(NotApplicableError, match=r"data\.kind=text_files is one source"):
-        checks.mixture_shares(subject())
+        checks.mixture_shares(context())
 
 
-def test_a_flipped_bit_in_the_store_is_found(subject):
-    damaged = subject()
+def test_a_flipped_bit_in_the_store_is_found(context):
+    damaged = context()
     (tokens,) = (damaged.prepared.corpora[""].folder / "train" / "shards").glob("*.tok")
     flip_bit(tokens)
     with pytest.raises(DataError, match=r"00000\.tok"):
@@ -83,33 +83,33 @@ def test_a_flipped_bit_in_the_store_is_found(subject):
     assert checks.files_verify(damaged).passed
 
 
-def test_a_tokenizer_that_loses_text_is_found(subject, monkeypatch):
+def test_a_tokenizer_that_loses_text_is_found(context, monkeypatch):
     original = Tokenizer.encode_documents
     monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, texts: original(self, [t[:-2] for t in texts]))
-    assert not checks.round_trip(subject()).passed
+    assert not checks.round_trip(context()).passed
 
 
-def test_a_text_that_became_a_special_token_is_found(subject, monkeypatch, tmp_path):
+def test_a_text_that_became_a_special_token_is_found(context, monkeypatch, tmp_path):
     tokenizer_of("unigram").save(tmp_path / "tokenizer")
     spelled = tmp_path / "spelled.jsonl"
     spelled.write_text("".join(f'{{"text": "old <mask> {n}</s> new"}}\n' for n in range(20)))
     words = (f"data.path={spelled}", "tokenizer=pretrained", f"tokenizer.path={tmp_path / 'tokenizer'}")
-    assert checks.special_tokens_apart(subject(*words)).passed
+    assert checks.special_tokens_apart(context(*words)).passed
     monkeypatch.setattr(Tokenizer, "_check_special", lambda self, ids, text: None)
     monkeypatch.setattr(home, "spelled_by_model", lambda state, special: frozenset())
-    found = checks.special_tokens_apart(subject(*words, f"paths.cache_dir={tmp_path / 'other'}"))
+    found = checks.special_tokens_apart(context(*words, f"paths.cache_dir={tmp_path / 'other'}"))
     assert not found.passed
     assert "'<mask>' in " in found.figures
     assert "'</s>' in " in found.figures
 
 
-def test_documents_too_long_to_try_leave_nothing_to_say(subject, monkeypatch):
+def test_documents_too_long_to_try_leave_nothing_to_say(context, monkeypatch):
     monkeypatch.setattr(checks, "ROUND_TRIP_TOKENS", 1)
-    assert not checks.round_trip(subject()).passed
+    assert not checks.round_trip(context()).passed
 
 
 @pytest.mark.parametrize("defect", ["a piece lost", "a piece twice", "a token skipped"])
-def test_documents_that_are_not_packed_once_are_found(subject, monkeypatch, defect):
+def test_documents_that_are_not_packed_once_are_found(context, monkeypatch, defect):
     def wrong(*given, **named):
         plan = plan_rows(*given, **named)
         if defect == "a token skipped":
@@ -125,12 +125,12 @@ def test_documents_that_are_not_packed_once_are_found(subject, monkeypatch, defe
         return replace(plan, **arrays)
 
     monkeypatch.setattr(batches, "plan_rows", wrong)
-    finding = checks.packed_once(subject("data.packing=concat"))
+    finding = checks.packed_once(context("data.packing=concat"))
     assert not finding.passed
     assert " 0 are not covered once" not in finding.figures
 
 
-def test_rows_that_are_misread_are_found(subject, monkeypatch):
+def test_rows_that_are_misread_are_found(context, monkeypatch):
     original = batches.read_rows
 
     def shifted(*given):
@@ -138,7 +138,7 @@ def test_rows_that_are_misread_are_found(subject, monkeypatch):
         return replace(rows, tokens=np.roll(rows.tokens, 1, axis=1))
 
     monkeypatch.setattr(batches, "read_rows", shifted)
-    finding = checks.packed_once(subject())
+    finding = checks.packed_once(context())
     assert not finding.passed
     assert "0 are not covered once" in finding.figures
 
@@ -151,8 +151,8 @@ def test_rows_that_are_misread_are_found(subject, monkeypatch):
         (lambda self, draws: draws % self.rows, "both epochs have one order"),
     ],
 )
-def test_an_order_that_is_none_is_found(subject, monkeypatch, order, words):
+def test_an_order_that_is_none_is_found(context, monkeypatch, order, words):
     monkeypatch.setattr(Order, "__call__", order)
-    finding = checks.order_is_a_permutation(subject())
+    finding = checks.order_is_a_permutation(context())
     assert not finding.passed
     assert any(word in finding.figures for word in words.split("|"))

@@ -13,7 +13,7 @@ import yaml
 from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.doctor import examination, learning
-from pretrain.doctor.check import Check, Finding, NotApplicableError, Verdict, captured, run_checks
+from pretrain.doctor.check import Check, CheckResult, NotApplicableError, Verdict, captured, run_checks
 from pretrain.doctor.config import DoctorConfig, Part
 from pretrain.doctor.examination import checks, examine
 from pretrain.errors import ConfigError, DataError, Interrupted
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fail_with(error: Exception):
-    def test() -> Finding:
+    def test() -> CheckResult:
         print("what the run said")
         os.write(2, b"what its processes said\n")
         raise error
@@ -33,8 +33,8 @@ def fail_with(error: Exception):
 def test_what_raises_has_failed_and_the_others_still_run(tmp_path, capfd):
     found = run_checks(
         [
-            Check(Part.model, "sound", lambda: Finding(True, "0 differ")),
-            Check(Part.model, "unsound", lambda: Finding(False, "1 differs")),
+            Check(Part.model, "sound", lambda: CheckResult(True, "0 differ")),
+            Check(Part.model, "unsound", lambda: CheckResult(False, "1 differs")),
             Check(Part.model, "idle", fail_with(NotApplicableError("a=b has none"))),
             Check(Part.model, "raising", fail_with(DataError("the text\nis gone."))),
             Check(Part.model, "broken", fail_with(ValueError("no"))),
@@ -54,8 +54,8 @@ def test_without_a_corpus_what_needs_it_is_skipped(tmp_path):
     found = run_checks(
         [
             Check(Part.data, "corpus", fail_with(DataError("no")), needs_corpus=False, makes_corpus=True),
-            Check(Part.model, "needing", lambda: Finding(True, "")),
-            Check(Part.resume, "not needing", lambda: Finding(True, ""), needs_corpus=False),
+            Check(Part.model, "needing", lambda: CheckResult(True, "")),
+            Check(Part.resume, "not needing", lambda: CheckResult(True, ""), needs_corpus=False),
         ],
         tmp_path / "log",
     )
@@ -77,11 +77,11 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
     assert capfd.readouterr().out == "three\n"
 
 
-def test_every_part_has_its_checks(subject):
-    found = checks(subject(), Part.all)
+def test_every_part_has_its_checks(context):
+    found = checks(context(), Part.all)
     assert len(found) == len({check.name for check in found}) == 30
     for part in (Part.data, Part.model, Part.resume, Part.parallel):
-        own = checks(subject(), part)
+        own = checks(context(), part)
         assert {check.part for check in own} == {part, Part.data}
         assert [check.name for check in own if check.part is not part] == (
             [] if part is Part.data else ["the corpus is prepared"]
@@ -89,10 +89,10 @@ def test_every_part_has_its_checks(subject):
 
 
 @pytest.mark.parametrize(("rate", "verdict"), [(0.01, True), (1e-9, False)])
-def test_an_examination_prints_rows_and_sums_up(subject, tmp_path, monkeypatch, capfd, rate, verdict):
+def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, capfd, rate, verdict):
     monkeypatch.setattr(examination.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(learning, "LEARNING_RATE", rate)
-    assert examine(subject().config, Part.model) is verdict
+    assert examine(context().config, Part.model) is verdict
     printed = capfd.readouterr().out
     assert len(re.findall(r"^(pass|FAIL|skip)  (model   |data    )  \S", printed, re.MULTILINE)) == 13
     assert re.search(rf"\n{9 if verdict else 8} passed, {0 if verdict else 1} failed, 4 skipped", printed)

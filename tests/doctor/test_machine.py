@@ -35,7 +35,7 @@ def test_the_versions_are_those_of_the_project():
         ("omegaconf", None, False),
     ],
 )
-def test_an_old_or_missing_library_is_found(subject, monkeypatch, library, found, passes):
+def test_an_old_or_missing_library_is_found(context, monkeypatch, library, found, passes):
     original = machine.version
 
     def version(name):
@@ -46,26 +46,26 @@ def test_an_old_or_missing_library_is_found(subject, monkeypatch, library, found
         return found
 
     monkeypatch.setattr(machine, "version", version)
-    finding = machine.versions(subject())
+    finding = machine.versions(context())
     assert finding.passed == passes
     if not passes:
         assert re.search(rf"{library} {found or 'missing'}, where >=.* is needed: pip install", finding.figures)
 
 
-def test_a_device_that_is_not_there_is_found(subject):
-    assert machine.device(subject("trainer=cpu")).figures.startswith("cpu, ")
+def test_a_device_that_is_not_there_is_found(context):
+    assert machine.device(context("trainer=cpu")).figures.startswith("cpu, ")
     if not torch.cuda.is_available():
-        absent = subject("trainer=gpu")
+        absent = context("trainer=gpu")
         assert absent.device.type == "cpu"  # what needs one goes on with the processor
         with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu finds no such device here"):
             machine.device(absent)
 
 
-def test_a_gpu_is_named_with_its_memory(subject, monkeypatch):
+def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
     monkeypatch.setattr(machine, "choose_device", lambda trainer: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "X100")
-    assert machine.device(subject()).figures == "X100, 8.0 of 16.0 GiB free"
+    assert machine.device(context()).figures == "X100, 8.0 of 16.0 GiB free"
 
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -80,8 +80,8 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
         (["checkpoint.keep=0", "trainer.max_steps=-1", "trainer.max_time=1"], 2),
     ],
 )
-def test_a_full_disk_is_found(subject, monkeypatch, words, copies):
-    own = subject("optimizer=adamw", *words)
+def test_a_full_disk_is_found(context, monkeypatch, words, copies):
+    own = context("optimizer=adamw", *words)
     needed = copies * machine.checkpoint_bytes(own)
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: Usage(0, 0, free))
@@ -91,8 +91,8 @@ def test_a_full_disk_is_found(subject, monkeypatch, words, copies):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_size_of_a_checkpoint_is_that_of_its_tensors(subject, optimizer):
-    own = subject(f"optimizer={optimizer}")
+def test_the_size_of_a_checkpoint_is_that_of_its_tensors(context, optimizer):
+    own = context(f"optimizer={optimizer}")
     model = own.config.model.build(own.prepared.tokenizer.vocab_size, True)
     built = own.config.optimizer.build(model)
     for parameter in model.parameters():
@@ -103,18 +103,18 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(subject, optimizer):
     assert machine.checkpoint_bytes(own) == held
 
 
-def test_the_runs_own_checkpoint_is_verified(subject, tmp_path, monkeypatch):
+def test_the_runs_own_checkpoint_is_verified(context, tmp_path, monkeypatch):
     folder = tmp_path / "logs" / "run" / "checkpoints"
     parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}
     written = checkpoint_writing.write(
         folder, 7, parts, config={}, progress={}, save_tokenizer=lambda to: to.mkdir(), ranks=1
     )
     for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"]):
-        finding = machine.own_checkpoint(subject(*words))
+        finding = machine.own_checkpoint(context(*words))
         assert finding.passed
         assert "of step 7: sha256 of every file, 3 tensors read" in finding.figures
     flip_bit(written / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its sha256"):
-        machine.own_checkpoint(subject(f"resume={folder.parent}"))
+        machine.own_checkpoint(context(f"resume={folder.parent}"))
     with pytest.raises(NotApplicableError, match="resume=<run folder> names none"):
-        machine.own_checkpoint(subject())
+        machine.own_checkpoint(context())

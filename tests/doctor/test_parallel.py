@@ -13,47 +13,47 @@ from pretrain.training.lightning_module import TrainingModule
 WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
 
 
-def test_micro_batches_are_one_batch(subject):
-    finding = SharedRuns(subject(*WORDS)).accumulation()
+def test_micro_batches_are_one_batch(context):
+    finding = SharedRuns(context(*WORDS)).accumulation()
     assert finding.passed, finding
 
 
-def test_micro_batches_that_are_not_averaged_are_found(subject, monkeypatch):
+def test_micro_batches_that_are_not_averaged_are_found(context, monkeypatch):
     original = TrainingModule.training_step
 
     def undivided(self, batch, index):
         return original(self, batch, index) * self.trainer.accumulate_grad_batches
 
-    runs = SharedRuns(subject(*WORDS))
+    runs = SharedRuns(context(*WORDS))
     monkeypatch.setattr(TrainingModule, "training_step", undivided)
     finding = runs.accumulation()
     assert not finding.passed
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(subject):
+def test_two_processes_are_one(context):
     before = signal.getsignal(signal.SIGINT)
-    runs = SharedRuns(subject(*WORDS))
+    runs = SharedRuns(context(*WORDS))
     finding = runs.ddp()
     assert finding.passed, finding
     assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
-def test_gradients_not_divided_between_two_processes_are_found(subject, monkeypatch):
+def test_gradients_not_divided_between_two_processes_are_found(context, monkeypatch):
     """Clipping and the optimizer hide the scale from the weights, but not from the norm."""
-    runs = SharedRuns(subject(*WORDS))
+    runs = SharedRuns(context(*WORDS))
     monkeypatch.setattr(elastic, "work", planted.work_with_undivided_gradients)
     finding = runs.ddp()
     assert not finding.passed, finding
 
 
 @pytest.mark.slow
-def test_two_processes_that_split_matrices_are_one(subject):
-    finding = SharedRuns(subject(*WORDS)).tensor()
+def test_two_processes_that_split_matrices_are_one(context):
+    finding = SharedRuns(context(*WORDS)).tensor()
     assert finding.passed, finding
 
 
-def test_a_model_that_two_devices_cannot_split_is_passed_over(subject):
+def test_a_model_that_two_devices_cannot_split_is_passed_over(context):
     with pytest.raises(NotApplicableError, match=r"two devices cannot split this model: .* model\.n_heads=1"):
-        SharedRuns(subject(*WORDS, "model.n_heads=1")).tensor()
+        SharedRuns(context(*WORDS, "model.n_heads=1")).tensor()

@@ -4,33 +4,33 @@ import pytest
 
 from pretrain.doctor import resume
 from pretrain.doctor.resume import ResumedRuns
-from pretrain.training.datamodule import From
+from pretrain.training.datamodule import RangeSampler
 
 
 @pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])
-def test_sound_runs_go_on_exactly(subject, words):
-    runs = ResumedRuns(subject(*words))
+def test_sound_runs_go_on_exactly(context, words):
+    runs = ResumedRuns(context(*words))
     for check in (runs.goes_on_exactly, runs.loader_processes_change_nothing, runs.damage_is_noticed):
         finding = check()
         assert finding.passed, finding
 
 
-def test_a_batch_skipped_on_resume_is_found(subject, monkeypatch):
-    runs = ResumedRuns(subject())
+def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
+    runs = ResumedRuns(context())
     assert runs.whole.is_dir()
-    original = From.__init__
+    original = RangeSampler.__init__
 
     def skipping(self, start, end):
         original(self, start + (start > 0), end)
 
-    monkeypatch.setattr(From, "__init__", skipping)
+    monkeypatch.setattr(RangeSampler, "__init__", skipping)
     finding = runs.goes_on_exactly()
     assert not finding.passed
     assert "losses by 0.0e+00" not in finding.figures
 
 
-def test_damage_that_nobody_notices_is_found(subject, monkeypatch):
-    runs = ResumedRuns(subject())
+def test_damage_that_nobody_notices_is_found(context, monkeypatch):
+    runs = ResumedRuns(context())
     good = resume.open_checkpoint(runs.whole)
     monkeypatch.setattr(resume, "open_checkpoint", lambda path: good)
     finding = runs.damage_is_noticed()

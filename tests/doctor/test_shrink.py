@@ -14,7 +14,7 @@ from pretrain.training.config import Precision, Strategy
 
 PRESETS = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml") if path.stem != "imported")
 SIZES = {
-    "n_layers", "d_model", "n_heads", "n_kv_heads", "head_width", "d_ff", "context_length", "window", "dropout",
+    "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "context_length", "sliding_window", "dropout",
     "attention_dropout",
 }  # fmt: skip
 
@@ -35,7 +35,7 @@ def test_a_preset_keeps_its_form(name: str):
     local = [small.layer_window(layer) is not None for layer in range(small.n_layers)]
     assert any(local) == any(full.layer_window(layer) is not None for layer in range(full.n_layers))
     assert all(local) == all(full.layer_window(layer) is not None for layer in range(full.n_layers))
-    assert small.window is None or small.window < small.context_length <= CONTEXT_LENGTH
+    assert small.sliding_window is None or small.sliding_window < small.context_length <= CONTEXT_LENGTH
     assert parameter_count(small, 2048) < 1_000_000
 
 
@@ -44,12 +44,12 @@ def test_a_preset_keeps_its_form(name: str):
     [
         (TransformerConfig(n_heads=8, n_kv_heads=1, d_model=64), (2, 1, None)),
         (TransformerConfig(n_heads=1, d_model=8, n_layers=1), (1, 1, None)),
-        (TransformerConfig(n_heads=6, n_kv_heads=2, d_model=60, head_width=16, d_ff=30), (4, 2, 32)),
+        (TransformerConfig(n_heads=6, n_kv_heads=2, d_model=60, head_dim=16, d_ff=30), (4, 2, 32)),
     ],
 )
 def test_heads_keep_their_groups(shape: TransformerConfig, expected: tuple[int, int, int | None]):
     small = shrink_model(shape)
-    assert (small.n_heads, small.kv_heads, small.head_width) == expected
+    assert (small.n_heads, small.kv_heads, small.head_dim) == expected
     fitting = shape.width * shape.n_heads == shape.d_model
     assert (small.width * small.n_heads == small.d_model) == fitting
 

@@ -43,13 +43,13 @@ def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
     report = run(tiny.place(f"model={model}"))
     found = score(settings(tiny, task=Task.minimal_pairs, path=str(pairs), batch_tokens=40), report.folder)
     llm = LanguageModel.load(report.folder)
-    right = [
+    correct = [
         llm.score(pair["sentence_good"]).log_likelihood > llm.score(pair["sentence_bad"]).log_likelihood
         for pair in PAIRS
     ]
-    assert found["agreement/accuracy"] == sum(right[:2]) / 2
-    assert found["order/accuracy"] == right[2]
-    assert found["accuracy"] == pytest.approx((sum(right[:2]) / 2 + right[2]) / 2)
+    assert found["agreement/accuracy"] == sum(correct[:2]) / 2
+    assert found["order/accuracy"] == correct[2]
+    assert found["accuracy"] == pytest.approx((sum(correct[:2]) / 2 + correct[2]) / 2)
     assert found["objective"] == ("causal" if model == "gpt_nano" else "masked")
     assert found["checkpoint"].startswith(report.folder)
     assert found["task"] == "minimal_pairs"
@@ -211,8 +211,8 @@ def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) 
     assert found["loss"] != exact["loss"]
     assert found["loss"] == pytest.approx(exact["loss"], rel=0.01)
     each = score(settings(tiny, weights="int8", task=Task.minimal_pairs, path=str(pairs)), report.folder)
-    right = [
+    correct = [
         held.score(pair["sentence_good"]).log_likelihood > held.score(pair["sentence_bad"]).log_likelihood
         for pair in PAIRS
     ]
-    assert each["order/accuracy"] == right[2]
+    assert each["order/accuracy"] == correct[2]

@@ -139,10 +139,10 @@ def test_blimp_is_what_transformers_makes_of_it(assets: Path) -> None:
     ours = real(assets).texts([text for pair in pairs for text in (pair.good, pair.bad)])
     for score, (expected, _) in zip(ours, theirs, strict=True):
         assert score.log_likelihood == pytest.approx(expected, rel=1e-5)
-    right: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {}
     for pair, good, bad in zip(pairs, theirs[::2], theirs[1::2], strict=True):
-        right.setdefault(pair.paradigm, []).append(good[0] > bad[0])
-    assert found["accuracy"] == pytest.approx(np.mean([np.mean(each) for each in right.values()]))
+        correct.setdefault(pair.paradigm, []).append(good[0] > bad[0])
+    assert found["accuracy"] == pytest.approx(np.mean([np.mean(each) for each in correct.values()]))
 
 
 def test_lambada_and_arc_are_what_transformers_makes_of_them(assets: Path) -> None:
@@ -156,8 +156,8 @@ def test_lambada_and_arc_are_what_transformers_makes_of_them(assets: Path) -> No
     arc = read_examples(Task.multiple_choice, str(assets / "eval" / "arc_easy" / "arc_easy.jsonl"), max_examples=60)
     questions = [each for each in arc.examples if isinstance(each, MultipleChoice)]
     scores = iter(by_transformers(assets, [(each.query, text) for each in questions for text in each.continuations]))
-    right = [np.argmax([next(scores)[0] for _ in each.continuations]) == each.gold for each in questions]
-    assert score_examples(scorer, arc)["accuracy"] == pytest.approx(np.mean(right))
+    correct = [np.argmax([next(scores)[0] for _ in each.continuations]) == each.gold for each in questions]
+    assert score_examples(scorer, arc)["accuracy"] == pytest.approx(np.mean(correct))
 
 
 def test_the_masked_score_is_the_pseudo_likelihood_of_transformers(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_loss_at_once_is_the_loss(
     bias: bool, dtype: torch.dtype, z_loss: float, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 0)
     monkeypatch.setattr(loss, "CHUNK_ON_GPU", 256 * 5000)
     shapes = [(1000, 64), (5000, 64), (5000,)][: 2 + bias]
     values = [torch.randn(shape, device=gpu).mul_(0.3) for shape in shapes]

@@ -12,7 +12,7 @@ from pretrain.checkpoint.read import open_checkpoint
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.gather import fill
 from pretrain.parallel.parallelize import parallelize
@@ -25,17 +25,17 @@ ON_GPU = ("trainer.accelerator=gpu", "model.d_model=64", "trainer.precision=bf16
 def trained(one: Subject, device: str, compiled: bool, steps: int = 5) -> list[float]:
     """Return the losses of some steps of a tiny model, in nats per target."""
     torch.compiler.reset()
-    learner: Learner = one.build()
-    parallelize(learner, None, ParallelConfig(compile=compiled), bf16=False)
-    learner.to_empty(device=device)
-    assert isinstance(learner.model, Transformer)
-    learner.model.tie()
-    fill(learner.model, one.values)
-    optimizer = one.optimizer.build(learner.model)
+    model_with_loss: ModelWithLoss = one.build()
+    parallelize(model_with_loss, None, ParallelConfig(compile=compiled), bf16=False)
+    model_with_loss.to_empty(device=device)
+    assert isinstance(model_with_loss.model, Transformer)
+    model_with_loss.model.tie()
+    fill(model_with_loss.model, one.values)
+    optimizer = one.optimizer.build(model_with_loss.model)
     found = []
     for step in range(steps):
         batch = one.batch(step).to(device)
-        loss, _ = learner.train()(batch)
+        loss, _ = model_with_loss.train()(batch)
         (loss / (batch.targets != IGNORE).sum()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -56,14 +56,14 @@ def test_layers_are_compiled_once() -> None:
 
     one = subject("local", d_model=64)
     counters.clear()
-    learner: Learner = one.build()
-    parallelize(learner, None, ParallelConfig(compile=True), bf16=False)
-    learner.to_empty(device="cuda")
-    fill(learner.model, one.values)
+    model_with_loss: ModelWithLoss = one.build()
+    parallelize(model_with_loss, None, ParallelConfig(compile=True), bf16=False)
+    model_with_loss.to_empty(device="cuda")
+    fill(model_with_loss.model, one.values)
     graphs = []
     for step in range(4):
         batch = one.batch(step).to("cuda")
-        learner(replace(batch, documents=None) if step % 2 else batch)[0].backward()
+        model_with_loss(replace(batch, documents=None) if step % 2 else batch)[0].backward()
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[1:] == graphs[:1] * 3
 

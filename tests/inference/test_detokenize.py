@@ -11,28 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
-from pretrain.inference.detokenize import EndedBy, StopStrings, Writing
+from pretrain.inference.detokenize import FinishReason, GenerationState, StopStrings
 from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 
 
-def written(text: bytes, *stop: str) -> tuple[list[str], Writing]:
+def written(text: bytes, *stop: str) -> tuple[list[str], GenerationState]:
     """Return the pieces that come out as the bytes of a text go in, token by token, and the writing."""
-    writing = Writing(BYTES, [BYTES.bos_id], StopStrings(stop))
+    generation = GenerationState(BYTES, [BYTES.bos_id], StopStrings(stop))
     pieces = []
     for token in text:
-        pieces.append(writing.add(NewToken(token, -0.5)))
-        if writing.ended_by is not None:
+        pieces.append(generation.add(NewToken(token, -0.5)))
+        if generation.finish_reason is not None:
             break
-    pieces.append(writing.end(EndedBy.length))
-    return [piece for piece in pieces if piece], writing
+    pieces.append(generation.end(FinishReason.length))
+    return [piece for piece in pieces if piece], generation
 
 
 def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
-    pieces, writing = written(b"One.\n\nTwo.", "\n\n")
+    pieces, generation = written(b"One.\n\nTwo.", "\n\n")
     assert "".join(pieces) == "One."
-    found = writing.continuation()
-    assert (found.text, found.ended_by) == ("One.", EndedBy.stop_string)
+    found = generation.completion()
+    assert (found.text, found.finish_reason) == ("One.", FinishReason.stop_string)
     assert bytes(found.tokens) == b"One.\n\n"  # those of the stop string too
     assert found.log_probabilities == (-0.5,) * 6
 
@@ -48,12 +48,12 @@ def test_what_may_begin_a_stop_string_is_held_back_no_longer_than_needed() -> No
 
 
 def test_the_end_of_the_model_is_told_from_that_of_the_length() -> None:
-    writing = Writing(BYTES, [], StopStrings("x"))
-    assert writing.add(NewToken(97, -1.0)) == "a"
-    assert writing.add(None) == ""
-    assert writing.end(EndedBy.length) == ""
-    assert writing.continuation().ended_by is EndedBy.model
-    assert written(b"ab", "x")[1].continuation().ended_by is EndedBy.length
+    generation = GenerationState(BYTES, [], StopStrings("x"))
+    assert generation.add(NewToken(97, -1.0)) == "a"
+    assert generation.add(None) == ""
+    assert generation.end(FinishReason.length) == ""
+    assert generation.completion().finish_reason is FinishReason.model
+    assert written(b"ab", "x")[1].completion().finish_reason is FinishReason.length
 
 
 @given(st.text("ab€", max_size=12), st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3))
@@ -104,7 +104,7 @@ def test_stop_strings_work_side_by_side_and_in_a_stream(llm: LanguageModel) -> N
     new = free[0][len("The quick") :]
     stop = next(new[i : i + 2] for i in range(3, len(new)) if "\ufffd" not in new[i : i + 2])
     found = llm.continuations(prompts, stop=[stop], **options)
-    assert found[0].ended_by is EndedBy.stop_string
+    assert found[0].finish_reason is FinishReason.stop_string
     assert found[0].text == new[: new.index(stop)]
     assert free[1][1:].startswith(found[1].text)
     alone: Any = {**options, "stop": stop}

@@ -5,7 +5,7 @@ import torch
 from families import SHAPES, lively, shape
 from torch import nn
 
-from pretrain.inference.float32_matmul import quicken
+from pretrain.inference.float32_matmul import optimize_for_inference
 from pretrain.kernels.onednn_linear import Linear
 
 VOCAB = 50
@@ -16,7 +16,7 @@ VOCAB = 50
 def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> None:
     causal = "bert" not in family
     plain, model = (lively(shape(family), VOCAB, causal) for _ in range(2))
-    quicken(model)
+    optimize_for_inference(model)
     tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = plain(tokens), model(tokens)
@@ -27,11 +27,11 @@ def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> N
 @pytest.mark.parametrize("family", SHAPES)
 def test_parameters_and_gradients_are_the_same(family: str) -> None:
     plain, model = (lively(shape(family), VOCAB, "bert" not in family) for _ in range(2))
-    quicken(model)
+    optimize_for_inference(model)
     tokens = torch.tensor([[3, 4, 5]])
     for each in (plain, model):
         each.head(each(tokens)).square().mean().backward()
-    assert (model.head.weight is model.embeddings.tokens.weight) is model.config.tied
+    assert (model.head.weight is model.embeddings.tokens.weight) is model.config.tie_embeddings
     expected, found = (dict(each.named_parameters()) for each in (plain, model))
     assert found.keys() == expected.keys()
     for name, parameter in found.items():
@@ -45,14 +45,14 @@ def test_other_number_formats_and_devices_stay_as_they_are() -> None:
     half = lively(shape("gpt"), VOCAB, causal=True).to(torch.bfloat16)
     elsewhere = lively(shape("gpt"), VOCAB, causal=True).to("meta")
     for model in (half, elsewhere):
-        quicken(model)
+        optimize_for_inference(model)
         assert {type(each) for each in model.modules() if isinstance(each, nn.Linear)} == {Linear}
         assert model.head.weight.is_contiguous()
 
 
 def test_what_is_moved_or_cast_later_multiplies_as_ever() -> None:
     plain, model = (lively(shape("gpt"), VOCAB, causal=True) for _ in range(2))
-    quicken(model)
+    optimize_for_inference(model)
     tokens = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():
         with torch.autocast("cpu", torch.bfloat16):

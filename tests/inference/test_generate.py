@@ -27,12 +27,18 @@ def run(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling = GREEDY,
     new: int = 15,
-    forbidden: Tensor = NO_END,
+    suppress_tokens: Tensor = NO_END,
     use_cache: bool = True,
 ) -> list[list[int | None]]:
     """Return the new tokens of each prompt."""
     steps = continue_prompts(
-        model, prompts, max_new_tokens=new, sampling=sampling, end_id=END, forbidden=forbidden, use_cache=use_cache
+        model,
+        prompts,
+        max_new_tokens=new,
+        sampling=sampling,
+        end_id=END,
+        suppress_tokens=suppress_tokens,
+        use_cache=use_cache,
     )
     return [[new and new.token for new in column] for column in zip(*steps, strict=True)]
 
@@ -123,7 +129,7 @@ def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:
                 new = tokens[:, part]
                 masks = cache.masks(new.shape[1], set(model.windows))
                 positions = torch.arange(7)[part].unsqueeze(0)
-                found.append(model(new, positions, memory=cache, masks=masks))
+                found.append(model(new, positions, kv_cache=cache, masks=masks))
                 cache.filled += new.shape[1]
             torch.testing.assert_close(torch.cat(found, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 
@@ -132,7 +138,7 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
     assert len(run(model, PROMPTS, new=25)[0]) == 25
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
-        continue_prompts(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, forbidden=NO_END)
+        continue_prompts(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, suppress_tokens=NO_END)
     with pytest.raises(ConfigError, match=r"Try max_new_tokens=1, or a shorter prompt\."):
         run(model, [[5] * 31], new=2)
     assert len(run(model, [[5] * 31], new=1)[0]) == 1  # what was advised
@@ -149,7 +155,7 @@ def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
     assert end is not None
     steps = list(
         continue_prompts(
-            model, PROMPTS, max_new_tokens=15, sampling=GREEDY, end_id=end, forbidden=NO_END, use_cache=use_cache
+            model, PROMPTS, max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
         )
     )
     for column, whole in zip(zip(*steps, strict=True), free, strict=True):
@@ -159,7 +165,7 @@ def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
     ends = [whole.index(end) for whole in free if end in whole]
     assert len(steps) == (max(ends) + 1 if len(ends) == 3 else 15)
     alone = continue_prompts(
-        model, PROMPTS[:1], max_new_tokens=15, sampling=GREEDY, end_id=end, forbidden=NO_END, use_cache=use_cache
+        model, PROMPTS[:1], max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
     )
     assert len(list(alone)) == free[0].index(end) + 1
 
@@ -167,9 +173,13 @@ def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(5.0, seed=0), Sampling(5.0, top_k=3, seed=0)])
 def test_forbidden_tokens_never_come(sampling: Sampling) -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
-    forbidden = torch.arange(VOCAB) % 2 == 0
-    forbidden[END] = True
-    tokens = {token for prompt in run(model, PROMPTS * 4, sampling, new=20, forbidden=forbidden) for token in prompt}
+    suppress_tokens = torch.arange(VOCAB) % 2 == 0
+    suppress_tokens[END] = True
+    tokens = {
+        token
+        for prompt in run(model, PROMPTS * 4, sampling, new=20, suppress_tokens=suppress_tokens)
+        for token in prompt
+    }
     assert all(token is not None and token % 2 == 1 and token != END for token in tokens)
     assert len(tokens) > 3
 
@@ -186,7 +196,7 @@ def test_the_same_seed_gives_the_same_tokens_and_the_global_generator_is_left_al
 
 def test_the_callers_code_between_two_tokens_can_still_differentiate() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
-    for _ in continue_prompts(model, PROMPTS, max_new_tokens=2, sampling=GREEDY, end_id=END, forbidden=NO_END):
+    for _ in continue_prompts(model, PROMPTS, max_new_tokens=2, sampling=GREEDY, end_id=END, suppress_tokens=NO_END):
         assert not torch.is_inference_mode_enabled()
         loss = model(torch.tensor([[3, 4]])).sum()
         loss.backward()

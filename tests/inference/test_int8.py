@@ -54,7 +54,7 @@ def written(model: Transformer, prompts: list[list[int]], use_cache: bool = True
         max_new_tokens=15,
         sampling=Sampling(temperature=0),
         end_id=-1,
-        forbidden=torch.zeros(VOCAB, dtype=torch.bool),
+        suppress_tokens=torch.zeros(VOCAB, dtype=torch.bool),
         use_cache=use_cache,
     )
     return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
@@ -108,7 +108,7 @@ def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
             if parameter.ndim == 2 and not name.startswith("embeddings"):
                 parameter.copy_(rounded(parameter))
         hidden = plain(torch.tensor(PROMPTS[:1]))
-        head = rounded(embedding) if plain.config.tied else plain.head.weight
+        head = rounded(embedding) if plain.config.tie_embeddings else plain.head.weight
         expected = F.linear(hidden, head)
         found = model.head(model(torch.tensor(PROMPTS[:1])))
     assert torch.equal(model.embeddings.tokens.weight, embedding)

@@ -10,16 +10,21 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.models.config import Activation, Head, Norm, NormPlace, Position, RopeScaling, RopeScalingConfig
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, RopeScaling, RopeScalingConfig
 
 LLAMA: dict[str, Any] = {"qk_norm": False}
 FITTING = [
     ("gpt", True, {}, "GPT2LMHeadModel"),
     ("llama", True, LLAMA, "LlamaForCausalLM"),
-    ("llama", True, LLAMA | {"window": 4}, "LlamaForCausalLM"),  # in no layer
+    ("llama", True, LLAMA | {"sliding_window": 4}, "LlamaForCausalLM"),  # in no layer
     ("llama", True, LLAMA | {"bias": True}, "LlamaForCausalLM"),
-    ("llama", True, LLAMA | {"d_model": 34, "head_width": 10}, "MistralForCausalLM"),  # others want whole heads
-    ("llama", True, LLAMA | {"window": 4, "global_every": 0, "rope_base_local": 7.0}, "MistralForCausalLM"),
+    ("llama", True, LLAMA | {"d_model": 34, "head_dim": 10}, "MistralForCausalLM"),  # others want whole heads
+    (
+        "llama",
+        True,
+        LLAMA | {"sliding_window": 4, "global_attention_every": 0, "rope_base_local": 7.0},
+        "MistralForCausalLM",
+    ),
     ("llama", True, LLAMA | {"qkv_bias": True}, "Qwen2ForCausalLM"),
     ("llama", True, {}, "Qwen3ForCausalLM"),
     ("local", True, {}, "Qwen3ForCausalLM"),
@@ -34,15 +39,21 @@ IN_THE_WAY = [
     ("gpt", True, {"norm_bias": False}, "model.norm_bias=false", "model.norm_bias=true"),
     ("gpt", True, {"bias": False, "qkv_bias": True}, "model.bias=false", "model.bias=true"),
     ("gpt", True, {"n_kv_heads": 2}, "model.n_kv_heads=2", "model.n_kv_heads=4"),
-    ("gpt", True, {"d_model": 30, "head_width": 8}, "model.head_width=8", "model.head_width=null"),
+    ("gpt", True, {"d_model": 30, "head_dim": 8}, "model.head_dim=8", "model.head_dim=null"),
     ("llama", True, {"norm": Norm.layer}, "model.norm=layer", "model.norm=rms"),
-    ("llama", True, {"norm_place": NormPlace.post}, "model.norm_place=post", "model.norm_place=pre"),
+    ("llama", True, {"norm_position": NormPosition.post}, "model.norm_position=post", "model.norm_position=pre"),
     ("llama", True, {"position": Position.learned}, "model.position=learned", "model.position=rope"),
-    ("llama", True, LLAMA | {"window": 4, "global_every": 2}, "model.window=4", "model.window=null"),
+    (
+        "llama",
+        True,
+        LLAMA | {"sliding_window": 4, "global_attention_every": 2},
+        "model.sliding_window=4",
+        "model.sliding_window=null",
+    ),
     ("local", True, {"rope_base_local": 9.0}, "model.rope_base_local=9.0", "model.rope_base_local=10000.0"),
     ("llama", True, LLAMA | {"bias": True, "qkv_bias": False}, "model.qkv_bias=false", "model.qkv_bias=true"),
     ("bert", False, {"token_types": 0}, "model.token_types=0", "model.token_types=1"),
-    ("bert", False, {"tied": False}, "model.tied=false", "model.tied=true"),
+    ("bert", False, {"tie_embeddings": False}, "model.tie_embeddings=false", "model.tie_embeddings=true"),
     ("bert", False, {"feed_forward": Activation.swiglu}, "model.feed_forward=swiglu", "model.feed_forward=gelu_tanh"),
     ("modern_bert", False, {"norm_first_block": True}, "model.norm_first_block=true", "model.norm_first_block=false"),
     ("modern_bert", False, {"qk_norm": True}, "model.qk_norm=true", "model.qk_norm=false"),
@@ -108,7 +119,10 @@ def test_shapes_differ_by_what_they_compute() -> None:
     """What is left out counts as what it stands for; what has no effect does not count."""
     llama, gpt = shape("llama"), shape("gpt")
     same = [
-        (llama, shape("llama", head_width=8, qkv_bias=False, dropout=0.5, context_length=7, window=9, init_std=1.0)),
+        (
+            llama,
+            shape("llama", head_dim=8, qkv_bias=False, dropout=0.5, context_length=7, sliding_window=9, init_std=1.0),
+        ),
         (gpt, shape("gpt", n_kv_heads=4, d_ff=128, rope_base=3.0)),
         (llama, shape("llama", rope_scaling=RopeScalingConfig(RopeScaling.llama3))),  # by a factor of 1
         (llama, shape("llama", norm_bias=False)),
@@ -123,6 +137,6 @@ def test_shapes_differ_by_what_they_compute() -> None:
     assert stretched.differences(shape("llama", rope_scaling=RopeScalingConfig(RopeScaling.linear, 3.0))) == {
         "rope_scaling.factor": (2.0, 3.0)
     }
-    local = shape("local", global_every=0)
-    assert local.differences(shape("local")) == {"global_every": (0, 2)}
-    assert local.differences(shape("local", window=None)) == {"window": (5, None)}
+    local = shape("local", global_attention_every=0)
+    assert local.differences(shape("local")) == {"global_attention_every": (0, 2)}
+    assert local.differences(shape("local", sliding_window=None)) == {"sliding_window": (5, None)}

@@ -31,7 +31,7 @@ from pretrain.models.config import Activation
 
 SHAPES = {
     "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False)),
-    "qwen3": (QWEN3_FAMILY, shape("llama", window=4, global_every=0)),
+    "qwen3": (QWEN3_FAMILY, shape("llama", sliding_window=4, global_attention_every=0)),
     "apertus": (APERTUS_FAMILY, shape("llama", feed_forward=Activation.relu2)),
     "gpt2": (GPT2_FAMILY, shape("gpt")),
     "bert": (BERT_FAMILY, shape("bert")),
@@ -176,9 +176,14 @@ def test_settings_of_older_versions_are_understood(make: Make) -> None:
     assert (found.rope_base, found.rope_scaling.kind.name, found.rope_scaling.factor) == (500.0, "linear", 2.0)
     modern = make("modernbert", rope_parameters=None, layer_types=None, global_rope_theta=7.0, local_rope_theta=8.0)
     found = open_model(modern).shape
-    assert (found.rope_base, found.rope_base_local, found.window, found.global_every) == (7.0, 8.0, 8, 3)
+    assert (found.rope_base, found.rope_base_local, found.sliding_window, found.global_attention_every) == (
+        7.0,
+        8.0,
+        8,
+        3,
+    )
     usual = make("qwen3", layer_types=None, use_sliding_window=None, max_window_layers=2)
-    assert open_model(usual).shape.window is None  # type: ignore[attr-defined]
+    assert open_model(usual).shape.sliding_window is None  # type: ignore[attr-defined]
 
 
 def test_names_of_older_files_are_understood(make: Make) -> None:

@@ -14,7 +14,7 @@ from pretrain.interop.families import GPT2_FAMILY, LLAMA_FAMILY, QWEN3_FAMILY
 FAMILIES = {
     "gpt2": (GPT2_FAMILY, shape("gpt", context_length=64)),
     "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False, context_length=64)),
-    "a sliding window": (QWEN3_FAMILY, shape("llama", window=8, global_every=0, context_length=64)),
+    "a sliding window": (QWEN3_FAMILY, shape("llama", sliding_window=8, global_attention_every=0, context_length=64)),
 }
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 40, 41, 42, 43], [30], [21, 22, 23, 24]]
 NEW = 24
@@ -43,7 +43,7 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, name: str, prompts
         max_new_tokens=NEW,
         sampling=Sampling(temperature=0),
         end_id=-1,
-        forbidden=torch.zeros(model.vocab_size, dtype=torch.bool),
+        suppress_tokens=torch.zeros(model.vocab_size, dtype=torch.bool),
     )
     ours = [[each and each.token for each in column] for column in zip(*steps, strict=True)]
     assert ours == theirs.tolist()

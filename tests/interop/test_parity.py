@@ -37,7 +37,7 @@ scalings = st.sampled_from(
 @st.composite
 def gpt2(draw: Any) -> TransformerConfig:
     return shape(
-        "gpt", n_layers=draw(st.integers(1, 3)), n_heads=draw(st.sampled_from([1, 4])), tied=draw(booleans),
+        "gpt", n_layers=draw(st.integers(1, 3)), n_heads=draw(st.sampled_from([1, 4])), tie_embeddings=draw(booleans),
         d_ff=draw(st.sampled_from([None, 48])), norm_eps=draw(epsilons),
         feed_forward=draw(st.sampled_from([Activation.gelu, Activation.gelu_tanh, Activation.relu2])),
     )  # fmt: skip
@@ -47,7 +47,8 @@ def gpt2(draw: Any) -> TransformerConfig:
 def llama(draw: Any) -> TransformerConfig:
     return shape(
         "llama", n_layers=draw(st.integers(1, 3)), n_kv_heads=draw(st.sampled_from([None, 1, 2])), qk_norm=False,
-        tied=draw(booleans), bias=draw(booleans), head_width=draw(st.sampled_from([None, 12])), norm_eps=draw(epsilons),
+        tie_embeddings=draw(booleans), bias=draw(booleans), head_dim=draw(st.sampled_from([None, 12])),
+        norm_eps=draw(epsilons),
         rope_base=draw(st.sampled_from([1e4, 5e5])), rope_scaling=draw(scalings),
         feed_forward=draw(st.sampled_from([Activation.swiglu, Activation.geglu])),
     )  # fmt: skip
@@ -56,14 +57,16 @@ def llama(draw: Any) -> TransformerConfig:
 @st.composite
 def mistral(draw: Any) -> TransformerConfig:
     config = draw(llama())
-    return replace(config, bias=False, window=draw(st.integers(1, 30)), global_every=0)
+    return replace(config, bias=False, sliding_window=draw(st.integers(1, 30)), global_attention_every=0)
 
 
 @st.composite
 def qwen2(draw: Any) -> TransformerConfig:
     config = draw(llama())
     window = draw(st.sampled_from([None, 3, 8]))
-    return replace(config, bias=False, qkv_bias=True, window=window, global_every=draw(st.integers(0, 3)))
+    return replace(
+        config, bias=False, qkv_bias=True, sliding_window=window, global_attention_every=draw(st.integers(0, 3))
+    )
 
 
 @st.composite
@@ -79,22 +82,23 @@ def apertus(draw: Any) -> TransformerConfig:
 
 @st.composite
 def eurobert(draw: Any) -> TransformerConfig:
-    return replace(draw(llama()), bias=False, head_width=None)
+    return replace(draw(llama()), bias=False, head_dim=None)
 
 
 @st.composite
 def bert(draw: Any) -> TransformerConfig:
     config = replace(draw(gpt2()), token_types=draw(st.integers(1, 3)))
-    changes = {name: getattr(shape("bert"), name) for name in ("norm_place", "embedding_norm")}
+    changes = {name: getattr(shape("bert"), name) for name in ("norm_position", "embedding_norm")}
     headless = draw(booleans)
-    return replace(config, **changes, head=Head.linear if headless else Head.mlm, tied=True)
+    return replace(config, **changes, head=Head.linear if headless else Head.mlm, tie_embeddings=True)
 
 
 @st.composite
 def modernbert(draw: Any) -> TransformerConfig:
     return shape(
-        "modern_bert", d_ff=48, window=draw(st.sampled_from([None, 2, 7, 8])), global_every=draw(st.integers(0, 4)),
-        tied=draw(booleans), bias=draw(booleans), norm_bias=draw(booleans), rope_scaling=draw(scalings),
+        "modern_bert", d_ff=48, sliding_window=draw(st.sampled_from([None, 2, 7, 8])),
+        global_attention_every=draw(st.integers(0, 4)),
+        tie_embeddings=draw(booleans), bias=draw(booleans), norm_bias=draw(booleans), rope_scaling=draw(scalings),
         feed_forward=draw(st.sampled_from([Activation.swiglu, Activation.geglu])), norm_eps=draw(epsilons),
     )  # fmt: skip
 

@@ -17,10 +17,10 @@ from pretrain.data.config import TextFilesConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.inference.config import GenerateConfig
-from pretrain.launch.run_plan import Placement, from_record, place, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, place, to_record
 from pretrain.optim.config import MatrixPrecision
 from pretrain.training.config import Precision
-from pretrain.training.launch import _settle
+from pretrain.training.launch import _resolve_auto_settings
 from pretrain.training.train import run
 
 
@@ -54,7 +54,7 @@ def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixtu
     config = compose("train", words)
     first = place(config, words)
     first.config.trainer.max_steps = 2
-    _settle(first)
+    _resolve_auto_settings(first)
     run(first)
     saved = open_checkpoint(first.folder)
     assert saved.config["trainer"]["precision"] in ("fp32", "bf16")
@@ -94,7 +94,7 @@ def test_a_base_and_resume_auto_start_and_go_on(tiny, once) -> None:
     words = ["model=imported", f"init_from={base}", f"paths.run_dir={tiny.folder / 'tuned'}", "resume=auto"]
     words += [word for word in tiny.words if not word.startswith(("model.", "tokenizer", "trainer.max_steps"))]
 
-    def placed(*more: str) -> Placement:
+    def placed(*more: str) -> RunPlan:
         typed = [*words, "trainer.max_steps=2", *more]
         return place(compose("train", typed), typed)
 

@@ -25,10 +25,10 @@ def test_values_and_slopes_are_those_of_torch(piece: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(gelu, "PIECE", piece)
     monkeypatch.setattr(gelu._GeluTanh, "forward", counted := Counted(gelu._GeluTanh.forward))
     x = torch.cat([torch.linspace(-12, 12, 2000), torch.tensor([0.0, -0.0, 1e-30, 1e4, -1e4, 1.0])]).view(2, -1)
-    found, slope = value_and_slope(gelu_tanh, x[:, :-1])  # not contiguous
+    found, derivative = value_and_slope(gelu_tanh, x[:, :-1])  # not contiguous
     expected, expected_slope = value_and_slope(lambda x: F.gelu(x, approximate="tanh"), x[:, :-1].double())
     torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(slope, expected_slope.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(derivative, expected_slope.float(), rtol=1e-5, atol=1e-5)
     assert counted.calls == 1
 
 

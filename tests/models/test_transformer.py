@@ -18,7 +18,7 @@ from pretrain.models.config import (
     Activation,
     Head,
     Norm,
-    NormPlace,
+    NormPosition,
     Position,
     RopeScaling,
     RopeScalingConfig,
@@ -70,7 +70,7 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
     assert (whole - packed[7:19]).abs().max() > 1e-2
 
 
-def sees(i: int, j: int, causal: bool, window: int | None) -> bool:
+def mask_mod(i: int, j: int, causal: bool, window: int | None) -> bool:
     """The rule in words: causal sees itself and what came before, a window the last w, or w // 2 to either side."""
     if causal:
         return j <= i and (window is None or i - j < window)
@@ -83,7 +83,7 @@ def test_masks_hold_exactly_the_pairs_of_the_rule(causal: bool, window: int | No
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, -1], [0] * 9])
     mask = build_mask(causal, window, documents, 9, torch.device("cpu"))
     expected = [
-        [[sees(i, j, causal, window) and row[i] == row[j] for j in range(9)] for i in range(9)]
+        [[mask_mod(i, j, causal, window) and row[i] == row[j] for j in range(9)] for i in range(9)]
         for row in documents.tolist()
     ]
     assert mask.allowed is not None
@@ -92,7 +92,7 @@ def test_masks_hold_exactly_the_pairs_of_the_rule(causal: bool, window: int | No
     if plain.allowed is not None:
         assert plain.allowed[0, 0].tolist() == expected[1]
     else:
-        assert expected[1] == [[sees(i, j, causal, None) for j in range(9)] for i in range(9)]
+        assert expected[1] == [[mask_mod(i, j, causal, None) for j in range(9)] for i in range(9)]
 
 
 def slow_rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -141,13 +141,15 @@ def slow_attention(
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 3), (False, None), (False, 4)])
 @torch.no_grad()
 def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: bool, window: int | None) -> None:
-    config = shape("llama", n_kv_heads=kv_heads, qk_norm=qk_norm, window=window, global_every=0, head_width=6)
+    config = shape(
+        "llama", n_kv_heads=kv_heads, qk_norm=qk_norm, sliding_window=window, global_attention_every=0, head_dim=6
+    )
     model = lively(config, 50, causal)
     x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(2))
     turns = rotation(torch.arange(9).unsqueeze(0), rotary_frequencies(6, config.rope_base, config.rope_scaling))
     layer = model.blocks[0].attention
     found = layer(x, build_mask(causal, window, None, 9, x.device), turns)
-    expected = slow_attention(layer, x[0].double(), config, lambda i, j: sees(i, j, causal, window))
+    expected = slow_attention(layer, x[0].double(), config, lambda i, j: mask_mod(i, j, causal, window))
     assert_close(found[0].double(), expected, atol=2e-6, rtol=1e-5)
 
 
@@ -178,7 +180,9 @@ def test_rope_scaling_equals_its_formula() -> None:
 
 @torch.no_grad()
 def test_local_layers_turn_by_their_own_base() -> None:
-    config = shape("modern_bert", window=100, global_every=2)  # wide open: only the base tells the layers apart
+    config = shape(
+        "modern_bert", sliding_window=100, global_attention_every=2
+    )  # wide open: only the base tells the layers apart
     tokens = some_tokens(1, 10)
     own = lively(config, 50, False)(tokens)
     same = lively(replace(config, rope_base_local=None), 50, False)(tokens)
@@ -208,21 +212,21 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     heads = draw(st.integers(1, 4))
     flags = {
         name: draw(st.booleans())
-        for name in ("norm_bias", "norm_first_block", "embedding_norm", "bias", "qk_norm", "tied")
+        for name in ("norm_bias", "norm_first_block", "embedding_norm", "bias", "qk_norm", "tie_embeddings")
     }
     return TransformerConfig(
         n_layers=draw(st.integers(1, 3)),
         d_model=2 * heads * draw(st.integers(1, 4)),
         n_heads=heads,
         n_kv_heads=draw(st.sampled_from([None, *(n for n in range(1, heads + 1) if heads % n == 0)])),
-        head_width=draw(st.sampled_from([None, 2, 6])),
+        head_dim=draw(st.sampled_from([None, 2, 6])),
         d_ff=draw(st.sampled_from([None, 1, 7])),
         context_length=draw(st.integers(1, 9)),
         token_types=draw(st.integers(0, 2)),
         qkv_bias=draw(st.sampled_from([None, True, False])),
         feed_forward=draw(st.sampled_from(Activation)),
         norm=draw(st.sampled_from(Norm)),
-        norm_place=draw(st.sampled_from(NormPlace)),
+        norm_position=draw(st.sampled_from(NormPosition)),
         position=draw(st.sampled_from(Position)),
         head=draw(st.sampled_from(Head)),
         **flags,
@@ -285,7 +289,7 @@ def test_attention_by_products_in_bf16_equals_the_fused_one(kv_heads: int, seen:
 
 def test_attention_is_fused_where_scores_are_many_and_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
-    monkeypatch.setattr(attention, "_attend_by_products", lambda q, *_: products.append(q.shape) or q)
+    monkeypatch.setattr(attention, "_eager_attention", lambda q, *_: products.append(q.shape) or q)
     mask = build_mask(True, None, None, 64, torch.device("cpu"))
     few, many = (torch.zeros(1, heads, 64, 8, dtype=torch.bfloat16) for heads in (2, FEW_SCORES // 64**2 + 1))
     for q in (few, many):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from pretrain.data.collate import Rows
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.config import CausalConfig, ObjectiveConfig
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 
 class NoVocabulary:
@@ -34,7 +34,7 @@ def test_targets_are_the_tokens_that_follow() -> None:
     assert config.causal
     assert objective.causal
     rows = packed()
-    batch = objective.make_batch(rows, torch.tensor([3]))
+    batch = objective.collate(rows, torch.tensor([3]))
     assert_array_equal(batch.tokens, rows.tokens)
     assert_array_equal(batch.targets, rows.next_tokens)
     assert_array_equal(batch.positions, rows.positions)
@@ -49,14 +49,14 @@ def test_documents_are_told_only_where_a_causal_model_could_see_across(last: int
     documents = np.zeros((2, 6), np.int32)
     documents[1, 4:] = last  # padding stands at the end, where a causal model does not look
     rows = Rows(np.ones((2, 6), np.int64), np.ones((2, 6), np.int64), np.ones((2, 6), np.int64), documents)
-    batch = CausalConfig().build(NoVocabulary(), seed=0).make_batch(rows, torch.arange(2))
+    batch = CausalConfig().build(NoVocabulary(), seed=0).collate(rows, torch.arange(2))
     assert (batch.documents is not None) is told
 
 
 def test_the_loss_of_a_packed_row_is_that_of_its_documents() -> None:
     objective = CausalConfig().build(NoVocabulary(), seed=0)
     model = lively(shape("gpt"), 50, causal=True)
-    total, count = Learner(model, objective)(objective.make_batch(packed(), torch.tensor([0])))
+    total, count = ModelWithLoss(model, objective)(objective.collate(packed(), torch.tensor([0])))
     alone = torch.zeros(())
     for document in ([7, 8, 9, 10, 11], [20, 21, 22]):
         tokens = torch.tensor([document])

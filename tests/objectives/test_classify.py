@@ -18,7 +18,7 @@ from pretrain.models.transformer import LabelHead, Transformer
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig, Pooling
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 WAYS = [
     (False, Pooling.mean),
@@ -49,11 +49,11 @@ def classifier(causal: bool) -> Transformer:
 
 
 def test_one_target_a_document_at_the_place_that_stands_for_it() -> None:
-    last = Classify(True, Pooling.last).make_batch(packed(), torch.arange(3))
+    last = Classify(True, Pooling.last).collate(packed(), torch.arange(3))
     assert_array_equal(last.targets, [[2, 0], [1, IGNORE], [2, IGNORE]])
     assert last.places is not None
     assert_array_equal(last.places, [[3, 5], [2, 0], [7, 0]])
-    first = Classify(False, Pooling.first).make_batch(packed(), torch.arange(3))
+    first = Classify(False, Pooling.first).collate(packed(), torch.arange(3))
     assert first.places is not None
     assert_array_equal(first.places, [[0, 4], [0, 0], [0, 0]])
 
@@ -61,8 +61,8 @@ def test_one_target_a_document_at_the_place_that_stands_for_it() -> None:
 @pytest.mark.parametrize(("causal", "pooling"), WAYS)
 def test_a_document_in_a_packed_and_padded_row_is_classified_as_if_alone(causal: bool, pooling: Pooling) -> None:
     model, objective, rows = classifier(causal), Classify(causal, pooling), packed()
-    learner = Learner(model, objective)
-    batch = objective.make_batch(rows, torch.arange(3))
+    model_with_loss = ModelWithLoss(model, objective)
+    batch = objective.collate(rows, torch.arange(3))
     together = objective.log_probabilities(model(batch.tokens, batch.positions, batch.documents), model.head, batch)
     expected = []
     for row, number in ((0, 0), (0, 1), (1, 0), (2, 0)):
@@ -73,12 +73,12 @@ def test_a_document_in_a_packed_and_padded_row_is_classified_as_if_alone(causal:
         alone = (model.head.weight @ pooled + model.head.bias).log_softmax(-1)
         assert_close(together[row, number], alone, rtol=1e-4, atol=1e-5)
         expected.append(F.nll_loss(alone, torch.tensor(rows.labels[row][at][0])))  # type: ignore[index]
-    loss, count = learner(batch)
+    loss, count = model_with_loss(batch)
     assert int(count) == 4
     assert_close(loss, torch.stack(expected).sum(), rtol=1e-4, atol=1e-5)
-    losses, likeliest = learner.evaluate(batch)
+    losses, predictions = model_with_loss.evaluate(batch)
     assert_close(losses.sum(), loss.detach(), rtol=1e-5, atol=1e-6)
-    assert_array_equal(likeliest, together.argmax(-1))
+    assert_array_equal(predictions, together.argmax(-1))
 
 
 @pytest.mark.parametrize("causal", [True, False])

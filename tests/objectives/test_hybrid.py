@@ -14,7 +14,7 @@ from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import HybridConfig
 from pretrain.objectives.hybrid import Hybrid
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 VOCAB, MASK = 50, 1
 LENGTH, CUT = 24, 10  # every row: a document of CUT tokens, another one, two places of padding
@@ -60,11 +60,11 @@ def test_a_step_and_each_of_two_ranks_get_both_kinds() -> None:
 
 def test_each_row_is_that_of_its_own_objective() -> None:
     objective, source, samples = hybrid(), rows(40), torch.arange(40)
-    batch = objective.make_batch(source, samples)
-    kinds = {name: part.make_batch(source, samples) for name, part in objective.parts.items()}
+    batch = objective.collate(source, samples)
+    kinds = {name: part.collate(source, samples) for name, part in objective.parts.items()}
     masked = objective.is_masked(samples)
     assert 0 < masked.sum() < 40
-    assert torch.equal(batch.causal_rows, ~masked)
+    assert torch.equal(batch.is_causal, ~masked)
     for row in range(40):
         if not masked[row]:
             assert torch.equal(batch.tokens[row], kinds["causal"].tokens[row])
@@ -84,12 +84,12 @@ def test_each_row_is_that_of_its_own_objective() -> None:
 def test_the_loss_is_the_sum_of_both_kinds(name: str) -> None:
     objective, source, samples = hybrid(), rows(12), torch.arange(12)
     model = lively(shape(name), VOCAB, causal=True)
-    loss, count = Learner(model, objective)(objective.make_batch(source, samples))
+    loss, count = ModelWithLoss(model, objective)(objective.collate(source, samples))
     masked = objective.is_masked(samples).numpy()
     parts = []
     for part, chosen in zip(objective.parts.values(), (~masked, masked), strict=True):
         own = Rows(*(getattr(source, field)[chosen] for field in ("tokens", "next_tokens", "positions", "documents")))
-        parts.append(Learner(model, part)(part.make_batch(own, samples[torch.from_numpy(chosen)])))
+        parts.append(ModelWithLoss(model, part)(part.collate(own, samples[torch.from_numpy(chosen)])))
     torch.testing.assert_close(loss, sum(part[0] for part in parts), rtol=1e-5, atol=1e-3)
     assert count == sum(part[1] for part in parts)
 
@@ -100,11 +100,11 @@ def test_causal_rows_cannot_see_ahead_and_masked_rows_can(name: str) -> None:
     tokens = torch.randint(2, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % VOCAB
-    causal_rows = torch.tensor([True, False])
+    is_causal = torch.tensor([True, False])
     with torch.no_grad():
-        difference = (model(tokens, causal_rows=causal_rows) - model(changed, causal_rows=causal_rows)).abs().amax(-1)
+        difference = (model(tokens, is_causal=is_causal) - model(changed, is_causal=is_causal)).abs().amax(-1)
         alone = model(tokens[:1])
-        together = model(tokens, causal_rows=causal_rows)[:1]
+        together = model(tokens, is_causal=is_causal)[:1]
     assert (difference[0, :9] == 0).all()
     assert (difference[1, 7:9] > 0).all()  # a window of 5 sees 2 tokens to either side
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)

@@ -19,13 +19,13 @@ from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.objectives.masked import Masked
-from pretrain.objectives.objective import Learner, Objective
+from pretrain.objectives.objective import ModelWithLoss, Objective
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every loss take the path of a large vocabulary, 128 targets at a time."""
-    monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 0)
     monkeypatch.setattr(loss, "CHUNK", 1)
 
 
@@ -77,10 +77,10 @@ def test_both_paths_agree_at_the_threshold(bias: bool, monkeypatch: pytest.Monke
     chunked_calls = []
     real = loss._ChunkedCrossEntropy.apply
     monkeypatch.setattr(loss._ChunkedCrossEntropy, "apply", lambda *a: chunked_calls.append(1) or real(*a))
-    monkeypatch.setattr(loss, "WHOLE_LOGITS", 300 * 70)
+    monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 300 * 70)
     whole = loss.cross_entropy_sum(*arguments)
     assert not chunked_calls
-    monkeypatch.setattr(loss, "WHOLE_LOGITS", 300 * 70 - 1)
+    monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 300 * 70 - 1)
     assert_close(loss.cross_entropy_sum(*arguments), whole, rtol=1e-6, atol=0)
     assert chunked_calls
     with torch.no_grad():
@@ -130,12 +130,12 @@ def test_a_gpu_has_larger_chunks_of_round_numbers() -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_each_target_has_its_loss_and_the_likeliest_answer() -> None:
     values, targets = problem(bias=True, ignored="some")
-    losses, likeliest = loss.token_losses(values[0], values[1], values[2], targets)
+    losses, predictions = loss.token_losses(values[0], values[1], values[2], targets)
     logits = F.linear(*values)
     kept = targets != IGNORE
     assert_close(losses[kept], F.cross_entropy(logits[kept], targets[kept], reduction="none"))
     assert not losses[~kept].any()
-    assert torch.equal(likeliest, logits.argmax(-1))
+    assert torch.equal(predictions, logits.argmax(-1))
     assert losses.dtype == torch.float32
     assert not losses.requires_grad
 
@@ -166,51 +166,53 @@ def masked() -> Masked:
 @pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
 def test_the_gradient_over_unequal_micro_batches_is_that_of_the_whole_batch(objective: Objective, family: str) -> None:
     everything, samples = rows(4, 30), torch.arange(4)
-    learner = Learner(lively(shape(family), 50, objective.causal), objective)
-    total, count = learner(objective.make_batch(everything, samples))
+    model_with_loss = ModelWithLoss(lively(shape(family), 50, objective.causal), objective)
+    total, count = model_with_loss(objective.collate(everything, samples))
     (total / count).backward()
-    expected = {name: parameter.grad.clone() for name, parameter in learner.named_parameters()}
-    learner.zero_grad()
+    expected = {name: parameter.grad.clone() for name, parameter in model_with_loss.named_parameters()}
+    model_with_loss.zero_grad()
     counts = []
     for part in (slice(0, 1), slice(1, 2), slice(2, 4)):
-        loss_sum, part_count = learner(objective.make_batch(part_of(everything, part), samples[part]))
+        loss_sum, part_count = model_with_loss(objective.collate(part_of(everything, part), samples[part]))
         loss_sum.backward()
         counts.append(int(part_count))
     assert sum(counts) == int(count)
     assert len(set(counts)) == 3  # a mean of means would be another number
-    for name, parameter in learner.named_parameters():
+    for name, parameter in model_with_loss.named_parameters():
         assert parameter.grad is not None, name
         assert_close(parameter.grad / sum(counts), expected[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
 def test_training_and_evaluation_score_alike(objective: Objective, family: str) -> None:
-    batch = objective.make_batch(rows(4, 30), torch.arange(4))
-    learner = Learner(lively(shape(family), 50, objective.causal), objective)
-    total, count = learner(batch)
-    losses, likeliest = learner.evaluate(batch)
-    assert losses.shape == likeliest.shape == batch.targets.shape
+    batch = objective.collate(rows(4, 30), torch.arange(4))
+    model_with_loss = ModelWithLoss(lively(shape(family), 50, objective.causal), objective)
+    total, count = model_with_loss(batch)
+    losses, predictions = model_with_loss.evaluate(batch)
+    assert losses.shape == predictions.shape == batch.targets.shape
     assert_close(losses.sum(), total.detach(), rtol=1e-5, atol=0)
     assert int((losses > 0).sum()) == int(count)
-    assert int(likeliest.min()) >= 0  # so that no answer equals IGNORE
+    assert int(predictions.min()) >= 0  # so that no answer equals IGNORE
 
 
 def test_the_head_runs_at_the_targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = masked()
-    learner = Learner(lively(shape("bert"), 50, False), objective)
+    model_with_loss = ModelWithLoss(lively(shape("bert"), 50, False), objective)
     seen: list[torch.Size] = []
-    features = learner.model.head.features
-    monkeypatch.setattr(learner.model.head, "features", lambda hidden: seen.append(hidden.shape) or features(hidden))
-    batch = objective.make_batch(rows(4, 30), torch.arange(4))
-    learner(batch)
-    learner.evaluate(batch)
+    features = model_with_loss.model.head.features
+    monkeypatch.setattr(
+        model_with_loss.model.head, "features", lambda hidden: seen.append(hidden.shape) or features(hidden)
+    )
+    batch = objective.collate(rows(4, 30), torch.arange(4))
+    model_with_loss(batch)
+    model_with_loss.evaluate(batch)
     assert seen == [torch.Size([4 * 9, 32])] * 2  # 9 = 0.3 x 30
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    batch = masked().make_batch(rows(2, 30), torch.arange(2))
+    batch = masked().collate(rows(2, 30), torch.arange(2))
     moved = batch.to("meta")
-    assert moved.causal_rows is None
+    assert moved.is_causal is None
     assert {value.device.type for value in vars(moved).values() if value is not None} == {"meta"}
     causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.samples)
     assert causal.to("cpu").documents is None

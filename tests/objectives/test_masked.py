@@ -43,7 +43,7 @@ def chosen(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_of_the_targets_80_percent_are_masked_10_random_and_10_kept() -> None:
     before = text(2000)
-    batch = masked().make_batch(rows(before), torch.arange(2000))
+    batch = masked().collate(rows(before), torch.arange(2000))
     row, place, target = chosen(batch)
     after = batch.tokens.numpy()[row, place]
     assert np.array_equal(target, before[row, place])  # the target is what stood there
@@ -58,7 +58,7 @@ def test_of_the_targets_80_percent_are_masked_10_random_and_10_kept() -> None:
 
 
 def test_random_tokens_span_the_whole_vocabulary_evenly() -> None:
-    batch = masked(mask_share=0.0, random_share=1.0).make_batch(rows(text(2000)), torch.arange(2000))
+    batch = masked(mask_token_prob=0.0, random_token_prob=1.0).collate(rows(text(2000)), torch.arange(2000))
     row, place, _ = chosen(batch)
     counts = np.bincount(batch.tokens.numpy()[row, place], minlength=VOCAB)
     assert len(counts) == VOCAB
@@ -67,7 +67,7 @@ def test_random_tokens_span_the_whole_vocabulary_evenly() -> None:
 
 
 def test_every_place_of_a_row_is_chosen_equally_often() -> None:
-    _, place, _ = chosen(masked().make_batch(rows(text(4000)), torch.arange(4000)))
+    _, place, _ = chosen(masked().collate(rows(text(4000)), torch.arange(4000)))
     counts = np.bincount(place, minlength=100)
     assert np.abs(counts - 600).max() < 5 * math.sqrt(600 * 0.85)
 
@@ -87,7 +87,7 @@ def test_exactly_the_share_of_the_candidates_is_chosen_and_shapes_are_static(
     before = np.where(draw.random((3, length)) < special, draw.integers(0, len(SPECIAL), (3, length)), text(3, length))
     source = rows(before.copy(), min(padding, length))
     samples = torch.arange(3) + sample
-    batch = masked(mask_probability=p).make_batch(source, samples)
+    batch = masked(mask_probability=p).collate(source, samples)
     assert batch.places is not None
     width = max(1, math.ceil(p * length))
     assert batch.targets.shape == batch.places.shape == (3, width)
@@ -106,7 +106,7 @@ def test_exactly_the_share_of_the_candidates_is_chosen_and_shapes_are_static(
 
 def test_a_row_without_a_candidate_has_no_target() -> None:
     before = np.concatenate([np.full((1, 20), 2), text(1, 20)])
-    batch = masked().make_batch(rows(before), torch.arange(2))
+    batch = masked().collate(rows(before), torch.arange(2))
     assert (batch.targets[0] == IGNORE).all()
     assert (batch.targets[1] != IGNORE).any()
     assert batch.tokens[0].tolist() == before[0].tolist()
@@ -115,29 +115,29 @@ def test_a_row_without_a_candidate_has_no_target() -> None:
 def test_the_mask_is_a_function_of_seed_and_sample() -> None:
     same = np.repeat(text(1), 6, axis=0)
     samples = torch.tensor([0, 1, 2, 10**15, 2**62, 7])
-    together = masked().make_batch(rows(same), samples)
+    together = masked().collate(rows(same), samples)
     assert len({tuple(row) for row in together.places.tolist()}) == 6  # differs between samples
     for i, sample in enumerate(samples.tolist()):  # whatever else is in the micro-batch
-        alone = masked().make_batch(rows(same[:1]), torch.tensor([sample]))
+        alone = masked().collate(rows(same[:1]), torch.tensor([sample]))
         assert torch.equal(alone.tokens[0], together.tokens[i])
         assert torch.equal(alone.targets[0], together.targets[i])
     for seed in (1, 2**32, 2**64 - 1):
-        assert not torch.equal(masked(seed).make_batch(rows(same), samples).places, together.places)
+        assert not torch.equal(masked(seed).collate(rows(same), samples).places, together.places)
 
 
 def test_the_draw_never_changes_silently() -> None:
     """A resumed run must hide what it would have hidden."""
     tokens = np.arange(10, 30).reshape(1, 20)
-    batch = masked(seed=5, mask_probability=0.2).make_batch(rows(tokens), torch.tensor([12]))
+    batch = masked(seed=5, mask_probability=0.2).collate(rows(tokens), torch.tensor([12]))
     assert batch.places is not None
     assert batch.places.tolist() == [[0, 9, 13, 14]]
-    batch = masked(seed=5, mask_share=0.0, random_share=1.0).make_batch(rows(tokens), torch.tensor([12]))
+    batch = masked(seed=5, mask_token_prob=0.0, random_token_prob=1.0).collate(rows(tokens), torch.tensor([12]))
     assert batch.tokens[0, batch.places[0]].tolist() == [62, 4, 30]
 
 
 def test_padding_is_told_to_a_model_that_looks_both_ways() -> None:
-    assert masked().make_batch(rows(text(2)), torch.arange(2)).documents is None
-    assert masked().make_batch(rows(text(2), padding=3), torch.arange(2)).documents is not None
+    assert masked().collate(rows(text(2)), torch.arange(2)).documents is None
+    assert masked().collate(rows(text(2), padding=3), torch.arange(2)).documents is not None
 
 
 class Words:
@@ -165,5 +165,5 @@ def test_a_probability_out_of_range_is_refused(p: float) -> None:
 
 @pytest.mark.parametrize(("mask", "random"), [(-0.1, 0.1), (0.1, -0.1), (0.95, 0.1), (math.nan, 0.1), (0.1, math.nan)])
 def test_shares_out_of_range_are_refused(mask: float, random: float) -> None:
-    with pytest.raises(ConfigError, match=r"objective\.mask_share=.* must be shares that add up to at most 1\. Try"):
-        MaskedConfig(mask_share=mask, random_share=random)
+    with pytest.raises(ConfigError, match=r"objective\.mask_token_prob=.* must be shares that add up to at most 1\. "):
+        MaskedConfig(mask_token_prob=mask, random_token_prob=random)

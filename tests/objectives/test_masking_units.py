@@ -36,7 +36,7 @@ def hidden(batch: Batch, length: int) -> np.ndarray:
 
 def test_a_word_is_hidden_whole_or_not_at_all() -> None:
     tokens = np.random.default_rng(0).integers(2, VOCAB, (300, 100))
-    found = hidden(masked(MaskingUnit.whole_word).make_batch(rows(tokens), torch.arange(300)), 100)
+    found = hidden(masked(MaskingUnit.whole_word).collate(rows(tokens), torch.arange(300)), 100)
     assert 11 < found.sum(1).mean() <= 15
     assert found.sum(1).min() >= 1
     word = np.cumsum(STARTS[tokens], axis=1)
@@ -49,7 +49,7 @@ def test_spans_have_their_mean_length_and_stay_within_documents() -> None:
     tokens = np.full((500, 200), 7)
     tokens[:, ::25] = 0  # a special token ends every span
     objective = masked(MaskingUnit.span, mean_span=3.0, mask_probability=0.15)
-    found = hidden(objective.make_batch(rows(tokens), torch.arange(500)), 200)
+    found = hidden(objective.collate(rows(tokens), torch.arange(500)), 200)
     assert not found[tokens == 0].any()
     assert 25 < found.sum(1).mean() <= 29
     runs = np.diff(np.pad(found, ((0, 0), (1, 1))).astype(int), axis=1)
@@ -60,15 +60,15 @@ def test_spans_have_their_mean_length_and_stay_within_documents() -> None:
 @pytest.mark.parametrize("unit", [MaskingUnit.whole_word, MaskingUnit.span])
 def test_the_draw_is_a_pure_function_of_the_sample(unit: MaskingUnit) -> None:
     tokens = np.random.default_rng(1).integers(2, VOCAB, (4, 60))
-    one = masked(unit).make_batch(rows(tokens), torch.tensor([5, 6, 7, 8]))
-    other = masked(unit).make_batch(rows(tokens[1:3]), torch.tensor([6, 7]))
+    one = masked(unit).collate(rows(tokens), torch.tensor([5, 6, 7, 8]))
+    other = masked(unit).collate(rows(tokens[1:3]), torch.tensor([6, 7]))
     assert torch.equal(one.tokens[1:3], other.tokens)
     assert torch.equal(one.targets[1:3], other.targets)
 
 
 def test_a_word_longer_than_the_share_is_hidden_in_part() -> None:
     tokens = np.full((1, 40), 4)  # no id begins a word: the row is one
-    found = hidden(masked(MaskingUnit.whole_word).make_batch(rows(tokens), torch.arange(1)), 40)
+    found = hidden(masked(MaskingUnit.whole_word).collate(rows(tokens), torch.arange(1)), 40)
     assert found.sum() == 6
 
 

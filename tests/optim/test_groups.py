@@ -12,39 +12,39 @@ from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from pretrain.optim.groups import parameter_names
 
 
-def role(name: str, tied: bool) -> str:
+def role(name: str, tie_embeddings: bool) -> str:
     """The rule, written against names rather than modules."""
     if name.startswith("blocks.") and "norm" not in name and name.endswith("weight"):
         return "matrices"
-    if name == "head.dense.weight" or (name == "head.weight" and not tied):
+    if name == "head.dense.weight" or (name == "head.weight" and not tie_embeddings):
         return "head"
     return "rest"
 
 
 @pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_is_in_exactly_one_list(family: str, tied: bool) -> None:
-    model = shape(family, tied=tied).build(50, causal=True)
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_every_parameter_is_in_exactly_one_list(family: str, tie_embeddings: bool) -> None:
+    model = shape(family, tie_embeddings=tie_embeddings).build(50, causal=True)
     names = parameter_names(model)
     everything = dict(model.named_parameters())
     assert sorted(names.matrices + names.head + names.rest) == sorted(everything)
     for role_name in ("matrices", "head", "rest"):
-        assert getattr(names, role_name) == [name for name in everything if role(name, tied) == role_name]
+        assert getattr(names, role_name) == [name for name in everything if role(name, tie_embeddings) == role_name]
     assert all(everything[name].ndim == 2 for name in names.matrices)
-    assert ("head.weight" in everything) is not tied
+    assert ("head.weight" in everything) is not tie_embeddings
 
 
 @pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
-def test_norms_biases_and_embeddings_do_not_decay(family: str, tied: bool, config: OptimizerConfig) -> None:
+def test_norms_biases_and_embeddings_do_not_decay(family: str, tie_embeddings: bool, config: OptimizerConfig) -> None:
     config = type(config)(learning_rate=0.01, weight_decay=0.5)
-    model = shape(family, tied=tied).build(50, causal=True)
+    model = shape(family, tie_embeddings=tie_embeddings).build(50, causal=True)
     optimizer = config.build(model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        assert decay[id(parameter)] == (0.0 if role(name, tied) == "rest" else 0.5), name
+        assert decay[id(parameter)] == (0.0 if role(name, tie_embeddings) == "rest" else 0.5), name
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
 
 

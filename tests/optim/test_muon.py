@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from pretrain.models.transformer import Transformer
 from pretrain.optim.config import MuonConfig
 from pretrain.optim.groups import parameter_names
-from pretrain.optim.muon import Muon, orthogonalise
+from pretrain.optim.muon import Muon, orthogonalize
 
 
 def slow_orthogonal(matrix: Tensor, steps: int) -> Tensor:
@@ -25,7 +25,7 @@ def test_singular_values_come_close_to_1(size: tuple[int, int]) -> None:
     draw = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, *size, generator=draw) * torch.tensor([1e-3, 1.0, 1e4]).view(3, 1, 1)
     before = matrices.clone()
-    found = orthogonalise(matrices, steps=5)
+    found = orthogonalize(matrices, steps=5)
     assert torch.equal(matrices, before)
     assert found.shape == matrices.shape
     assert found.dtype == matrices.dtype
@@ -40,14 +40,14 @@ def test_singular_values_come_close_to_1(size: tuple[int, int]) -> None:
 def test_the_directions_are_those_of_the_gradient() -> None:
     matrix = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalise(matrix.unsqueeze(0), steps=5)[0]
+    found = orthogonalize(matrix.unsqueeze(0), steps=5)[0]
     inside = u.T @ found @ v.T  # diagonal where found keeps the directions
     assert_close(inside, torch.diag(inside.diagonal()), atol=1e-4, rtol=0)
     assert inside.diagonal().min() > 0.6
 
 
 def test_a_zero_gradient_moves_nothing() -> None:
-    assert not orthogonalise(torch.zeros(2, 4, 6), steps=5).any()
+    assert not orthogonalize(torch.zeros(2, 4, 6), steps=5).any()
 
 
 def gradients(model: nn.Module, step: int) -> None:
@@ -88,7 +88,7 @@ def test_three_steps_equal_the_slow_formula() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (64, 16), (16, 64)])
 def test_an_update_has_the_root_mean_square_of_adamws(size: tuple[int, int]) -> None:
     update = (
-        orthogonalise(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)), 5) * 0.2 * max(size) ** 0.5
+        orthogonalize(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)), 5) * 0.2 * max(size) ** 0.5
     )
     assert 0.13 < update.square().mean().sqrt().item() < 0.25
 

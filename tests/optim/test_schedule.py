@@ -16,7 +16,7 @@ from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig,
                         (85, 0.2 + 0.8 * 0.5 * (1 - math.sqrt(0.5)))]
 )  # fmt: skip
 def test_cosine_climbs_then_falls_along_half_a_cosine(step: int, share: float) -> None:
-    assert CosineConfig(warmup_steps=10, final_share=0.2).share(step, max_steps=110) == pytest.approx(share)
+    assert CosineConfig(warmup_steps=10, min_lr_ratio=0.2).share(step, max_steps=110) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_cosine_climbs_then_falls_along_half_a_cosine(step: int, share: float) -
                         (500, 0.1)]
 )  # fmt: skip
 def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> None:
-    assert WSDConfig(warmup_steps=10, decay_share=0.2, final_share=0.1).share(step, max_steps=100) == pytest.approx(
+    assert WSDConfig(warmup_steps=10, decay_fraction=0.2, min_lr_ratio=0.1).share(step, max_steps=100) == pytest.approx(
         share
     )
 
@@ -33,7 +33,7 @@ def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> Non
     ("step", "share"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.55), (85, 0.325), (110, 0.1), (500, 0.1)]
 )
 def test_linear_climbs_and_falls_along_lines(step: int, share: float) -> None:
-    assert LinearConfig(warmup_steps=10, final_share=0.1).share(step, max_steps=111) == pytest.approx(share)
+    assert LinearConfig(warmup_steps=10, min_lr_ratio=0.1).share(step, max_steps=111) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (3, 1.0), (4, 1.0), (50, 1.0), (99, 1.0)])
@@ -45,11 +45,11 @@ def steepest(schedule: ScheduleConfig, max_steps: int) -> float:
     """Return the largest change from one step to the next that the course of a schedule has behind its warm-up."""
     behind = max_steps - schedule.warmup_steps
     if isinstance(schedule, CosineConfig):
-        return (1 - schedule.final_share) * math.pi / 2 / behind
+        return (1 - schedule.min_lr_ratio) * math.pi / 2 / behind
     if isinstance(schedule, LinearConfig):
-        return (1 - schedule.final_share) / max(1, behind - 1)
+        return (1 - schedule.min_lr_ratio) / max(1, behind - 1)
     if isinstance(schedule, WSDConfig):
-        return (1 - schedule.final_share) / max(1, min(round(schedule.decay_share * max_steps), behind))
+        return (1 - schedule.min_lr_ratio) / max(1, min(round(schedule.decay_fraction * max_steps), behind))
     return 0.0
 
 
@@ -59,11 +59,11 @@ def last(schedule: ScheduleConfig, max_steps: int) -> float:
     if isinstance(schedule, ConstantConfig) or behind == 1:
         return 1.0
     if isinstance(schedule, CosineConfig):
-        return schedule.final_share + (1 - schedule.final_share) * (1 - math.cos(math.pi / behind)) / 2
+        return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * (1 - math.cos(math.pi / behind)) / 2
     if isinstance(schedule, WSDConfig):
-        return schedule.final_share + steepest(schedule, max_steps)
+        return schedule.min_lr_ratio + steepest(schedule, max_steps)
     assert isinstance(schedule, LinearConfig)
-    return schedule.final_share
+    return schedule.min_lr_ratio
 
 
 KINDS = st.sampled_from([CosineConfig, WSDConfig, LinearConfig, ConstantConfig])
@@ -77,7 +77,7 @@ PART = st.floats(0.0, 1.0)
 def test_no_rate_jumps_and_the_last_is_what_the_schedule_promises(
     kind: type[ScheduleConfig], max_steps: int, warmup: int, final: float, decay: float
 ) -> None:
-    values = {"final_share": final, "decay_share": decay, "warmup_steps": warmup}
+    values = {"min_lr_ratio": final, "decay_fraction": decay, "warmup_steps": warmup}
     schedule = kind(**{name: value for name, value in values.items() if name in kind.__dataclass_fields__})  # type: ignore[arg-type]
     shares = [schedule.share(step, max_steps) for step in range(max_steps)]
     climb, course = shares[:warmup], shares[warmup:]
@@ -105,14 +105,14 @@ def test_settings_out_of_range_are_refused(schedule: type) -> None:
     with pytest.raises(ConfigError, match=r"schedule\.warmup_tokens=-1 is negative\. Try schedule\.warmup_tokens=0"):
         schedule(warmup_tokens=-1)
     for share in (-0.1, 1.1, math.nan):
-        with pytest.raises(ConfigError, match=r"schedule\.final_share=.* is not a share from 0 to 1\. Try"):
-            schedule(final_share=share)
+        with pytest.raises(ConfigError, match=r"schedule\.min_lr_ratio=.* is not a share from 0 to 1\. Try"):
+            schedule(min_lr_ratio=share)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5, -0.2, math.nan])
 def test_a_decay_that_is_no_share_of_the_run_is_refused(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"schedule\.decay_share=.* is not a share above 0 and up to 1\. Try"):
-        WSDConfig(decay_share=share)
+    with pytest.raises(ConfigError, match=r"schedule\.decay_fraction=.* is not a share above 0 and up to 1\. Try"):
+        WSDConfig(decay_fraction=share)
 
 
 def test_a_schedule_of_no_kind_has_no_course() -> None:

@@ -41,11 +41,11 @@ def _work(rank: int, store: Path, cases: dict[str, Case], answers: Any) -> None:
     found = {}
     one = subject("llama")
     for name, case in cases.items():
-        learner = prepared(one, case)
-        optimizer = one.optimizer.build(learner.model)
-        train_step(learner, optimizer, one, case, 0)
+        model_with_loss = prepared(one, case)
+        optimizer = one.optimizer.build(model_with_loss.model)
+        train_step(model_with_loss, optimizer, one, case, 0)
         with Collectives() as collectives:
-            train_step(learner, optimizer, one, case, 1)
+            train_step(model_with_loss, optimizer, one, case, 1)
         found[name] = collectives.counts
     if rank == 0:
         answers.put(found)

@@ -24,14 +24,14 @@ def apart(folder: Path, alike: bool) -> float:
 def _work(rank: int, store: Path, alike: bool, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     case = Case(2, ParallelConfig(tensor_parallel=2))
-    torch.manual_seed(case.layout.data_rank(rank) if alike else rank)
+    torch.manual_seed(case.parallel_dims.data_rank(rank) if alike else rank)
     one = subject("gpt", dropout=0.2, attention_dropout=0.2)
-    learner = prepared(one, case)
-    optimizer = one.optimizer.build(learner.model)
+    model_with_loss = prepared(one, case)
+    optimizer = one.optimizer.build(model_with_loss.model)
     for step in range(5):
-        train_step(learner, optimizer, one, case, step)
+        train_step(model_with_loss, optimizer, one, case, step)
     largest = 0.0
-    for name, parameter in parameters_by_name(learner.model).items():
+    for name, parameter in parameters_by_name(model_with_loss.model).items():
         if "norm" in name:
             assert isinstance(parameter, DTensor)
             copies = [torch.empty_like(parameter.to_local()) for _ in range(2)]

@@ -13,7 +13,7 @@ CASES = {
     "fsdp": Case(2),
     "kept": Case(2, ParallelConfig(reshard_after_forward=False)),
     "accumulation": Case(2, accumulation=2),
-    "once": Case(2, ParallelConfig(reduce_once_a_step=True), accumulation=2),
+    "once": Case(2, ParallelConfig(no_sync_accumulation=True), accumulation=2),
     "tensor": Case(2, ParallelConfig(tensor_parallel=2)),
     "rows": Case(2, ParallelConfig(tensor_parallel=2, sequence_parallel=True)),
 }

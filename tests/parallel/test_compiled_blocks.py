@@ -10,7 +10,7 @@ from pretrain.kernels import compile as compiling
 from pretrain.kernels import onednn_linear
 from pretrain.kernels.compile import compile_block
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.parity import Case, Subject, prepared
 
 pytestmark = [
@@ -27,20 +27,20 @@ def test_a_block_is_one_graph(family: str, few: int, bf16: bool, monkeypatch: py
     """Traced forward and back as for the C++ compiler, which is not called: that takes a quarter of a minute."""
     monkeypatch.setattr(onednn_linear, "FEW", few)
     one = subject(family, dropout=0.1)
-    learner = prepared(one, Case(1))
-    for block in learner.model.blocks:
+    model_with_loss = prepared(one, Case(1))
+    for block in model_with_loss.model.blocks:
         block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        learner(one.batch(0))[0].backward()
+        model_with_loss(one.batch(0))[0].backward()
     torch.compiler.reset()
-    assert all(parameter.grad is not None for parameter in learner.parameters())
+    assert all(parameter.grad is not None for parameter in model_with_loss.parameters())
 
 
-def gradients(learner: Learner, one: Subject, bf16: bool) -> torch.Tensor:
-    learner.zero_grad()
+def gradients(model_with_loss: ModelWithLoss, one: Subject, bf16: bool) -> torch.Tensor:
+    model_with_loss.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        learner(one.batch(0))[0].backward()
-    return torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
+        model_with_loss(one.batch(0))[0].backward()
+    return torch.cat([p.grad.flatten() for p in model_with_loss.parameters() if p.grad is not None])
 
 
 def one_of_real_heads(family: str) -> Subject:
@@ -53,12 +53,12 @@ def one_of_real_heads(family: str) -> Subject:
 def test_a_compiled_block_has_the_gradients_of_a_plain_one(family: str, bf16: bool) -> None:
     """A C++ compiler has made wrong code of torch's: compiled in bf16, a rotary key's gradient was NaN."""
     one = one_of_real_heads(family)
-    learner = prepared(one, Case(1))
-    expected = gradients(learner, one, bf16)
-    assert isinstance(learner.model, Transformer)
-    for block in learner.model.blocks:
+    model_with_loss = prepared(one, Case(1))
+    expected = gradients(model_with_loss, one, bf16)
+    assert isinstance(model_with_loss.model, Transformer)
+    for block in model_with_loss.model.blocks:
         compile_block(block)
-    found = gradients(learner, one, bf16)
+    found = gradients(model_with_loss, one, bf16)
     torch.compiler.reset()
     assert float((found - expected).norm() / expected.norm()) < (0.02 if bf16 else 1e-5)
 
@@ -80,13 +80,13 @@ def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
     monkeypatch.setattr(compile_fx.compile_fx, "__defaults__", (broken, *compile_fx.compile_fx.__defaults__[1:]))  # type: ignore[index]
     monkeypatch.setattr(compiling, "_failed", [])
     one = subject("llama")
-    learner = prepared(one, Case(1))
-    expected = gradients(learner, one, bf16=False)
-    assert isinstance(learner.model, Transformer)
-    for block in learner.model.blocks:
+    model_with_loss = prepared(one, Case(1))
+    expected = gradients(model_with_loss, one, bf16=False)
+    assert isinstance(model_with_loss.model, Transformer)
+    for block in model_with_loss.model.blocks:
         compile_block(block)
     torch.compiler.reset()
-    found = gradients(learner, one, bf16=False)
+    found = gradients(model_with_loss, one, bf16=False)
     torch.compiler.reset()
     assert fails in tried
     assert torch.equal(found, expected)

@@ -8,18 +8,18 @@ import pytest
 
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig
-from pretrain.parallel.config import Layout, ParallelConfig, arrange
+from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
 from pretrain.training.config import Strategy, TrainerConfig
 
 FSDP8 = TrainerConfig(strategy=Strategy.fsdp, devices=4, num_nodes=2)
 
 
 def test_neighbours_split_matrices_and_read_the_same_rows():
-    layout = arrange(ParallelConfig(tensor_parallel=2, replicas=2), FSDP8, families.GPT)
-    assert layout == Layout(ranks=8, replicas=2, tensor=2)
-    assert (layout.shards, layout.data_ranks) == (2, 4)
-    assert [layout.data_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert [layout.speaks(rank) for rank in range(4)] == [True, False, True, False]
+    parallel_dims = build_parallel_dims(ParallelConfig(tensor_parallel=2, replicas=2), FSDP8, families.GPT)
+    assert parallel_dims == ParallelDims(ranks=8, replicas=2, tensor=2)
+    assert (parallel_dims.shards, parallel_dims.data_ranks) == (2, 4)
+    assert [parallel_dims.data_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [parallel_dims.is_tp_rank_zero(rank) for rank in range(4)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 )  # fmt: skip
 def test_arrangements_that_cannot_be_are_refused(parallel, trainer, model, message: str):
     with pytest.raises(ConfigError, match=message):
-        arrange(parallel, trainer, model)
+        build_parallel_dims(parallel, trainer, model)

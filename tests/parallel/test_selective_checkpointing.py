@@ -55,13 +55,13 @@ class Products(TorchDispatchMode):
 def counted(settings: dict[str, bool], compiled: bool = False) -> int:
     """Return how many products a tiny GPT takes forward and back, once it has done so before."""
     one = subject("gpt")
-    learner = prepared(one, Case(1, ParallelConfig(**settings, compile=compiled)))
-    learner(one.batch(0))[0].backward()
+    model_with_loss = prepared(one, Case(1, ParallelConfig(**settings, compile=compiled)))
+    model_with_loss(one.batch(0))[0].backward()
     if not compiled:
         with Products() as products:
-            learner(one.batch(1))[0].backward()
+            model_with_loss(one.batch(1))[0].backward()
         return products.count
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        learner(one.batch(1))[0].backward()
+        model_with_loss(one.batch(1))[0].backward()
     torch.compiler.reset()
     return sum(event.count for event in seen.key_averages() if event.key in PRODUCTS)

@@ -32,7 +32,7 @@ SHARED = {
 }
 CHECKPOINTED = {"activation_checkpointing": True}
 OPTIONS = {
-    "fsdp, accumulation 2, reduced once": Case(2, ParallelConfig(reduce_once_a_step=True), accumulation=2),
+    "fsdp, accumulation 2, reduced once": Case(2, ParallelConfig(no_sync_accumulation=True), accumulation=2),
     "fsdp, weights kept, two blocks ahead": Case(2, ParallelConfig(reshard_after_forward=False, prefetch_blocks=2)),
     "fsdp, checkpointed": Case(2, ParallelConfig(**CHECKPOINTED)),
     "tensor, checkpointed": Case(2, ParallelConfig(tensor_parallel=2, **CHECKPOINTED)),
@@ -70,7 +70,7 @@ def test_every_strategy_trains_every_family_alike():
     cases |= {f"{family}, {name}": (subject(family), case) for family in FAMILIES for name, case in SHARED.items()}
     cases |= {f"gpt, {name}": (subject("gpt"), case) for name, case in OPTIONS.items()}
     others = {
-        "gpt untied": subject("gpt", tied=False),
+        "gpt untied": subject("gpt", tie_embeddings=False),
         "modern_bert": subject("modern_bert"),
         "hybrid": subject("hybrid"),
     }

@@ -29,7 +29,7 @@ SHAPES = {
     "muon": [*SMALL_GPT, "optimizer=muon"],
     "gpt_nano": ["model=gpt_nano"],
     "llama": ["model=llama_nano"],
-    "llama untied": ["model=llama_nano", "model.tied=false"],
+    "llama untied": ["model=llama_nano", "model.tie_embeddings=false"],
     "bert": ["model=bert_nano"],
     "modernbert": ["model=modernbert_nano"],
     "hybrid": ["model=hybrid_nano"],
@@ -49,7 +49,7 @@ SHAPES = {
     "fsdp, kept gathered": [*SMALL_GPT, *TWO, "micro_batch_size=2", "parallel.reshard_after_forward=false"],
 }
 BILLION = [
-    "model=gpt_small", "model.n_layers=24", "model.d_model=2048", "model.n_heads=16", "model.tied=false",
+    "model=gpt_small", "model.n_layers=24", "model.d_model=2048", "model.n_heads=16", "model.tie_embeddings=false",
     "model.position=rope", "model.context_length=2048", "vocab_size=50304", "trainer=fsdp", "trainer.accelerator=cpu",
     "micro_batch_size=4",
 ]  # fmt: skip

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module
 
 from pretrain.objectives.causal import Causal
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import MuonConfig
-from pretrain.parallel.config import Layout, ParallelConfig
+from pretrain.parallel.config import ParallelConfig, ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.process_group import end_process
@@ -32,10 +32,10 @@ def set_gradients(model: Module, step: int) -> None:
 
 def main() -> None:
     torch.distributed.init_process_group("gloo")
-    mesh = build_mesh(Layout(2), "cpu")
+    mesh = build_mesh(ParallelDims(2), "cpu")
     # 33 rows do not divide evenly over two processes
     whole, sharded = (lively(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
-    parallelize(Learner(sharded, Causal()), mesh, ParallelConfig(), bf16=False)
+    parallelize(ModelWithLoss(sharded, Causal()), mesh, ParallelConfig(), bf16=False)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
     optimizers = [MuonConfig(learning_rate=0.02, weight_decay=0.1).build(model) for model in (whole, sharded)]
     before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}

@@ -13,12 +13,12 @@ import torch.utils._triton
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.block_benchmark import BlockBenchmark
 from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.training import compilation
 from pretrain.training.compilation import resolve_compile
 from pretrain.training.config import Precision
-from pretrain.training.startup_summary import opening
+from pretrain.training.startup_summary import startup_summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
 CPU = torch.device("cpu")
@@ -36,9 +36,9 @@ def settings(*words: str) -> RunConfig:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Take two times in seconds, without and with compiling, for those of a block; those left over were not taken."""
     seconds: list[float] = []
-    monkeypatch.setattr(OneBlock, "seconds", lambda _: [seconds.pop(0)])
-    monkeypatch.setattr(OneBlock, "compile", lambda _: None)
-    monkeypatch.setattr(OneBlock, "gradient", lambda _: torch.ones(3))
+    monkeypatch.setattr(BlockBenchmark, "seconds", lambda _: [seconds.pop(0)])
+    monkeypatch.setattr(BlockBenchmark, "compile", lambda _: None)
+    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: torch.ones(3))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     return seconds
 
@@ -106,7 +106,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
 ) -> None:
     measured += [1.0, 0.5]
     gradients = [torch.ones(3), torch.tensor([1.0, 1.0, wrong])]
-    monkeypatch.setattr(OneBlock, "gradient", lambda _: gradients.pop(0))
+    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: gradients.pop(0))
     config = settings(*LONG)
     resolve_compile(config, CPU)
     assert config.parallel.compile is False
@@ -118,7 +118,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
     model = settings(f"model.dropout={dropout}").model
-    block = OneBlock(model, 2, 16, causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
+    block = BlockBenchmark(model, 2, 16, causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
     found = block.gradient()
     assert found.norm() > 0
     assert torch.equal(block.gradient(), found)
@@ -156,18 +156,18 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: bool) -> None:
     config = settings(f"parallel.compile={str(compiled).lower()}")
-    stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, growing=lambda: False)
+    stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, is_open=lambda: False)
     data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes())
     model: Any = torch.nn.Linear(2, 2)
-    told = opening(config, model, data, CPU, Precision.fp32)
+    told = startup_summary(config, model, data, CPU, Precision.fp32)
     assert told.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
 
 
 @pytest.mark.parametrize("lacks", ["Triton", "a compiler"])
-def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_a_compiler(is_waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: lacks != "Triton")
-    monkeypatch.setattr(shutil, "which", lambda name: None if lacks == "a compiler" else f"/bin/{name}")
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: is_waiting != "Triton")
+    monkeypatch.setattr(shutil, "which", lambda name: None if is_waiting == "a compiler" else f"/bin/{name}")
     config = settings(*LONG)
     resolve_compile(config, gpu)
     assert config.parallel.compile is False

@@ -50,16 +50,16 @@ def documents(maker, rows: list[str]) -> list[str]:
 
 def test_a_spike_is_far_above_the_losses_before_it():
     spikes = Spikes(DivergenceConfig(on_spike=OnSpike.skip, deviations=3, window=8))
-    assert not any(spikes.is_one(loss) for loss in (9.0, 2.0, 2.2, 2.0))  # half of the window is not known before
+    assert not any(spikes.is_spike(loss) for loss in (9.0, 2.0, 2.2, 2.0))  # half of the window is not known before
     assert spikes.limit() == pytest.approx(3.8 + 3 * math.sqrt((5.2**2 + 1.8**2 * 2 + 1.6**2) / 4))
-    assert not any(spikes.is_one(loss) for loss in [2.0, 2.1] * 8)
-    assert spikes.is_one(2.3)
-    assert not spikes.is_one(2.15)
-    assert not spikes.is_one(float("nan"))
+    assert not any(spikes.is_spike(loss) for loss in [2.0, 2.1] * 8)
+    assert spikes.is_spike(2.3)
+    assert not spikes.is_spike(2.15)
+    assert not spikes.is_spike(float("nan"))
     assert 2.3 not in spikes.losses
     flat = Spikes(DivergenceConfig(on_spike=OnSpike.skip, deviations=3), [2.0] * 64)
     assert flat.limit() == pytest.approx(2.06)
-    assert not Spikes(DivergenceConfig(), [2.0] * 64).is_one(100.0)
+    assert not Spikes(DivergenceConfig(), [2.0] * 64).is_spike(100.0)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_a_run_goes_back_leaves_out_what_is_to_blame_and_goes_on(poisoned, capsy
     out = capsys.readouterr().out
     assert "leaving out rows" in out
     assert "rewinding to step" in out
-    assert f"left out           {named(report.left_out)} (rows to blame for spikes)" in str(report)
+    assert f"left out           {named(report.excluded)} (rows to blame for spikes)" in str(report)
     assert report.waited_s["rewinds"] > 0
     assert 0 < report.training_s < report.wall_s
     folder = Path(report.folder)
-    assert sum(name.endswith("20.txt") for name in documents(poisoned, report.left_out)) > len(report.left_out) / 2
-    assert [row.id for row in rows_of_step(folder, 150) if row.left_out] == [
-        row.id for row in rows_of_step(folder, 150) if row.id in report.left_out
+    assert sum(name.endswith("20.txt") for name in documents(poisoned, report.excluded)) > len(report.excluded) / 2
+    assert [row.id for row in rows_of_step(folder, 150) if row.excluded] == [
+        row.id for row in rows_of_step(folder, 150) if row.id in report.excluded
     ]
     lines = read_lines(folder / "ledger.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 151))
@@ -119,7 +119,7 @@ def test_a_resume_leaves_out_the_same_rows_and_ends_alike(poisoned, monkeypatch)
         with pytest.raises(Interrupted):
             train(poisoned.place(*words))
     cut = train(poisoned.place(*words))
-    assert cut.left_out == whole.left_out
+    assert cut.excluded == whole.excluded
     one, other = open_checkpoint(Path(whole.folder)), open_checkpoint(Path(cut.folder))
     assert one.progress | {"seconds": 0} == other.progress | {"seconds": 0}
     for part in ("model", "optimizer", "random"):
@@ -132,7 +132,7 @@ def test_a_spike_is_skipped_where_that_is_asked_for(poisoned):
     report = train(poisoned.place("divergence.on_spike=skip"))
     assert report.skipped_steps > 0
     assert f"skipped            {report.skipped_steps} steps" in str(report)
-    assert not report.left_out
+    assert not report.excluded
 
 
 @pytest.mark.fault("F08")

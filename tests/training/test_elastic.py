@@ -74,8 +74,8 @@ def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
 
 
 def test_a_run_whose_output_is_read_no_more_goes_on():
-    told = "say('1'), input(), say('2'), say('3'), print('ran on', file=sys.stderr)"
-    words = [sys.executable, "-c", f"import sys\nfrom pretrain.training.elastic import say\n{told}"]
+    told = "log('1'), input(), log('2'), log('3'), print('ran on', file=sys.stderr)"
+    words = [sys.executable, "-c", f"import sys\nfrom pretrain.launch.rank import log\n{told}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None

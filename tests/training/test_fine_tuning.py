@@ -154,8 +154,8 @@ def test_a_masked_base_learns_to_tell_texts_apart(tiny, masked_base, tmp_path, c
     answers = llm.classify([text for text, _ in rows])
     assert llm.classify(rows[0][0]) == pytest.approx(answers[0], rel=1e-5)
     said_labels = [max(each, key=each.__getitem__) for each in answers]
-    right = [ours == label for ours, (_, label) in zip(said_labels, rows, strict=True)]
-    assert sum(right) / len(right) == pytest.approx(report.validation["val/accuracy"])
+    correct = [ours == label for ours, (_, label) in zip(said_labels, rows, strict=True)]
+    assert sum(correct) / len(correct) == pytest.approx(report.validation["val/accuracy"])
     assert macro_f1(said_labels, [label for _, label in rows]) == pytest.approx(report.validation["val/f1"])
 
 

@@ -10,7 +10,7 @@ from pretrain.config.run import RunConfig
 from pretrain.training.learning_rate import rate_change
 from pretrain.training.run_length import batch_sizes_of, run_length
 
-COSINE = ["schedule=cosine", "schedule.warmup_steps=0", "schedule.final_share=0.1", "optimizer.learning_rate=0.01"]
+COSINE = ["schedule=cosine", "schedule.warmup_steps=0", "schedule.min_lr_ratio=0.1", "optimizer.learning_rate=0.01"]
 CONSTANT = ["schedule=constant", "schedule.warmup_steps=0"]
 UNTIMED = "trainer.max_steps=-1"
 LONGER = (

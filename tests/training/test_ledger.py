@@ -36,7 +36,7 @@ def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
             text = prepared.tokenizer.decode(tokens[documents >= 0].tolist())
             assert "".join(piece.text for piece in row.pieces) == text
             assert all(piece.name.endswith(".txt") for piece in row.pieces)
-            assert not row.left_out
+            assert not row.excluded
 
 
 @pytest.mark.parametrize("words", [[], ["data.mode=stream", "data.era_tokens=1024"]], ids=["prepared", "streamed"])

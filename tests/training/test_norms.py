@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.train import run
 
@@ -48,14 +48,14 @@ def test_norms_of_the_parts_make_up_the_whole_and_change_nothing(tiny: Any) -> N
 
 
 def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Learner.forward
+    original = ModelWithLoss.forward
 
-    def broken(self: Learner, batch: Any) -> Any:
+    def broken(self: ModelWithLoss, batch: Any) -> Any:
         loss, count = original(self, batch)
         weight: Any = self.model.blocks[1].feed_forward.down.weight  # type: ignore[union-attr, index]
         return loss + weight.sum() * (float("nan") if int(batch.samples[0]) == 0 else 0.0), count
 
-    monkeypatch.setattr(Learner, "forward", broken)
+    monkeypatch.setattr(ModelWithLoss, "forward", broken)
     run(tiny.place("model=gpt_nano", "logger.norms=true", "trainer.max_steps=2", f"paths.run_dir={tiny.folder / 'r'}"))
     first = logged(tiny.folder / "r")[1]
     assert [part for part in PARTS if math.isnan(first[f"weights/grad_norm/{part}"])] == ["block_01"]

@@ -29,7 +29,7 @@ def test_steps_and_tokens_and_time_are_limits_side_by_side() -> None:
         config("trainer.max_tokens=127")
 
 
-@pytest.mark.parametrize("schedule", [CosineConfig(final_share=0.0), LinearConfig(), WSDConfig()])
+@pytest.mark.parametrize("schedule", [CosineConfig(min_lr_ratio=0.0), LinearConfig(), WSDConfig()])
 @pytest.mark.parametrize("pace", [0.05, 0.3, 7.0])
 def test_by_the_clock_a_run_ends_on_time_and_decayed(schedule: CosineConfig, pace: float) -> None:
     schedule.warmup_steps = 3
@@ -37,15 +37,15 @@ def test_by_the_clock_a_run_ends_on_time_and_decayed(schedule: CosineConfig, pac
     shares = []
     for step in range(100_000):
         pause = 2.0 if step and step % 50 == 0 else 0.0  # a validation
-        length.reach(length.seconds + pace + pause)
+        length.record_step(length.seconds + pace + pause)
         shares.append(schedule.share(step, length.planned_steps(step)))
-        if length.ends_with(step):
+        if length.is_last_step(step):
             break
     assert abs(length.seconds - 60.0) <= max(pace / 2, 2.0)
     assert max(shares) == pytest.approx(1.0, abs=0.35)
     assert shares[-1] < (0.6 if pace > 1 else 0.1)  # a handful of steps has a coarse last one
     assert shares[-1] == min(shares[3:])
-    assert length.over(step + 1)
+    assert length.is_done(step + 1)
 
 
 def test_the_clock_goes_on_where_it_stood_and_only_while_training() -> None:
@@ -53,9 +53,9 @@ def test_the_clock_goes_on_where_it_stood_and_only_while_training() -> None:
     assert length.clock() == 30.0
     length.start()
     assert 30.0 <= length.clock() < 31.0
-    assert not length.over(9)
-    assert length.over(10)
-    assert RunLength(None, 60.0, seconds=60.0).over(1)
+    assert not length.is_done(9)
+    assert length.is_done(10)
+    assert RunLength(None, 60.0, seconds=60.0).is_done(1)
     assert length.doubled(10) == "trainer.max_steps=20 trainer.max_time=2"
     both = run_length(config("trainer.max_steps=7", "trainer.max_tokens=512"))  # each of them would end it
     assert both.doubled(4) == "trainer.max_tokens=1024 trainer.max_steps=8"

@@ -365,9 +365,9 @@ def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
     out = capsys.readouterr().out
     assert "parameters, the data" in out
     assert "decay" not in out
-    reaching = ("schedule.warmup_steps=9", "schedule.decay_share=0.5")
+    reaching = ("schedule.warmup_steps=9", "schedule.decay_fraction=0.5")
     run(tiny.place(*CAUSAL, "trainer.max_steps=10", "model.d_model=32", *reaching))
-    told = "decay_share=0.5 asks for 5 steps of decay, and the warm-up of 9 steps leaves 1 of 10: the decay takes those"
+    told = "decay_fraction=0.5 asks for 5 steps of decay, and the warm-up of 9 steps leaves 1 of 10: "
     assert told in capsys.readouterr().out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
     assert "epochs" in capsys.readouterr().out

@@ -124,7 +124,7 @@ class Checkpoint:
         if labels is None:
             described = parameter_count(model, vocabulary)
         else:
-            described = parameter_count(replace(model, tied=True, head=Head.linear), vocabulary)
+            described = parameter_count(replace(model, tie_embeddings=True, head=Head.linear), vocabulary)
             described += labels * (model.d_model + 1)
         held = sum(shape.numel() for shape in shapes.values())
         if model.n_layers > len(shapes) or described > _SLACK * held + _SLACK_PARAMETERS:

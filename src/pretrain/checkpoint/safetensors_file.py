@@ -34,7 +34,7 @@ _PIECES = "pieces"  # key of the header's metadata: JSON {name: [shape of the wh
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorShard:
     """The block of a larger tensor that one process holds."""
 
     values: Tensor
@@ -42,15 +42,15 @@ class Piece:
     offset: Sequence[int]  # where in it the block begins
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Piece]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorShard]) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
     Of a piece the header's metadata tells which tensor it belongs to. Works tensor by tensor: one that is on a GPU
     passes through memory alone. Raises OSError where the disk does, CheckpointError for a number format that the file
     has no name for.
     """
-    values = {name: part.values if isinstance(part, Piece) else part.detach() for name, part in tensors.items()}
-    pieces = {name: [[*part.whole], [*part.offset]] for name, part in tensors.items() if isinstance(part, Piece)}
+    values = {name: part.values if isinstance(part, TensorShard) else part.detach() for name, part in tensors.items()}
+    pieces = {name: [[*part.whole], [*part.offset]] for name, part in tensors.items() if isinstance(part, TensorShard)}
     formats = {name: (tensor.dtype, tensor.shape) for name, tensor in values.items()}
     return write_each(path, formats, values.__getitem__, {_PIECES: json.dumps(pieces)} if pieces else None)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.checkpoint.read import FORMAT_VERSION, problem_of, read_manifest, sha256_of, step_folders
-from pretrain.checkpoint.safetensors_file import Piece, write_tensors
+from pretrain.checkpoint.safetensors_file import TensorShard, write_tensors
 from pretrain.data.token_store.format import sync_to_disk
 from pretrain.data.tokenizers.load import NAMES
 from pretrain.errors import CheckpointError
@@ -28,7 +28,7 @@ _WRITTEN = re.compile(
 def write(
     parent: Path,
     step: int,
-    parts: Mapping[str, Mapping[str, Tensor | Piece]],
+    parts: Mapping[str, Mapping[str, Tensor | TensorShard]],
     *,
     config: dict[str, Any],
     progress: dict[str, Any],
@@ -89,7 +89,7 @@ def _begin(final: Path, temporary: Path, needed: int) -> bool:
     return False
 
 
-def _write_own(folder: Path, parts: Mapping[str, Mapping[str, Tensor | Piece]], rank: int) -> dict[str, str]:
+def _write_own(folder: Path, parts: Mapping[str, Mapping[str, Tensor | TensorShard]], rank: int) -> dict[str, str]:
     """Write the share of this process and return the sha256 of each file by name."""
     if not folder.is_dir():
         raise OSError(errno.ENOENT, "the run folder is not on storage that all machines share")
@@ -97,7 +97,7 @@ def _write_own(folder: Path, parts: Mapping[str, Mapping[str, Tensor | Piece]], 
     for part, tensors in parts.items():
         if not tensors and rank > 0:
             continue
-        spread = any(isinstance(tensor, Piece) for tensor in tensors.values())
+        spread = any(isinstance(tensor, TensorShard) for tensor in tensors.values())
         name = f"{part}-rank-{rank:05d}.safetensors" if spread else f"{part}.safetensors"
         found[name] = write_tensors(folder / name, tensors)
     return found
@@ -133,9 +133,9 @@ def _check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _bytes(parts: Mapping[str, Mapping[str, Tensor | Piece]]) -> int:
+def _bytes(parts: Mapping[str, Mapping[str, Tensor | TensorShard]]) -> int:
     tensors = (tensor for part in parts.values() for tensor in part.values())
-    return sum((tensor.values if isinstance(tensor, Piece) else tensor).nbytes for tensor in tensors)
+    return sum((tensor.values if isinstance(tensor, TensorShard) else tensor).nbytes for tensor in tensors)
 
 
 def _cause(error: Exception, rank: int) -> str:

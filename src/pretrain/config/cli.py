@@ -19,6 +19,7 @@ from pretrain.config.compose import (
 )
 from pretrain.config.hydra_words import refuse_idle
 from pretrain.config.overrides import as_hydra_reads, quote
+from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
 from pretrain.config.sweep import checked_sweep
 from pretrain.errors import (
@@ -26,6 +27,7 @@ from pretrain.errors import (
     Interrupted,
     PretrainError,
     message_of,
+    printable,
     show,
 )
 from pretrain.kernels.malloc import keep_freed_memory
@@ -42,12 +44,14 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process that the run has started imports the script anew, to know what it registers
-    words = [quote(word, free_text) for word in sys.argv[1:]]
+    words = [with_current_name(quote(word, free_text)) for word in sys.argv[1:]]
     keep_freed_memory()
     try:
         listen()
         _check_environment(config_name)
         register_schemas(config_name, config_class)
+        for note in notes_on(sys.argv[1:]):
+            print(printable(note, one_line=True), file=sys.stderr)
         refuse_idle(words)
         if words and words[0] in ("-m", "--multirun"):
             swept = [as_hydra_reads(word, config_class, sweep=True) for word in words[1:]]

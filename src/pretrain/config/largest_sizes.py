@@ -17,7 +17,7 @@ LARGEST = {
     "model.n_layers": (10_000, 24),
     "model.d_model": (1 << 20, 1024),
     "model.n_heads": (1 << 16, 16),
-    "model.head_width": (1 << 16, 64),
+    "model.head_dim": (1 << 16, 64),
     "model.d_ff": (1 << 24, 4096),
     "model.token_types": (1 << 16, 2),
     "model.vocab_multiple": (1 << 20, 128),

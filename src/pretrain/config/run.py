@@ -24,7 +24,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
-from pretrain.parallel.config import Layout, ParallelConfig, arrange
+from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
 from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
@@ -68,7 +68,7 @@ class RunConfig:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
         if self.trainer.devices != -1:  # else a machine has as many as it has
-            self.layout()
+            self.parallel_dims()
         self.accumulation_steps()
         _check_fine_tuning(self)
         if self.trainer.max_tokens is not None:
@@ -79,9 +79,9 @@ class RunConfig:
                 "or resume=auto, which starts by init_from where there is nothing to resume."
             )
 
-    def layout(self) -> Layout:
+    def parallel_dims(self) -> ParallelDims:
         """Return how the run's processes are arranged."""
-        return arrange(self.parallel, self.trainer, self.model)
+        return build_parallel_dims(self.parallel, self.trainer, self.model)
 
     def accumulation_steps(self) -> int:
         """Return how many micro-batches on each device make one optimizer step."""
@@ -135,7 +135,7 @@ class RunConfig:
 
     def rows_per_micro_batch(self) -> int:
         """Return the rows of one forward pass on one device."""
-        return self.batch_size // (self.accumulation_steps() * self.layout().data_ranks)
+        return self.batch_size // (self.accumulation_steps() * self.parallel_dims().data_ranks)
 
 
 def _check_fine_tuning(config: RunConfig) -> None:

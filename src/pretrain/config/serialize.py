@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config.registry import _BUILT_IN, choices
+from pretrain.config.renamed import with_current_names
 from pretrain.config.run import RunConfig
 from pretrain.data.config import (
     MixtureSource,
@@ -45,6 +46,7 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
     Raises ConfigError where a key, a kind or a value is not one we know.
     """
     _check_count(saved)
+    saved = with_current_names(saved)
     _refuse_interpolation(saved, "")
     parts: dict[str, type] = {}
     for name, value in saved.items():

@@ -60,7 +60,7 @@ class PairsConfig(AnnotatedConfig):
                 "other braces. Try 'data.template=\"User: {prompt}\\nAssistant: {response}\"'."
             )
 
-    def around_prompt(self) -> tuple[str, str]:
+    def prompt_template(self) -> tuple[str, str]:
         """Return what the template has before the prompt, and between prompt and response."""
         before, between = read_escapes(self.template).removesuffix("{response}").split("{prompt}")
         return before, between

@@ -127,11 +127,11 @@ class MixedStream:
             found.append(PlacedRow(f"{name}:{row}" if name else str(row), name, stream, row))
         return found
 
-    def growing(self) -> bool:
+    def is_open(self) -> bool:
         """Return whether more text is being read: never, it was all there before."""
         return False
 
-    def lacks(self, draws: int) -> bool:
+    def is_waiting(self, draws: int) -> bool:
         """Return whether one of the first `draws` draws is not there yet: none lacks."""
         return False
 

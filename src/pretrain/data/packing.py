@@ -108,11 +108,11 @@ def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | Non
     only the time to make it again, and so does a cache that cannot be written to; a warning in the log says so.
     """
     pack = {Packing.best_fit: best_fit, Packing.concat: concat, Packing.whole: whole}[packing]
-    left_out = documents_without_target(store, row_length)
-    lengths = store.document_lengths() if left_out is None else np.where(left_out, 0, store.document_lengths())
+    excluded = documents_without_target(store, row_length)
+    lengths = store.document_lengths() if excluded is None else np.where(excluded, 0, store.document_lengths())
     if cache is None:
         return pack(lengths, row_length)
-    kind = packing.value if left_out is None else f"{packing.value}-with-targets"  # another plan than of all documents
+    kind = packing.value if excluded is None else f"{packing.value}-with-targets"  # another plan than of all documents
     folder = cache / f"{kind}-{row_length}-{store.fingerprint[:16]}"
     key = f"{kind} {row_length} {store.fingerprint}"
     if (folder / "plan.json").exists():  # written last: without it another process may be writing the others

@@ -16,7 +16,7 @@ SHOWN_LINES = 30  # of what a run has printed, where a check raised
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check has found."""
 
     passed: bool
@@ -33,7 +33,7 @@ class Check:
 
     part: Part
     name: str
-    test: Callable[[], Finding]
+    test: Callable[[], CheckResult]
     needs_corpus: bool = True
     makes_corpus: bool = False  # where it fails, those that need a corpus are skipped
 

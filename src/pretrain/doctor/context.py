@@ -34,7 +34,7 @@ SAMPLE_TOKENS = 200_000  # of each source
 SAMPLE_DOCUMENTS = 400
 
 
-class Subject:
+class Context:
     """The user's run, examined in pieces that are made when a check first asks for them; all of it below `folder`."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
@@ -96,11 +96,11 @@ class Subject:
     def batch(self, n_rows: int) -> Batch:
         """Return the first rows of the small run as its objective makes them, on the device."""
         samples = np.arange(n_rows)
-        return self.make_batch(self.stream.rows(samples), samples)
+        return self.collate(self.stream.rows(samples), samples)
 
-    def make_batch(self, rows: Rows, samples: np.ndarray) -> Batch:
+    def collate(self, rows: Rows, samples: np.ndarray) -> Batch:
         """Return rows, which stand at these places of the stream, as the objective makes them, on the device."""
-        return self.objective.make_batch(rows, torch.from_numpy(samples)).to(self.device)
+        return self.objective.collate(rows, torch.from_numpy(samples)).to(self.device)
 
     def model(self) -> Transformer:
         """Return the small model with the weights that a run would begin with, on the device."""
@@ -110,7 +110,7 @@ class Subject:
         fill(model, lambda name, size: initial_tensor(name, size, self.shape, self.config.seed))
         return model
 
-    def lively_model(self) -> Transformer:
+    def randomized_model(self) -> Transformer:
         """Return the small model with weights of which every one matters, where initial ones may well be 0."""
         model = self.model()
         generator = torch.Generator().manual_seed(self.config.seed)

@@ -8,8 +8,8 @@ from pretrain.data.mixture import MixedStream
 from pretrain.data.streaming.dataset import StreamedRows
 from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import RowStream
-from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.context import Subject
+from pretrain.doctor.check import CheckResult, NotApplicableError
+from pretrain.doctor.context import Context
 
 ROUND_TRIPS = 20  # documents of each source
 ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are passed over
@@ -19,27 +19,29 @@ READ_ROWS = 64  # of each source, compared with the documents
 DRAWS = 10_000  # of a mixture
 
 
-def prepared(subject: Subject) -> Finding:
+def prepared(context: Context) -> CheckResult:
     """The corpus of these settings is there, or can be made."""
-    counts = [f"{name + ' ' if name else ''}{store.n_tokens:,} tokens" for name, store in _training(subject)]
-    tokenizer = subject.prepared.tokenizer
-    return Finding(True, f"{', '.join(counts)} to train on, a vocabulary of {tokenizer.vocab_size:,}")
+    counts = [f"{name + ' ' if name else ''}{store.n_tokens:,} tokens" for name, store in _training(context)]
+    tokenizer = context.prepared.tokenizer
+    return CheckResult(True, f"{', '.join(counts)} to train on, a vocabulary of {tokenizer.vocab_size:,}")
 
 
-def files_verify(subject: Subject) -> Finding:
+def files_verify(context: Context) -> CheckResult:
     """Every file of every store is to the byte what was written; raises DataError naming the first that is not."""
-    found = subject.prepared.corpora.values()
+    found = context.prepared.corpora.values()
     stores = [store for corpus in found for store in (corpus.train, corpus.validation) if store is not None]
     for store in stores:
         store.verify()
     documents, tokens = (sum(getattr(store, name) for store in stores) for name in ("n_documents", "n_tokens"))
-    return Finding(True, f"sha256 of every file in {len(stores)} stores, {documents:,} documents, {tokens:,} tokens")
+    return CheckResult(
+        True, f"sha256 of every file in {len(stores)} stores, {documents:,} documents, {tokens:,} tokens"
+    )
 
 
-def round_trip(subject: Subject) -> Finding:
+def round_trip(context: Context) -> CheckResult:
     """A document's ids become text, the text the same ids again; where text is normalised, the same text."""
-    tokenizer, texts, other_ids, other_text = subject.prepared.tokenizer, 0, 0, 0
-    for _, store in _training(subject):
+    tokenizer, texts, other_ids, other_text = context.prepared.tokenizer, 0, 0, 0
+    for _, store in _training(context):
         for index in range(min(ROUND_TRIPS, store.n_documents)):
             if store.document_lengths()[index] > ROUND_TRIP_TOKENS:
                 continue
@@ -49,16 +51,16 @@ def round_trip(subject: Subject) -> Finding:
             texts += 1
             other_ids += not np.array_equal(ids, again)
             other_text += tokenizer.decode(again) != text
-    return Finding(
+    return CheckResult(
         not other_text and bool(texts),
         f"of {texts} documents, {other_text} come back as another text, {other_ids} as other ids",
     )
 
 
-def special_tokens_apart(subject: Subject) -> Finding:
+def special_tokens_apart(context: Context) -> CheckResult:
     """No document holds a special token but those that begin and end it: its text cannot spell one."""
-    tokenizer, looked_at, gained = subject.prepared.tokenizer, 0, dict[str, int]()
-    stores = [*(store for _, store in _training(subject)), *subject.prepared.validation.values()]
+    tokenizer, looked_at, gained = context.prepared.tokenizer, 0, dict[str, int]()
+    stores = [*(store for _, store in _training(context)), *context.prepared.validation.values()]
     for store in stores:
         chosen = np.unique(np.linspace(0, store.n_documents - 1, MAX_SEARCHED).astype(np.int64))
         for index in chosen[store.document_lengths()[chosen] <= ROUND_TRIP_TOKENS].tolist():
@@ -67,27 +69,27 @@ def special_tokens_apart(subject: Subject) -> Finding:
             for token_id in np.unique(text[tokenizer.never_text[text]]).tolist():
                 gained[tokenizer.token(token_id)] = gained.get(tokenizer.token(token_id), 0) + 1
     found = ", ".join(f"{token!a} in {count:,}" for token, count in gained.items())
-    return Finding(not gained and bool(looked_at), f"of {looked_at:,} documents: {found or 'none'}")
+    return CheckResult(not gained and bool(looked_at), f"of {looked_at:,} documents: {found or 'none'}")
 
 
-def packed_once(subject: Subject) -> Finding:
+def packed_once(context: Context) -> CheckResult:
     """The pieces of documents in all rows are each document once, without a gap, and rows hold what the plan says."""
     documents, wrong, misread = 0, 0, 0
-    for _, stream in _row_streams(subject):
+    for _, stream in _row_streams(context):
         lengths = stream.store.document_lengths()
         documents += len(lengths)
         wrong += _not_once(stream, lengths)
         misread += _misread(stream)
-    return Finding(
+    return CheckResult(
         not wrong and not misread,
         f"of {documents:,} documents, {wrong:,} are not covered once; {misread:,} pieces read differ from them",
     )
 
 
-def order_is_a_permutation(subject: Subject) -> Finding:
+def order_is_a_permutation(context: Context) -> CheckResult:
     """An epoch reads every row once, and the next epoch does in another order."""
     rows, repeated, missing, same = 0, 0, 0, 0
-    for order, size in _orders(subject):
+    for order, size in _orders(context):
         drawn = min(size, MAX_ORDERED)
         first, second = order(np.arange(drawn)), order(np.arange(size, size + drawn))
         rows += drawn
@@ -95,19 +97,19 @@ def order_is_a_permutation(subject: Subject) -> Finding:
             repeated += drawn - len(np.unique(epoch))
             missing += int(((epoch < 0) | (epoch >= size)).sum())
         same += size > 20 and bool((first == second).all())  # a few rows may well come in the same order
-    return Finding(
+    return CheckResult(
         not (repeated or missing or same),
         f"of {rows:,} places in each of 2 epochs, {repeated:,} repeat a row and {missing:,} name none"
         + ("; both epochs have one order" if same else ""),
     )
 
 
-def mixture_shares(subject: Subject) -> Finding:
+def mixture_shares(context: Context) -> CheckResult:
     """Each source has its share of the draws, within two, and its own draws come one after the other."""
-    stream = _mixed(subject) if subject.prepared.stream is None else None
+    stream = _mixed(context) if context.prepared.stream is None else None
     if stream is None or len(stream.streams) < 2:
-        raise NotApplicableError(f"data.kind={subject.config.data.kind} is one source")
-    weights = subject.config.data.weights({name: len(part) for name, part in stream.streams.items()})
+        raise NotApplicableError(f"data.kind={context.config.data.kind} is one source")
+    weights = context.config.data.weights({name: len(part) for name, part in stream.streams.items()})
     whole = sum(weights[name] for name in stream.streams)
     sources, draws = stream.proportions(np.arange(DRAWS))
     off, disorder, shares = 0.0, 0, []
@@ -116,43 +118,43 @@ def mixture_shares(subject: Subject) -> Finding:
         off = max(off, abs(len(own) - float(weights[name] / whole) * DRAWS))
         disorder += int((own != np.arange(len(own))).sum())
         shares.append(f"{name} {len(own) / DRAWS:.2%} (asked: {float(weights[name] / whole):.2%})")
-    return Finding(off < 2 and not disorder, f"{', '.join(shares)}: off by {off:.1f} of {DRAWS:,} draws at most")
+    return CheckResult(off < 2 and not disorder, f"{', '.join(shares)}: off by {off:.1f} of {DRAWS:,} draws at most")
 
 
-def _training(subject: Subject) -> Iterator[tuple[str, Store]]:
+def _training(context: Context) -> Iterator[tuple[str, Store]]:
     """Yield each store to train on, with the name of its source or era."""
-    stream = subject.prepared.stream
+    stream = context.prepared.stream
     if stream is None:
-        yield from subject.prepared.train.items()
+        yield from context.prepared.train.items()
         return
     for era in range(len(stream.ledger.eras)):
         yield f"era {era}", stream.era(era)
 
 
-def _mixed(subject: Subject) -> MixedStream:
-    return subject.rows_of(subject.prepared, subject.config)
+def _mixed(context: Context) -> MixedStream:
+    return context.rows_of(context.prepared, context.config)
 
 
-def _row_streams(subject: Subject) -> Iterator[tuple[str, RowStream]]:
+def _row_streams(context: Context) -> Iterator[tuple[str, RowStream]]:
     """Yield the rows of each store as the user's run reads them."""
-    if subject.prepared.stream is None:
-        yield from _mixed(subject).streams.items()
+    if context.prepared.stream is None:
+        yield from _mixed(context).streams.items()
         return
-    config = subject.config
-    for name, store in _training(subject):
+    config = context.config
+    for name, store in _training(context):
         yield name, RowStream(store, config.data, config.model.context_length, 0, config.seed)
 
 
-def _orders(subject: Subject) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], int]]:
+def _orders(context: Context) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], int]]:
     """Yield each function from a place to a row, with the rows of an epoch."""
-    corpus, config = subject.prepared.stream, subject.config
+    corpus, config = context.prepared.stream, context.config
     if corpus is None:
-        for stream in _mixed(subject).streams.values():
+        for stream in _mixed(context).streams.values():
             yield stream.order, len(stream)
         return
     streamed = StreamedRows(corpus, config.data, config.model.context_length, 0, config.seed)
-    streamed.there()
-    yield streamed.order, sum(len(stream) for _, stream in _row_streams(subject))
+    streamed.available()
+    yield streamed.order, sum(len(stream) for _, stream in _row_streams(context))
 
 
 def _not_once(stream: RowStream, lengths: np.ndarray) -> int:

@@ -11,14 +11,14 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.doctor import corpus, learning, machine, targets, visibility
-from pretrain.doctor.check import Check, Finding, Outcome, Verdict, run_checks
+from pretrain.doctor.check import Check, CheckResult, Outcome, Verdict, run_checks
 from pretrain.doctor.config import Part
-from pretrain.doctor.context import Subject
+from pretrain.doctor.context import Context
 from pretrain.doctor.parallel import SharedRuns
 from pretrain.doctor.resume import ResumedRuns
 from pretrain.errors import printable
 
-_OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {
+_OF_SUBJECT: dict[Part, dict[str, Callable[[Context], CheckResult]]] = {
     Part.data: {
         "every file is as it was written": corpus.files_verify,
         "tokens become text and tokens again": corpus.round_trip,
@@ -44,25 +44,25 @@ _OF_SUBJECT: dict[Part, dict[str, Callable[[Subject], Finding]]] = {
 }
 
 
-def checks(subject: Subject, part: Part) -> list[Check]:
+def checks(context: Context, part: Part) -> list[Check]:
     """Return the checks of a part, or of all; what they share is made by the first that needs it."""
-    resumed, shared = ResumedRuns(subject), SharedRuns(subject)
+    resumed, shared = ResumedRuns(context), SharedRuns(context)
     found = [
-        Check(Part.resume, "versions of the libraries", partial(machine.versions, subject), needs_corpus=False),
-        Check(Part.resume, "the device asked for is there", partial(machine.device, subject), needs_corpus=False),
+        Check(Part.resume, "versions of the libraries", partial(machine.versions, context), needs_corpus=False),
+        Check(Part.resume, "the device asked for is there", partial(machine.device, context), needs_corpus=False),
         Check(
-            Part.resume, "the run's own checkpoint verifies", partial(machine.own_checkpoint, subject),
+            Part.resume, "the run's own checkpoint verifies", partial(machine.own_checkpoint, context),
             needs_corpus=False,
         ),
         Check(
-            Part.data, "the corpus is prepared", partial(corpus.prepared, subject), needs_corpus=False,
+            Part.data, "the corpus is prepared", partial(corpus.prepared, context), needs_corpus=False,
             makes_corpus=True,
         ),
     ]  # fmt: skip
     for group, tests in _OF_SUBJECT.items():
-        found += [Check(group, name, partial(test, subject)) for name, test in tests.items()]
+        found += [Check(group, name, partial(test, context)) for name, test in tests.items()]
     found += [
-        Check(Part.resume, "the disk has room for checkpoints", partial(machine.disk_room, subject)),
+        Check(Part.resume, "the disk has room for checkpoints", partial(machine.disk_room, context)),
         Check(Part.resume, "a resumed run is the uninterrupted one", resumed.goes_on_exactly),
         Check(Part.resume, "loader processes change nothing", resumed.loader_processes_change_nothing),
         Check(Part.resume, "a damaged checkpoint is noticed", resumed.damage_is_noticed),
@@ -83,7 +83,7 @@ def examine(config: RunConfig, part: Part) -> bool:
     start, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="doctor-") as name, _one_thread():
         folder = Path(name)
-        for outcome in run_checks(checks(Subject(config, folder), part), folder / "output.txt"):
+        for outcome in run_checks(checks(Context(config, folder), part), folder / "output.txt"):
             print(printable(outcome), flush=True)
             outcomes.append(outcome)
     print(printable(_summary(outcomes, time.monotonic() - start)))

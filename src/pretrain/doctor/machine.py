@@ -11,8 +11,8 @@ import torch
 
 from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto
 from pretrain.config.run import RunConfig
-from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.context import Subject
+from pretrain.doctor.check import CheckResult, NotApplicableError
+from pretrain.doctor.context import Context
 from pretrain.interop.load import build_without_weights
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.optim.groups import parameter_names
@@ -26,7 +26,7 @@ VERSIONS = {  # at least the first, below the second; those of pyproject.toml
 }
 
 
-def versions(subject: Subject) -> Finding:
+def versions(context: Context) -> CheckResult:
     """The libraries are those that the project is tested with, or later."""
     found, wrong = [], []
     for name, (floor, ceiling) in VERSIONS.items():
@@ -38,36 +38,36 @@ def versions(subject: Subject) -> Finding:
         fits = own != "missing" and _parts(own) >= _parts(floor) and not (ceiling and _parts(own) >= _parts(ceiling))
         found.append(f"{name} {own}")
         wrong += [] if fits else [f"{name} {own}, where {wanted} is needed: pip install '{name}{wanted}'"]
-    return Finding(not wrong, "; ".join(wrong) or f"Python {platform.python_version()}, {', '.join(found)}")
+    return CheckResult(not wrong, "; ".join(wrong) or f"Python {platform.python_version()}, {', '.join(found)}")
 
 
-def device(subject: Subject) -> Finding:
+def device(context: Context) -> CheckResult:
     """The device that the settings ask for is there; raises ConfigError where it is not."""
-    chosen = choose_device(subject.config.trainer)
+    chosen = choose_device(context.config.trainer)
     if chosen.type != "cuda":
-        return Finding(True, f"{chosen.type}, {os.cpu_count()} cores")
+        return CheckResult(True, f"{chosen.type}, {os.cpu_count()} cores")
     free, total = torch.cuda.mem_get_info(chosen)
     name = torch.cuda.get_device_name(chosen)
-    return Finding(True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    return CheckResult(True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
-def disk_room(subject: Subject) -> Finding:
+def disk_room(context: Context) -> CheckResult:
     """The checkpoints that the user's own run keeps fit on its disk, with the one that is being written."""
-    config = subject.config
-    each = checkpoint_bytes(subject)
+    config = context.config
+    each = checkpoint_bytes(context)
     copies = config.checkpoint.keep + 1 if config.checkpoint.keep else _checkpoints_written(config)
     folder = _existing(Path(config.paths.run_dir or config.paths.logs_dir))
     free = shutil.disk_usage(folder).free
-    return Finding(
+    return CheckResult(
         each * copies <= free,
         f"{copies:,} checkpoints of {_size(each)} need {_size(each * copies)}; free in {folder}: {_size(free)}",
     )
 
 
-def checkpoint_bytes(subject: Subject) -> int:
+def checkpoint_bytes(context: Context) -> int:
     """Return the bytes of the user's full-size weights and optimizer state, in 32 bits."""
-    config = subject.config
-    model = build_without_weights(config.model, config.objective, subject.prepared.tokenizer)
+    config = context.config
+    model = build_without_weights(config.model, config.objective, context.prepared.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     moments = 2 if isinstance(config.optimizer, AdamWConfig) else 3  # an optimizer of the user's own may keep more
     if isinstance(config.optimizer, MuonConfig):  # keeps one buffer of each matrix
@@ -77,19 +77,19 @@ def checkpoint_bytes(subject: Subject) -> int:
     return 4 * (1 + moments) * parameters
 
 
-def own_checkpoint(subject: Subject) -> Finding:
+def own_checkpoint(context: Context) -> CheckResult:
     """The checkpoint that `resume` names is whole; raises CheckpointError saying what is damaged."""
-    named = subject.config.resume
+    named = context.config.resume
     if not named:
         raise NotApplicableError("resume=<run folder> names none")
     folder = Path(named)
     if named == "auto":
-        paths = subject.config.paths
-        meant = run_meant_by_auto(paths.run_dir, paths.logs_dir, subject.config.name)
+        paths = context.config.paths
+        meant = run_meant_by_auto(paths.run_dir, paths.logs_dir, context.config.name)
         folder = meant or latest_run(paths.logs_dir)
     found = open_checkpoint(folder)
     tensors = sum(len(found.tensors(part)) for part in ("model", "optimizer", "random"))
-    return Finding(True, f"{found.folder} of step {found.step:,}: sha256 of every file, {tensors:,} tensors read")
+    return CheckResult(True, f"{found.folder} of step {found.step:,}: sha256 of every file, {tensors:,} tensors read")
 
 
 def _checkpoints_written(config: RunConfig) -> int:

@@ -4,12 +4,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from pretrain.doctor.check import Finding, NotApplicableError
-from pretrain.doctor.context import Subject
+from pretrain.doctor.check import CheckResult, NotApplicableError
+from pretrain.doctor.context import Context
 from pretrain.doctor.runs import figure_difference, figures, in_folder, state_difference, train_here, train_in_processes
 from pretrain.doctor.shrink import ROWS, STEPS
 from pretrain.errors import ConfigError
-from pretrain.parallel.config import ParallelConfig, arrange
+from pretrain.parallel.config import ParallelConfig, build_parallel_dims
 from pretrain.training.config import Strategy
 
 LOSSES_ALIKE = 1e-5
@@ -20,52 +20,52 @@ WEIGHTS_ALIKE = 1e-4
 class SharedRuns:
     """The same small run, without dropout, on one process, on two, and in micro-batches."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.folder = subject.folder / "parallel"
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.folder = context.folder / "parallel"
 
     @cached_property
     def single(self) -> Path:
         """The folder of the run of one process that reads a step at once."""
-        return train_here(in_folder(self.subject.small, self.folder / "single"))
+        return train_here(in_folder(self.context.small, self.folder / "single"))
 
-    def accumulation(self) -> Finding:
+    def accumulation(self) -> CheckResult:
         """Two micro-batches make the step of one, though they hold unequal numbers of targets."""
-        small = replace(self.subject.small, micro_batch_size=ROWS // 2)
+        small = replace(self.context.small, micro_batch_size=ROWS // 2)
         return self._compare(train_here(in_folder(small, self.folder / "accumulation")))
 
-    def ddp(self) -> Finding:
+    def ddp(self) -> CheckResult:
         """Two processes that each hold the model train as one."""
         return self._compare(self._two(Strategy.ddp))
 
-    def fsdp(self) -> Finding:
+    def fsdp(self) -> CheckResult:
         """Two processes that each hold a shard of model and optimizer train as one."""
         return self._compare(self._two(Strategy.fsdp))
 
-    def tensor(self) -> Finding:
+    def tensor(self) -> CheckResult:
         """Two processes that split each matrix, and the rows between them, train as one."""
-        split = replace(self.subject.small.parallel, tensor_parallel=2, sequence_parallel=True)
-        trainer = replace(self.subject.small.trainer, strategy=Strategy.fsdp, devices=2)
+        split = replace(self.context.small.parallel, tensor_parallel=2, sequence_parallel=True)
+        trainer = replace(self.context.small.trainer, strategy=Strategy.fsdp, devices=2)
         try:
-            arrange(split, trainer, self.subject.shape)
+            build_parallel_dims(split, trainer, self.context.shape)
         except ConfigError as error:
             raise NotApplicableError(f"two devices cannot split this model: {error}") from error
         return self._compare(self._two(Strategy.fsdp, split))
 
     def _two(self, strategy: Strategy, parallel: ParallelConfig | None = None) -> Path:
-        small = self.subject.small
+        small = self.context.small
         trainer = replace(small.trainer, strategy=strategy, devices=2)
         shared = replace(small, trainer=trainer, parallel=parallel or small.parallel)
         name = "tensor" if parallel else strategy.name
         return train_in_processes(in_folder(shared, self.folder / name))
 
-    def _compare(self, other: Path) -> Finding:
+    def _compare(self, other: Path) -> CheckResult:
         losses, norms = (
             figure_difference(figures(self.single, name), figures(other, name))
             for name in ("train/loss", "optim/grad_norm")
         )
         weights = state_difference(self.single, other, "model")
-        return Finding(
+        return CheckResult(
             losses <= LOSSES_ALIKE and norms <= NORMS_ALIKE and weights <= WEIGHTS_ALIKE,
             f"over {STEPS} steps losses differ by {losses:.1e}, gradient norms by {norms:.1e}, "
             f"weights after them by {weights:.1e}",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.config.run import RunConfig
-from pretrain.doctor.check import Finding
-from pretrain.doctor.context import Subject
+from pretrain.doctor.check import CheckResult
+from pretrain.doctor.context import Context
 from pretrain.doctor.runs import PARTS, figure_difference, figures, in_folder, state_difference, train_here
 from pretrain.doctor.shrink import HALF, ROWS, STEPS, with_dropout
 from pretrain.errors import CheckpointError
@@ -17,14 +17,14 @@ from pretrain.errors import CheckpointError
 class ResumedRuns:
     """A run that was left alone, and what becomes of its first half: with dropout, in two micro-batches a step."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.folder = subject.folder / "resume"
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.folder = context.folder / "resume"
 
     @cached_property
     def config(self) -> RunConfig:
         """The settings of the small runs."""
-        return replace(with_dropout(self.subject.small), micro_batch_size=ROWS // 2)
+        return replace(with_dropout(self.context.small), micro_batch_size=ROWS // 2)
 
     @cached_property
     def whole(self) -> Path:
@@ -39,15 +39,15 @@ class ResumedRuns:
         data = replace(self.config.data, num_workers=num_workers)
         return train_here(replace(self.config, data=data, resume=str(folder)), f"data.num_workers={num_workers}")
 
-    def goes_on_exactly(self) -> Finding:
+    def goes_on_exactly(self) -> CheckResult:
         """N steps are k + (N - k) steps bit for bit: weights, optimizer, random generators, losses."""
         return self._compare(self.resumed("cut", num_workers=0))
 
-    def loader_processes_change_nothing(self) -> Finding:
+    def loader_processes_change_nothing(self) -> CheckResult:
         """Two processes that assemble batches give the rows that none gives, on resume too."""
         return self._compare(self.resumed("workers", num_workers=2))
 
-    def damage_is_noticed(self) -> Finding:
+    def damage_is_noticed(self) -> CheckResult:
         """The checkpoint verifies, and a copy of it no longer does once a bit of any of its files is another."""
         good = open_checkpoint(self.whole)
         names = [path.relative_to(good.folder) for path in sorted(good.folder.rglob("*")) if path.is_file()]
@@ -65,18 +65,18 @@ class ResumedRuns:
                 pass
             flip_bit(copy / name)
         shutil.rmtree(copy.parent)
-        return Finding(
+        return CheckResult(
             not unnoticed and bool(names),
             f"the checkpoint of step {good.step} verifies; one bit flipped in each of {len(names)} files: "
             + (f"unnoticed in {', '.join(unnoticed)}" if unnoticed else "each noticed"),
         )
 
-    def _compare(self, resumed: Path) -> Finding:
+    def _compare(self, resumed: Path) -> CheckResult:
         state = state_difference(self.whole, resumed, *PARTS)
         losses = figure_difference(
             figures(self.whole, "train/loss")[HALF:], figures(resumed, "train/loss")[HALF - STEPS :]
         )
-        return Finding(
+        return CheckResult(
             state == 0.0 and losses == 0.0,
             f"{STEPS} steps against {HALF} + {STEPS - HALF}, with dropout: weights, optimizer and random state differ "
             f"by {state:.1e}, losses by {losses:.1e}",

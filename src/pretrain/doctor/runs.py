@@ -24,17 +24,17 @@ def train_here(config: RunConfig, *words: str) -> Path:
     """Train in this process as the settings and, on resume, the words typed say; return the run folder."""
     from pretrain.training.train import run  # here: what is wrong is told before Lightning is loaded
 
-    placement = place(config, list(words))
-    run(placement)
-    return placement.folder
+    run_plan = place(config, list(words))
+    run(run_plan)
+    return run_plan.folder
 
 
 def train_in_processes(config: RunConfig) -> Path:
     """Train in one process for each of `trainer.devices`; return the run folder."""
-    placement = place(config, [])
+    run_plan = place(config, [])
     with _signals_kept():
-        spawn(to_record(placement))
-    return placement.folder
+        spawn(to_record(run_plan))
+    return run_plan.folder
 
 
 def in_folder(config: RunConfig, folder: Path) -> RunConfig:

@@ -86,10 +86,10 @@ def shrink_model(model: ModelConfig) -> TransformerConfig:
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=None if model.n_kv_heads is None else kv_heads,
-        head_width=None if model.head_width is None else HEAD_WIDTH,
+        head_dim=None if model.head_dim is None else HEAD_WIDTH,
         d_ff=None if model.d_ff is None else max(8, round(model.d_ff * d_model / model.d_model)),
         context_length=context_length,
-        window=None if model.window is None else min(model.window, max(2, context_length // 4)),
+        sliding_window=None if model.sliding_window is None else min(model.sliding_window, max(2, context_length // 4)),
         dropout=0.0,
         attention_dropout=0.0,
     )

@@ -35,7 +35,7 @@ class InspectedRow:
 
     sample: int  # its place in the stream of all rows
     id: str  # the same in every epoch; of a mixture <source>:<row>
-    left_out: bool  # it was to blame for a spike, and has no targets any more
+    excluded: bool  # it was to blame for a spike, and has no targets any more
     pieces: list[InspectedPiece]
 
 
@@ -47,7 +47,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     """
     if step < 1:
         raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
-    config, left_out, batch_sizes = _settings(Path(run_folder))
+    config, excluded, batch_sizes = _settings(Path(run_folder))
     if (changed := batch_sizes.order_changed_at(step)) is not None:
         raise ConfigError(
             f"step={step} was read in another order: after step {changed} the run went on with another seed, "
@@ -57,7 +57,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), report=lambda text: None)
     stream = training_rows(prepared, config.data, config.model.context_length, config.seed)
     samples = np.arange(batch_sizes.samples(step - 1), batch_sizes.samples(step))
-    if stream.lacks(int(samples[-1]) + 1):
+    if stream.is_waiting(int(samples[-1]) + 1):
         raise ConfigError(f"step={step} reads text that is still to come. Try a step that the run has taken.")
     tokenizer = prepared.tokenizer
     for sample, row in zip(samples.tolist(), stream.placed(samples), strict=True):
@@ -67,7 +67,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
             )
             for document, name, offset, tokens in row.pieces()
         ]
-        yield InspectedRow(sample, row.id, row.id in left_out, pieces)
+        yield InspectedRow(sample, row.id, row.id in excluded, pieces)
 
 
 def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:

@@ -62,7 +62,7 @@ class Predicted:
     """What a model makes of the predicted tokens of a passage, in their order."""
 
     log_probabilities: Tensor  # nats, float32 (N,)
-    likeliest: Tensor  # bool (N,): whether the model would itself have put that token there
+    predictions: Tensor  # bool (N,): whether the model would itself have put that token there
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -136,8 +136,8 @@ def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: 
 def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and whether each target was the likeliest, on the CPU; without ever all logits."""
     head = model.head
-    losses, likeliest = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
-    return -losses.cpu(), likeliest.cpu() == targets.cpu()
+    losses, predictions = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
+    return -losses.cpu(), predictions.cpu() == targets.cpu()
 
 
 def _nothing() -> Predicted:

@@ -24,7 +24,7 @@ def verbatim_figures(scorer: Scorer, documents: Sequence[Ints], new_tokens: int)
             "Take a causal model, or score this one with task=pseudo_perplexity."
         )
     found = scorer.predictions([Passage(tokens, len(tokens) - new_tokens) for tokens in documents])
-    repeated = np.array([int(each.likeliest.long().cumprod(0).sum()) for each in found])
+    repeated = np.array([int(each.predictions.long().cumprod(0).sum()) for each in found])
     return {
         "exact_match": float((repeated == new_tokens).mean()),
         "verbatim_tokens": float(repeated.mean()),

@@ -27,7 +27,7 @@ from pretrain.inference.dtype import hold
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 
 MEMORISATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
 
@@ -90,7 +90,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
             factor = bits_per_byte_of_a_nat(store) if scored.causal else None
             totals = Totals(0.0, 0, 0, factor)
             if stream is not None:
-                totals = score_rows(Learner(model, scored).eval(), stream, rows, config.batch_size, factor)
+                totals = score_rows(ModelWithLoss(model, scored).eval(), stream, rows, config.batch_size, factor)
             own["targets"] += int(totals.targets)
             found.append((source, part, totals))
         counts += own

@@ -116,7 +116,7 @@ class Scorer:
         ]
         return [
             ContinuationScore(
-                float(each.log_probabilities.double().sum()), len(each.likeliest), bool(each.likeliest.all())
+                float(each.log_probabilities.double().sum()), len(each.predictions), bool(each.predictions.all())
             )
             for each in self.predictions(passages)
         ]

@@ -56,9 +56,9 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
     scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)])
     good, bad = (np.array([score.log_likelihood for score in scores[start::2]]) for start in (0, 1))
     paradigms = defaultdict[str, list[bool]](list)
-    for pair, right in zip(pairs, (good > bad).tolist(), strict=True):
-        paradigms[pair.paradigm].append(right)
-    shares = {name: float(np.mean(right)) for name, right in sorted(paradigms.items())}
+    for pair, correct in zip(pairs, (good > bad).tolist(), strict=True):
+        paradigms[pair.paradigm].append(correct)
+    shares = {name: float(np.mean(correct)) for name, correct in sorted(paradigms.items())}
     ties = int((good == bad).sum())
     figures = {"accuracy": float(np.mean(list(shares.values()))), "pairs": len(pairs), "ties": ties}
     return figures | {f"{name}/accuracy": share for name, share in shares.items() if name}
@@ -71,13 +71,13 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     hidden one by one, the query and the rest of the choice being seen.
     """
     found = iter(scorer.continuations([(each.query, text) for each in examples for text in each.continuations]))
-    right = right_per_byte = 0
+    correct = right_per_byte = 0
     for each in examples:
         scores = np.array([next(found).log_likelihood for _ in each.continuations])
-        right += int(scores.argmax()) == each.gold
+        correct += int(scores.argmax()) == each.gold
         right_per_byte += int((scores / np.array(each.choice_bytes)).argmax()) == each.gold
     count = len(examples)
-    return {"accuracy": right / count, "accuracy_per_byte": right_per_byte / count, "questions": count}
+    return {"accuracy": correct / count, "accuracy_per_byte": right_per_byte / count, "questions": count}
 
 
 def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:

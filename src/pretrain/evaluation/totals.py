@@ -12,7 +12,7 @@ class Totals:
     """Sums over targets. Without a target there is no mean, and so no figure."""
 
     loss_sum: float  # cross-entropy, nats
-    right: float  # targets that were the likeliest token
+    correct: float  # targets that were the likeliest token
     targets: float
     bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; none for masked targets
 
@@ -25,7 +25,7 @@ class Totals:
             factor = targets / (self.targets / factor + other.targets / other.bits_per_byte_of_a_nat)
         elif other.targets:
             factor = other.bits_per_byte_of_a_nat
-        return Totals(self.loss_sum + other.loss_sum, self.right + other.right, targets, factor)
+        return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor)
 
     def figures(self) -> dict[str, float]:
         """Return the loss in nats per target, its exponential, the share of targets that were right, bits per byte.
@@ -35,7 +35,7 @@ class Totals:
         if not self.targets:
             return {}
         loss = self.loss_sum / self.targets
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": self.right / self.targets}
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": self.correct / self.targets}
         factor = self.bits_per_byte_of_a_nat
         return found if factor is None else found | {"bits_per_byte": loss * factor}
 

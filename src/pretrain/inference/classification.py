@@ -43,7 +43,7 @@ def label_probabilities(
     for start in range(0, len(order), TEXTS):
         chosen = order[start : start + TEXTS]
         rows = _padded([documents[number] for number in chosen], tokenizer.padding_id)
-        batch = objective.make_batch(rows, torch.arange(len(chosen))).to(device)
+        batch = objective.collate(rows, torch.arange(len(chosen))).to(device)
         hidden = model(batch.tokens, batch.positions, batch.documents)
         found[chosen] = objective.log_probabilities(hidden, model.head, batch)[:, 0].exp().cpu()
     return found

@@ -9,7 +9,7 @@ from pretrain.errors import ConfigError
 from pretrain.inference.generate import NewToken
 
 
-class EndedBy(Enum):
+class FinishReason(Enum):
     """Why a continuation went no further."""
 
     model = "model"  # it ended the document
@@ -18,13 +18,13 @@ class EndedBy(Enum):
 
 
 @dataclass(frozen=True)
-class Continuation:
+class Completion:
     """What a model wrote behind a prompt."""
 
     text: str  # without the stop string and what stands behind it
     tokens: tuple[int, ...]  # all that were written, those of the stop string too; not the one that ends a document
     log_probabilities: tuple[float, ...]  # nats, of each token, before temperature and whatever else steers the choice
-    ended_by: EndedBy
+    finish_reason: FinishReason
 
 
 class StopStrings:
@@ -51,13 +51,13 @@ class StopStrings:
         return len(text)
 
 
-class Writing:
+class GenerationState:
     """The continuation of one prompt, growing token by token. A character may take several tokens."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: StopStrings) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
-        self.ended_by: EndedBy | None = None
+        self.finish_reason: FinishReason | None = None
         self.new: list[NewToken] = []
         self._before = list(prompt[-1:])  # what the pending tokens follow
         self._pending: list[int] = []  # tokens that are no whole characters yet
@@ -67,7 +67,7 @@ class Writing:
     def add(self, token: NewToken | None) -> str:
         """Return the text that has become certain with a token; None is the model's end."""
         if token is None:
-            return self.end(EndedBy.model)
+            return self.end(FinishReason.model)
         self.new.append(token)
         self._pending.append(token.token)
         text = self.tokenizer.decode_after(self._before, self._pending)
@@ -78,26 +78,26 @@ class Writing:
         place = self.stop.first(self._held)
         if place is None:
             return self._say(self.stop.certain(self._held))
-        self.ended_by = EndedBy.stop_string
+        self.finish_reason = FinishReason.stop_string
         return self._say(place)
 
-    def end(self, ended_by: EndedBy) -> str:
+    def end(self, finish_reason: FinishReason) -> str:
         """Return the rest of the text, to which nothing will be added; nothing where it has ended before."""
-        if self.ended_by is not None:
+        if self.finish_reason is not None:
             return ""
-        self.ended_by = ended_by
+        self.finish_reason = finish_reason
         self._held += self.tokenizer.decode_after(self._before, self._pending) if self._pending else ""
         place = self.stop.first(self._held)
         if place is not None:
-            self.ended_by = EndedBy.stop_string
+            self.finish_reason = FinishReason.stop_string
         return self._say(len(self._held) if place is None else place)
 
-    def continuation(self) -> Continuation:
+    def completion(self) -> Completion:
         """Return what has been written; the writing must have ended."""
-        assert self.ended_by is not None
+        assert self.finish_reason is not None
         tokens = tuple(each.token for each in self.new)
-        return Continuation(
-            "".join(self._text), tokens, tuple(each.log_probability for each in self.new), self.ended_by
+        return Completion(
+            "".join(self._text), tokens, tuple(each.log_probability for each in self.new), self.finish_reason
         )
 
     def _say(self, count: int) -> str:

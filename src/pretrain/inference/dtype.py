@@ -4,7 +4,7 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.inference.config import Weights
-from pretrain.inference.float32_matmul import quicken
+from pretrain.inference.float32_matmul import optimize_for_inference
 from pretrain.inference.int8 import Int8Matrix, quantise
 from pretrain.models.transformer import Transformer
 
@@ -27,7 +27,7 @@ def hold(model: Transformer, device: str | torch.device, weights: Weights | str)
         quantise(model.eval())
         return model
     model = model.to(_there(device), torch.bfloat16 if wanted is Weights.bf16 else None)
-    quicken(model)
+    optimize_for_inference(model)
     return model
 
 
@@ -43,6 +43,6 @@ def _there(device: str | torch.device) -> torch.device:
 def count_parameters(model: Transformer) -> int:
     """Return the number of parameters, shared ones counted once, in whatever way they are held."""
     matrices = {id(each): each.shape.numel() for each in model.modules() if isinstance(each, Int8Matrix)}
-    if model.config.tied:
+    if model.config.tie_embeddings:
         matrices.pop(id(model.head.weight), None)  # it is the embedding's own, which is a parameter still
     return sum(parameter.numel() for parameter in model.parameters()) + sum(matrices.values())

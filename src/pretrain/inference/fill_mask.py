@@ -21,10 +21,11 @@ class Prediction:
 
 
 @torch.inference_mode()
-def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, forbidden: Tensor) -> Tensor:
+def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, suppress_tokens: Tensor) -> Tensor:
     """Return the probability of every token at every mask of a text, float32 (masks, V).
 
-    The first token must not be a mask. `forbidden` is bool (V,): tokens that are no answer. A model that also continues
+    The first token must not be a mask. `suppress_tokens` is bool (V,): tokens that are no answer. A model that also
+    continues
     texts predicts a mask at the place before it, as it does the next token. Raises ConfigError where the text has no
     mask or is too long.
     """
@@ -37,9 +38,9 @@ def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, 
     if not len(places):
         raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
     both_ways = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
-    hidden = model(row, causal_rows=both_ways)[0]
+    hidden = model(row, is_causal=both_ways)[0]
     logits: Tensor = model.head(hidden[places - int(model.causal)])
-    return logits.float().masked_fill(forbidden, -torch.inf).softmax(-1)
+    return logits.float().masked_fill(suppress_tokens, -torch.inf).softmax(-1)
 
 
 def text_with_masks(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from pretrain.kernels.onednn_linear import Linear, by_onednn
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 
-def quicken(model: Transformer) -> None:
+def optimize_for_inference(model: Transformer) -> None:
     """Have a model that is only read multiply faster; one that is not in float32 on an x86 processor stays as it is."""
     parameter = next(model.parameters())
     libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()

@@ -26,18 +26,19 @@ def continue_prompts(
     max_new_tokens: int,
     sampling: Sampling,
     end_id: int,
-    forbidden: Tensor,
+    suppress_tokens: Tensor,
     use_cache: bool = True,
 ) -> Iterator[list[NewToken | None]]:
     """Return an iterator over the next token of every prompt, until all have ended or `max_new_tokens` have come.
 
-    A prompt that has produced `end_id` gives None from then on. `forbidden` is bool (V,): tokens never chosen. Prompts
+    A prompt that has produced `end_id` gives None from then on. `suppress_tokens` is bool (V,): tokens never chosen.
+    Prompts
     of different lengths are aligned at their ends. Raises ConfigError where the context is too short.
     """
     longest = max(len(prompt) for prompt in prompts)
     _check_room(longest, max_new_tokens, model.config.context_length)
-    state = _Reading(model, prompts, longest + max_new_tokens, use_cache)
-    return _steps(state, Sampler(sampling), max_new_tokens, end_id, forbidden)
+    state = DecodingState(model, prompts, longest + max_new_tokens, use_cache)
+    return _steps(state, Sampler(sampling), max_new_tokens, end_id, suppress_tokens)
 
 
 def _check_room(prompt: int, new: int, context_length: int) -> None:
@@ -53,7 +54,7 @@ def _check_room(prompt: int, new: int, context_length: int) -> None:
         )
 
 
-class _Reading:
+class DecodingState:
     """The rows so far, padded on the left, and what the model keeps of them."""
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], length: int, use_cache: bool) -> None:
@@ -83,7 +84,7 @@ class _Reading:
         places = torch.arange(self.cache.filled, self.cache.filled + new, device=self.tokens.device)
         positions = (places - self.padding.unsqueeze(1)).clamp(min=0)
         masks = self.cache.masks(new, set(self.model.windows))
-        hidden: Tensor = self.model(self.unread, positions, memory=self.cache, masks=masks)
+        hidden: Tensor = self.model(self.unread, positions, kv_cache=self.cache, masks=masks)
         self.cache.filled += new
         return hidden[:, -1]
 
@@ -97,13 +98,13 @@ class _Reading:
 
 @torch.inference_mode()  # as a decorator it holds between two tokens no longer: the caller's code runs as it did before
 def _steps(
-    state: _Reading, sample: Sampler, max_new_tokens: int, end_id: int, forbidden: Tensor
+    state: DecodingState, sample: Sampler, max_new_tokens: int, end_id: int, suppress_tokens: Tensor
 ) -> Iterator[list[NewToken | None]]:
     alive = [True] * len(state.padding)
     for _ in range(max_new_tokens):
         logits = state.model.head(state.last_hidden()).float()
         scores = penalise(logits, state.seen, sample.sampling.repetition_penalty)
-        chosen = sample(scores.masked_fill(forbidden, -torch.inf))
+        chosen = sample(scores.masked_fill(suppress_tokens, -torch.inf))
         state.append(chosen)
         likely = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         new = [NewToken(*pair) for pair in zip(chosen.tolist(), likely.tolist(), strict=True)]

@@ -83,12 +83,12 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
 def _write(folder: Path, config: ExportConfig, found: ModelFolder, family: Family) -> tuple[ModelCard, Frame]:
     model, tokenizer = found.without_weights(), found.tokenizer
     write_weights(folder, family, model, found.values(model), config.max_shard_bytes)
-    frame, never_said = tokenizer.added_ids, list[int]()
+    frame, suppress_tokens = tokenizer.added_ids, list[int]()
     if found.run is not None:  # as it was trained: documents begin and end, and other special tokens are no text
         frame = [tokenizer.bos_id], [] if found.objective.causal else [tokenizer.eos_id]
-        never_said = sorted(tokenizer.special_ids - {tokenizer.eos_id})
-        never_said += range(tokenizer.vocab_size, model.vocab_size)
-    write_settings(folder, family, model, tokenizer, never_said)
+        suppress_tokens = sorted(tokenizer.special_ids - {tokenizer.eos_id})
+        suppress_tokens += range(tokenizer.vocab_size, model.vocab_size)
+    write_settings(folder, family, model, tokenizer, suppress_tokens)
     write_tokenizer(folder, tokenizer, frame, model.config)
     card = _card(Path(config.output).name, found, family, model, config.license)
     (folder / "README.md").write_text(str(card), encoding="utf-8")

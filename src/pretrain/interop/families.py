@@ -10,7 +10,7 @@ from pretrain.interop.family import Family, Key
 from pretrain.interop.harmless_keys import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT
 from pretrain.interop.keys import LOCAL_AND_GLOBAL, WINDOW_BY_LAYER, WINDOW_EVERYWHERE, one_bias, rope
 from pretrain.interop.names import BERT, GPT2, LLAMA, MODERN_BERT
-from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
     "gelu_new": Activation.gelu_tanh,
@@ -41,7 +41,7 @@ GPT2_FAMILY = Family(
         Key("context_length", "n_positions", "count"),
         Key("feed_forward", "activation_function", PLAIN, "gelu_new"),
         Key("norm_eps", "layer_norm_epsilon", "number", 1e-5),
-        Key("tied", "tie_word_embeddings", "flag", True),
+        Key("tie_embeddings", "tie_word_embeddings", "flag", True),
         Key("dropout", "resid_pdrop", "number", 0.1, also=("embd_pdrop",)),
         Key("attention_dropout", "attn_pdrop", "number", 0.1),
         Key("init_std", "initializer_range", "number", 0.02),
@@ -55,11 +55,11 @@ _LLAMA_KEYS = (
     Key("d_model", "hidden_size", "count"),
     Key("n_heads", "num_attention_heads", "count"),
     Key("n_kv_heads", "num_key_value_heads", "count", None),
-    Key("head_width", "head_dim", "count", None),
+    Key("head_dim", "head_dim", "count", None),
     Key("d_ff", "intermediate_size", "count"),
     Key("context_length", "max_position_embeddings", "length"),
     Key("norm_eps", "rms_norm_eps", "number"),
-    Key("tied", "tie_word_embeddings", "flag", False),
+    Key("tie_embeddings", "tie_word_embeddings", "flag", False),
     Key("attention_dropout", "attention_dropout", "number", 0.0),
     Key("init_std", "initializer_range", "number", 0.02),
 )
@@ -134,9 +134,9 @@ BERT_FAMILY = Family(
     causal=False,
     names=BERT,
     fixed={
-        "norm": Norm.layer, "norm_bias": True, "norm_place": NormPlace.post, "embedding_norm": True,
+        "norm": Norm.layer, "norm_bias": True, "norm_position": NormPosition.post, "embedding_norm": True,
         "position": Position.learned, "bias": True, "head": Head.mlm,
-        "tied": True,
+        "tie_embeddings": True,
     },
     keys=(
         Key("n_layers", "num_hidden_layers", "layers"),
@@ -177,7 +177,7 @@ MODERN_BERT_FAMILY = Family(
         Key("feed_forward", "hidden_activation", {"gelu": Activation.geglu, "silu": Activation.swiglu}, "gelu"),
         Key("norm_eps", "norm_eps", "number", 1e-5),
         Key("norm_bias", "norm_bias", "flag", False),
-        Key("tied", "tie_word_embeddings", "flag", True),
+        Key("tie_embeddings", "tie_word_embeddings", "flag", True),
         Key("dropout", "mlp_dropout", "number", 0.0, also=("embedding_dropout",)),
         Key("attention_dropout", "attention_dropout", "number", 0.0),
         Key("init_std", "initializer_range", "number", 0.02),

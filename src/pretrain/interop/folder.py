@@ -83,7 +83,7 @@ class HuggingFaceFolder:
     def _copies(self) -> dict[str, str]:
         """Return the tensors that must hold the same as another one, with that one's name."""
         names = self.family.names
-        if not self.shape.tied:
+        if not self.shape.tie_embeddings:
             return dict(names.copies)
         head, embedding = names.stored(dict.fromkeys(("head.weight", "embeddings.tokens.weight"), torch.Size()))
         return {**names.copies, head.name: embedding.name}

@@ -110,12 +110,12 @@ def _read_everywhere(record: Record) -> Settings:
     window = record.length("sliding_window", 4096) if record.values.get("sliding_window", 0) is not None else None
     if record.values.get("layer_types") is not None:
         raise record.refuse("layer_types", "is not supported here, only windows that are alike in all layers")
-    return {"window": window, "global_every": 1 if window is None else 0}
+    return {"sliding_window": window, "global_attention_every": 1 if window is None else 0}
 
 
 def _write_everywhere(config: TransformerConfig) -> Settings:
     local = [config.layer_window(layer) is not None for layer in range(config.n_layers)]
-    return {"sliding_window": config.window if all(local) else None}
+    return {"sliding_window": config.sliding_window if all(local) else None}
 
 
 WINDOW_EVERYWHERE = Group(_read_everywhere, _write_everywhere, ("sliding_window", "layer_types"))  # Mistral
@@ -137,7 +137,7 @@ def _write_by_layer(config: TransformerConfig) -> Settings:
     local = [config.layer_window(layer) is not None for layer in range(config.n_layers)]
     return {
         "use_sliding_window": any(local),
-        "sliding_window": config.window if any(local) else None,
+        "sliding_window": config.sliding_window if any(local) else None,
         "max_window_layers": 0 if any(local) else config.n_layers,
         "layer_types": _kinds(config),
     }
@@ -171,12 +171,12 @@ def _write_modern(config: TransformerConfig) -> Settings:
     parameters = {_GLOBAL: _write_rope(config), _LOCAL: _write_rope(config, config.rope_base_local)}
     record: Settings = {
         "layer_types": _kinds(config),
-        "local_attention": config.window or 128,
+        "local_attention": config.sliding_window or 128,
         "rope_parameters": parameters,
         "global_rope_theta": parameters[_GLOBAL]["rope_theta"],  # where versions of transformers before 5 look
         "local_rope_theta": parameters[_LOCAL]["rope_theta"],
     }
-    every = 1 if config.window is None else config.global_every
+    every = 1 if config.sliding_window is None else config.global_attention_every
     return record | ({"global_attn_every_n_layers": every} if every else {})
 
 
@@ -197,12 +197,12 @@ def _pattern(record: Record, kinds: Sequence[str], window: int | None) -> Settin
     if len(kinds) != record.layers("num_hidden_layers") or not set(kinds) <= {_LOCAL, _GLOBAL}:
         raise record.refuse("layer_types", f"does not say {_LOCAL} or {_GLOBAL} of each of the layers")
     if _LOCAL not in kinds:
-        return {"window": None}
+        return {"sliding_window": None}
     numbers = [layer for layer, kind in enumerate(kinds) if kind == _GLOBAL]
     every = 0 if not numbers else numbers[1] if len(numbers) > 1 else len(kinds)
     if numbers != (list(range(0, len(kinds), every)) if every else []):
         raise record.refuse("layer_types", "is not supported, only every n-th layer from the first may see everything")
-    return {"window": window, "global_every": every}
+    return {"sliding_window": window, "global_attention_every": every}
 
 
 def one_bias(*keys: str) -> Group:

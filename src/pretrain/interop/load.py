@@ -24,7 +24,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.gather import fill
 
-Values = Callable[[str, torch.Size], Tensor]
+LoadParameter = Callable[[str, torch.Size], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class ModelFolder:
     objective: ObjectiveConfig  # it was trained with; of a model made elsewhere the usual one
     starts_with_bos: bool  # whether a prompt begins with the token that begins a document
     facts: dict[str, Any]  # step, tokens seen and the like
-    values: Callable[[Transformer], Values]  # each parameter by its name, once all names and shapes were found to fit
+    values: Callable[
+        [Transformer], LoadParameter
+    ]  # each parameter by its name, once all names and shapes were found to fit
     run: RunConfig | None = None  # the run that wrote it, if one of ours did
 
     def without_weights(self) -> Transformer:
@@ -115,7 +117,7 @@ def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokeni
     return model
 
 
-def saved_values(checkpoint: Checkpoint, model: Transformer) -> Values:
+def saved_values(checkpoint: Checkpoint, model: Transformer) -> LoadParameter:
     """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
     saved = checkpoint.tensors("model")
     parameters = dict(model.named_parameters())

@@ -23,9 +23,9 @@ _BYTES = 4  # of a float32
 
 
 def write_settings(
-    folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, never_said: Sequence[int] = ()
+    folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, suppress_tokens: Sequence[int] = ()
 ) -> None:
-    """Write config.json and, for a causal model, generation_config.json; `never_said` are ids it must not choose."""
+    """Write config.json and, for a causal model, generation_config.json; `suppress_tokens` are never chosen."""
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
     }  # fmt: skip
@@ -36,7 +36,7 @@ def write_settings(
     _write_json(folder / CONFIG, record)
     if family.causal:
         pad = tokenizer.padding_id
-        suppressed = {"suppress_tokens": list(never_said)} if never_said else {}
+        suppressed = {"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}
         _write_json(folder / "generation_config.json", ids | {"pad_token_id": pad} | suppressed)
 
 

@@ -15,7 +15,7 @@ from pretrain.models.transformer import Transformer
 _VOCABULARY = 64  # of the model that is tried: hardly any head
 
 
-class OneBlock:
+class BlockBenchmark:
     """A model of one block, and rows for it to read."""
 
     def __init__(

@@ -125,7 +125,7 @@ def check_agent() -> None:
             time.sleep(0.2)
 
 
-def say(text: str, *, one_line: bool = False) -> None:
+def log(text: str, *, one_line: bool = False) -> None:
     """Print on the first process only, as `show` does."""
     if rank() == 0:
         show(text, one_line=one_line)

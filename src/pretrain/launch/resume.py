@@ -9,16 +9,27 @@ from pretrain.checkpoint.read import Checkpoint, newest, open_checkpoint, run_me
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.compose import is_group
 from pretrain.config.imported import IMPORTED
+from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.errors import CheckpointError, ConfigError, shown
-from pretrain.launch.rank import say, under_launcher
+from pretrain.launch.rank import log, under_launcher
 
 # settings that decide the result of a run; on resume they must be those of the run, or be allowed by name
-_DECISIVE = ("seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "optimizer", "schedule")
+_RESUME_CRITICAL = (
+    "seed",
+    "batch_size",
+    "init_from",
+    "data",
+    "tokenizer",
+    "objective",
+    "model",
+    "optimizer",
+    "schedule",
+)
 
 
-_DECISIVE_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
+_RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 
 
 # of these, labels come from the data, whose fingerprint decides, and that of the tokenizer, wherever they lie
@@ -40,12 +51,12 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
     """
     if config.resume != "auto":
         return open_checkpoint(Path(str(config.resume)))
-    told = any(key_of(word).split(".")[0] in (*_DECISIVE, "name", "experiment") for word in overrides)
+    told = any(key_of(word).split(".")[0] in (*_RESUME_CRITICAL, "name", "experiment") for word in overrides)
     folder = run_meant_by_auto(config.paths.run_dir, config.paths.logs_dir, config.name if told else None)
     if folder is not None:
         found, passed_over = newest(folder)
         for path, reason in passed_over:
-            say(f"resume=auto passes over {path}: {reason}", one_line=True)
+            log(f"resume=auto passes over {path}: {reason}", one_line=True)
         if found is not None:
             return found
         if passed_over:
@@ -53,7 +64,7 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
                 f"{folder} holds checkpoints but none verifies, so resume=auto does not start over in silence. "
                 "Delete the folder to start anew, or name another one by resume=<folder>."
             )
-    say("resume=auto found nothing to resume: starting a new run")
+    log("resume=auto found nothing to resume: starting a new run")
     return None
 
 
@@ -79,10 +90,11 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     What was typed for the run before is what it was, and what stands for a measurement is what the run found. Raises
     ConfigError where the rest would change the result of the run and is not allowed by name.
     """
-    before, typed = settings_of(resumed, say), to_dict(config)
+    before, typed = settings_of(resumed, log), to_dict(config)
     saved = to_dict(before)  # a setting that is newer than the run: usual
     merged = to_dict(before)
-    known = {key_of(word): word for word in resumed.typed}
+    earlier = [with_current_name(word) for word in resumed.typed]
+    known = {key_of(word): word for word in earlier}
     for word in overrides:
         _take(word, merged, typed, known)
     _take_devices(merged, typed, overrides)
@@ -140,9 +152,9 @@ def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[
         )
     for key, (before, after) in differing.items():
         if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
-            say(f"  {key}: {shown(before)} before, {shown(after)} from here on", one_line=True)
+            log(f"  {key}: {shown(before)} before, {shown(after)} from here on", one_line=True)
     if from_dict(saved).step_size().order != as_config(merged).step_size().order:
-        say("  the rows come in another order from here on: some are read twice, others not, until an epoch has ended")
+        log("  the rows come in another order from here on: some are read twice, others not, until an epoch has ended")
 
 
 def as_config(record: dict[str, Any]) -> RunConfig:
@@ -176,7 +188,7 @@ def _decides(key: str) -> bool:
     group, _, rest = key.partition(".")
     if key in _FREE or (group in ("data", "tokenizer") and rest.rpartition(".")[2] == "path"):
         return False
-    return group in _DECISIVE or key in _DECISIVE_TRAINER
+    return group in _RESUME_CRITICAL or key in _RESUME_CRITICAL_TRAINER
 
 
 def _allowed(key: str, allowed: list[str]) -> bool:

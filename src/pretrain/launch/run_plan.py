@@ -9,41 +9,41 @@ from pretrain.checkpoint.read import Checkpoint, newest_save, open_checkpoint, s
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError
-from pretrain.launch.rank import say
+from pretrain.launch.rank import log
 from pretrain.launch.resume import as_config, find_resumed, merge, typed_for_the_run
 from pretrain.launch.run_folder import check_folder
 
 
 @dataclass(frozen=True)
-class Placement:
+class RunPlan:
     """A run about to happen."""
 
     config: RunConfig
     folder: Path
     resumed: Checkpoint | None
-    left_out: frozenset[str] = frozenset()  # rows to blame for a spike, beyond those that the checkpoint knows
+    excluded: frozenset[str] = frozenset()  # rows to blame for a spike, beyond those that the checkpoint knows
     seconds: float | None = None  # of the run so far; none: what the checkpoint says
     typed: list[str] = field(default_factory=list)  # the words of all starts of the run
     after: float = 0.0  # the newest time that a run near by has recorded: this one's are later
 
 
-def to_record(placement: Placement) -> dict[str, Any]:
+def to_record(run_plan: RunPlan) -> dict[str, Any]:
     """Return a placement as plain data, for another process."""
-    resumed = str(placement.resumed.folder) if placement.resumed else None
+    resumed = str(run_plan.resumed.folder) if run_plan.resumed else None
     return {
-        "config": to_dict(placement.config), "folder": str(placement.folder), "resumed": resumed,
-        "typed": placement.typed, "after": placement.after,
+        "config": to_dict(run_plan.config), "folder": str(run_plan.folder), "resumed": resumed,
+        "typed": run_plan.typed, "after": run_plan.after,
     }  # fmt: skip
 
 
-def from_record(record: dict[str, Any]) -> Placement:
+def from_record(record: dict[str, Any]) -> RunPlan:
     """Return the placement that `to_record` wrote."""
     resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
     config, folder = as_config(record["config"]), Path(record["folder"])
-    return Placement(config, folder, resumed, typed=record["typed"], after=record["after"])
+    return RunPlan(config, folder, resumed, typed=record["typed"], after=record["after"])
 
 
-def place(config: RunConfig, overrides: list[str]) -> Placement:
+def place(config: RunConfig, overrides: list[str]) -> RunPlan:
     """Decide folder and settings of a run; `overrides` are the words typed, which win over a resumed run's settings.
 
     Raises ConfigError where they would change the result of the run resumed, CheckpointError where its folder cannot
@@ -52,10 +52,10 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
     resumed = find_resumed(config, overrides) if config.resume else None
     if resumed is not None:
         folder = resumed.folder.parent.parent
-        say(f"resuming {folder} at step {resumed.step}", one_line=True)
+        log(f"resuming {folder} at step {resumed.step}", one_line=True)
         merged = merge(config, overrides, resumed)
         typed = typed_for_the_run(overrides, resumed.typed)
-        return Placement(merged, folder, resumed, typed=typed, after=newest_save(Path(config.paths.logs_dir), folder))
+        return RunPlan(merged, folder, resumed, typed=typed, after=newest_save(Path(config.paths.logs_dir), folder))
     folder = Path(config.paths.run_dir or _fresh_folder(config))
     if step_folders(folder / "checkpoints") and config.resume is None:
         raise CheckpointError(
@@ -64,7 +64,7 @@ def place(config: RunConfig, overrides: list[str]) -> Placement:
         )
     _probe(folder)
     typed, after = typed_for_the_run(overrides, []), newest_save(Path(config.paths.logs_dir), folder)
-    return Placement(config, folder, None, typed=typed, after=after)
+    return RunPlan(config, folder, None, typed=typed, after=after)
 
 
 def _fresh_folder(config: RunConfig) -> Path:

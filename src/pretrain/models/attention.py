@@ -29,7 +29,7 @@ class Mask:
     blocks: BlockMask | None = None  # for compiled layers on a GPU
 
 
-class Memory(Protocol):
+class KVCache(Protocol):
     """Keys and values of earlier positions, kept for generation."""
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,13 +52,13 @@ def build_mask(causal: bool, window: int | None, documents: Tensor | None, lengt
     return Mask(causal, allowed)
 
 
-def build_mixed_mask(causal_rows: Tensor, window: int | None, documents: Tensor | None, length: int) -> Mask:
-    """Return the mask of a batch whose rows are causal where `causal_rows` (bool (B,)) says so, both ways else.
+def build_mixed_mask(is_causal: Tensor, window: int | None, documents: Tensor | None, length: int) -> Mask:
+    """Return the mask of a batch whose rows are causal where `is_causal` (bool (B,)) says so, both ways else.
 
     The other arguments are those of `build_mask`, row by row.
     """
-    causal, both_ways = (_within(causal, window, length, causal_rows.device) for causal in (True, False))
-    allowed = torch.where(causal_rows.view(-1, 1, 1, 1), causal, both_ways)
+    causal, both_ways = (_within(causal, window, length, is_causal.device) for causal in (True, False))
+    allowed = torch.where(is_causal.view(-1, 1, 1, 1), causal, both_ways)
     return Mask(False, allowed if documents is None else allowed & _same_document(documents))
 
 
@@ -97,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
         assert isinstance(found, Tensor)
         return found
     if _by_products(q, k):
-        return _attend_by_products(q, k, v, mask, dropout)
+        return _eager_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -117,7 +117,7 @@ def _by_products(q: Tensor, k: Tensor) -> bool:
     return dtype is torch.bfloat16 and q.shape[:3].numel() * k.shape[2] <= FEW_SCORES
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -139,7 +139,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_width = config.width
+        self.head_dim = config.width
         self.dropout = config.attention_dropout
         inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
         self.query = Linear(config.d_model, inner, bias=config.attention_bias)
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None
+        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, kv_cache: KVCache | None = None
     ) -> Tensor:
         """Return what each position of x (B, T, d_model) gathers from the positions it may see, same shape."""
         q, k, v = (self._heads(each) for each in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
@@ -158,8 +158,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if memory is not None:
-            k, v = memory.extend(self.layer, k, v)
+        if kv_cache is not None:
+            k, v = kv_cache.extend(self.layer, k, v)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))
 
@@ -168,4 +168,4 @@ class Attention(nn.Module):
         return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -20,7 +20,7 @@ class Norm(Enum):
     rms = "rms"  # Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467
 
 
-class NormPlace(Enum):
+class NormPosition(Enum):
     """Where a block normalises: its input, or the sum it adds to the residual stream."""
 
     pre = "pre"  # Xiong et al. 2020, https://arxiv.org/abs/2002.04745
@@ -115,11 +115,11 @@ class TransformerConfig(ModelConfig):
     d_model: int = 768  # width of the residual stream
     n_heads: int = 12
     n_kv_heads: int | None = None  # fewer than n_heads: grouped-query attention; none given: n_heads
-    head_width: int | None = None  # of one head; none given: d_model / n_heads
+    head_dim: int | None = None  # of one head; none given: d_model / n_heads
     d_ff: int | None = None  # hidden width of the feed-forward layer; none given: 4 d_model
     feed_forward: Activation = Activation.gelu_tanh
     norm: Norm = Norm.layer
-    norm_place: NormPlace = NormPlace.pre
+    norm_position: NormPosition = NormPosition.pre
     norm_eps: float = 1e-5
     norm_bias: bool = True  # layer norm only
     norm_first_block: bool = True  # false: the first block's attention reads the embedding norm directly (ModernBERT)
@@ -131,11 +131,15 @@ class TransformerConfig(ModelConfig):
     bias: bool = True  # of every linear layer except the head
     qkv_bias: bool | None = None  # of the query, key and value projections; none given: bias
     qk_norm: bool = False  # normalise each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)
-    window: int | None = None  # tokens a local layer sees: the last so many if causal, half to either side if not
-    global_every: int = 1  # with a window: layers 0, n, 2n, ... see everything, the others their window; 0: none does
+    sliding_window: int | None = (
+        None  # tokens a local layer sees: the last so many if causal, half to either side if not
+    )
+    global_attention_every: int = (
+        1  # with a window: layers 0, n, 2n, ... see everything, the others their window; 0: none does
+    )
     token_types: int = 0  # segment embeddings (BERT has 2; a packed row uses segment 0)
     head: Head = Head.linear
-    tied: bool = True  # the head shares the token embedding's matrix
+    tie_embeddings: bool = True  # the head shares the token embedding's matrix
     dropout: float = 0.0  # of embeddings and of what each sub-layer adds
     attention_dropout: float = 0.0
     init: Init = Init.normal
@@ -144,7 +148,7 @@ class TransformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        if self.head_width is None and self.d_model % self.n_heads:
+        if self.head_dim is None and self.d_model % self.n_heads:
             nearest = self.n_heads * max(1, round(self.d_model / self.n_heads))
             raise ConfigError(
                 f"model.d_model={self.d_model} does not split into model.n_heads={self.n_heads} equal heads. "
@@ -159,12 +163,12 @@ class TransformerConfig(ModelConfig):
         if self.position is Position.rope and self.width % 2:
             raise ConfigError(
                 f"model.position=rope turns pairs of channels, but a head is {self.width} wide. "
-                f"Try model.head_width={self.width + 1}."
+                f"Try model.head_dim={self.width + 1}."
             )
         self._check_shares_and_reach()
 
     def _check_numbers(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "context_length", "vocab_multiple", "head_width", "d_ff"):
+        for name in ("n_layers", "d_model", "n_heads", "context_length", "vocab_multiple", "head_dim", "d_ff"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"model.{name}={value} is below 1. Try model.{name}=1.")
@@ -182,10 +186,16 @@ class TransformerConfig(ModelConfig):
                     f"model.{name}={getattr(self, name)} is not a share from 0 up to but not including 1. "
                     f"Try model.{name}=0.1."
                 )
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"model.window={self.window} lets a token see nothing. Try model.window=128 or null.")
-        if self.global_every < 0:
-            raise ConfigError(f"model.global_every={self.global_every} is negative. Try model.global_every=1.")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(
+                f"model.sliding_window={self.sliding_window} lets a token see nothing. "
+                "Try model.sliding_window=128 or null."
+            )
+        if self.global_attention_every < 0:
+            raise ConfigError(
+                f"model.global_attention_every={self.global_attention_every} is negative. "
+                "Try model.global_attention_every=1."
+            )
         scaling = self.rope_scaling
         if not 1.0 <= scaling.factor < math.inf:
             raise ConfigError(
@@ -207,7 +217,7 @@ class TransformerConfig(ModelConfig):
     @property
     def width(self) -> int:
         """Channels of one head."""
-        return self.d_model // self.n_heads if self.head_width is None else self.head_width
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
 
     @property
     def ff_width(self) -> int:
@@ -226,8 +236,10 @@ class TransformerConfig(ModelConfig):
 
     def layer_window(self, layer: int) -> int | None:
         """Return how many tokens this layer sees, or none where it sees everything."""
-        is_global = self.window is None or (self.global_every > 0 and layer % self.global_every == 0)
-        return None if is_global else self.window
+        is_global = self.sliding_window is None or (
+            self.global_attention_every > 0 and layer % self.global_attention_every == 0
+        )
+        return None if is_global else self.sliding_window
 
     def differences(self, other: TransformerConfig) -> dict[str, tuple[object, object]]:
         """Return each setting by which two shapes compute different things from the same weights, with both values.
@@ -237,26 +249,37 @@ class TransformerConfig(ModelConfig):
         ours, theirs = self._effective(), other._effective()
         both = ((name, ours[name], theirs[name]) for name in ours)
         found = {name: (a, b) for name, a, b in both if a != b and None not in (a, b)}
-        as_set = {name: (getattr(self, name), getattr(other, name)) for name in ("window", "global_every")}
+        as_set = {
+            name: (getattr(self, name), getattr(other, name)) for name in ("sliding_window", "global_attention_every")
+        }
         return {name: as_set.get(name, values) for name, values in found.items()}
 
     def _effective(self) -> dict[str, object]:
         """Return by setting what comes of it, with what was left out filled in; None where it has no effect."""
-        alike = ["n_layers", "d_model", "n_heads", "feed_forward", "norm", "norm_place", "norm_eps", "norm_first_block"]
-        alike += ["embedding_norm", "position", "bias", "qk_norm", "token_types", "head", "tied"]
+        alike = [
+            "n_layers",
+            "d_model",
+            "n_heads",
+            "feed_forward",
+            "norm",
+            "norm_position",
+            "norm_eps",
+            "norm_first_block",
+        ]
+        alike += ["embedding_norm", "position", "bias", "qk_norm", "token_types", "head", "tie_embeddings"]
         rope, scaling = self.position is Position.rope, self.rope_scaling
         local = [self.layer_window(layer) is not None for layer in range(self.n_layers)]
         scaled = rope and scaling.kind is not RopeScaling.none and scaling.factor != 1.0
         llama3 = scaled and scaling.kind is RopeScaling.llama3
         return {name: getattr(self, name) for name in alike} | {
             "n_kv_heads": self.kv_heads,
-            "head_width": self.width,
+            "head_dim": self.width,
             "d_ff": self.ff_width,
             "context_length": None if rope else self.context_length,
             "norm_bias": self.norm_bias if self.norm is Norm.layer else None,
             "qkv_bias": self.attention_bias,
-            "window": self.window if any(local) else math.inf,
-            "global_every": local if any(local) else None,
+            "sliding_window": self.sliding_window if any(local) else math.inf,
+            "global_attention_every": local if any(local) else None,
             "rope_base": self.rope_base if rope and not all(local) else None,
             "rope_base_local": (self.rope_base_local or self.rope_base) if rope and any(local) else None,
             "rope_scaling.kind": scaling.kind if scaled else RopeScaling.none,

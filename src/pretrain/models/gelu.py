@@ -33,27 +33,27 @@ class _GeluTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         flat = x.reshape(-1)
-        found, slope = torch.empty_like(flat), torch.empty_like(flat)
+        found, derivative = torch.empty_like(flat), torch.empty_like(flat)
         constants = torch.tensor(_SCALE), torch.tensor(-2.0 * _SCALE)
         size = PIECE * torch.get_num_threads()
         for first in range(0, len(flat), size):
             part = slice(first, first + size)
-            _fill(flat[part], found[part], slope[part], constants)
-        ctx.save_for_backward(slope)
+            _fill(flat[part], found[part], derivative[part], constants)
+        ctx.save_for_backward(derivative)
         return found.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return grad * slope.view(grad.shape)
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative.view(grad.shape)
 
 
-def _fill(x: Tensor, found: Tensor, slope: Tensor, constants: tuple[Tensor, Tensor]) -> None:
-    """Put GELU of x (N,) into `found` and its slope into `slope`, in as few passes as there are."""
+def _fill(x: Tensor, found: Tensor, derivative: Tensor, constants: tuple[Tensor, Tensor]) -> None:
+    """Put GELU of x (N,) into `found` and its slope into `derivative`, in as few passes as there are."""
     scale, minus_two_scales = constants
-    torch.addcmul(scale, x, x, value=_SCALE * _CUBIC, out=slope)  # w / x
-    share = torch.mul(slope, x).sigmoid_()
+    torch.addcmul(scale, x, x, value=_SCALE * _CUBIC, out=derivative)  # w / x
+    share = torch.mul(derivative, x).sigmoid_()
     torch.mul(x, share, out=found)
-    torch.add(minus_two_scales, slope, alpha=3.0, out=slope)  # w'
-    torch.addcmul(share, slope, torch.addcmul(found, found, share, value=-1.0), out=slope)
+    torch.add(minus_two_scales, derivative, alpha=3.0, out=derivative)  # w'
+    torch.addcmul(share, derivative, torch.addcmul(found, found, share, value=-1.0), out=derivative)

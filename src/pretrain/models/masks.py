@@ -35,7 +35,7 @@ Listed = tuple[Tensor, Tensor]
 ListsOf = Callable[[bool | Tensor, int | None, Tensor], tuple[Listed, Listed, Listed, Listed]]
 
 
-Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of row, head, position of a query and of a key
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of row, head, position of a query and of a key
 
 
 def takes_blocks(config: TransformerConfig) -> bool:
@@ -58,11 +58,11 @@ def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tenso
         *seen_partly,
         *seen_wholly,
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=sees(causal, window, documents),
+        mask_mod=mask_mod(causal, window, documents),
     )
 
 
-def sees(causal: bool | Tensor, window: int | None, documents: Tensor) -> Sees:
+def mask_mod(causal: bool | Tensor, window: int | None, documents: Tensor) -> MaskMod:
     """Return the rule for a pair of positions, as FlexAttention compiles it into its kernel."""
 
     def one_way(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a model costs, from its settings alone: parameters and floating-point operations."""
 
-from pretrain.models.config import Head, Norm, NormPlace, Position, TransformerConfig
+from pretrain.models.config import Head, Norm, NormPosition, Position, TransformerConfig
 
 
 def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
@@ -12,8 +12,8 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     total += norm if config.embedding_norm else 0
     total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)
     total -= 0 if config.norm_first_block else norm
-    total += norm if config.norm_place is NormPlace.pre else 0
-    total += 0 if config.tied else vocab_size * config.d_model
+    total += norm if config.norm_position is NormPosition.pre else 0
+    total += 0 if config.tie_embeddings else vocab_size * config.d_model
     if config.head is Head.mlm:
         total += config.d_model * (config.d_model + config.bias) + norm + vocab_size
     return total

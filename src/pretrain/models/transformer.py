@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.kernels.onednn_linear import Linear, product
-from pretrain.models.attention import Attention, Mask, Memory, build_mask, build_mask_in_blocks, build_mixed_mask
-from pretrain.models.config import Activation, Head, NormPlace, Position, TransformerConfig
+from pretrain.models.attention import Attention, KVCache, Mask, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
 from pretrain.models.norm import build_norm
 from pretrain.models.position import rotary_frequencies, rotation
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.post = config.norm_place is NormPlace.post
+        self.post = config.norm_position is NormPosition.post
         first = layer == 0 and not config.norm_first_block
         self.attention_norm = nn.Identity() if first else build_norm(config, config.d_model)
         self.attention = Attention(config, layer)
@@ -52,13 +52,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, memory: Memory | None = None
+        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, kv_cache: KVCache | None = None
     ) -> Tensor:
         """Return the residual stream x (B, T, d_model) after this block, same shape."""
         if self.post:
-            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, memory)))
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache)))
             return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, memory))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -124,10 +124,10 @@ class Transformer(nn.Module):
         self.causal = causal
         self.embeddings = Embeddings(config, vocab_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        post = config.norm_place is NormPlace.post
+        post = config.norm_position is NormPosition.post
         self.final_norm = nn.Identity() if post else build_norm(config, config.d_model)
         self.head = (
-            VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tied else None)
+            VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tie_embeddings else None)
             if n_labels is None
             else LabelHead(config, n_labels)
         )
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
 
     def tie(self) -> None:
         """Have the head share the embedding's matrix again, after a wrapper or a move has made copies of it."""
-        if self.config.tied and isinstance(self.head, VocabularyHead):
+        if self.config.tie_embeddings and isinstance(self.head, VocabularyHead):
             self.head.weight = self.embeddings.tokens.weight
 
     def forward(
@@ -144,28 +144,28 @@ class Transformer(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
         masks: dict[int | None, Mask] | None = None,
-        causal_rows: Tensor | None = None,
+        is_causal: Tensor | None = None,
     ) -> Tensor:
         """Return the last hidden states (B, T, d_model) of tokens (B, T).
 
         `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, none meaning
-        one per row; `causal_rows` (bool (B,)) says which rows are read from left to right and which both ways, none
-        meaning as `self.causal` says. Generation passes `memory` with its own `masks`, one for every window in use.
+        one per row; `is_causal` (bool (B,)) says which rows are read from left to right and which both ways, none
+        meaning as `self.causal` says. Generation passes `kv_cache` with its own `masks`, one for every window in use.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         if masks is None:
-            masks = self.masks(tokens, documents, causal_rows)
+            masks = self.masks(tokens, documents, is_causal)
         rotations = self._rotation(positions)
         x = self.embeddings(tokens, positions)
         for window, block in zip(self.windows, self.blocks, strict=True):
-            x = block(x, masks[window], rotations[window], memory)
+            x = block(x, masks[window], rotations[window], kv_cache)
         return self.final_norm(x)
 
     def masks(
-        self, tokens: Tensor, documents: Tensor | None, causal_rows: Tensor | None = None, in_blocks: bool = False
+        self, tokens: Tensor, documents: Tensor | None, is_causal: Tensor | None = None, in_blocks: bool = False
     ) -> dict[int | None, Mask]:
         """Return one mask for every window in use, shared by all layers that have it.
 
@@ -174,10 +174,10 @@ class Transformer(nn.Module):
         """
         length, device = tokens.shape[1], tokens.device
         if in_blocks:
-            causal = self.causal if causal_rows is None else causal_rows
+            causal = self.causal if is_causal is None else is_causal
             return {w: build_mask_in_blocks(causal, w, documents, tokens) for w in set(self.windows)}
-        if causal_rows is not None:
-            return {w: build_mixed_mask(causal_rows, w, documents, length) for w in set(self.windows)}
+        if is_causal is not None:
+            return {w: build_mixed_mask(is_causal, w, documents, length) for w in set(self.windows)}
         return {w: build_mask(self.causal, w, documents, length, device) for w in set(self.windows)}
 
     def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:

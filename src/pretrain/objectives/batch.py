@@ -38,7 +38,7 @@ class Batch:
     targets: Tensor  # int64 (B, M); IGNORE where there is nothing to predict
     places: Tensor | None  # int64 (B, M): position of each target; none: M = T and target i stands at position i
     samples: Tensor  # int64 (B,): place of each row in the run's endless stream of rows
-    causal_rows: Tensor | None = None  # bool (B,): rows read from left to right; none: all as the model does by itself
+    is_causal: Tensor | None = None  # bool (B,): rows read from left to right; none: all as the model does by itself
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on `device`."""

@@ -11,7 +11,7 @@ class Causal(Objective):
 
     causal = True
 
-    def make_batch(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
+    def collate(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
         """Return rows whose target at each position is the token that follows it in its document."""
         return Batch(
             tokens=torch.from_numpy(rows.tokens),

@@ -22,7 +22,7 @@ class Classify(Objective):
         self.causal = causal
         self.pooling = pooling
 
-    def make_batch(self, rows: TokenRows, samples: Tensor) -> Batch:
+    def collate(self, rows: TokenRows, samples: Tensor) -> Batch:
         """Return rows whose targets are the labels of their documents, and places the positions that stand for them.
 
         With pooling=mean `places` are the first positions, and all positions of the document stand for it.

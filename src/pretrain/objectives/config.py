@@ -96,10 +96,10 @@ class MaskingConfig(ObjectiveConfig):
     """Which tokens are hidden, and what stands in their place."""
 
     mask_probability: float = 0.15  # share of a row's tokens to predict; special tokens are never among them
-    mask_share: float = 0.8  # of the tokens to predict, replaced by [MASK]
+    mask_token_prob: float = 0.8  # of the tokens to predict, replaced by [MASK]
     unit: MaskingUnit = MaskingUnit.token
     mean_span: float = 3.8  # with unit=span: tokens in a span, on average
-    random_share: float = 0.1  # of the tokens to predict, replaced by any token; the rest stay as they are
+    random_token_prob: float = 0.1  # of the tokens to predict, replaced by any token; the rest stay as they are
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,10 +108,15 @@ class MaskingConfig(ObjectiveConfig):
                 f"objective.mask_probability={self.mask_probability} is not a share between 0 and 1. "
                 "Try objective.mask_probability=0.15."
             )
-        if not (self.mask_share >= 0 and self.random_share >= 0 and self.mask_share + self.random_share <= 1):
+        if not (
+            self.mask_token_prob >= 0
+            and self.random_token_prob >= 0
+            and self.mask_token_prob + self.random_token_prob <= 1
+        ):
             raise ConfigError(
-                f"objective.mask_share={self.mask_share} and objective.random_share={self.random_share} must be shares "
-                "that add up to at most 1. Try objective.mask_share=0.8 objective.random_share=0.1."
+                f"objective.mask_token_prob={self.mask_token_prob} and "
+                f"objective.random_token_prob={self.random_token_prob} must be shares that add up "
+                "to at most 1. Try objective.mask_token_prob=0.8 objective.random_token_prob=0.1."
             )
 
         if not 1.0 <= self.mean_span < math.inf:
@@ -119,8 +124,8 @@ class MaskingConfig(ObjectiveConfig):
                 f"objective.mean_span={self.mean_span} is not a number from 1 up. Try objective.mean_span=3.8."
             )
 
-    def build_masked(self, vocabulary: Vocabulary, seed: int, from_the_left: bool) -> Masked:
-        """Return the masked objective; `from_the_left`: a hidden token is predicted at the place before its own."""
+    def build_masked(self, vocabulary: Vocabulary, seed: int, shift_targets: bool) -> Masked:
+        """Return the masked objective; `shift_targets`: a hidden token is predicted at the place before its own."""
         from pretrain.objectives.masked import Masked
 
         if vocabulary.mask_id is None:
@@ -135,7 +140,7 @@ class MaskingConfig(ObjectiveConfig):
             word_starts=vocabulary.word_starts if self.unit is MaskingUnit.whole_word else None,
             vocab_size=vocabulary.vocab_size,
             seed=seed,
-            from_the_left=from_the_left,
+            shift_targets=shift_targets,
         )
 
 
@@ -150,7 +155,7 @@ class MaskedConfig(MaskingConfig):
         return False
 
     def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
-        return self.build_masked(vocabulary, seed, from_the_left=False)
+        return self.build_masked(vocabulary, seed, shift_targets=False)
 
 
 @dataclass
@@ -182,7 +187,7 @@ class HybridConfig(MaskingConfig):
     def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.hybrid import Hybrid
 
-        return Hybrid(self.build_masked(vocabulary, seed, from_the_left=True), self.masked_rows)
+        return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
 
 
 class Pooling(Enum):

@@ -31,9 +31,9 @@ class Hybrid(Objective):
         """Both kinds of rows, by name."""
         return {"causal": Causal(), "masked": self.masked}
 
-    def make_batch(self, rows: TokenRows, samples: Tensor) -> Batch:
+    def collate(self, rows: TokenRows, samples: Tensor) -> Batch:
         """Return rows of both kinds, with a target (or none) at every place: targets are (B, T)."""
-        causal, masked = (part.make_batch(rows, samples) for part in self.parts.values())
+        causal, masked = (part.collate(rows, samples) for part in self.parts.values())
         assert masked.places is not None
         at_places = torch.full_like(causal.targets, IGNORE)
         row, slot = (masked.targets != IGNORE).nonzero(as_tuple=True)
@@ -46,7 +46,7 @@ class Hybrid(Objective):
             targets=torch.where(hidden[:, None], at_places, causal.targets),
             places=None,
             samples=samples,
-            causal_rows=~hidden,
+            is_causal=~hidden,
         )
 
     def is_masked(self, samples: Tensor) -> Tensor:

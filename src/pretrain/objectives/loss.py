@@ -16,7 +16,7 @@ from pretrain.kernels.onednn_linear import add_product, product
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
-WHOLE_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
+MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
 CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
 CHUNK_ON_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
 
@@ -41,7 +41,7 @@ def cross_entropy_sum(
     section 5), and losses stay comparable.
     """
     shard = VocabularyShard.of(weight)
-    if shard.group is None and features.shape[0] * weight.shape[0] <= WHOLE_LOGITS:
+    if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
         logits = product(features, weight, bias).float()
         found = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         if z_loss and torch.is_grad_enabled():
@@ -51,8 +51,8 @@ def cross_entropy_sum(
     if not torch.is_grad_enabled():
         return token_losses(features, weight, bias, targets)[0].sum()
     own_bias = None if bias is None else local(bias)
-    at_once = compiled and features.is_cuda and shard.group is None
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, at_once, z_loss)
+    fused = compiled and features.is_cuda and shard.group is None
+    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, fused, z_loss)
     return loss
 
 
@@ -71,7 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         shard: VocabularyShard,
-        at_once: bool,
+        fused: bool,
         z_loss: float,
     ) -> Tensor:
         device = features.device.type
@@ -82,20 +82,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         for part in _chunks(x, shard.largest_size):
-            if at_once:
-                slope, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part], z_loss)
+            if fused:
+                grad_logits, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part], z_loss)
                 loss += losses
             else:
                 counts = (targets[part] != IGNORE).unsqueeze(1)
-                slope, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
+                grad_logits, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
                 loss += each.where(counts, 0.0).sum()
-                of_bias = None if bias is None else slope.sum(0)
-                slope = slope.to(dtype)
+                of_bias = None if bias is None else grad_logits.sum(0)
+                grad_logits = grad_logits.to(dtype)
             if grad_bias is not None:
                 grad_bias += of_bias
-            grad_x[part] = product(slope, matrix.T)
-            add_product(grad_weight, slope, x[part])
-            del slope  # before the next chunk's logits are there
+            grad_x[part] = product(grad_logits, matrix.T)
+            add_product(grad_weight, grad_logits, x[part])
+            del grad_logits  # before the next chunk's logits are there
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
 
@@ -121,12 +121,12 @@ def _slope(
     logits -= largest
     target, here = shard.find(targets)
     of_target = logits.gather(1, target).where(here, 0.0)
-    slope = logits.exp_()
-    of_target, total = shard.total(torch.cat([of_target, slope.sum(-1, keepdim=True)], 1)).split(1, 1)
+    grad_logits = logits.exp_()
+    of_target, total = shard.total(torch.cat([of_target, grad_logits.sum(-1, keepdim=True)], 1)).split(1, 1)
     more = 2.0 * z_loss * (largest + total.log()) if z_loss else 0.0
-    slope *= ((1.0 + more) / total).where(counts, 0.0)
-    slope.scatter_add_(1, target, -(counts & here).float())
-    return slope, total.log() - of_target
+    grad_logits *= ((1.0 + more) / total).where(counts, 0.0)
+    grad_logits.scatter_add_(1, target, -(counts & here).float())
+    return grad_logits, total.log() - of_target
 
 
 def slope_at_once(
@@ -143,10 +143,10 @@ def slope_at_once(
     probability = (exact - total).exp()
     if z_loss:
         probability = probability * (1.0 + 2.0 * z_loss * total)
-    slope = (probability - at_target.float()).where(counts.unsqueeze(1), 0.0)
+    grad_logits = (probability - at_target.float()).where(counts.unsqueeze(1), 0.0)
     of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
     loss = (total - of_target).squeeze(1).where(counts, 0.0).sum()
-    return slope.to(logits.dtype), None if bias is None else slope.sum(0), loss
+    return grad_logits.to(logits.dtype), None if bias is None else grad_logits.sum(0), loss
 
 
 @cache
@@ -171,7 +171,7 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
 
     Ignored targets cost 0, and no answer equals them.
     """
-    shard, losses, likeliest = VocabularyShard.of(weight), [], []
+    shard, losses, predictions = VocabularyShard.of(weight), [], []
     weight, bias = local(weight), None if bias is None else local(bias)
     for part in _chunks(features, shard.largest_size):
         logits = product(features[part], weight, bias).float()
@@ -181,8 +181,8 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
             loss = F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none")
             first = logits.argmax(-1)
         losses.append(loss)
-        likeliest.append(first)
-    return torch.cat(losses), torch.cat(likeliest)
+        predictions.append(first)
+    return torch.cat(losses), torch.cat(predictions)
 
 
 def _scored(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:

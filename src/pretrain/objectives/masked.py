@@ -31,7 +31,7 @@ class Masked(Objective):
         vocab_size: int,
         seed: int,
         word_starts: NDArray[np.bool_] | None = None,
-        from_the_left: bool = False,
+        shift_targets: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -39,22 +39,22 @@ class Masked(Objective):
         self.vocab_size = vocab_size
         self.seed = seed
         self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; needed for whole words alone
-        self.from_the_left = from_the_left  # a hidden token is predicted at the place before it, as the next token is
+        self.shift_targets = shift_targets  # a hidden token is predicted at the place before it, as the next token is
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
-    def make_batch(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
+    def collate(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
         """Return rows with hidden tokens; targets and places are (B, ceil(mask_probability T)), sorted by place."""
         tokens = rows.tokens.copy()
         width = max(1, math.ceil(self.config.mask_probability * tokens.shape[1]))
         places = np.zeros((len(tokens), width), dtype=np.int64)
         targets = np.full((len(tokens), width), IGNORE, dtype=np.int64)
         maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)
-        if self.from_the_left:  # what begins a piece of a document has no place before it
+        if self.shift_targets:  # what begins a piece of a document has no place before it
             maskable[:, 0] = False
             maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
         for row, sample in enumerate(samples.tolist()):
             self._hide(tokens[row], np.flatnonzero(maskable[row]), places[row], targets[row], sample)
-        if self.from_the_left:
+        if self.shift_targets:
             places -= targets != IGNORE
         return Batch(
             tokens=torch.from_numpy(tokens),
@@ -63,7 +63,7 @@ class Masked(Objective):
             targets=torch.from_numpy(targets),
             places=torch.from_numpy(places),
             samples=samples,
-            causal_rows=torch.zeros(len(tokens), dtype=torch.bool) if self.from_the_left else None,
+            is_causal=torch.zeros(len(tokens), dtype=torch.bool) if self.shift_targets else None,
         )
 
     def _hide(
@@ -78,8 +78,8 @@ class Masked(Objective):
         count = len(chosen)
         places[:count], targets[:count] = chosen, tokens[chosen]
         fate = draw.random(count)
-        masked = fate < self.config.mask_share
-        randomised = ~masked & (fate < self.config.mask_share + self.config.random_share)
+        masked = fate < self.config.mask_token_prob
+        randomised = ~masked & (fate < self.config.mask_token_prob + self.config.random_token_prob)
         tokens[chosen[masked]] = self.mask_id
         tokens[chosen[randomised]] = draw.integers(self.vocab_size, size=int(randomised.sum()))
 

@@ -32,7 +32,7 @@ class Objective(nn.Module):
         """The objectives that validation scores each by itself; one that is not a blend of several is its only one."""
         return {"": self}
 
-    def make_batch(self, rows: TokenRows, samples: "torch.Tensor") -> Batch:
+    def collate(self, rows: TokenRows, samples: "torch.Tensor") -> Batch:
         """Return the micro-batch of packed rows; `samples` (B,) are their places in the stream of rows."""
         raise NotImplementedError
 
@@ -45,8 +45,8 @@ class Objective(nn.Module):
     def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
         features, targets = self._at_targets(hidden, head, batch)
-        losses, likeliest = token_losses(features, head.weight, head.bias, targets)
-        return losses.view_as(batch.targets), likeliest.view_as(batch.targets)
+        losses, predictions = token_losses(features, head.weight, head.bias, targets)
+        return losses.view_as(batch.targets), predictions.view_as(batch.targets)
 
     def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.places is not None:
@@ -55,14 +55,14 @@ class Objective(nn.Module):
         return head.features(hidden.flatten(0, 1)), batch.targets.flatten()
 
 
-class Learner(nn.Module):
+class ModelWithLoss(nn.Module):
     """A model with its objective, from batch to loss: the unit that is compiled, sharded and trained."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.masks_in_blocks = False  # of compiled layers, where they are computed on a GPU
+        self.use_block_masks = False  # of compiled layers, where they are computed on a GPU
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
@@ -79,7 +79,7 @@ class Learner(nn.Module):
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the model's last hidden states (B, T, d_model)."""
-        if not (self.masks_in_blocks and batch.tokens.is_cuda):
-            return self.model(batch.tokens, batch.positions, batch.documents, causal_rows=batch.causal_rows)
-        masks = self.model.masks(batch.tokens, batch.documents, batch.causal_rows, in_blocks=True)  # type: ignore[operator]
+        if not (self.use_block_masks and batch.tokens.is_cuda):
+            return self.model(batch.tokens, batch.positions, batch.documents, is_causal=batch.is_causal)
+        masks = self.model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)  # type: ignore[operator]
         return self.model(batch.tokens, batch.positions, masks=masks)

@@ -13,7 +13,7 @@ from pretrain.optim.groups import parameter_names, parameters_by_name
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Return matrices (N, rows, columns) with their singular values brought close to 1, same shape and dtype.
 
     Newton-Schulz iteration, all matrices at once, over the shorter side.
@@ -66,7 +66,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
             dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-            updates = orthogonalise(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
+            updates = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
             weights: list[Tensor] = list(parameters)
             torch._foreach_mul_(weights, 1.0 - rate * decay)
             torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)

@@ -45,81 +45,83 @@ class ScheduleConfig:
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    """Half a cosine from the height to `final_share` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
+    """Half a cosine from the height to `min_lr_ratio` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
 
-    It would reach `final_share` at the step behind the last. With n steps behind the warm-up, the last step has
-    final_share + (1 - final_share) (1 - cos(pi / n)) / 2, which is above it by a 1 / n^2 part: no step is lost to a
+    It would reach `min_lr_ratio` at the step behind the last. With n steps behind the warm-up, the last step has
+    min_lr_ratio + (1 - min_lr_ratio) (1 - cos(pi / n)) / 2, which is above it by a 1 / n^2 part: no step is lost to a
     rate of 0.
     """
 
     kind: str = "cosine"
-    final_share: float = 0.1
+    min_lr_ratio: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_final_share(self.final_share, 0.1)
+        _check_min_lr_ratio(self.min_lr_ratio, 0.1)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
-        return self.final_share + (1.0 - self.final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the height until the last `decay_share` of the steps, then a line to `final_share`.
+    """Warm-up, stable, decay: the height until the last `decay_fraction` of the steps, then a line to `min_lr_ratio`.
 
-    The line would reach `final_share` at the step behind the last. With n steps of decay, the last step has
-    final_share + (1 - final_share) / n. Where the warm-up reaches into the decay, the decay begins behind it and is
+    The line would reach `min_lr_ratio` at the step behind the last. With n steps of decay, the last step has
+    min_lr_ratio + (1 - min_lr_ratio) / n. Where the warm-up reaches into the decay, the decay begins behind it and is
     as much shorter.
     Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; a linear decay as in Haegele et al. 2024,
     https://arxiv.org/abs/2405.18392.
     """
 
     kind: str = "wsd"
-    decay_share: float = 0.2
-    final_share: float = 0.0
+    decay_fraction: float = 0.2
+    min_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.decay_share <= 1.0:
+        if not 0.0 < self.decay_fraction <= 1.0:
             raise ConfigError(
-                f"schedule.decay_share={self.decay_share} is not a share above 0 and up to 1. "
-                "Try schedule.decay_share=0.2."
+                f"schedule.decay_fraction={self.decay_fraction} is not a share above 0 and up to 1. "
+                "Try schedule.decay_fraction=0.2."
             )
-        _check_final_share(self.final_share, 0.0)
+        _check_min_lr_ratio(self.min_lr_ratio, 0.0)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         left = min(1.0, max(0.0, (max_steps - step) / self.decay_steps(max_steps))) if max_steps < math.inf else 1.0
-        return self.final_share + (1.0 - self.final_share) * left
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left
 
     def decay_steps(self, max_steps: float) -> float:
-        """Return the steps of the decay: those that `decay_share` asks for, as far as the warm-up leaves them."""
-        return max(1, min(round(self.decay_share * max_steps), max_steps - self.warmup_steps))
+        """Return the steps of the decay: those that `decay_fraction` asks for, as far as the warm-up leaves them."""
+        return max(1, min(round(self.decay_fraction * max_steps), max_steps - self.warmup_steps))
 
 
-def _check_final_share(share: float, usual: float) -> None:
+def _check_min_lr_ratio(share: float, usual: float) -> None:
     if not 0.0 <= share <= 1.0:
-        raise ConfigError(f"schedule.final_share={share} is not a share from 0 to 1. Try schedule.final_share={usual}.")
+        raise ConfigError(
+            f"schedule.min_lr_ratio={share} is not a share from 0 to 1. Try schedule.min_lr_ratio={usual}."
+        )
 
 
 @dataclass
 class LinearConfig(ScheduleConfig):
-    """A straight line from the height to `final_share` of it at the last step, as BERT was trained.
+    """A straight line from the height to `min_lr_ratio` of it at the last step, as BERT was trained.
 
-    The first step behind the warm-up has the height, the last one `final_share` of it: 0 as a rule, so that this step
+    The first step behind the warm-up has the height, the last one `min_lr_ratio` of it: 0 as a rule, so that this step
     changes nothing. A run with one step behind its warm-up takes it at the height.
     """
 
     kind: str = "linear"
-    final_share: float = 0.0
+    min_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_final_share(self.final_share, 0.0)
+        _check_min_lr_ratio(self.min_lr_ratio, 0.0)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - 1 - self.warmup_steps))
-        return 1.0 - (1.0 - self.final_share) * progress
+        return 1.0 - (1.0 - self.min_lr_ratio) * progress
 
 
 @dataclass

@@ -17,7 +17,9 @@ class ParallelConfig:
     sequence_parallel: bool = False  # and the rows between the matrices (Korthikanti et al. 2022, arXiv:2205.05198)
     replicas: int = 1  # fsdp: copies of the sharded model, as a rule one for each machine (hybrid sharding, HSDP)
     reshard_after_forward: bool = True  # fsdp: free a block's gathered weights until the backward pass needs them
-    reduce_once_a_step: bool = False  # fsdp: keep whole gradients until the last micro-batch: less traffic, more memory
+    no_sync_accumulation: bool = (
+        False  # fsdp: keep whole gradients until the last micro-batch: less traffic, more memory
+    )
     prefetch_blocks: int = (
         0  # fsdp: blocks gathered ahead of the one that computes; 0 leaves it to FSDP2, which takes 1
     )
@@ -51,7 +53,7 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelDims:
     """How the processes of a run are arranged: `ranks` = replicas x shards x tensor, neighbours splitting matrices."""
 
     ranks: int = 1
@@ -72,12 +74,12 @@ class Layout:
         """Return the number of the group that a process reads with."""
         return rank // self.tensor
 
-    def speaks(self, rank: int) -> bool:
+    def is_tp_rank_zero(self, rank: int) -> bool:
         """Whether a process is the first of those that read the same rows: what all of them find, only it reports."""
         return rank % self.tensor == 0
 
 
-def arrange(parallel: ParallelConfig, trainer: TrainerConfig, model: ModelConfig) -> Layout:
+def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model: ModelConfig) -> ParallelDims:
     """Return how the processes of a run are arranged; raises ConfigError where devices or model do not divide so."""
     if trainer.strategy is not Strategy.fsdp:
         for name in ("tensor_parallel", "replicas"):
@@ -94,7 +96,7 @@ def arrange(parallel: ParallelConfig, trainer: TrainerConfig, model: ModelConfig
         )
     if parallel.tensor_parallel > 1:
         _check_split(parallel, model)
-    return Layout(trainer.ranks, parallel.replicas, parallel.tensor_parallel)
+    return ParallelDims(trainer.ranks, parallel.replicas, parallel.tensor_parallel)
 
 
 def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:

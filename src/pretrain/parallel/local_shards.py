@@ -6,17 +6,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pretrain.checkpoint.safetensors_file import Piece
-from pretrain.parallel.config import Layout
+from pretrain.checkpoint.safetensors_file import TensorShard
+from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import TENSOR
 
 
-def own_pieces(tensors: Mapping[str, Tensor], rank: int, layout: Layout) -> dict[str, Tensor | Piece]:
+def local_shards(
+    tensors: Mapping[str, Tensor], rank: int, parallel_dims: ParallelDims
+) -> dict[str, Tensor | TensorShard]:
     """Return the part of the tensors that process `rank` is to write: every number falls to exactly one process.
 
     What all of them hold alike falls to the first; nothing is sent.
     """
-    found: dict[str, Tensor | Piece] = {}
+    found: dict[str, Tensor | TensorShard] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
             if rank == 0:
@@ -25,9 +27,9 @@ def own_pieces(tensors: Mapping[str, Tensor], rank: int, layout: Layout) -> dict
         mesh, placements = tensor.device_mesh, tensor.placements
         place = mesh.get_coordinate()
         copy = place is None or any(at and how.is_replicate() for at, how in zip(place, placements, strict=True))
-        copy |= TENSOR not in (mesh.mesh_dim_names or ()) and not layout.speaks(rank)
+        copy |= TENSOR not in (mesh.mesh_dim_names or ()) and not parallel_dims.is_tp_rank_zero(rank)
         local = tensor.to_local().detach()
         if not copy and local.numel():
             _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-            found[name] = Piece(local, tensor.shape, offset)
+            found[name] = TensorShard(local, tensor.shape, offset)
     return found

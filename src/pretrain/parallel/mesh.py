@@ -2,14 +2,14 @@
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 
 REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor"  # from the outermost
 
 
-def build_mesh(layout: Layout, device_type: str) -> DeviceMesh:
+def build_mesh(parallel_dims: ParallelDims, device_type: str) -> DeviceMesh:
     """Return the mesh (replicas, shards, tensor) of all processes, which make its groups together."""
-    shape = (layout.replicas, layout.shards, layout.tensor)
+    shape = (parallel_dims.replicas, parallel_dims.shards, parallel_dims.tensor)
     return init_device_mesh(device_type, shape, mesh_dim_names=(REPLICATE, SHARD, TENSOR))
 
 

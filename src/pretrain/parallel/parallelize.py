@@ -22,7 +22,7 @@ from pretrain.kernels.compile import compile_block
 from pretrain.kernels.onednn_linear import onednn_products
 from pretrain.models.masks import takes_blocks
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.mesh import TENSOR, data_mesh
 from pretrain.parallel.tensor_parallel import split_matrices
@@ -45,13 +45,13 @@ _COSTLY = {  # operations that selective checkpointing keeps the results of: mat
 warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
 
 
-def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
+def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
     """Change the learner in place: split matrices, checkpoint activations, compile, shard, over a mesh of `build_mesh`.
 
     Without a mesh only what one device can do is done. With `bf16` a sharded model computes in bf16 and keeps weights
     and reduces gradients in 32 bits.
     """
-    model, blocks = learner.model, learner.model.blocks
+    model, blocks = model_with_loss.model, model_with_loss.model.blocks
     assert isinstance(blocks, nn.ModuleList)
     if mesh is not None and mesh[TENSOR].size() > 1:
         assert isinstance(model, Transformer)
@@ -59,23 +59,23 @@ def parallelize(learner: Learner, mesh: DeviceMesh | None, settings: ParallelCon
     if settings.activation_checkpointing:
         _checkpoint_activations(blocks, settings)
     if settings.compile:
-        _compile(learner)
+        _compile(model_with_loss)
     if mesh is not None:
-        _shard(learner, mesh, settings, bf16)
+        _shard(model_with_loss, mesh, settings, bf16)
 
 
-def _compile(learner: Learner) -> None:
+def _compile(model_with_loss: ModelWithLoss) -> None:
     """Have each block compiled, and on a GPU the loss as well.
 
     A GPU's compiled layers take masks in blocks where they can.
     """
-    model = learner.model
+    model = model_with_loss.model
     assert isinstance(model.blocks, nn.ModuleList)
     for block in model.blocks:
         compile_block(block)
-    learner.objective.compiled = True
+    model_with_loss.objective.compiled = True
     if isinstance(model, Transformer):
-        learner.masks_in_blocks = takes_blocks(model.config)
+        model_with_loss.use_block_masks = takes_blocks(model.config)
 
 
 def _checkpoint_activations(blocks: nn.ModuleList, settings: ParallelConfig) -> None:
@@ -90,7 +90,7 @@ def _keep_costly(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> 
     return CheckpointPolicy.MUST_SAVE if operation in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _shard(learner: Learner, mesh: DeviceMesh, settings: ParallelConfig, bf16: bool) -> None:
+def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelConfig, bf16: bool) -> None:
     """Shard each block, and the learner as the outermost unit, which gathers embedding, head and loss together.
 
     So a matrix that embedding and head share is gathered once.
@@ -100,18 +100,18 @@ def _shard(learner: Learner, mesh: DeviceMesh, settings: ParallelConfig, bf16: b
     )
     offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
     shard = partial(fully_shard, mesh=data_mesh(mesh), mp_policy=policy, offload_policy=offload)
-    model = learner.model
+    model = model_with_loss.model
     assert isinstance(model.blocks, nn.ModuleList)
     blocks = [shard(block, reshard_after_forward=settings.reshard_after_forward) for block in model.blocks]
-    shard(learner)
-    register_fsdp_forward_method(learner, "evaluate")
+    shard(model_with_loss)
+    register_fsdp_forward_method(model_with_loss, "evaluate")
     if settings.prefetch_blocks:
         _prefetch(blocks, settings.prefetch_blocks)
 
 
-def reshard(learner: Learner) -> None:
+def reshard(model_with_loss: ModelWithLoss) -> None:
     """Let go of gathered weights: a validation leaves those of the outermost unit gathered until the next step."""
-    for module in learner.modules():
+    for module in model_with_loss.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 

@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE, Batch
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.clip import global_norm, scale_by
-from pretrain.parallel.config import Layout, ParallelConfig
+from pretrain.parallel.config import ParallelConfig, ParallelDims
 from pretrain.parallel.gather import fill, whole
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
@@ -36,7 +36,7 @@ from pretrain.stop_signals import join_no_group, keep_from_children
 class Subject:
     """What is trained. Other processes receive it, so its functions must be importable there."""
 
-    build: Callable[[], Learner]  # on the meta device
+    build: Callable[[], ModelWithLoss]  # on the meta device
     values: Callable[[str, torch.Size], Tensor]  # the first value of each parameter, by name and shape
     batch: Callable[[int], Batch]  # the whole batch of a step
     optimizer: OptimizerConfig
@@ -54,9 +54,9 @@ class Case:
     bf16: bool = False
 
     @property
-    def layout(self) -> Layout:
+    def parallel_dims(self) -> ParallelDims:
         """How the processes are arranged."""
-        return Layout(self.ranks, self.settings.replicas, self.settings.tensor_parallel)
+        return ParallelDims(self.ranks, self.settings.replicas, self.settings.tensor_parallel)
 
     @property
     def sharded(self) -> bool:
@@ -140,50 +140,50 @@ def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]],
 
 def train_case(subject: Subject, case: Case, steps: int) -> Trained:
     """Return what a case comes to, on each of the processes of a group that take part in it."""
-    learner = prepared(subject, case)
-    optimizer = subject.optimizer.build(learner.model)
-    module = DistributedDataParallel(learner) if case.ddp else learner
+    model_with_loss = prepared(subject, case)
+    optimizer = subject.optimizer.build(model_with_loss.model)
+    module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss
     losses, norms = [], []
     for step in range(steps):
         loss, norm = train_step(module, optimizer, subject, case, step)
         losses.append(loss)
         norms.append(norm)
-    weights = {name: whole(weight).clone() for name, weight in parameters_by_name(learner.model).items()}
+    weights = {name: whole(weight).clone() for name, weight in parameters_by_name(model_with_loss.model).items()}
     torch.compiler.reset()
     return Trained(losses, norms, weights)
 
 
-def prepared(subject: Subject, case: Case) -> Learner:
+def prepared(subject: Subject, case: Case) -> ModelWithLoss:
     """Return the subject's learner with its first weights, spread as the case says."""
-    learner = subject.build()
-    mesh = build_mesh(case.layout, "cpu") if case.sharded else None
-    parallelize(learner, mesh, case.settings, case.bf16)
-    learner.to_empty(device="cpu")
-    model = learner.model
+    model_with_loss = subject.build()
+    mesh = build_mesh(case.parallel_dims, "cpu") if case.sharded else None
+    parallelize(model_with_loss, mesh, case.settings, case.bf16)
+    model_with_loss.to_empty(device="cpu")
+    model = model_with_loss.model
     assert isinstance(model, Transformer)
     model.tie()
     fill(model, subject.values)
-    return learner.train()
+    return model_with_loss.train()
 
 
 def train_step(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, subject: Subject, case: Case, step: int
 ) -> tuple[float, float]:
     """Take one optimizer step; return its mean loss over all processes, in nats per target, and its gradient's norm."""
-    layout, rank = case.layout, torch.distributed.get_rank()
+    parallel_dims, rank = case.parallel_dims, torch.distributed.get_rank()
     batch = subject.batch(step)
     targets = int((batch.targets != IGNORE).sum())
     total = torch.zeros((), dtype=torch.float64)
     optimizer.zero_grad(set_to_none=True)
     for part in range(case.accumulation):
-        if isinstance(module, FSDPModule) and case.settings.reduce_once_a_step:
+        if isinstance(module, FSDPModule) and case.settings.no_sync_accumulation:
             module.set_requires_gradient_sync(part == case.accumulation - 1)
-        slot = part * layout.data_ranks + layout.data_rank(rank)
+        slot = part * parallel_dims.data_ranks + parallel_dims.data_rank(rank)
         autocast = torch.autocast("cpu", torch.bfloat16) if case.bf16 and not case.sharded else nullcontext()
         with autocast:
-            loss, _ = module(_rows(batch, slot, case.accumulation * layout.data_ranks))
-        (loss * (layout.data_ranks / targets)).backward()
-        total += loss.detach() * layout.speaks(rank)
+            loss, _ = module(_rows(batch, slot, case.accumulation * parallel_dims.data_ranks))
+        (loss * (parallel_dims.data_ranks / targets)).backward()
+        total += loss.detach() * parallel_dims.is_tp_rank_zero(rank)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = global_norm(gradients)
     if subject.clip_norm:

@@ -7,8 +7,8 @@ rotations and activations that are not fused with their neighbours.
 """
 
 from pretrain.models.attention import FEW_SCORES
-from pretrain.models.config import Activation, Head, Norm, NormPlace, Position
-from pretrain.objectives.loss import WHOLE_LOGITS, chunk_rows
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
+from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_rows
 from pretrain.planning.workload import Workload
 
 FLOAT = 4  # bytes
@@ -104,7 +104,7 @@ def around_blocks_bytes(work: Workload) -> int:
     """Return what embeddings, final norm and head keep, the loss left out."""
     model, n = work.model, work.tokens
     between = work.tokens_between
-    kept = _norm(work, between * model.d_model, between) if model.norm_place is NormPlace.pre else 0
+    kept = _norm(work, between * model.d_model, between) if model.norm_position is NormPosition.pre else 0
     kept += _norm(work, n * model.d_model, n) if model.embedding_norm else 0
     kept += n * model.d_model * (1 if work.gpu else stream_bytes(work)) if model.dropout else 0
     if model.position is Position.rope:
@@ -139,7 +139,7 @@ def first_block_bytes(work: Workload) -> int:
 
 def chunked(work: Workload) -> bool:
     """Whether the loss is computed in chunks of the targets, as `objectives/loss.py` decides."""
-    return work.split > 1 or work.targets * work.vocab_size > WHOLE_LOGITS
+    return work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
 
 
 def kept_by_loss_bytes(work: Workload) -> int:

@@ -66,7 +66,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     if max_minutes is not None:
         by_clock = max(1, int(60 * max_minutes / step_s))
         steps = by_clock if steps is None else min(steps, by_clock)
-    return Cost(per_token, again, per_device * work.layout.data_ranks, steps, step_s, work.ranks)
+    return Cost(per_token, again, per_device * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
 
 
 def _recomputed(work: Workload) -> float:
@@ -109,12 +109,15 @@ def bytes_exchanged(work: Workload) -> float:
     direction and the rest once, and reduces gradients; copies of it reduce their shards; matrices that neighbours
     split take two sums a block in either direction.
     """
-    layout, model, numbers = work.layout, work.model, _numbers(work)
+    parallel_dims, model, numbers = work.parallel_dims, work.model, _numbers(work)
     if not work.sharded:
-        return 2.0 * _passed(layout.ranks) * FLOAT * numbers
-    per_micro_batch = _passed(layout.shards) * (_gathered(work) + FLOAT * numbers)
+        return 2.0 * _passed(parallel_dims.ranks) * FLOAT * numbers
+    per_micro_batch = _passed(parallel_dims.shards) * (_gathered(work) + FLOAT * numbers)
     per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * stream_bytes(work)
-    return work.accumulation * per_micro_batch + 2.0 * _passed(layout.replicas) * FLOAT * numbers / layout.shards
+    return (
+        work.accumulation * per_micro_batch
+        + 2.0 * _passed(parallel_dims.replicas) * FLOAT * numbers / parallel_dims.shards
+    )
 
 
 def _numbers(work: Workload) -> int:

@@ -28,9 +28,9 @@ from pretrain.config.run import RunConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import HybridConfig, MaskedConfig
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.clip import global_norm, scale_by
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.planning.vocabulary import PlannedVocabulary
@@ -105,28 +105,28 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        mesh = stack.enter_context(_simulated_devices(workload.layout)) if workload.sharded else None
-        learner = _build(config, workload, mesh)
+        mesh = stack.enter_context(_simulated_devices(workload.parallel_dims)) if workload.sharded else None
+        model_with_loss = _build(config, workload, mesh)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        learner.to_empty(device="cpu")
-        model = learner.model
+        model_with_loss.to_empty(device="cpu")
+        model = model_with_loss.model
         assert isinstance(model, Transformer)
         model.tie()
-        learner.train()
+        model_with_loss.train()
         optimizer = config.optimizer.build(model)
         live = stack.enter_context(LiveBytes())
-        for parameter in learner.parameters():
+        for parameter in model_with_loss.parameters():
             live.add(_local(parameter))
         batch = _batch(config, workload)
-        for parameter in learner.parameters():
+        for parameter in model_with_loss.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes its state, which every step but the first finds there
         optimizer.zero_grad(set_to_none=True)
-        saved = Saved(learner)
+        saved = Saved(model_with_loss)
         live.peak = 0
-        gradients = _step(learner, optimizer, batch, workload, saved)
+        gradients = _step(model_with_loss, optimizer, batch, workload, saved)
         return Simulated(
-            weights=sum(_bytes(parameter) for parameter in learner.parameters()),
+            weights=sum(_bytes(parameter) for parameter in model_with_loss.parameters()),
             gradients=gradients,
             optimizer=sum(_bytes(v) for state in optimizer.state.values() for v in state.values()),
             activations=saved.bytes,
@@ -136,26 +136,26 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
 
 
 @contextmanager
-def _simulated_devices(layout: Layout) -> Iterator[DeviceMesh]:
+def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
     """Give a mesh of so many devices of which only the first exists, and collectives that do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.ranks)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel_dims.ranks)
     try:
-        yield build_mesh(layout, "cpu")
+        yield build_mesh(parallel_dims, "cpu")
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> Learner:
+def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> ModelWithLoss:
     """Return the learner of the run on the meta device, spread as the run spreads it."""
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
-    learner = Learner(model, objective)
+    model_with_loss = ModelWithLoss(model, objective)
     settings = replace(config.parallel, compile=False)  # changes speed, and memory only by what it fuses
-    parallelize(learner, mesh, settings, workload.bf16)
-    return learner
+    parallelize(model_with_loss, mesh, settings, workload.bf16)
+    return model_with_loss
 
 
 def _batch(config: RunConfig, workload: Workload) -> Batch:
@@ -171,15 +171,15 @@ def _batch(config: RunConfig, workload: Workload) -> Batch:
         targets=narrow,
         places=narrow.clone() if isinstance(config.objective, MaskedConfig) else None,
         samples=torch.zeros(rows, dtype=torch.int64),
-        causal_rows=torch.zeros(rows, dtype=torch.bool) if hybrid else None,
+        is_causal=torch.zeros(rows, dtype=torch.bool) if hybrid else None,
     )
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
     """Collects what the forward pass saves for the backward pass, each storage once, weights left out."""
 
-    def __init__(self, learner: nn.Module) -> None:
-        self._learner = learner
+    def __init__(self, model_with_loss: nn.Module) -> None:
+        self._learner = model_with_loss
         self._found: dict[int, torch.UntypedStorage] = {}
         self.bytes = 0
         super().__init__(self._note, lambda tensor: tensor)
@@ -197,16 +197,16 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-def _step(learner: Learner, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
+def _step(model_with_loss: ModelWithLoss, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
     """Take an optimizer step as the training module does; return the bytes of its gradients."""
     for index in range(min(2, workload.accumulation)):  # from the second on all are alike
         single_bf16 = workload.bf16 and not workload.sharded
         autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()
         with autocast, saved if index == 0 else nullcontext():
-            loss, count = learner(batch)
+            loss, count = model_with_loss(batch)
         loss.backward()
         del loss, count
-    parameters = [p for p in learner.parameters() if p.grad is not None]
+    parameters = [p for p in model_with_loss.parameters() if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     scale_by(gradients, 1.0 / global_norm(gradients))
     optimizer.step()

@@ -14,7 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.block_benchmark import BlockBenchmark
 from pretrain.kernels.compile import can_compile
 from pretrain.kernels.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
 from pretrain.models.config import TransformerConfig
@@ -126,7 +126,7 @@ def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> flo
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
     torch.set_num_threads(_cores(config))
     try:
-        block = OneBlock(model, rows, length, config.objective.causal, bf16, cpu)
+        block = BlockBenchmark(model, rows, length, config.objective.causal, bf16, cpu)
         if config.parallel.compile and can_compile(cpu):
             block.compile()
         return block.flops / median(block.seconds(10)) / config.trainer.ranks

@@ -112,8 +112,8 @@ def _gradients_to_come(work: Workload) -> int:
     if work.accumulation > 1:
         return 0
     later = [name for name in work.shapes if name.startswith(("blocks.0.", "embeddings."))]
-    tied = work.model.tied and not work.sharded  # the head's part of a shared matrix is there first
-    return FLOAT * sum(work.held(name) for name in later if not (tied and name == "embeddings.tokens.weight"))
+    tie_embeddings = work.model.tie_embeddings and not work.sharded  # the head's part of a shared matrix is there first
+    return FLOAT * sum(work.held(name) for name in later if not (tie_embeddings and name == "embeddings.tokens.weight"))
 
 
 def _units(work: Workload) -> tuple[int, int]:
@@ -146,13 +146,13 @@ def _block_on_its_way_back(work: Workload) -> int:
 def _reducing(work: Workload, numbers: int) -> int:
     if not work.sharded:
         return 0
-    sent_to_copies = numbers * FLOAT // work.layout.shards if work.layout.replicas > 1 else 0
+    sent_to_copies = numbers * FLOAT // work.parallel_dims.shards if work.parallel_dims.replicas > 1 else 0
     return numbers * (weight_bytes(work) + FLOAT) + sent_to_copies
 
 
 def _tied_gradients(work: Workload) -> int:
     """Return the bytes of both gradients and their sum, less what counts as a gradient but is not there yet."""
-    if not work.model.tied:
+    if not work.model.tie_embeddings:
         return 0
     there_later = 0 if work.accumulation > 1 else work.held("embeddings.tokens.weight") * FLOAT
     return 3 * _vocabulary_gradient(work) - there_later

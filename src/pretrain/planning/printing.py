@@ -73,7 +73,9 @@ def _shape(found: Forecast) -> str:
     parts = [f"{work.rows} rows x {work.length:,} tokens"]
     parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
     if work.split > 1:
-        parts.append(f"{work.layout.data_ranks:,} groups that read alike ({work.ranks:,} devices: {_sharing(work)})")
+        parts.append(
+            f"{work.parallel_dims.data_ranks:,} groups that read alike ({work.ranks:,} devices: {_sharing(work)})"
+        )
     elif work.ranks > 1:
         parts.append(f"{work.ranks:,} devices ({_sharing(work)})")
     return " x ".join(parts)
@@ -81,10 +83,14 @@ def _shape(found: Forecast) -> str:
 
 def _sharing(work: Workload) -> str:
     """Return how devices share the model: by name, or as copies x shards x devices that split each matrix."""
-    layout = work.layout
-    parts = {"copies": layout.replicas, "shards": layout.shards, "devices that split matrices": layout.tensor}
+    parallel_dims = work.parallel_dims
+    parts = {
+        "copies": parallel_dims.replicas,
+        "shards": parallel_dims.shards,
+        "devices that split matrices": parallel_dims.tensor,
+    }
     several = " x ".join(f"{size:,} {name}" for name, size in parts.items() if size > 1)
-    return work.strategy.name if layout.replicas == layout.tensor == 1 else several
+    return work.strategy.name if parallel_dims.replicas == parallel_dims.tensor == 1 else several
 
 
 def _optimum(found: Forecast) -> list[str]:

@@ -12,7 +12,7 @@ from pretrain.models.masks import takes_blocks
 from pretrain.objectives.config import HybridConfig, MaskedConfig, MaskingConfig
 from pretrain.optim.config import MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Strategy
 
 _SPLIT_INTO_COLUMNS = ("attention.output.weight", "feed_forward.down.weight")
@@ -36,7 +36,7 @@ class Workload:
     rows: int  # of one micro-batch on one device
     targets_per_row: int
     accumulation: int  # micro-batches of one optimizer step
-    layout: Layout
+    parallel_dims: ParallelDims
     strategy: Strategy
     bf16: bool
     masked: bool  # whether attention is told who sees whom by a number for each pair of positions
@@ -51,12 +51,12 @@ class Workload:
     @property
     def ranks(self) -> int:
         """Devices of the run."""
-        return self.layout.ranks
+        return self.parallel_dims.ranks
 
     @property
     def split(self) -> int:
         """Devices that split each matrix."""
-        return self.layout.tensor
+        return self.parallel_dims.tensor
 
     @property
     def tokens_between(self) -> int:
@@ -115,7 +115,7 @@ class Workload:
         shape = self.computed_with(name)
         if not self.sharded:
             return math.prod(shape)
-        return math.ceil(shape[0] / self.layout.shards) * math.prod(shape[1:])
+        return math.ceil(shape[0] / self.parallel_dims.shards) * math.prod(shape[1:])
 
 
 def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = False) -> Workload:
@@ -143,7 +143,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         rows=config.rows_per_micro_batch(),
         targets_per_row=_targets_per_row(config),
         accumulation=config.accumulation_steps(),
-        layout=config.layout(),
+        parallel_dims=config.parallel_dims(),
         strategy=config.trainer.strategy,
         bf16=bf16,
         masked=_masked(config) and not (compiled and takes_blocks(model)),

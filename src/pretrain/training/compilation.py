@@ -6,10 +6,10 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.kernels.block_benchmark import OneBlock
+from pretrain.kernels.block_benchmark import BlockBenchmark
 from pretrain.kernels.compile import can_compile, compiler
 from pretrain.kernels.device import peak_flops_per_s
-from pretrain.launch.rank import say
+from pretrain.launch.rank import log
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.training.config import Precision
@@ -59,22 +59,22 @@ def _pays(config: RunConfig, device: torch.device) -> bool:
     assert isinstance(config.model, TransformerConfig)
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
-    block = OneBlock(config.model, rows, length, config.objective.causal, bf16, device)
+    block = BlockBenchmark(config.model, rows, length, config.objective.causal, bf16, device)
     as_it_is, expected = min(block.seconds()), block.gradient()
-    say("parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ...")
+    log("parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ...")
     block.compile()
     start = time.perf_counter()
     compiled = min(block.seconds())
     off = float((block.gradient() - expected).norm() / expected.norm())
     took = time.perf_counter() - start
     if not off < LARGEST_ERROR:
-        say(
+        log(
             f"warning: parallel.compile=false: compiled, a block's gradient is another one, off by {off:.2g} of its "
             f"length: the compiler ({compiler()}) makes wrong code here."
         )
         return False
     pays = compiled < GAIN * as_it_is
-    say(
+    log(
         f"parallel.compile={str(pays).lower()}: a block takes {1000 * as_it_is:.3g} ms a step, compiled "
         f"{1000 * compiled:.3g} ms, found in {took:.0f} s"
     )

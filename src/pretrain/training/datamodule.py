@@ -37,10 +37,10 @@ class MicroBatches(Dataset[Batch]):
         offset: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        left_out: frozenset[str] = frozenset(),
+        excluded: frozenset[str] = frozenset(),
     ) -> None:
         self.stream = stream
-        self.left_out = left_out
+        self.excluded = excluded
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
@@ -56,9 +56,9 @@ class MicroBatches(Dataset[Batch]):
 
     def batch(self, samples: np.ndarray) -> Batch:
         """Return the micro-batch of the rows at these places of the stream."""
-        batch = self.objective.make_batch(self.stream.rows(samples), torch.from_numpy(samples))
-        if self.left_out:
-            blamed = [row.id in self.left_out for row in self.stream.placed(samples)]
+        batch = self.objective.collate(self.stream.rows(samples), torch.from_numpy(samples))
+        if self.excluded:
+            blamed = [row.id in self.excluded for row in self.stream.placed(samples)]
             batch.targets[torch.tensor(blamed)] = IGNORE
         return batch
 
@@ -86,12 +86,12 @@ class ValidationBatches(Dataset[Batch]):
         places = np.arange(first, first + self.size)
         beyond = places >= self.n_rows  # every rank has as many batches: the last are filled up with rows that count 0
         places[beyond] = 0
-        batch = self.objective.make_batch(self.stream.rows(places), torch.from_numpy(places + _VALIDATION_SAMPLES))
+        batch = self.objective.collate(self.stream.rows(places), torch.from_numpy(places + _VALIDATION_SAMPLES))
         batch.targets[torch.from_numpy(beyond)] = IGNORE
         return batch
 
 
-class From(Sampler[int]):
+class RangeSampler(Sampler[int]):
     """Counts upwards from `start`; its length is that of the whole run, as Lightning counts what was read before."""
 
     def __init__(self, start: int, end: int) -> None:
@@ -105,10 +105,10 @@ class From(Sampler[int]):
         return self.end
 
 
-class InThisProcess(Iterable[Batch]):
+class InProcessLoader(Iterable[Batch]):
     """Micro-batches one after another, as a DataLoader without workers gives them, without its time for each."""
 
-    def __init__(self, batches: MicroBatches | ValidationBatches, numbers: From) -> None:
+    def __init__(self, batches: MicroBatches | ValidationBatches, numbers: RangeSampler) -> None:
         self.batches = batches
         self.numbers = numbers
 
@@ -119,13 +119,13 @@ class InThisProcess(Iterable[Batch]):
         return len(self.numbers)
 
 
-def _loader(batches: MicroBatches, numbers: From, workers: int) -> Iterable[Batch]:
+def _loader(batches: MicroBatches, numbers: RangeSampler, workers: int) -> Iterable[Batch]:
     """Return a loader that leaves the global random generator alone, from which torch's would draw at every start.
 
     A run resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
     """
     if not workers:
-        return InThisProcess(batches, numbers)
+        return InProcessLoader(batches, numbers)
     return DataLoader(
         batches,
         batch_size=None,
@@ -174,10 +174,10 @@ class TextDataModule(L.LightningDataModule):
         batch_sizes: BatchSizes,
         max_validation_rows: int,
         num_workers: int,
-        left_out: frozenset[str] = frozenset(),
+        excluded: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.left_out = left_out
+        self.excluded = excluded
         self.train_stream = train
         self.validation_streams = validation
         self.objective = objective
@@ -193,7 +193,7 @@ class TextDataModule(L.LightningDataModule):
         batches = self._training_batches()
         start = self.trainer.global_step * batches.accumulation
         end = 2**62  # never exhausted: the run's length ends it
-        return _loader(batches, From(start, end), self.num_workers)
+        return _loader(batches, RangeSampler(start, end), self.num_workers)
 
     def training_batch(self, samples: np.ndarray) -> Batch:
         """Return the micro-batch of the training rows at these places of the stream, once more."""
@@ -208,10 +208,10 @@ class TextDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             offset=self.batch_sizes.offset,
             **self._share(),
-            left_out=self.left_out,
+            excluded=self.excluded,
         )
 
-    def val_dataloader(self) -> list[InThisProcess]:
+    def val_dataloader(self) -> list[InProcessLoader]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""
         assert self.trainer is not None
         sources = [
@@ -219,7 +219,7 @@ class TextDataModule(L.LightningDataModule):
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
-        return [InThisProcess(batches, From(0, len(batches))) for batches in sources]
+        return [InProcessLoader(batches, RangeSampler(0, len(batches))) for batches in sources]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return the batch on the device; a GPU fetches it when it gets there, and the processor goes on meanwhile."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pretrain.errors import DivergenceError
 from pretrain.objectives.batch import IGNORE
-from pretrain.objectives.objective import Learner
-from pretrain.parallel.config import Layout
+from pretrain.objectives.objective import ModelWithLoss
+from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.datamodule import TextDataModule
 
@@ -28,12 +28,12 @@ _NORMAL = 1.4826  # of the median distance from the median: the standard deviati
 
 
 class Rewind(Exception):  # noqa: N818  (not an error: the run goes on)
-    """The run is to go back to its last checkpoint and to leave out rows, `left_out` being all of them so far."""
+    """The run is to go back to its last checkpoint and to leave out rows, `excluded` being all of them so far."""
 
-    def __init__(self, message: str, step: int, left_out: frozenset[str], seconds: float) -> None:
+    def __init__(self, message: str, step: int, excluded: frozenset[str], seconds: float) -> None:
         super().__init__(message)
         self.step = step  # that jumped
-        self.left_out = left_out
+        self.excluded = excluded
         self.seconds = seconds  # of the run so far, which do not come back
 
 
@@ -61,7 +61,7 @@ class Spikes:
         mean = statistics.fmean(self.losses)
         return mean + self.deviations * max(statistics.pstdev(self.losses, mean), _FLAT * abs(mean))
 
-    def is_one(self, loss: float) -> bool:
+    def is_spike(self, loss: float) -> bool:
         """Return whether a step of this loss, in nats per target, is a spike; else count it among the usual ones."""
         if not self.watches or not math.isfinite(loss):
             return False
@@ -78,8 +78,13 @@ class Spikes:
         )
 
 
-def rows_to_blame(
-    learner: Learner, data: TextDataModule, samples: np.ndarray, deviations: float, layout: Layout, rank: int
+def outlier_sequences(
+    model_with_loss: ModelWithLoss,
+    data: TextDataModule,
+    samples: np.ndarray,
+    deviations: float,
+    parallel_dims: ParallelDims,
+    rank: int,
 ) -> list[str]:
     """Return the ids of the rows of a step that are to blame for its loss: those far above the step's others.
 
@@ -87,11 +92,11 @@ def rows_to_blame(
     are to blame.
     """
     ids = [row.id for row in data.train_stream.placed(samples)]
-    losses = _row_losses(learner, data, samples)
-    if layout.ranks > 1:
-        everyone: list[tuple[list[str], list[float]]] = [([], [])] * layout.ranks
+    losses = _row_losses(model_with_loss, data, samples)
+    if parallel_dims.ranks > 1:
+        everyone: list[tuple[list[str], list[float]]] = [([], [])] * parallel_dims.ranks
         torch.distributed.all_gather_object(everyone, (ids, losses.tolist()))
-        everyone = everyone[:: layout.tensor]
+        everyone = everyone[:: parallel_dims.tensor]
         ids = [name for names, _ in everyone for name in names]
         losses = torch.tensor([loss for _, own in everyone for loss in own], dtype=torch.float64)
     scored = ~losses.isnan()  # a row that was left out before has no targets
@@ -104,17 +109,17 @@ def rows_to_blame(
     return sorted({name for name, blamed in zip(ids, chosen.tolist(), strict=True) if blamed})
 
 
-def _row_losses(learner: Learner, data: TextDataModule, samples: np.ndarray) -> Tensor:
+def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: np.ndarray) -> Tensor:
     """Return the mean loss of each row in nats per target, float64 (samples,); NaN for one without targets."""
-    training = learner.training
-    learner.eval()
-    device = next(learner.parameters()).device
+    training = model_with_loss.training
+    model_with_loss.eval()
+    device = next(model_with_loss.parameters()).device
     found = []
     for start in range(0, len(samples), data.size):
         batch = data.training_batch(samples[start : start + data.size]).to(device)
-        losses, _ = learner.evaluate(batch)
+        losses, _ = model_with_loss.evaluate(batch)
         found.append(losses.cpu().double().sum(1) / (batch.targets != IGNORE).sum(1).cpu())
-    learner.train(training)
+    model_with_loss.train(training)
     return torch.cat(found)
 
 

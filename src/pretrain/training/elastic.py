@@ -24,7 +24,7 @@ from pretrain.errors import (
     RankLostError,
 )
 from pretrain.files.records import Count
-from pretrain.launch.rank import rank, say
+from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import FAILURES, record_of
 from pretrain.parallel.process_group import leave_group
 from pretrain.stop_signals import STOP_SIGNALS, AskedToStop, heeded, keep_from_children, listen
@@ -148,7 +148,7 @@ def _go_on(record: dict[str, Any]) -> None:
             os._exit(failure.exit_code)
     found, _ = newest(folder)
     record["resumed"] = str(found.folder) if found else None
-    say(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
+    log(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
 
 
 def _how_stopped(failures: Path, asked: AskedToStop) -> PretrainError:

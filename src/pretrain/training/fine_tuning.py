@@ -10,8 +10,8 @@ from pretrain.data.mixture import MixedStream
 from pretrain.data.prepare import Prepared
 from pretrain.data.train_stream import RowStream
 from pretrain.errors import ConfigError, DataError
-from pretrain.interop.load import ModelFolder, Values, build_without_weights
-from pretrain.launch.rank import say
+from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
+from pretrain.launch.rank import log
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
@@ -61,7 +61,7 @@ def _left_out(rows: RowStream) -> int:
     return 0 if rows.without_target is None else int(rows.without_target.sum())
 
 
-def values_of_base(config: RunConfig, given: ModelFolder, prepared: Prepared, model: Transformer) -> Values:
+def values_of_base(config: RunConfig, given: ModelFolder, prepared: Prepared, model: Transformer) -> LoadParameter:
     """Return the values of the base that `init_from` names; of a head that it does not have, fresh ones.
 
     Raises ConfigError where the base cannot become what the run trains, CheckpointError where its weights do not fit.
@@ -83,7 +83,7 @@ def values_of_base(config: RunConfig, given: ModelFolder, prepared: Prepared, mo
         return given.values(model)
     base = given.values(build_without_weights(config.model, theirs, prepared.tokenizer))
     new = [name for name, _ in model.named_parameters() if name.startswith(_HEAD)]
-    say(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(ours.labels)} labels)")
+    log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(ours.labels)} labels)")
     shape, seed = config.model, config.seed
     assert isinstance(shape, TransformerConfig)
 

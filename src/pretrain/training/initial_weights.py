@@ -11,25 +11,25 @@ from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared
 from pretrain.data.shuffle import ORDER_VERSION
 from pretrain.errors import ConfigError, DataError, shown
-from pretrain.interop.load import ModelFolder, Values, open_model, saved_values
-from pretrain.launch.run_plan import Placement
+from pretrain.interop.load import LoadParameter, ModelFolder, open_model, saved_values
+from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.gather import fill
 from pretrain.parallel.parallelize import parallelize
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.fine_tuning import values_of_base
 
 
-def first_values(placement: Placement, prepared: Prepared, model: Transformer) -> Values:
+def initial_weights(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> LoadParameter:
     """Return the value of each parameter by its name: of the run resumed, of `init_from`, or fresh.
 
     Raises DataError where the run resumed had other data, ConfigError where `init_from` had another tokenizer or shape,
     and CheckpointError where saved weights do not fit the model.
     """
-    config, resumed = placement.config, placement.resumed
+    config, resumed = run_plan.config, run_plan.resumed
     if resumed is not None:
         _check_same_data(resumed.progress, prepared)
         return saved_values(resumed, model)
@@ -43,8 +43,8 @@ def first_values(placement: Placement, prepared: Prepared, model: Transformer) -
     return lambda name, size: initial_tensor(name, size, shape, seed)
 
 
-def materialiser(
-    learner: Learner, config: RunConfig, values: Values
+def materializer(
+    model_with_loss: ModelWithLoss, config: RunConfig, values: LoadParameter
 ) -> Callable[[DeviceMesh | None, torch.device], None]:
     """Return what gives a learner without weights its own, on this process's device and sharded over the mesh.
 
@@ -52,16 +52,16 @@ def materialiser(
     """
     bf16 = config.trainer.precision is Precision.bf16
 
-    def materialise(mesh: DeviceMesh | None, device: torch.device) -> None:
-        model = learner.model
+    def materialize(mesh: DeviceMesh | None, device: torch.device) -> None:
+        model = model_with_loss.model
         assert isinstance(model, Transformer)
-        parallelize(learner, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
-        learner.to_empty(device="cpu" if config.parallel.cpu_offload else device)
+        parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
+        model_with_loss.to_empty(device="cpu" if config.parallel.cpu_offload else device)
         model.tie()
         fill(model, values)
-        learner.train()
+        model_with_loss.train()
 
-    return materialise
+    return materialize
 
 
 def fixed_facts(prepared: Prepared) -> dict[str, Any]:

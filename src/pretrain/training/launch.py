@@ -12,10 +12,10 @@ from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import ConfigError, RankLostError, printable
-from pretrain.launch.rank import check_agent, check_launcher, rank, say, under_launcher
+from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_launcher
 from pretrain.launch.resume import as_config
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import Placement, from_record, place, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, place, to_record
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
@@ -34,43 +34,43 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     """
     check_launcher()
     if under_launcher():
-        say(_run(_agreed_placement(config, overrides)))
+        log(_run(_agreed_run_plan(config, overrides)))
         leave_group()
         return
     assert config is not None
     config = with_devices(config)
     check_files(config.data)
-    placement = place(config, overrides)
-    _settle(placement)
-    alone = placement.config.trainer.ranks == 1 and not placement.config.trainer.max_restarts
+    run_plan = place(config, overrides)
+    _resolve_auto_settings(run_plan)
+    alone = run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts
     if alone:
-        say(_run(placement))
+        log(_run(run_plan))
         return
-    with only_run_in(placement.folder):
-        say(spawn(to_record(placement)))
+    with only_run_in(run_plan.folder):
+        log(spawn(to_record(run_plan)))
 
 
-def _run(placement: Placement) -> str:
+def _run(run_plan: RunPlan) -> str:
     if rank() > 0:
-        return _train(placement)
-    with only_run_in(placement.folder):
-        return _train(placement)
+        return _train(run_plan)
+    with only_run_in(run_plan.folder):
+        return _train(run_plan)
 
 
-def _train(placement: Placement) -> str:
+def _train(run_plan: RunPlan) -> str:
     from pretrain.training.rewind import train  # here: a wrong folder is told before Lightning is loaded
 
-    return str(train(placement))
+    return str(train(run_plan))
 
 
-def _settle(placement: Placement) -> None:
+def _resolve_auto_settings(run_plan: RunPlan) -> None:
     """Measure what `auto` means once, before there are several processes that could find different answers."""
     from pretrain.training.compilation import resolve_compile  # here: reading settings loads no torch
     from pretrain.training.strategy import choose_device, resolve_precision
 
-    device = choose_device(placement.config.trainer)
-    resolve_precision(placement.config, device)
-    resolve_compile(placement.config, device)
+    device = choose_device(run_plan.config.trainer)
+    resolve_precision(run_plan.config, device)
+    resolve_compile(run_plan.config, device)
 
 
 def with_devices(config: RunConfig) -> RunConfig:
@@ -96,7 +96,7 @@ def with_devices(config: RunConfig) -> RunConfig:
     return as_config(record)
 
 
-def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placement:
+def _agreed_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
     """Return the same placement on every process: the first one places, the others receive it through the store."""
     from torch.distributed.rendezvous import rendezvous
 
@@ -120,10 +120,10 @@ def _agreed_placement(config: RunConfig | None, overrides: list[str]) -> Placeme
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        placement = place(as_config(record), overrides)
-        _settle(placement)
-        prepare(placement.config.data, placement.config.tokenizer, Path(placement.config.paths.cache_dir))
-        store.set("pretrain/placement", json.dumps(to_record(placement)))
+        run_plan = place(as_config(record), overrides)
+        _resolve_auto_settings(run_plan)
+        prepare(run_plan.config.data, run_plan.config.tokenizer, Path(run_plan.config.paths.cache_dir))
+        store.set("pretrain/placement", json.dumps(to_record(run_plan)))
     return from_record(json.loads(store.get("pretrain/placement")))
 
 

@@ -14,12 +14,13 @@ def shortened_decay(config: RunConfig, steps: int, warmup: int) -> str | None:
     """Return a sentence where the warm-up leaves fewer steps to the decay than the settings ask for."""
     if not isinstance(config.schedule, WSDConfig):
         return None
-    share = config.schedule.decay_share
+    share = config.schedule.decay_fraction
     left, asked = steps - warmup, round(share * steps)
     if asked <= left:
         return None
     return (
-        f"schedule.decay_share={share:g} asks for {asked:,} steps of decay, and the warm-up of {warmup:,} steps leaves "
+        f"schedule.decay_fraction={share:g} asks for {asked:,} steps of decay, and the warm-up of {warmup:,} steps "
+        "leaves "
         f"{left:,} of {steps:,}: the decay takes those."
     )
 

@@ -14,15 +14,15 @@ from torch.optim import Optimizer
 from pretrain.errors import DataError, DivergenceError
 from pretrain.evaluation.totals import Totals, target_counts, validation_figures
 from pretrain.objectives.batch import IGNORE, Batch
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.clip import global_norm, scale_by
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.divergence import Rewind, Spikes, named, rows_to_blame, stop
+from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, stop
 from pretrain.training.run_length import RunLength
 from pretrain.training.validation_metrics import LossMetrics, macro_f1
 
@@ -37,11 +37,11 @@ class TrainingModule(L.LightningModule):
 
     def __init__(
         self,
-        learner: Learner,
+        model_with_loss: ModelWithLoss,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
-        layout: Layout,
+        parallel_dims: ParallelDims,
         length: RunLength,
         spikes: Spikes,
         keeps_ledger: bool,
@@ -50,13 +50,13 @@ class TrainingModule(L.LightningModule):
         expected_targets: float,
         n_labels: int | None,
         bits_per_byte_of_a_nat: dict[str, float | None],
-        materialise: Callable[[DeviceMesh | None, torch.device], None],
+        materialize: Callable[[DeviceMesh | None, torch.device], None],
     ) -> None:
         super().__init__()
-        self.learner = learner
+        self.model_with_loss = model_with_loss
         self.optimizer_config = optimizer
         self.schedule = schedule
-        self.layout = layout
+        self.parallel_dims = parallel_dims
         self.length = length
         self.spikes = spikes
         self.keeps_ledger = keeps_ledger
@@ -65,9 +65,9 @@ class TrainingModule(L.LightningModule):
         self._scored = [  # (source, part of the objective, factor), in the order of the loaders
             (source, part, factor if objective.causal else None)
             for source, factor in bits_per_byte_of_a_nat.items()
-            for part, objective in learner.objective.parts.items()
+            for part, objective in model_with_loss.objective.parts.items()
         ]
-        self.materialise = materialise  # gives the learner its weights, on its device and over its mesh
+        self.materialize = materialize  # gives the learner its weights, on its device and over its mesh
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, where they last asked each other
         self._asked: tuple[Any, Tensor] | None = None  # a question to all processes that is under way
@@ -79,7 +79,7 @@ class TrainingModule(L.LightningModule):
         self.validated_at: int | None = None  # the step of it
         self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
         self.grad_norm = torch.zeros(())
-        self.looks_at_gradient: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
+        self.gradient_hook: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
         self.skipped_steps = 0
         self.skipped_because = ""  # why the newest of them was
         self._skipped_in_a_row = 0
@@ -101,7 +101,7 @@ class TrainingModule(L.LightningModule):
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:
-            self.materialise(self.device_mesh, self.trainer.strategy.root_device)
+            self.materialize(self.device_mesh, self.trainer.strategy.root_device)
             self._ready = True
 
     def on_train_start(self) -> None:
@@ -114,7 +114,7 @@ class TrainingModule(L.LightningModule):
         It is the sum over targets divided by a constant; `configure_gradient_clipping` divides by the true count of
         the global batch once that is known. Causal or masked is the objective's business: nothing here may ask which.
         """
-        loss_sum, count = self.learner(batch)
+        loss_sum, count = self.model_with_loss(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
         self._samples.append(batch.samples)
@@ -122,9 +122,9 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer; the learning rate is a function of the run's place and needs no scheduler object."""
-        optimizer = self.optimizer_config.build(self.learner.model)
+        optimizer = self.optimizer_config.build(self.model_with_loss.model)
         for group in optimizer.param_groups:
-            group["height"] = group["lr"]
+            group["initial_lr"] = group["lr"]
         return optimizer
 
     def optimizer_step(
@@ -157,19 +157,19 @@ class TrainingModule(L.LightningModule):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._agree()
         self._set_learning_rate(optimizer)
-        ranks = self.layout.data_ranks  # gradients come as the mean over them
+        ranks = self.parallel_dims.data_ranks  # gradients come as the mean over them
         scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
-        if self.looks_at_gradient is not None:
-            self.looks_at_gradient(scale)
+        if self.gradient_hook is not None:
+            self.gradient_hook(scale)
         if not bool(torch.isfinite(self.grad_norm)):
             self._skip(optimizer, "the gradient was not finite")
             return
         if not int(self._step_targets):  # after the line that waits for the device
             self._skip(optimizer, NO_TARGET)
             return
-        if self.spikes.is_one(self.step_loss):
-            self._meet_spike()
+        if self.spikes.is_spike(self.step_loss):
+            self._handle_spike()
             self._skip(optimizer, "the loss jumped")
             return
         if self.clip_norm:
@@ -189,7 +189,7 @@ class TrainingModule(L.LightningModule):
             asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
             clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
             device = self._step_targets.device
-            found = torch.stack([self._step_targets.double(), loss_sum.to(device)]) * self._speaks()
+            found = torch.stack([self._step_targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
             # whole numbers stay exact: they are below 2^53
             sums = torch.cat([found, torch.tensor([*asked, clock], device=device, dtype=found.dtype)])
             torch.distributed.all_reduce(sums)
@@ -197,7 +197,7 @@ class TrainingModule(L.LightningModule):
             *counts, clock = sums[2:].long().tolist()
             self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
             seconds = clock / 1000
-        self.length.reach(seconds)
+        self.length.record_step(seconds)
         if self.spikes.watches or self.keeps_ledger:  # waits for the device
             targets = int(self._step_targets)
             self.step_loss = float(loss_sum) / targets if targets else math.nan
@@ -228,22 +228,24 @@ class TrainingModule(L.LightningModule):
         step = self.global_step
         share = self.schedule.share(step, self.length.planned_steps(step))
         for group in optimizer.param_groups:
-            group["lr"] = group["height"] * share
-        if self.length.ends_with(step):
+            group["lr"] = group["initial_lr"] * share
+        if self.length.is_last_step(step):
             self.trainer.fit_loop.epoch_loop.max_steps = step + 1
 
-    def _meet_spike(self) -> None:
+    def _handle_spike(self) -> None:
         """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
         if self.spikes.on_spike is OnSpike.skip:
             return
         data: TextDataModule = self.trainer.datamodule
         samples = torch.cat(self._samples).cpu().numpy()
-        rows = rows_to_blame(self.learner, data, samples, self.spikes.deviations, self.layout, self.global_rank)
+        rows = outlier_sequences(
+            self.model_with_loss, data, samples, self.spikes.deviations, self.parallel_dims, self.global_rank
+        )
         step = self.global_step + 1
         what = self.spikes.describe(step, self.step_loss)
-        new = frozenset(rows) - data.left_out
+        new = frozenset(rows) - data.excluded
         if self.spikes.on_spike is OnSpike.rewind and new:
-            raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.left_out | new, self.length.clock())
+            raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.excluded | new, self.length.clock())
         raise stop(what, rows)
 
     def _skip(self, optimizer: Optimizer, reason: str) -> None:
@@ -277,11 +279,11 @@ class TrainingModule(L.LightningModule):
             return own
         found = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(found, own)
-        return torch.cat(found[:: self.layout.tensor])
+        return torch.cat(found[:: self.parallel_dims.tensor])
 
-    def _speaks(self) -> bool:
+    def _is_tp_rank_zero(self) -> bool:
         """Whether this process adds what it found to the sum over all: of those that read the same rows, one does."""
-        return self.layout.speaks(self.global_rank)
+        return self.parallel_dims.is_tp_rank_zero(self.global_rank)
 
     def learning_rate(self) -> float:
         """Return the learning rate of the newest step, of the first group of parameters."""
@@ -295,7 +297,7 @@ class TrainingModule(L.LightningModule):
         None where every step since then was skipped.
         """
         if self.trainer.world_size > 1:
-            self._logged_loss *= self._speaks()
+            self._logged_loss *= self._is_tp_rank_zero()
             torch.distributed.all_reduce(self._logged_loss)
         targets = int(self._logged_targets)
         loss = float(self._logged_loss) / targets if targets else None
@@ -305,12 +307,12 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Score one batch of validation rows; each source has its own loader."""
-        losses, likeliest = self.learner.evaluate(batch)
+        losses, predictions = self.model_with_loss.evaluate(batch)
         metrics = self.validation[dataloader_idx]
         assert isinstance(metrics, LossMetrics)
-        metrics.update(losses, likeliest == batch.targets, batch.targets != IGNORE)
+        metrics.update(losses, predictions == batch.targets, batch.targets != IGNORE)
         if self.f1 is not None:
-            self.f1.update(likeliest, batch.targets)
+            self.f1.update(predictions, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the figures of this validation in `validated`: of all rows scored, then of each part and source."""

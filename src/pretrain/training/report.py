@@ -37,7 +37,7 @@ class Report:
     waited_s: dict[str, float]  # what the steps had to wait for
     checkpoint_s: float  # that a step waits for a checkpoint
     skipped_steps: int
-    left_out: list[str]  # rows to blame for spikes
+    excluded: list[str]  # rows to blame for spikes
     sample: str
     longer: str  # the settings that have the run go on, twice as long
     not_validated: dict[str, str] = field(default_factory=dict)  # why a source has no validation; a single one is ""
@@ -68,8 +68,8 @@ class Report:
             lines += [f"  checkpoints        {self._checkpoints()}"]
         if self.skipped_steps:
             lines += [f"  skipped            {self.skipped_steps:,} steps"]
-        if self.left_out:
-            lines += [f"  left out           {named(self.left_out)} (rows to blame for spikes)"]
+        if self.excluded:
+            lines += [f"  left out           {named(self.excluded)} (rows to blame for spikes)"]
         lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
             ("val/perplexity", "perplexity"),
@@ -106,12 +106,12 @@ class Report:
         if "val/loss" not in self.validation:
             reasons = dict.fromkeys(self.not_validated.values())
             return "none" + (f": {'; '.join(reasons)}" if reasons else "")
-        doubts = []
+        startup_warnings = []
         if self.not_validated:
-            doubts.append(f"of {', '.join(self.validation_targets)} alone")
+            startup_warnings.append(f"of {', '.join(self.validation_targets)} alone")
         if self.validation_targets and sum(self.validation_targets.values()) < FEW_TARGETS:
-            doubts.append(too_few(sum(self.validation_targets.values())))
-        return f"{self.validation['val/loss']:.4f}" + (f" ({'; '.join(doubts)})" if doubts else "")
+            startup_warnings.append(too_few(sum(self.validation_targets.values())))
+        return f"{self.validation['val/loss']:.4f}" + (f" ({'; '.join(startup_warnings)})" if startup_warnings else "")
 
     def _goodput(self) -> str:
         """Return which share of the time went into steps, and where the rest of it went."""

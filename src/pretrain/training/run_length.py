@@ -35,7 +35,7 @@ class RunLength:
         """Return the seconds of the run so far, by this process's clock."""
         return self.seconds if self._started_at is None else time.perf_counter() - self._started_at
 
-    def reach(self, seconds: float) -> None:
+    def record_step(self, seconds: float) -> None:
         """Note that a step is about to end at this time, on which all processes agree."""
         self._steps.append(seconds - self.seconds)
         self.seconds = seconds
@@ -45,18 +45,18 @@ class RunLength:
         by_steps = float("inf") if self.max_steps is None else self.max_steps
         if self.max_seconds is None or self.seconds <= 0:
             return by_steps
-        if self.ends_with(step):
+        if self.is_last_step(step):
             return step + 1
         return min(by_steps, (step + 1) * self.max_seconds / self.seconds)
 
-    def ends_with(self, step: int) -> bool:
+    def is_last_step(self, step: int) -> bool:
         """Return whether the step under way is the last: one more would take the run further beyond its time."""
         if self.max_steps is not None and step + 1 >= self.max_steps:
             return True
         # the shortest of the newest steps: a validation or a checkpoint may stand between two others
         return self.max_seconds is not None and self.seconds + min(self._steps, default=0) / 2 >= self.max_seconds
 
-    def over(self, step: int) -> bool:
+    def is_done(self, step: int) -> bool:
         """Return whether a run that has taken `step` steps has nothing left to do, not even half a step."""
         if self.max_steps is not None and step >= self.max_steps:
             return True

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.checkpoint.read import Checkpoint
-from pretrain.checkpoint.safetensors_file import Piece
+from pretrain.checkpoint.safetensors_file import TensorShard
 from pretrain.errors import CheckpointError, printable
-from pretrain.launch.rank import say
+from pretrain.launch.rank import log
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
-from pretrain.parallel.config import Layout
+from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.gather import like
-from pretrain.parallel.local_shards import own_pieces
+from pretrain.parallel.local_shards import local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.datamodule import TextDataModule
@@ -79,17 +79,17 @@ class RunState:
         raises CheckpointError.
         """
         self._raise(self.wait())
-        reshard(self.module.learner)
-        model, rank, ranks = self.module.learner.model, self.trainer.global_rank, self.trainer.world_size
+        reshard(self.module.model_with_loss)
+        model, rank, ranks = self.module.model_with_loss.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
             limit = timedelta(seconds=float(self.config["trainer"]["timeout_s"]))
             self._group = torch.distributed.new_group(backend="gloo", timeout=limit)
         tensors = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
-            "random": every_random_state(self.module.layout, self.trainer.strategy.root_device),
+            "random": every_random_state(self.module.parallel_dims, self.trainer.strategy.root_device),
         }
-        parts = {part: own_pieces(own, rank, self.module.layout) for part, own in tensors.items()}
+        parts = {part: local_shards(own, rank, self.module.parallel_dims) for part, own in tensors.items()}
         if self._thread is None:
             self._raise(self._write(step, parts, self._progress()))
         else:
@@ -108,7 +108,7 @@ class RunState:
         """Print once of each folder that is named like a checkpoint why it is not deleted."""
         for folder, reason in strangers.items():
             if folder not in self._left:
-                say(printable(f"warning: {folder} is never deleted: {reason}"))
+                log(printable(f"warning: {folder} is never deleted: {reason}"))
         self._left |= strangers.keys()
 
     def _raise(self, problem: str | None) -> None:
@@ -129,7 +129,7 @@ class RunState:
             "skipped_steps": self.module.skipped_steps,
             "seconds": self.module.length.clock(),
             "losses": list(self.module.spikes.losses),
-            "left_out": sorted(self.data.left_out),
+            "left_out": sorted(self.data.excluded),
             "batch_sizes": self.data.batch_sizes.record(),
             "first_validation": self.module.first_validated,
         }
@@ -141,11 +141,11 @@ class RunState:
         folder = os.path.relpath(Path.cwd(), self.folder.parent)
         return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.typed}
 
-    def _copy(self, parts: dict[str, dict[str, Tensor | Piece]]) -> dict[str, dict[str, Tensor | Piece]]:
+    def _copy(self, parts: dict[str, dict[str, Tensor | TensorShard]]) -> dict[str, dict[str, Tensor | TensorShard]]:
         """Return the parts as they are now, in memory of the processor that every save uses again."""
 
-        def copy(key: str, tensor: Tensor | Piece) -> Tensor | Piece:
-            if isinstance(tensor, Piece):
+        def copy(key: str, tensor: Tensor | TensorShard) -> Tensor | TensorShard:
+            if isinstance(tensor, TensorShard):
                 return replace(tensor, values=kept(key, tensor.values))
             return kept(key, tensor)
 
@@ -159,7 +159,9 @@ class RunState:
             part: {name: copy(f"{part}/{name}", tensor) for name, tensor in own.items()} for part, own in parts.items()
         }
 
-    def _write(self, step: int, parts: dict[str, dict[str, Tensor | Piece]], progress: dict[str, Any]) -> str | None:
+    def _write(
+        self, step: int, parts: dict[str, dict[str, Tensor | TensorShard]], progress: dict[str, Any]
+    ) -> str | None:
         """Write and prune; return what went wrong, for all processes to know."""
         problem = None
         try:
@@ -201,10 +203,14 @@ class Restore(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore what exists only now; a process that the saved run did not have keeps the generators of its start."""
         assert isinstance(pl_module, TrainingModule)
-        reshard(pl_module.learner)  # a validation before it has gathered weights, which the optimizer does not know
-        load_optimizer_state(trainer.optimizers[0], pl_module.learner.model, self.saved.tensors("optimizer"), like)
+        reshard(
+            pl_module.model_with_loss
+        )  # a validation before it has gathered weights, which the optimizer does not know
+        load_optimizer_state(
+            trainer.optimizers[0], pl_module.model_with_loss.model, self.saved.tensors("optimizer"), like
+        )
         pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
-        prefix = f"{pl_module.layout.data_rank(trainer.global_rank)}/"
+        prefix = f"{pl_module.parallel_dims.data_rank(trainer.global_rank)}/"
         saved = self.saved.tensors("random")
         own = {name.removeprefix(prefix): state for name, state in saved.items() if name.startswith(prefix)}
         if own:
@@ -222,19 +228,19 @@ def set_step(trainer: L.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def every_random_state(layout: Layout, device: torch.device) -> dict[str, Tensor]:
+def every_random_state(parallel_dims: ParallelDims, device: torch.device) -> dict[str, Tensor]:
     """Return the states of all random generators as <data rank>/<generator>, on every process.
 
     Processes that read the same rows draw the same numbers: what all of them hold must stay equal.
     """
     own = random_state(device)
-    if layout.ranks == 1:
+    if parallel_dims.ranks == 1:
         return {f"0/{name}": state for name, state in own.items()}
     found: dict[str, Tensor] = {}
     for name, state in own.items():
-        parts = [torch.empty_like(state, device=device) for _ in range(layout.ranks)]
+        parts = [torch.empty_like(state, device=device) for _ in range(parallel_dims.ranks)]
         torch.distributed.all_gather(parts, state.to(device))
-        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts[:: layout.tensor])}
+        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts[:: parallel_dims.tensor])}
     return found
 
 

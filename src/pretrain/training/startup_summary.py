@@ -15,12 +15,12 @@ from pretrain.training.datamodule import TextDataModule
 from pretrain.training.fine_tuning import pairs_left_out
 from pretrain.training.learning_rate import shortened_decay
 from pretrain.training.run_length import run_length
-from pretrain.training.validation import validation_doubts
+from pretrain.training.validation import validation_warnings
 
 WAITS = "; the first step and the first validation wait for the compiler, up to a few minutes"
 
 
-def opening(
+def startup_summary(
     config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
 ) -> str:
     """Return one line: the model, the machine, the length of the run and its data."""
@@ -35,13 +35,13 @@ def opening(
         f"({name}{threads}) in {precision.name}{shared}: {run_length(config, batch_sizes=data.batch_sizes)} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
-        + (" so far" if stream.growing() else "")
+        + (" so far" if stream.is_open() else "")
         + (f" ({shares})" if shares else "")
         + (WAITS if config.parallel.compile else "")
     )
 
 
-def doubts(
+def startup_warnings(
     config: RunConfig, model: Transformer, data: TextDataModule, without_validation: Mapping[str, str]
 ) -> list[str]:
     """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few.
@@ -51,7 +51,7 @@ def doubts(
     steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
     found = []
     fine_tunes = isinstance(config.data, AnnotatedConfig)  # a model far larger than its data, which it reads often
-    if not data.train_stream.growing() and not fine_tunes:
+    if not data.train_stream.is_open() and not fine_tunes:
         rows = data.batch_sizes.samples(steps or 0)  # by the clock nobody knows how many
         tokens = data.train_stream.tokens()
         epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
@@ -62,4 +62,4 @@ def doubts(
         found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
     elif steps is not None and (shorter := shortened_decay(config, steps, warmup)):
         found.append(shorter)
-    return found + pairs_left_out(data) + validation_doubts(without_validation, data.validation_streams)
+    return found + pairs_left_out(data) + validation_warnings(without_validation, data.validation_streams)

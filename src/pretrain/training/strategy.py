@@ -23,7 +23,7 @@ def choose_device(config: TrainerConfig) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     wanted = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
     if wanted == "auto":
-        wanted = next(kind for kind, there in available.items() if there)
+        wanted = next(kind for kind, available in available.items() if available)
     if not available[wanted]:
         raise ConfigError(
             f"trainer.accelerator={config.accelerator} finds no such device here. Try trainer.accelerator=cpu."
@@ -46,12 +46,15 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
 
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy object for the run."""
-    from pretrain.training.lightning_strategies import CopiedStrategy, ShardedStrategy  # here: the launcher needs none
+    from pretrain.training.lightning_strategies import (  # here: the launcher needs none
+        MeshDDPStrategy,
+        MeshFSDP2Strategy,
+    )
 
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.trainer.strategy is Sharing.ddp:
-        return CopiedStrategy(process_group_backend=backend, timeout=timeout)
+        return MeshDDPStrategy(process_group_backend=backend, timeout=timeout)
     if config.trainer.strategy is Sharing.fsdp:
         if config.parallel.cpu_offload and device.type == "cpu":
             raise ConfigError(
@@ -60,5 +63,5 @@ def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
             )
         if config.parallel.cpu_offload:
             backend = "cpu:gloo,cuda:nccl"  # gradients, and so their norms, are on the processors
-        return ShardedStrategy(config.layout(), config.parallel, backend, timeout)
+        return MeshFSDP2Strategy(config.parallel_dims(), config.parallel, backend, timeout)
     return "auto"

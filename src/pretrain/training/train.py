@@ -22,14 +22,14 @@ from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.training_rows import training_rows
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
-from pretrain.launch.rank import rank, say
+from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, TABLE
-from pretrain.launch.run_plan import Placement
+from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig, MaskedConfig
-from pretrain.objectives.objective import Learner
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics
@@ -43,7 +43,7 @@ from pretrain.training.config import Precision
 from pretrain.training.datamodule import TextDataModule, loader_errors
 from pretrain.training.divergence import Spikes
 from pretrain.training.fine_tuning import with_labels
-from pretrain.training.initial_weights import first_values, fixed_facts, materialiser
+from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.learning_rate import rate_change
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
@@ -52,53 +52,55 @@ from pretrain.training.outcome import check_outcome
 from pretrain.training.report import Report
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
 from pretrain.training.run_state import Restore, RunState, check_room, set_step
-from pretrain.training.startup_summary import doubts, opening
+from pretrain.training.startup_summary import startup_summary, startup_warnings
 from pretrain.training.strategy import choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lightning
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 
 
-def run(placement: Placement, throughput: Throughput | None = None) -> Report:
+def run(run_plan: RunPlan, throughput: Throughput | None = None) -> Report:
     """Train as the placement says and return the report.
 
     `throughput` knows what was done before, where the run rewinds. Raises a PretrainError where the run cannot go on,
     Rewind where it is to go back.
     """
-    config, folder, resumed = placement.config, placement.folder, placement.resumed
+    config, folder, resumed = run_plan.config, run_plan.folder, run_plan.resumed
     throughput = throughput or Throughput()
     _quiet_lightning()
     if rank() == 0:
         for left, reason in sweep(folder / CHECKPOINTS).items():
-            say(f"warning: {left} is never deleted: {reason}")
+            log(f"warning: {left} is never deleted: {reason}")
         delete_drafts(folder)
     device = choose_device(config.trainer)
     precision = resolve_precision(config, device)
 
-    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), say)
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
     config = with_labels(config, prepared)
-    placement = replace(placement, config=config)
+    run_plan = replace(run_plan, config=config)
     objective = config.objective.build(prepared.tokenizer, config.seed)
     before = resumed.progress if resumed else {}
-    left_out = placement.left_out | frozenset(before.get("left_out", []))
+    excluded = run_plan.excluded | frozenset(before.get("left_out", []))
     batch_sizes = batch_sizes_of(config, resumed)
-    data = _build_data(config, prepared, objective, left_out, batch_sizes)
+    data = _build_data(config, prepared, objective, excluded, batch_sizes)
     reasons = not_validated(config.data, prepared, data.validation_streams)
     check_first_validation(config, reasons, bool(data.validation_streams))
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
-    learner = Learner(model, objective)
+    model_with_loss = ModelWithLoss(model, objective)
     check_room(folder, sum(p.numel() for p in model.parameters()))
-    values = first_values(placement, prepared, model)
+    values = initial_weights(run_plan, prepared, model)
     start = resumed.step if resumed else 0
-    seconds = float(before.get("seconds", 0.0)) if placement.seconds is None else placement.seconds
+    seconds = float(before.get("seconds", 0.0)) if run_plan.seconds is None else run_plan.seconds
     length = run_length(config, seconds, batch_sizes)
     spikes = _spikes(config, before)
-    module = _build_module(config, data, learner, length, spikes, device, materialiser(learner, config, values))
+    module = _build_module(
+        config, data, model_with_loss, length, spikes, device, materializer(model_with_loss, config, values)
+    )
     module.first_validated = dict(before.get("first_validation", {}))
-    for sentence in doubts(config, model, data, reasons):
-        say(f"warning: {sentence}")
-    if resumed and not length.over(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
-        say(f"warning: {changed}")
+    for sentence in startup_warnings(config, model, data, reasons):
+        log(f"warning: {sentence}")
+    if resumed and not length.is_done(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
+        log(f"warning: {changed}")
 
     shape = config.model
     assert isinstance(shape, TransformerConfig)
@@ -122,8 +124,8 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         keep=config.checkpoint.keep,
         config=to_dict(config),
         facts=_facts(config, prepared, model),
-        typed=placement.typed,
-        after=placement.after,
+        typed=run_plan.typed,
+        after=run_plan.after,
         save_tokenizer=prepared.tokenizer.save,
         asynchronous=config.checkpoint.asynchronous,
     )
@@ -144,16 +146,16 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
     trainer._signal_connector.register_signal_handlers = _leave_signals
     set_step(trainer, start)
 
-    say(opening(config, model, data, device, precision))
-    seed = (config.seed + module.layout.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
+    log(startup_summary(config, model, data, device, precision))
+    seed = (config.seed + module.parallel_dims.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
     L.seed_everything(seed, workers=False, verbose=False)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
-    over = module.length.over(start)
-    if not over:
+    is_done = module.length.is_done(start)
+    if not is_done:
         with loader_errors(), late_signals(module):
             trainer.fit(module, datamodule=data)
     validation = final_validation(trainer, module, data)
-    if scores and over:
+    if scores and is_done:
         scores.make_up(trainer, module)
     targets = module.validation_targets
     sample = writer.sample(model, seed=config.seed)
@@ -171,7 +173,7 @@ def run(placement: Placement, throughput: Throughput | None = None) -> Report:
         waited_s=dict(throughput.other_s),
         checkpoint_s=throughput.checkpoint_s(),
         skipped_steps=module.skipped_steps,
-        left_out=sorted(left_out),
+        excluded=sorted(excluded),
         sample=sample,
         longer=length.doubled(max(start, trainer.global_step)),
         not_validated=not_validated(config.data, prepared, [name for name, count in targets.items() if count]),
@@ -190,7 +192,7 @@ def _spikes(config: RunConfig, before: dict[str, Any]) -> Spikes:
 
 
 def _build_data(
-    config: RunConfig, prepared: Prepared, objective: Any, left_out: frozenset[str], batch_sizes: BatchSizes
+    config: RunConfig, prepared: Prepared, objective: Any, excluded: frozenset[str], batch_sizes: BatchSizes
 ) -> TextDataModule:
     length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
     train = training_rows(prepared, config.data, length, config.seed)
@@ -206,7 +208,7 @@ def _build_data(
         batch_sizes=batch_sizes,
         max_validation_rows=config.data.max_validation_rows,
         num_workers=config.data.num_workers,
-        left_out=left_out,
+        excluded=excluded,
     )
 
 
@@ -223,19 +225,19 @@ def _text_ahead(
 def _build_module(
     config: RunConfig,
     data: TextDataModule,
-    learner: Learner,
+    model_with_loss: ModelWithLoss,
     length: RunLength,
     spikes: Spikes,
     device: torch.device,
-    materialise: Any,
+    materialize: Any,
 ) -> TrainingModule:
     first = torch.zeros(1, dtype=torch.int64)
-    per_row = learner.objective.make_batch(data.train_stream.rows(first.numpy()), first).targets.shape[1]
+    per_row = model_with_loss.objective.collate(data.train_stream.rows(first.numpy()), first).targets.shape[1]
     return TrainingModule(
-        learner,
+        model_with_loss,
         config.optimizer,
         replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
-        layout=config.layout(),
+        parallel_dims=config.parallel_dims(),
         length=length,
         spikes=spikes,
         keeps_ledger=config.logger.ledger,
@@ -246,7 +248,7 @@ def _build_module(
         bits_per_byte_of_a_nat={
             name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()
         },
-        materialise=materialise,
+        materialize=materialize,
     )
 
 

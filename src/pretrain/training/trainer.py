@@ -51,7 +51,7 @@ def _build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=Unprofiled(),
+        profiler=NoProfiler(),
         default_root_dir=folder,
     )
 
@@ -85,7 +85,7 @@ def _quiet_lightning() -> None:
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
-class Unprofiled(PassThroughProfiler):
+class NoProfiler(PassThroughProfiler):
     """Times nothing, and takes no time for it: Lightning's makes a generator at each of some thirty hooks a step."""
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[st
     return found
 
 
-def validation_doubts(reasons: Mapping[str, str], validated: Mapping[str, RowStream]) -> list[str]:
+def validation_warnings(reasons: Mapping[str, str], validated: Mapping[str, RowStream]) -> list[str]:
     """Return a sentence for each source that is not validated, though not told so, and for each validation too small.
 
     `reasons` are what `not_validated` returns, `validated` the rows of the others, by source.

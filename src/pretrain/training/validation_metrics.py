@@ -13,23 +13,23 @@ class LossMetrics(Metric):
 
     full_state_update = False
     loss_sum: Tensor
-    right: Tensor
+    correct: Tensor
     count: Tensor
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        for name in ("loss_sum", "right", "count"):
+        for name in ("loss_sum", "correct", "count"):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
-    def update(self, losses: Tensor, right: Tensor, counts: Tensor) -> None:
+    def update(self, losses: Tensor, correct: Tensor, counts: Tensor) -> None:
         """Add targets: cross-entropies in nats, whether each was the likeliest token, and whether it counts."""
         self.loss_sum += losses.to(self.loss_sum.dtype).sum()
-        self.right += right.sum()
+        self.correct += correct.sum()
         self.count += counts.sum()
 
     def compute(self) -> tuple[float, float, float]:
         """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
-        return float(self.loss_sum), float(self.right), float(self.count)
+        return float(self.loss_sum), float(self.correct), float(self.count)
 
 
 def macro_f1(n_labels: int) -> MulticlassF1Score:

@@ -92,18 +92,18 @@ def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path
 def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     rows = StreamedRows(Stream(prepared.folder), data, 64, pad_id=0, seed=0)
-    assert rows.there() < 100
+    assert rows.available() < 100
     for needed, ended in ((100, False), (10**6, True)):
         reader = ReadAhead(data, prepared.folder, 64, needed)
         reader.check()
         reader.start()
-        while rows.lacks(needed):
+        while rows.is_waiting(needed):
             reader.check()
             time.sleep(0.05)
         reader.stop()
         reader.stop()
         assert rows.stream.ended() == ended
-        assert rows.there() >= needed
+        assert rows.available() >= needed
     assert "the corpus has been read to its end" in capfd.readouterr().out
 
 

@@ -51,7 +51,7 @@ def whole(data: TextFilesConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def open_rows(folder: Path, data: TextFilesConfig, seed: int = 3) -> StreamedRows:
     rows = StreamedRows(Stream(folder), data, LENGTH, pad_id=0, seed=seed)
-    rows.there()
+    rows.available()
     return rows
 
 
@@ -63,7 +63,7 @@ def test_every_row_comes_once_an_epoch_and_the_eras_in_turn(whole: Path, data: T
     rows = open_rows(whole, data)
     ends = rows._ends
     assert len(ends) > 4
-    assert rows.there() == ALL
+    assert rows.available() == ALL
     orders = [rows.order(np.arange(epoch * ends[-1], (epoch + 1) * ends[-1])) for epoch in range(3)]
     for order in orders:
         for first, end in zip([0, *ends], ends, strict=False):
@@ -86,12 +86,12 @@ def test_a_reader_that_saw_less_of_the_corpus_answers_the_same(whole: Path, data
     folder = tmp_path / whole.name
     read_eras(folder, data, eras=2)
     early, late = open_rows(folder, data), open_rows(whole, data)
-    there = early.there()
-    assert there == late._ends[1]
-    draws = np.arange(there)[::-1].copy()
+    available = early.available()
+    assert available == late._ends[1]
+    draws = np.arange(available)[::-1].copy()
     assert same(early.rows(draws), late.rows(draws))
     read_eras(folder, data)
-    assert early.there() == ALL
+    assert early.available() == ALL
     draws = np.random.default_rng(0).integers(0, 5 * late._ends[-1], 300)  # of many eras and epochs at once
     assert same(early.rows(draws), late.rows(draws))
 

@@ -15,7 +15,7 @@ from pretrain.data.sources import python_docs
 from pretrain.data.tokenizers import tokenizer
 from pretrain.data.tokenizers.long_texts import Lengths, pieces
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import build_tokenizer, byte_tokenizer, thin, train_bpe
+from pretrain.data.tokenizers.train_bpe import build_tokenizer, byte_tokenizer, subsample, train_bpe
 from pretrain.errors import ConfigError, DataError
 
 NASTY = "Hi  it's 12\u00a0naïve\x00 日本 😀\r\n\n\tindent   = 'x'  \n\ufeff end. "
@@ -160,7 +160,7 @@ def test_settings_choose_the_tokenizer(corpus: list[str], tmp_path: Path) -> Non
 @pytest.mark.parametrize("max_bytes", [64, 1000, 9999, 100_000])
 def test_thinning_spreads_evenly(max_bytes: int) -> None:
     texts = [f"{n:06d} é" for n in range(2000)]
-    kept = list(thin(texts, max_bytes))
+    kept = list(subsample(texts, max_bytes))
     size = sum(len(text.encode()) for text in kept)
     assert size <= max_bytes
     assert size >= min(max_bytes // 4, 18_000)

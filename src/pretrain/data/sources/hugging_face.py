@@ -8,7 +8,7 @@ from typing import Any
 from pretrain.data.config import HuggingFaceConfig
 from pretrain.data.sources.column_files import missing_column
 from pretrain.data.sources.corpus_files import all_files, hash_files
-from pretrain.data.sources.source import Bookmark, Document, Source, printable
+from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.errors import DataError
 
 
@@ -38,7 +38,7 @@ class HuggingFace(Source):
             return None
         return self._screened(self._read_split(split, "data.validation_split"), f"data.validation_split={split}")
 
-    def bookmark(self) -> Bookmark | None:
+    def resume_token(self) -> ResumeToken | None:
         """Return the newest row that was read, so that nothing before it is fetched again.
 
         A streamed data set tells its place by `state_dict`, which is exact as no buffer shuffles it.
@@ -46,7 +46,7 @@ class HuggingFace(Source):
         if self._opened is None:
             return None
         state = self._opened.state_dict() if hasattr(self._opened, "state_dict") else None
-        return Bookmark(self.kept, dict(self.skipped), [self._rows_read, state])
+        return ResumeToken(self.kept, dict(self.skipped), [self._rows_read, state])
 
     def share_read(self) -> float | None:
         """Return which share of the rows has been read, where their number is known without reading them."""

@@ -86,7 +86,7 @@ class AnnotatedFiles(Source):
                 f"{name} is plain text, and pairs have two columns. Name a file of JSON lines (.jsonl), .csv, .tsv or "
                 ".parquet, also as .gz, .xz, .zst or .bz2."
             )
-        before, between = config.around_prompt()
+        before, between = config.prompt_template()
         columns = {"data.prompt_column": config.prompt_column, "data.response_column": config.response_column}
         for place, record in read_records(form, stream, name, columns, self.skipped):
             values = [record.get(column) for column in columns.values()]

@@ -36,7 +36,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Bookmark:
+class ResumeToken:
     """A place in a source from which its documents can be read on, without reading all those before it again."""
 
     documents: int  # before this place
@@ -55,7 +55,7 @@ class Source:
         self.hashed: dict[str, HashedFile] = {}  # what its files were then, by their paths: none may change
         self.passed_over: Counter[str] = Counter()  # files that are not read, by suffix or by what they are
 
-    def documents(self, bookmark: Bookmark | None = None) -> Iterator[Document]:
+    def documents(self, resume_token: ResumeToken | None = None) -> Iterator[Document]:
         """Return the training documents, or all of them where no validation set of its own is configured.
 
         `skipped` and `kept` start again from nothing, or from the counts of the bookmark from which reading goes on.
@@ -63,13 +63,13 @@ class Source:
         """
         self.skipped.clear()
         self.kept = 0
-        if bookmark is None:
+        if resume_token is None:
             return self._screened(self._read(), self._origin())
-        self.skipped.update(bookmark.skipped)
-        self.kept = bookmark.documents
-        return self._screened(self._read(bookmark.place), self._origin(), may_be_empty=True)
+        self.skipped.update(resume_token.skipped)
+        self.kept = resume_token.documents
+        return self._screened(self._read(resume_token.place), self._origin(), may_be_empty=True)
 
-    def bookmark(self) -> Bookmark | None:
+    def resume_token(self) -> ResumeToken | None:
         """Return the newest place to which `documents` can return at once; None where there is only the beginning."""
         return None
 

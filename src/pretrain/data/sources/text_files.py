@@ -15,7 +15,7 @@ from pretrain.data.sources.column_files import read_records, too_large
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import FilePlace, find_files, hash_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
-from pretrain.data.sources.source import Bookmark, Document, Source, printable
+from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
 from pretrain.errors import ConfigError
 
@@ -37,10 +37,10 @@ class TextFiles(Source):
             if config.validation_path
             else None
         )
-        self._bookmark: Bookmark | None = None
+        self._bookmark: ResumeToken | None = None
         self._texts, self._separators = 0, 0  # plain text files that are read, and separators found in them
 
-    def bookmark(self) -> Bookmark | None:
+    def resume_token(self) -> ResumeToken | None:
         """Return the beginning of the file that is being read."""
         return self._bookmark
 
@@ -85,7 +85,7 @@ class TextFiles(Source):
         files = list(self.files.items())
         self._texts, self._separators = 0, 0
         for number in range(place or 0, len(files)):
-            self._bookmark = Bookmark(self.kept, dict(self.skipped), number)
+            self._bookmark = ResumeToken(self.kept, dict(self.skipped), number)
             yield from self._read_file(*files[number])
 
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:

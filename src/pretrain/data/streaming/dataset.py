@@ -49,7 +49,7 @@ class StreamedRows:
         """The share of each source in the rows; a stream has one source, without a name."""
         return {"": Fraction(1)}
 
-    def growing(self) -> bool:
+    def is_open(self) -> bool:
         """Return whether more text is to come."""
         return not self.stream.ended()
 
@@ -59,10 +59,10 @@ class StreamedRows:
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Return how often the first so many samples read the rows that are there."""
-        self.there()
+        self.available()
         return {"": samples / self._ends[-1]}
 
-    def there(self) -> int:
+    def available(self) -> int:
         """Return how many draws, from the run's first on, can be answered by now; all of them once the corpus ended.
 
         Raises DataError where an era is damaged.
@@ -72,12 +72,12 @@ class StreamedRows:
             self._ends.append((self._ends[-1] if self._ends else 0) + len(self._era(number)))
         return ALL if ended else self._ends[-1]
 
-    def lacks(self, draws: int) -> bool:
+    def is_waiting(self, draws: int) -> bool:
         """Return whether one of the first `draws` draws is not there yet.
 
         Raises DataError where it will not come, as no process has been reading the corpus for a minute.
         """
-        if self.there() >= draws:
+        if self.available() >= draws:
             self._unread_since = None
             return False
         with locked(self.stream.folder) as nobody_reads:
@@ -98,7 +98,7 @@ class StreamedRows:
 
     def rows(self, samples: np.ndarray) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length), once they are there."""
-        while self.lacks(int(samples.max()) + 1):
+        while self.is_waiting(int(samples.max()) + 1):
             parent = multiprocessing.parent_process()
             if parent is not None and not parent.is_alive():
                 raise RankLostError("the process that asked for text is gone")
@@ -136,7 +136,7 @@ class StreamedRows:
     def _by_era(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
         """Return each era that holds some of the rows, its first row's number, and a mask of those that it holds."""
         if not self._ends:
-            self.there()
+            self.available()
         eras = np.searchsorted(self._ends, rows, side="right")
         return [(int(era), self._ends[era - 1] if era else 0, eras == era) for era in np.unique(eras)]
 

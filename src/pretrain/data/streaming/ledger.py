@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 28  # about 400,000 eras
 
 
 @dataclass(frozen=True)
-class Reached:
+class StreamPosition:
     """How far a corpus has been read: totals from its beginning on."""
 
     documents: int  # that the source gave, whatever became of them
@@ -40,7 +40,7 @@ class Era:
     fingerprint: str  # of the store
     validation: str | None  # fingerprint of the store of validation documents, which only era 0 may have
     hashes: str  # sha256 of the file of its documents' hashes
-    reached: Reached
+    reached: StreamPosition
     chain: str  # hash of this line and of all before it
 
 
@@ -51,7 +51,7 @@ class Ledger:
         """Read what is there; a ledger that nobody has begun is empty. Raises DataError as `refresh` does."""
         self.path = folder / "ledger.jsonl"
         self.eras: list[Era] = []
-        self.end: Reached | None = None  # once the corpus has been read to its end
+        self.end: StreamPosition | None = None  # once the corpus has been read to its end
         self._chain = folder.name  # which tells apart the streams of other texts and settings
         self._bytes = 0  # of whole lines
         self.refresh()
@@ -84,7 +84,7 @@ class Ledger:
                 )
             self._bytes += len(line) + 1
 
-    def append(self, era: dict[str, Any] | None, reached: Reached) -> None:
+    def append(self, era: dict[str, Any] | None, reached: StreamPosition) -> None:
         """Add the line of an era, or of the end of the corpus where `era` is None; a torn line before it goes.
 
         Only for the one process that holds the stream's lock.
@@ -115,7 +115,7 @@ class Ledger:
             chain = record.pop("chain")
             if self.end is not None or chain != self._chained(record):
                 return False
-            reached = Reached(**record["reached"])
+            reached = StreamPosition(**record["reached"])
             era = record["era"] and Era(**record["era"], reached=reached, chain=chain)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False
@@ -129,7 +129,7 @@ class Ledger:
         return True
 
 
-def _is_typed(record: Era | Reached) -> bool:
+def _is_typed(record: Era | StreamPosition) -> bool:
     """Return whether the whole numbers and texts of a line are such, and none is negative."""
     for field in fields(record):
         value = getattr(record, field.name)

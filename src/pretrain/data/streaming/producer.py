@@ -16,11 +16,11 @@ import xxhash
 
 from pretrain.data.config import DataConfig
 from pretrain.data.progress import LINES_S, Progress, minutes
-from pretrain.data.sources.source import Bookmark, Document, Source
+from pretrain.data.sources.source import Document, ResumeToken, Source
 from pretrain.data.sources.splits import in_batches
 from pretrain.data.streaming.corpus import era_folder, locked, remedy
-from pretrain.data.streaming.ledger import Era, Ledger, Reached
-from pretrain.data.streaming.resume_reading import Reading, read_on, save_bookmark
+from pretrain.data.streaming.ledger import Era, Ledger, StreamPosition
+from pretrain.data.streaming.resume_reading import Reading, read_on, save_resume_token
 from pretrain.data.token_store.format import sync_to_disk, write_atomically
 from pretrain.data.token_store.store import StoreWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class _Production:
             tokenizer.save(_draft(folder / "tokenizer"))
             _draft(folder / "tokenizer").rename(folder / "tokenizer")
         self.seen = {digest for era in self.ledger.eras for digest in _load_hashes(folder, era)}
-        self.reached = self.ledger.eras[-1].reached if self.ledger.eras else Reached(0, 0, 0, {}, "")
+        self.reached = self.ledger.eras[-1].reached if self.ledger.eras else StreamPosition(0, 0, 0, {}, "")
 
     def run(self, enough: Callable[[], bool], stopped: Callable[[], bool]) -> None:
         """Write eras until there are enough or the corpus ends; what is not finished when stopped is dropped."""
@@ -138,14 +138,14 @@ class _Production:
         for reading, digest, tokens in encoded:
             late = reading.split == "validation" and era.number > 0
             if reading.read:  # not of a validation set of its own
-                self.reached = Reached(
+                self.reached = StreamPosition(
                     documents=reading.read,
                     duplicates=self.reached.duplicates + (tokens is None),
                     held_out=self.reached.held_out + (late and tokens is not None),
                     skipped=reading.skipped,
                     last_document=reading.last_document,
                 )
-            era.bookmark = reading.bookmark
+            era.resume_token = reading.resume_token
             if tokens is not None:
                 era.add(digest, None if late else reading.split, reading.document, tokens)
             self._tell(era)
@@ -192,7 +192,7 @@ class _EraDraft:
         self.draft = _draft(self.folder)
         self.draft.mkdir(parents=True)
         self.tokens = 0  # to train on
-        self.bookmark: Bookmark | None = None
+        self.resume_token: ResumeToken | None = None
         self.hashes: list[int] = []
         self.writers: dict[str, StoreWriter] = {}
 
@@ -221,8 +221,8 @@ class _EraDraft:
         }
         hashes = np.array(self.hashes, "<u8").tobytes()
         write_atomically(self.draft / HASHES, hashes)
-        if self.bookmark is not None:
-            save_bookmark(self.bookmark, self.draft / "bookmark.json")
+        if self.resume_token is not None:
+            save_resume_token(self.resume_token, self.draft / "bookmark.json")
         self.draft.rename(self.folder)
         sync_to_disk(self.folder.parent)
         train, validation = stores["train"], stores.get("validation")

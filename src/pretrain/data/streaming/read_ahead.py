@@ -129,7 +129,7 @@ def _produce(
             source,
             data,
             Tokenizer.load(folder / "tokenizer"),
-            enough=lambda: have.there() >= rows,
+            enough=lambda: have.available() >= rows,
             report=lambda text: print(printable(text), flush=True),
             stopped=stopped.is_set,
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 import xxhash
 
 from pretrain.data.config import DataConfig
-from pretrain.data.sources.source import Bookmark, Document, Source
+from pretrain.data.sources.source import Document, ResumeToken, Source
 from pretrain.data.sources.splits import cut, split_of
-from pretrain.data.streaming.ledger import Reached
+from pretrain.data.streaming.ledger import StreamPosition
 from pretrain.data.token_store.format import read_json
 from pretrain.errors import DataError
 
@@ -26,12 +26,12 @@ class Reading:
     document: Document
     read: int  # documents of the source, up to and with this one
     skipped: dict[str, int]  # by the source, before this one
-    last_document: str  # as `Reached` has it
-    bookmark: Bookmark | None  # the newest place before this document where its source can be read on
+    last_document: str  # as `StreamPosition` has it
+    resume_token: ResumeToken | None  # the newest place before this document where its source can be read on
 
 
 def read_on(
-    source: Source, data: DataConfig, reached: Reached | None, hint: Path, report: Callable[[str], object]
+    source: Source, data: DataConfig, reached: StreamPosition | None, hint: Path, report: Callable[[str], object]
 ) -> Iterator[Reading]:
     """Yield what comes behind the place reached, or everything from the beginning on where that is None.
 
@@ -57,33 +57,33 @@ def read_on(
     yield from chain(first, readings)
 
 
-def save_bookmark(bookmark: Bookmark, path: Path) -> None:
+def save_resume_token(resume_token: ResumeToken, path: Path) -> None:
     """Write a bookmark for `read_on` to find."""
-    path.write_text(json.dumps(asdict(bookmark)), encoding="utf8")
+    path.write_text(json.dumps(asdict(resume_token)), encoding="utf8")
 
 
-def _readings(source: Source, share: float, bookmark: Bookmark | None = None) -> Iterator[Reading]:
+def _readings(source: Source, share: float, resume_token: ResumeToken | None = None) -> Iterator[Reading]:
     """Yield every document of a source, or those from a bookmark on."""
-    documents = source.documents(bookmark)
-    start = bookmark.documents if bookmark else 0
+    documents = source.documents(resume_token)
+    start = resume_token.documents if resume_token else 0
     for number in count(start):
         if number % BOOKMARK_EVERY == 0 and number > start:
-            bookmark = source.bookmark()
+            resume_token = source.resume_token()
         document = next(documents, None)
         if document is None:
             return
         last = xxhash.xxh3_64_hexdigest(document.text.encode())
-        yield Reading(split_of(document, share), document, number + 1, dict(source.skipped), last, bookmark)
+        yield Reading(split_of(document, share), document, number + 1, dict(source.skipped), last, resume_token)
 
 
 def _behind(
-    source: Source, share: float, reached: Reached, hint: Path, report: Callable[[str], object]
+    source: Source, share: float, reached: StreamPosition, hint: Path, report: Callable[[str], object]
 ) -> Iterator[Reading]:
     """Return the readings behind a place, by its bookmark or by counting from the beginning on."""
     try:
-        bookmark = Bookmark(**read_json(hint))
-        readings = _readings(source, share, bookmark)
-        if _skip_to(reached, readings, bookmark.documents):
+        resume_token = ResumeToken(**read_json(hint))
+        readings = _readings(source, share, resume_token)
+        if _skip_to(reached, readings, resume_token.documents):
             return readings
     except FileNotFoundError:
         pass  # a source that can only be read from its beginning
@@ -99,7 +99,7 @@ def _behind(
     return readings
 
 
-def _skip_to(reached: Reached, readings: Iterator[Reading], start: int) -> bool:
+def _skip_to(reached: StreamPosition, readings: Iterator[Reading], start: int) -> bool:
     """Skip documents up to the place reached; return whether the last of them is the one that was there."""
     last = next(islice(readings, reached.documents - start - 1, None), None)
     return last is not None and last.last_document == reached.last_document

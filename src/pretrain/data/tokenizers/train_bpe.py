@@ -38,7 +38,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]],
     if isinstance(config, BytesTokenizerConfig):
         return byte_tokenizer()
     if isinstance(config, BPETokenizerConfig):
-        return train_bpe(thin(texts(), config.max_training_bytes), config.vocab_size, report)
+        return train_bpe(subsample(texts(), config.max_training_bytes), config.vocab_size, report)
     if isinstance(config, PretrainedTokenizerConfig):
         from pretrain.data.tokenizers.load import find_tokenizer
 
@@ -95,7 +95,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) ->
     return Tokenizer(inner, OWN_ROLES)
 
 
-def thin(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+def subsample(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
     """Yield at most `max_bytes` of UTF-8 spread evenly over the texts, in order; everything where it fits.
 
     One pass: every piece is kept until the limit is reached, then every 2nd, every 4th and so on, so between half

@@ -37,7 +37,7 @@ class Metrics(Callback):
     ) -> None:
         """Count tokens; at a step to be logged, log."""
         assert isinstance(pl_module, TrainingModule)
-        tokens = batch.tokens.numel() * pl_module.layout.data_ranks
+        tokens = batch.tokens.numel() * pl_module.parallel_dims.data_ranks
         self.throughput.add(tokens)
         self.tokens_seen += tokens
         step = trainer.global_step

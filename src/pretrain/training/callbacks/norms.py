@@ -26,7 +26,7 @@ class Norms(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have the module show its gradient at the steps to be logged."""
         assert isinstance(pl_module, TrainingModule)
-        parts = parts_of(pl_module.learner.model)
+        parts = parts_of(pl_module.model_with_loss.model)
 
         def look(scale: Tensor) -> None:
             step = trainer.global_step + 1
@@ -36,7 +36,7 @@ class Norms(Callback):
                     self._found[f"weights/grad_norm/{name}"] = global_norm(gradients) * scale
                     self._found[f"weights/norm/{name}"] = global_norm([each.detach() for each in parameters])
 
-        pl_module.looks_at_gradient = look
+        pl_module.gradient_hook = look
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from pretrain.errors import printable
-from pretrain.launch.rank import say
+from pretrain.launch.rank import log
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.lightning_module import TrainingModule
 
@@ -37,7 +37,7 @@ class PacedLog:
         if self._lines >= FREE_LINES and now - self._printed_at < PAUSE_S and not last:
             self._held = f"  ({line})" if kept else self._held
             return
-        say(line if kept else f"{line}{self._held}")
+        log(line if kept else f"{line}{self._held}")
         self._lines, self._printed_at, self._held = self._lines + 1, now, ""
 
 

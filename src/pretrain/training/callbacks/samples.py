@@ -98,7 +98,7 @@ class Samples(Callback):
         ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ended and (step == trainer.max_steps or (every and step % every == 0)):
             assert isinstance(pl_module, TrainingModule)
-            model = pl_module.learner.model
+            model = pl_module.model_with_loss.model
             assert isinstance(model, Transformer)
             with self.throughput.paused("samples"):
                 whole = self.writer.whole_model(model)  # every process takes part where the model is sharded

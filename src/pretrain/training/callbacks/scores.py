@@ -99,7 +99,7 @@ class Scores(Callback):
 
     def _score(self, module: TrainingModule) -> dict[str, float] | None:
         """Return the figures, on the first process alone; none where a signal ends the scoring."""
-        model = module.learner.model
+        model = module.model_with_loss.model
         assert isinstance(model, Transformer)
         whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
         if rank() > 0:

@@ -12,7 +12,7 @@ from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.progress import minutes
 from pretrain.data.streaming.dataset import POLL_S, StreamedRows
 from pretrain.data.streaming.read_ahead import ReadAhead
-from pretrain.launch.rank import say
+from pretrain.launch.rank import log
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.throughput import Throughput
 
@@ -43,7 +43,7 @@ class TextAhead(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the process that reads, unless enough was read before, and wait for the first step's rows."""
-        if trainer.is_global_zero and self.rows.there() < self.reader.rows:
+        if trainer.is_global_zero and self.rows.available() < self.reader.rows:
             self.reader.start()
         self.throughput.other_s["text"] = 0.0  # of a streamed run it is shown, even where it never waits
         self._wait(trainer, pl_module)
@@ -68,7 +68,7 @@ class TextAhead(Callback):
                 if time.monotonic() - told > TELL_S:
                     told = time.monotonic()
                     tokens, waited = self.rows.stream.n_tokens, minutes(told - since)
-                    say(f"step {trainer.global_step}: waiting for text, {tokens:,} tokens so far, for {waited} ...")
+                    log(f"step {trainer.global_step}: waiting for text, {tokens:,} tokens so far, for {waited} ...")
                 time.sleep(POLL_S)
 
     def _enough(self, trainer: L.Trainer, module: TrainingModule, needed: int) -> bool:
@@ -79,11 +79,11 @@ class TextAhead(Callback):
 
     def _agree(self, trainer: L.Trainer, module: TrainingModule, needed: int) -> tuple[int, int]:
         """Return how many draws every process has, and the signal that one of them received or 0; on all the same."""
-        self.rows.lacks(needed)  # raises where they will not come
-        there = self.rows.there()
+        self.rows.is_waiting(needed)  # raises where they will not come
+        available = self.rows.available()
         if trainer.world_size == 1:
-            return there, module.signal_received
-        least = torch.tensor([-there, module.signal_received], device=module.device)
+            return available, module.signal_received
+        least = torch.tensor([-available, module.signal_received], device=module.device)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MAX)
         return -int(least[0]), int(least[1])
 

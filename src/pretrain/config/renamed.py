@@ -1,0 +1,47 @@
+"""Settings that had another name in an earlier version: read under it for one version more.
+
+Saved files hold the old names, and command lines in scripts do. Everything behind these functions knows the new ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "model.tied": "model.tie_embeddings",
+    "model.norm_place": "model.norm_position",
+    "model.head_width": "model.head_dim",
+    "model.window": "model.sliding_window",
+    "model.global_every": "model.global_attention_every",
+    "objective.mask_share": "objective.mask_token_prob",
+    "objective.random_share": "objective.random_token_prob",
+    "schedule.final_share": "schedule.min_lr_ratio",
+    "schedule.decay_share": "schedule.decay_fraction",
+    "parallel.reduce_once_a_step": "parallel.no_sync_accumulation",
+}
+
+
+def with_current_name(word: str) -> str:
+    """Return an override `key=value` with the current name of its setting; any other word as it is."""
+    key, equals, value = word.partition("=")
+    bare = key.lstrip("+")
+    return f"{key[: len(key) - len(bare)]}{RENAMED[bare]}={value}" if equals and bare in RENAMED else word
+
+
+def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved settings with the current names, as a new dict; where both names are there, the current one wins."""
+    current = {name: dict(value) if isinstance(value, dict) else value for name, value in saved.items()}
+    for old, new in RENAMED.items():
+        (group, old_name), new_name = old.split("."), new.split(".")[1]
+        section = current.get(group)
+        if isinstance(section, dict) and old_name in section:
+            value = section.pop(old_name)
+            section.setdefault(new_name, value)
+    return current
+
+
+def notes_on(words: list[str]) -> list[str]:
+    """Return one line for each word that uses an old name, naming the new one."""
+    keys = [word.partition("=")[0].lstrip("+") for word in words if "=" in word]
+    known = [key for key in keys if key in RENAMED]
+    return [f"{key} is now called {RENAMED[key]}; the old name is read for one version more." for key in known]
