@@ -1,0 +1,33 @@
+"""Runs that an earlier version saved go on: tests/earlier_version holds two, with the weights it reached itself.
+
+They were written before settings and files had the names they have now: gpt_nano with Muon and bert_nano with AdamW,
+one layer of 16 channels each, saved at step 4 of 8.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.safetensors_file import TensorFiles
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
+from pretrain.training.launch import launch
+
+SAVED = Path(__file__).parents[1] / "earlier_version"
+ROUNDING = 1e-6  # of float32 weights, as another processor may add in another order
+
+
+@pytest.mark.parametrize("name", ["gpt", "bert"])
+def test_a_run_of_an_earlier_version_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(shutil.copytree(SAVED, tmp_path / "project"))
+    register_schemas("train", RunConfig)
+    overrides = [f"resume={name}"]
+    launch(compose("train", overrides), overrides)
+    reached = open_checkpoint(Path(name) / "checkpoints" / "step-00000008").tensors("model")
+    expected = TensorFiles([SAVED / name / "expected.safetensors"])
+    assert reached.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(reached[key], value, atol=ROUNDING, rtol=0)
