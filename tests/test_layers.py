@@ -85,6 +85,31 @@ def test_imports_go_down(path: Path):
             assert below, f"{own} imports {other}, which does not lie below it"
 
 
+def names_in(tree: ast.Module) -> set[str]:
+    """Return the functions and classes at the top of a module, and the methods of its classes as Class.method."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            methods = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {f"{node.name}.{item.name}" for item in methods if isinstance(item, ast.FunctionDef)}
+    return found
+
+
+def test_every_function_of_the_way_of_a_run_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`(\w+/[\w/]+\.py)(?:: ([\w.]+))?`", text)
+    assert len([name for _, name in named if name]) > 20
+    for file, name in named:
+        paths = [
+            path
+            for path in (SOURCE / "pretrain" / file, SOURCE / file, ROOT / file, ROOT / "src" / file)
+            if path.is_file()
+        ]
+        assert paths, file
+        assert not name or name in names_in(ast.parse(paths[0].read_text())), f"{file}: {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_libraries_stay_in_their_rooms(path: Path):
     for module in imports(path):
