@@ -164,10 +164,10 @@ def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: boo
 
 
 @pytest.mark.parametrize("lacks", ["Triton", "a compiler"])
-def test_a_gpu_without_a_compiler(is_waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: is_waiting != "Triton")
-    monkeypatch.setattr(shutil, "which", lambda name: None if is_waiting == "a compiler" else f"/bin/{name}")
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: lacks != "Triton")
+    monkeypatch.setattr(shutil, "which", lambda name: None if lacks == "a compiler" else f"/bin/{name}")
     config = settings(*LONG)
     resolve_compile(config, gpu)
     assert config.parallel.compile is False
