@@ -86,9 +86,13 @@ def test_imports_go_down(path: Path):
 
 
 def names_in(tree: ast.Module) -> set[str]:
-    """Return the functions and classes at the top of a module, and the methods of its classes as Class.method."""
+    """Return the functions, classes and constants of a module, and the methods of its classes as Class.method."""
     found = set()
     for node in tree.body:
+        if isinstance(node, ast.AnnAssign | ast.Assign):
+            found |= {
+                ast.unparse(each) for each in ([node.target] if isinstance(node, ast.AnnAssign) else node.targets)
+            }
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
             methods = node.body if isinstance(node, ast.ClassDef) else []
