@@ -12,7 +12,7 @@ import yaml
 
 from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
 from pretrain.config.run import RunConfig
-from pretrain.doctor import examination, learning
+from pretrain.doctor import examination, machine
 from pretrain.doctor.check import Check, CheckResult, NotApplicableError, Verdict, captured, run_checks
 from pretrain.doctor.config import DoctorConfig, Part
 from pretrain.doctor.examination import checks, examine
@@ -33,11 +33,11 @@ def fail_with(error: Exception):
 def test_what_raises_has_failed_and_the_others_still_run(tmp_path, capfd):
     found = run_checks(
         [
-            Check(Part.model, "sound", lambda: CheckResult(True, "0 differ")),
-            Check(Part.model, "unsound", lambda: CheckResult(False, "1 differs")),
-            Check(Part.model, "idle", fail_with(NotApplicableError("a=b has none"))),
-            Check(Part.model, "raising", fail_with(DataError("the text\nis gone."))),
-            Check(Part.model, "broken", fail_with(ValueError("no"))),
+            Check(Part.machine, "sound", lambda: CheckResult(True, "0 differ")),
+            Check(Part.machine, "unsound", lambda: CheckResult(False, "1 differs")),
+            Check(Part.machine, "idle", fail_with(NotApplicableError("a=b has none"))),
+            Check(Part.machine, "raising", fail_with(DataError("the text\nis gone."))),
+            Check(Part.machine, "broken", fail_with(ValueError("no"))),
         ],
         tmp_path / "log",
     )
@@ -54,7 +54,7 @@ def test_without_a_corpus_what_needs_it_is_skipped(tmp_path):
     found = run_checks(
         [
             Check(Part.data, "corpus", fail_with(DataError("no")), needs_corpus=False, makes_corpus=True),
-            Check(Part.model, "needing", lambda: CheckResult(True, "")),
+            Check(Part.machine, "needing", lambda: CheckResult(True, "")),
             Check(Part.resume, "not needing", lambda: CheckResult(True, ""), needs_corpus=False),
         ],
         tmp_path / "log",
@@ -63,7 +63,7 @@ def test_without_a_corpus_what_needs_it_is_skipped(tmp_path):
 
 
 def test_an_interrupt_ends_it(tmp_path):
-    rows = run_checks([Check(Part.model, "run", fail_with(Interrupted("SIGINT at step 1", 2)))], tmp_path / "log")
+    rows = run_checks([Check(Part.machine, "run", fail_with(Interrupted("SIGINT at step 1", 2)))], tmp_path / "log")
     with pytest.raises(Interrupted, match="SIGINT at step 1"):
         next(rows)
 
@@ -79,8 +79,8 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
 
 def test_every_part_has_its_checks(context):
     found = checks(context(), Part.all)
-    assert len(found) == len({check.name for check in found}) == 30
-    for part in (Part.data, Part.model, Part.resume, Part.parallel):
+    assert len(found) == len({check.name for check in found}) == 19
+    for part in (Part.data, Part.machine, Part.resume, Part.parallel):
         own = checks(context(), part)
         assert {check.part for check in own} == {part, Part.data}
         assert [check.name for check in own if check.part is not part] == (
@@ -88,15 +88,15 @@ def test_every_part_has_its_checks(context):
         )
 
 
-@pytest.mark.parametrize(("rate", "verdict"), [(0.01, True), (1e-9, False)])
-def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, capfd, rate, verdict):
+@pytest.mark.parametrize(("limit", "verdict"), [(1e-3, True), (0.0, False)])
+def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, capfd, limit, verdict):
     monkeypatch.setattr(examination.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(learning, "LEARNING_RATE", rate)
-    assert examine(context().config, Part.model) is verdict
+    monkeypatch.setattr(machine, "FP32_ERROR", limit)
+    assert examine(context("trainer=cpu", "trainer.precision=fp32").config, Part.machine) is verdict
     printed = capfd.readouterr().out
-    assert len(re.findall(r"^(pass|FAIL|skip)  (model   |data    )  \S", printed, re.MULTILINE)) == 13
-    assert re.search(rf"\n{9 if verdict else 8} passed, {0 if verdict else 1} failed, 4 skipped", printed)
-    assert ("failed: a batch can be learnt by heart" in printed) is not verdict
+    assert len(re.findall(r"^(pass|FAIL|skip)  (machine |data    )  \S", printed, re.MULTILINE)) == 5
+    assert re.search(rf"\n{5 if verdict else 4} passed, {0 if verdict else 1} failed, 0 skipped", printed)
+    assert ("failed: kernels give the plain gradients" in printed) is not verdict
     assert not list(tmp_path.glob("doctor-*"))
 
 
@@ -109,8 +109,10 @@ def test_the_words_are_those_of_a_run():
     config = compose("doctor", [*words, "doctor=resume"])
     assert config.doctor is Part.resume
     assert config.run_config() == compose("train", words)
-    with pytest.raises(ConfigError, match=r"doctor=modle does not fit: Invalid value 'modle', expected one of \[all"):
-        compose("doctor", ["doctor=modle"])
+    with pytest.raises(
+        ConfigError, match=r"doctor=model does not fit: .* one of \[all, data, machine, resume, parallel\]"
+    ):
+        compose("doctor", ["doctor=model"])
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -121,10 +123,10 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, corpus):
-    words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", "doctor=model"]
+    words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", "doctor=machine"]
     found = call(tmp_path, *words)
     assert (found.returncode, found.stderr) == (0, ""), found
-    assert "pass  model     no position sees ahead" in found.stdout
+    assert "pass  machine   kernels give the plain gradients" in found.stdout
     wrong = call(tmp_path, *words, "model.n_layer=2")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "ConfigError: model.n_layer is not a setting. Did you mean model.n_layers?\n"
@@ -136,7 +138,7 @@ def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, co
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["model=gpt_nano"], ["model=bert_nano", "doctor=resume"], ["model=llama_nano", "doctor=model"]]
+    "words", [["model=gpt_nano"], ["model=bert_nano", "doctor=resume"], ["model=llama_nano", "doctor=machine"]]
 )
 def test_everything_passes_in_three_minutes(tmp_path, words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -14,6 +14,7 @@ from pretrain.doctor import machine
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.resume import flip_bit
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.attention import Attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,37 @@ def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
     assert machine.device(context()).figures == "X100, 8.0 of 16.0 GiB free"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("words", [[], ["model=llama_nano"], ["model=bert_nano"], ["model=hybrid_nano"]])
+def test_the_kernels_of_a_sound_machine_pass(context, words, precision):
+    finding = machine.gradients(context(*words, "trainer=cpu", f"trainer.precision={precision}"))
+    assert finding.passed, finding
+    assert finding.figures.startswith(f"cpu, {precision}: off by ")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_kernel_with_a_wrong_gradient_is_found(context, monkeypatch, precision):
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad / 2
+
+    original = Attention.forward
+    wrong = context("trainer=cpu", f"trainer.precision={precision}")
+    monkeypatch.setattr(
+        Attention,
+        "forward",
+        lambda self, x, *given: (Halved.apply if x.dtype is not torch.float64 else torch.clone)(
+            original(self, x, *given)
+        ),
+    )
+    assert not machine.gradients(wrong).passed
+
+
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
@@ -85,7 +117,7 @@ def test_a_full_disk_is_found(context, monkeypatch, words, copies):
     needed = copies * machine.checkpoint_bytes(own)
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: Usage(0, 0, free))
-        finding = machine.disk_room(own)
+        finding = machine.disk_space(own)
         assert finding.passed == fits
         assert finding.figures.startswith(f"{copies} checkpoints of ")
 

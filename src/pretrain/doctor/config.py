@@ -1,4 +1,4 @@
-"""Settings of `python src/doctor.py`: those of the training run to be examined, and which part to examine."""
+"""Settings of `python src/doctor.py`: those of the training run to check, and which part to check."""
 
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -7,21 +7,21 @@ from pretrain.config.run import RunConfig
 
 
 class Part(Enum):
-    """What is examined."""
+    """Parts that can be checked alone."""
 
     all = "all"
     data = "data"  # the user's prepared corpus: files, tokenizer, order, packing, mixture
-    model = "model"  # who sees whom, targets, tied weights, sizes, whether it learns
-    resume = "resume"  # a resumed run against an uninterrupted one, checkpoints, disk, versions
+    machine = "machine"  # versions of the libraries, device, gradients by its kernels, disk space
+    resume = "resume"  # a resumed run against an uninterrupted one, checkpoints
     parallel = "parallel"  # two processes and accumulated gradients against one process
 
 
 @dataclass
 class DoctorConfig(RunConfig):
-    """The settings of a training run, whose promises are put to the test at small size."""
+    """The settings of a training run, which is checked at small size."""
 
     doctor: Part = Part.all
 
     def run_config(self) -> RunConfig:
-        """Return the settings of the run alone."""
+        """Return the settings of the run without those of the doctor."""
         return RunConfig(**{f.name: getattr(self, f.name) for f in fields(RunConfig)})

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.data.collate import Rows
 from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.mixture import MixedStream, mixed_stream
 from pretrain.data.prepare import Prepared, prepare
@@ -25,13 +24,10 @@ from pretrain.objectives.objective import Objective
 from pretrain.parallel.gather import fill
 from pretrain.training.strategy import choose_device
 
-LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample of it, for rows would take long to plan
-
-
+LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample, because planning rows takes long
 SAMPLE_TOKENS = 200_000  # of each source
-
-
 SAMPLE_DOCUMENTS = 400
+NOISE_STD = 0.02
 
 
 class Context:
@@ -77,9 +73,8 @@ class Context:
         assert isinstance(self.small.model, TransformerConfig)
         return self.small.model
 
-    @cached_property
-    def objective(self) -> Objective:
-        """The user's objective over the tokenizer of the small runs, which is the user's."""
+    def build_objective(self) -> Objective:
+        """Build the user's objective over the tokenizer of the small runs, which is the user's."""
         return self.config.objective.build(self.small_prepared.tokenizer, self.config.seed)
 
     @cached_property
@@ -94,33 +89,23 @@ class Context:
         return mixed_stream(prepared.train, config.data, config.model.context_length, pad_id, config.seed)
 
     def batch(self, n_rows: int) -> Batch:
-        """Return the first rows of the small run as its objective makes them, on the device."""
+        """Return the first rows of the small run as its objective collates them, on the CPU."""
         samples = np.arange(n_rows)
-        return self.collate(self.stream.rows(samples), samples)
-
-    def collate(self, rows: Rows, samples: np.ndarray) -> Batch:
-        """Return rows, which stand at these places of the stream, as the objective makes them, on the device."""
-        return self.objective.collate(rows, torch.from_numpy(samples)).to(self.device)
-
-    def model(self) -> Transformer:
-        """Return the small model with the weights that a run would begin with, on the device."""
-        model = build_without_weights(self.small.model, self.small.objective, self.small_prepared.tokenizer)
-        model.to_empty(device=self.device)
-        model.tie()
-        fill(model, lambda name, size: initial_tensor(name, size, self.shape, self.config.seed))
-        return model
+        return self.build_objective().collate(self.stream.rows(samples), torch.from_numpy(samples))
 
     def randomized_model(self) -> Transformer:
-        """Return the small model with weights of which every one matters, where initial ones may well be 0."""
-        model = self.model()
+        """Return the small model on the CPU: initial weights plus noise, so that none is 0."""
+        model = build_without_weights(self.small.model, self.small.objective, self.small_prepared.tokenizer)
+        model.to_empty(device="cpu")
+        model.tie()
         generator = torch.Generator().manual_seed(self.config.seed)
 
         def value(name: str, size: torch.Size) -> Tensor:
-            drawn = torch.empty(size).normal_(std=0.3, generator=generator)
-            return drawn + float("norm" in name and name.endswith("weight"))
+            noise = torch.empty(size).normal_(std=NOISE_STD, generator=generator)
+            return initial_tensor(name, size, self.shape, self.config.seed) + noise
 
         fill(model, value)
-        return model.eval()
+        return model
 
     def _with_sample(self) -> RunConfig:
         """Write the first documents of each source as text files, and the tokenizer; return a small run of those."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.doctor import corpus, learning, machine, targets, visibility
+from pretrain.doctor import corpus, machine
 from pretrain.doctor.check import Check, CheckResult, Outcome, Verdict, run_checks
 from pretrain.doctor.config import Part
 from pretrain.doctor.context import Context
@@ -18,51 +18,33 @@ from pretrain.doctor.parallel import SharedRuns
 from pretrain.doctor.resume import ResumedRuns
 from pretrain.errors import printable
 
-_OF_SUBJECT: dict[Part, dict[str, Callable[[Context], CheckResult]]] = {
-    Part.data: {
-        "every file is as it was written": corpus.files_verify,
-        "tokens become text and tokens again": corpus.round_trip,
-        "no text holds a special token": corpus.special_tokens_apart,
-        "each document is packed once": corpus.packed_once,
-        "each row is read once an epoch": corpus.order_is_a_permutation,
-        "sources have their shares": corpus.mixture_shares,
-    },
-    Part.model: {
-        "no position sees ahead": visibility.no_future,
-        "masked rows see both sides": visibility.both_sides,
-        "packed documents are apart": visibility.documents_apart,
-        "cached generation is uncached": visibility.cached_generation,
-        "targets are the next tokens": targets.next_tokens,
-        "masks have their shares": targets.mask_shares,
-        "masks stand where they may": targets.mask_places,
-        "rows are masked or causal by share": targets.masked_rows,
-        "head and embedding are tied as set": learning.tied_weights,
-        "parameters are as many as counted": learning.parameters_counted,
-        "the first loss is that of chance": learning.initial_loss,
-        "a batch can be learnt by heart": learning.overfits,
-    },
+_OF_DATA: dict[str, Callable[[Context], CheckResult]] = {
+    "every file is as it was written": corpus.files_verify,
+    "tokens become text and tokens again": corpus.round_trip,
+    "no text holds a special token": corpus.special_tokens_apart,
+    "each document is packed once": corpus.packed_once,
+    "each row is read once an epoch": corpus.order_is_a_permutation,
+    "sources have their shares": corpus.mixture_shares,
 }
 
 
 def checks(context: Context, part: Part) -> list[Check]:
-    """Return the checks of a part, or of all; what they share is made by the first that needs it."""
+    """Return the checks of one part, or of all; runs that several checks compare are made once."""
     resumed, shared = ResumedRuns(context), SharedRuns(context)
+    prepared = partial(corpus.prepared, context)
     found = [
-        Check(Part.resume, "versions of the libraries", partial(machine.versions, context), needs_corpus=False),
-        Check(Part.resume, "the device asked for is there", partial(machine.device, context), needs_corpus=False),
+        Check(Part.machine, "versions of the libraries", partial(machine.versions, context), needs_corpus=False),
+        Check(Part.machine, "the device asked for is there", partial(machine.device, context), needs_corpus=False),
         Check(
             Part.resume, "the run's own checkpoint verifies", partial(machine.own_checkpoint, context),
             needs_corpus=False,
         ),
-        Check(
-            Part.data, "the corpus is prepared", partial(corpus.prepared, context), needs_corpus=False,
-            makes_corpus=True,
-        ),
+        Check(Part.data, "the corpus is prepared", prepared, needs_corpus=False, makes_corpus=True),
     ]  # fmt: skip
-    for group, tests in _OF_SUBJECT.items():
-        found += [Check(group, name, partial(test, context)) for name, test in tests.items()]
+    found += [Check(Part.data, name, partial(test, context)) for name, test in _OF_DATA.items()]
     found += [
-        Check(Part.resume, "the disk has room for checkpoints", partial(machine.disk_room, context)),
+        Check(Part.machine, "kernels give the plain gradients", partial(machine.gradients, context)),
+        Check(Part.machine, "the disk has room for checkpoints", partial(machine.disk_space, context)),
         Check(Part.resume, "a resumed run is the uninterrupted one", resumed.goes_on_exactly),
         Check(Part.resume, "loader processes change nothing", resumed.loader_processes_change_nothing),
         Check(Part.resume, "a damaged checkpoint is noticed", resumed.damage_is_noticed),

@@ -1,4 +1,4 @@
-"""The machine that the run is meant for: its device, its disk, and the versions of the libraries."""
+"""The machine of the run: versions of the libraries, device, gradients by its kernels, disk space, checkpoint."""
 
 import os
 import platform
@@ -8,14 +8,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto
 from pretrain.config.run import RunConfig
 from pretrain.doctor.check import CheckResult, NotApplicableError
 from pretrain.doctor.context import Context
+from pretrain.doctor.shrink import ROWS
 from pretrain.interop.load import build_without_weights
+from pretrain.kernels.compile import can_compile
+from pretrain.kernels.device import bf16_is_fast
+from pretrain.objectives.batch import Batch
+from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.optim.groups import parameter_names
+from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.parallelize import parallelize
+from pretrain.training.config import Precision
 from pretrain.training.strategy import choose_device
 
 VERSIONS = {  # at least the first, below the second; those of pyproject.toml
@@ -24,6 +34,8 @@ VERSIONS = {  # at least the first, below the second; those of pyproject.toml
     "hydra-core": ("1.3.8", "1.4"),
     "omegaconf": ("2.3.1", "2.4"),
 }
+FP32_ERROR = 1e-3  # of a gradient's norm
+BF16_ERROR = 0.05  # 0.01 is usual
 
 
 def versions(context: Context) -> CheckResult:
@@ -51,7 +63,41 @@ def device(context: Context) -> CheckResult:
     return CheckResult(True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
-def disk_room(context: Context) -> CheckResult:
+def gradients(context: Context) -> CheckResult:
+    """Compare gradients by the run's device, number format and compiler with float64 ones by plain operators.
+
+    The model is the small one, its rows are the user's. Plain: eager, on the CPU, attention by matmuls.
+    """
+    config, device = context.config, context.device
+    wanted = config.trainer.precision
+    bf16 = wanted is Precision.bf16 or (wanted is Precision.auto and bf16_is_fast(device))
+    compiles = can_compile(device) and (
+        device.type == "cuda" if config.parallel.compile is None else config.parallel.compile
+    )
+    fast, plain = (ModelWithLoss(context.randomized_model(), context.build_objective()) for _ in range(2))
+    fast.to(device)
+    parallelize(fast, None, ParallelConfig(compile=compiles), bf16)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        found = _gradient(fast, context.batch(ROWS).to(device))
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = _gradient(plain.double(), context.batch(ROWS))
+    error = float((found - expected).norm() / expected.norm())
+    limit = BF16_ERROR if bf16 else FP32_ERROR
+    return CheckResult(
+        error <= limit,  # false for NaN
+        f"{device.type}, {'bf16' if bf16 else 'fp32'}{', compiled' if compiles else ''}: off by {error:.1e} of their "
+        f"norm (at most {limit:g}), over {expected.numel():,} weights",
+    )
+
+
+def _gradient(model_with_loss: ModelWithLoss, batch: Batch) -> Tensor:
+    """Return the gradient of the mean loss over all weights, float64 (parameters,), on the CPU."""
+    loss, count = model_with_loss.train()(batch)
+    (loss / count).backward()
+    return torch.cat([p.grad.double().flatten().cpu() for p in model_with_loss.parameters() if p.grad is not None])
+
+
+def disk_space(context: Context) -> CheckResult:
     """The checkpoints that the user's own run keeps fit on its disk, with the one that is being written."""
     config = context.config
     each = checkpoint_bytes(context)
