@@ -220,7 +220,7 @@ def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Bat
     """Return our model with its objective, and the batches that our runs read."""
     from pretrain.data.prepare import prepare
     from pretrain.data.training_rows import training_rows
-    from pretrain.models.init import initialise
+    from pretrain.models.init import initialize
     from pretrain.training.datamodule import MicroBatches
 
     config = _config(shape, folder)
@@ -228,7 +228,7 @@ def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Bat
     rows = training_rows(prepared, config.data, shape.length, config.seed)
     model = config.model.build(shape.vocab_size, not shape.masked)  # type: ignore[attr-defined]
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    initialise(model, model.config, config.seed)
+    initialize(model, model.config, config.seed)
     found = MicroBatches(rows, objective, size=shape.rows, batch_size=shape.rows)
     return ModelWithLoss(model, objective), (found[number] for number in range(2**62))
 

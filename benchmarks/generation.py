@@ -25,7 +25,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.inference.config import Weights
 from pretrain.inference.dtype import count_parameters, hold
-from pretrain.inference.generate import continue_prompts
+from pretrain.inference.generate import generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
@@ -58,7 +58,7 @@ def ours(model: Transformer) -> Write:
     """Return what continues prompts with our code."""
 
     def write(prompts: Prompts, new: int) -> Prompts:
-        steps = continue_prompts(
+        steps = generate_tokens(
             model,
             prompts,
             max_new_tokens=new,

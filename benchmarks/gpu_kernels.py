@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from comparison import Result, take_turns, typed
 from torch import Tensor
 
-from pretrain.models.attention import Mask, attend, build_mask, build_mask_in_blocks
+from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks
 from pretrain.objectives.loss import cross_entropy_sum
 
 REPEATS = 20
@@ -65,7 +65,7 @@ def attention(result: Result, causal: bool, window: int | None, length: int, rou
         "pair by pair": lambda: attend(q, k, v, dense, 0.0),
     }
     if window is None:
-        contenders["one document"] = lambda: attend(q, k, v, Mask(causal), 0.0)
+        contenders["one document"] = lambda: attend(q, k, v, AttentionMask(causal), 0.0)
     kind = f"{'causal' if causal else 'both ways'}{f', window {window}' if window else ''}"
     race(result, f"attention, {kind}, {rows} x {length} tokens", contenders, torch.randn_like(q), rounds)
 

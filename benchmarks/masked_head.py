@@ -41,10 +41,10 @@ def ours(model_with_loss: ModelWithLoss, batch: Batch) -> Loss:
 
 def at_all_places(batch: Batch) -> Batch:
     """Return the batch with a target for each of its places, IGNORE where nothing is hidden."""
-    assert batch.places is not None
+    assert batch.target_positions is not None
     none = torch.full_like(batch.tokens, IGNORE)  # less than any target: a row with fewer targets names place 0 twice
-    targets = none.scatter_reduce(1, batch.places, batch.targets, "amax")
-    return replace(batch, targets=targets, places=None)
+    targets = none.scatter_reduce(1, batch.target_positions, batch.targets, "amax")
+    return replace(batch, targets=targets, target_positions=None)
 
 
 def theirs(model_with_loss: ModelWithLoss, batch: Batch, shape: Shape) -> Loss:

@@ -14,7 +14,7 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import AdamWConfig, OptimizerConfig
-from pretrain.parallel.parity import Subject
+from pretrain.parallel.parity import TrainingTask
 
 VOCABULARY = 131  # no number of devices divides it
 ROWS = 8
@@ -33,7 +33,7 @@ class Words:
         return np.ones(self.vocab_size, dtype=np.bool_)
 
 
-def subject(family: str, optimizer: OptimizerConfig | None = None, **changes: object) -> Subject:
+def subject(family: str, optimizer: OptimizerConfig | None = None, **changes: object) -> TrainingTask:
     """Return a tiny model of a family with data to train it on; `hybrid` is a Llama that fills masks too.
 
     A Llama is trained with a z-loss, of which a split vocabulary needs the sum over all devices.
@@ -45,7 +45,7 @@ def subject(family: str, optimizer: OptimizerConfig | None = None, **changes: ob
         "hybrid": HybridConfig(),
         "llama": CausalConfig(z_loss=0.01),
     }.get(family, CausalConfig())
-    return Subject(
+    return TrainingTask(
         build=partial(_build, shape, objective),
         values=partial(_value, shape),
         batch=partial(_batch, objective, shape.context_length),

@@ -20,7 +20,7 @@ from pretrain.evaluation.likelihood import Score
 from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initialise
+from pretrain.models.init import initialize
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig
@@ -275,7 +275,7 @@ def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
 def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_path: Path) -> None:
     config = shape(family, context_length=64)
     model = config.build(259, causal)
-    initialise(model, config, seed=0)
+    initialize(model, config, seed=0)
     folder = save(tmp_path, model, config, byte_tokenizer())
     whole, half = LanguageModel.load(folder), LanguageModel.load(folder, weights="bf16")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}

@@ -19,7 +19,7 @@ from pretrain.inference.config import Weights
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.dtype import count_parameters, hold
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
-from pretrain.inference.generate import NewToken, continue_prompts
+from pretrain.inference.generate import NewToken, generate_tokens
 from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.load import open_model
@@ -53,8 +53,8 @@ class LanguageModel:
         self.trained = trained or {}  # step, tokens seen and the like
         everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
         special = torch.tensor(sorted(tokenizer.special_ids), device=everything.device)
-        self._no_answer = torch.isin(everything, special) | (everything >= tokenizer.vocab_size)
-        self._not_next = self._no_answer & (everything != tokenizer.eos_id)
+        self._suppress_in_masks = torch.isin(everything, special) | (everything >= tokenizer.vocab_size)
+        self._suppress_next = self._suppress_in_masks & (everything != tokenizer.eos_id)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", weights: Weights | str = Weights.fp32) -> LanguageModel:
@@ -202,13 +202,13 @@ class LanguageModel:
         if not rows:
             raise ConfigError("generate() needs at least one prompt, and the list is empty.")
         room = max(1, self.model.config.context_length - max(len(row) for row in rows))
-        return continue_prompts(
+        return generate_tokens(
             self.model,
             rows,
             max_new_tokens=min(100, room) if max_new_tokens is None else max_new_tokens,
             sampling=sampling,
             end_id=self.tokenizer.eos_id,
-            suppress_tokens=self._not_next,
+            suppress_tokens=self._suppress_next,
             use_cache=use_cache,
         )
 
@@ -228,9 +228,9 @@ class LanguageModel:
         text = text.replace("[MASK]", self.tokenizer.token(self.tokenizer.mask_id))
         inner = self.tokenizer.encode_prompt(text)
         tokens = [self.tokenizer.bos_id, *inner, self.tokenizer.eos_id]
-        probabilities = mask_probabilities(self.model, tokens, self.tokenizer.mask_id, self._no_answer)
+        probabilities = mask_probabilities(self.model, tokens, self.tokenizer.mask_id, self._suppress_in_masks)
         places = [place for place, token in enumerate(inner) if token == self.tokenizer.mask_id]
-        best = probabilities.topk(min(top_k, int((~self._no_answer).sum())), dim=-1)
+        best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)
         return [
             [self._prediction(inner, place, token, p) for token, p in zip(ids.tolist(), values.tolist(), strict=True)]
             for place, ids, values in zip(places, best.indices, best.values, strict=True)
@@ -261,7 +261,9 @@ class LanguageModel:
                 f"a text of {len(tokens)} tokens cannot be embedded: between 1 and "
                 f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
             )
-        row = torch.tensor([[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._no_answer.device)
+        row = torch.tensor(
+            [[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._suppress_in_masks.device
+        )
         both_ways = torch.zeros(1, dtype=torch.bool, device=row.device) if self.causal else None
         hidden: Tensor = self.model(row, is_causal=both_ways)
         return hidden[0, 1:-1].float().mean(0)

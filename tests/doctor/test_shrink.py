@@ -31,7 +31,7 @@ def test_a_preset_keeps_its_form(name: str):
     changed = {key for key, value in vars(small).items() if value != getattr(full, key)}
     assert changed <= SIZES
     assert (small.kv_heads < small.n_heads) == (full.kv_heads < full.n_heads)
-    assert small.width % 2 == 0
+    assert small.attention_head_dim % 2 == 0
     local = [small.layer_window(layer) is not None for layer in range(small.n_layers)]
     assert any(local) == any(full.layer_window(layer) is not None for layer in range(full.n_layers))
     assert all(local) == all(full.layer_window(layer) is not None for layer in range(full.n_layers))
@@ -50,8 +50,8 @@ def test_a_preset_keeps_its_form(name: str):
 def test_heads_keep_their_groups(shape: TransformerConfig, expected: tuple[int, int, int | None]):
     small = shrink_model(shape)
     assert (small.n_heads, small.kv_heads, small.head_dim) == expected
-    fitting = shape.width * shape.n_heads == shape.d_model
-    assert (small.width * small.n_heads == small.d_model) == fitting
+    fitting = shape.attention_head_dim * shape.n_heads == shape.d_model
+    assert (small.attention_head_dim * small.n_heads == small.d_model) == fitting
 
 
 def test_a_run_becomes_one_of_seconds_on_one_processor():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretrain.models.attention import Mask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
 from pretrain.objectives import loss
 from pretrain.objectives.batch import IGNORE
 
@@ -21,7 +21,9 @@ def documents(length: int, device: torch.device) -> Tensor:
     return torch.stack([padded, places // 37, torch.zeros_like(places)]).int()
 
 
-def masks(causal: bool | None, window: int | None, length: int, device: torch.device) -> tuple[Mask, Mask]:
+def masks(
+    causal: bool | None, window: int | None, length: int, device: torch.device
+) -> tuple[AttentionMask, AttentionMask]:
     """Return the same mask as a number for each pair and in blocks; of rows of both kinds where `causal` is none."""
     numbers = documents(length, device)
     rows = torch.tensor([True, False, True], device=device)
@@ -67,7 +69,7 @@ def test_the_loss_at_once_is_the_loss(
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 0)
-    monkeypatch.setattr(loss, "CHUNK_ON_GPU", 256 * 5000)
+    monkeypatch.setattr(loss, "MAX_CHUNK_LOGITS_GPU", 256 * 5000)
     shapes = [(1000, 64), (5000, 64), (5000,)][: 2 + bias]
     values = [torch.randn(shape, device=gpu).mul_(0.3) for shape in shapes]
     targets = torch.randint(5000, (1000,), device=gpu)

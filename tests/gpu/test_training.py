@@ -14,15 +14,15 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.gather import fill
+from pretrain.parallel.gather import load_parameters
 from pretrain.parallel.parallelize import parallelize
-from pretrain.parallel.parity import Subject
+from pretrain.parallel.parity import TrainingTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 ON_GPU = ("trainer.accelerator=gpu", "model.d_model=64", "trainer.precision=bf16")
 
 
-def trained(one: Subject, device: str, compiled: bool, steps: int = 5) -> list[float]:
+def trained(one: TrainingTask, device: str, compiled: bool, steps: int = 5) -> list[float]:
     """Return the losses of some steps of a tiny model, in nats per target."""
     torch.compiler.reset()
     model_with_loss: ModelWithLoss = one.build()
@@ -30,7 +30,7 @@ def trained(one: Subject, device: str, compiled: bool, steps: int = 5) -> list[f
     model_with_loss.to_empty(device=device)
     assert isinstance(model_with_loss.model, Transformer)
     model_with_loss.model.tie()
-    fill(model_with_loss.model, one.values)
+    load_parameters(model_with_loss.model, one.values)
     optimizer = one.optimizer.build(model_with_loss.model)
     found = []
     for step in range(steps):
@@ -59,7 +59,7 @@ def test_layers_are_compiled_once() -> None:
     model_with_loss: ModelWithLoss = one.build()
     parallelize(model_with_loss, None, ParallelConfig(compile=True), bf16=False)
     model_with_loss.to_empty(device="cuda")
-    fill(model_with_loss.model, one.values)
+    load_parameters(model_with_loss.model, one.values)
     graphs = []
     for step in range(4):
         batch = one.batch(step).to("cuda")

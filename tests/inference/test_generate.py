@@ -9,7 +9,7 @@ from families import CAUSAL, lively, shape
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.inference.generate import continue_prompts
+from pretrain.inference.generate import generate_tokens
 from pretrain.inference.kv_cache import KeyValueCache
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer
@@ -31,7 +31,7 @@ def run(
     use_cache: bool = True,
 ) -> list[list[int | None]]:
     """Return the new tokens of each prompt."""
-    steps = continue_prompts(
+    steps = generate_tokens(
         model,
         prompts,
         max_new_tokens=new,
@@ -113,7 +113,7 @@ def test_the_cache_is_allocated_once_and_nothing_is_joined(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "cat", join)
     assert run(model, PROMPTS) == expected
     (cache,) = made
-    assert cache.store.shape == (config.n_layers, 2, len(PROMPTS), config.kv_heads, 7 + 15, config.width)
+    assert cache.store.shape == (config.n_layers, 2, len(PROMPTS), config.kv_heads, 7 + 15, config.attention_head_dim)
 
 
 def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:
@@ -138,7 +138,7 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
     assert len(run(model, PROMPTS, new=25)[0]) == 25
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
-        continue_prompts(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, suppress_tokens=NO_END)
+        generate_tokens(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, suppress_tokens=NO_END)
     with pytest.raises(ConfigError, match=r"Try max_new_tokens=1, or a shorter prompt\."):
         run(model, [[5] * 31], new=2)
     assert len(run(model, [[5] * 31], new=1)[0]) == 1  # what was advised
@@ -154,7 +154,7 @@ def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
     end = free[0][4]  # have what comes fifth end a text
     assert end is not None
     steps = list(
-        continue_prompts(
+        generate_tokens(
             model, PROMPTS, max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
         )
     )
@@ -164,7 +164,7 @@ def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
         assert all(new is None for new in column[stop:])
     ends = [whole.index(end) for whole in free if end in whole]
     assert len(steps) == (max(ends) + 1 if len(ends) == 3 else 15)
-    alone = continue_prompts(
+    alone = generate_tokens(
         model, PROMPTS[:1], max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
     )
     assert len(list(alone)) == free[0].index(end) + 1
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_tokens_and_the_global_generator_is_left_al
 
 def test_the_callers_code_between_two_tokens_can_still_differentiate() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
-    for _ in continue_prompts(model, PROMPTS, max_new_tokens=2, sampling=GREEDY, end_id=END, suppress_tokens=NO_END):
+    for _ in generate_tokens(model, PROMPTS, max_new_tokens=2, sampling=GREEDY, end_id=END, suppress_tokens=NO_END):
         assert not torch.is_inference_mode_enabled()
         loss = model(torch.tensor([[3, 4]])).sum()
         loss.backward()

@@ -17,7 +17,7 @@ from pretrain.errors import ConfigError
 from pretrain.inference import int8
 from pretrain.inference.config import Weights
 from pretrain.inference.dtype import count_parameters, hold
-from pretrain.inference.generate import continue_prompts
+from pretrain.inference.generate import generate_tokens
 from pretrain.inference.int8 import BytesTimesBytes, Int8Matrix, PiecesInFloat32, multiplies_bytes
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import GPT2_FAMILY
@@ -48,7 +48,7 @@ def rounded(weight: Tensor) -> Tensor:
 
 def written(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
     """Return the 15 tokens that the model finds likeliest behind each prompt."""
-    steps = continue_prompts(
+    steps = generate_tokens(
         model,
         prompts,
         max_new_tokens=15,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
-from pretrain.inference.sampling import Sampler, Sampling, penalise, restrict
+from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty, restrict
 
 PROBABILITIES = [0.1, 0.4, 0.05, 0.25, 0.2]
 
@@ -112,8 +112,8 @@ def test_limits_that_leave_nothing_are_refused() -> None:
 def test_a_penalty_moves_what_was_said_down_whatever_its_sign() -> None:
     scores = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     seen = torch.tensor([[True, True, False, False]])
-    assert penalise(scores, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
-    assert penalise(scores, seen, 1.0) is scores
+    assert apply_repetition_penalty(scores, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+    assert apply_repetition_penalty(scores, seen, 1.0) is scores
 
 
 @pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])

@@ -7,7 +7,7 @@ import torch
 from families import lively, shape
 from folders import BYTES, quiet_transformers, write_ours
 
-from pretrain.inference.generate import continue_prompts
+from pretrain.inference.generate import generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import GPT2_FAMILY, LLAMA_FAMILY, QWEN3_FAMILY
 
@@ -37,7 +37,7 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, name: str, prompts
         theirs = other.generate(
             rows, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0
         )[:, longest:]  # fmt: skip
-    steps = continue_prompts(
+    steps = generate_tokens(
         model,
         prompts,
         max_new_tokens=NEW,

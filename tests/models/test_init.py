@@ -8,7 +8,7 @@ from families import shape
 from torch.testing import assert_close
 
 from pretrain.models.config import Init, ResidualInit
-from pretrain.models.init import initial_tensor, initialise
+from pretrain.models.init import initial_tensor, initialize
 
 BIG = torch.Size([300, 200])
 
@@ -19,7 +19,7 @@ def test_the_draw_depends_on_the_seed_and_the_name_alone() -> None:
     for _ in range(2):
         torch.rand(7)  # the global generator is of no account
         model = config.build(50, causal=True)
-        initialise(model, config, seed=3)
+        initialize(model, config, seed=3)
         models.append(dict(model.named_parameters()))
     before = torch.get_rng_state()
     for name, parameter in models[0].items():
@@ -41,7 +41,7 @@ def test_biases_start_at_zero_and_norms_at_one(family: str) -> None:
     model = config.build(50, causal=True)
     for parameter in model.parameters():
         parameter.data.fill_(math.nan)
-    initialise(model, config, seed=0)
+    initialize(model, config, seed=0)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -73,7 +73,7 @@ def test_matrices_that_write_into_the_stream_are_scaled(residual: ResidualInit) 
 def test_a_zero_start_makes_every_block_the_identity() -> None:
     config = shape("gpt", residual_init=ResidualInit.zero)
     model = config.build(50, causal=True)
-    initialise(model, config, seed=0)
+    initialize(model, config, seed=0)
     tokens = torch.arange(10).unsqueeze(0)
     with torch.no_grad():
         assert_close(model(tokens), model.final_norm(model.embeddings(tokens, tokens)))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 from torch.testing import assert_close
 
-from pretrain.models.attention import Mask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
 from pretrain.models.masks import BLOCK, takes_blocks
 
 WAYS = [True, False, None]  # none: rows of both kinds
@@ -24,7 +24,7 @@ def documents(length: int) -> Tensor:
     return torch.stack([padded, places // 37, torch.zeros_like(places)]).int()
 
 
-def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tensor, Mask]:
+def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tensor, AttentionMask]:
     """Return who sees whom as bool (3, 1, T, T), and the mask in blocks."""
     length = numbers.shape[1]
     if causal is None:
@@ -87,7 +87,7 @@ def test_attention_is_the_same(causal: bool | None) -> None:
     allowed, mask = both(causal, 100, documents(300))
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, heads, 300, 16, generator=draw) for heads in (4, 2, 2))
-    assert_close(attend(q, k, v, mask, 0.0), attend(q, k, v, Mask(False, allowed), 0.0), rtol=1e-5, atol=1e-6)
+    assert_close(attend(q, k, v, mask, 0.0), attend(q, k, v, AttentionMask(False, allowed), 0.0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama", "local", "bert", "modern_bert"])

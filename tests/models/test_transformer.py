@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.models import attention
-from pretrain.models.attention import FEW_SCORES, Attention, attend, build_mask
+from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, build_mask
 from pretrain.models.config import (
     Activation,
     Head,
@@ -113,7 +113,7 @@ def slow_attention(
     layer: Attention, x: Tensor, config: TransformerConfig, visible: Callable[[int, int], bool]
 ) -> Tensor:
     """One row, one head and one position at a time, in 64 bits; x is (T, d_model)."""
-    width, group = config.width, config.n_heads // config.kv_heads
+    width, group = config.attention_head_dim, config.n_heads // config.kv_heads
     frequencies = [float(config.rope_base ** (-2 * i / width)) for i in range(width // 2)]
     q, k, v = (
         (x @ linear.weight.double().T).unflatten(1, (-1, width)) for linear in (layer.query, layer.key, layer.value)
@@ -291,7 +291,7 @@ def test_attention_is_fused_where_scores_are_many_and_where_nothing_is_learned(m
     products = []
     monkeypatch.setattr(attention, "_eager_attention", lambda q, *_: products.append(q.shape) or q)
     mask = build_mask(True, None, None, 64, torch.device("cpu"))
-    few, many = (torch.zeros(1, heads, 64, 8, dtype=torch.bfloat16) for heads in (2, FEW_SCORES // 64**2 + 1))
+    few, many = (torch.zeros(1, heads, 64, 8, dtype=torch.bfloat16) for heads in (2, MAX_EAGER_SCORES // 64**2 + 1))
     for q in (few, many):
         attend(q, q, q, mask, dropout=0.0)
         with torch.no_grad():

@@ -40,8 +40,8 @@ def test_targets_are_the_tokens_that_follow() -> None:
     assert_array_equal(batch.positions, rows.positions)
     assert batch.documents is not None
     assert_array_equal(batch.documents, rows.documents)
-    assert batch.places is None
-    assert batch.samples.tolist() == [3]
+    assert batch.target_positions is None
+    assert batch.sample_indices.tolist() == [3]
 
 
 @pytest.mark.parametrize(("last", "told"), [(0, False), (-1, False), (1, True)])

@@ -51,11 +51,11 @@ def classifier(causal: bool) -> Transformer:
 def test_one_target_a_document_at_the_place_that_stands_for_it() -> None:
     last = Classify(True, Pooling.last).collate(packed(), torch.arange(3))
     assert_array_equal(last.targets, [[2, 0], [1, IGNORE], [2, IGNORE]])
-    assert last.places is not None
-    assert_array_equal(last.places, [[3, 5], [2, 0], [7, 0]])
+    assert last.target_positions is not None
+    assert_array_equal(last.target_positions, [[3, 5], [2, 0], [7, 0]])
     first = Classify(False, Pooling.first).collate(packed(), torch.arange(3))
-    assert first.places is not None
-    assert_array_equal(first.places, [[0, 4], [0, 0], [0, 0]])
+    assert first.target_positions is not None
+    assert_array_equal(first.target_positions, [[0, 4], [0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize(("causal", "pooling"), WAYS)

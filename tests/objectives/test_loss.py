@@ -26,7 +26,7 @@ from pretrain.objectives.objective import ModelWithLoss, Objective
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every loss take the path of a large vocabulary, 128 targets at a time."""
     monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 0)
-    monkeypatch.setattr(loss, "CHUNK", 1)
+    monkeypatch.setattr(loss, "MAX_CHUNK_LOGITS", 1)
 
 
 def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
@@ -112,7 +112,7 @@ def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: f
     of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss), values)
     with torch.no_grad():
         features, weight, *biases = values
-        found, of_bias, total = loss.slope_at_once((features @ weight.T), *(biases or [None]), targets, z_loss)
+        found, of_bias, total = loss.fused_grad_logits((features @ weight.T), *(biases or [None]), targets, z_loss)
     assert_close(total.double(), expected, rtol=1e-6, atol=0)
     assert_close(found @ weight, of_features.float(), rtol=1e-5, atol=1e-5)
     if bias:
@@ -122,9 +122,9 @@ def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: f
 
 
 def test_a_gpu_has_larger_chunks_of_round_numbers() -> None:
-    assert loss.chunk_rows(50_257, gpu=False) == 667
-    assert loss.chunk_rows(50_257, gpu=True) == 4096
-    assert loss.chunk_rows(1 << 25, gpu=True) == 128
+    assert loss.chunk_size(50_257, gpu=False) == 667
+    assert loss.chunk_size(50_257, gpu=True) == 4096
+    assert loss.chunk_size(1 << 25, gpu=True) == 128
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -214,9 +214,9 @@ def test_a_batch_moves_as_a_whole() -> None:
     moved = batch.to("meta")
     assert moved.is_causal is None
     assert {value.device.type for value in vars(moved).values() if value is not None} == {"meta"}
-    causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.samples)
+    causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.sample_indices)
     assert causal.to("cpu").documents is None
-    assert causal.to("cpu").places is None
+    assert causal.to("cpu").target_positions is None
 
 
 @pytest.mark.parametrize("wrong", [-1e-4, float("nan"), float("inf")])
@@ -228,7 +228,7 @@ def test_a_penalty_that_makes_no_sense_is_refused(wrong: float) -> None:
 def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:
     """Logits that are all moved by the same number have the same loss: the penalty alone moves them back."""
     (features, weight, bias), targets = problem(bias=True, ignored="some")
-    batch: Any = SimpleNamespace(places=None, targets=targets)
+    batch: Any = SimpleNamespace(target_positions=None, targets=targets)
 
     def trained(z_loss: float) -> tuple[float, float]:
         objective = CausalConfig(z_loss=z_loss).build(Words(), seed=0)

@@ -36,9 +36,9 @@ def text(count: int, length: int = 100, seed: int = 0) -> np.ndarray:
 
 def chosen(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, place and original token of every target."""
-    assert batch.places is not None
+    assert batch.target_positions is not None
     row, slot = np.nonzero(batch.targets.numpy() != IGNORE)
-    return row, batch.places.numpy()[row, slot], batch.targets.numpy()[row, slot]
+    return row, batch.target_positions.numpy()[row, slot], batch.targets.numpy()[row, slot]
 
 
 def test_of_the_targets_80_percent_are_masked_10_random_and_10_kept() -> None:
@@ -88,9 +88,9 @@ def test_exactly_the_share_of_the_candidates_is_chosen_and_shapes_are_static(
     source = rows(before.copy(), min(padding, length))
     samples = torch.arange(3) + sample
     batch = masked(mask_probability=p).collate(source, samples)
-    assert batch.places is not None
+    assert batch.target_positions is not None
     width = max(1, math.ceil(p * length))
-    assert batch.targets.shape == batch.places.shape == (3, width)
+    assert batch.targets.shape == batch.target_positions.shape == (3, width)
     assert np.array_equal(source.tokens, before)  # the store's rows are not written to
     row, place, target = chosen(batch)
     assert not np.isin(target, SPECIAL).any()
@@ -116,23 +116,23 @@ def test_the_mask_is_a_function_of_seed_and_sample() -> None:
     same = np.repeat(text(1), 6, axis=0)
     samples = torch.tensor([0, 1, 2, 10**15, 2**62, 7])
     together = masked().collate(rows(same), samples)
-    assert len({tuple(row) for row in together.places.tolist()}) == 6  # differs between samples
+    assert len({tuple(row) for row in together.target_positions.tolist()}) == 6  # differs between samples
     for i, sample in enumerate(samples.tolist()):  # whatever else is in the micro-batch
         alone = masked().collate(rows(same[:1]), torch.tensor([sample]))
         assert torch.equal(alone.tokens[0], together.tokens[i])
         assert torch.equal(alone.targets[0], together.targets[i])
     for seed in (1, 2**32, 2**64 - 1):
-        assert not torch.equal(masked(seed).collate(rows(same), samples).places, together.places)
+        assert not torch.equal(masked(seed).collate(rows(same), samples).target_positions, together.target_positions)
 
 
 def test_the_draw_never_changes_silently() -> None:
     """A resumed run must hide what it would have hidden."""
     tokens = np.arange(10, 30).reshape(1, 20)
     batch = masked(seed=5, mask_probability=0.2).collate(rows(tokens), torch.tensor([12]))
-    assert batch.places is not None
-    assert batch.places.tolist() == [[0, 9, 13, 14]]
+    assert batch.target_positions is not None
+    assert batch.target_positions.tolist() == [[0, 9, 13, 14]]
     batch = masked(seed=5, mask_token_prob=0.0, random_token_prob=1.0).collate(rows(tokens), torch.tensor([12]))
-    assert batch.tokens[0, batch.places[0]].tolist() == [62, 4, 30]
+    assert batch.tokens[0, batch.target_positions[0]].tolist() == [62, 4, 30]
 
 
 def test_padding_is_told_to_a_model_that_looks_both_ways() -> None:

@@ -27,10 +27,10 @@ def rows(tokens: np.ndarray) -> Rows:
 
 def hidden(batch: Batch, length: int) -> np.ndarray:
     """Return bool (B, T): the places to predict."""
-    assert batch.places is not None
+    assert batch.target_positions is not None
     found = np.zeros((len(batch.tokens), length), bool)
     row, slot = np.nonzero(batch.targets.numpy() != IGNORE)
-    found[row, batch.places.numpy()[row, slot]] = True
+    found[row, batch.target_positions.numpy()[row, slot]] = True
     return found
 
 

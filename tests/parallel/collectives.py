@@ -10,7 +10,7 @@ from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.parallel.parity import Case, prepared, train_step
+from pretrain.parallel.parity import Case, prepare_case, train_step
 from pretrain.parallel.process_group import end_process
 
 
@@ -41,7 +41,7 @@ def _work(rank: int, store: Path, cases: dict[str, Case], answers: Any) -> None:
     found = {}
     one = subject("llama")
     for name, case in cases.items():
-        model_with_loss = prepared(one, case)
+        model_with_loss = prepare_case(one, case)
         optimizer = one.optimizer.build(model_with_loss.model)
         train_step(model_with_loss, optimizer, one, case, 0)
         with Collectives() as collectives:

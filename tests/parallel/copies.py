@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.parity import Case, prepared, train_step
+from pretrain.parallel.parity import Case, prepare_case, train_step
 from pretrain.parallel.process_group import end_process
 
 
@@ -26,7 +26,7 @@ def _work(rank: int, store: Path, alike: bool, answers: Any) -> None:
     case = Case(2, ParallelConfig(tensor_parallel=2))
     torch.manual_seed(case.parallel_dims.data_rank(rank) if alike else rank)
     one = subject("gpt", dropout=0.2, attention_dropout=0.2)
-    model_with_loss = prepared(one, case)
+    model_with_loss = prepare_case(one, case)
     optimizer = one.optimizer.build(model_with_loss.model)
     for step in range(5):
         train_step(model_with_loss, optimizer, one, case, step)

@@ -11,7 +11,7 @@ from pretrain.kernels import onednn_linear
 from pretrain.kernels.compile import compile_block
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.parity import Case, Subject, prepared
+from pretrain.parallel.parity import Case, TrainingTask, prepare_case
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ def test_a_block_is_one_graph(family: str, few: int, bf16: bool, monkeypatch: py
     """Traced forward and back as for the C++ compiler, which is not called: that takes a quarter of a minute."""
     monkeypatch.setattr(onednn_linear, "FEW", few)
     one = subject(family, dropout=0.1)
-    model_with_loss = prepared(one, Case(1))
+    model_with_loss = prepare_case(one, Case(1))
     for block in model_with_loss.model.blocks:
         block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -36,14 +36,14 @@ def test_a_block_is_one_graph(family: str, few: int, bf16: bool, monkeypatch: py
     assert all(parameter.grad is not None for parameter in model_with_loss.parameters())
 
 
-def gradients(model_with_loss: ModelWithLoss, one: Subject, bf16: bool) -> torch.Tensor:
+def gradients(model_with_loss: ModelWithLoss, one: TrainingTask, bf16: bool) -> torch.Tensor:
     model_with_loss.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         model_with_loss(one.batch(0))[0].backward()
     return torch.cat([p.grad.flatten() for p in model_with_loss.parameters() if p.grad is not None])
 
 
-def one_of_real_heads(family: str) -> Subject:
+def one_of_real_heads(family: str) -> TrainingTask:
     """Return a model whose heads have the usual 64 channels: narrower ones are not vectorised."""
     return subject(family, d_model=128, n_heads=2, n_kv_heads=2, context_length=128)
 
@@ -53,7 +53,7 @@ def one_of_real_heads(family: str) -> Subject:
 def test_a_compiled_block_has_the_gradients_of_a_plain_one(family: str, bf16: bool) -> None:
     """A C++ compiler has made wrong code of torch's: compiled in bf16, a rotary key's gradient was NaN."""
     one = one_of_real_heads(family)
-    model_with_loss = prepared(one, Case(1))
+    model_with_loss = prepare_case(one, Case(1))
     expected = gradients(model_with_loss, one, bf16)
     assert isinstance(model_with_loss.model, Transformer)
     for block in model_with_loss.model.blocks:
@@ -80,7 +80,7 @@ def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
     monkeypatch.setattr(compile_fx.compile_fx, "__defaults__", (broken, *compile_fx.compile_fx.__defaults__[1:]))  # type: ignore[index]
     monkeypatch.setattr(compiling, "_failed", [])
     one = subject("llama")
-    model_with_loss = prepared(one, Case(1))
+    model_with_loss = prepare_case(one, Case(1))
     expected = gradients(model_with_loss, one, bf16=False)
     assert isinstance(model_with_loss.model, Transformer)
     for block in model_with_loss.model.blocks:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.kernels import onednn_linear
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.parity import Case, prepared
+from pretrain.parallel.parity import Case, prepare_case
 
 PLAIN: dict[str, bool] = {}
 CHECKPOINTED = {"activation_checkpointing": True}
@@ -55,7 +55,7 @@ class Products(TorchDispatchMode):
 def counted(settings: dict[str, bool], compiled: bool = False) -> int:
     """Return how many products a tiny GPT takes forward and back, once it has done so before."""
     one = subject("gpt")
-    model_with_loss = prepared(one, Case(1, ParallelConfig(**settings, compile=compiled)))
+    model_with_loss = prepare_case(one, Case(1, ParallelConfig(**settings, compile=compiled)))
     model_with_loss(one.batch(0))[0].backward()
     if not compiled:
         with Products() as products:

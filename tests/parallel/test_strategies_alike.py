@@ -13,7 +13,7 @@ from subjects import subject
 
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.parity import Case, Subject, Trained, difference, train_cases
+from pretrain.parallel.parity import Case, ParityResult, TrainingTask, difference, train_cases
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ if __name__ == "__main__":
 """
 
 
-def table(cases: dict[str, tuple[Subject, Case]], steps: int = STEPS) -> dict[str, Trained]:
+def table(cases: dict[str, tuple[TrainingTask, Case]], steps: int = STEPS) -> dict[str, ParityResult]:
     return dict(zip(cases, train_cases(list(cases.values()), steps), strict=True))
 
 

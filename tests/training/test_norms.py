@@ -53,7 +53,7 @@ def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: p
     def broken(self: ModelWithLoss, batch: Any) -> Any:
         loss, count = original(self, batch)
         weight: Any = self.model.blocks[1].feed_forward.down.weight  # type: ignore[union-attr, index]
-        return loss + weight.sum() * (float("nan") if int(batch.samples[0]) == 0 else 0.0), count
+        return loss + weight.sum() * (float("nan") if int(batch.sample_indices[0]) == 0 else 0.0), count
 
     monkeypatch.setattr(ModelWithLoss, "forward", broken)
     run(tiny.place("model=gpt_nano", "logger.norms=true", "trainer.max_steps=2", f"paths.run_dir={tiny.folder / 'r'}"))

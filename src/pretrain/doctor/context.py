@@ -21,7 +21,7 @@ from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
-from pretrain.parallel.gather import fill
+from pretrain.parallel.gather import load_parameters
 from pretrain.training.strategy import choose_device
 
 LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample, because planning rows takes long
@@ -104,7 +104,7 @@ class Context:
             noise = torch.empty(size).normal_(std=NOISE_STD, generator=generator)
             return initial_tensor(name, size, self.shape, self.config.seed) + noise
 
-        fill(model, value)
+        load_parameters(model, value)
         return model
 
     def _with_sample(self) -> RunConfig:

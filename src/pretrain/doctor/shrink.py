@@ -77,7 +77,7 @@ def shrink_model(model: ModelConfig) -> TransformerConfig:
         )
     kv_heads = min(model.kv_heads, 2)
     n_heads = kv_heads * min(model.n_heads // model.kv_heads, 2)
-    fitting = model.width * model.n_heads == model.d_model
+    fitting = model.attention_head_dim * model.n_heads == model.d_model
     d_model = n_heads * (HEAD_WIDTH if fitting else HEAD_WIDTH // 2)
     context_length = min(model.context_length, CONTEXT_LENGTH)
     return replace(

@@ -77,9 +77,9 @@ class GenerationState:
         self._held += text
         place = self.stop.first(self._held)
         if place is None:
-            return self._say(self.stop.certain(self._held))
+            return self._emit(self.stop.certain(self._held))
         self.finish_reason = FinishReason.stop_string
-        return self._say(place)
+        return self._emit(place)
 
     def end(self, finish_reason: FinishReason) -> str:
         """Return the rest of the text, to which nothing will be added; nothing where it has ended before."""
@@ -90,7 +90,7 @@ class GenerationState:
         place = self.stop.first(self._held)
         if place is not None:
             self.finish_reason = FinishReason.stop_string
-        return self._say(len(self._held) if place is None else place)
+        return self._emit(len(self._held) if place is None else place)
 
     def completion(self) -> Completion:
         """Return what has been written; the writing must have ended."""
@@ -100,7 +100,7 @@ class GenerationState:
             "".join(self._text), tokens, tuple(each.log_probability for each in self.new), self.finish_reason
         )
 
-    def _say(self, count: int) -> str:
+    def _emit(self, count: int) -> str:
         text, self._held = self._held[:count], self._held[count:]
         self._text.append(text)
         return text

@@ -5,7 +5,7 @@ import torch
 from pretrain.errors import ConfigError
 from pretrain.inference.config import Weights
 from pretrain.inference.float32_matmul import optimize_for_inference
-from pretrain.inference.int8 import Int8Matrix, quantise
+from pretrain.inference.int8 import Int8Matrix, quantize
 from pretrain.models.transformer import Transformer
 
 
@@ -24,7 +24,7 @@ def hold(model: Transformer, device: str | torch.device, weights: Weights | str)
             raise ConfigError(
                 f"weights=int8 works on processors, and device={device} is none. Try device=cpu, or weights=fp32."
             )
-        quantise(model.eval())
+        quantize(model.eval())
         return model
     model = model.to(_there(device), torch.bfloat16 if wanted is Weights.bf16 else None)
     optimize_for_inference(model)

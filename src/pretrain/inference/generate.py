@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError
 from pretrain.inference.kv_cache import KeyValueCache
-from pretrain.inference.sampling import Sampler, Sampling, penalise
+from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty
 from pretrain.models.transformer import Transformer
 
 
@@ -19,7 +19,7 @@ class NewToken(NamedTuple):
     log_probability: float  # nats, of the model's own distribution: before temperature, penalty and limits
 
 
-def continue_prompts(
+def generate_tokens(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     *,
@@ -103,7 +103,7 @@ def _steps(
     alive = [True] * len(state.padding)
     for _ in range(max_new_tokens):
         logits = state.model.head(state.last_hidden()).float()
-        scores = penalise(logits, state.seen, sample.sampling.repetition_penalty)
+        scores = apply_repetition_penalty(logits, state.seen, sample.sampling.repetition_penalty)
         chosen = sample(scores.masked_fill(suppress_tokens, -torch.inf))
         state.append(chosen)
         likely = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)

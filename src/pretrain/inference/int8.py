@@ -158,7 +158,7 @@ class JointAttention(Attention):
         return self.joint(x).split(self.widths, dim=-1)
 
 
-def quantise(model: Transformer) -> None:
+def quantize(model: Transformer) -> None:
     """Put the matrices of a model into 8 bits, its vocabulary's too; the embedding that may share it stays as it is."""
     if not multiplies_bytes():
         log.warning(

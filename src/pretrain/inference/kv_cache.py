@@ -6,7 +6,7 @@ Shapes: B batch, K key and value heads, T new positions, S positions so far, D h
 import torch
 from torch import Tensor
 
-from pretrain.models.attention import Mask
+from pretrain.models.attention import AttentionMask
 from pretrain.models.config import TransformerConfig
 
 
@@ -16,7 +16,7 @@ class KeyValueCache:
     def __init__(
         self, config: TransformerConfig, padding: Tensor, length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.n_layers, 2, len(padding), config.kv_heads, length, config.width)
+        shape = (config.n_layers, 2, len(padding), config.kv_heads, length, config.attention_head_dim)
         self.store = torch.empty(shape, dtype=dtype, device=device)
         self.padding = padding  # int64 (B,): places at the start of each row that hold nothing
         self.padded = bool(padding.any())
@@ -30,14 +30,14 @@ class KeyValueCache:
         values[:, :, self.filled : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
-    def masks(self, new: int, windows: set[int | None]) -> dict[int | None, Mask]:
+    def masks(self, new: int, windows: set[int | None]) -> dict[int | None, AttentionMask]:
         """Return for each window who of `new` positions may see whom, them included."""
         return {window: self._mask(new, window) for window in windows}
 
-    def _mask(self, new: int, window: int | None) -> Mask:
+    def _mask(self, new: int, window: int | None) -> AttentionMask:
         total = self.filled + new
         if not self.padded and (window is None or window >= total) and (new == 1 or self.filled == 0):
-            return Mask(causal=new > 1)  # one new position sees all; a fresh prompt is plainly causal
+            return AttentionMask(causal=new > 1)  # one new position sees all; a fresh prompt is plainly causal
         keys = torch.arange(total, device=self.padding.device)
         distance = keys[self.filled :].unsqueeze(1) - keys  # (T, S)
         allowed = distance >= 0
@@ -45,4 +45,4 @@ class KeyValueCache:
             allowed = allowed & (distance < window)
         real = keys >= self.padding.unsqueeze(1)  # (B, S)
         itself = distance == 0  # a padding place sees itself, for a row that sees nothing has no softmax
-        return Mask(causal=True, allowed=((allowed & real.unsqueeze(1)) | itself).unsqueeze(1))
+        return AttentionMask(causal=True, allowed=((allowed & real.unsqueeze(1)) | itself).unsqueeze(1))

@@ -62,7 +62,7 @@ class Sampler:
         return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Return logits (B, V) with those of tokens in `seen`, bool (B, V), moved down by a factor.
 
     Source: Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1, with the sign of the logit respected.

@@ -43,7 +43,7 @@ class Key:
 
     def write(self, config: TransformerConfig) -> Settings:
         """Return what config.json says for our value; the first word where the architecture has none for it."""
-        filled = {"n_kv_heads": config.kv_heads, "head_dim": config.width, "d_ff": config.ff_width}
+        filled = {"n_kv_heads": config.kv_heads, "head_dim": config.attention_head_dim, "d_ff": config.ff_width}
         filled["token_types"] = max(1, config.token_types)  # an architecture that has types has at least one
         value = filled.get(self.ours, getattr(config, self.ours))
         if not isinstance(self.kind, str):
@@ -135,9 +135,9 @@ class Family:
         except CheckpointError:  # no model has these numbers and what is fixed here
             always = self.fixed.items()
             found = {name: (getattr(config, name), value) for name, value in always if getattr(config, name) != value}
-            found["head_dim"] = (config.width, None)
+            found["head_dim"] = (config.attention_head_dim, None)
         if self.even_heads and config.d_model % config.n_heads:
-            found["head_dim"] = (config.width, None)
+            found["head_dim"] = (config.attention_head_dim, None)
         return found
 
 

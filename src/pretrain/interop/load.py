@@ -22,7 +22,7 @@ from pretrain.interop.hub import fetch, is_hub_name
 from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
-from pretrain.parallel.gather import fill
+from pretrain.parallel.gather import load_parameters
 
 LoadParameter = Callable[[str, torch.Size], Tensor]
 
@@ -56,7 +56,7 @@ class ModelFolder:
         values = self.values(model)
         model.to_empty(device="cpu")
         model.tie()
-        fill(model, values)
+        load_parameters(model, values)
         return model
 
 

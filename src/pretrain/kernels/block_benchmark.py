@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.kernels.compile import compile_block
 from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initialise
+from pretrain.models.init import initialize
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 
@@ -24,7 +24,7 @@ class BlockBenchmark:
         one = replace(shape, n_layers=1)
         with torch.random.fork_rng():
             self.model = Transformer(one, _VOCABULARY, causal=causal)
-            initialise(self.model, one, seed=0)
+            initialize(self.model, one, seed=0)
         self.model.to(device)
         draw = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(_VOCABULARY, (rows, length), generator=draw).to(device)

@@ -17,11 +17,11 @@ from pretrain.models.masks import build_block_mask
 from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
 
-FEW_SCORES = 1 << 22  # of a layer: 8 MiB in bfloat16
+MAX_EAGER_SCORES = 1 << 22  # of a layer: 8 MiB in bfloat16
 
 
 @dataclass(frozen=True)
-class Mask:
+class AttentionMask:
     """Who may see whom in one kind of layer: as `blocks` or `allowed` say, else plain causal or unrestricted."""
 
     causal: bool
@@ -37,7 +37,9 @@ class KVCache(Protocol):
         ...
 
 
-def build_mask(causal: bool, window: int | None, documents: Tensor | None, length: int, device: torch.device) -> Mask:
+def build_mask(
+    causal: bool, window: int | None, documents: Tensor | None, length: int, device: torch.device
+) -> AttentionMask:
     """Return the mask of layers with this window over rows of `length` tokens.
 
     `documents` (B, T) numbers the document of each token; tokens of different documents do not see each other.
@@ -45,30 +47,32 @@ def build_mask(causal: bool, window: int | None, documents: Tensor | None, lengt
     a window of w in both directions sees w // 2 tokens to either side, as ModernBERT does.
     """
     if documents is None and (window is None or (causal and window >= length)):
-        return Mask(causal)
+        return AttentionMask(causal)
     allowed = _within(causal, window, length, device)
     if documents is not None:
         allowed = allowed & _same_document(documents)
-    return Mask(causal, allowed)
+    return AttentionMask(causal, allowed)
 
 
-def build_mixed_mask(is_causal: Tensor, window: int | None, documents: Tensor | None, length: int) -> Mask:
+def build_mixed_mask(is_causal: Tensor, window: int | None, documents: Tensor | None, length: int) -> AttentionMask:
     """Return the mask of a batch whose rows are causal where `is_causal` (bool (B,)) says so, both ways else.
 
     The other arguments are those of `build_mask`, row by row.
     """
     causal, both_ways = (_within(causal, window, length, is_causal.device) for causal in (True, False))
     allowed = torch.where(is_causal.view(-1, 1, 1, 1), causal, both_ways)
-    return Mask(False, allowed if documents is None else allowed & _same_document(documents))
+    return AttentionMask(False, allowed if documents is None else allowed & _same_document(documents))
 
 
-def build_mask_in_blocks(causal: bool | Tensor, window: int | None, documents: Tensor | None, like: Tensor) -> Mask:
+def build_mask_in_blocks(
+    causal: bool | Tensor, window: int | None, documents: Tensor | None, like: Tensor
+) -> AttentionMask:
     """Return what `build_mask` does, or with `causal` by row `build_mixed_mask`, for compiled layers on a GPU.
 
     `like` (B, T) tells the shape where every row is one document.
     """
     documents = torch.zeros_like(like, dtype=torch.int32) if documents is None else documents
-    return Mask(causal is True, blocks=build_block_mask(causal, window, documents))
+    return AttentionMask(causal is True, blocks=build_block_mask(causal, window, documents))
 
 
 def _same_document(documents: Tensor) -> Tensor:
@@ -85,7 +89,7 @@ def _within(causal: bool, window: int | None, length: int, device: torch.device)
     return allowed.view(1, 1, length, length)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
     """Return the values that each query sees, weighted, (B, H, T, D), of queries (B, H, T, D) and keys (B, K, S, D).
 
     In bfloat16 a processor learns quicker by plain products of matrices than by torch's fused attention as long as the
@@ -96,7 +100,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
         found = flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
         assert isinstance(found, Tensor)
         return found
-    if _by_products(q, k):
+    if _eager_is_faster(q, k):
         return _eager_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(
         q,
@@ -109,15 +113,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
     )
 
 
-def _by_products(q: Tensor, k: Tensor) -> bool:
+def _eager_is_faster(q: Tensor, k: Tensor) -> bool:
     """Whether to attend by products: in bfloat16, on a processor, to learn, with few scores."""
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
-    return dtype is torch.bfloat16 and q.shape[:3].numel() * k.shape[2] <= FEW_SCORES
+    return dtype is torch.bfloat16 and q.shape[:3].numel() * k.shape[2] <= MAX_EAGER_SCORES
 
 
-def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -139,18 +143,22 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.width
+        self.head_dim = config.attention_head_dim
         self.dropout = config.attention_dropout
-        inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+        inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
         self.query = Linear(config.d_model, inner, bias=config.attention_bias)
         self.key = Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.output = Linear(inner, config.d_model, bias=config.bias)
-        self.query_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.width, eps=config.norm_eps) if config.qk_norm else None
+        self.query_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, kv_cache: KVCache | None = None
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Return what each position of x (B, T, d_model) gathers from the positions it may see, same shape."""
         q, k, v = (self._heads(each) for each in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)

@@ -160,10 +160,10 @@ class TransformerConfig(ModelConfig):
                 f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}. "
                 f"Try model.n_kv_heads={nearest}."
             )
-        if self.position is Position.rope and self.width % 2:
+        if self.position is Position.rope and self.attention_head_dim % 2:
             raise ConfigError(
-                f"model.position=rope turns pairs of channels, but a head is {self.width} wide. "
-                f"Try model.head_dim={self.width + 1}."
+                f"model.position=rope turns pairs of channels, but a head is {self.attention_head_dim} wide. "
+                f"Try model.head_dim={self.attention_head_dim + 1}."
             )
         self._check_shares_and_reach()
 
@@ -215,7 +215,7 @@ class TransformerConfig(ModelConfig):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
-    def width(self) -> int:
+    def attention_head_dim(self) -> int:
         """Channels of one head."""
         return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
 
@@ -273,7 +273,7 @@ class TransformerConfig(ModelConfig):
         llama3 = scaled and scaling.kind is RopeScaling.llama3
         return {name: getattr(self, name) for name in alike} | {
             "n_kv_heads": self.kv_heads,
-            "head_dim": self.width,
+            "head_dim": self.attention_head_dim,
             "d_ff": self.ff_width,
             "context_length": None if rope else self.context_length,
             "norm_bias": self.norm_bias if self.norm is Norm.layer else None,

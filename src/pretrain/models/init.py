@@ -36,7 +36,7 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: TransformerConfig, seed: int) -> None:
+def initialize(model: nn.Module, config: TransformerConfig, seed: int) -> None:
     """Fill every parameter of a model that lives on one device, in place."""
     for name, parameter in model.named_parameters():
         parameter.copy_(initial_tensor(name, parameter.shape, config, seed))

@@ -40,7 +40,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of row, head, po
 
 def takes_blocks(config: TransformerConfig) -> bool:
     """Whether the kernel can compute a model's attention: it leaves nothing out at random, and needs some channels."""
-    return config.width >= _NARROWEST_HEAD and not config.attention_dropout
+    return config.attention_head_dim >= _NARROWEST_HEAD and not config.attention_dropout
 
 
 def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tensor) -> BlockMask:

@@ -20,10 +20,10 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
 
 
 def _attention(config: TransformerConfig) -> int:
-    inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+    inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     weights = config.d_model * (2 * inner + 2 * inner_kv)
     biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.bias
-    return weights + biases + (2 * config.width if config.qk_norm else 0)
+    return weights + biases + (2 * config.attention_head_dim if config.qk_norm else 0)
 
 
 def _feed_forward(config: TransformerConfig) -> int:
@@ -40,7 +40,7 @@ def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_sh
     that reach the head (a masked model computes its head at the targets only).
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; Kaplan et al. 2020, section 2.1.
     """
-    inner, inner_kv = config.n_heads * config.width, config.kv_heads * config.width
+    inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     matrices = config.d_model * (2 * inner + 2 * inner_kv)
     matrices += (3 if config.gated else 2) * config.d_model * config.ff_width
     head = vocab_size * config.d_model + (config.d_model**2 if config.head is Head.mlm else 0)

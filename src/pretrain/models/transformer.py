@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.kernels.onednn_linear import Linear, product
-from pretrain.models.attention import Attention, KVCache, Mask, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.models.attention import (
+    Attention,
+    AttentionMask,
+    KVCache,
+    build_mask,
+    build_mask_in_blocks,
+    build_mixed_mask,
+)
 from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
 from pretrain.models.norm import build_norm
@@ -52,7 +59,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, mask: Mask, rotation: tuple[Tensor, Tensor] | None = None, kv_cache: KVCache | None = None
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Return the residual stream x (B, T, d_model) after this block, same shape."""
         if self.post:
@@ -145,7 +156,7 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        masks: dict[int | None, Mask] | None = None,
+        masks: dict[int | None, AttentionMask] | None = None,
         is_causal: Tensor | None = None,
     ) -> Tensor:
         """Return the last hidden states (B, T, d_model) of tokens (B, T).
@@ -166,7 +177,7 @@ class Transformer(nn.Module):
 
     def masks(
         self, tokens: Tensor, documents: Tensor | None, is_causal: Tensor | None = None, in_blocks: bool = False
-    ) -> dict[int | None, Mask]:
+    ) -> dict[int | None, AttentionMask]:
         """Return one mask for every window in use, shared by all layers that have it.
 
         With `in_blocks` they are for compiled layers on a GPU, and of the same make for every batch, so that layers are
@@ -188,7 +199,7 @@ class Transformer(nn.Module):
         if positions.device not in self._rotations:  # computed once, and on the CPU, so that every device agrees
             self._rotations[positions.device] = {
                 window: rotary_frequencies(
-                    config.width,
+                    config.attention_head_dim,
                     config.rope_base if window is None else (config.rope_base_local or config.rope_base),
                     config.rope_scaling,
                 ).to(positions.device)

@@ -36,8 +36,10 @@ class Batch:
     positions: Tensor  # int64 (B, T)
     documents: Tensor | None  # int32 (B, T); none: every row is one document
     targets: Tensor  # int64 (B, M); IGNORE where there is nothing to predict
-    places: Tensor | None  # int64 (B, M): position of each target; none: M = T and target i stands at position i
-    samples: Tensor  # int64 (B,): place of each row in the run's endless stream of rows
+    target_positions: (
+        Tensor | None
+    )  # int64 (B, M): position of each target; none: M = T and target i stands at position i
+    sample_indices: Tensor  # int64 (B,): place of each row in the run's endless stream of rows
     is_causal: Tensor | None = None  # bool (B,): rows read from left to right; none: all as the model does by itself
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

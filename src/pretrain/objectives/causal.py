@@ -11,13 +11,13 @@ class Causal(Objective):
 
     causal = True
 
-    def collate(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
+    def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
         """Return rows whose target at each position is the token that follows it in its document."""
         return Batch(
             tokens=torch.from_numpy(rows.tokens),
             positions=torch.from_numpy(rows.positions),
             documents=visible_documents(rows, causal=True),
             targets=torch.from_numpy(rows.next_tokens),
-            places=None,
-            samples=samples,
+            target_positions=None,
+            sample_indices=sample_indices,
         )

@@ -22,10 +22,10 @@ class Classify(Objective):
         self.causal = causal
         self.pooling = pooling
 
-    def collate(self, rows: TokenRows, samples: Tensor) -> Batch:
+    def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows whose targets are the labels of their documents, and places the positions that stand for them.
 
-        With pooling=mean `places` are the first positions, and all positions of the document stand for it.
+        With pooling=mean `target_positions` are the first positions, and all positions of the document stand for it.
         """
         assert rows.labels is not None, "only rows of labelled texts can be classified"
         numbers = rows.documents
@@ -34,17 +34,17 @@ class Classify(Objective):
         after = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)[:, 1:]
         at_end = self.pooling is Pooling.last
         row, place = np.nonzero((numbers >= 0) & (numbers != (after if at_end else before)))
-        places = np.zeros((len(numbers), width), np.int64)
+        target_positions = np.zeros((len(numbers), width), np.int64)
         targets = np.full((len(numbers), width), IGNORE, np.int64)
-        places[row, numbers[row, place]] = place
+        target_positions[row, numbers[row, place]] = place
         targets[row, numbers[row, place]] = rows.labels[row, place]
         return Batch(
             tokens=torch.from_numpy(rows.tokens),
             positions=torch.from_numpy(rows.positions),
             documents=torch.from_numpy(rows.documents),
             targets=torch.from_numpy(targets),
-            places=torch.from_numpy(places),
-            samples=samples,
+            target_positions=torch.from_numpy(target_positions),
+            sample_indices=sample_indices,
         )
 
     def log_probabilities(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> Tensor:

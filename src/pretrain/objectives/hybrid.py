@@ -31,29 +31,29 @@ class Hybrid(Objective):
         """Both kinds of rows, by name."""
         return {"causal": Causal(), "masked": self.masked}
 
-    def collate(self, rows: TokenRows, samples: Tensor) -> Batch:
+    def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target (or none) at every place: targets are (B, T)."""
-        causal, masked = (part.collate(rows, samples) for part in self.parts.values())
-        assert masked.places is not None
-        at_places = torch.full_like(causal.targets, IGNORE)
+        causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())
+        assert masked.target_positions is not None
+        next_targets = torch.full_like(causal.targets, IGNORE)
         row, slot = (masked.targets != IGNORE).nonzero(as_tuple=True)
-        at_places[row, masked.places[row, slot]] = masked.targets[row, slot]
-        hidden = self.is_masked(samples)
+        next_targets[row, masked.target_positions[row, slot]] = masked.targets[row, slot]
+        hidden = self.is_masked(sample_indices)
         return Batch(
             tokens=torch.where(hidden[:, None], masked.tokens, causal.tokens),
             positions=causal.positions,
             documents=visible_documents(rows, causal=False),
-            targets=torch.where(hidden[:, None], at_places, causal.targets),
-            places=None,
-            samples=samples,
+            targets=torch.where(hidden[:, None], next_targets, causal.targets),
+            target_positions=None,
+            sample_indices=sample_indices,
             is_causal=~hidden,
         )
 
-    def is_masked(self, samples: Tensor) -> Tensor:
+    def is_masked(self, sample_indices: Tensor) -> Tensor:
         """Return which rows of the stream are masked, bool (B,): of any rows in a row nearly the share.
 
         The multiples of the golden ratio, without their whole parts, are spread evenly over [0, 1), and keep no time
         with batches or ranks: none of them gets rows of one kind only (Knuth 1973, volume 3, section 6.4, theorem S).
         """
-        turn = samples * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # 53 bits of the fraction; the product wraps around
+        turn = sample_indices * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # 53 bits of the fraction; the product wraps around
         return turn.double() / 2**53 < self.masked_rows

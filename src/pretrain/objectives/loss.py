@@ -17,8 +17,10 @@ from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
-CHUNK = 1 << 25  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
-CHUNK_ON_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
+MAX_CHUNK_LOGITS = (
+    1 << 25
+)  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
+MAX_CHUNK_LOGITS_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
 
 
 def cross_entropy_sum(
@@ -83,16 +85,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias)
         for part in _chunks(x, shard.largest_size):
             if fused:
-                grad_logits, of_bias, losses = _compiled_slope()(product(x[part], matrix), bias, targets[part], z_loss)
+                grad_logits, grad_of_bias, losses = _compiled_grad_logits()(
+                    product(x[part], matrix), bias, targets[part], z_loss
+                )
                 loss += losses
             else:
                 counts = (targets[part] != IGNORE).unsqueeze(1)
-                grad_logits, each = _slope(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
+                grad_logits, each = _grad_logits(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
                 loss += each.where(counts, 0.0).sum()
-                of_bias = None if bias is None else grad_logits.sum(0)
+                grad_of_bias = None if bias is None else grad_logits.sum(0)
                 grad_logits = grad_logits.to(dtype)
             if grad_bias is not None:
-                grad_bias += of_bias
+                grad_bias += grad_of_bias
             grad_x[part] = product(grad_logits, matrix.T)
             add_product(grad_weight, grad_logits, x[part])
             del grad_logits  # before the next chunk's logits are there
@@ -113,7 +117,7 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits
 
 
-def _slope(
+def _grad_logits(
     logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """Return the slope over the logits, softmax x (1 + 2 z_loss log Z) - 1 at the target, and the losses (N, 1)."""
@@ -129,10 +133,10 @@ def _slope(
     return grad_logits, total.log() - of_target
 
 
-def slope_at_once(
+def fused_grad_logits(
     logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return what `_slope` does in the format of the logits, its sum over the targets, and the summed loss.
+    """Return what `_grad_logits` does in the format of the logits, its sum over the targets, and the summed loss.
 
     Written for a compiler: it changes nothing in place, and what has the size of the logits is made once.
     """
@@ -150,18 +154,18 @@ def slope_at_once(
 
 
 @cache
-def _compiled_slope() -> Any:
-    return torch.compile(slope_at_once, backend=compile_or_leave, dynamic=False)
+def _compiled_grad_logits() -> Any:
+    return torch.compile(fused_grad_logits, backend=compile_or_leave, dynamic=False)
 
 
-def chunk_rows(vocab_size: int, gpu: bool) -> int:
+def chunk_size(vocab_size: int, gpu: bool) -> int:
     """Return how many targets make a chunk: on a GPU a power of two, which is fast and as a rule leaves no rest."""
-    rows = max(128, (CHUNK_ON_GPU if gpu else CHUNK) // vocab_size)
+    rows = max(128, (MAX_CHUNK_LOGITS_GPU if gpu else MAX_CHUNK_LOGITS) // vocab_size)
     return 1 << rows.bit_length() - 1 if gpu else rows
 
 
 def _chunks(features: Tensor, vocab_size: int) -> list[slice]:
-    size = chunk_rows(vocab_size, features.is_cuda)
+    size = chunk_size(vocab_size, features.is_cuda)
     return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
@@ -176,7 +180,7 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
     for part in _chunks(features, shard.largest_size):
         logits = product(features[part], weight, bias).float()
         if shard.group is not None:
-            loss, first = _scored(logits, targets[part], shard)
+            loss, first = _shard_losses(logits, targets[part], shard)
         else:
             loss = F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none")
             first = logits.argmax(-1)
@@ -185,7 +189,7 @@ def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets:
     return torch.cat(losses), torch.cat(predictions)
 
 
-def _scored(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
+def _shard_losses(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
     """Return what `token_losses` does of logits that each device holds a part of."""
     largest = logits.amax(-1, keepdim=True)
     most = shard.maximum(largest.clone())

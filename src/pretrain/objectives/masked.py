@@ -42,46 +42,46 @@ class Masked(Objective):
         self.shift_targets = shift_targets  # a hidden token is predicted at the place before it, as the next token is
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
-    def collate(self, rows: TokenRows, samples: torch.Tensor) -> Batch:
+    def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
         """Return rows with hidden tokens; targets and places are (B, ceil(mask_probability T)), sorted by place."""
         tokens = rows.tokens.copy()
         width = max(1, math.ceil(self.config.mask_probability * tokens.shape[1]))
-        places = np.zeros((len(tokens), width), dtype=np.int64)
+        target_positions = np.zeros((len(tokens), width), dtype=np.int64)
         targets = np.full((len(tokens), width), IGNORE, dtype=np.int64)
         maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)
         if self.shift_targets:  # what begins a piece of a document has no place before it
             maskable[:, 0] = False
             maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
-        for row, sample in enumerate(samples.tolist()):
-            self._hide(tokens[row], np.flatnonzero(maskable[row]), places[row], targets[row], sample)
+        for row, sample in enumerate(sample_indices.tolist()):
+            self._hide(tokens[row], np.flatnonzero(maskable[row]), target_positions[row], targets[row], sample)
         if self.shift_targets:
-            places -= targets != IGNORE
+            target_positions -= targets != IGNORE
         return Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(rows.positions),
             documents=visible_documents(rows, causal=False),
             targets=torch.from_numpy(targets),
-            places=torch.from_numpy(places),
-            samples=samples,
+            target_positions=torch.from_numpy(target_positions),
+            sample_indices=sample_indices,
             is_causal=torch.zeros(len(tokens), dtype=torch.bool) if self.shift_targets else None,
         )
 
     def _hide(
-        self, tokens: np.ndarray, candidates: np.ndarray, places: np.ndarray, targets: np.ndarray, sample: int
+        self, tokens: np.ndarray, candidates: np.ndarray, target_positions: np.ndarray, targets: np.ndarray, sample: int
     ) -> None:
-        """Choose this row's targets among `candidates` and overwrite `tokens`, `places`, `targets` in place."""
+        """Choose the targets of one row among `candidates`; writes to the three other arrays in place."""
         if not len(candidates):
             return
         draw = np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))
-        count = min(len(places), max(1, round(self.config.mask_probability * len(candidates))))
+        count = min(len(target_positions), max(1, round(self.config.mask_probability * len(candidates))))
         chosen = np.sort(self._choose(tokens, candidates, count, draw))
         count = len(chosen)
-        places[:count], targets[:count] = chosen, tokens[chosen]
+        target_positions[:count], targets[:count] = chosen, tokens[chosen]
         fate = draw.random(count)
         masked = fate < self.config.mask_token_prob
-        randomised = ~masked & (fate < self.config.mask_token_prob + self.config.random_token_prob)
+        randomized = ~masked & (fate < self.config.mask_token_prob + self.config.random_token_prob)
         tokens[chosen[masked]] = self.mask_id
-        tokens[chosen[randomised]] = draw.integers(self.vocab_size, size=int(randomised.sum()))
+        tokens[chosen[randomized]] = draw.integers(self.vocab_size, size=int(randomized.sum()))
 
     def _choose(
         self, tokens: NDArray[np.int64], candidates: NDArray[np.int64], count: int, draw: np.random.Generator

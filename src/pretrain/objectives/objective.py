@@ -32,8 +32,8 @@ class Objective(nn.Module):
         """The objectives that validation scores each by itself; one that is not a blend of several is its only one."""
         return {"": self}
 
-    def collate(self, rows: TokenRows, samples: "torch.Tensor") -> Batch:
-        """Return the micro-batch of packed rows; `samples` (B,) are their places in the stream of rows."""
+    def collate(self, rows: TokenRows, sample_indices: "torch.Tensor") -> Batch:
+        """Return the micro-batch of packed rows; `sample_indices` (B,) are their places in the stream of rows."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -49,9 +49,9 @@ class Objective(nn.Module):
         return losses.view_as(batch.targets), predictions.view_as(batch.targets)
 
     def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
-        if batch.places is not None:
-            places = batch.places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-            hidden = hidden.gather(1, places)
+        if batch.target_positions is not None:
+            target_positions = batch.target_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+            hidden = hidden.gather(1, target_positions)
         return head.features(hidden.flatten(0, 1)), batch.targets.flatten()
 
 

@@ -23,11 +23,11 @@ def load_optimizer_state(
     optimizer: Optimizer,
     model: nn.Module,
     saved: Mapping[str, Tensor],
-    like: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value.to(parameter.device),
+    distribute: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value.to(parameter.device),
 ) -> None:
     """Put saved state back; raises CheckpointError where it does not belong to this model or this optimizer.
 
-    `like(value, parameter)` places a whole value as its parameter is placed.
+    `distribute(value, parameter)` places a whole value as its parameter is placed.
     """
     parameters = parameters_by_name(model)
     slots = _slots(optimizer)
@@ -46,7 +46,7 @@ def load_optimizer_state(
                 f"the saved optimizer state holds {key}, and {type(optimizer).__name__} keeps no {slot} there: another "
                 "optimizer wrote it. Take the optimizer of that run, or start a new one from its weights: init_from=..."
             )
-        optimizer.state[parameter][slot] = like(value, parameter) if value.ndim else value.to(parameter.device)
+        optimizer.state[parameter][slot] = distribute(value, parameter) if value.ndim else value.to(parameter.device)
 
 
 def _slots(optimizer: Optimizer) -> dict[Tensor, set[str]]:

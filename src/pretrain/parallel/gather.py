@@ -13,13 +13,13 @@ from pretrain.optim.groups import parameters_by_name
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor; of a sharded one every process of its mesh must ask at the same time."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
+def distribute_like(value: Tensor, parameter: Tensor) -> Tensor:
     """Return `value`, a whole tensor that every process has, placed and sharded as `parameter` is.
 
     Nothing is sent: each process keeps its part.
@@ -31,8 +31,8 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
-    """Give every parameter the value that `values(name, whole shape)` returns; each process keeps its part.
+def load_parameters(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
+    """Give every parameter the value that `values(name, full_tensor shape)` returns; each process keeps its part.
 
     Values are made on the CPU, whatever the caller's device is: Lightning builds models on the GPU, where the same seed
     draws other numbers.
@@ -40,4 +40,4 @@ def fill(model: nn.Module, values: Callable[[str, torch.Size], Tensor]) -> None:
     for name, parameter in parameters_by_name(model).items():
         with torch.device("cpu"):
             value = values(name, parameter.shape)
-        parameter.copy_(like(value, parameter))
+        parameter.copy_(distribute_like(value, parameter))

@@ -25,7 +25,7 @@ from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelConfig, ParallelDims
-from pretrain.parallel.gather import fill, whole
+from pretrain.parallel.gather import full_tensor, load_parameters
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.process_group import end_process
@@ -33,7 +33,7 @@ from pretrain.stop_signals import join_no_group, keep_from_children
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrainingTask:
     """What is trained. Other processes receive it, so its functions must be importable there."""
 
     build: Callable[[], ModelWithLoss]  # on the meta device
@@ -65,7 +65,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Trained:
+class ParityResult:
     """What a case came to: mean loss and gradient norm of every step, and the weights after the last."""
 
     losses: list[float]
@@ -82,7 +82,7 @@ class Difference:
     weights: float
 
 
-def difference(one: Trained, other: Trained) -> Difference:
+def difference(one: ParityResult, other: ParityResult) -> Difference:
     """Return how far two cases lie apart."""
 
     def apart(ours: list[float], theirs: list[float]) -> float:
@@ -93,39 +93,43 @@ def difference(one: Trained, other: Trained) -> Difference:
     return Difference(apart(one.losses, other.losses), apart(one.norms, other.norms), weights)
 
 
-def train_cases(cases: Sequence[tuple[Subject, Case]], steps: int) -> list[Trained]:
+def train_cases(cases: Sequence[tuple[TrainingTask, Case]], steps: int) -> list[ParityResult]:
     """Return what each case comes to. Those with as many processes share one process group.
 
     Raises torch's ProcessRaisedException where a case cannot be trained.
     """
-    found: dict[int, Trained] = {}
+    found: dict[int, ParityResult] = {}
     for ranks in sorted({case.ranks for _, case in cases}):
         numbers = [number for number, (_, case) in enumerate(cases) if case.ranks == ranks]
-        found |= dict(zip(numbers, _together([cases[n] for n in numbers], steps, ranks), strict=True))
+        found |= dict(zip(numbers, _run_group([cases[n] for n in numbers], steps, ranks), strict=True))
     return [found[number] for number in range(len(cases))]
 
 
-def _together(cases: list[tuple[Subject, Case]], steps: int, ranks: int) -> list[Trained]:
+def _run_group(cases: list[tuple[TrainingTask, Case]], steps: int, ranks: int) -> list[ParityResult]:
     with tempfile.TemporaryDirectory() as folder:
-        answers = multiprocessing.get_context("spawn").SimpleQueue()
-        words = (ranks, Path(folder) / "store", cases, steps, answers)
+        results = multiprocessing.get_context("spawn").SimpleQueue()
+        arguments = (ranks, Path(folder) / "store", cases, steps, results)
         keep_from_children()
-        processes: Any = multiprocessing.spawn(_work, words, nprocs=ranks, join=False)  # type: ignore[attr-defined]
-        found: list[Trained] = []
+        processes: Any = multiprocessing.spawn(_worker, arguments, nprocs=ranks, join=False)  # type: ignore[attr-defined]
+        found: list[ParityResult] = []
         ended = False
         try:
-            while not (ended and answers.empty()):
+            while not (ended and results.empty()):
                 ended = ended or processes.join(timeout=0.05)
-                while not answers.empty():
-                    losses, norms, weights = answers.get()
-                    found.append(Trained(losses, norms, {name: torch.from_numpy(w) for name, w in weights.items()}))
+                while not results.empty():
+                    losses, norms, weights = results.get()
+                    found.append(
+                        ParityResult(losses, norms, {name: torch.from_numpy(w) for name, w in weights.items()})
+                    )
         finally:
             for process in processes.processes:
                 process.kill()  # where this process is asked to stop, they do not hear of it
         return found
 
 
-def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]], steps: int, answers: Any) -> None:
+def _worker(
+    rank: int, ranks: int, store: Path, cases: list[tuple[TrainingTask, Case]], steps: int, results: Any
+) -> None:
     join_no_group()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # by which torch ends it where its parent was killed
     torch.set_num_threads(1)
@@ -134,13 +138,13 @@ def _work(rank: int, ranks: int, store: Path, cases: list[tuple[Subject, Case]],
         found = train_case(subject, case, steps)
         if rank == 0:
             weights = {name: weight.numpy() for name, weight in found.weights.items()}
-            answers.put((found.losses, found.norms, weights))
+            results.put((found.losses, found.norms, weights))
     end_process()
 
 
-def train_case(subject: Subject, case: Case, steps: int) -> Trained:
+def train_case(subject: TrainingTask, case: Case, steps: int) -> ParityResult:
     """Return what a case comes to, on each of the processes of a group that take part in it."""
-    model_with_loss = prepared(subject, case)
+    model_with_loss = prepare_case(subject, case)
     optimizer = subject.optimizer.build(model_with_loss.model)
     module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss
     losses, norms = [], []
@@ -148,12 +152,12 @@ def train_case(subject: Subject, case: Case, steps: int) -> Trained:
         loss, norm = train_step(module, optimizer, subject, case, step)
         losses.append(loss)
         norms.append(norm)
-    weights = {name: whole(weight).clone() for name, weight in parameters_by_name(model_with_loss.model).items()}
+    weights = {name: full_tensor(weight).clone() for name, weight in parameters_by_name(model_with_loss.model).items()}
     torch.compiler.reset()
-    return Trained(losses, norms, weights)
+    return ParityResult(losses, norms, weights)
 
 
-def prepared(subject: Subject, case: Case) -> ModelWithLoss:
+def prepare_case(subject: TrainingTask, case: Case) -> ModelWithLoss:
     """Return the subject's learner with its first weights, spread as the case says."""
     model_with_loss = subject.build()
     mesh = build_mesh(case.parallel_dims, "cpu") if case.sharded else None
@@ -162,12 +166,12 @@ def prepared(subject: Subject, case: Case) -> ModelWithLoss:
     model = model_with_loss.model
     assert isinstance(model, Transformer)
     model.tie()
-    fill(model, subject.values)
+    load_parameters(model, subject.values)
     return model_with_loss.train()
 
 
 def train_step(
-    module: torch.nn.Module, optimizer: torch.optim.Optimizer, subject: Subject, case: Case, step: int
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, subject: TrainingTask, case: Case, step: int
 ) -> tuple[float, float]:
     """Take one optimizer step; return its mean loss over all processes, in nats per target, and its gradient's norm."""
     parallel_dims, rank = case.parallel_dims, torch.distributed.get_rank()
@@ -178,10 +182,10 @@ def train_step(
     for part in range(case.accumulation):
         if isinstance(module, FSDPModule) and case.settings.no_sync_accumulation:
             module.set_requires_gradient_sync(part == case.accumulation - 1)
-        slot = part * parallel_dims.data_ranks + parallel_dims.data_rank(rank)
+        index = part * parallel_dims.data_ranks + parallel_dims.data_rank(rank)
         autocast = torch.autocast("cpu", torch.bfloat16) if case.bf16 and not case.sharded else nullcontext()
         with autocast:
-            loss, _ = module(_rows(batch, slot, case.accumulation * parallel_dims.data_ranks))
+            loss, _ = module(_rows(batch, index, case.accumulation * parallel_dims.data_ranks))
         (loss * (parallel_dims.data_ranks / targets)).backward()
         total += loss.detach() * parallel_dims.is_tp_rank_zero(rank)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -193,9 +197,9 @@ def train_step(
     return float(total) / targets, float(norm)
 
 
-def _rows(batch: Batch, slot: int, slots: int) -> Batch:
+def _rows(batch: Batch, index: int, count: int) -> Batch:
     """Return the rows of a batch that fall to one of so many slots."""
-    size = len(batch.tokens) // slots
-    part = slice(slot * size, (slot + 1) * size)
+    size = len(batch.tokens) // count
+    part = slice(index * size, (index + 1) * size)
     values = (getattr(batch, each.name) for each in fields(Batch))
     return Batch(*(None if value is None else value[part] for value in values))  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ scores never exist as a whole (Dao et al. 2022, https://arxiv.org/abs/2205.14135
 rotations and activations that are not fused with their neighbours.
 """
 
-from pretrain.models.attention import FEW_SCORES
+from pretrain.models.attention import MAX_EAGER_SCORES
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
-from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_rows
+from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import Workload
 
 FLOAT = 4  # bytes
@@ -48,14 +48,14 @@ def _rms(work: Workload, numbers: int, groups: int, size: int = FLOAT) -> int:
 def _by_products(work: Workload) -> bool:
     """Whether scores exist as a whole, as `models.attention` has it on a processor while they are few."""
     scores = work.tokens * work.model.n_heads // work.split * work.length
-    return work.bf16 and not work.gpu and scores <= FEW_SCORES
+    return work.bf16 and not work.gpu and scores <= MAX_EAGER_SCORES
 
 
 def attention_bytes(work: Workload) -> int:
     """Return what the attention of one block keeps of n tokens, without its norm."""
     model, n, c = work.model, work.tokens, compute_bytes(work)
     heads, kv_heads = model.n_heads // work.split, model.kv_heads // work.split
-    inner, inner_kv = heads * model.width, kv_heads * model.width
+    inner, inner_kv = heads * model.attention_head_dim, kv_heads * model.attention_head_dim
     kept = n * model.d_model * c * (3 if _casts(work) else 1)  # read by query, key and value
     if model.qk_norm:
         kept += _rms(work, n * (inner + inner_kv), n * (heads + kv_heads))
@@ -92,7 +92,7 @@ def block_bytes(work: Workload) -> int:
 def selected_bytes(work: Workload) -> int:
     """Return what a selectively checkpointed block keeps: its input, what matrix products and attention gave."""
     model, n, c = work.model, work.tokens, compute_bytes(work)
-    inner, inner_kv = model.n_heads * model.width, model.kv_heads * model.width
+    inner, inner_kv = model.n_heads * model.attention_head_dim, model.kv_heads * model.attention_head_dim
     split = 2 * inner + 2 * inner_kv + model.ff_width * (2 if model.gated else 1)
     scores = work.length * c if _by_products(work) else FLOAT  # or the logarithm of their sum
     kept = n * split // work.split * c + n * model.n_heads // work.split * scores
@@ -109,7 +109,7 @@ def around_blocks_bytes(work: Workload) -> int:
     kept += n * model.d_model * (1 if work.gpu else stream_bytes(work)) if model.dropout else 0
     if model.position is Position.rope:
         windows = {model.layer_window(layer) for layer in range(model.n_layers)}
-        kept += len(windows) * n * model.width * FLOAT  # cosines and sines
+        kept += len(windows) * n * model.attention_head_dim * FLOAT  # cosines and sines
     if model.head is Head.mlm:
         numbers = work.targets * model.d_model
         kept += numbers * compute_bytes(work) * (3 if model.feed_forward is Activation.relu2 else 2)
@@ -156,7 +156,7 @@ def logits_bytes(work: Workload) -> int:
     Compiled, one kernel makes the gradients of the logits in their own format.
     """
     if chunked(work):
-        rows = chunk_rows(work.vocabulary_held, work.gpu)
+        rows = chunk_size(work.vocabulary_held, work.gpu)
         at_once = work.compiled and work.split == 1
         each = 2 * compute_bytes(work) if at_once else FLOAT + 2 * work.bf16
         return each * min(rows, work.targets) * work.vocabulary_held

@@ -169,8 +169,8 @@ def _batch(config: RunConfig, workload: Workload) -> Batch:
         positions=wide.clone(),
         documents=torch.zeros(rows, length, dtype=torch.int32) if workload.masked else None,
         targets=narrow,
-        places=narrow.clone() if isinstance(config.objective, MaskedConfig) else None,
-        samples=torch.zeros(rows, dtype=torch.int64),
+        target_positions=narrow.clone() if isinstance(config.objective, MaskedConfig) else None,
+        sample_indices=torch.zeros(rows, dtype=torch.int64),
         is_causal=torch.zeros(rows, dtype=torch.bool) if hybrid else None,
     )
 

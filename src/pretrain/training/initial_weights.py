@@ -17,7 +17,7 @@ from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.gather import fill
+from pretrain.parallel.gather import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.fine_tuning import values_of_base
@@ -58,7 +58,7 @@ def materializer(
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
         model_with_loss.to_empty(device="cpu" if config.parallel.cpu_offload else device)
         model.tie()
-        fill(model, values)
+        load_parameters(model, values)
         model_with_loss.train()
 
     return materialize

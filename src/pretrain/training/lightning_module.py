@@ -117,7 +117,7 @@ class TrainingModule(L.LightningModule):
         loss_sum, count = self.model_with_loss(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
-        self._samples.append(batch.samples)
+        self._samples.append(batch.sample_indices)
         return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

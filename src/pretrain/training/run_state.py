@@ -25,7 +25,7 @@ from pretrain.launch.rank import log
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import ParallelDims
-from pretrain.parallel.gather import like
+from pretrain.parallel.gather import distribute_like
 from pretrain.parallel.local_shards import local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.callbacks.metrics import Metrics
@@ -207,7 +207,7 @@ class Restore(Callback):
             pl_module.model_with_loss
         )  # a validation before it has gathered weights, which the optimizer does not know
         load_optimizer_state(
-            trainer.optimizers[0], pl_module.model_with_loss.model, self.saved.tensors("optimizer"), like
+            trainer.optimizers[0], pl_module.model_with_loss.model, self.saved.tensors("optimizer"), distribute_like
         )
         pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
         prefix = f"{pl_module.parallel_dims.data_rank(trainer.global_rank)}/"

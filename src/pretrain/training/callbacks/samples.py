@@ -17,7 +17,7 @@ from pretrain.launch.rank import rank
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.optim.groups import parameters_by_name
-from pretrain.parallel.gather import whole
+from pretrain.parallel.gather import full_tensor
 from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.config import SampleConfig
 from pretrain.training.lightning_module import TrainingModule
@@ -73,7 +73,7 @@ class Writer:
         targets = dict(copy.named_parameters())
         with torch.no_grad():
             for name, parameter in parameters_by_name(model).items():
-                value = whole(parameter)
+                value = full_tensor(parameter)
                 if rank() == 0:
                     targets[name].copy_(value)
         return copy
@@ -101,9 +101,9 @@ class Samples(Callback):
             model = pl_module.model_with_loss.model
             assert isinstance(model, Transformer)
             with self.throughput.paused("samples"):
-                whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
+                full_tensor = self.writer.whole_model(model)  # every process takes part where the model is sharded
                 if rank() == 0:
-                    text = unless_asked(pl_module, lambda: self.writer.write(whole, seed=step))
+                    text = unless_asked(pl_module, lambda: self.writer.write(full_tensor, seed=step))
                     log_text(trainer, "samples", text or "", step)
                 self.checkpoints.stop_where_asked_meanwhile(trainer, pl_module)
 
