@@ -11,15 +11,15 @@ from shapes import SHAPES
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import forecast, place_of
+from pretrain.planning.forecast import forecast, target_of
 
 
 def forecast_mib(name: str) -> float:
-    """Return the forecast peak of ours at a shape."""
+    """Return the peak memory of one shape by the dry run."""
     shape = SHAPES[name]
     words = [word for word in shape.settings(Path()) if not word.startswith("trainer.accelerator")]
     config: PlanConfig = compose("plan", [*words, "device=h200", "dry_run=false", f"vocab_size={shape.vocab_size}"])
-    return forecast(config, place_of(config), simulate=False).peak / 2**20
+    return forecast(config, target_of(config), simulate=True).peak / 2**20
 
 
 def main() -> None:

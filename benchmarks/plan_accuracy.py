@@ -28,7 +28,7 @@ from machine import machine
 from pretrain.config.compose import compose, register_schemas
 from pretrain.kernels.malloc import REUSE, keep_freed_memory
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import forecast, place_of
+from pretrain.planning.forecast import forecast, target_of
 
 ROOT = Path(__file__).parents[1]
 CASES = {"single": [], "fsdp x 2": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]}
@@ -110,7 +110,7 @@ def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
     """Return forecast and measurement of one case; `steps` of the run that is timed, few of the others."""
     settings = [*words(folder), *CASES[name]]
     config: PlanConfig = compose("plan", settings)
-    found = forecast(config, place_of(config), simulate=True)
+    found = forecast(config, target_of(config), simulate=True)
     _, step_s = train([*settings, f"trainer.max_steps={steps}"], folder / f"{name} timed", frees=False)
     settings += ["trainer.max_steps=6"]
     baseline, _ = train([*settings, *NEXT_TO_NOTHING], folder / f"{name} nothing", frees=True)

@@ -7,7 +7,7 @@ from pretrain.planning.config import PlanConfig
 def plan(config: PlanConfig, overrides: list[str]) -> None:
     """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
     from pretrain.errors import printable
-    from pretrain.planning.printing import answer  # here: reading settings must not load torch
+    from pretrain.planning.answer import answer  # here: reading settings must not load torch
 
     print(printable(answer(config)))
 

@@ -1,4 +1,4 @@
-"""What the tests of planning share: settings composed as plan.py composes them."""
+"""Fixtures of the planning tests: settings composed as plan.py composes them."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import Place
+from pretrain.planning.forecast import Target
 from pretrain.planning.hardware import GIB, Hardware
 
 Plan = Callable[..., PlanConfig]
@@ -16,7 +16,7 @@ CPU = Hardware("a processor", 1e11, 1e11, 16 * GIB, gpu=False, bytes_per_s=1e10)
 
 @pytest.fixture
 def plan() -> Plan:
-    """Return what composes the settings of a plan from words."""
+    """Return a function that composes the settings of a plan from overrides."""
     register_schemas("plan", PlanConfig)
 
     def composed(*words: str) -> PlanConfig:
@@ -27,12 +27,12 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def place() -> Place:
-    """Return a processor with nothing prepared, in float32."""
-    return Place(CPU, bf16=False, vocab_size=2048, data=None)
+def target() -> Target:
+    """Return a CPU without prepared data, in float32."""
+    return Target(CPU, bf16=False, vocab_size=2048, data=None)
 
 
 @pytest.fixture
 def cpu() -> Hardware:
-    """Return a processor of round numbers."""
+    """Return a CPU of round numbers."""
     return CPU

@@ -1,4 +1,4 @@
-"""The formulas against the code itself, run on tensors without memory, on one to 1,024 simulated devices."""
+"""The dry run counts what settings imply, on one to 1,024 simulated devices; the estimate comes near it."""
 
 import math
 import resource
@@ -8,10 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pretrain.planning.activations import activation_bytes, kept_by_loss_bytes
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.dry_run import dry_run
-from pretrain.planning.memory import autocast_copies, memory_of
+from pretrain.planning.estimate import estimate_memory
 from pretrain.planning.workload import Workload, workload_of
 
 Plan = Callable[..., PlanConfig]
@@ -61,19 +60,16 @@ def work_of(config: PlanConfig, bf16: bool) -> Workload:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_formulas_say_what_the_code_does(plan: Plan, name: str, bf16: bool) -> None:
+def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, bf16: bool) -> None:
+    """State is exact; peaks lay at 0.94 to 1.19 of the dry run's, with split matmuls from 0.68 on."""
     config = plan(*SHAPES[name])
     work = work_of(config, bf16)
-    seen, memory = dry_run(config.run_config(), work), memory_of(work)
+    seen, memory = dry_run(config.run_config(), work), estimate_memory(work)
     assert (seen.weights, seen.gradients) == (memory.weights, memory.gradients)
     assert seen.optimizer == pytest.approx(memory.optimizer, rel=1e-4)  # and one number for each parameter's step
-    kept = activation_bytes(work) + kept_by_loss_bytes(work)
-    copies = autocast_copies(work)  # checkpointing keeps only some of them for the backward pass
-    least = kept if work.activation_checkpointing else kept + copies
-    if not work.selective_checkpointing:  # torch keeps what was selected in a store of its own
-        assert 0.975 * least < seen.activations < 1.025 * (kept + copies)
-    low, high = (0.6, 1.25) if work.split > 1 else (0.94, 1.12)  # temporaries of split matrices have no formula
-    assert low * seen.peak < memory.peak < high * seen.peak
+    assert (0.65 if work.split > 1 else 0.92) * seen.peak < memory.peak < 1.22 * seen.peak
+    if not work.activation_checkpointing:
+        assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
 
 
 @pytest.mark.parametrize("ranks", [64, 1024])
@@ -88,7 +84,7 @@ def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     held = seen.weights + seen.gradients + seen.optimizer
     assert held == pytest.approx(16 * work.parameters / ranks, rel=0.01)
     assert 1.4e9 < work.parameters < 1.45e9
-    assert seen.peak == pytest.approx(memory_of(work).peak, rel=0.02)
+    assert seen.peak == pytest.approx(estimate_memory(work).peak, rel=0.2)
 
 
 @pytest.mark.parametrize("ranks", [3, 7, 48])
@@ -111,13 +107,13 @@ def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:
 
 def test_buckets_of_ddp_are_counted(plan: Plan) -> None:
     config = plan("model=gpt_nano", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    memory = memory_of(work_of(config, bf16=False))
+    memory = estimate_memory(work_of(config, bf16=False))
     assert memory.buckets == memory.gradients == memory.weights
 
 
 def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
     config = plan("model=llama_nano", *TWO)
-    here, there = (memory_of(workload_of(config, 2048, bf16=True, gpu=gpu)) for gpu in (False, True))
+    here, there = (estimate_memory(workload_of(config, 2048, bf16=True, gpu=gpu)) for gpu in (False, True))
     assert there.activations < here.activations
     assert there.gathered > here.gathered
 
@@ -132,6 +128,5 @@ def test_compiled_layers_of_a_gpu_hold_no_mask(plan: Plan) -> None:
     assert dropping.masked
     assert not usual.masked
     assert usual.compiled
-    per_layer = (memory_of(plain).activations - memory_of(usual).activations) / usual.model.n_layers
-    assert per_layer == 2 * usual.tokens * usual.length
+    assert estimate_memory(plain).activations > estimate_memory(usual).activations
     assert workload_of(plan("model=llama_nano"), 2048, bf16=True).masked  # a processor's

@@ -8,27 +8,26 @@ from typing import Any
 
 import pytest
 
-from pretrain.planning.advice import settings_that_fit
+from pretrain.planning.answer import answer
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.fit import candidates, fit
-from pretrain.planning.forecast import Place, forecast, place_of
-from pretrain.planning.printing import answer
+from pretrain.planning.fit import candidates, fit, settings_that_fit
+from pretrain.planning.forecast import Target, forecast, target_of
 
 Plan = Callable[..., PlanConfig]
 
 
-def on_a_device_of(mib: float, place: Place) -> Place:
-    """Return a place whose tensors may take so many MiB."""
-    return replace(place, hardware=replace(place.hardware, memory=int(mib * 2**20 / 0.92) + 1))
+def on_a_device_of(mib: float, target: Target) -> Target:
+    """Return a target whose tensors may take so many MiB."""
+    return replace(target, hardware=replace(target.hardware, memory=int(mib * 2**20 / 0.92) + 1))
 
 
-def test_the_fastest_that_fits_is_taken(plan: Plan, place: Place) -> None:
+def test_the_fastest_that_fits_is_taken(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "dry_run=false")
-    small = on_a_device_of(100, place)
+    small = on_a_device_of(100, target)
     assert not forecast(config, small, simulate=False).fits
     found = fit(config, small)
     assert found is not None
-    assert found.words() == "batch_size=8 micro_batch_size=4 parallel.activation_checkpointing=false"
+    assert found.overrides() == "batch_size=8 micro_batch_size=4 parallel.activation_checkpointing=false"
     tried = candidates(config, small)
     assert len(tried) == 2 * 4  # with and without checkpointing, 1, 2, 4 or 8 rows
     faster = tried[: [c.config for c in tried].index(found.config)]
@@ -36,41 +35,41 @@ def test_the_fastest_that_fits_is_taken(plan: Plan, place: Place) -> None:
     assert not any(candidate.forecast.fits for candidate in faster)
 
 
-def test_what_fits_by_formula_is_tried_by_a_dry_run(plan: Plan, place: Place) -> None:
-    found = fit(plan("model=gpt_nano"), on_a_device_of(100, place))
+def test_what_fits_by_formula_is_tried_by_a_dry_run(plan: Plan, target: Target) -> None:
+    found = fit(plan("model=gpt_nano"), on_a_device_of(100, target))
     assert found is not None
     assert found.forecast.simulated is not None
     assert found.forecast.fits
 
 
-def test_sharding_is_tried_where_there_are_devices(plan: Plan, place: Place) -> None:
+def test_sharding_is_tried_where_there_are_devices(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dry_run=false")
     kinds = {
-        (c.forecast.work.strategy.name, c.config.parallel.reshard_after_forward) for c in candidates(config, place)
+        (c.forecast.work.strategy.name, c.config.parallel.reshard_after_forward) for c in candidates(config, target)
     }
     assert kinds == {("ddp", True), ("fsdp", True), ("fsdp", False)}
-    assert all(c.config.batch_size == config.batch_size for c in candidates(config, place))
-    found = fit(config, place)
+    assert all(c.config.batch_size == config.batch_size for c in candidates(config, target))
+    found = fit(config, target)
     assert found is not None
-    assert "trainer=ddp trainer.devices=2 trainer.accelerator=cpu" in found.words()
-    sharded = fit(config, on_a_device_of(2 * 45, place))
+    assert "trainer=ddp trainer.devices=2 trainer.accelerator=cpu" in found.overrides()
+    sharded = fit(config, on_a_device_of(2 * 45, target))
     assert sharded is not None
 
 
-def test_where_nothing_fits_more_devices_are_advised(plan: Plan, place: Place) -> None:
+def test_where_nothing_fits_more_devices_are_advised(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "dry_run=false", "batch_size=64")
-    place = replace(place, hardware=replace(place.hardware, gpu=True))  # processes on processors share one memory
-    lines = settings_that_fit(config, on_a_device_of(18, place))
+    target = replace(target, hardware=replace(target.hardware, gpu=True))  # processes on processors share one memory
+    lines = settings_that_fit(config, on_a_device_of(18, target))
     assert lines[0].startswith("No micro-batch, checkpointing or sharding fits")
     assert "parallel.activation_checkpointing=true" in lines[1]
     assert lines[-2:] == ["It would fit on more devices", "  trainer=fsdp trainer.devices=2"]
-    lines = settings_that_fit(config, on_a_device_of(0.1, place))
+    lines = settings_that_fit(config, on_a_device_of(0.1, target))
     assert lines[-1] == "  model.context_length=128"
 
 
-def test_dropout_makes_losses_alike_not_equal(plan: Plan, place: Place) -> None:
+def test_dropout_makes_losses_alike_not_equal(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "model.dropout=0.1", "dry_run=false")
-    assert "dropout" in settings_that_fit(config, on_a_device_of(100, place))[-1]
+    assert "dropout" in settings_that_fit(config, on_a_device_of(100, target))[-1]
 
 
 def losses(tiny: Any, *words: str) -> list[float]:
@@ -101,10 +100,10 @@ def test_a_model_that_devices_split_is_fitted_as_it_is_split(plan: Plan) -> None
         "model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "parallel.tensor_parallel=2",
         "batch_size=8", "dry_run=false", "vocab_size=512",
     )  # fmt: skip
-    found = candidates(config, place_of(config))
+    found = candidates(config, target_of(config))
     split = [candidate for candidate in found if candidate.forecast.work.sharded]
     assert {candidate.forecast.work.rows for candidate in split} == {1, 2, 4}
-    assert all("parallel.tensor_parallel=2" in candidate.words() for candidate in split)
+    assert all("parallel.tensor_parallel=2" in candidate.overrides() for candidate in split)
     whole = [candidate for candidate in found if not candidate.forecast.work.sharded]
     assert {candidate.forecast.work.rows for candidate in whole} == {1, 2}
-    assert not any("tensor_parallel" in candidate.words() for candidate in whole)
+    assert not any("tensor_parallel" in candidate.overrides() for candidate in whole)

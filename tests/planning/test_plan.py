@@ -10,12 +10,10 @@ from pretrain.data.config import TokenizerConfig
 from pretrain.data.prepare import find_prepared, prepare
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.config import ModelConfig
-from pretrain.planning.comparison import measured_by
+from pretrain.planning.answer import answer, measured_by
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.data_at_hand import data_at_hand
-from pretrain.planning.printing import answer
-from pretrain.planning.units import count, duration, gib
-from pretrain.planning.vocabulary import vocab_size_of
+from pretrain.planning.forecast import find_data, vocab_size_of
+from pretrain.planning.printing import count, duration, gib
 from pretrain.planning.workload import workload_of
 
 Plan = Callable[..., PlanConfig]
@@ -28,7 +26,7 @@ def test_a_plan_for_64_gpus_needs_none(plan: Plan) -> None:
     )  # fmt: skip
     for part in ("64 devices (fsdp)", "FSDP2's gathered", "H100", "an MFU of 40%", "fits:", "at 2 an hour",
                  "Hoffmann et al. 2022", "Besiroglu", "20 tokens a parameter", "every_n_steps=", "not prepared here",
-                 "as the dry run counted it", "on a GPU it is rather less"):  # fmt: skip
+                 "counted by a dry run in", "a GPU saves rather less"):  # fmt: skip
         assert part in text
 
 
@@ -63,7 +61,7 @@ def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
     hub = plan("tokenizer=pretrained", "tokenizer.path=openai-community/gpt2")
     with pytest.raises(ConfigError, match=r"tokenizer.path=openai-community/gpt2 is no folder.*vocab_size=50257"):
         vocab_size_of(hub.tokenizer)
-    with pytest.raises(ConfigError, match=r"tokenizer.kind=runes does not tell"):
+    with pytest.raises(ConfigError, match=r"tokenizer.kind=runes has no known vocabulary size"):
         vocab_size_of(TokenizerConfig(kind="runes"))
     other = plan()
     other.model = ModelConfig()
@@ -77,10 +75,10 @@ def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_
     cache = tmp_path / "cache"
     for words in ([], ["tokenizer=bpe", "tokenizer.vocab_size=300"]):
         config = plan(*tiny.words, *words)
-        assert data_at_hand(config) is None
+        assert find_data(config) is None
         assert find_prepared(config.data, config.tokenizer, cache) is None
         made = prepare(config.data, config.tokenizer, cache, report=lambda line: None)
-        found = data_at_hand(config)
+        found = find_data(config)
         assert found is not None
         assert found.tokens == made.train[""].n_tokens
         assert found.vocab_size == made.tokenizer.vocab_size
@@ -92,13 +90,13 @@ def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_
 
 def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tmp_path: Path) -> None:
     config = plan(*tiny.words, "data.mode=stream", "data.era_tokens=1024")
-    assert data_at_hand(config) is None
+    assert find_data(config) is None
     prepare(config.data, config.tokenizer, tmp_path / "cache", report=lambda line: None)
-    found = data_at_hand(config)
+    found = find_data(config)
     assert found is not None
     assert found.tokens is None
-    assert data_at_hand(plan("data=hugging_face", "data.path=owner/name")) is None
-    assert data_at_hand(plan("data=text_files", f"data.path={tmp_path / 'missing'}")) is None
+    assert find_data(plan("data=hugging_face", "data.path=owner/name")) is None
+    assert find_data(plan("data=text_files", f"data.path={tmp_path / 'missing'}")) is None
 
 
 def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> None:

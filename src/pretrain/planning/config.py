@@ -1,4 +1,4 @@
-"""Settings of `python src/plan.py`: those of the training run to be planned, and what it is planned for."""
+"""Settings of `python src/plan.py`: those of the training run to plan, and of its target machine."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from pretrain.objectives.config import ClassifyConfig
 
 
 class Device(Enum):
-    """What a run is planned for."""
+    """Devices that a run can be planned for."""
 
     auto = "auto"  # what this machine would train on; an H100 where the run asks for GPUs and there are none
     a100 = "a100"  # SXM, 80 GB
@@ -18,23 +18,23 @@ class Device(Enum):
     h200 = "h200"
     b200 = "b200"
     rtx_4090 = "rtx_4090"
-    cpu = "cpu"  # this machine's processor, measured
+    cpu = "cpu"  # this machine's CPU, measured
 
 
 @dataclass
 class PlanConfig(RunConfig):
-    """The settings of a training run, and of the machine that it is planned for."""
+    """The settings of a training run and of the machine that it is planned for."""
 
     device: Device = Device.auto
-    mfu: float = 0.4  # share of a GPU's peak that the model's own operations reach; a processor's speed is measured
-    memory_gib: float | None = None  # of one device (of this machine, for processors); none given: the device's own
-    price_per_hour: float | None = None  # of one device, in any currency; none given: no cost is printed
+    mfu: float = 0.4  # share of a GPU's peak that the model's own operations reach; a CPU's speed is measured
+    memory_gib: float | None = None  # of one device (for CPUs of the machine); null: the device's own
+    price_per_hour: float | None = None  # of one device, in any currency; null: no cost is printed
     hours_between_failures: float = 24.0  # of the whole run, for the interval between checkpoints
     storage_gb_per_s: float = 1.0  # at which a checkpoint is written, by all devices together
-    vocab_size: int | None = None  # of the tokenizer; none given: what the tokenizer's settings or files say
-    dry_run: bool = True  # run one step of the same code on tensors without memory, and count
+    vocab_size: int | None = None  # of the tokenizer; null: from its settings or files
+    dry_run: bool = True  # count the memory of one step of the training code on fake tensors; false: estimate it
     fit: bool = False  # search settings that fit memory_gib, with the same batch_size and so the same losses
-    run: str | None = None  # a run folder: print what would have been forecast against what it measured
+    run: str | None = None  # a run folder: print its forecast beside what it measured
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,5 +54,5 @@ class PlanConfig(RunConfig):
             raise ConfigError(f"vocab_size={self.vocab_size} is below 1. Try vocab_size=50257.")
 
     def run_config(self) -> RunConfig:
-        """Return the settings of the run alone."""
+        """Return the settings of the run without those of the plan."""
         return RunConfig(**{f.name: getattr(self, f.name) for f in fields(RunConfig)})

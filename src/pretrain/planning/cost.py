@@ -1,20 +1,20 @@
-"""Operations, time and price of a run."""
+"""Operations, time and checkpoint size of a run."""
 
 import math
 from dataclasses import dataclass
 
 from pretrain.models.size import training_flops_per_token
-from pretrain.planning.activations import FLOAT, block_bytes, stream_bytes
+from pretrain.planning.estimate import block_bytes
 from pretrain.planning.hardware import Hardware
-from pretrain.planning.workload import Workload
+from pretrain.planning.workload import FLOAT_BYTES, Workload
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes."""
+    """Operations and time of a run."""
 
     flops_per_token: float  # forward and backward
-    recomputed_flops_per_token: float  # by activation checkpointing, which utilisation (MFU) does not count
+    recomputed_flops_per_token: float  # by activation checkpointing, which utilization (MFU) does not count
     tokens_per_step: int
     steps: int | None  # none: the run ends by the clock, and its pace is unknown
     step_s: float
@@ -44,10 +44,9 @@ class Cost:
 def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | None, max_minutes: float | None) -> Cost:
     """Return the cost of a run of at most so many steps or minutes on these devices.
 
-    A GPU runs at the stated share of its peak. A processor's time is that of its operations at the speed that a block
-    of the model was measured at, or its matrix products alone, of moving all else through memory (Williams et al. 2009,
-    https://doi.org/10.1145/1498765.1498785), and of what its processes send one another, one after the other: on a
-    processor none of it hides behind another.
+    A GPU runs at the stated share of its peak. A CPU's time is the sum of three, none of which hides behind another:
+    operations at the speed of a measured matmul, all else moved through memory (Williams et al. 2009,
+    https://doi.org/10.1145/1498765.1498785), and what its processes exchange.
     """
     share = work.targets_per_row / work.length
     per_token = training_flops_per_token(work.model, work.vocab_size, share)
@@ -55,9 +54,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     per_device = work.tokens * work.accumulation
     flops = per_device * (per_token + again) / work.split
     if hardware.bytes_per_s:
-        speed = hardware.block_flops_per_s or hardware.flops_per_s(work.bf16)
-        moved = bytes_moved(work, in_blocks=not hardware.block_flops_per_s)
-        step_s = flops / speed + moved / hardware.bytes_per_s
+        step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
         if hardware.exchanged_per_s:
             step_s += bytes_exchanged(work) / hardware.exchanged_per_s
     else:
@@ -72,7 +69,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
 def _recomputed(work: Workload) -> float:
     """Return the operations per token of running blocks' forward pass once more: a third of their training's.
 
-    Selective checkpointing computes no matrix product again.
+    Selective checkpointing recomputes no matmul.
     """
     if work.selective_checkpointing:
         return 0.0
@@ -84,39 +81,39 @@ def _recomputed(work: Workload) -> float:
     )
 
 
-def bytes_moved(work: Workload, in_blocks: bool = True) -> float:
-    """Return the bytes that one step moves on one device outside of matrix products, or outside of blocks altogether.
+def bytes_moved(work: Workload) -> float:
+    """Return the bytes that one step moves on one device outside of matmuls.
 
-    What is kept is written once going forward, read once going back, and has a gradient written and read; the optimizer
-    reads gradient, weight and moments, and writes all but the gradient; the norm and the clipping read and write the
-    gradient. The logits are passed over about five times. A sharded model copies what it gathers out of the buffer it
-    came in, and its gradients into one to be reduced.
+    A saved activation is written once forward, read once backward, and has a gradient written and read. The optimizer
+    reads gradient, weight and moments, and writes all but the gradient; norm and clipping read and write the gradient.
+    The logits are passed over about five times. FSDP2 copies gathered weights out of their buffer, and gradients into
+    one to be reduced.
     """
-    per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work) if in_blocks else 0.0
-    per_micro_batch += 5.0 * work.targets * work.vocabulary_held * FLOAT
-    per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * stream_bytes(work)
+    per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work)
+    per_micro_batch += 5.0 * work.targets * work.vocabulary_held * FLOAT_BYTES
+    per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * work.stream_bytes
     if work.sharded:
-        per_micro_batch += 2.0 * (_gathered(work) + FLOAT * _numbers(work))
+        per_micro_batch += 2.0 * (_gathered(work) + FLOAT_BYTES * _numbers(work))
     held = sum(work.held(name) for name in work.shapes)
-    return work.accumulation * per_micro_batch + 10.0 * FLOAT * held
+    return work.accumulation * per_micro_batch + 10.0 * FLOAT_BYTES * held
 
 
 def bytes_exchanged(work: Workload) -> float:
     """Return the bytes that one device receives from the others in a step.
 
     A ring of n devices passes each (n - 1) / n of an array to gather or to reduce it, and twice that to do both
-    (Thakur et al. 2005, https://doi.org/10.1177/1094342005051521). A sharded model gathers its blocks in either
-    direction and the rest once, and reduces gradients; copies of it reduce their shards; matrices that neighbours
-    split take two sums a block in either direction.
+    (Thakur et al. 2005, https://doi.org/10.1177/1094342005051521). FSDP2 gathers blocks forward and backward and the
+    rest once, and reduces gradients; replicas reduce their shards; tensor parallelism takes two sums a block in either
+    direction.
     """
     parallel_dims, model, numbers = work.parallel_dims, work.model, _numbers(work)
     if not work.sharded:
-        return 2.0 * _passed(parallel_dims.ranks) * FLOAT * numbers
-    per_micro_batch = _passed(parallel_dims.shards) * (_gathered(work) + FLOAT * numbers)
-    per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * stream_bytes(work)
+        return 2.0 * _passed(parallel_dims.ranks) * FLOAT_BYTES * numbers
+    per_micro_batch = _passed(parallel_dims.shards) * (_gathered(work) + FLOAT_BYTES * numbers)
+    per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * work.stream_bytes
     return (
         work.accumulation * per_micro_batch
-        + 2.0 * _passed(parallel_dims.replicas) * FLOAT * numbers / parallel_dims.shards
+        + 2.0 * _passed(parallel_dims.replicas) * FLOAT_BYTES * numbers / parallel_dims.shards
     )
 
 
@@ -129,7 +126,7 @@ def _gathered(work: Workload) -> float:
     """Return the bytes of weights that a micro-batch gathers, of its blocks in either direction."""
     blocks = sum(math.prod(work.computed_with(name)) for name in work.shapes if name.startswith("blocks."))
     again = blocks if work.reshard_after_forward else 0
-    return float((2 if work.bf16 else FLOAT) * (_numbers(work) + again))
+    return float((2 if work.bf16 else FLOAT_BYTES) * (_numbers(work) + again))
 
 
 def _passed(devices: int) -> float:
@@ -139,7 +136,7 @@ def _passed(devices: int) -> float:
 def checkpoint_bytes(work: Workload) -> int:
     """Return the bytes of one checkpoint on disk: weights and optimizer state, in float32."""
     matrices = sum(math.prod(work.shapes[name]) for name in work.matrices)
-    return FLOAT * (3 * work.parameters - matrices)
+    return FLOAT_BYTES * (3 * work.parameters - matrices)
 
 
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:

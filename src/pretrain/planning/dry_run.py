@@ -1,9 +1,9 @@
-"""One step of a run on tensors without memory: the code of the run itself, on any number of simulated devices.
+"""Run one step of the training code on fake tensors, on any number of simulated devices, and count its memory.
 
-The step runs under FakeTensorMode on a process group of torch's "fake" backend, as the first of all ranks, which FSDP2
-gives the fullest shard. Every storage that an operation makes is counted while it lives, so the peak holds what
-formulas forget: gathered weights, temporaries, gradients on their way. Kernels are the processor's; allocators, their
-fragmentation and the libraries themselves are not part of it.
+The step runs under FakeTensorMode on a process group of torch's "fake" backend, as rank 0, which holds FSDP2's fullest
+shard. Every storage that an operation makes is counted while it lives, so the peak includes gathered weights,
+temporaries and gradients in transit. Kernels are the CPU's; allocators, their fragmentation and the libraries
+themselves are not part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
@@ -33,8 +35,21 @@ from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
-from pretrain.planning.vocabulary import PlannedVocabulary
 from pretrain.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class PlannedVocabulary:
+    """Stands in for a tokenizer that is not there: what objectives ask of one."""
+
+    vocab_size: int
+    mask_id: int = 0
+    special_ids: frozenset[int] = frozenset()
+
+    @property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Bool (vocab_size,): no token begins a word."""
+        return np.zeros(self.vocab_size, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -50,10 +65,10 @@ class Simulated:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Knows the bytes of all storages that operations make inside, and the most there were at once.
+    """Counts the bytes of all storages that operations make inside, and their peak.
 
-    FSDP2 frees what it gathered by resizing the storage to nothing, and fills it again by an operation on it. So what
-    operations touch is measured as they do, and the rest anew before a peak is believed.
+    FSDP2 frees a gathered storage by resizing it to nothing, and fills it again by an operation on it. So storages that
+    an operation touches are measured then, and all others again before a new peak is recorded.
     """
 
     def __init__(self) -> None:
@@ -99,7 +114,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def dry_run(config: RunConfig, workload: Workload) -> Simulated:
-    """Return what an optimizer step of the run, not its first, holds in memory on the first of its devices.
+    """Return the memory of one optimizer step, not the run's first, on the first of its devices.
 
     Gradients of `trainer=ddp` are not put into buckets here. Nothing is allocated, whatever the size of the model.
     """
@@ -137,7 +152,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
 
 @contextmanager
 def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
-    """Give a mesh of so many devices of which only the first exists, and collectives that do nothing."""
+    """Yield a mesh of devices of which only the first exists; its collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel_dims.ranks)
@@ -148,12 +163,12 @@ def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
 
 
 def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> ModelWithLoss:
-    """Return the learner of the run on the meta device, spread as the run spreads it."""
+    """Build the run's model with loss on the meta device, parallelized as in the run."""
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
     model_with_loss = ModelWithLoss(model, objective)
-    settings = replace(config.parallel, compile=False)  # changes speed, and memory only by what it fuses
+    settings = replace(config.parallel, compile=False)  # it changes speed, and memory only by what it fuses
     parallelize(model_with_loss, mesh, settings, workload.bf16)
     return model_with_loss
 
@@ -176,18 +191,18 @@ def _batch(config: RunConfig, workload: Workload) -> Batch:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Collects what the forward pass saves for the backward pass, each storage once, weights left out."""
+    """Sums the bytes that the forward pass saves for the backward pass, each storage once, without weights."""
 
     def __init__(self, model_with_loss: nn.Module) -> None:
-        self._learner = model_with_loss
+        self._model_with_loss = model_with_loss
         self._found: dict[int, torch.UntypedStorage] = {}
         self.bytes = 0
         super().__init__(self._note, lambda tensor: tensor)
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        weights = {_local(parameter).untyped_storage()._cdata for parameter in self._learner.parameters()}
-        # weights that were gathered and let go have no bytes now; those that the learner itself gathered are its own
+        weights = {_local(parameter).untyped_storage()._cdata for parameter in self._model_with_loss.parameters()}
+        # weights that were gathered and let go have no bytes now; those that the root itself gathered are its own
         self.bytes = sum(storage.nbytes() for key, storage in self._found.items() if key not in weights)
         self._found.clear()
 
@@ -198,7 +213,7 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _step(model_with_loss: ModelWithLoss, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
-    """Take an optimizer step as the training module does; return the bytes of its gradients."""
+    """Take an optimizer step as the training module does, and return the bytes of its gradients."""
     for index in range(min(2, workload.accumulation)):  # from the second on all are alike
         single_bf16 = workload.bf16 and not workload.sharded
         autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()

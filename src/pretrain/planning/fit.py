@@ -1,83 +1,117 @@
-"""Settings that fit the memory of a device and compute the same: the global batch stays what it is."""
+"""Settings that fit the memory of a device and compute the same: the global batch size stays."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from pretrain.parallel.config import ParallelConfig
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import Forecast, Place, forecast
+from pretrain.planning.forecast import Forecast, Target, forecast
+from pretrain.planning.printing import gib
 from pretrain.training.config import Strategy
+
+KEEPS_LOSSES = "same batch_size, so the same losses"
+ESTIMATE_SLACK = 1.3  # estimates up to so far above the usable memory are checked by a dry run
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings to try, and what they are forecast to take."""
+    """Settings to try, with their forecast."""
 
     config: PlanConfig
     forecast: Forecast
 
     @property
     def preference(self) -> tuple[bool, int, int, bool]:
-        """What is smaller for faster settings: work done twice, collectives, small matrix products, gathering twice."""
+        """Sort key, smaller for faster settings: recomputation, collectives, small matmuls, gathering twice."""
         work = self.forecast.work
         sharing = [Strategy.single, Strategy.ddp, Strategy.fsdp].index(work.strategy)
         return work.activation_checkpointing, sharing, -work.rows, work.reshard_after_forward
 
-    def words(self) -> str:
+    def overrides(self) -> str:
         """Return the settings to paste behind src/train.py."""
         work, parallel = self.forecast.work, self.config.parallel
-        found = [f"batch_size={self.config.batch_size}", f"micro_batch_size={work.rows}"]
-        found.append(f"parallel.activation_checkpointing={str(parallel.activation_checkpointing).lower()}")
+        settings = [f"batch_size={self.config.batch_size}", f"micro_batch_size={work.rows}"]
+        settings.append(f"parallel.activation_checkpointing={str(parallel.activation_checkpointing).lower()}")
         if work.ranks > 1:
             trainer = self.config.trainer
-            found += [f"trainer={work.strategy.name}", f"trainer.devices={trainer.devices}"]
-            found += [f"trainer.num_nodes={trainer.num_nodes}"] if trainer.num_nodes > 1 else []
-            found += [f"trainer.accelerator={trainer.accelerator}"] if trainer.accelerator == "cpu" else []
+            settings += [f"trainer={work.strategy.name}", f"trainer.devices={trainer.devices}"]
+            settings += [f"trainer.num_nodes={trainer.num_nodes}"] if trainer.num_nodes > 1 else []
+            settings += [f"trainer.accelerator={trainer.accelerator}"] if trainer.accelerator == "cpu" else []
         if work.sharded:
-            found.append(f"parallel.reshard_after_forward={str(parallel.reshard_after_forward).lower()}")
-        for setting in fields(ParallelConfig):  # what the search leaves as it is
+            settings.append(f"parallel.reshard_after_forward={str(parallel.reshard_after_forward).lower()}")
+        for setting in fields(ParallelConfig):  # what the search does not vary
             value = getattr(parallel, setting.name)
             if value != setting.default and setting.name not in ("activation_checkpointing", "reshard_after_forward"):
-                found.append(f"parallel.{setting.name}={str(value).lower()}")
-        return " ".join(found)
+                settings.append(f"parallel.{setting.name}={str(value).lower()}")
+        return " ".join(settings)
 
 
-def candidates(config: PlanConfig, place: Place) -> list[Candidate]:
-    """Return every combination of settings that leaves the losses of the run as they are, the preferred first."""
-    found = [Candidate(variant, forecast(variant, place, simulate=False)) for variant in _variants(config)]
+def candidates(config: PlanConfig, target: Target) -> list[Candidate]:
+    """Return every combination of settings that keeps the losses of the run, the preferred first."""
+    found = [Candidate(variant, forecast(variant, target, simulate=False)) for variant in _variants(config)]
     return sorted(found, key=lambda candidate: candidate.preference)
 
 
-def fit(config: PlanConfig, place: Place) -> Candidate | None:
-    """Return the first candidate that fits, by the formulas and, where wanted, by the dry run; none if none does."""
-    for candidate in candidates(config, place):
-        if not candidate.forecast.fits:
-            continue
-        if not config.dry_run:
+def fit(config: PlanConfig, target: Target) -> Candidate | None:
+    """Return the first candidate whose dry run fits; without dry runs, whose estimate fits; None if none does."""
+    for candidate in candidates(config, target):
+        estimated = candidate.forecast
+        if not config.dry_run and estimated.fits:
             return candidate
-        checked = Candidate(candidate.config, forecast(candidate.config, place, simulate=True))
-        if checked.forecast.fits:
-            return checked
+        if config.dry_run and estimated.peak <= ESTIMATE_SLACK * estimated.usable_bytes:
+            checked = Candidate(candidate.config, forecast(candidate.config, target, simulate=True))
+            if checked.forecast.fits:
+                return checked
     return None
 
 
-def smallest(config: PlanConfig, place: Place) -> Candidate:
-    """Return the candidate that takes least memory."""
-    return min(candidates(config, place), key=lambda candidate: candidate.forecast.peak)
+def settings_that_fit(config: PlanConfig, target: Target) -> list[str]:
+    """Return lines with settings that fit the device; where none do, with other remedies."""
+    best = fit(config, target)
+    if best is not None:
+        lines = [f"Settings that fit ({_figures(best)}; {KEEPS_LOSSES})", f"  {best.overrides()}"]
+        return lines + _dropout(config)
+    least = min(candidates(config, target), key=lambda candidate: candidate.forecast.peak)
+    lines = [
+        f"No micro-batch, checkpointing or sharding fits {gib(least.forecast.usable_bytes)}: the least is "
+        f"{_figures(least)}",
+        f"  {least.overrides()}",
+    ]
+    devices = devices_that_fit(config, target)
+    if devices is not None:
+        lines += ["It would fit on more devices", f"  trainer=fsdp trainer.devices={devices}"]
+        return lines + _dropout(config)
+    shorter = config.model.context_length // 2
+    return [
+        *lines,
+        "Try a smaller model, a device with more memory, or shorter rows",
+        f"  model.context_length={shorter}",
+    ]
 
 
-def devices_that_fit(config: PlanConfig, place: Place, most: int = 4096) -> int | None:
-    """Return the least power of two of devices over which the run fits when sharded; none up to `most`, if none does.
+def devices_that_fit(config: PlanConfig, target: Target, most: int = 4096) -> int | None:
+    """Return the least power of two of devices over which the sharded run fits; None if none does up to `most`.
 
     Only numbers that divide the global batch are tried.
     """
     devices = 2 * config.trainer.ranks
     while devices <= most and config.batch_size % devices == 0:
         trainer = replace(config.trainer, strategy=Strategy.fsdp, devices=devices, num_nodes=1)
-        if any(c.forecast.fits for c in candidates(replace(config, trainer=trainer, micro_batch_size=1), place)):
+        if any(c.forecast.fits for c in candidates(replace(config, trainer=trainer, micro_batch_size=1), target)):
             return devices
         devices *= 2
     return None
+
+
+def _figures(candidate: Candidate) -> str:
+    return f"{gib(candidate.forecast.peak)}, {candidate.forecast.cost.tokens_per_s:,.0f} tokens/s"
+
+
+def _dropout(config: PlanConfig) -> list[str]:
+    """Return a note where losses can only be alike, not equal."""
+    if not (getattr(config.model, "dropout", 0) or getattr(config.model, "attention_dropout", 0)):
+        return []
+    return ["  dropout is drawn for each micro-batch, so another micro_batch_size drops other numbers"]
 
 
 def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
@@ -95,7 +129,7 @@ def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
 
 
 def _how(parallel: ParallelConfig, sharing: Strategy, checkpointing: bool, reshard: bool) -> ParallelConfig:
-    """Return the settings of one variant; what only sharded models have is left out of the others."""
+    """Return the settings of one variant, without those that only sharded models have where it is not sharded."""
     if sharing is not Strategy.fsdp:
         parallel = replace(parallel, tensor_parallel=1, sequence_parallel=False, replicas=1, cpu_offload=False)
     if not checkpointing:

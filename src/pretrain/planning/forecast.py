@@ -1,94 +1,141 @@
-"""All that can be said of a run before it starts, as one record."""
+"""A run's forecast before it starts: its target device, memory, cost and checkpoints as one record."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
+from pretrain.config.run import RunConfig
+from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
+from pretrain.data.prepare import find_prepared
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import ConfigError, DataError
+from pretrain.models.config import Norm
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
-from pretrain.planning.data_at_hand import DataAtHand, data_at_hand
 from pretrain.planning.dry_run import Simulated, dry_run
-from pretrain.planning.hardware import Hardware, block_flops_per_s, hardware_of, uses_bf16
-from pretrain.planning.memory import Memory, memory_of
-from pretrain.planning.vocabulary import vocab_size_of
-from pretrain.planning.workload import Workload, workload_of
+from pretrain.planning.estimate import Memory, estimate_memory
+from pretrain.planning.hardware import Hardware, hardware_of, uses_bf16
+from pretrain.planning.workload import FLOAT_BYTES, Workload, workload_of
 
-MARGIN = 0.92  # of what a device has: the rest goes to an allocator's fragments and to buffers of collectives
+MARGIN = 0.92  # of a device's memory: the rest goes to an allocator's fragments and to buffers of collectives
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run is to happen, found out once: speeds are measured for it, files looked for."""
+class PreparedData:
+    """A corpus that an earlier run or prepare.py left in the cache."""
+
+    vocab_size: int  # of its tokenizer
+    tokens: int | None  # to train on; None where the corpus is streamed while runs train
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device and data that a run is planned for, measured and looked up once."""
 
     hardware: Hardware
     bf16: bool
     vocab_size: int
-    data: DataAtHand | None
+    data: PreparedData | None
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run on a kind of device."""
+    """A run on a target."""
 
-    place: Place
+    target: Target
     work: Workload
-    memory: Memory
+    estimate: Memory
     cost: Cost
     checkpoint_bytes: int
     checkpoint_s: float
-    save_interval_s: float  # that loses least
-    simulated: Simulated | None  # none where it was not asked for
+    save_interval_s: float  # with the least expected loss of time
+    simulated: Simulated | None  # None without a dry run
 
     @property
     def peak(self) -> int:
-        """The most bytes on one device: as simulated, and corrected by what the formulas say of other kernels.
+        """The most bytes on one device: by the dry run, DDP's buckets added, or by the estimate without one.
 
-        By the formulas alone where nothing was simulated.
+        A GPU's RMS norm saves its input once where the CPU's, which the dry run executes, also saves a float32 copy.
         """
         if self.simulated is None:
-            return self.memory.peak
-        as_simulated = memory_of(replace(self.work, gpu=False)).peak - self.memory.buckets
-        return max(self.simulated.peak, self.simulated.peak + self.memory.peak - as_simulated)
+            return self.estimate.peak
+        work = self.work
+        copies = 0
+        if work.gpu and work.model.norm is Norm.rms:
+            blocks = work.model.n_layers - work.checkpointed_blocks
+            copies = (2 * blocks + 1) * work.tokens_between * work.model.d_model * FLOAT_BYTES
+        return self.simulated.peak + self.estimate.buckets - copies
 
     @property
-    def usable(self) -> int:
-        """The bytes of one device that tensors may take; the processes on processors share the machine's."""
-        hardware = self.place.hardware
+    def usable_bytes(self) -> int:
+        """The bytes of one device that tensors may take; processes on a CPU share the machine's memory."""
+        hardware = self.target.hardware
         each = hardware.memory if hardware.gpu else hardware.memory // self.work.ranks
         return max(0, int(MARGIN * (each - hardware.reserved)))
 
     @property
     def fits(self) -> bool:
-        """Whether the run can be expected not to run out of memory."""
-        return self.peak <= self.usable
+        """Whether the run should not run out of memory."""
+        return self.peak <= self.usable_bytes
 
 
-def place_of(config: PlanConfig) -> Place:
-    """Return where the run is to happen; for a processor this measures for some seconds.
+def target_of(config: PlanConfig) -> Target:
+    """Return the target of a run; measures for some seconds where it is this machine's CPU.
 
-    Raises ConfigError where the size of the vocabulary is not known, and for a model that is not a Transformer of ours.
+    Raises ConfigError where the size of the vocabulary is unknown, and for a model that is not a Transformer of ours.
     """
-    data = data_at_hand(config)
+    data = find_data(config)
     known = config.vocab_size or (data.vocab_size if data else None)
     vocab_size = known or vocab_size_of(config.tokenizer)
     hardware = hardware_of(config)
-    bf16 = uses_bf16(config, hardware)
-    if not hardware.gpu:
-        workload_of(config, vocab_size, bf16)  # refuses what cannot be planned, before it is measured
-        hardware = replace(hardware, block_flops_per_s=block_flops_per_s(config, hardware, bf16))
-    return Place(hardware, bf16, vocab_size, data)
+    return Target(hardware, uses_bf16(config, hardware), vocab_size, data)
 
 
-def forecast(config: PlanConfig, place: Place, simulate: bool) -> Forecast:
-    """Return the forecast of a run; raises ConfigError where the settings leave open what must be known."""
-    work = workload_of(config, place.vocab_size, place.bf16, place.hardware.gpu)
+def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
+    """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError for settings left open."""
+    work = workload_of(config, target.vocab_size, target.bf16, target.hardware.gpu)
     size = checkpoint_bytes(work)
     write_s = size / (1e9 * config.storage_gb_per_s)
     return Forecast(
-        place=place,
+        target=target,
         work=work,
-        memory=memory_of(work),
-        cost=cost_of(work, place.hardware, config.mfu, config.max_steps(), config.trainer.max_time),
+        estimate=estimate_memory(work),
+        cost=cost_of(work, target.hardware, config.mfu, config.max_steps(), config.trainer.max_time),
         checkpoint_bytes=size,
         checkpoint_s=write_s,
         save_interval_s=best_interval_s(write_s, 3600 * config.hours_between_failures),
         simulated=dry_run(config.run_config(), work) if simulate else None,
     )
+
+
+def find_data(config: RunConfig) -> PreparedData | None:
+    """Return the run's corpus from the cache; None where it is not prepared, or cannot be read here."""
+    try:
+        found = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir))
+    except DataError:  # a plan may be made on a machine without the text
+        return None
+    if found is None:
+        return None
+    tokens = sum(store.n_tokens for store in found.train.values()) if found.train else None
+    return PreparedData(found.tokenizer.vocab_size, tokens)
+
+
+def vocab_size_of(config: TokenizerConfig) -> int:
+    """Return the vocabulary size of the tokenizer settings; the largest possible for one still to be trained.
+
+    Raises ConfigError where only the files of the hub hold it.
+    """
+    if isinstance(config, BytesTokenizerConfig):
+        from pretrain.data.tokenizers.train_bpe import byte_tokenizer
+
+        return byte_tokenizer().vocab_size
+    if isinstance(config, BPETokenizerConfig):
+        return config.vocab_size
+    if isinstance(config, PretrainedTokenizerConfig):
+        folder = Path(config.path).expanduser()
+        if folder.is_dir():
+            return Tokenizer.load(folder).vocab_size
+        raise ConfigError(
+            f"tokenizer.path={config.path} is no folder here, and a plan fetches nothing, so the size of the "
+            "vocabulary is unknown. Set it: vocab_size=50257 (GPT-2)."
+        )
+    raise ConfigError(f"tokenizer.kind={config.kind} has no known vocabulary size. Set the number: vocab_size=50257.")

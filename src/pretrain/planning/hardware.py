@@ -1,4 +1,4 @@
-"""The devices a run can be planned for: documented ones, and this machine's own, measured."""
+"""Devices that a run can be planned for: documented GPUs, and this machine's CPU, measured."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from statistics import median
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.kernels.block_benchmark import BlockBenchmark
-from pretrain.kernels.compile import can_compile
 from pretrain.kernels.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
-from pretrain.models.config import TransformerConfig
-from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.training.config import Precision, Strategy
 
@@ -31,39 +26,42 @@ class Hardware:
     """One device."""
 
     name: str
-    bf16_flops_per_s: float  # dense, the peak that utilisation is measured against
+    bf16_flops_per_s: float  # dense, the peak that utilization is measured against
     fp32_flops_per_s: float
     memory: int  # bytes; of a processor: of the machine, which all its processes share
     gpu: bool
-    bytes_per_s: float = 0.0  # between processor and memory, measured; 0: utilisation is stated instead
-    block_flops_per_s: float = 0.0  # that a block of the model reaches, measured; 0: counted from the other two
+    bytes_per_s: float = 0.0  # between CPU and memory, measured; 0: utilization is a setting instead
     exchanged_per_s: float = 0.0  # bytes that a process receives from the others, measured; 0: not counted
     reserved: int = 0  # bytes of each process that libraries and the driver take before any tensor
     source: str = ""
 
     def flops_per_s(self, bf16: bool) -> float:
-        """Return the peak in the number format of the matrix products."""
+        """Return the peak in the number format of the matmuls."""
         return self.bf16_flops_per_s if bf16 else self.fp32_flops_per_s
 
 
-def _gpu(name: str, model: str, fp32_tera: float, memory_gib: float, source: str) -> Hardware:
-    peak, memory = DOCUMENTED_BF16[model] * 1e12, int(memory_gib * GIB)
+def _gpu(name: str, device: Device, fp32_tera: float, memory_gib: float, source: str) -> Hardware:
+    peak, memory = DOCUMENTED_BF16[_model(device)] * 1e12, int(memory_gib * GIB)
     return Hardware(name, peak, fp32_tera * 1e12, memory, gpu=True, reserved=GIB, source=source)
+
+
+def _model(device: Device) -> str:
+    """Return the GPU's model as the driver and the table of peaks spell it, such as RTX 4090."""
+    return device.value.replace("_", " ").upper()
 
 
 # dense bf16 tensor cores; fp32 without TF32, as torch computes it by default; memory as the driver reports it
 DOCUMENTED = {
-    Device.a100: _gpu("A100 SXM 80 GB", "A100", 19.5, 80.0, "NVIDIA A100 data sheet, 2021"),
-    Device.h100: _gpu("H100 SXM 80 GB", "H100", 67.0, 79.6, "NVIDIA H100 data sheet, 2023"),
-    Device.h200: _gpu("H200 SXM 141 GB", "H200", 67.0, 140.4, "NVIDIA H200 data sheet, 2024"),
-    Device.b200: _gpu("B200 SXM 180 GB", "B200", 75.0, 179.0, "NVIDIA DGX B200 data sheet, 2024"),
-    Device.rtx_4090: _gpu("RTX 4090", "RTX 4090", 82.6, 24.0, "NVIDIA Ada architecture paper, 2022, table 2"),
+    Device.a100: _gpu("A100 SXM 80 GB", Device.a100, 19.5, 80.0, "NVIDIA A100 data sheet, 2021"),
+    Device.h100: _gpu("H100 SXM 80 GB", Device.h100, 67.0, 79.6, "NVIDIA H100 data sheet, 2023"),
+    Device.h200: _gpu("H200 SXM 141 GB", Device.h200, 67.0, 140.4, "NVIDIA H200 data sheet, 2024"),
+    Device.b200: _gpu("B200 SXM 180 GB", Device.b200, 75.0, 179.0, "NVIDIA DGX B200 data sheet, 2024"),
+    Device.rtx_4090: _gpu("RTX 4090", Device.rtx_4090, 82.6, 24.0, "NVIDIA Ada architecture paper, 2022, table 2"),
 }
-_NAMES = {"B200": Device.b200, "H200": Device.h200, "H100": Device.h100, "A100": Device.a100, "4090": Device.rtx_4090}
 
 
 def hardware_of(config: PlanConfig) -> Hardware:
-    """Return the device that a run is planned for; `memory_gib` takes the place of its own memory."""
+    """Return the device that a run is planned for; the setting `memory_gib` replaces its own memory."""
     device = config.device if config.device is not Device.auto else _usual(config)
     found = this_processor(config) if device is Device.cpu else DOCUMENTED[device]
     if config.memory_gib is None:
@@ -75,26 +73,26 @@ def _usual(config: PlanConfig) -> Device:
     trainer = config.trainer
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        return next((device for part, device in _NAMES.items() if part in name), Device.h100)
+        return next((device for device in DOCUMENTED if _model(device) in name), Device.h100)
     wants_gpus = trainer.accelerator in ("gpu", "cuda") or trainer.strategy is not Strategy.single
     return Device.h100 if wants_gpus and trainer.accelerator != "cpu" else Device.cpu
 
 
 def uses_bf16(config: PlanConfig, hardware: Hardware) -> bool:
-    """Return whether the run would compute in bf16 on this device, where `trainer.precision` leaves it open too."""
+    """Return whether the run would compute in bf16 on this device, also with trainer.precision=auto."""
     if config.trainer.precision is not Precision.auto:
         return config.trainer.precision is Precision.bf16
     return True if hardware.gpu else bf16_is_fast(torch.device("cpu"))
 
 
 def this_processor(config: PlanConfig) -> Hardware:
-    """Return this machine's processor, its speed measured now: of all cores together, shared by the run's processes."""
+    """Measure this machine's CPU: the speed of all cores together, shared by the run's processes."""
     ranks, threads, cpu = config.trainer.ranks, torch.get_num_threads(), torch.device("cpu")
     cores = _cores(config)
     torch.set_num_threads(cores)
     try:
         return Hardware(
-            name=f"this processor ({platform.machine()}, {cores} threads)",
+            name=f"this CPU ({platform.machine()}, {cores} threads)",
             bf16_flops_per_s=_best_matmul(cpu, torch.bfloat16) / ranks,
             fp32_flops_per_s=_best_matmul(cpu, torch.float32) / ranks,
             memory=psutil.virtual_memory().total,
@@ -108,46 +106,20 @@ def this_processor(config: PlanConfig) -> Hardware:
         torch.set_num_threads(threads)
 
 
-def block_flops_per_s(config: PlanConfig, hardware: Hardware, bf16: bool) -> float:
-    """Return the operations per second that a block of the model reaches here, forward and backward.
-
-    All cores work on it, and its speed is shared by the run's processes. It reads no more rows, and no longer ones,
-    than would take about a third of a second at the peak. 0 where the block would take over an eighth of the memory.
-    """
-    model = config.model
-    assert isinstance(model, TransformerConfig)
-    one = replace(model, n_layers=1)
-    if 12 * parameter_count(one, 0) > hardware.memory / 8:  # a weight, its gradient, and as much again
-        return 0.0
-    per_token = training_flops_per_token(one, 0)
-    tokens = int(hardware.flops_per_s(bf16) * config.trainer.ranks / 3 / per_token)
-    length = max(1, min(model.context_length, tokens))
-    rows = max(1, min(config.rows_per_micro_batch(), tokens // length))
-    cpu, threads = torch.device("cpu"), torch.get_num_threads()
-    torch.set_num_threads(_cores(config))
-    try:
-        block = BlockBenchmark(model, rows, length, config.objective.causal, bf16, cpu)
-        if config.parallel.compile and can_compile(cpu):
-            block.compile()
-        return block.flops / median(block.seconds(10)) / config.trainer.ranks
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _cores(config: PlanConfig) -> int:
     """Return the threads of all processes of the run together."""
     return torch.get_num_threads() if config.trainer.ranks == 1 else (os.cpu_count() or 1)
 
 
 def _best_matmul(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best of several short measurements: what else runs here must not count as the machine's own limit."""
+    """Return the best of several short measurements, so that other processes do not lower it."""
     return max(matmul_flops_per_s(device, dtype, 0.1) for _ in range(6))
 
 
 def memory_bytes_per_s(seconds: float = 0.5) -> float:
-    """Return the most bytes per second, read and written, of adding two arrays far larger than any cache.
+    """Measure the most bytes per second, read and written, of adding two arrays far larger than any cache.
 
-    The sum is a new array each time, as what a step computes is: getting its memory from the system takes as long as
+    The sum is a new array each time, as results in a step are: getting its memory from the system takes as long as
     filling it, or longer.
     """
     a, b = (torch.ones(1 << 24) for _ in range(2))
@@ -161,9 +133,9 @@ def memory_bytes_per_s(seconds: float = 0.5) -> float:
 
 
 def exchanged_bytes_per_s(times: int = 4) -> float:
-    """Return the bytes per second that each of two processes of this machine receives while they gather an array.
+    """Measure the bytes per second that each of two processes receives while they gather an array.
 
-    Two threads stand for the processes: gloo sends between them as it does between processes.
+    Two threads stand in for the processes: gloo sends between them as it does between processes.
     """
     store, size, shortest = dist.HashStore(), 1 << 22, [float("inf"), float("inf")]  # type: ignore[attr-defined]
 

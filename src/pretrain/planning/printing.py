@@ -1,31 +1,38 @@
-"""A forecast as text."""
+"""A forecast as text, and numbers for people to read."""
 
-from dataclasses import replace
-
-from pretrain.planning.activations import activation_bytes, kept_by_loss_bytes
-from pretrain.planning.advice import settings_that_fit
-from pretrain.planning.comparison import compare
-from pretrain.planning.compute_optimal import BESIROGLU, HOFFMANN, TOKENS_PER_PARAMETER, twenty_per_parameter
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import Forecast, forecast, place_of
-from pretrain.planning.memory import autocast_copies
-from pretrain.planning.scaling import data_warnings
-from pretrain.planning.units import count, duration, gib
+from pretrain.planning.forecast import Forecast
+from pretrain.planning.scaling import (
+    BESIROGLU,
+    HOFFMANN,
+    TOKENS_PER_PARAMETER,
+    data_warnings,
+    twenty_per_parameter,
+)
 from pretrain.planning.workload import Workload
 
 _WIDTH = 20
 
 
-def answer(config: PlanConfig) -> str:
-    """Return what `python src/plan.py` prints for these settings."""
-    if config.run is not None:
-        return compare(config, config.run)
-    place = place_of(config)
-    found = forecast(config, place, simulate=config.dry_run)
-    text = describe(found, config)
-    if config.fit or not found.fits:
-        text += "\n\n" + "\n".join(settings_that_fit(config, place))
-    return text
+def count(number: float) -> str:
+    """Return a number with four digits and a letter for its thousands."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:.4g}"
+
+
+def gib(size: float) -> str:
+    """Return bytes in GiB, or in MiB below a tenth of one."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.2f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, unit in ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def describe(found: Forecast, config: PlanConfig) -> str:
@@ -44,9 +51,7 @@ def _size(found: Forecast) -> list[str]:
     lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,})")]
     per_row = f"{cost.flops_per_token * work.length:,.0f} per row of {work.length:,} tokens"
     lines.append(_line("FLOPs", f"{cost.flops_per_token:,.0f} per token, {per_row}, forward and backward:"))
-    lines.append(
-        _line("", "6 per weight in a matrix product + 12 per channel of the heads and token in view, not halved")
-    )
+    lines.append(_line("", "6 per weight in a matmul + 12 per channel of the heads and visible token, not halved"))
     lines.append(
         _line("", "where attention is causal (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, app. B)")
     )
@@ -59,7 +64,7 @@ def _size(found: Forecast) -> list[str]:
 
 def _data(found: Forecast) -> list[str]:
     """Return lines on the text, where it is prepared."""
-    data, planned = found.place.data, found.cost.tokens
+    data, planned = found.target.data, found.cost.tokens
     if data is None or data.tokens is None:
         return [_line("data", "not prepared here: python src/prepare.py with the same settings makes its size known")]
     if planned is None:
@@ -114,53 +119,41 @@ def _optimum(found: Forecast) -> list[str]:
 
 
 def _memory(found: Forecast) -> list[str]:
-    memory, seen = found.memory, found.simulated
-    on, off = (replace(found.work, activation_checkpointing=value) for value in (True, False))
-    selects = found.work.selective_checkpointing  # into a store of torch's own, which is in the peak alone
-    rows: list[tuple[str, int, int | None]] = [
-        ("weights", memory.weights, seen.weights if seen else None),
-        ("gradients", memory.gradients, seen.gradients if seen else None),
-        ("optimizer", memory.optimizer, seen.optimizer if seen else None),
-        ("activations", memory.activations + memory.copies, seen.activations if seen and not selects else None),
-        ("  checkpointed", activation_bytes(on) + kept_by_loss_bytes(on), None),
-        ("  not checkpointed", activation_bytes(off) + kept_by_loss_bytes(off) + autocast_copies(off), None),
-        ("logits at once", memory.logits, None),
-        ("FSDP2's gathered", memory.gathered, None),
-        ("DDP's buckets", memory.buckets, None),
-        ("peak", memory.peak, found.peak if seen else None),
-    ]
-    lines = [f"Memory of {'the fullest device' if found.work.ranks > 1 else 'the device'}, by formulas"]
-    if seen:
-        lines[0] += f" | as the dry run counted it in {seen.seconds:.1f} s"
-    for name, formula, counted in rows:
-        if formula:
-            lines.append(_line(name, f"{gib(formula):>12}" + (f" | {gib(counted):>12}" if counted else "")))
-    lines.append(_line("highest at", memory.highest_at))
-    if seen and found.place.hardware.gpu:
-        lines.append(_line("", "the dry run keeps what a processor's kernels keep: on a GPU it is rather less"))
+    estimate, seen = found.estimate, found.simulated
+    selects = found.work.selective_checkpointing  # saves into torch's own store, which is in the peak alone
+    rows = {
+        "weights": seen.weights if seen else estimate.weights,
+        "gradients": seen.gradients if seen else estimate.gradients,
+        "optimizer": seen.optimizer if seen else estimate.optimizer,
+        "activations": seen.activations if seen and not selects else estimate.activations,
+        "FSDP2's gathered": estimate.gathered,
+        "DDP's buckets": estimate.buckets,
+        "peak": found.peak,
+    }
+    device = "the fullest device" if found.work.ranks > 1 else "the device"
+    how = f"counted by a dry run in {seen.seconds:.1f} s" if seen else "a coarse estimate: dry_run=true counts it"
+    lines = [f"Memory of {device}, {how}"]
+    lines += [_line(name, f"{gib(size):>12}") for name, size in rows.items() if size]
+    if seen and found.target.hardware.gpu:
+        lines.append(_line("", "the dry run saves what a CPU's kernels save: a GPU saves rather less"))
     verdict = "fits" if found.fits else "does not fit"
-    whole = f"{gib(found.place.hardware.memory)} of {found.place.hardware.name}"
-    lines.append(_line("", f"{verdict}: {gib(found.usable)} of {whole} can be used"))
-    if not found.place.hardware.gpu:
-        lines.append(_line("", "MALLOC_MMAP_THRESHOLD_=1000000 before the command keeps it so low on Linux: else"))
-        lines.append(_line("", "glibc holds on to much that was freed, up to about as much again"))
+    total = f"{gib(found.target.hardware.memory)} of {found.target.hardware.name}"
+    lines.append(_line("", f"{verdict}: {gib(found.usable_bytes)} of {total} can be used"))
+    if not found.target.hardware.gpu:
+        lines.append(_line("", "MALLOC_MMAP_THRESHOLD_=1000000 before the command keeps it so low on Linux; without,"))
+        lines.append(_line("", "glibc keeps up to about as much again of what was freed"))
     return lines
 
 
 def _time(found: Forecast, config: PlanConfig) -> list[str]:
-    cost, hardware = found.cost, found.place.hardware
+    cost, hardware = found.cost, found.target.hardware
     peak = f"{hardware.flops_per_s(found.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if found.work.bf16 else 'fp32'}"
     how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
-    if hardware.block_flops_per_s:
-        how += f", {hardware.block_flops_per_s / 1e12:,.4g} TFLOP/s in a block of the model"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
     lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]
     lines.append(_line("a step", duration(cost.step_s)))
     lines.append(_line("speed", f"{cost.tokens_per_s:,.0f} tokens/s"))
-    if hardware.block_flops_per_s and config.parallel.compile is None:
-        lines.append(_line("", "without compiling, which a run of five minutes and more tries and a plan does not:"))
-        lines.append(_line("", "parallel.compile=true plans with it"))
     if cost.seconds is None:
         return lines
     hours = cost.seconds / 3600 * cost.device_count

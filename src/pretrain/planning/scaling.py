@@ -1,4 +1,9 @@
-"""Whether a run's plan makes sense: how often the data is repeated, and whether there is enough of it."""
+"""Scaling laws: the size and tokens that suit a compute budget, and warnings about repeated or scarce data.
+
+L(N, D) = E + A / N^alpha + B / D^beta, in nats per token, for N parameters and D tokens, with C = 6 N D operations.
+"""
+
+from dataclasses import dataclass
 
 # up to about four epochs, repeated data is worth almost as much as new
 # (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)
@@ -7,7 +12,7 @@ _REPEATED = f"Beyond about {MAX_USEFUL_EPOCHS:.0f} a repeated token teaches litt
 
 
 def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> list[str]:
-    """Return a sentence with the figures for each doubt about the plan; none for a sound one."""
+    """Return a warning with its figures where data is repeated too often or scarce for the model."""
     warnings = []
     epochs = tokens_planned / max(1, tokens_in_data)
     if epochs > MAX_USEFUL_EPOCHS:
@@ -17,16 +22,65 @@ def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> 
         )
     if parameters > tokens_in_data:
         warnings.append(
-            f"the model has {parameters:,} parameters, the data {tokens_in_data:,} tokens: it can learn them by heart. "
+            f"the model has {parameters:,} parameters, the data {tokens_in_data:,} tokens: it can memorize them. "
             "Watch val/loss, take more data, or a smaller model."
         )
     return warnings
 
 
 def source_warnings(epochs: dict[str, float], tokens_in_data: dict[str, int]) -> list[str]:
-    """Return a sentence for each source of a mixture that the plan repeats too often, by how often it is read."""
+    """Return a warning for each source of a mixture that is read more often than is useful."""
     return [
         f"source {name} would be read {times:.1f} epochs: it has {tokens_in_data[name]:,} tokens. {_REPEATED}"
         for name, times in epochs.items()
         if times > MAX_USEFUL_EPOCHS
     ]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best use of a budget of operations."""
+
+    parameters: float
+    tokens: float
+    loss: float  # nats per token
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """The five constants of one fit."""
+
+    name: str
+    floor: float  # E
+    of_parameters: float  # A
+    of_tokens: float  # B
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        """Return the loss in nats per token that the fit expects on its authors' data."""
+        return self.floor + self.of_parameters / parameters**self.alpha + self.of_tokens / tokens**self.beta
+
+    def optimum(self, flops: float) -> Optimum:
+        """Return the parameters and tokens of least loss with 6 N D = `flops`, in closed form.
+
+        Source: Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, equation 4.
+        """
+        both = self.alpha + self.beta
+        balance = (self.alpha * self.of_parameters / (self.beta * self.of_tokens)) ** (1 / both)
+        parameters = balance * (flops / 6) ** (self.beta / both)
+        tokens = (flops / 6) ** (self.alpha / both) / balance
+        return Optimum(parameters, tokens, self.loss(parameters, tokens))
+
+
+HOFFMANN = ScalingLaw("Hoffmann et al. 2022, equation 10", 1.69, 406.4, 410.7, 0.34, 0.28)  # arxiv.org/abs/2203.15556
+BESIROGLU = ScalingLaw("Besiroglu et al. 2024", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arxiv.org/abs/2404.10102
+
+TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, table 3, in round numbers
+
+
+def twenty_per_parameter(flops: float) -> Optimum:
+    """Return the size whose 20 tokens per parameter spend the budget, with the loss that the refit expects there."""
+    parameters = (flops / (6 * TOKENS_PER_PARAMETER)) ** 0.5
+    tokens = TOKENS_PER_PARAMETER * parameters
+    return Optimum(parameters, tokens, BESIROGLU.loss(parameters, tokens))

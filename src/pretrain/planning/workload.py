@@ -1,4 +1,4 @@
-"""What one step of a run asks of each device: shapes and numbers drawn from its settings, before any formula."""
+"""Shapes and counts of one optimizer step on the device that holds most, derived from the settings."""
 
 import math
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pretrain.optim.groups import parameter_names, parameters_by_name
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Strategy
 
+FLOAT_BYTES = 4
 _SPLIT_INTO_COLUMNS = ("attention.output.weight", "feed_forward.down.weight")
 _SPLIT_INTO_ROWS = (
     *(f"attention.{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")),
@@ -27,7 +28,7 @@ _SPLIT_INTO_ROWS = (
 
 @dataclass(frozen=True)
 class Workload:
-    """One micro-batch on the device that holds most, and what the settings say of it."""
+    """One micro-batch on the device that holds most, with the settings that change its memory or time."""
 
     model: TransformerConfig
     vocab_size: int  # rows of the embedding
@@ -39,14 +40,14 @@ class Workload:
     parallel_dims: ParallelDims
     strategy: Strategy
     bf16: bool
-    masked: bool  # whether attention is told who sees whom by a number for each pair of positions
+    masked: bool  # whether attention reads a dense mask, one number for each pair of positions
     activation_checkpointing: bool
     checkpoint_every_blocks: int
     selective_checkpointing: bool
     sequence_parallel: bool
     reshard_after_forward: bool
-    gpu: bool  # which kernels compute: some keep more than others
-    compiled: bool  # on a GPU: attention and loss have kernels of their own
+    gpu: bool  # a GPU's kernels save less for the backward pass
+    compiled: bool  # on a GPU: attention takes block masks
 
     @property
     def ranks(self) -> int:
@@ -60,17 +61,17 @@ class Workload:
 
     @property
     def tokens_between(self) -> int:
-        """Tokens of a micro-batch that a device holds between the matrices."""
+        """Tokens of a micro-batch that a device holds outside of split matmuls."""
         return self.tokens // self.split if self.sequence_parallel else self.tokens
 
     @property
     def vocabulary_held(self) -> int:
-        """Rows of the vocabulary matrix that a device computes with."""
+        """Rows of the vocabulary matrix on one device."""
         return math.ceil(self.vocab_size / self.split)
 
     @property
     def checkpointed_blocks(self) -> int:
-        """Blocks whose activations are computed again."""
+        """Blocks whose activations are recomputed."""
         return math.ceil(self.model.n_layers / self.checkpoint_every_blocks) if self.activation_checkpointing else 0
 
     @property
@@ -85,8 +86,28 @@ class Workload:
 
     @property
     def targets(self) -> int:
-        """Places of a micro-batch that reach the head."""
+        """Target positions of a micro-batch."""
         return self.rows * self.targets_per_row
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one number in a matmul."""
+        return 2 if self.bf16 else FLOAT_BYTES
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of one number of the residual stream: autocast keeps it in float32, FSDP2's policy in bf16."""
+        return 2 if self.bf16 and self.sharded else FLOAT_BYTES
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one number of a weight as the forward pass reads it."""
+        return self.stream_bytes
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether autocast converts weights and inputs to bf16, each linear layer its own copy."""
+        return self.bf16 and not self.sharded
 
     @property
     def sharded(self) -> bool:
@@ -99,7 +120,7 @@ class Workload:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def computed_with(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a parameter as the fullest device computes with it: whole, or split among neighbours."""
+        """Return the shape that the fullest device computes with: full, or split by tensor parallelism."""
         shape = list(self.shapes[name])
         if name.endswith(_SPLIT_INTO_COLUMNS):
             shape[1] = math.ceil(shape[1] / self.split)
@@ -110,7 +131,7 @@ class Workload:
     def held(self, name: str) -> int:
         """Return how many numbers of a parameter the fullest device holds.
 
-        FSDP2 cuts the first dimension into equal runs of rows, rounded up, so the first device has the most.
+        FSDP2 splits the first dimension into equal runs of rows, rounded up, so the first device has the most.
         """
         shape = self.computed_with(name)
         if not self.sharded:
@@ -162,7 +183,7 @@ def _masked(config: RunConfig) -> bool:
 
 
 def _targets_per_row(config: RunConfig) -> int:
-    """Return the places of a row that reach the head: of a hybrid batch every place, of a masked one the share."""
+    """Return the target positions of a row: its masked share for a masked objective, else all of them."""
     objective, length = config.objective, config.model.context_length
     if isinstance(objective, MaskedConfig):
         return max(1, math.ceil(objective.mask_probability * length))

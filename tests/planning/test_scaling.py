@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.planning.compute_optimal import BESIROGLU, HOFFMANN, ScalingLaw, twenty_per_parameter
+from pretrain.planning.scaling import BESIROGLU, HOFFMANN, ScalingLaw, twenty_per_parameter
 
 BUDGET = 2.21e19
 

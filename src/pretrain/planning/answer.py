@@ -1,4 +1,4 @@
-"""What would have been forecast for a run, against what it measured."""
+"""The answer of `python src/plan.py`: a forecast, or a finished run's forecast against its measurements."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import Forecast, forecast, place_of
-from pretrain.planning.units import duration, gib
+from pretrain.planning.fit import settings_that_fit
+from pretrain.planning.forecast import Forecast, forecast, target_of
+from pretrain.planning.printing import describe, duration, gib
+
+
+def answer(config: PlanConfig) -> str:
+    """Return the text that `python src/plan.py` prints for these settings."""
+    if config.run is not None:
+        return compare(config, config.run)
+    target = target_of(config)
+    found = forecast(config, target, simulate=config.dry_run)
+    text = describe(found, config)
+    if config.fit or not found.fits:
+        text += "\n\n" + "\n".join(settings_that_fit(config, target))
+    return text
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run left of itself in its folder."""
+    """The figures of a finished run."""
 
     config: RunConfig
     parameters: int
@@ -31,7 +44,7 @@ class Measured:
 
 
 def measured_by(folder: Path) -> Measured:
-    """Return what a finished run measured; raises CheckpointError where it has not ended or kept no figures."""
+    """Read the figures of a finished run; raises CheckpointError where it has not ended or logged none."""
     for name in (CONFIG, REPORT):
         if not os.path.lexists(folder / name):
             raise CheckpointError(
@@ -64,7 +77,7 @@ def _logged(path: Path) -> dict[str, list[float]]:
 
 
 def compare(config: PlanConfig, run: str) -> str:
-    """Return a table: forecast, measurement and error of a finished run; `config` says for which device.
+    """Return a table of forecast, measurement and error of a finished run, on the device of `config`.
 
     Raises CheckpointError where the run has not ended.
     """
@@ -73,7 +86,7 @@ def compare(config: PlanConfig, run: str) -> str:
     settings = {f.name: getattr(measured.config, f.name) for f in fields(RunConfig)}
     vocab_size = Tokenizer.load(open_checkpoint(folder).tokenizer_folder).vocab_size
     planned = replace(config, run=None, vocab_size=vocab_size, **settings)
-    found = forecast(planned, place_of(planned), simulate=config.dry_run)
+    found = forecast(planned, target_of(planned), simulate=config.dry_run)
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("parameters", float(found.work.parameters), float(measured.parameters), "{:,.0f}".format),
         ("tokens/s", found.cost.tokens_per_s, measured.tokens_per_s, "{:,.0f}".format),
@@ -89,7 +102,7 @@ def compare(config: PlanConfig, run: str) -> str:
         rows.append((name, expected, measured.memory_gib * 2**30, gib))
     width = max(len(name) for name, *_ in rows)
     lines = [
-        f"{run}, as planned for {found.place.hardware.name}",
+        f"{run}, as planned for {found.target.hardware.name}",
         f"  {'':<{width}} {'forecast':>14} {'measured':>14}  error",
     ]
     for name, expected, seen, shown in rows:
@@ -98,11 +111,12 @@ def compare(config: PlanConfig, run: str) -> str:
 
 
 def _memory(found: Forecast) -> tuple[str, float]:
-    """Return what the run's memory figure is of, and its forecast, in bytes.
+    """Return the name of the run's memory figure, and its forecast in bytes.
 
-    A GPU's is the peak of its tensors. A processor's is what the process holds between two steps, libraries and all.
+    A GPU's is the peak of its tensors. A CPU's is the memory of the process between two steps, libraries included.
     """
-    if found.place.hardware.gpu:
+    if found.target.hardware.gpu:
         return "peak memory", float(found.peak)
-    memory = found.memory
-    return "memory between steps", float(memory.state + memory.gradients + found.place.hardware.reserved)
+    memory = found.estimate
+    held = memory.weights + memory.optimizer + memory.buckets + memory.gradients
+    return "memory between steps", float(held + found.target.hardware.reserved)

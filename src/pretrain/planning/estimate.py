@@ -1,0 +1,131 @@
+"""Coarse estimate of the fullest device's memory, for searching settings; the dry run counts what the code allocates.
+
+Weights, gradients and optimizer state are exact. Activations are the inputs and outputs of matmuls, norms and attention
+(Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4.1).
+"""
+
+import math
+from dataclasses import dataclass
+
+from pretrain.models.attention import MAX_EAGER_SCORES
+from pretrain.models.config import Head, Norm
+from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
+from pretrain.planning.workload import FLOAT_BYTES, Workload
+from pretrain.training.config import Strategy
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that holds most."""
+
+    weights: int  # float32, of a shard or of the full model
+    gradients: int
+    optimizer: int  # two moments of AdamW, one of Muon's matrices
+    buckets: int  # gradients in transit between devices (DDP)
+    gathered: int  # full weights of FSDP2's units in use
+    activations: int  # saved for the backward pass by one micro-batch, the loss included
+    peak: int
+
+
+def estimate_memory(work: Workload) -> Memory:
+    """Estimate the memory of one optimizer step that is not the run's first."""
+    held = FLOAT_BYTES * sum(work.held(name) for name in work.shapes)
+    matrices = FLOAT_BYTES * sum(work.held(name) for name in work.matrices)
+    block, outside = _unit_bytes(work)
+    units = 1 + (work.gpu and work.reshard_after_forward) if work.reshard_after_forward else work.model.n_layers
+    gathered = outside + units * block if work.sharded else 0
+    buckets = held if work.strategy is Strategy.ddp else 0
+    activations = activation_bytes(work)
+    running = held + (2 * held - matrices) + buckets + gathered
+    vocabulary = work.vocabulary_held * work.model.d_model * work.weight_bytes
+    reducing = 3 * block if work.sharded else 0  # gradients of a block in two formats
+    backward = (
+        (held if work.accumulation > 1 else 0) + activations + max(_logits_bytes(work), block_bytes(work), reducing)
+    )
+    tied = 3 * vocabulary if work.model.tie_embeddings else 0  # from the head, from the embedding, and their sum
+    optimizer_step = held + 5 * FLOAT_BYTES * _largest_stack(work) - gathered
+    return Memory(
+        weights=held,
+        gradients=held,
+        optimizer=2 * held - matrices,
+        buckets=buckets,
+        gathered=gathered,
+        activations=activations,
+        peak=running + max(backward, held + max(tied, block_bytes(work)), optimizer_step),
+    )
+
+
+def activation_bytes(work: Workload) -> int:
+    """Return what one micro-batch saves until its backward pass: blocks, norm and head, loss, bf16 copies of weights.
+
+    Checkpointing keeps the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174); selective
+    checkpointing also what its matmuls and attention return.
+    """
+    model, stream = work.model, work.tokens_between * work.model.d_model * work.stream_bytes
+    kept = stream
+    if work.selective_checkpointing:
+        inner = 2 * (model.n_heads + model.kv_heads) * model.attention_head_dim + model.ff_width * (
+            2 if model.gated else 1
+        )
+        kept += work.tokens * (inner // work.split + 2 * model.d_model) * work.compute_bytes
+    again = work.checkpointed_blocks
+    blocks = again * kept + (model.n_layers - again) * block_bytes(work)
+    features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
+    chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
+    of_head = work.vocabulary_held * model.d_model * work.weight_bytes
+    loss = of_head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
+    copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
+    return blocks + 2 * stream + features + loss + copies
+
+
+def block_bytes(work: Workload) -> int:
+    """Return what one block saves for its backward pass without checkpointing."""
+    model, n, c = work.model, work.tokens, work.compute_bytes
+    inner, inner_kv = (
+        model.n_heads * model.attention_head_dim // work.split,
+        model.kv_heads * model.attention_head_dim // work.split,
+    )
+    hidden = (4 if model.gated else 2) * model.ff_width // work.split
+    inputs = (5 if model.gated else 4) if work.autocasts else 2  # each linear layer casts its own copy
+    kept = n * c * (inputs * model.d_model + 4 * inner + 2 * inner_kv + hidden)
+    rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU computes it from parts
+    kept += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
+    kept += n * (inner + inner_kv) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
+    kept += 2 * work.tokens_between * model.d_model * (1 if work.gpu else c) if model.dropout else 0
+    return kept + _score_bytes(work)
+
+
+def _score_bytes(work: Workload) -> int:
+    """Return the bytes of attention scores, where attention is eager, and of a dense mask."""
+    model, n, length = work.model, work.tokens, work.length
+    scores = n * model.n_heads // work.split * length
+    mask = n * length * work.compute_bytes if work.masked else 0
+    if work.gpu or not (model.attention_dropout or (work.bf16 and scores <= MAX_EAGER_SCORES)):
+        return mask
+    if work.bf16 and scores <= MAX_EAGER_SCORES:
+        return mask + scores * 2 * (3 if model.attention_dropout else 1)
+    return mask + 3 * scores * FLOAT_BYTES
+
+
+def _logits_bytes(work: Workload) -> int:
+    """Return the bytes of logits or their gradients that live beside what the loss saves."""
+    rows = min(work.targets, chunk_size(work.vocabulary_held, work.gpu))
+    if work.split == 1 and work.targets * work.vocab_size <= MAX_UNCHUNKED_LOGITS:
+        return 2 * work.targets * work.vocab_size * FLOAT_BYTES
+    return rows * work.vocabulary_held * (FLOAT_BYTES + 2 * work.bf16)
+
+
+def _unit_bytes(work: Workload) -> tuple[int, int]:
+    """Return the bytes of weights in one block, and outside of blocks, as a device computes with them."""
+    sizes = {name: math.prod(work.computed_with(name)) for name in work.shapes}
+    inside = sum(size for name, size in sizes.items() if name.startswith("blocks."))
+    return inside // work.model.n_layers * work.weight_bytes, (sum(sizes.values()) - inside) * work.weight_bytes
+
+
+def _largest_stack(work: Workload) -> int:
+    """Return the numbers in Muon's largest stack of matrices of one shape, of which about five live at once."""
+    stacks: dict[tuple[int, ...], int] = {}
+    for name in work.matrices:
+        shape = work.computed_with(name)
+        stacks[shape] = stacks.get(shape, 0) + math.prod(shape)
+    return max(stacks.values(), default=0)
