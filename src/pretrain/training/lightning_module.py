@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -30,6 +31,13 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 NO_TARGET = "no token of the step's rows was to be predicted"
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What all ranks together trained on in one optimizer step."""
+
+    targets: Tensor  # int64 (): tokens or labels to predict in the global batch
 
 
 class TrainingModule(L.LightningModule):
@@ -91,13 +99,6 @@ class TrainingModule(L.LightningModule):
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the name of the running hook, which Lightning sets fifty times a step, as on any object."""
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:
@@ -111,8 +112,8 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return this micro-batch's part of the loss, for Lightning to differentiate.
 
-        It is the sum over targets divided by a constant; `configure_gradient_clipping` divides by the true count of
-        the global batch once that is known. Causal or masked is the objective's business: nothing here may ask which.
+        It is the sum over targets divided by a constant; `optimizer_step` divides by the true count of the global batch
+        once that is known. Causal or masked is the objective's business: nothing here may ask which.
         """
         loss_sum, count = self.model_with_loss(batch)
         self._step_targets = self._step_targets.to(count.device) + count
@@ -130,77 +131,99 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Compute the gradients, take the step, and let the gradients go, which Lightning would keep until the next.
+        """Take one optimizer step, or skip it: everything between the last micro-batch and the next step's first.
 
-        In this order and not through the strategy and its precision, which call hooks that nothing here listens to and
-        scale gradients of fp16, which is not offered: on a model of 1 M parameters their time is felt.
+        A skipped step advances `global_step`, the schedule and the batch-end hooks like any other.
         """
         assert optimizer_closure is not None
-        optimizer_closure()
-        inner: Optimizer = optimizer.optimizer
-        self.configure_gradient_clipping(inner)
-        inner.step()
-        inner.zero_grad(set_to_none=True)
+        optimizer_closure()  # the last micro-batch: the earlier ones ran before this hook
+        totals = self.reduce_step_totals()
+        self.set_learning_rate(optimizer)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        scale = self.measure_gradients(gradients, totals.targets)
+        if reason := self.reason_to_skip(totals):
+            self.skip_step(reason)
+        else:
+            self.average_and_clip(gradients, scale)
+            self.count_step(totals)
+            optimizer.step()  # Lightning's own: on_before_optimizer_step fires, and sees averaged, clipped gradients
+        optimizer.optimizer.zero_grad(set_to_none=True)
+        self.end_step()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing at the start of a step: its gradients have been let go at the end of the one before."""
+        """Do nothing at the start of a step: `optimizer_step` has freed the gradients of the step before."""
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Turn summed gradients into the mean over the global batch's targets and clip their norm, in one pass.
+    def reduce_step_totals(self) -> StepTotals:
+        """Sum the step's targets and loss over all ranks, and agree on a stop signal and the run's clock.
 
-        A gradient that is not finite is dropped before it reaches the weights, and the step counted as skipped, as is a
-        step without targets; a loss that jumps is dealt with as the settings say. The learning rate is set here too,
-        for all processes agree only now on how late it is.
+        One all-reduce serves all four; rank 0's clock counts.
         """
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._agree()
-        self._set_learning_rate(optimizer)
-        ranks = self.parallel_dims.data_ranks  # gradients come as the mean over them
-        scale = self.expected_targets * ranks / self._step_targets.clamp(min=1).float()
-        self.grad_norm = global_norm(gradients) * scale
-        if self.gradient_hook is not None:
-            self.gradient_hook(scale)
-        if not bool(torch.isfinite(self.grad_norm)):
-            self._skip(optimizer, "the gradient was not finite")
-            return
-        if not int(self._step_targets):  # after the line that waits for the device
-            self._skip(optimizer, NO_TARGET)
-            return
-        if self.spikes.is_spike(self.step_loss):
-            self._handle_spike()
-            self._skip(optimizer, "the loss jumped")
-            return
-        if self.clip_norm:
-            scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
-        scale_by(gradients, scale)
-        self._skipped_in_a_row = 0
-        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
-        self._logged_targets = self._logged_targets.to(self._step_targets.device) + self._step_targets
-        self._end_step()
-
-    def _agree(self) -> None:
-        """Sum the step's targets over all processes; learn whether any was asked to stop, and the first one's time."""
-        seconds, loss_sum = self.length.clock(), self._step_loss_sum
+        seconds, loss_sum, targets = self.length.clock(), self._step_loss_sum, self._step_targets
         if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
         else:
-            asked = [int(self.signal_received == number) for number in STOP_SIGNALS]
+            signals = [int(self.signal_received == number) for number in STOP_SIGNALS]
             clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
-            device = self._step_targets.device
-            found = torch.stack([self._step_targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
-            # whole numbers stay exact: they are below 2^53
-            sums = torch.cat([found, torch.tensor([*asked, clock], device=device, dtype=found.dtype)])
+            device = targets.device
+            sums = torch.stack([targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
+            # float64 holds whole numbers below 2^53 exactly
+            sums = torch.cat([sums, torch.tensor([*signals, clock], device=device, dtype=sums.dtype)])
             torch.distributed.all_reduce(sums)
-            self._step_targets, loss_sum = sums[0].long(), sums[1]
+            targets, loss_sum = sums[0].long(), sums[1]
             *counts, clock = sums[2:].long().tolist()
             self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
             seconds = clock / 1000
         self.length.record_step(seconds)
         if self.spikes.watches or self.keeps_ledger:  # waits for the device
-            targets = int(self._step_targets)
-            self.step_loss = float(loss_sum) / targets if targets else math.nan
+            count = int(targets)
+            self.step_loss = float(loss_sum) / count if count else math.nan
+        return StepTotals(targets)
+
+    def set_learning_rate(self, optimizer: Any) -> None:
+        """Set this step's learning rate, and have the trainer stop after this step where it is the last."""
+        step = self.global_step
+        multiplier = self.schedule.share(step, self.length.planned_steps(step))
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        if self.length.is_last_step(step):
+            self.trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def measure_gradients(self, gradients: list[Tensor], targets: Tensor) -> Tensor:
+        """Set `grad_norm`, and return the factor that makes the gradients a mean over the global batch's targets.
+
+        DDP and FSDP2 have averaged them over the data ranks; each micro-batch divided by `expected_targets`.
+        """
+        scale = self.expected_targets * self.parallel_dims.data_ranks / targets.clamp(min=1).float()
+        self.grad_norm = global_norm(gradients) * scale
+        if self.gradient_hook is not None:
+            self.gradient_hook(scale)
+        return scale
+
+    def reason_to_skip(self, totals: StepTotals) -> str:
+        """Return why this step must not change the weights; empty where it may.
+
+        Raises Rewind or DivergenceError where the loss jumped and the settings do not ask to skip the step.
+        """
+        if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
+            return "the gradient was not finite"
+        if not int(totals.targets):
+            return NO_TARGET
+        if self.spikes.is_spike(self.step_loss):
+            self._handle_spike()
+            return "the loss jumped"
+        return ""
+
+    def average_and_clip(self, gradients: list[Tensor], scale: Tensor) -> None:
+        """Multiply the gradients by `scale`, and clip their norm, in one pass over them."""
+        if self.clip_norm:
+            scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        scale_by(gradients, scale)
+
+    def count_step(self, totals: StepTotals) -> None:
+        """Add a step that changes the weights to the training loss that is logged next."""
+        self._skipped_in_a_row = 0
+        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
+        self._logged_targets = self._logged_targets.to(totals.targets.device) + totals.targets
 
     def agree_on_signal(self) -> None:
         """Learn between two steps whether any process was asked to stop; all of them call this."""
@@ -223,15 +246,6 @@ class TrainingModule(L.LightningModule):
         work.wait()
         self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts.tolist(), strict=True) if count), 0)
 
-    def _set_learning_rate(self, optimizer: Optimizer) -> None:
-        """Set the learning rate of this step, and have the trainer end after it where it is the last."""
-        step = self.global_step
-        share = self.schedule.share(step, self.length.planned_steps(step))
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * share
-        if self.length.is_last_step(step):
-            self.trainer.fit_loop.epoch_loop.max_steps = step + 1
-
     def _handle_spike(self) -> None:
         """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
         if self.spikes.on_spike is OnSpike.skip:
@@ -248,8 +262,11 @@ class TrainingModule(L.LightningModule):
             raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.excluded | new, self.length.clock())
         raise stop(what, rows)
 
-    def _skip(self, optimizer: Optimizer, reason: str) -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def skip_step(self, reason: str) -> None:
+        """Count a step that leaves the weights alone.
+
+        Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW of them in a row.
+        """
         self.skipped_steps += 1
         self.skipped_because = reason
         self._skipped_in_a_row += 1
@@ -263,9 +280,9 @@ class TrainingModule(L.LightningModule):
             if reason == NO_TARGET:
                 raise DataError(f"{what}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
             raise DivergenceError(f"{what}Try a lower optimizer.learning_rate, then resume=auto.")
-        self._end_step()
 
-    def _end_step(self) -> None:
+    def end_step(self) -> None:
+        """Start the sums of the next step, and keep the sample indices of this one where the ledger needs them."""
         self._step_targets = torch.zeros_like(self._step_targets)
         self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
         if self.keeps_ledger:
@@ -328,5 +345,7 @@ class TrainingModule(L.LightningModule):
             self.f1.reset()
         self.validated = {f"val/{name}": value for name, value in figures.items()}
         self.validated_at = self.trainer.global_step
+        if self.validated:  # for callbacks that monitor a figure: ours and the loggers read `validated`
+            self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)
         if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for one before the first step
             self.first_validated = self.validated

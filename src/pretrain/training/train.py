@@ -1,5 +1,6 @@
 """A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lig
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 
 
-def run(run_plan: RunPlan, throughput: Throughput | None = None) -> Report:
-    """Train as the placement says and return the report.
+def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequence[Callback] = ()) -> Report:
+    """Train as planned and return the report.
 
-    `throughput` knows what was done before, where the run rewinds. Raises a PretrainError where the run cannot go on,
-    Rewind where it is to go back.
+    `throughput` holds what came before a rewind; `callbacks` are any of Lightning's, called after the run's own.
+    Raises a PretrainError where the run cannot go on, Rewind where it must go back to a checkpoint.
     """
     config, folder, resumed = run_plan.config, run_plan.folder, run_plan.resumed
     throughput = throughput or Throughput()
@@ -129,20 +130,20 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None) -> Report:
         save_tokenizer=prepared.tokenizer.save,
         asynchronous=config.checkpoint.asynchronous,
     )
-    callbacks: list[Callback] = [metrics]
-    callbacks += [Progress(metrics)] if config.trainer.enable_progress_bar else []
+    own: list[Callback] = [metrics]
+    own += [Progress(metrics)] if config.trainer.enable_progress_bar else []
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
     if config.logger.ledger:
-        callbacks += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
-    callbacks += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
-    callbacks += [checkpoints, Samples(writer, throughput, checkpoints)]
+        own += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
+    own += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
+    own += [checkpoints, Samples(writer, throughput, checkpoints)]
     scores = Scores(config.scores, writer, throughput, folder, checkpoints) if config.scores.every_n_steps else None
-    callbacks += [scores] if scores else []
+    own += [scores] if scores else []
     if isinstance(data.train_stream, StreamedRows):
-        callbacks += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
-    callbacks += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
-    callbacks += [Restore(resumed)] if resumed else []
-    trainer.callbacks.extend(callbacks)
+        own += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
+    own += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
+    own += [Restore(resumed)] if resumed else []
+    trainer.callbacks.extend([*own, *callbacks])
     trainer._signal_connector.register_signal_handlers = _leave_signals
     set_step(trainer, start)
 

@@ -62,6 +62,7 @@ class Metrics(Callback):
             self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:
             self.newest["speed/data_wait_s"] = self.throughput.other_s["text"]
+        module.log_dict(self.newest, logger=False)  # for callbacks that monitor a figure
         write(trainer, self.newest, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
