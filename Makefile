@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
-BENCHMARKS := start_up framework_tax plain_step training_step memory matrix_products masked_head generation checkpointing
-OF_CORPORA := data_loading tokenising# read corpora of the folder that PRETRAIN_ASSETS names
+BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing
+OF_CORPORA := data_loading tokenizing# read corpora of the folder that PRETRAIN_ASSETS names
 
 .PHONY: train test test-fast test-long faults bench bench-full check format clean
 

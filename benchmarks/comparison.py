@@ -1,4 +1,4 @@
-"""How a claim is measured: contenders take turns in one run, and each is a ratio to ours.
+"""How a claim is measured: baselines take turns in one run, and each is a ratio to ours.
 
 What a benchmark prints and keeps is a `Result`; the table of the README is made of the kept ones by `table.py`.
 """
@@ -29,7 +29,7 @@ class Line:
     ratio: float  # above 1: ours is better; the median of the rounds' own ratios
     lowest: float  # of the rounds' ratios
     highest: float
-    target: float | None = None  # the ratio that was aimed at
+    target: float | None = None  # the ratio to reach
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Result:
     """What one script found."""
 
     name: str  # of the file that keeps it
-    repeat: str  # the command line that does it again
+    command: str  # that repeats the measurement
     settings: dict[str, Any]
     lines: list[Line] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)  # everything else that was measured
@@ -53,7 +53,7 @@ class Result:
         more_is_better: bool,
         targets: Mapping[str, float] | None = None,
     ) -> None:
-        """Add a line for each peer of `rounds`, which hold a figure a round by contender."""
+        """Add a line for each peer of `rounds`, which hold a figure a round by baseline."""
         own = rounds[ours]
         for peer, theirs in rounds.items():
             if peer == ours:
@@ -71,7 +71,7 @@ class Result:
         for name, why in self.missing.items():
             print(f"  missing: {name}: {why}")
         for line in self.lines:
-            aim = "" if line.target is None else f", aimed at {line.target:g}"
+            aim = "" if line.target is None else f", target {line.target:g}"
             print(
                 f"  {line.what}: ours {line.ours:.4g} {line.unit}, {line.peer} {line.theirs:.4g}: "
                 f"ratio {line.ratio:.3f} ({line.lowest:.3f} to {line.highest:.3f}{aim})"
@@ -90,17 +90,17 @@ def typed() -> str:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], float | None]],
+    baselines: Mapping[str, Callable[[], float | None]],
     rounds: int,
     warm_up: int = 1,
     missing: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-    """Return a figure a round by contender; each round calls every contender once, starting with another one.
+    """Return a figure a round by baseline; each round calls every baseline once, starting with another one.
 
-    A contender's figure is what it returns, or, where it returns none, the seconds that it took. With `missing`, one
+    A baseline's figure is what it returns, or, where it returns none, the seconds that it took. With `missing`, one
     that fails, unless it is the first, is entered there with the reason and left out, and the others go on.
     """
-    names = list(contenders)
+    names = list(baselines)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warm_up, rounds):
         shift = number % len(names)
@@ -109,7 +109,7 @@ def take_turns(
                 continue
             start = time.perf_counter()
             try:
-                figure = contenders[name]()
+                figure = baselines[name]()
             except Exception as error:  # whatever a peer fails with, the others can still be measured
                 if missing is None or name == names[0]:
                     raise
@@ -123,5 +123,5 @@ def take_turns(
 
 
 def why(error: BaseException) -> str:
-    """Return on one line why a contender cannot be had."""
+    """Return on one line why a baseline cannot be had."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

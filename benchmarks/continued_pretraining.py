@@ -20,7 +20,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
-from pretrain.evaluation.documents import score_rows
+from pretrain.evaluation.run import score_rows
 from pretrain.interop.load import open_model
 from pretrain.objectives.objective import ModelWithLoss
 

@@ -30,7 +30,7 @@ def texts(name: str) -> Iterator[str]:
 def novels(megabytes: float, characters: int = 2_000) -> list[str]:
     """Return the first megabytes of the novels in documents of whole paragraphs, whose lengths vary around a median.
 
-    The lengths that are aimed at are drawn from a log-normal distribution, as those of web pages nearly are.
+    Target lengths are drawn from a log-normal distribution, as those of web pages nearly are.
     """
     draw = random.Random(0)
     found: list[str] = []

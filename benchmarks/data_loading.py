@@ -4,7 +4,7 @@ Micro-batches of 8 rows of 1,024 tokens, from English novels cut into documents 
 Wikipedia articles, in a shuffled order, in the process that trains. Ours are packed by document (best fit) and come
 with targets and the positions and numbers of documents; the peers (`data_loading_peers.py`) give windows of one long
 row and, but for OLMo-core, know no documents. The plain memory map takes windows at random and those shifted by one as
-targets. Each contender is a process of its own, and those that keep threads busy between their turns race ours without
+targets. Each baseline is a process of its own, and those that keep threads busy between their turns race ours without
 the others.
 
 Then the milliseconds from opening the store to the first micro-batch of step 10^9.
@@ -98,7 +98,7 @@ def ours(name: str, folder: Path) -> Iterator[Any]:
 
 
 def contend(name: str, folder: Path) -> None:
-    """Read micro-batches, one a step, when it is this contender's turn."""
+    """Read micro-batches, one a step, when it is this baseline's turn."""
     turn = Turn()
     if name in OURS:
         batches = ours(name, folder)
@@ -134,7 +134,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     facts = {name: f"{store.n_documents} documents, {store.n_tokens} tokens" for name, store in stores.items()}
     settings = facts | {"rows": ROWS, "length": LENGTH, "rounds": given.rounds, "batches a round": given.batches}
     result = Result("data_loading", typed(), settings)
-    command = [sys.executable, __file__, "--folder", str(folder), "--contender"]
+    command = [sys.executable, __file__, "--folder", str(folder), "--baseline"]
     for number, entered in enumerate(RACES[:1] if given.quick else RACES):
         peers = peers_at_hand(result, entered, folder)
         own = OURS if number == 0 else OURS[:1]
@@ -166,11 +166,11 @@ def main() -> None:
         "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not kept"
     )
     parser.add_argument("--no-keep", action="store_true", help="print only")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--baseline", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.contender:
-        contend(given.contender, given.folder)
+    if given.baseline:
+        contend(given.baseline, given.folder)
     if given.quick:
         given.megabytes, given.rounds, given.batches = 4, 5, 200
     with tempfile.TemporaryDirectory() as folder:

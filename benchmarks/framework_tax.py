@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one race of 5 rounds of 40 steps, nothing kept")
     given = parser.parse_args()
     races, rounds, steps = (1, 5, 40) if given.quick else (given.races, given.rounds, given.steps)
-    here = Path(__file__).parent / "contenders.py"
+    here = Path(__file__).parent / "baselines.py"
     commands = {name: [sys.executable, str(here), name, "gpt_1m"] for name in ("ours", "plain_loop", "lightning")}
     one_thread = {name: {"OMP_NUM_THREADS": "1", **REUSE} for name in commands}
     tax: dict[str, list[float]] = {"ours": [], "lightning": []}

@@ -135,7 +135,7 @@ def of_litgpt(model: Transformer) -> Write:
     return write
 
 
-def contenders(model: Transformer, result: Result) -> dict[str, Write]:
+def baselines(model: Transformer, result: Result) -> dict[str, Write]:
     """Return everybody who can be had here by name; who cannot goes to `result.missing`."""
     found = {"ours": ours(hold(copy.deepcopy(model), "cpu", Weights.fp32))}
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,7 @@ def read_bandwidth() -> float:
 
 def compare(given: argparse.Namespace, model: Transformer, result: Result) -> None:
     """Add tokens per second of everybody, for every number of prompts and length of them."""
-    ways = contenders(model, result)
+    ways = baselines(model, result)
     weights = matrix_weights(model)
     generator = torch.Generator().manual_seed(0)
     for length in given.prompts:

@@ -1,7 +1,7 @@
 """Tokens a second, utilisation and peak memory of training on the GPU at hand: `python benchmarks/gpu.py`.
 
 Ours is what `src/train.py` runs, with everything on; all compute in bf16 by autocast and are compiled, and take steps
-of several micro-batches (contenders.py says who they are, shapes.py how large). All start and compile at once, then
+of several micro-batches (baselines.py says who they are, shapes.py how large). All start and compile at once, then
 take turns of a few steps. Utilisation (MFU) is against the dense bf16 peak that the GPU's maker documents, counted as
 for every run of ours: products of masked pairs that are left out count as done. Memory is the most that the tensors of
 each process ever took.
@@ -16,7 +16,7 @@ import torch
 from comparison import Result, typed
 from shapes import SHAPES
 from training_step import NEEDS
-from turns import Contender, ask, take_rounds
+from turns import Baseline, ask, take_rounds
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
@@ -34,21 +34,21 @@ PEERS: dict[str, dict[str, float]] = {
 WARM_UP = 3  # steps
 
 
-def start(name: str, result: Result) -> list[Contender]:
-    """Return the contenders of a shape, which have begun to start."""
+def start(name: str, result: Result) -> list[Baseline]:
+    """Return the baselines of a shape, which have begun to start."""
     there = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in there}
-    here = str(Path(__file__).parent / "contenders.py")
+    here = str(Path(__file__).parent / "baselines.py")
     return [
-        Contender(each, [sys.executable, here, each, name], REUSE if each == "ours" else None)
+        Baseline(each, [sys.executable, here, each, name], REUSE if each == "ours" else None)
         for each in ("ours", *there)
     ]
 
 
-def compare(result: Result, name: str, contenders: list[Contender], rounds: int, steps: int) -> None:
+def compare(result: Result, name: str, baselines: list[Baseline], rounds: int, steps: int) -> None:
     """Add the lines and figures of one shape."""
     shape = SHAPES[name]
-    seconds, peaks = take_rounds(contenders, rounds, steps, result.missing)
+    seconds, peaks = take_rounds(baselines, rounds, steps, result.missing)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
     what = f"{name.replace('_', ' ')}, {shape.accumulation} x {shape.rows} x {shape.length} tokens"
     result.add(f"training, {what}", "tokens/s", speeds, more_is_better=True, targets=PEERS[name])
@@ -82,17 +82,17 @@ def main() -> None:
         sys.exit("benchmarks/gpu.py: this machine has no GPU that torch can use, so there is nothing to measure.")
     result = Result("gpu", typed(), {"rounds": given.rounds, "steps": given.steps})
     started = {name: start(name, result) for name in given.shapes}
-    for contenders in started.values():
-        for each in contenders.copy():
-            ask(contenders, each, None, result.missing)
-    for contenders in started.values():
-        for each in contenders:
+    for baselines in started.values():
+        for each in baselines.copy():
+            ask(baselines, each, None, result.missing)
+    for baselines in started.values():
+        for each in baselines:
             each.begin(WARM_UP)
-    for contenders in started.values():
-        for each in contenders.copy():
-            ask(contenders, each, None, result.missing)
-    for name, contenders in started.items():
-        compare(result, name, contenders, given.rounds, given.steps)
+    for baselines in started.values():
+        for each in baselines.copy():
+            ask(baselines, each, None, result.missing)
+    for name, baselines in started.items():
+        compare(result, name, baselines, given.rounds, given.steps)
     result.finish()
 
 

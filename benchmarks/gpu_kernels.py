@@ -43,9 +43,9 @@ def seconds(work: Callable[[], Tensor], slope: Tensor) -> Callable[[], float]:
     return measure
 
 
-def race(result: Result, what: str, contenders: Mapping[str, Callable[[], Tensor]], slope: Tensor, rounds: int) -> None:
+def race(result: Result, what: str, baselines: Mapping[str, Callable[[], Tensor]], slope: Tensor, rounds: int) -> None:
     """Add the lines of one comparison."""
-    timed = {name: seconds(work, slope) for name, work in contenders.items()}
+    timed = {name: seconds(work, slope) for name, work in baselines.items()}
     milliseconds = {
         name: [1000 * each for each in found] for name, found in take_turns(timed, rounds, 2, result.missing).items()
     }
@@ -60,14 +60,14 @@ def attention(result: Result, causal: bool, window: int | None, length: int, rou
     compiled = torch.compile(attend, dynamic=False)
     in_blocks = build_mask_in_blocks(causal, window, numbers, numbers)
     dense = build_mask(causal, window, numbers, length, numbers.device)
-    contenders: dict[str, Callable[[], Tensor]] = {
+    baselines: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: compiled(q, k, v, in_blocks, 0.0),
         "pair by pair": lambda: attend(q, k, v, dense, 0.0),
     }
     if window is None:
-        contenders["one document"] = lambda: attend(q, k, v, AttentionMask(causal), 0.0)
+        baselines["one document"] = lambda: attend(q, k, v, AttentionMask(causal), 0.0)
     kind = f"{'causal' if causal else 'both ways'}{f', window {window}' if window else ''}"
-    race(result, f"attention, {kind}, {rows} x {length} tokens", contenders, torch.randn_like(q), rounds)
+    race(result, f"attention, {kind}, {rows} x {length} tokens", baselines, torch.randn_like(q), rounds)
 
 
 def losses(result: Result, targets: int, rounds: int) -> None:
@@ -82,13 +82,13 @@ def losses(result: Result, targets: int, rounds: int) -> None:
     def in_bf16(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return torch.autocast("cuda", torch.bfloat16)(loss)
 
-    contenders = {
+    baselines = {
         "ours": in_bf16(lambda: cross_entropy_sum(features, weight, None, answers, compiled=True)),
         "chunks": in_bf16(lambda: cross_entropy_sum(features, weight, None, answers)),
         "whole logits": torch.compile(in_bf16(whole), dynamic=False),
     }
-    race(result, f"loss of {targets:,} targets", contenders, torch.ones((), device="cuda"), rounds)
-    for name, loss in contenders.items():
+    race(result, f"loss of {targets:,} targets", baselines, torch.ones((), device="cuda"), rounds)
+    for name, loss in baselines.items():
         features.grad = weight.grad = None
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from baselines import our_learner
 from comparison import Result, take_turns, typed, why
-from contenders import our_learner
 from shapes import SHAPES, Shape
 from torch import Tensor
 

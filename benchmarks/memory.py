@@ -1,7 +1,7 @@
-"""Peak memory of training, each contender alone in a process of its own: `python benchmarks/memory.py`.
+"""Peak memory of training, each baseline alone in a process of its own: `python benchmarks/memory.py`.
 
 The most that a process ever held, from its start to the end of its fourth step: libraries, weights, gradients, AdamW's
-state and activations. The contenders are those of `training_step.py`, ours with everything on that `src/train.py` has;
+state and activations. The baselines are those of `training_step.py`, ours with everything on that `src/train.py` has;
 each starts anew in every round. Beside a GPT and a BERT of the usual sizes: a small GPT with a long context, and
 one with a large vocabulary, where attention and logits are what grows.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from comparison import Result, typed
 from shapes import SHAPES
 from training_step import MEMORY, NEEDS, PEERS
-from turns import Contender, ContenderEnded
+from turns import Baseline, ContenderEnded
 
 from pretrain.kernels.malloc import REUSE
 
@@ -23,10 +23,10 @@ SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # as the sh
 STEPS = 4
 
 
-def peak_mib(contender: str, shape: str) -> float:
-    """Return the most memory that a contender held in a run of a few steps."""
-    command = [sys.executable, str(Path(__file__).parent / "contenders.py"), contender, shape]
-    process = Contender(contender, command, REUSE if contender == "ours" else None)
+def peak_mib(baseline: str, shape: str) -> float:
+    """Return the most memory that a baseline held in a run of a few steps."""
+    command = [sys.executable, str(Path(__file__).parent / "baselines.py"), baseline, shape]
+    process = Baseline(baseline, command, REUSE if baseline == "ours" else None)
     try:
         process.answer()  # it is ready
         return process.take(STEPS)["peak_mib"]
@@ -49,15 +49,15 @@ def main() -> None:
         result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in peers if peer not in there}
         peaks = defaultdict[str, list[float]](list)
         for _ in range(result.settings["rounds"]):
-            for contender in ["ours", *there]:
+            for baseline in ["ours", *there]:
                 try:
-                    peaks[contender].append(peak_mib(contender, name))
+                    peaks[baseline].append(peak_mib(baseline, name))
                 except ContenderEnded as ended:
-                    if contender == "ours":
+                    if baseline == "ours":
                         raise SystemExit(f"ours at {name} {ended}") from ended
-                    result.missing[f"{contender} at {name}"] = str(ended)
-                    there.remove(contender)
-                    peaks.pop(contender, None)
+                    result.missing[f"{baseline} at {name}"] = str(ended)
+                    there.remove(baseline)
+                    peaks.pop(baseline, None)
         what = f"peak memory alone, {name.replace('_', ' ')}, {shape.rows} x {shape.length} tokens"
         result.add(what, "MiB", peaks, more_is_better=False, targets=MEMORY.get(name))
     result.finish(keep=not given.quick)

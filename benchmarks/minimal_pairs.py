@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import MinimalPair, read_examples
-from pretrain.evaluation.progress import Progress
-from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.scorer import Progress, Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.inference.dtype import count_parameters, hold
 from pretrain.interop.load import open_model
@@ -103,7 +102,7 @@ def main() -> None:
     started = time.perf_counter()
     found = score_examples(scorer, read_examples(Task.minimal_pairs, str(path), given.pairs))
     result = Result(f"minimal_pairs_{given.name}", "", {"model": given.name or given.model.name})
-    result.repeat = f"python benchmarks/minimal_pairs.py MODEL --name {given.name}"
+    result.command = f"python benchmarks/minimal_pairs.py MODEL --name {given.name}"
     result.figures = {
         "parameters": count_parameters(model),
         "seconds": round(time.perf_counter() - started, 1),

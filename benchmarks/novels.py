@@ -54,7 +54,7 @@ def parts(novels: Path, choose: bool) -> list[str]:
             "validation_path": held_out,
         }.items():
             files[name] = CHOICE / f"{name}.jsonl"
-            if not files[name].exists():  # a newer file would be tokenised again
+            if not files[name].exists():  # a newer file would be tokenized again
                 files[name].write_text("".join(some), encoding="utf8")
     return [f"data.{name}={path}" for name, path in files.items()]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from baselines import our_learner
 from comparison import Result, take_turns, typed
-from contenders import our_learner
 from plain_gpt import PlainGPT
 from shapes import SHAPES, Shape
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]
     return step
 
 
-def contenders(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
+def baselines(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
     """Return a step of ours, over the batches that our runs read, and one of nanoGPT's over as many tokens."""
     model_with_loss, batches = our_learner(shape, folder)
     plain = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
@@ -67,7 +67,7 @@ def main() -> None:
     held = [f"{name}={os.environ[name]}" for name in ("ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS") if name in os.environ]
     result = Result("plain_step", " ".join([*held, typed()]), settings)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = take_turns(contenders(shape, Path(folder)), rounds, missing=result.missing)
+        seconds = take_turns(baselines(shape, Path(folder)), rounds, missing=result.missing)
     speeds = {name: [shape.tokens / took for took in found] for name, found in seconds.items()}
     what = f"a step alone, {given.shape.replace('_', ' ')}, {settings['instructions']}"
     result.add(what, "tokens/s", speeds, more_is_better=True, targets={"nanogpt": 1.0})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and its step, for all contenders alike."""
+    """One model and its step, for all baselines alike."""
 
     preset: str  # of ours
     n_layers: int

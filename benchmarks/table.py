@@ -17,19 +17,19 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 def table() -> str:
     """Return the table, a line for each comparison of each kept result, in the order of their names."""
-    rows = ["| what | ours | peer | ratio (lowest to highest) | aimed at | repeat |", "|---|---|---|---|---|---|"]
+    rows = ["| what | ours | peer | ratio (lowest to highest) | target | command |", "|---|---|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-        rows += [_row(line, found["repeat"]) for line in found.get("lines", [])]
+        rows += [_row(line, found["command"]) for line in found.get("lines", [])]
     return "\n".join(rows)
 
 
-def _row(line: dict[str, Any], repeat: str) -> str:
+def _row(line: dict[str, Any], command: str) -> str:
     aim = "" if line["target"] is None else f"{line['target']:.2f}"
     spread = f"{line['ratio']:.2f} ({line['lowest']:.2f} to {line['highest']:.2f})"
     ours, theirs = (_readable(line[name]) for name in ("ours", "theirs"))
     cells = [line["what"], f"{ours} {line['unit']}", f"{line['peer'].replace('_', ' ')}: {theirs}", spread, aim]
-    return "| " + " | ".join([*cells, f"`{repeat}`"]) + " |"
+    return "| " + " | ".join([*cells, f"`{command}`"]) + " |"
 
 
 def _readable(value: float) -> str:

@@ -1,7 +1,7 @@
 """Tokens a second and peak memory of training, ours with everything on: `python benchmarks/training_step.py`.
 
-Ours is what `src/train.py` runs: bar, TensorBoard, csv, schedule, clipping, checkpoints, document masks. Contenders
-are processes of their own that take turns of a few steps (contenders.py says who they are); all train in float32.
+Ours is what `src/train.py` runs: bar, TensorBoard, csv, schedule, clipping, checkpoints, document masks. Baselines
+are processes of their own that take turns of a few steps (baselines.py says who they are); all train in float32.
 Peak memory is the most that each process ever held.
 """
 
@@ -31,7 +31,7 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
     shape = SHAPES[name]
     peers = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
-    here = Path(__file__).parent / "contenders.py"
+    here = Path(__file__).parent / "baselines.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
     as_train_py = {"ours": REUSE}  # as src/train.py has it
     missing: dict[str, str] = {}

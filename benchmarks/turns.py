@@ -1,6 +1,6 @@
 """Processes that train side by side and take turns: each runs a few steps when it is told to, and stops.
 
-A contender is a process of its own, so that peak memory is its own and no library changes another's settings. It calls
+A baseline is a process of its own, so that peak memory is its own and no library changes another's settings. It calls
 `Turn.step()` before every step; the call returns at once while its turn lasts and else waits for the next turn.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 
 class Turn:
-    """A contender's side: its steps, when it is told to take them; `gpu` says where they are computed."""
+    """A baseline's side: its steps, when it is told to take them; `gpu` says where they are computed."""
 
     def __init__(self, gpu: bool = False) -> None:
         self._gpu = gpu
@@ -56,11 +56,11 @@ class Turn:
 
 
 class ContenderEnded(Exception):  # noqa: N818  (not an error where the others go on)
-    """A contender's process is there no more."""
+    """A baseline's process is there no more."""
 
 
-class Contender:
-    """The other side: starts a contender and gives it turns."""
+class Baseline:
+    """The other side: starts a baseline and gives it turns."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -107,23 +107,23 @@ class Contender:
 
 
 def ask(
-    there: list[Contender], contender: Contender, steps: int | None, missing: dict[str, str]
+    there: list[Baseline], baseline: Baseline, steps: int | None, missing: dict[str, str]
 ) -> dict[str, float] | None:
-    """Return what a contender says after so many steps more, with None what it says next.
+    """Return what a baseline says after so many steps more, with None what it says next.
 
     One whose process is there no more is taken from `there`, entered in `missing`, and None is returned; SystemExit
     where that is the first one, to which all others are compared.
     """
     try:
-        return contender.answer() if steps is None else contender.take(steps)
+        return baseline.answer() if steps is None else baseline.take(steps)
     except ContenderEnded as ended:
-        contender.end()
-        if contender is there[0]:
+        baseline.end()
+        if baseline is there[0]:
             for each in there[1:]:
                 each.end()
-            raise SystemExit(f"contender {contender.name} {ended}") from ended
-        missing[contender.name] = str(ended)
-        there.remove(contender)
+            raise SystemExit(f"baseline {baseline.name} {ended}") from ended
+        missing[baseline.name] = str(ended)
+        there.remove(baseline)
         return None
 
 
@@ -136,13 +136,13 @@ def race(
     missing: dict[str, str],
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds a step by contender, a figure a round, and by contender the peak MiB of its process.
+    """Return seconds a step by baseline, a figure a round, and by baseline the peak MiB of its process.
 
-    A contender that ends too early is entered in `missing` and left out, as `ask` says.
+    A baseline that ends too early is entered in `missing` and left out, as `ask` says.
     """
-    there: list[Contender] = []
+    there: list[Baseline] = []
     for name, command in commands.items():
-        there.append(Contender(name, command, (environments or {}).get(name)))
+        there.append(Baseline(name, command, (environments or {}).get(name)))
         ask(there, there[-1], None, missing)
     for each in there.copy():
         ask(there, each, warm_up, missing)
@@ -150,9 +150,9 @@ def race(
 
 
 def take_rounds(
-    there: list[Contender], rounds: int, steps: int, missing: dict[str, str]
+    there: list[Baseline], rounds: int, steps: int, missing: dict[str, str]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return what `race` does of contenders that are warm, and let them go."""
+    """Return what `race` does of baselines that are warm, and let them go."""
     seconds: dict[str, list[float]] = {each.name: [] for each in there}
     peaks: dict[str, float] = {}
     try:

@@ -23,15 +23,15 @@ def test_the_readme_has_the_table_that_the_results_make() -> None:
     assert f"{table.BEGIN}\n{table.table()}\n{table.END}" in text
 
 
-def test_every_kept_result_says_how_it_is_repeated() -> None:
+def test_every_result_names_its_command() -> None:
     for path in RESULTS.glob("*.json"):
         found = json.loads(path.read_text(encoding="utf8"))
         for line in found.get("lines", []):
-            assert re.match(r"([A-Z_]+=\w+ )*python benchmarks/", found["repeat"]), path
+            assert re.match(r"([A-Z_]+=\w+ )*python benchmarks/", found["command"]), path
             assert line["lowest"] <= line["ratio"] <= line["highest"], path
 
 
-@pytest.mark.parametrize("name", ["start_up", "checkpointing", "data_loading", "tokenising", "masked_head"])
+@pytest.mark.parametrize("name", ["start_up", "checkpointing", "data_loading", "tokenizing", "masked_head"])
 def test_a_short_form_keeps_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     benchmark = importlib.import_module(name)
     monkeypatch.setattr(benchmark, "measure", lambda *_: Result("kept", "python benchmarks/x.py", {}))
@@ -57,7 +57,7 @@ def test_a_ratio_above_one_is_in_our_favour(more_is_better: bool, ratio: float) 
     assert (other.ratio, other.target) == (1.0, None)
 
 
-def test_every_contender_has_its_turn_in_every_round() -> None:
+def test_every_baseline_has_its_turn_in_every_round() -> None:
     order: list[str] = []
     found = take_turns({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, warm_up=1)  # type: ignore[misc]
     assert order == ["c", "a", "b", "a", "b", "c", "b", "c", "a"]
@@ -97,7 +97,7 @@ sys.exit(7)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
-def test_a_contender_whose_process_ends_is_missing(turns: int) -> None:
+def test_a_baseline_whose_process_ends_is_missing(turns: int) -> None:
     """At its start, in the warm-up, or in the middle of the race."""
     commands = {name: [sys.executable, "-c", CONTENDER, str(n)] for name, n in (("ours", 9), ("peer", turns))}
     missing: dict[str, str] = {}
@@ -105,7 +105,7 @@ def test_a_contender_whose_process_ends_is_missing(turns: int) -> None:
     assert (seconds, peaks) == ({"ours": [1.5] * 3}, {"ours": 2.0})
     assert missing == {"peer": "ended with exit code 7: see above"}
     commands = dict(reversed(commands.items()))
-    with pytest.raises(SystemExit, match="contender peer ended with exit code 7: see above"):
+    with pytest.raises(SystemExit, match="baseline peer ended with exit code 7: see above"):
         race(commands, rounds=3, steps=1, warm_up=1, missing={})
 
 

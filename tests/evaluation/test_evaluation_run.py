@@ -11,10 +11,10 @@ import torch
 
 from pretrain.data.config import Format
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.evaluation import progress
+from pretrain.evaluation import scorer
 from pretrain.evaluation.config import EvalConfig, Task
-from pretrain.evaluation.progress import Progress
 from pretrain.evaluation.run import score
+from pretrain.evaluation.scorer import Progress
 from pretrain.language_model import LanguageModel
 from pretrain.training.config import PathsConfig
 from pretrain.training.train import run
@@ -58,9 +58,9 @@ def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
         score(settings(tiny, task=Task.minimal_pairs, path="nowhere"), report.folder)
 
 
-def test_what_a_run_has_memorised(tiny: Any) -> None:
+def test_what_a_run_has_memorized(tiny: Any) -> None:
     report = run(tiny.place("model=gpt_nano", "data.validation_fraction=0.2"))
-    found = score(settings(tiny, task=Task.memorisation, prompt_tokens=8, new_tokens=4), report.folder)
+    found = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     kinds = {name.split("/")[0] for name in found if "/" in name}
     assert kinds == {"train", "validation"}
     assert found["train/documents"] + found["validation/documents"] <= 60
@@ -68,14 +68,14 @@ def test_what_a_run_has_memorised(tiny: Any) -> None:
         assert 0 <= found[f"{kind}/exact_match"] <= 1
         assert 0 <= found[f"{kind}/verbatim_tokens"] <= 4
     assert found["train/times_read"] > 0
-    fewer = score(settings(tiny, task=Task.memorisation, prompt_tokens=8, new_tokens=4, max_examples=3), report.folder)
+    fewer = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4, max_examples=3), report.folder)
     assert (fewer["train/documents"], fewer["validation/documents"]) == (3, 3)
     with pytest.raises(ConfigError, match=r"prompt_tokens=30 and new_tokens=4 do not fit into .* of 32 tokens\. Try"):
-        score(settings(tiny, task=Task.memorisation, prompt_tokens=30, new_tokens=4), report.folder)
+        score(settings(tiny, task=Task.memorization, prompt_tokens=30, new_tokens=4), report.folder)
     with pytest.raises(ConfigError, match="task=pseudo_perplexity hides each token in turn, and this model reads from"):
         score(settings(tiny, task=Task.pseudo_perplexity), report.folder)
     with pytest.raises(ConfigError, match=r"device=nothing cannot be used here: .* Try device=cpu\."):
-        score(settings(tiny, task=Task.memorisation, device="nothing"), report.folder)
+        score(settings(tiny, task=Task.memorization, device="nothing"), report.folder)
 
 
 def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) -> None:
@@ -85,15 +85,15 @@ def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) 
     words = ["model=gpt_nano", f"data.path={tmp_path / 'short'}", "data.validation_fraction=0"]
     report = run(tiny.place(*words))
     with pytest.raises(DataError, match=r"no training document is longer than prompt_tokens=8 and new_tokens=4 tog"):
-        score(settings(tiny, task=Task.memorisation, prompt_tokens=8, new_tokens=4), report.folder)
-    found = score(settings(tiny, task=Task.memorisation, prompt_tokens=2, new_tokens=2), report.folder)
+        score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
+    found = score(settings(tiny, task=Task.memorization, prompt_tokens=2, new_tokens=2), report.folder)
     assert "validation/documents" not in found
 
 
 def test_a_streamed_run_has_its_documents_in_eras(tiny: Any) -> None:
     words = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=4000", "data.validation_fraction=0.2"]
     report = run(tiny.place(*words))
-    found = score(settings(tiny, task=Task.memorisation, prompt_tokens=8, new_tokens=4), report.folder)
+    found = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     assert found["train/documents"] > 5
 
 
@@ -117,7 +117,7 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
     assert (found["documents"], found["tokens"]) == (1, expected.tokens)
     held_out = score(settings(tiny, task=Task.pseudo_perplexity, max_examples=2), report.folder)
     assert held_out["documents"] == 2
-    for task, message in ((Task.memorisation, "continues documents"), (Task.documents, None)):
+    for task, message in ((Task.memorization, "continues documents"), (Task.documents, None)):
         if message is not None:
             with pytest.raises(ConfigError, match=message):
                 score(settings(tiny, task=task, prompt_tokens=4, new_tokens=4), report.folder)
@@ -128,9 +128,9 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
 def test_a_model_made_elsewhere_has_no_documents_of_its_own(tiny: Any, assets: Path) -> None:
     folder = assets / "models" / "stories260K" / "hf"
     with pytest.raises(DataError, match=r"its documents are not known\. Score a run's folder"):
-        score(settings(tiny, task=Task.memorisation), folder)
+        score(settings(tiny, task=Task.memorization), folder)
     with pytest.raises(CheckpointError):
-        score(settings(tiny, task=Task.memorisation), tiny.folder)
+        score(settings(tiny, task=Task.memorization), tiny.folder)
 
 
 def test_the_command_prints_a_table_and_writes_figures_with_settings(
@@ -169,7 +169,7 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
 
 def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(scorer.time, "perf_counter", lambda: now[0])
     report = Progress("pairs")
     for second in range(0, 31, 5):
         now[0] = float(second)

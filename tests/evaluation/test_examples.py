@@ -128,7 +128,7 @@ def test_files_that_give_nothing_are_refused(tmp_path: Path) -> None:
         ({"new_tokens": -1}, "new_tokens=-1 is below 1"),
         ({"max_examples": -1}, "max_examples=-1 is negative. Try max_examples=500, or 0 for all"),
         ({"task": Task.cloze}, "task=cloze needs a file of examples. Give it: path=examples.jsonl"),
-        ({"task": Task.memorisation, "path": "x"}, "so path=x has no use. Leave it out"),
+        ({"task": Task.memorization, "path": "x"}, "so path=x has no use. Leave it out"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: Any, message: str) -> None:

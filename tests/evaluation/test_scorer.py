@@ -13,9 +13,8 @@ from tokenizer_kinds import tokenizer_of
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import Task
-from pretrain.evaluation.continuations import check_examples, encode_pairs
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
-from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.scorer import Scorer, check_examples, encode_pairs
 
 ALL = [("gpt", True), ("llama", True), ("local", True), ("bert", False), ("modern_bert", False)]
 TEXTS = ["a", "The quick brown fox", "", "The quick brown dog", "é" * 9, "x" * 40, "The", "x" * 31, "y" * 32, "The"]

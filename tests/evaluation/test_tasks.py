@@ -12,11 +12,12 @@ import torch
 from families import lively, shape
 from folders import BYTES, quiet_transformers
 
+from pretrain.config.compose import compose, register_schemas
 from pretrain.errors import ConfigError
-from pretrain.evaluation.config import Task
+from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, read_examples
 from pretrain.evaluation.likelihood import Score
-from pretrain.evaluation.memorization import verbatim_figures
+from pretrain.evaluation.run import verbatim_figures
 from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.evaluation.tasks import score_examples, score_tasks
 from pretrain.interop.load import open_model
@@ -83,7 +84,7 @@ def test_what_a_masked_model_cannot_do_is_refused() -> None:
     scorer = Scorer(lively(shape("bert"), BYTES.vocab_size, causal=False), BYTES)
     with pytest.raises(ConfigError, match=r"task=cloze continues a passage, and this model was trained to fill masks"):
         score_examples(scorer, ExampleSet("x", Task.cloze, [Cloze("a", "b")]))
-    with pytest.raises(ConfigError, match=r"task=memorisation continues documents, .* task=pseudo_perplexity"):
+    with pytest.raises(ConfigError, match=r"task=memorization continues documents, .* task=pseudo_perplexity"):
         verbatim_figures(scorer, [np.arange(4)], 2)
 
 
@@ -185,3 +186,8 @@ def test_the_masked_score_is_the_pseudo_likelihood_of_transformers(tmp_path: Pat
         assert score.log_likelihood == pytest.approx(total, rel=1e-5)
     json.dumps(score_examples(Scorer(folder.load(), folder.tokenizer), ExampleSet(
         "x", Task.minimal_pairs, [MinimalPair(texts[0], texts[1], "p")])))  # fmt: skip
+
+
+def test_the_earlier_spelling_of_a_task_is_read() -> None:
+    register_schemas("eval", EvalConfig)
+    assert compose("eval", ["task=memorisation"]).task is Task.memorization

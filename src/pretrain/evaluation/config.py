@@ -18,7 +18,8 @@ class Task(Enum):
     minimal_pairs = "minimal_pairs"  # the likelier of two sentences, as in BLiMP (Warstadt et al. 2020)
     multiple_choice = "multiple_choice"  # the likeliest of several answers, as in HellaSwag, ARC and PIQA
     cloze = "cloze"  # the last word of a passage, as in LAMBADA (Paperno et al. 2016, arxiv.org/abs/1606.06031)
-    memorisation = "memorisation"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
+    memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
+    memorisation = memorization  # its earlier spelling, read for one version
 
 
 FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze)
@@ -37,10 +38,10 @@ class EvalConfig:
     batch_size: int = 16  # rows, of task=documents
     max_rows: int = 0  # of each source, of task=documents; 0 scores all
     batch_tokens: int = 4096  # in one forward pass, of every other task
-    max_examples: int = 0  # evenly spaced over all of them; 0: all, but 1,000 documents of each kind for memorisation
+    max_examples: int = 0  # evenly spaced over all of them; 0: all, but 1,000 documents of each kind for memorization
     delimiter: str = " "  # between query and choice, or context and continuation; \n is a new line
-    prompt_tokens: int = 32  # of a document's beginning, for task=memorisation
-    new_tokens: int = 32  # that are compared with the document, for task=memorisation
+    prompt_tokens: int = 32  # of a document's beginning, for task=memorization
+    new_tokens: int = 32  # that are compared with the document, for task=memorization
     device: str = "cpu"  # where the model is read: cpu, cuda, mps
     output: str | None = None  # a file for figures and settings, as JSON
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -54,9 +55,9 @@ class EvalConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} is negative. Try {name}=500, or 0 for all.")
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
-        if self.task is Task.memorisation and self.path is not None:
+        if self.task is Task.memorization and self.path is not None:
             raise ConfigError(
-                f"task=memorisation compares the run's own documents, so path={self.path} has no use. Leave it out."
+                f"task=memorization compares the run's own documents, so path={self.path} has no use. Leave it out."
             )
 
 

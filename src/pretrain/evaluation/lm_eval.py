@@ -18,8 +18,7 @@ from lm_eval.api.model import LM
 
 from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import BATCH_TOKENS, Ints, Passage
-from pretrain.evaluation.progress import Progress
-from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.scorer import Progress, Scorer
 from pretrain.inference.options import GenerationOptions
 from pretrain.language_model import LanguageModel
 

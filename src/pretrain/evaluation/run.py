@@ -4,32 +4,33 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
-from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
+from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
-from pretrain.evaluation.continuations import check_examples
-from pretrain.evaluation.documents import score_rows
 from pretrain.evaluation.examples import read_examples, spaced
-from pretrain.evaluation.likelihood import Score
-from pretrain.evaluation.memorization import beginnings, verbatim_figures
-from pretrain.evaluation.progress import Progress
-from pretrain.evaluation.scorer import Scorer, check_numbers
+from pretrain.evaluation.likelihood import Ints, Passage, Score
+from pretrain.evaluation.scorer import Progress, Scorer, check_examples, check_numbers
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import Totals, validation_figures
 from pretrain.inference.dtype import hold
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.objectives.objective import ModelWithLoss
 
-MEMORISATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
+MEMORIZATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
 
 
 def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     )
     if examples is not None:
         figures = score_examples(scorer, examples)
-    elif config.task is Task.memorisation:
-        figures = _memorisation(config, folder, scorer)
+    elif config.task is Task.memorization:
+        figures = _memorization(config, folder, scorer)
     else:
         figures = _pseudo_perplexity(config, folder, scorer)
     facts = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
@@ -105,6 +106,26 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     return facts | counts | validation_figures(found) | of_sources
 
 
+def score_rows(
+    model_with_loss: ModelWithLoss,
+    stream: RowStream,
+    n_rows: int,
+    batch_size: int,
+    bits_per_byte_of_a_nat: float | None,
+) -> Totals:
+    """Return what the first `n_rows` rows of a stream come to; the factor is none for a masked model."""
+    loss_sum, right, count = 0.0, 0, 0
+    device = next(model_with_loss.parameters()).device
+    for start in range(0, n_rows, batch_size):
+        places = np.arange(start, min(start + batch_size, n_rows))
+        batch = model_with_loss.objective.collate(stream.rows(places), torch.from_numpy(places))
+        losses, predictions = model_with_loss.evaluate(batch.to(device))
+        loss_sum += float(losses.cpu().double().sum())
+        right += int((predictions.cpu() == batch.targets).sum())
+        count += int((batch.targets != IGNORE).sum())
+    return Totals(loss_sum, right, count, bits_per_byte_of_a_nat)
+
+
 def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
     """Return the model where and as the settings say, to be read only."""
     return hold(folder.load(), config.device, config.weights).eval()
@@ -129,7 +150,7 @@ def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) 
     }
 
 
-def _memorisation(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
+def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
     """Return how much of training and of validation documents is repeated word for word, as `<kind>/<figure>`."""
     context_length = folder.shape.context_length
     if config.prompt_tokens + config.new_tokens > context_length:
@@ -145,7 +166,7 @@ def _memorisation(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
     train, stream = list(prepared.train.values()), prepared.stream
     if stream is not None:
         train = [stream.era(era.number) for era in stream.ledger.eras]
-    count = config.max_examples or MEMORISATION_DOCUMENTS
+    count = config.max_examples or MEMORIZATION_DOCUMENTS
     figures: dict[str, float] = {}
     for kind, stores in (("train", train), ("validation", list(prepared.validation.values()))):
         tokens = 1 + config.prompt_tokens + config.new_tokens  # the first one begins the document
@@ -160,6 +181,37 @@ def _memorisation(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
             )
     read = float(folder.facts.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
     return figures | {"train/times_read": read}
+
+
+def verbatim_figures(scorer: Scorer, documents: Sequence[Ints], new_tokens: int) -> dict[str, float]:
+    """Return the share of documents whose last `new_tokens` the model repeats, and how many it repeats at first.
+
+    Each document is cut to its beginning: what is prompted and, behind it, what is compared. Taking the likeliest token
+    each time, a model goes on word for word exactly as long as each next token of the document is the likeliest one
+    behind those before it, so one reading tells all. Source: Carlini et al. 2022, https://arxiv.org/abs/2202.07646.
+    """
+    if not scorer.causal:
+        raise ConfigError(
+            "task=memorization continues documents, and this model was trained to fill masks. "
+            "Take a causal model, or score this one with task=pseudo_perplexity."
+        )
+    found = scorer.predictions([Passage(tokens, len(tokens) - new_tokens) for tokens in documents])
+    repeated = np.array([int(each.predictions.long().cumprod(0).sum()) for each in found])
+    return {
+        "exact_match": float((repeated == new_tokens).mean()),
+        "verbatim_tokens": float(repeated.mean()),
+        "documents": len(documents),
+    }
+
+
+def beginnings(stores: Sequence[Store], tokens: int, count: int) -> list[Ints]:
+    """Return the first `tokens` ids of documents that have more, at most `count` of them, evenly spaced."""
+    long_enough = [
+        (store, int(start))
+        for store in stores
+        for start in store.document_starts()[store.document_lengths() > tokens]  # the last id ends the document
+    ]
+    return [store.read(np.array([start]), np.array([tokens])) for store, start in spaced(long_enough, count)]
 
 
 def _run_of(folder: ModelFolder, remedy: str) -> RunConfig:

@@ -1,7 +1,7 @@
 """Products with a weight in float32 on AMD processors with AVX-512: by oneDNN, which takes half of MKL's time there.
 
 torch leaves such products to MKL, which keeps to 256 bits on processors that are not Intel's
-(`benchmarks/matrix_products.py` races the two). Everywhere else, and where a product is over before Python has chosen,
+(`benchmarks/matmul.py` races the two). Everywhere else, and where a product is over before Python has chosen,
 `product` is `F.linear`.
 """
 

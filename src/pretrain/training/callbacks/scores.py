@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
-from pretrain.evaluation.continuations import check_examples
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
+from pretrain.evaluation.scorer import check_examples
 from pretrain.evaluation.tasks import score_tasks
 from pretrain.launch.rank import rank
 from pretrain.launch.run_folder import TABLE

@@ -1,4 +1,4 @@
-"""A linear layer forward and back in float32, ours beside torch's: `python benchmarks/matrix_products.py`.
+"""A linear layer forward and back in float32, ours beside torch's: `python benchmarks/matmul.py`.
 
 4 x 512 tokens through matrices of GPT-2 small and of a model of 12 M parameters. Where ours leaves a product to torch,
 on any processor but AMD's with AVX-512, the two are the same.
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5 rounds, nothing kept")
     given = parser.parse_args()
     rounds = 5 if given.quick else given.rounds
-    result = Result("matrix_products", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})
+    result = Result("matmul", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})
     for name, (wide, out) in MATRICES.items():
         x = torch.randn(ROWS, wide, requires_grad=True)
         layers = {"ours": Linear(wide, out, bias=False), "torch": nn.Linear(wide, out, bias=False)}

@@ -1,4 +1,4 @@
-"""Who trains in the races: ours through the Trainer, and its peers. `python benchmarks/contenders.py <name> <shape>`.
+"""Who trains in the races: ours through the Trainer, and its peers. `python benchmarks/baselines.py <name> <shape>`.
 
 Each function trains without end and calls `turn.step()` before every step. All take steps of AdamW (fused) with
 gradients clipped to norm 1 in float32, over rows of tokens of the same shape. On a GPU all compute in bf16 by autocast

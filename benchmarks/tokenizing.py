@@ -1,4 +1,4 @@
-"""Bytes of text tokenised a second, on one thread: `PRETRAIN_ASSETS=... python benchmarks/tokenising.py`.
+"""Bytes of text tokenized a second, on one thread: `PRETRAIN_ASSETS=... python benchmarks/tokenizing.py`.
 
 GPT-2's BPE on English novels cut into documents of about 2,000 characters. Ours is what `prepare` calls for each batch
 of documents: it returns arrays with the ids that begin and end a document, and has `tiktoken` encode where that is
@@ -43,7 +43,7 @@ def measure(given: argparse.Namespace) -> Result:
     library = Library.from_str(ours._json)
     vars(plain)["_fast"] = None  # as where tiktoken is not installed
     settings = {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
-    result = Result("tokenising", typed(), settings | {"rounds": given.rounds, "threads": 1})
+    result = Result("tokenizing", typed(), settings | {"rounds": given.rounds, "threads": 1})
     ours.encode_documents(["a" * MANY])  # a corpus large enough for tiktoken to be looked for
     ways = {
         "ours": speed(ours.encode_documents, documents),
@@ -56,10 +56,10 @@ def measure(given: argparse.Namespace) -> Result:
     except ImportError as error:
         result.missing["tiktoken"] = str(error)
     found = take_turns(ways, given.rounds, missing=result.missing)
-    result.add("tokenising", "bytes/s", found, more_is_better=True, targets=TARGETS)
+    result.add("tokenizing", "bytes/s", found, more_is_better=True, targets=TARGETS)
     without = {name: figures for name, figures in found.items() if name != "ours"}
     if "ours, without tiktoken" in without:
-        result.add("tokenising, no tiktoken", "bytes/s", without, ours="ours, without tiktoken", more_is_better=True)
+        result.add("tokenizing, no tiktoken", "bytes/s", without, ours="ours, without tiktoken", more_is_better=True)
     same = [
         np.array_equal(a, b)
         for a, b in zip(ours.encode_documents(documents), plain.encode_documents(documents), strict=True)
