@@ -34,7 +34,7 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
-from pretrain.training.datamodule import MicroBatches, RangeSampler, _loader
+from pretrain.training.datamodule import BatchLoader, MicroBatches
 
 ROWS, LENGTH, STEP = 8, 1024, 10**9
 OURS = ("causal", "causal, of a mixture", "masked")
@@ -75,7 +75,7 @@ def rows_of(folders: dict[str, Path]) -> MixedStream:
 def loader(stream: MixedStream, objective: Objective, step: int) -> Iterator[Any]:
     """Return the micro-batches from a step on, as the trainer is given them."""
     batches = MicroBatches(stream, objective, size=ROWS, batch_size=ROWS)
-    return iter(_loader(batches, RangeSampler(step * batches.accumulation, 2**62), workers=0))
+    return iter(BatchLoader(batches, step * batches.accumulation, 2**62))
 
 
 def first_of(folders: dict[str, Path], step: int) -> float:

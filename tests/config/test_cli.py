@@ -156,7 +156,7 @@ OUT_OF_RANGE = [
     (["schedule=cosine", "schedule.min_lr_ratio=2"], "schedule.min_lr_ratio=2.0 is not a share from 0 to 1."),
     (["data.validation_fraction=1"], "data.validation_fraction=1.0 is not a share from 0 up to but not including 1."),
     (["data.max_validation_rows=-1"], "data.max_validation_rows=-1 is negative. Try data.max_validation_rows=0."),
-    (["data.num_workers=-1"], "data.num_workers=-1 is negative."),
+    (["data.prefetch=-1"], "data.prefetch=-1 is negative."),
     (["data.shard_tokens=10"], "data.shard_tokens=10 is below 1024."),
     (["data.mode=stream", "data.era_tokens=1000"], "data.era_tokens=1000 is below 1024. Try data.era_tokens=16777216."),
     (["data=hugging_face", "data.path=x", "data.max_documents=-1"], "data.max_documents=-1 is negative."),

@@ -16,6 +16,7 @@ OVERRIDES = {
     "model.tied": "false", "model.norm_place": "post", "model.head_width": "64", "model.window": "8",
     "model.global_every": "2", "objective.mask_share": "0.7", "objective.random_share": "0.2",
     "schedule.final_share": "0.3", "schedule.decay_share": "0.6", "parallel.reduce_once_a_step": "true",
+    "data.num_workers": "2",
 }  # fmt: skip
 BASE = ["model=bert_nano", "objective=masked", "schedule=wsd"]
 

@@ -10,7 +10,7 @@ from pretrain.training.datamodule import RangeSampler
 @pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])
 def test_sound_runs_go_on_exactly(context, words):
     runs = ResumedRuns(context(*words))
-    for check in (runs.goes_on_exactly, runs.loader_processes_change_nothing, runs.damage_is_noticed):
+    for check in (runs.goes_on_exactly, runs.prefetch_changes_nothing, runs.damage_is_noticed):
         finding = check()
         assert finding.passed, finding
 

@@ -132,20 +132,8 @@ def clock_jumps() -> None:
     time.time = lambda: original() + draw.uniform(-36_000, 36_000)
 
 
-def loader_killed() -> None:
-    """A loader process dies at its tenth batch."""
-    original = MicroBatches.__getitem__
-
-    def read(self: MicroBatches, index: int) -> Any:
-        if index == 10:
-            die()
-        return original(self, index)
-
-    MicroBatches.__getitem__ = read  # type: ignore[method-assign]
-
-
 def shard_damaged() -> None:
-    """A loader process finds what it reads damaged."""
+    """The prefetch thread reads a damaged shard."""
     original = MicroBatches.__getitem__
 
     def read(self: MicroBatches, index: int) -> Any:
@@ -169,7 +157,6 @@ FAULTS: dict[str, Callable[[], None]] = {
         no_room,
         read_only,
         clock_jumps,
-        loader_killed,
         shard_damaged,
     )
 }

@@ -181,20 +181,14 @@ def test_a_wall_clock_that_jumps_changes_nothing(
 
 
 @pytest.mark.fault("F13")
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("loader_killed", r"a loader process was lost: .*(by signal: Killed|exited unexpectedly).*data\.num_workers=0"),
-        ("shard_damaged", r"DataError: shards/00000\.tok holds token 999 at offset 5$"),
-    ],
-)
-def test_a_loader_process_that_fails_is_told(
-    warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path, fault: str, message: str
+def test_an_error_in_the_prefetch_thread_ends_the_run(
+    warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:
-    run = Endured(warm, tmp_path, corpus, "data.num_workers=2")
-    found = run.run(fault=fault)
+    run = Endured(warm, tmp_path, corpus, "data.prefetch=2")
+    found = run.run(fault="shard_damaged")
     assert found["code"] == 3, found["output"]
-    assert re.search(message, found["output"].strip(), re.MULTILINE)
+    damage = r"DataError: shards/00000\.tok holds token 999 at offset 5$"
+    assert re.search(damage, found["output"].strip(), re.MULTILINE)
     assert "Traceback" not in found["output"]
     assert run.run()["code"] == 0
     assert run.state() == undisturbed

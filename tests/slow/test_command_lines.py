@@ -50,14 +50,14 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
         "trainer.val_check_interval=1000",
     ]
     process = subprocess.Popen(
-        command(*words, "data.num_workers=2"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command(*words, "data.prefetch=2"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 20/"):
             break
-    os.killpg(process.pid, number)  # as a terminal does; loader processes are no loss
+    os.killpg(process.pid, number)  # as a terminal does
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors

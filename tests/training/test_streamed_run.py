@@ -85,11 +85,11 @@ def waits(monkeypatch) -> threading.Event:
     return found
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("prefetch", [0, 2])
 def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
-    tiny, monkeypatch, capfd, hold_lock, waits, workers: int
+    tiny, monkeypatch, capfd, hold_lock, waits, prefetch: int
 ):
-    prepared, words = begin(tiny, "trainer.max_steps=40", f"data.num_workers={workers}")
+    prepared, words = begin(tiny, "trainer.max_steps=40", f"data.prefetch={prefetch}")
     folder = tiny.folder / "ahead"
     monkeypatch.setattr(text_ahead, "TELL_S", 0.3)
     with Held(hold_lock, prepared.corpora[""].folder, waits) as held:
@@ -115,7 +115,7 @@ def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
     assert_same_state(Path(ahead.folder), Path(after.folder))
     assert rows_of(folder, "train/loss") == rows_of(Path(after.folder), "train/loss")
     assert ahead.validation == after.validation
-    if workers == 0:
+    if prefetch == 0:
         scores = score_documents(EvalConfig(paths=PathsConfig(cache_dir=config.paths.cache_dir)), folder)
         assert scores["documents"] == prepared.corpora[""].validation.n_documents
         assert scores["loss"] == pytest.approx(ahead.validation["val/loss"], abs=1e-4)

@@ -21,7 +21,6 @@ from pretrain.kernels import onednn_linear
 from pretrain.language_model import LanguageModel
 from pretrain.launch import resume as resuming
 from pretrain.training.callbacks.samples import Samples
-from pretrain.training.datamodule import loader_errors
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import Report
@@ -247,10 +246,10 @@ def test_a_run_ends_by_the_clock_decayed_and_goes_on_with_more_time(tiny):
 
 
 @pytest.mark.fault("F11")
-def test_two_workers_change_nothing(tiny):
+def test_prefetch_changes_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
     none = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'none'}"))
-    two = run(tiny.place(*words, "data.num_workers=2", f"paths.run_dir={tiny.folder / 'two'}"))
+    two = run(tiny.place(*words, "data.prefetch=2", f"paths.run_dir={tiny.folder / 'two'}"))
     assert losses(Path(none.folder)) == losses(Path(two.folder))
 
 
@@ -382,22 +381,3 @@ def test_the_last_validation_is_logged_once(tiny):
         rows = [row for row in read_rows(tiny.folder / folder / "metrics.csv") if row["name"] == "val/loss"]
         assert [int(row["step"]) for row in rows] == [2, steps]
         assert float(rows[-1]["value"]) == pytest.approx(report.validation["val/loss"])
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-        CheckpointError("the checkpoint of step 1 could not be written: DataLoader worker (pid 7) is killed by signal: "
-                        "Killed. . It needs 0.1 MiB, and 5.0 MiB are free."),
-    ],
-)  # fmt: skip
-def test_a_lost_loader_is_told_wherever_the_run_stands(error: Exception):
-    told = r"^a loader process was lost: DataLoader worker \(pid 7\) is killed by signal: Killed\. Often .*workers=0\.$"
-    with pytest.raises(DataError, match=told), loader_errors():
-        raise error
-
-
-def test_other_errors_pass_unchanged():
-    with pytest.raises(CheckpointError, match=r"^the disk is full$"), loader_errors():
-        raise CheckpointError("the disk is full")

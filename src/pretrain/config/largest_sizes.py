@@ -12,7 +12,7 @@ from pretrain.errors import ConfigError
 # by setting: the most, and a usual value
 LARGEST = {
     "batch_size": (1 << 20, 256),
-    "data.num_workers": (256, 8),
+    "data.prefetch": (256, 8),
     "model.context_length": (1 << 24, 2048),
     "model.n_layers": (10_000, 24),
     "model.d_model": (1 << 20, 1024),

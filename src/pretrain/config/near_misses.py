@@ -48,7 +48,7 @@ _SETTINGS: dict[str, str] = {
     "data.validation_path": "val_path valid_path eval_path validation_file val_file eval_file val_data",
     "data.validation_fraction": "val_fraction val_split validation_split val_ratio validation_ratio test_size",
     "data.text_column": "text_field text_key column content_field",
-    "data.num_workers": "workers dataloader_num_workers n_workers",
+    "data.prefetch": "workers dataloader_num_workers n_workers prefetch_factor",
     "data.mode": "streaming stream",
     "batch_size": "bs global_batch_size train_batch_size effective_batch_size",
     "micro_batch_size": (

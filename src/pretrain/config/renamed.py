@@ -17,6 +17,7 @@ RENAMED = {
     "objective.random_share": "objective.random_token_prob",
     "schedule.final_share": "schedule.min_lr_ratio",
     "schedule.decay_share": "schedule.decay_fraction",
+    "data.num_workers": "data.prefetch",
     "parallel.reduce_once_a_step": "parallel.no_sync_accumulation",
 }
 

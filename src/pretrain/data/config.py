@@ -51,7 +51,7 @@ class DataConfig:
     validation_fraction: float = 0.05
     max_validation_rows: int = 512  # rows scored at each validation; 0 scores all of them
     shard_tokens: int = 134_217_728  # tokens in one file of the store (2^27: 256 MiB at two bytes a token)
-    num_workers: int = 0  # processes that assemble batches; 0: the main process does, which is as fast
+    prefetch: int = 0  # micro-batches that a thread assembles ahead of the step; 0: none, as fast on a CPU
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_fraction < 1.0:
@@ -59,7 +59,7 @@ class DataConfig:
                 f"data.validation_fraction={self.validation_fraction} is not a share from 0 up to but not including 1. "
                 "Try data.validation_fraction=0.05."
             )
-        for name in ("max_validation_rows", "num_workers"):
+        for name in ("max_validation_rows", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)} is negative. Try data.{name}=0.")
         for name, usual in (("shard_tokens", 134_217_728), ("era_tokens", 16_777_216)):

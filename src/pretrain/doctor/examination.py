@@ -46,7 +46,7 @@ def checks(context: Context, part: Part) -> list[Check]:
         Check(Part.machine, "kernels give the plain gradients", partial(machine.gradients, context)),
         Check(Part.machine, "the disk has room for checkpoints", partial(machine.disk_space, context)),
         Check(Part.resume, "a resumed run is the uninterrupted one", resumed.goes_on_exactly),
-        Check(Part.resume, "loader processes change nothing", resumed.loader_processes_change_nothing),
+        Check(Part.resume, "batches assembled ahead change nothing", resumed.prefetch_changes_nothing),
         Check(Part.resume, "a damaged checkpoint is noticed", resumed.damage_is_noticed),
         Check(Part.parallel, "2 micro-batches are 1", shared.accumulation),
         Check(Part.parallel, "2 processes (DDP) are 1", shared.ddp),

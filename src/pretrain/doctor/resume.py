@@ -31,21 +31,21 @@ class ResumedRuns:
         """The folder of the run that was left alone."""
         return train_here(in_folder(self.config, self.folder / "whole"))
 
-    def resumed(self, name: str, num_workers: int) -> Path:
+    def resumed(self, name: str, prefetch: int) -> Path:
         """Return the folder of a run that goes on from the uninterrupted one's checkpoint at half of its steps."""
         folder = self.folder / name
         half = step_folders(self.whole / "checkpoints")[0]
         shutil.copytree(half, folder / "checkpoints" / half.name)
-        data = replace(self.config.data, num_workers=num_workers)
-        return train_here(replace(self.config, data=data, resume=str(folder)), f"data.num_workers={num_workers}")
+        data = replace(self.config.data, prefetch=prefetch)
+        return train_here(replace(self.config, data=data, resume=str(folder)), f"data.prefetch={prefetch}")
 
     def goes_on_exactly(self) -> CheckResult:
         """N steps are k + (N - k) steps bit for bit: weights, optimizer, random generators, losses."""
-        return self._compare(self.resumed("cut", num_workers=0))
+        return self._compare(self.resumed("cut", prefetch=0))
 
-    def loader_processes_change_nothing(self) -> CheckResult:
-        """Two processes that assemble batches give the rows that none gives, on resume too."""
-        return self._compare(self.resumed("workers", num_workers=2))
+    def prefetch_changes_nothing(self) -> CheckResult:
+        """Batches assembled ahead by a thread are those of the main thread, on resume too."""
+        return self._compare(self.resumed("prefetch", prefetch=2))
 
     def damage_is_noticed(self) -> CheckResult:
         """The checkpoint verifies, and a copy of it no longer does once a bit of any of its files is another."""

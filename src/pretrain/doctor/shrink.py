@@ -40,7 +40,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         resume=None,
         init_from=None,
         allow_change=[],
-        data=replace(config.data, num_workers=0, max_validation_rows=8),
+        data=replace(config.data, prefetch=0, max_validation_rows=8),
         model=shrink_model(config.model),
         optimizer=_in_float32(config.optimizer),
         schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None),

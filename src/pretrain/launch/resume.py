@@ -33,7 +33,7 @@ _RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 
 
 # of these, labels come from the data, whose fingerprint decides, and that of the tokenizer, wherever they lie
-_FREE = ("data.num_workers", "data.max_validation_rows", "objective.labels")
+_FREE = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 
 
 # what these say stands for a measurement: on resume it is what the run found

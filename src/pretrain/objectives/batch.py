@@ -50,22 +50,9 @@ class Batch:
         """Return the batch in page-locked memory, from which copies to a GPU need not wait."""
         return self._each(lambda tensor: tensor.pin_memory())
 
-    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[np.ndarray | None, ...]]:
-        """Travel between processes as plain bytes.
-
-        Tensors would go as open files served by the loader process: these run out (`ulimit -n`, a small /dev/shm), and
-        a loader that loses its reader prints a traceback.
-        """
-        values = (getattr(self, field.name) for field in fields(self))
-        return _from_arrays, tuple(None if value is None else value.numpy() for value in values)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
-
-
-def _from_arrays(*arrays: np.ndarray | None) -> Batch:
-    return Batch(*(None if array is None else torch.from_numpy(array) for array in arrays))  # type: ignore[arg-type]
 
 
 def visible_documents(rows: TokenRows, causal: bool) -> Tensor | None:

@@ -1,26 +1,28 @@
 """The LightningDataModule: micro-batches by number, so that a run's place in the data is its step."""
 
+import queue
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.mixture import MixedStream
 from pretrain.data.streaming.dataset import StreamedRows
 from pretrain.data.train_stream import RowStream
-from pretrain.errors import CheckpointError, DataError
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
-from pretrain.stop_signals import join_no_group
 
 _VALIDATION_SAMPLES = 2**62  # where validation rows stand in the stream: their masks never meet those of training
 
+POLL_S = 0.2  # between looks at whether the run has ended, while the queue is full
+CLOSE_S = 5.0  # for the thread to finish a batch; it is a daemon, so that a process never waits longer for it
 
-class MicroBatches(Dataset[Batch]):
+
+class MicroBatches:
     """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone.
 
     Step 0 would begin at sample `offset` of the stream: other than 0 where earlier steps had another batch size. A row
@@ -50,9 +52,15 @@ class MicroBatches(Dataset[Batch]):
         self.accumulation = batch_size // (size * ranks)
 
     def __getitem__(self, index: int) -> Batch:
+        return self.batch(self._samples(index))
+
+    def is_waiting(self, index: int) -> bool:
+        """Return whether the text of a micro-batch is still being read; see `StreamedRows.is_waiting` for errors."""
+        return self.stream.is_waiting(int(self._samples(index)[-1]) + 1)
+
+    def _samples(self, index: int) -> np.ndarray:
         step, part = divmod(index, self.accumulation)
-        samples = self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
-        return self.batch(samples + self.offset)
+        return self.offset + self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
 
     def batch(self, samples: np.ndarray) -> Batch:
         """Return the micro-batch of the rows at these places of the stream."""
@@ -63,7 +71,7 @@ class MicroBatches(Dataset[Batch]):
         return batch
 
 
-class ValidationBatches(Dataset[Batch]):
+class ValidationBatches:
     """The same rows of one source at every validation, in a fixed order, with fixed masks."""
 
     def __init__(
@@ -91,73 +99,80 @@ class ValidationBatches(Dataset[Batch]):
         return batch
 
 
-class RangeSampler(Sampler[int]):
-    """Counts upwards from `start`; its length is that of the whole run, as Lightning counts what was read before."""
+class BatchLoader(Iterable[Batch]):
+    """Micro-batches by number from `start`, assembled up to `prefetch` ahead by one thread, or when asked for if 0.
 
-    def __init__(self, start: int, end: int) -> None:
+    It leaves the global random generator alone, unlike torch's DataLoader, which draws from it at every start: a run
+    resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
+    """
+
+    def __init__(self, batches: MicroBatches | ValidationBatches, start: int, end: int, prefetch: int = 0) -> None:
+        self.batches = batches
         self.start = start
         self.end = end
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.end))
-
-    def __len__(self) -> int:
-        return self.end
-
-
-class InProcessLoader(Iterable[Batch]):
-    """Micro-batches one after another, as a DataLoader without workers gives them, without its time for each."""
-
-    def __init__(self, batches: MicroBatches | ValidationBatches, numbers: RangeSampler) -> None:
-        self.batches = batches
-        self.numbers = numbers
+        self.prefetch = prefetch
+        self._thread: _PrefetchThread | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.batches.__getitem__, self.numbers)
+        numbers = range(self.start, self.end)
+        if not self.prefetch or isinstance(self.batches, ValidationBatches):
+            return map(self.batches.__getitem__, numbers)
+        self.close()
+        self._thread = _PrefetchThread(self.batches, numbers, self.prefetch)
+        return self._thread
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        """Return the length of the whole run: Lightning counts what was read before `start`."""
+        return self.end
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
 
 
-def _loader(batches: MicroBatches, numbers: RangeSampler, workers: int) -> Iterable[Batch]:
-    """Return a loader that leaves the global random generator alone, from which torch's would draw at every start.
+class _PrefetchThread(Iterator[Batch]):
+    """Assembles batches in their order; the error of a batch is raised by the `next` that asks for that batch."""
 
-    A run resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
-    """
-    if not workers:
-        return InProcessLoader(batches, numbers)
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_begin_worker,
-    )
+    def __init__(self, batches: MicroBatches, numbers: range, prefetch: int) -> None:
+        self._batches, self._numbers = batches, numbers
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
 
+    def __next__(self) -> Batch:
+        item = self._queue.get()
+        if isinstance(item, Exception):
+            self.close()
+            raise item
+        return item
 
-def _begin_worker(number: int) -> None:
-    """Have a loader process take no part in signals to the process group: the run saves first, and then ends it."""
-    join_no_group()
+    def close(self) -> None:
+        """End the thread as soon as it has assembled its current batch."""
+        self._stopped.set()
+        self._thread.join(CLOSE_S)
 
+    def _run(self) -> None:
+        for item in self._items():
+            while not self._stopped.is_set():
+                with suppress(queue.Full):
+                    self._queue.put(item, timeout=POLL_S)
+                    break
+            if self._stopped.is_set():
+                return
 
-@contextmanager
-def loader_errors() -> Iterator[None]:
-    """Turn what torch says of its loader processes into one DataError with what it is about."""
-    try:
-        yield
-    except DataError as error:
-        if "DataLoader worker process" not in str(error):
-            raise
-        raise DataError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
-    except (RuntimeError, CheckpointError) as error:  # torch raises wherever the process stands, in a save too
-        _, told, what = str(error).partition("DataLoader worker")
-        if not told:
-            raise
-        what = what.splitlines()[0].partition(". ")[0].rstrip(". ")
-        raise DataError(
-            f"a loader process was lost: {told}{what}. Often memory is short. Try data.num_workers=0."
-        ) from error
+    def _items(self) -> Iterator[Batch | Exception]:
+        try:
+            for number in self._numbers:
+                while self._batches.is_waiting(number):
+                    if self._stopped.wait(POLL_S):
+                        return
+                yield self._batches[number]
+            yield StopIteration()
+        except Exception as error:
+            yield error
 
 
 class TextDataModule(L.LightningDataModule):
@@ -173,7 +188,7 @@ class TextDataModule(L.LightningDataModule):
         batch_size: int,
         batch_sizes: BatchSizes,
         max_validation_rows: int,
-        num_workers: int,
+        prefetch: int,
         excluded: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
@@ -185,7 +200,8 @@ class TextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.batch_sizes = batch_sizes  # those of the run so far, this one the last
         self.max_validation_rows = max_validation_rows
-        self.num_workers = num_workers
+        self.prefetch = prefetch
+        self._loader: BatchLoader | None = None
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""
@@ -193,7 +209,13 @@ class TextDataModule(L.LightningDataModule):
         batches = self._training_batches()
         start = self.trainer.global_step * batches.accumulation
         end = 2**62  # never exhausted: the run's length ends it
-        return _loader(batches, RangeSampler(start, end), self.num_workers)
+        self._loader = BatchLoader(batches, start, end, self.prefetch)
+        return self._loader
+
+    def close(self) -> None:
+        """End the thread that assembles batches."""
+        if self._loader is not None:
+            self._loader.close()
 
     def training_batch(self, samples: np.ndarray) -> Batch:
         """Return the micro-batch of the training rows at these places of the stream, once more."""
@@ -211,7 +233,7 @@ class TextDataModule(L.LightningDataModule):
             excluded=self.excluded,
         )
 
-    def val_dataloader(self) -> list[InProcessLoader]:
+    def val_dataloader(self) -> list[BatchLoader]:
         """Return a loader of the validation rows of each source that has any, for each part of the objective."""
         assert self.trainer is not None
         sources = [
@@ -219,7 +241,7 @@ class TextDataModule(L.LightningDataModule):
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
-        return [InProcessLoader(batches, RangeSampler(0, len(batches))) for batches in sources]
+        return [BatchLoader(batches, 0, len(batches)) for batches in sources]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return the batch on the device; a GPU fetches it when it gets there, and the processor goes on meanwhile."""

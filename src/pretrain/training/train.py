@@ -1,6 +1,7 @@
 """A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from pretrain.training.callbacks.samples import Samples, Writer, log_text
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.config import Precision
-from pretrain.training.datamodule import TextDataModule, loader_errors
+from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Spikes
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
@@ -153,7 +154,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     is_done = module.length.is_done(start)
     if not is_done:
-        with loader_errors(), late_signals(module):
+        with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
     validation = final_validation(trainer, module, data)
     if scores and is_done:
@@ -208,7 +209,7 @@ def _build_data(
         batch_size=config.batch_size,
         batch_sizes=batch_sizes,
         max_validation_rows=config.data.max_validation_rows,
-        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
         excluded=excluded,
     )
 
@@ -217,7 +218,9 @@ def _text_ahead(
     config: RunConfig, data: TextDataModule, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput
 ) -> TextAhead:
     steps = config.max_steps(data.batch_sizes)
-    needed = ALL if steps is None else data.batch_sizes.samples(steps + 1)  # one step more: workers look ahead
+    needed = (
+        ALL if steps is None else data.batch_sizes.samples(steps + 1)
+    )  # one step more: the prefetch thread reads ahead
     stream = rows.stream
     reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
     return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)

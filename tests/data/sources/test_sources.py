@@ -159,7 +159,7 @@ def test_the_fingerprint_is_of_content_and_reading_settings_only(tmp_path: Path)
         (tmp_path / folder / f"{folder}.txt").write_text("text")
     first = text_source(tmp_path / "one").fingerprint()
     assert len(first) == 32
-    assert text_source(tmp_path / "two", num_workers=3).fingerprint() == first
+    assert text_source(tmp_path / "two", prefetch=3).fingerprint() == first
     changed = {
         text_source(tmp_path / "one", separator="x").fingerprint(),
         text_source(tmp_path / "one", text_column="x").fingerprint(),

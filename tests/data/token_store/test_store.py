@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -94,13 +93,6 @@ def test_few_files_stay_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     for index, tokens in enumerate(some_documents()):
         assert_array_equal(store.document(index), tokens)
         assert len(store._maps) <= 2
-
-
-def test_a_store_travels_to_a_worker_as_its_path(store: Store) -> None:
-    store.document(2)
-    packed = pickle.dumps(store)
-    assert len(packed) < 1000
-    assert_array_equal(pickle.loads(packed).document(2), some_documents()[2])  # noqa: S301
 
 
 def test_equal_documents_give_equal_bytes(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

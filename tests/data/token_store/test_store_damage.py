@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +276,6 @@ def test_a_store_of_an_earlier_version_that_cannot_be_written_is_read_whole_at_e
     overwrite(store.folder / "shards/00003.tok", 70, b"\x05")
     with pytest.raises(DataError, match=r"00003\.tok is damaged: its items"):
         found.document(6)
-    caplog.clear()
-    assert pickle.loads(pickle.dumps(found)).n_tokens == 184  # noqa: S301  (as a loader process has it)
-    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,6 @@ class Stream:
         if first.validation is not None:
             self.validation = self._store(0, "validation", first.validation)
 
-    def __reduce__(self) -> tuple[type["Stream"], tuple[Path]]:
-        return Stream, (self.folder,)  # a worker process opens its own maps instead of receiving their contents
-
     def ended(self) -> bool:
         """Read what the ledger holds by now, and return whether the corpus has been read to its end."""
         self.ledger.refresh()

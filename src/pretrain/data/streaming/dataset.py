@@ -1,6 +1,6 @@
 """The rows of a stream in the order of a run, while the corpus is still being read."""
 
-import multiprocessing
+import threading
 import time
 from collections import OrderedDict
 from fractions import Fraction
@@ -12,7 +12,7 @@ from pretrain.data.config import DataConfig
 from pretrain.data.shuffle import Ints, permute, slot_samples
 from pretrain.data.streaming.corpus import Stream, locked
 from pretrain.data.train_stream import PlacedRow, RowStream
-from pretrain.errors import DataError, RankLostError
+from pretrain.errors import DataError
 
 POLL_S = 0.2  # between looks at the ledger
 
@@ -42,6 +42,7 @@ class StreamedRows:
         self.seed = seed
         self._ends: list[int] = []  # rows up to the end of each era
         self._open: OrderedDict[int, RowStream] = OrderedDict()
+        self._lock = threading.RLock()  # a thread may read ahead while the main thread asks how much text there is
         self._unread_since: float | None = None  # when the corpus was first found with nobody reading it
 
     @property
@@ -67,10 +68,11 @@ class StreamedRows:
 
         Raises DataError where an era is damaged.
         """
-        ended = self.stream.ended()
-        for number in range(len(self._ends), len(self.stream.ledger.eras)):
-            self._ends.append((self._ends[-1] if self._ends else 0) + len(self._era(number)))
-        return ALL if ended else self._ends[-1]
+        with self._lock:
+            ended = self.stream.ended()
+            for number in range(len(self._ends), len(self.stream.ledger.eras)):
+                self._ends.append((self._ends[-1] if self._ends else 0) + len(self._era(number)))
+            return ALL if ended else self._ends[-1]
 
     def is_waiting(self, draws: int) -> bool:
         """Return whether one of the first `draws` draws is not there yet.
@@ -80,7 +82,7 @@ class StreamedRows:
         if self.available() >= draws:
             self._unread_since = None
             return False
-        with locked(self.stream.folder) as nobody_reads:
+        with self._lock, locked(self.stream.folder) as nobody_reads:  # not both threads: one would see the other's lock
             if not nobody_reads:
                 self._unread_since = None
                 return True
@@ -99,9 +101,6 @@ class StreamedRows:
     def rows(self, samples: np.ndarray) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length), once they are there."""
         while self.is_waiting(int(samples.max()) + 1):
-            parent = multiprocessing.parent_process()
-            if parent is not None and not parent.is_alive():
-                raise RankLostError("the process that asked for text is gone")
             time.sleep(POLL_S)
         return self.read(self.order(samples))
 
@@ -142,11 +141,12 @@ class StreamedRows:
 
     def _era(self, number: int) -> RowStream:
         """Return the rows of one era, the least recently used ones being closed."""
-        if number not in self._open:
-            if len(self._open) >= OPEN_ERAS:
-                self._open.popitem(last=False)
-            self._open[number] = RowStream(
-                self.stream.era(number), self.config, self.row_length, self.pad_id, self.seed
-            )
-        self._open.move_to_end(number)
-        return self._open[number]
+        with self._lock:
+            if number not in self._open:
+                if len(self._open) >= OPEN_ERAS:
+                    self._open.popitem(last=False)
+                self._open[number] = RowStream(
+                    self.stream.era(number), self.config, self.row_length, self.pad_id, self.seed
+                )
+            self._open.move_to_end(number)
+            return self._open[number]

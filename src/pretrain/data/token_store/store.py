@@ -154,11 +154,8 @@ class Store:
     Tokens are counted over all shards in order: a document's global offset is its place in that one long stream.
     """
 
-    def __init__(self, folder: Path, verified: bool = False) -> None:
-        """Open a store and check all but the bodies of its files; DataError names the file and what is wrong.
-
-        `verified`: another process has read it whole, so that one of an earlier version need not be read again.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Open a store and check all but the bodies of its files; DataError names the file and what is wrong."""
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.vocab_size: int = self.manifest["vocab_size"]
@@ -180,13 +177,10 @@ class Store:
         self._bounds: Ints | None = None
         self._lines: tuple[int, Ints] | None = None  # of the shard whose names were last asked for
         self._pieces: dict[str, CheckedPieces] = {}
-        if not verified and not self._has_pieces():
+        if not self._has_pieces():
             add_pieces(self)
         if self._has_pieces():
             self._pieces = self._checked_pieces()
-
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path, bool]]:
-        return Store, (self.folder, True)  # a worker process opens its own maps instead of receiving their contents
 
     def _has_pieces(self) -> bool:
         return all("pieces" in shard["files"][suffix] for shard in self._shards for suffix in MAGIC)

@@ -1,0 +1,56 @@
+"""Micro-batches assembled ahead by a thread: the same, in the same order, with the same errors, and no thread left."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pretrain.errors import DataError
+from pretrain.training.datamodule import BatchLoader
+
+
+class Numbers:
+    """Batches that are their own numbers; batch 5 is damaged, and the text from `waits_at` on is never read."""
+
+    waits_at = 2**62
+
+    def is_waiting(self, index: int) -> bool:
+        return index >= self.waits_at
+
+    def __getitem__(self, index: int) -> int:
+        if index == 5:
+            raise DataError("shard 5 is damaged")
+        return index
+
+
+def loader(start: int, prefetch: int, batches: Any = None) -> BatchLoader:
+    return BatchLoader(batches or Numbers(), start, 9, prefetch)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_batches_come_in_order_and_then_the_error(prefetch: int):
+    assert list(loader(6, prefetch)) == [6, 7, 8]
+    batches = iter(loader(2, prefetch))
+    assert [next(batches) for _ in range(3)] == [2, 3, 4]
+    with pytest.raises(DataError, match=r"^shard 5 is damaged$"):
+        next(batches)
+    assert not threads()
+
+
+@pytest.mark.parametrize("waits_at", [0, 2**62])
+def test_a_closed_loader_leaves_no_thread(waits_at: int):
+    numbers = Numbers()
+    numbers.waits_at = waits_at
+    batches = loader(0, 2, numbers)
+    iter(batches)
+    deadline = time.monotonic() + 10
+    while waits_at > 0 and batches._thread._queue.qsize() < 2 and time.monotonic() < deadline:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    assert threads()
+    batches.close()
+    assert not threads()
