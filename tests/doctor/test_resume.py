@@ -4,7 +4,7 @@ import pytest
 
 from pretrain.doctor import resume
 from pretrain.doctor.resume import ResumedRuns
-from pretrain.training.datamodule import RangeSampler
+from pretrain.training.datamodule import BatchLoader
 
 
 @pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])
@@ -18,12 +18,12 @@ def test_sound_runs_go_on_exactly(context, words):
 def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
     runs = ResumedRuns(context())
     assert runs.whole.is_dir()
-    original = RangeSampler.__init__
+    original = BatchLoader.__init__
 
-    def skipping(self, start, end):
-        original(self, start + (start > 0), end)
+    def skipping(self, batches, start, end, prefetch=0):
+        original(self, batches, start + (start > 0), end, prefetch)
 
-    monkeypatch.setattr(RangeSampler, "__init__", skipping)
+    monkeypatch.setattr(BatchLoader, "__init__", skipping)
     finding = runs.goes_on_exactly()
     assert not finding.passed
     assert "losses by 0.0e+00" not in finding.figures
