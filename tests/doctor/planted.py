@@ -9,12 +9,13 @@ def work_with_undivided_gradients(text: str) -> str:
     """Run one process's part with gradients that are not divided as the sum over processes needs it."""
     from pretrain.training.lightning_module import TrainingModule
 
-    original = TrainingModule.configure_gradient_clipping
+    original = TrainingModule.measure_gradients
 
-    def undivided(self: Any, *given: Any, **named: Any) -> None:
+    def undivided(self: Any, *given: Any) -> Any:
         self.expected_targets /= 2
-        original(self, *given, **named)
+        scale = original(self, *given)
         self.expected_targets *= 2
+        return scale
 
-    TrainingModule.configure_gradient_clipping = undivided  # type: ignore[method-assign]
+    TrainingModule.measure_gradients = undivided  # type: ignore[method-assign]
     return work(text)

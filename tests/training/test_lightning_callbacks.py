@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
 )
 from same_state import assert_same_state
 
+from pretrain.checkpoint.read import newest
 from pretrain.launch.run_folder import read_rows
 from pretrain.training.report import Report
 from pretrain.training.train import run
@@ -66,9 +67,10 @@ def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
 
 def test_early_stopping_ends_a_run(tiny, tmp_path: Path):
     stop = EarlyStopping("val/loss", mode="max", patience=1)
-    report = run(tiny.place(*GPT, "trainer.max_steps=100", "trainer.val_check_interval=2"), callbacks=[stop])
+    report = run(tiny.place(*GPT, "trainer.max_steps=100", "trainer.val_check_interval=3"), callbacks=[stop])
     assert 4 <= report.steps < 20
     assert stop.stopped_epoch == 0
+    assert newest(Path(report.folder))[0].step == report.steps  # saved, though it is no multiple of every_n_steps
 
 
 class NotFinite(Callback):

@@ -8,13 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from pretrain.errors import DataError, DivergenceError
-from pretrain.evaluation.totals import Totals, target_counts, validation_figures
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
@@ -25,12 +24,26 @@ from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, stop
 from pretrain.training.run_length import RunLength
-from pretrain.training.validation_metrics import LossMetrics, macro_f1
+from pretrain.training.validation_metrics import ValidationScores
 
 MAX_SKIPPED_IN_A_ROW = 10
 
 
 NO_TARGET = "no token of the step's rows was to be predicted"
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the steps of a run need to know beside the model."""
+
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    parallel_dims: ParallelDims
+    clip_norm: float  # 0: no clipping
+    expected_targets: float  # of a global batch, about: keeps gradients near their final scale
+    sum_dtype: torch.dtype  # of summed losses
+    keeps_ledger: bool
+    materialize: Callable[[DeviceMesh | None, torch.device], None]  # gives the model its weights, on device and mesh
 
 
 @dataclass(frozen=True)
@@ -46,63 +59,44 @@ class TrainingModule(L.LightningModule):
     def __init__(
         self,
         model_with_loss: ModelWithLoss,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        *,
-        parallel_dims: ParallelDims,
+        settings: StepSettings,
         length: RunLength,
         spikes: Spikes,
-        keeps_ledger: bool,
-        sums: torch.dtype,
-        clip_norm: float,
-        expected_targets: float,
-        n_labels: int | None,
-        bits_per_byte_of_a_nat: dict[str, float | None],
-        materialize: Callable[[DeviceMesh | None, torch.device], None],
+        validation: ValidationScores,
     ) -> None:
         super().__init__()
         self.model_with_loss = model_with_loss
-        self.optimizer_config = optimizer
-        self.schedule = schedule
-        self.parallel_dims = parallel_dims
+        self.settings = settings
+        self.parallel_dims = settings.parallel_dims
         self.length = length
         self.spikes = spikes
-        self.keeps_ledger = keeps_ledger
-        self.clip_norm = clip_norm
-        self.expected_targets = expected_targets  # of a global batch, about: keeps gradients near their final scale
-        self._scored = [  # (source, part of the objective, factor), in the order of the loaders
-            (source, part, factor if objective.causal else None)
-            for source, factor in bits_per_byte_of_a_nat.items()
-            for part, objective in model_with_loss.objective.parts.items()
-        ]
-        self.materialize = materialize  # gives the learner its weights, on its device and over its mesh
+        self.validation = validation
+        self.expected_targets = settings.expected_targets
         self.signal_received = 0  # by this process
-        self.signal_agreed = 0  # by all processes, where they last asked each other
-        self._asked: tuple[Any, Tensor] | None = None  # a question to all processes that is under way
+        self.signal_agreed = 0  # by all processes, at the latest reduction
+        self._signal_reduction: tuple[Any, Tensor] | None = None  # all-reduce of signals that is under way
         self._ready = False
-        self.validation = nn.ModuleList(LossMetrics(sums) for _ in self._scored)
-        self.f1 = None if n_labels is None else macro_f1(n_labels)  # of the labels, over all that was scored
-        self.validated: dict[str, float] = {}  # the newest validation, by metric key; none without a target
-        self.validation_targets: dict[str, int] = {}  # of it, by source
-        self.validated_at: int | None = None  # the step of it
-        self.first_validated: dict[str, float] = {}  # and the one before the first step, where there was one
-        self.grad_norm = torch.zeros(())
-        self.gradient_hook: Callable[[Tensor], None] | None = None  # given what it is multiplied by, clipping aside
+        self.validated: dict[str, float] = {}  # figures of the latest validation; empty without a target
+        self.validation_targets: dict[str, int] = {}  # of the latest validation, by source
+        self.validated_at: int | None = None  # step of the latest validation
+        self.first_validated: dict[str, float] = {}  # figures before the first step, if it was validated
+        self.grad_norm = torch.zeros(())  # of the latest step, before clipping
+        self.gradient_hook: Callable[[Tensor], None] | None = None  # called with the scale of the mean gradient
         self.skipped_steps = 0
-        self.skipped_because = ""  # why the newest of them was
+        self.skipped_because = ""  # reason of the latest skipped step
         self._skipped_in_a_row = 0
-        self.step_loss = float("nan")  # of the newest step, over all processes: known where spikes or ledger need it
-        self.step_samples: list[int] = []  # and the places of its rows, where the ledger needs them
+        self.step_loss = math.nan  # of the latest step, over all processes; computed for spikes and ledger only
+        self.step_samples: list[int] = []  # sample indices of the latest step, for the ledger only
         self._step_targets = torch.zeros((), dtype=torch.int64)
-        self._step_loss_sum = torch.zeros((), dtype=sums)
-        self._logged_loss = torch.zeros((), dtype=sums)
+        self._step_loss_sum = torch.zeros((), dtype=settings.sum_dtype)
+        self._logged_loss = torch.zeros((), dtype=settings.sum_dtype)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:
-            self.materialize(self.device_mesh, self.trainer.strategy.root_device)
+            self.settings.materialize(self.device_mesh, self.trainer.strategy.root_device)
             self._ready = True
 
     def on_train_start(self) -> None:
@@ -123,7 +117,7 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer; the learning rate is a function of the run's place and needs no scheduler object."""
-        optimizer = self.optimizer_config.build(self.model_with_loss.model)
+        optimizer = self.settings.optimizer.build(self.model_with_loss.model)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -171,10 +165,10 @@ class TrainingModule(L.LightningModule):
             torch.distributed.all_reduce(sums)
             targets, loss_sum = sums[0].long(), sums[1]
             *counts, clock = sums[2:].long().tolist()
-            self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)
+            self.signal_agreed = _first_signal(counts)
             seconds = clock / 1000
         self.length.record_step(seconds)
-        if self.spikes.watches or self.keeps_ledger:  # waits for the device
+        if self.spikes.watches or self.settings.keeps_ledger:  # waits for the device
             count = int(targets)
             self.step_loss = float(loss_sum) / count if count else math.nan
         return StepTotals(targets)
@@ -182,7 +176,7 @@ class TrainingModule(L.LightningModule):
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set this step's learning rate, and have the trainer stop after this step where it is the last."""
         step = self.global_step
-        multiplier = self.schedule.share(step, self.length.planned_steps(step))
+        multiplier = self.settings.schedule.share(step, self.length.planned_steps(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         if self.length.is_last_step(step):
@@ -215,8 +209,8 @@ class TrainingModule(L.LightningModule):
 
     def average_and_clip(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Multiply the gradients by `scale`, and clip their norm, in one pass over them."""
-        if self.clip_norm:
-            scale = scale * (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        if self.settings.clip_norm:
+            scale = scale * (self.settings.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         scale_by(gradients, scale)
 
     def count_step(self, totals: StepTotals) -> None:
@@ -226,25 +220,25 @@ class TrainingModule(L.LightningModule):
         self._logged_targets = self._logged_targets.to(totals.targets.device) + totals.targets
 
     def agree_on_signal(self) -> None:
-        """Learn between two steps whether any process was asked to stop; all of them call this."""
-        self.ask_for_signals()
-        self.hear_of_signals()
+        """Set `signal_agreed` between two steps; all processes take part."""
+        self.start_signal_reduction()
+        self.finish_signal_reduction()
 
-    def ask_for_signals(self) -> None:
-        """Begin to ask all processes whether they were asked to stop; nobody waits."""
+    def start_signal_reduction(self) -> None:
+        """Start to reduce the stop signals over all processes, without waiting."""
         if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
             return
-        asked = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
-        self._asked = torch.distributed.all_reduce(asked, async_op=True), asked
+        counts = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
+        self._signal_reduction = torch.distributed.all_reduce(counts, async_op=True), counts
 
-    def hear_of_signals(self) -> None:
-        """Wait for what `ask_for_signals` asked, if it did."""
-        if self._asked is None:
+    def finish_signal_reduction(self) -> None:
+        """Wait for the reduction that `start_signal_reduction` started, if any, and set `signal_agreed`."""
+        if self._signal_reduction is None:
             return
-        (work, counts), self._asked = self._asked, None
+        (work, counts), self._signal_reduction = self._signal_reduction, None
         work.wait()
-        self.signal_agreed = next((n for n, count in zip(STOP_SIGNALS, counts.tolist(), strict=True) if count), 0)
+        self.signal_agreed = _first_signal(counts.tolist())
 
     def _handle_spike(self) -> None:
         """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
@@ -285,7 +279,7 @@ class TrainingModule(L.LightningModule):
         """Start the sums of the next step, and keep the sample indices of this one where the ledger needs them."""
         self._step_targets = torch.zeros_like(self._step_targets)
         self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
-        if self.keeps_ledger:
+        if self.settings.keeps_ledger:
             self.step_samples = sorted(self._all_samples().tolist())
         self._samples.clear()
 
@@ -325,27 +319,18 @@ class TrainingModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Score one batch of validation rows; each source has its own loader."""
         losses, predictions = self.model_with_loss.evaluate(batch)
-        metrics = self.validation[dataloader_idx]
-        assert isinstance(metrics, LossMetrics)
-        metrics.update(losses, predictions == batch.targets, batch.targets != IGNORE)
-        if self.f1 is not None:
-            self.f1.update(predictions, batch.targets)
+        self.validation.update(dataloader_idx, batch, losses, predictions)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the figures of this validation in `validated`: of all rows scored, then of each part and source."""
-        found: list[tuple[str, str, Totals]] = []
-        for (source, part, factor), metrics in zip(self._scored, self.validation, strict=True):
-            assert isinstance(metrics, LossMetrics)
-            found.append((source, part, Totals(*metrics.compute(), factor)))
-            metrics.reset()
-        figures, self.validation_targets = validation_figures(found), target_counts(found)
-        if self.f1 is not None:
-            figures.pop("perplexity", None)  # of labels it says nothing that the loss does not
-            figures |= {"f1": float(self.f1.compute())} if figures else {}
-            self.f1.reset()
-        self.validated = {f"val/{name}": value for name, value in figures.items()}
+        """Keep and log the figures of this validation: of all rows scored, then of each part and source."""
+        self.validated, self.validation_targets = self.validation.compute()
         self.validated_at = self.trainer.global_step
         if self.validated:  # for callbacks that monitor a figure: ours and the loggers read `validated`
             self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)
         if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for one before the first step
             self.first_validated = self.validated
+
+
+def _first_signal(counts: list[int]) -> int:
+    """Return the first of STOP_SIGNALS that any process received, 0 if none did; `counts` are in their order."""
+    return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)

@@ -22,7 +22,7 @@ from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.data.token_store.format import delete_drafts
 from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.training_rows import training_rows
-from pretrain.interop.load import build_without_weights
+from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, TABLE
@@ -47,18 +47,19 @@ from pretrain.training.divergence import Spikes
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.learning_rate import rate_change
-from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.outcome import check_outcome
 from pretrain.training.report import Report
-from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
+from pretrain.training.run_length import batch_sizes_of, run_length
 from pretrain.training.run_state import Restore, RunState, check_room, set_step
 from pretrain.training.startup_summary import startup_summary, startup_warnings
 from pretrain.training.strategy import choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lightning
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
+from pretrain.training.validation_metrics import ValidationScores
 
 
 def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequence[Callback] = ()) -> Report:
@@ -95,9 +96,10 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     seconds = float(before.get("seconds", 0.0)) if run_plan.seconds is None else run_plan.seconds
     length = run_length(config, seconds, batch_sizes)
     spikes = _spikes(config, before)
-    module = _build_module(
-        config, data, model_with_loss, length, spikes, device, materializer(model_with_loss, config, values)
-    )
+    settings = _step_settings(config, data, model_with_loss, values, device)
+    factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
+    validation_scores = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
+    module = TrainingModule(model_with_loss, settings, length, spikes, validation_scores)
     module.first_validated = dict(before.get("first_validation", {}))
     for sentence in startup_warnings(config, model, data, reasons):
         log(f"warning: {sentence}")
@@ -226,33 +228,20 @@ def _text_ahead(
     return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)
 
 
-def _build_module(
-    config: RunConfig,
-    data: TextDataModule,
-    model_with_loss: ModelWithLoss,
-    length: RunLength,
-    spikes: Spikes,
-    device: torch.device,
-    materialize: Any,
-) -> TrainingModule:
+def _step_settings(
+    config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, values: LoadParameter, device: torch.device
+) -> StepSettings:
     first = torch.zeros(1, dtype=torch.int64)
     per_row = model_with_loss.objective.collate(data.train_stream.rows(first.numpy()), first).targets.shape[1]
-    return TrainingModule(
-        model_with_loss,
-        config.optimizer,
-        replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
+    return StepSettings(
+        optimizer=config.optimizer,
+        schedule=replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
         parallel_dims=config.parallel_dims(),
-        length=length,
-        spikes=spikes,
-        keeps_ledger=config.logger.ledger,
-        sums=sum_dtype(device),
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
-        n_labels=config.objective.n_labels,
-        bits_per_byte_of_a_nat={
-            name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()
-        },
-        materialize=materialize,
+        sum_dtype=sum_dtype(device),
+        keeps_ledger=config.logger.ledger,
+        materialize=materializer(model_with_loss, config, values),
     )
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +9,6 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.profilers import PassThroughProfiler
 
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
@@ -51,7 +49,6 @@ def _build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=NoProfiler(),
         default_root_dir=folder,
     )
 
@@ -80,14 +77,3 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
-
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
-
-
-class NoProfiler(PassThroughProfiler):
-    """Times nothing, and takes no time for it: Lightning's makes a generator at each of some thirty hooks a step."""
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:
-        """Return a context that does nothing."""
-        return _NOTHING

@@ -1,11 +1,13 @@
-"""What validation adds up, over batches and processes."""
+"""Losses, accuracies and F1 of a validation, summed over batches and processes."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
-from pretrain.objectives.batch import IGNORE
+from pretrain.evaluation.totals import Totals, target_counts, validation_figures
+from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.objective import Objective
 
 
 class LossMetrics(Metric):
@@ -30,6 +32,45 @@ class LossMetrics(Metric):
     def compute(self) -> tuple[float, float, float]:
         """Return the summed loss in nats, the targets that were the likeliest token, and all targets."""
         return float(self.loss_sum), float(self.correct), float(self.count)
+
+
+class ValidationScores(nn.Module):
+    """The metrics of every validation source and every part of the objective."""
+
+    def __init__(
+        self, objective: Objective, bits_per_byte_of_a_nat: dict[str, float | None], n_labels: int | None,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._scored = [  # (source, part of the objective, factor), in the order of the loaders
+            (source, name, factor if part.causal else None)
+            for source, factor in bits_per_byte_of_a_nat.items()
+            for name, part in objective.parts.items()
+        ]
+        self.losses = nn.ModuleList(LossMetrics(dtype) for _ in self._scored)
+        self.f1 = None if n_labels is None else macro_f1(n_labels)
+
+    def update(self, loader: int, batch: Batch, losses: Tensor, predictions: Tensor) -> None:
+        """Add a batch of a loader: losses (B, T) in nats and predictions (B, T)."""
+        metrics = self.losses[loader]
+        assert isinstance(metrics, LossMetrics)
+        metrics.update(losses, predictions == batch.targets, batch.targets != IGNORE)
+        if self.f1 is not None:
+            self.f1.update(predictions, batch.targets)
+
+    def compute(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return figures by metric key and targets by source, over all ranks, and reset the metrics."""
+        totals: list[tuple[str, str, Totals]] = []
+        for (source, part, factor), metrics in zip(self._scored, self.losses, strict=True):
+            assert isinstance(metrics, LossMetrics)
+            totals.append((source, part, Totals(*metrics.compute(), factor)))
+            metrics.reset()
+        figures = validation_figures(totals)
+        if self.f1 is not None:
+            figures.pop("perplexity", None)  # of labels: the loss already tells the same
+            figures |= {"f1": float(self.f1.compute())} if figures else {}
+            self.f1.reset()
+        return {f"val/{name}": value for name, value in figures.items()}, target_counts(totals)
 
 
 def macro_f1(n_labels: int) -> MulticlassF1Score:

@@ -89,6 +89,13 @@ class Checkpoints(Callback):
             self.stop_where_asked_meanwhile(trainer, pl_module)
         self.stop_where_asked(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a run that ends early, because a callback of the user's own stopped the trainer."""
+        if trainer.global_step != self._saved_at:
+            self.saver.save(trainer.global_step)
+            self._saved_at = trainer.global_step
+            self.saver.finish()
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a signal end a validation of one process at once."""
         assert isinstance(pl_module, TrainingModule)
@@ -112,14 +119,14 @@ class Checkpoints(Callback):
         """Save and stop where all know of a signal; several processes hear of it a batch later, and never wait."""
         assert isinstance(pl_module, TrainingModule)
         if trainer.state.fn == "fit":
-            pl_module.hear_of_signals()
+            pl_module.finish_signal_reduction()
             self.stop_where_asked(trainer, pl_module)
-            pl_module.ask_for_signals()
+            pl_module.start_signal_reduction()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the last answer, and stop where all know of a signal."""
         assert isinstance(pl_module, TrainingModule)
-        pl_module.hear_of_signals()
+        pl_module.finish_signal_reduction()
         self._random = None
         if trainer.state.fn == "fit":
             self.stop_where_asked(trainer, pl_module)
