@@ -19,7 +19,7 @@ from machine import machine
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared, prepare
-from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat
 from pretrain.evaluation.run import score_rows
 from pretrain.interop.load import open_model
 from pretrain.objectives.objective import ModelWithLoss
@@ -61,7 +61,7 @@ def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict
     figures = {}
     for source, store in prepared.validation.items():
         length = config.model.context_length
-        stream = RowStream(store, config.data, length, prepared.tokenizer.padding_id, seed=0)
+        stream = ShuffledRows(store, config.data, length, prepared.tokenizer.padding_id, seed=0)
         count, factor = min(rows, len(stream)), bits_per_byte_of_a_nat(store) if config.objective.causal else None
         found = score_rows(model_with_loss, stream, count, config.batch_size, factor).figures()
         figures |= {f"{TEXTS[source]}/{name}": found[name] for name in ("loss", "bits_per_byte") if name in found}

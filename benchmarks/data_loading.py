@@ -27,7 +27,7 @@ from data_loading_peers import PEERS
 from turns import Turn, race
 
 from pretrain.data.config import DataConfig
-from pretrain.data.mixture import MixedStream, mixed_stream
+from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.causal import Causal
@@ -66,13 +66,13 @@ def write_store(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Sto
     return writer.finish({})
 
 
-def rows_of(folders: dict[str, Path]) -> MixedStream:
+def rows_of(folders: dict[str, Path]) -> MixtureDataset:
     """Return the stream of packed rows of one store or several."""
     stores = {name: Store(folder) for name, folder in folders.items()}
-    return mixed_stream(stores, HalfAndHalf(), LENGTH, pad_id=0, seed=0)
+    return mixture_dataset(stores, HalfAndHalf(), LENGTH, pad_id=0, seed=0)
 
 
-def loader(stream: MixedStream, objective: Objective, step: int) -> Iterator[Any]:
+def loader(stream: MixtureDataset, objective: Objective, step: int) -> Iterator[Any]:
     """Return the micro-batches from a step on, as the trainer is given them."""
     batches = MicroBatches(stream, objective, size=ROWS, batch_size=ROWS)
     return iter(BatchLoader(batches, step * batches.accumulation, 2**62))

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 from pretrain.data.collate import IGNORE, read_rows
 from pretrain.data.packing import Plan, best_fit, concat
-from pretrain.data.shuffle import Order, slot_samples
+from pretrain.data.shuffle import Shuffle, micro_batch_samples
 from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.errors import DataError
 
@@ -96,9 +96,9 @@ def test_reading_keeps_ahead_of_any_training(tmp_path: Path) -> None:
     lengths = np.minimum(np.random.default_rng(0).lognormal(np.log(300), 1.0, 2000), 5000).astype(np.int64)
     store = write_store(tmp_path / "store", lengths)
     plan = best_fit(store.document_lengths(), 1024)
-    order = Order(len(plan), seed=0)
-    read_rows(store, plan, order(slot_samples(0, 0, 8, 8)), PAD)
+    order = Shuffle(len(plan), seed=0)
+    read_rows(store, plan, order(micro_batch_samples(0, 0, 8, 8)), PAD)
     started = time.process_time()
     for step in range(50):
-        read_rows(store, plan, order(slot_samples(step, 0, 8, 8)), PAD)
+        read_rows(store, plan, order(micro_batch_samples(step, 0, 8, 8)), PAD)
     assert 50 * 8 * 1024 / (time.process_time() - started) > 1_000_000

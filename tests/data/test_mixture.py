@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from pretrain.data.config import BytesTokenizerConfig, MixtureConfig, MixtureSource, TextFilesConfig
-from pretrain.data.mixture import MixedStream, Proportions, mixed_stream
+from pretrain.data.mixture import MixtureDataset, Proportions, mixture_dataset
 from pretrain.data.prepare import Prepared, prepare
-from pretrain.data.shuffle import ORDER_VERSION
-from pretrain.data.train_stream import RowStream
+from pretrain.data.shuffle import ORDER_VERSION, micro_batch_samples
+from pretrain.data.train_stream import ShuffledRows
 
 WEIGHTS = st.lists(st.fractions(Fraction(1, 10**6), 1000, max_denominator=10**6), min_size=1, max_size=12)
 FAR = 10**12
@@ -130,13 +130,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Text
 Texts = Callable[[str, int], TextFilesConfig]
 
 
-def stream_of(prepared: Prepared, config: MixtureConfig, seed: int = 0) -> MixedStream:
+def stream_of(prepared: Prepared, config: MixtureConfig, seed: int = 0) -> MixtureDataset:
     pad = prepared.tokenizer.pad_id
     assert pad is not None
-    return mixed_stream(prepared.train, config, row_length=16, pad_id=pad, seed=seed)
+    return mixture_dataset(prepared.train, config, row_length=16, pad_id=pad, seed=seed)
 
 
-def names(stream: MixedStream, prepared: Prepared, samples: np.ndarray) -> list[str]:
+def names(stream: MixtureDataset, prepared: Prepared, samples: np.ndarray) -> list[str]:
     """Return the text of each row."""
     return [prepared.tokenizer.decode(row.tolist()) for row in stream.rows(samples).tokens]
 
@@ -165,9 +165,9 @@ def test_micro_batches_of_any_grid_make_the_same_step(opened: Opened, texts: Tex
     prepared, config = opened(a=MixtureSource(texts("a", 30), weight=0.6), b=MixtureSource(texts("b", 30), weight=0.4))
     stream = stream_of(prepared, config)
     for step in (0, 3, 10**11):
-        whole = stream.rows(stream.samples(step, 0, 12, 12))
+        whole = stream.rows(micro_batch_samples(step, 0, 12, 12))
         for size in (1, 3, 4):
-            parts = [stream.rows(stream.samples(step, slot, size, 12)) for slot in range(12 // size)]
+            parts = [stream.rows(micro_batch_samples(step, index, size, 12)) for index in range(12 // size)]
             for field in ("tokens", "next_tokens", "positions", "documents"):
                 assert_array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field))
 
@@ -188,8 +188,8 @@ def test_a_source_alone_is_read_as_it_always_was(opened: Opened, texts: Texts, t
     prepared = prepare(config, BytesTokenizerConfig(), tmp_path, report=lambda line: None)
     pad = prepared.tokenizer.pad_id
     assert pad is not None
-    stream = mixed_stream(prepared.train, config, 16, pad, seed=5)
-    plain = RowStream(prepared.train[""], config, 16, pad, seed=5)
+    stream = mixture_dataset(prepared.train, config, 16, pad, seed=5)
+    plain = ShuffledRows(prepared.train[""], config, 16, pad, seed=5)
     samples = np.arange(95)
     assert_array_equal(stream.rows(samples).tokens, plain.rows(samples).tokens)
     assert prepared.fingerprint == prepared.train[""].fingerprint
@@ -207,13 +207,13 @@ def test_real_corpora_are_drawn_in_their_shares_at_every_step(assets: Path, tmp_
     prepared = prepare(config, BytesTokenizerConfig(), tmp_path / "cache", report=lambda line: None)
     pad = prepared.tokenizer.pad_id
     assert pad is not None
-    stream = mixed_stream(prepared.train, config, 128, pad, seed=3)
+    stream = mixture_dataset(prepared.train, config, 128, pad, seed=3)
     known = {
         name: {row.tobytes() for row in each.read(np.arange(len(each))).tokens} for name, each in stream.streams.items()
     }
     drawn: Counter[str] = Counter()
     for step in range(200):
-        for row in stream.rows(stream.samples(step, 0, 8, 8)).tokens:
+        for row in stream.rows(micro_batch_samples(step, 0, 8, 8)).tokens:
             (source,) = [name for name, rows in known.items() if row.tobytes() in rows]
             drawn[source] += 1
         for name, share in stream.shares.items():

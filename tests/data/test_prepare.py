@@ -42,9 +42,9 @@ def prepared(config: object, tmp_path: Path, tokenizer: object) -> tuple[Prepare
 
 def test_a_source_shares_its_store_with_a_run_on_it_alone(mixture: MixtureConfig, tmp_path: Path) -> None:
     alone, told = prepared(mixture.parts()["owls"], tmp_path, BytesTokenizerConfig())
-    assert [line.startswith("tokenised") for line in told] == [True]
+    assert [line.startswith("tokenized") for line in told] == [True]
     both, told = prepared(mixture, tmp_path, BytesTokenizerConfig())
-    assert [line.startswith("source larks: tokenised") for line in told] == [True]
+    assert [line.startswith("source larks: tokenized") for line in told] == [True]
     assert both.corpora["owls"].folder == alone.corpora[""].folder
     assert prepared(mixture, tmp_path, BytesTokenizerConfig())[1] == []
     assert both.train.keys() == {"larks", "owls"}
@@ -93,7 +93,7 @@ def test_what_is_skipped_of_a_validation_set_is_counted_too(tmp_path: Path) -> N
         file.write("no JSON either\n")
     data.validation_path = str(tmp_path / "held.jsonl")
     _, told = prepared(data, tmp_path, BytesTokenizerConfig())
-    assert "tokenised 12 documents to train on and 1 to validate on, 1 skipped (empty), 2 skipped (not JSON)" in told
+    assert "tokenized 12 documents to train on and 1 to validate on, 1 skipped (empty), 2 skipped (not JSON)" in told
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from pretrain.data.shuffle import ORDER_VERSION, Order, _mix, permute, slot_samples
+from pretrain.data.shuffle import ORDER_VERSION, Shuffle, _mix, micro_batch_samples, permute
 from pretrain.errors import DataError
 
 
 @given(size=st.integers(1, 600), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**40))
 @settings(max_examples=150, deadline=None)
 def test_every_row_is_drawn_once_per_epoch(size: int, seed: int, epoch: int) -> None:
-    rows = Order(size, seed)(np.arange(size) + epoch * size)
+    rows = Shuffle(size, seed)(np.arange(size) + epoch * size)
     assert_array_equal(np.sort(rows), np.arange(size))
 
 
@@ -33,10 +33,10 @@ def test_large_sizes_need_no_memory_and_give_no_row_twice(size: int) -> None:
 def test_the_order_never_changes_silently() -> None:
     """A checkpoint resumes by these numbers: whoever changes them must raise ORDER_VERSION."""
     assert ORDER_VERSION == 1
-    assert_array_equal(Order(10, 0)(np.arange(20)), [9, 4, 7, 8, 1, 0, 5, 2, 3, 6, 4, 9, 8, 2, 6, 1, 7, 5, 3, 0])
-    assert_array_equal(Order(1000, 7)(np.arange(995, 1005)), [874, 899, 972, 959, 966, 366, 414, 5, 151, 796])
+    assert_array_equal(Shuffle(10, 0)(np.arange(20)), [9, 4, 7, 8, 1, 0, 5, 2, 3, 6, 4, 9, 8, 2, 6, 1, 7, 5, 3, 0])
+    assert_array_equal(Shuffle(1000, 7)(np.arange(995, 1005)), [874, 899, 972, 959, 966, 366, 414, 5, 151, 796])
     assert_array_equal(
-        Order(10**12, 1)(np.array([0, 1, 2, 10**12 - 1, 10**12, 5 * 10**15])),
+        Shuffle(10**12, 1)(np.array([0, 1, 2, 10**12 - 1, 10**12, 5 * 10**15])),
         [739444162191, 143634571910, 509859076267, 668662247050, 562351521426, 853721578626],
     )
     assert_array_equal(permute(np.arange(5), 5, key=(2**64 - 1, -3)), [4, 1, 0, 2, 3])
@@ -50,7 +50,7 @@ def test_the_mixer_is_splitmix64() -> None:
 
 
 def test_draws_that_cross_epochs_equal_draws_of_each_epoch() -> None:
-    order = Order(rows=37, seed=5)
+    order = Shuffle(rows=37, seed=5)
     draws = np.arange(36 * 37, 40 * 37)
     assert_array_equal(order(draws), np.concatenate([order(part) for part in np.split(draws, 4)]))
     assert_array_equal(order(draws), [order(np.array([draw]))[0] for draw in draws])
@@ -61,12 +61,12 @@ def test_draws_that_cross_epochs_equal_draws_of_each_epoch() -> None:
 @pytest.mark.parametrize(("ranks", "size"), [(1, 8), (2, 4), (4, 1), (8, 1), (2, 1), (4, 2), (1, 1)])
 def test_the_global_batch_does_not_depend_on_the_grid(ranks: int, size: int) -> None:
     """Changing ranks, micro-batch or accumulation must neither repeat, skip nor reorder a row."""
-    order, batch_size = Order(rows=101, seed=0), 8
+    order, batch_size = Shuffle(rows=101, seed=0), 8
     for step in (0, 11, 12, 10**9):  # 12 crosses an epoch
         seen = np.empty(0, np.int64)
         for accumulation in range(batch_size // (size * ranks)):
             for rank in range(ranks):
-                samples = slot_samples(step, accumulation * ranks + rank, size, batch_size)
+                samples = micro_batch_samples(step, accumulation * ranks + rank, size, batch_size)
                 seen = np.concatenate([seen, order(samples)])
         assert_array_equal(seen, order(np.arange(step * batch_size, (step + 1) * batch_size)))
 
@@ -75,7 +75,7 @@ def test_the_global_batch_does_not_depend_on_the_grid(ranks: int, size: int) -> 
 def test_no_place_prefers_a_row(size: int) -> None:
     """Over many keys each place meets each row equally often, and so do neighbours and consecutive epochs."""
     epochs = 4000
-    rows = Order(size, seed=1)(np.arange(epochs * size)).reshape(epochs, size)
+    rows = Shuffle(size, seed=1)(np.arange(epochs * size)).reshape(epochs, size)
     for place in {0, size // 2, size - 1}:
         assert deviation(np.bincount(rows[:, place], minlength=size)) < 5
     step = (rows[:, 1] - rows[:, 0]) % size
@@ -92,8 +92,8 @@ def deviation(counts: np.ndarray) -> float:
 
 def test_consecutive_epochs_and_seeds_have_unrelated_orders() -> None:
     size = 50_000
-    first, second = Order(size, 0)(np.arange(2 * size)).reshape(2, size)
-    other = Order(size, 1)(np.arange(size))
+    first, second = Shuffle(size, 0)(np.arange(2 * size)).reshape(2, size)
+    other = Shuffle(size, 1)(np.arange(size))
     for a, b in ((first, second), (first, other), (first, np.arange(size))):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.02  # 4.5 standard deviations of unrelated orders
         assert (a == b).sum() < 9  # one expected
@@ -114,23 +114,25 @@ def test_two_million_rows_take_less_than_a_second() -> None:
 
 
 def test_wrong_numbers_are_refused() -> None:
-    with pytest.raises(DataError, match="There are 0 rows to draw from"):
-        Order(0, 0)
+    with pytest.raises(DataError, match="There are 0 rows to read"):
+        Shuffle(0, 0)
     for place in (-1, 10):
         with pytest.raises(ValueError, match="outside the permutation of size=10"):
             permute(np.array([place]), 10, key=(0,))
-    for slot in (-1, 2):
-        with pytest.raises(ValueError, match=f"slot={slot} of 4 samples lies outside a global batch of 8"):
-            slot_samples(0, slot, 4, 8)
+    for micro_batch_index in (-1, 2):
+        with pytest.raises(
+            ValueError, match=f"micro-batch {micro_batch_index} of 4 samples is outside a global batch of 8"
+        ):
+            micro_batch_samples(0, micro_batch_index, 4, 8)
 
 
 def test_what_is_computed_ahead_changes_nothing() -> None:
     for rows in (5, 3_000):
-        used = Order(rows, seed=7)
+        used = Shuffle(rows, seed=7)
         draws = np.random.default_rng(0)
         for first in [0, 8, 1_020, 1_024, 3, 10**12, 10**12 + 2_000, 2**62, 2**63 - 9, *draws.integers(0, 5_000, 40)]:
             asked = np.arange(first, first + 8).reshape(2, 4)
-            assert np.array_equal(used(asked), Order(rows, seed=7)._permuted(asked))
+            assert np.array_equal(used(asked), Shuffle(rows, seed=7)._permuted(asked))
         spread = draws.integers(0, 2**62, 16)
-        assert np.array_equal(used(spread), Order(rows, seed=7)._permuted(spread))
+        assert np.array_equal(used(spread), Shuffle(rows, seed=7)._permuted(spread))
         assert used(np.arange(0)).shape == (0,)

@@ -23,11 +23,11 @@ def test_a_line_now_and_then_has_pace_share_and_time_left(monkeypatch: pytest.Mo
     watched = Progress(said.append, clock=lambda: now)
     assert watched.every_s == LINES_S == 30.0
     for now in range(0, 100, 10):
-        watched(f"tokenised {now} documents", now * 2_500_000, now / 400)
+        watched(f"tokenized {now} documents", now * 2_500_000, now / 400)
     assert said == [
-        "tokenised 30 documents, 75 MB at 2.5 MB/s, 8%, 6:10 left ...",
-        "tokenised 60 documents, 150 MB at 2.5 MB/s, 15%, 5:40 left ...",
-        "tokenised 90 documents, 225 MB at 2.5 MB/s, 22%, 5:10 left ...",
+        "tokenized 30 documents, 75 MB at 2.5 MB/s, 8%, 6:10 left ...",
+        "tokenized 60 documents, 150 MB at 2.5 MB/s, 15%, 5:40 left ...",
+        "tokenized 90 documents, 225 MB at 2.5 MB/s, 22%, 5:10 left ...",
     ]
     now = 200.0
     watched("read 1 documents", 1_500_000_000)
@@ -70,7 +70,7 @@ def test_the_share_of_rows_is_known_where_their_number_is(tmp_path: Path) -> Non
     assert [source.share_read() for _ in source.documents()] == [0.5, 1.0]
 
 
-def test_what_is_tokenised_is_shown_and_what_was_found_of_the_files(
+def test_what_is_tokenized_is_shown_and_what_was_found_of_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINES_S", 0.0)
@@ -81,9 +81,9 @@ def test_what_is_tokenised_is_shown_and_what_was_found_of_the_files(
     said: list[str] = []
     data = TextFilesConfig(path=str(corpus), separator="|", validation_fraction=0.0)
     prepare(data, BytesTokenizerConfig(), tmp_path / "cache", said.append)
-    assert said[0].startswith("tokenised 1 documents, 0 MB at ")
+    assert said[0].startswith("tokenized 1 documents, 0 MB at ")
     assert "100%, 0:00 left ..." in said[0]
-    assert said[1].startswith("tokenised 1 documents")
+    assert said[1].startswith("tokenized 1 documents")
     assert "to train on" not in said[1]  # nothing is held out: they may be there to be scored
     assert said[2] == f"data.path={corpus}: files passed over: 1 (1 .png)"
     assert said[3].startswith("data.separator='|' does not occur in data.path=")

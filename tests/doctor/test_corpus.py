@@ -9,7 +9,7 @@ from tokenizer_kinds import tokenizer_of
 from pretrain.data import train_stream as batches
 from pretrain.data.mixture import Proportions
 from pretrain.data.packing import plan_rows
-from pretrain.data.shuffle import Order
+from pretrain.data.shuffle import Shuffle
 from pretrain.data.tokenizers import tokenizer as home
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.doctor import corpus as checks
@@ -152,7 +152,7 @@ def test_rows_that_are_misread_are_found(context, monkeypatch):
     ],
 )
 def test_an_order_that_is_none_is_found(context, monkeypatch, order, words):
-    monkeypatch.setattr(Order, "__call__", order)
+    monkeypatch.setattr(Shuffle, "__call__", order)
     finding = checks.order_is_a_permutation(context())
     assert not finding.passed
     assert any(word in finding.figures for word in words.split("|"))

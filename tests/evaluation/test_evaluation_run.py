@@ -159,7 +159,7 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     shown = capsys.readouterr()
     assert f"taking the newest run below {logs}: {report.folder}\n" in shown.err
     assert f"checkpoint       {report.folder}" in shown.out
-    assert "tokenised 1 documents\n" in shown.out
+    assert "tokenized 1 documents\n" in shown.out
     assert "to train on" not in shown.out
     monkeypatch.setattr(sys, "argv", ["eval.py", f"checkpoint={logs}/nothing"])
     with pytest.raises(SystemExit, match="4"):

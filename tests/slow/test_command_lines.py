@@ -253,7 +253,7 @@ def test_an_exported_model_goes_on_alike_in_a_process_without_us(tmp_path: Path,
     assert ours.stdout == again.stdout == theirs.stdout, theirs.stderr
     figures = [
         [line for line in call(f"checkpoint={name}", f"path={corpus}", script="eval", cwd=tmp_path).stdout.splitlines()
-         if not line.startswith(("checkpoint", "tokenised"))]
+         if not line.startswith(("checkpoint", "tokenized"))]
         for name in ("run", "out")
     ]  # fmt: skip
     assert len(figures[0]) == 8

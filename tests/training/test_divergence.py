@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.data.prepare import prepare
-from pretrain.data.train_stream import PlacedRow
+from pretrain.data.train_stream import RowOrigin
 from pretrain.data.training_rows import training_rows
 from pretrain.errors import ConfigError, DivergenceError, Interrupted
 from pretrain.evaluation.inspect_step import rows_of_step
@@ -45,7 +45,7 @@ def documents(maker, rows: list[str]) -> list[str]:
     config = maker.config()
     prepared = prepare(config.data, config.tokenizer, maker.folder / "cache")
     (stream,) = training_rows(prepared, config.data, config.model.context_length, config.seed).streams.values()
-    return [name for row in rows for _, name, _, _ in PlacedRow(row, "", stream, int(row)).pieces()]
+    return [name for row in rows for _, name, _, _ in RowOrigin(row, "", stream, int(row)).pieces()]
 
 
 def test_a_spike_is_far_above_the_losses_before_it():

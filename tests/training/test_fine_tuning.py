@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.data.prepare import prepare
-from pretrain.data.train_stream import RowStream
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
@@ -311,8 +311,8 @@ def test_a_pair_whose_prompt_is_longer_than_its_row_is_in_no_row(tiny, tmp_path)
     config = tiny.config("data=pairs", f"data.path={path}", "data.validation_fraction=0", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, tmp_path / "cache", report=lambda line: None)
     for row_length, targets in ((32, [3]), (160, [1, 3])):  # 160 tokens of the prompt: the last place predicts "s"
-        stream = RowStream(prepared.train[""], config.data, row_length, 0, seed=0)
+        stream = ShuffledRows(prepared.train[""], config.data, row_length, 0, seed=0)
         rows = stream.read(torch.arange(len(stream)).numpy())
         assert sorted((rows.next_tokens != IGNORE).sum(1).tolist()) == targets
-        again = RowStream(prepared.train[""], config.data, row_length, 0, seed=0)  # its plan from the cache
+        again = ShuffledRows(prepared.train[""], config.data, row_length, 0, seed=0)  # its plan from the cache
         assert len(again) == len(stream)

@@ -75,7 +75,7 @@ def test_a_mixture_is_drawn_by_share_shown_by_source_and_resumed_bit_for_bit(mix
     whole = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
     out = capsys.readouterr().out
     assert "tokens of data (numbers 30.0%, words 70.0%)" in out
-    assert out.index("source numbers: tokenised") < out.index("source words: tokenised")
+    assert out.index("source numbers: tokenized") < out.index("source words: tokenized")
 
     drawn = dict.fromkeys(SHARES, 0)
     for step, tokens in enumerate(seen, start=1):

@@ -36,7 +36,7 @@ class AnnotatedConfig(DataConfig):
         if not self.document_mask:
             raise ConfigError(
                 f"data.document_mask=False lets documents that share a row see one another, and {self.reads} are "
-                "learnt one by one. Try data.document_mask=true."
+                "learned one by one. Try data.document_mask=true."
             )
 
 

@@ -12,9 +12,8 @@ import xxhash
 
 from pretrain.data.collate import Rows
 from pretrain.data.config import DataConfig
-from pretrain.data.shuffle import slot_samples
 from pretrain.data.token_store.store import Store
-from pretrain.data.train_stream import PlacedRow, RowStream
+from pretrain.data.train_stream import RowOrigin, ShuffledRows
 from pretrain.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -87,44 +86,40 @@ class Proportions:
         return branch, draw
 
 
-class MixedStream:
+class MixtureDataset:
     """The rows of a run in their order, each from one source; a single source is a mixture of one.
 
     Nothing is remembered between calls: which rows make up a step depends on the seed and the step alone, whatever the
     number of ranks, workers or micro-batches.
     """
 
-    def __init__(self, streams: dict[str, RowStream], weights: Mapping[str, Fraction]) -> None:
+    def __init__(self, streams: dict[str, ShuffledRows], weights: Mapping[str, Fraction]) -> None:
         self.streams = streams
         self.proportions = Proportions([weights[name] for name in streams])
         self.shares = dict(zip(streams, self.proportions.shares, strict=True))
 
-    def samples(self, step: int, slot: int, size: int, batch_size: int) -> Ints:
-        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
-        return slot_samples(step, slot, size, batch_size)
-
-    def rows(self, samples: npt.NDArray[np.integer]) -> Rows:
-        """Return the rows at these places of the stream, (len(samples), row_length)."""
+    def rows(self, sample_indices: npt.NDArray[np.integer]) -> Rows:
+        """Return the rows of these samples, (len(sample_indices), row_length)."""
         if len(self.streams) == 1:
-            return next(iter(self.streams.values())).rows(samples)
-        sources, draws = self.proportions(samples)
+            return next(iter(self.streams.values())).rows(sample_indices)
+        sources, draws = self.proportions(sample_indices)
         found = [
             stream.rows(draws[sources == number])
             for number, stream in enumerate(self.streams.values())
             if (sources == number).any()
         ]
-        places = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
-        return Rows.joined(found)[places]
+        positions = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
+        return Rows.joined(found)[positions]
 
-    def placed(self, samples: npt.NDArray[np.integer]) -> list[PlacedRow]:
-        """Return where the rows at these places of the stream come from; an id is <source>:<row>, or the row alone."""
-        sources, draws = self.proportions(samples)
+    def row_origins(self, sample_indices: npt.NDArray[np.integer]) -> list[RowOrigin]:
+        """Return where the rows of these samples come from; an id is <source>:<row>, or the row alone."""
+        sources, draws = self.proportions(sample_indices)
         streams = list(self.streams.items())
         found = []
         for source, draw in zip(sources.tolist(), draws, strict=True):
             name, stream = streams[source]
             row = int(stream.order(draw))
-            found.append(PlacedRow(f"{name}:{row}" if name else str(row), name, stream, row))
+            found.append(RowOrigin(f"{name}:{row}" if name else str(row), name, stream, row))
         return found
 
     def is_open(self) -> bool:
@@ -145,7 +140,9 @@ class MixedStream:
         return {name: count / len(stream) for (name, stream), count in zip(self.streams.items(), counts, strict=True)}
 
 
-def mixed_stream(stores: dict[str, Store], config: DataConfig, row_length: int, pad_id: int, seed: int) -> MixedStream:
+def mixture_dataset(
+    stores: dict[str, Store], config: DataConfig, row_length: int, pad_id: int, seed: int
+) -> MixtureDataset:
     """Return the training rows of a run from the stores of its sources.
 
     Each source of a mixture has an order of its own, so that two of equally many rows are not read alike.
@@ -154,10 +151,10 @@ def mixed_stream(stores: dict[str, Store], config: DataConfig, row_length: int, 
     streams = {}
     for name, store in stores.items():
         try:
-            streams[name] = RowStream(store, config, row_length, pad_id, _seed_of(name, seed))
+            streams[name] = ShuffledRows(store, config, row_length, pad_id, _seed_of(name, seed))
         except DataError as error:
             raise DataError(f"source {name}: {error}" if name else str(error)) from error
-    return MixedStream(streams, config.weights({name: len(stream) for name, stream in streams.items()}))
+    return MixtureDataset(streams, config.weights({name: len(stream) for name, stream in streams.items()}))
 
 
 def _seed_of(source: str, seed: int) -> int:

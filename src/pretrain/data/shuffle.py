@@ -1,14 +1,14 @@
-"""The order in which rows are read: arithmetic on the number of a sample, with nothing stored."""
+"""The shuffled order of rows: a function of the sample index, with nothing stored."""
 
 import numpy as np
 import numpy.typing as npt
 
 from pretrain.errors import DataError
 
-ORDER_VERSION = 1  # of what `permute` returns; a checkpoint resumes exactly only under the version it was written with
+ORDER_VERSION = 1  # of `permute`; a checkpoint resumes exactly only under the version that wrote it
 
 
-AHEAD = 1024  # draws whose rows are computed at once
+AHEAD = 1024  # samples whose rows are computed at once
 
 
 Ints = npt.NDArray[np.int64]
@@ -17,67 +17,69 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
-class Order:
-    """Which row of a source the k-th draw reads: a pure function, with nothing stored.
+class Shuffle:
+    """The row of a source that each sample reads: a pure function, with nothing stored.
 
     Every row is read once per epoch, in another order each epoch. Because no state exists, a run stopped
-    on 8 ranks continues exactly on 2: the caller's only memory is how many samples were consumed.
+    on 8 ranks continues exactly on 2: the only state is the number of samples consumed.
     """
 
     def __init__(self, rows: int, seed: int) -> None:
         if rows < 1:
-            raise DataError(f"There are {rows} rows to draw from: the text is shorter than one row, or there is none.")
+            raise DataError(f"There are {rows} rows to read: the text is empty or shorter than one row.")
         self.rows, self.seed = rows, seed
-        self._ahead: tuple[int, Ints] = 0, np.empty(0, np.int64)  # a first draw, and the rows from it on
+        self._ahead: tuple[int, Ints] = 0, np.empty(0, np.int64)  # a first sample, and the rows from it on
 
-    def __call__(self, draws: npt.NDArray[np.integer]) -> Ints:
-        """Return the row of each draw; both int64, any shape.
+    def __call__(self, sample_indices: npt.NDArray[np.integer]) -> Ints:
+        """Return the row of each sample; both int64, any shape.
 
-        A run draws a few at a time, one after another: so many are computed at once, in hardly more time than a few,
-        and looked up as long as they last.
+        A run reads a few samples at a time, in order. `AHEAD` rows are computed at once, which takes hardly longer than
+        a few, and later calls look them up.
         """
-        places: Ints = np.asarray(draws, np.int64)
-        if not places.size:
-            return self._permuted(places)
-        low, high = int(places.min()), int(places.max())
+        positions: Ints = np.asarray(sample_indices, np.int64)
+        if not positions.size:
+            return self._permuted(positions)
+        low, high = int(positions.min()), int(positions.max())
         first, rows = self._ahead
         if not first <= low <= high < first + len(rows):
             if not low <= high < min(low + AHEAD, 2**63 - AHEAD):
-                return self._permuted(places)
+                return self._permuted(positions)
             first, rows = self._ahead = low, self._permuted(np.arange(low, low + AHEAD))
-        return rows[places - first]
+        return rows[positions - first]
 
-    def _permuted(self, draws: Ints) -> Ints:
-        epochs, places = np.divmod(draws, self.rows)
+    def _permuted(self, sample_indices: Ints) -> Ints:
+        epochs, positions = np.divmod(sample_indices, self.rows)
         if epochs.size and epochs.min() == epochs.max():
             epochs = epochs.flat[0]  # one key for all instead of one each
-        return permute(places, self.rows, key=(self.seed, epochs))
+        return permute(positions, self.rows, key=(self.seed, epochs))
 
 
-def slot_samples(step: int, slot: int, size: int, batch_size: int) -> Ints:
-    """Return the global numbers of the samples of one micro-batch of `size`: int64 [size].
+def micro_batch_samples(step: int, micro_batch_index: int, size: int, batch_size: int) -> Ints:
+    """Return the global sample indices of one micro-batch of `size`: int64 [size].
 
-    `slot` = accumulation index * ranks + rank; the slots of a step together are its global batch, in order.
+    `micro_batch_index` = accumulation index * ranks + rank; the micro-batches of a step are its global batch, in order.
     """
-    if not 0 <= slot * size <= batch_size - size:
-        raise ValueError(f"slot={slot} of {size} samples lies outside a global batch of {batch_size}.")
-    first = step * batch_size + slot * size
+    if not 0 <= micro_batch_index * size <= batch_size - size:
+        raise ValueError(
+            f"micro-batch {micro_batch_index} of {size} samples is outside a global batch of {batch_size}."
+        )
+    first = step * batch_size + micro_batch_index * size
     return np.arange(first, first + size, dtype=np.int64)
 
 
-def permute(places: npt.NDArray[np.integer], size: int, key: tuple[int | np.integer | Ints, ...]) -> Ints:
-    """Return where a permutation of [0, size) that is chosen by `key` takes each place; int64, any shape.
+def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.integer | Ints, ...]) -> Ints:
+    """Return the image of each position under the permutation of [0, size) chosen by `key`; int64, any shape.
 
-    The parts of the key are whole numbers, or arrays of the shape of `places` for a permutation of its own each.
+    Each part of the key is a whole number, or an array of the shape of `positions`: one permutation per position.
     A bijection for every size up to 2^63 - 1, without memory: a balanced Feistel network on the smallest even number
     of bits that holds `size`, applied again while it leaves the range ("cycle walking": Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains"). It mixes well for statistics; it keeps no secrets.
     """
-    places = np.asarray(places)
-    if places.size and (places.min() < 0 or places.max() >= size):
-        raise ValueError(f"A place lies outside the permutation of size={size}.")
+    positions = np.asarray(positions)
+    if positions.size and (positions.min() < 0 or positions.max() >= size):
+        raise ValueError(f"A position lies outside the permutation of size={size}.")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    words = places.astype(np.uint64).ravel()
+    words = positions.astype(np.uint64).ravel()
     state = _key_state(key)
     words = _feistel(words, half, state)
     outside = np.flatnonzero(words >= np.uint64(size))
@@ -85,11 +87,11 @@ def permute(places: npt.NDArray[np.integer], size: int, key: tuple[int | np.inte
         again = _feistel(words[outside], half, state if state.size == 1 else state[outside])
         words[outside] = again
         outside = outside[again >= np.uint64(size)]
-    return words.astype(np.int64).reshape(places.shape)
+    return words.astype(np.int64).reshape(positions.shape)
 
 
 def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
-    """Return the key as 64 well-mixed bits: one word, or one for each place."""
+    """Return the key as 64 well-mixed bits: one word, or one for each position."""
     state = np.zeros(1, np.uint64)  # never of no dimensions: scalars would warn of the overflow that is wanted here
     for part in key:
         word = np.array([part % 2**64], np.uint64) if isinstance(part, int) else np.ravel(part).astype(np.uint64)
@@ -113,7 +115,7 @@ def _mix(words: Words) -> Words:
     """Return each word with all its bits spread over all others, one to one.
 
     Source: one step of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
-    figure 16: the increment, then variant 13 of the finaliser that David Stafford derived from MurmurHash3's).
+    figure 16: the increment, then variant 13 of the finalizer that David Stafford derived from MurmurHash3's).
     """
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

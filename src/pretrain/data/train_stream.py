@@ -8,12 +8,12 @@ import numpy as np
 from pretrain.data.collate import Rows, read_rows
 from pretrain.data.config import DataConfig
 from pretrain.data.packing import documents_without_target, plan_rows
-from pretrain.data.shuffle import Order
+from pretrain.data.shuffle import Shuffle
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
 
 
-class RowStream:
+class ShuffledRows:
     """Packed rows of a store in the order of a run.
 
     Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which row stands
@@ -26,7 +26,7 @@ class RowStream:
         self.without_target = documents_without_target(store, row_length)  # (documents,) left out; None: none is
         if len(self.plan) == 0:
             raise DataError(f"the token store {store.folder} holds {self._nothing(row_length)}")
-        self.order = Order(len(self.plan), seed)
+        self.order = Shuffle(len(self.plan), seed)
         self.pad_id = pad_id
         self.reset_positions = config.document_mask
         self.document_mask = config.document_mask
@@ -49,9 +49,9 @@ class RowStream:
         assert self.store.annotations is not None
         return int(self.store.annotations.values.max())
 
-    def rows(self, samples: np.ndarray) -> Rows:
+    def rows(self, sample_indices: np.ndarray) -> Rows:
         """Return the rows at these places of the stream, (len(samples), row_length)."""
-        return self.read(self.order(samples))
+        return self.read(self.order(sample_indices))
 
     def read(self, rows: np.ndarray) -> Rows:
         """Return rows of the plan by number, (len(rows), row_length)."""
@@ -61,12 +61,12 @@ class RowStream:
         return replace(found, documents=np.minimum(found.documents, 0))
 
 
-def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> RowStream | None:
+def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> ShuffledRows | None:
     """Return the rows of a validation store in their fixed order; None where no document has anything to predict."""
     without_target = documents_without_target(store, row_length)
     if store.n_documents == 0 or (without_target is not None and without_target.all()):
         return None
-    return RowStream(store, config, row_length, pad_id, seed=0)
+    return ShuffledRows(store, config, row_length, pad_id, seed=0)
 
 
 def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
@@ -81,12 +81,12 @@ def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
 
 
 @dataclass(frozen=True)
-class PlacedRow:
+class RowOrigin:
     """Where a row comes from."""
 
     id: str  # the same in every epoch
     source: str  # of a mixture, else empty; or the era of a corpus that is read as a stream
-    stream: RowStream
+    stream: ShuffledRows
     row: int  # its number in `stream`
 
     def pieces(self) -> list[tuple[int, str, int, list[int]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
-from pretrain.data.mixture import MixedStream, mixed_stream
+from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
 from pretrain.doctor.shrink import shrink
@@ -78,15 +78,15 @@ class Context:
         return self.config.objective.build(self.small_prepared.tokenizer, self.config.seed)
 
     @cached_property
-    def stream(self) -> MixedStream:
+    def stream(self) -> MixtureDataset:
         """The rows of the small runs, in their order."""
         return self.rows_of(self.small_prepared, self.small)
 
-    def rows_of(self, prepared: Prepared, config: RunConfig) -> MixedStream:
+    def rows_of(self, prepared: Prepared, config: RunConfig) -> MixtureDataset:
         """Return the training rows of a corpus as a run with these settings reads them."""
         pad = prepared.tokenizer.pad_id
         pad_id = prepared.tokenizer.eos_id if pad is None else pad
-        return mixed_stream(prepared.train, config.data, config.model.context_length, pad_id, config.seed)
+        return mixture_dataset(prepared.train, config.data, config.model.context_length, pad_id, config.seed)
 
     def batch(self, n_rows: int) -> Batch:
         """Return the first rows of the small run as its objective collates them, on the CPU."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pretrain.data.mixture import MixedStream
-from pretrain.data.streaming.dataset import StreamedRows
+from pretrain.data.mixture import MixtureDataset
+from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.token_store.store import Store
-from pretrain.data.train_stream import RowStream
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.doctor.check import CheckResult, NotApplicableError
 from pretrain.doctor.context import Context
 
@@ -131,18 +131,18 @@ def _training(context: Context) -> Iterator[tuple[str, Store]]:
         yield f"era {era}", stream.era(era)
 
 
-def _mixed(context: Context) -> MixedStream:
+def _mixed(context: Context) -> MixtureDataset:
     return context.rows_of(context.prepared, context.config)
 
 
-def _row_streams(context: Context) -> Iterator[tuple[str, RowStream]]:
+def _row_streams(context: Context) -> Iterator[tuple[str, ShuffledRows]]:
     """Yield the rows of each store as the user's run reads them."""
     if context.prepared.stream is None:
         yield from _mixed(context).streams.items()
         return
     config = context.config
     for name, store in _training(context):
-        yield name, RowStream(store, config.data, config.model.context_length, 0, config.seed)
+        yield name, ShuffledRows(store, config.data, config.model.context_length, 0, config.seed)
 
 
 def _orders(context: Context) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], int]]:
@@ -152,12 +152,12 @@ def _orders(context: Context) -> Iterator[tuple[Callable[[np.ndarray], np.ndarra
         for stream in _mixed(context).streams.values():
             yield stream.order, len(stream)
         return
-    streamed = StreamedRows(corpus, config.data, config.model.context_length, 0, config.seed)
+    streamed = StreamingDataset(corpus, config.data, config.model.context_length, 0, config.seed)
     streamed.available()
     yield streamed.order, sum(len(stream) for _, stream in _row_streams(context))
 
 
-def _not_once(stream: RowStream, lengths: np.ndarray) -> int:
+def _not_once(stream: ShuffledRows, lengths: np.ndarray) -> int:
     """Return how many documents are not covered by their pieces exactly once."""
     plan = stream.plan
     order = np.lexsort((plan.offsets, plan.documents))
@@ -170,7 +170,7 @@ def _not_once(stream: RowStream, lengths: np.ndarray) -> int:
     return len(np.union1d(broken, np.flatnonzero(covered != lengths)))
 
 
-def _misread(stream: RowStream) -> int:
+def _misread(stream: ShuffledRows) -> int:
     """Return how many pieces of some rows are not the documents' tokens where the plan says they are."""
     numbers = np.unique(np.linspace(0, len(stream) - 1, READ_ROWS).astype(np.int64))
     rows, wrong = stream.read(numbers), 0

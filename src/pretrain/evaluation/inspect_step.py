@@ -60,7 +60,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     if stream.is_waiting(int(samples[-1]) + 1):
         raise ConfigError(f"step={step} reads text that is still to come. Try a step that the run has taken.")
     tokenizer = prepared.tokenizer
-    for sample, row in zip(samples.tolist(), stream.placed(samples), strict=True):
+    for sample, row in zip(samples.tolist(), stream.row_origins(samples), strict=True):
         pieces = [
             InspectedPiece(
                 document, name, offset, len(tokens), tokenizer.decode(tokens), tokenizer.decode_marked(tokens)

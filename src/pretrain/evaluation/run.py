@@ -15,7 +15,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
-from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat, validation_rows
+from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
 from pretrain.evaluation.examples import read_examples, spaced
@@ -108,7 +108,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 
 def score_rows(
     model_with_loss: ModelWithLoss,
-    stream: RowStream,
+    stream: ShuffledRows,
     n_rows: int,
     batch_size: int,
     bits_per_byte_of_a_nat: float | None,

@@ -1,4 +1,4 @@
-"""The LightningDataModule: micro-batches by number, so that a run's place in the data is its step."""
+"""The LightningDataModule: micro-batches by index, so that a run's position in the data is its step."""
 
 import queue
 import threading
@@ -10,28 +10,29 @@ import numpy as np
 import torch
 
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.mixture import MixedStream
-from pretrain.data.streaming.dataset import StreamedRows
-from pretrain.data.train_stream import RowStream
+from pretrain.data.mixture import MixtureDataset
+from pretrain.data.shuffle import micro_batch_samples
+from pretrain.data.streaming.dataset import StreamingDataset
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.objectives.batch import IGNORE, Batch
 from pretrain.objectives.objective import Objective
 
-_VALIDATION_SAMPLES = 2**62  # where validation rows stand in the stream: their masks never meet those of training
+_VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training
 
 POLL_S = 0.2  # between looks at whether the run has ended, while the queue is full
 CLOSE_S = 5.0  # for the thread to finish a batch; it is a daemon, so that a process never waits longer for it
 
 
 class MicroBatches:
-    """Micro-batch k of this rank: row numbers, tokens and masks follow from k alone.
+    """Micro-batches of this rank by index: rows, tokens and masks are a pure function of the index.
 
-    Step 0 would begin at sample `offset` of the stream: other than 0 where earlier steps had another batch size. A row
-    that is left out keeps its place and has no targets.
+    `offset` is added to every sample index: not 0 if earlier steps had another batch size. An excluded row stays in its
+    batch, without targets.
     """
 
     def __init__(
         self,
-        stream: MixedStream | StreamedRows,
+        stream: MixtureDataset | StreamingDataset,
         objective: Objective,
         *,
         size: int,
@@ -55,19 +56,19 @@ class MicroBatches:
         return self.batch(self._samples(index))
 
     def is_waiting(self, index: int) -> bool:
-        """Return whether the text of a micro-batch is still being read; see `StreamedRows.is_waiting` for errors."""
+        """Return whether the text of a micro-batch is still being read; errors as `StreamingDataset.is_waiting`."""
         return self.stream.is_waiting(int(self._samples(index)[-1]) + 1)
 
     def _samples(self, index: int) -> np.ndarray:
         step, part = divmod(index, self.accumulation)
-        return self.offset + self.stream.samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
+        return self.offset + micro_batch_samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
 
-    def batch(self, samples: np.ndarray) -> Batch:
-        """Return the micro-batch of the rows at these places of the stream."""
-        batch = self.objective.collate(self.stream.rows(samples), torch.from_numpy(samples))
+    def batch(self, sample_indices: np.ndarray) -> Batch:
+        """Return the micro-batch of these samples."""
+        batch = self.objective.collate(self.stream.rows(sample_indices), torch.from_numpy(sample_indices))
         if self.excluded:
-            blamed = [row.id in self.excluded for row in self.stream.placed(samples)]
-            batch.targets[torch.tensor(blamed)] = IGNORE
+            excluded = [row.id in self.excluded for row in self.stream.row_origins(sample_indices)]
+            batch.targets[torch.tensor(excluded)] = IGNORE
         return batch
 
 
@@ -75,7 +76,7 @@ class ValidationBatches:
     """The same rows of one source at every validation, in a fixed order, with fixed masks."""
 
     def __init__(
-        self, stream: RowStream, objective: Objective, size: int, max_rows: int, rank: int = 0, ranks: int = 1
+        self, stream: ShuffledRows, objective: Objective, size: int, max_rows: int, rank: int = 0, ranks: int = 1
     ) -> None:
         self.stream = stream
         self.objective = objective
@@ -91,10 +92,10 @@ class ValidationBatches:
         if not 0 <= index < len(self):
             raise IndexError(index)
         first = (index * self.ranks + self.rank) * self.size
-        places = np.arange(first, first + self.size)
-        beyond = places >= self.n_rows  # every rank has as many batches: the last are filled up with rows that count 0
-        places[beyond] = 0
-        batch = self.objective.collate(self.stream.rows(places), torch.from_numpy(places + _VALIDATION_SAMPLES))
+        positions = np.arange(first, first + self.size)
+        beyond = positions >= self.n_rows  # all ranks have as many batches: padding rows without targets fill the last
+        positions[beyond] = 0
+        batch = self.objective.collate(self.stream.rows(positions), torch.from_numpy(positions + _VALIDATION_SAMPLES))
         batch.targets[torch.from_numpy(beyond)] = IGNORE
         return batch
 
@@ -176,12 +177,12 @@ class _PrefetchThread(Iterator[Batch]):
 
 
 class TextDataModule(L.LightningDataModule):
-    """Streams packed rows to the Trainer, from the micro-batch where the run stands."""
+    """Streams packed rows to the Trainer, from the micro-batch of its current step."""
 
     def __init__(
         self,
-        train: MixedStream | StreamedRows,
-        validation: dict[str, RowStream],
+        train: MixtureDataset | StreamingDataset,
+        validation: dict[str, ShuffledRows],
         objective: Objective,
         *,
         size: int,
@@ -198,7 +199,7 @@ class TextDataModule(L.LightningDataModule):
         self.objective = objective
         self.size = size
         self.batch_size = batch_size
-        self.batch_sizes = batch_sizes  # those of the run so far, this one the last
+        self.batch_sizes = batch_sizes  # of the run so far, `batch_size` last
         self.max_validation_rows = max_validation_rows
         self.prefetch = prefetch
         self._loader: BatchLoader | None = None
@@ -217,9 +218,9 @@ class TextDataModule(L.LightningDataModule):
         if self._loader is not None:
             self._loader.close()
 
-    def training_batch(self, samples: np.ndarray) -> Batch:
-        """Return the micro-batch of the training rows at these places of the stream, once more."""
-        return self._training_batches().batch(samples)
+    def training_batch(self, sample_indices: np.ndarray) -> Batch:
+        """Return the micro-batch of these training samples again."""
+        return self._training_batches().batch(sample_indices)
 
     def _training_batches(self) -> MicroBatches:
         assert self.trainer is not None
@@ -234,7 +235,7 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """Return a loader of the validation rows of each source that has any, for each part of the objective."""
+        """Return one loader for each source with validation rows and each part of the objective."""
         assert self.trainer is not None
         sources = [
             ValidationBatches(stream, objective, self.size, self._rows_to_score(name), **self._share())
@@ -244,19 +245,19 @@ class TextDataModule(L.LightningDataModule):
         return [BatchLoader(batches, 0, len(batches)) for batches in sources]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return the batch on the device; a GPU fetches it when it gets there, and the processor goes on meanwhile."""
+        """Return the batch on the device; copies to a GPU are asynchronous, from pinned memory."""
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     def _share(self) -> dict[str, int]:
-        """Return which rows of a batch this process reads: the `rank`-th of so many `ranks`."""
+        """Return this process's data-parallel `rank` and the number of `ranks`."""
         assert self.trainer is not None
         if self.trainer.world_size == 1:
             return {"rank": 0, "ranks": 1}
-        found = self.trainer.distributed_sampler_kwargs
-        assert found is not None
-        return {"rank": found["rank"], "ranks": found["num_replicas"]}
+        kwargs = self.trainer.distributed_sampler_kwargs
+        assert kwargs is not None
+        return {"rank": kwargs["rank"], "ranks": kwargs["num_replicas"]}
 
     def _rows_to_score(self, source: str) -> int:
-        """Return a source's share of the most rows to score, 1 or more; 0 where all are scored."""
+        """Return a source's share of `max_validation_rows`, at least 1; 0 if all rows are scored."""
         share = self.train_stream.shares[source]
         return self.max_validation_rows and max(1, round(self.max_validation_rows * share))

@@ -91,7 +91,7 @@ def outlier_sequences(
     `samples` are the places of the rows that process `rank` read; all processes take part. Where no row stands out, all
     are to blame.
     """
-    ids = [row.id for row in data.train_stream.placed(samples)]
+    ids = [row.id for row in data.train_stream.row_origins(samples)]
     losses = _row_losses(model_with_loss, data, samples)
     if parallel_dims.ranks > 1:
         everyone: list[tuple[list[str], list[float]]] = [([], [])] * parallel_dims.ranks

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.data.mixture import MixedStream
+from pretrain.data.mixture import MixtureDataset
 from pretrain.data.prepare import Prepared
-from pretrain.data.train_stream import RowStream
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
@@ -39,7 +39,7 @@ def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
 
 def pairs_left_out(data: TextDataModule) -> list[str]:
     """Return a sentence for each source of which pairs are left out, as their prompts leave nothing to predict."""
-    if not isinstance(data.train_stream, MixedStream):
+    if not isinstance(data.train_stream, MixtureDataset):
         return []
     found = []
     for name, train in data.train_stream.streams.items():
@@ -57,7 +57,7 @@ def pairs_left_out(data: TextDataModule) -> list[str]:
     return found
 
 
-def _left_out(rows: RowStream) -> int:
+def _left_out(rows: ShuffledRows) -> int:
     return 0 if rows.without_target is None else int(rows.without_target.sum())
 
 

@@ -266,7 +266,7 @@ class TrainingModule(L.LightningModule):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
-            rows = data.train_stream.placed(self._all_samples().cpu().numpy())
+            rows = data.train_stream.row_origins(self._all_samples().cpu().numpy())
             what = (
                 f"{reason} in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step + 1}; the last of "
                 f"them read rows {named(row.id for row in rows)}. "

@@ -17,7 +17,7 @@ from pretrain.config.seed import MAX_SEED
 from pretrain.config.serialize import to_dict
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import Prepared, prepare
-from pretrain.data.streaming.dataset import ALL, StreamedRows
+from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.data.token_store.format import delete_drafts
 from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
@@ -142,7 +142,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     own += [checkpoints, Samples(writer, throughput, checkpoints)]
     scores = Scores(config.scores, writer, throughput, folder, checkpoints) if config.scores.every_n_steps else None
     own += [scores] if scores else []
-    if isinstance(data.train_stream, StreamedRows):
+    if isinstance(data.train_stream, StreamingDataset):
         own += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
     own += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
     own += [Restore(resumed)] if resumed else []
@@ -217,7 +217,7 @@ def _build_data(
 
 
 def _text_ahead(
-    config: RunConfig, data: TextDataModule, rows: StreamedRows, checkpoints: Checkpoints, throughput: Throughput
+    config: RunConfig, data: TextDataModule, rows: StreamingDataset, checkpoints: Checkpoints, throughput: Throughput
 ) -> TextAhead:
     steps = config.max_steps(data.batch_sizes)
     needed = (

@@ -9,7 +9,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, Mode
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.prepare import Prepared
-from pretrain.data.train_stream import RowStream
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import ConfigError
 from pretrain.launch.run_folder import TABLE
 from pretrain.training.datamodule import TextDataModule
@@ -55,7 +55,7 @@ def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[st
     return found
 
 
-def validation_warnings(reasons: Mapping[str, str], validated: Mapping[str, RowStream]) -> list[str]:
+def validation_warnings(reasons: Mapping[str, str], validated: Mapping[str, ShuffledRows]) -> list[str]:
     """Return a sentence for each source that is not validated, though not told so, and for each validation too small.
 
     `reasons` are what `not_validated` returns, `validated` the rows of the others, by source.

@@ -17,7 +17,7 @@ import pytest
 from pretrain.data.config import BytesTokenizerConfig, Mode, TextFilesConfig
 from pretrain.data.prepare import Corpus, prepare
 from pretrain.data.streaming.corpus import Stream, locked
-from pretrain.data.streaming.dataset import StreamedRows
+from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.read_ahead import ReadAhead, _produce
 from pretrain.errors import CheckpointError, DataError, RankLostError
@@ -91,7 +91,7 @@ def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path
 
 def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
-    rows = StreamedRows(Stream(prepared.folder), data, 64, pad_id=0, seed=0)
+    rows = StreamingDataset(Stream(prepared.folder), data, 64, pad_id=0, seed=0)
     assert rows.available() < 100
     for needed, ended in ((100, False), (10**6, True)):
         reader = ReadAhead(data, prepared.folder, 64, needed)

@@ -11,10 +11,11 @@ import pytest
 
 from pretrain.data.collate import Rows
 from pretrain.data.config import Mode, TextFilesConfig
+from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.streaming import dataset as streamed_rows
 from pretrain.data.streaming.corpus import Stream
-from pretrain.data.streaming.dataset import ALL, StreamedRows
+from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.producer import produce
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
@@ -46,8 +47,8 @@ def whole(data: TextFilesConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def open_rows(folder: Path, data: TextFilesConfig, seed: int = 3) -> StreamedRows:
-    rows = StreamedRows(Stream(folder), data, LENGTH, pad_id=0, seed=seed)
+def open_rows(folder: Path, data: TextFilesConfig, seed: int = 3) -> StreamingDataset:
+    rows = StreamingDataset(Stream(folder), data, LENGTH, pad_id=0, seed=seed)
     rows.available()
     return rows
 
@@ -98,9 +99,11 @@ def test_any_number_of_ranks_and_micro_batches_reads_the_same_rows(whole: Path, 
     for ranks, size in ((1, 8), (2, 4), (2, 1), (8, 1)):
         others = [open_rows(whole, data) for _ in range(ranks)]
         for step in (0, 3, 17, 10**6):
-            batch = one.rows(one.samples(step, 0, 8, batch_size=8))
-            slots = range(8 // size)
-            parts = [others[slot % ranks].rows(one.samples(step, slot, size, batch_size=8)) for slot in slots]
+            batch = one.rows(micro_batch_samples(step, 0, 8, batch_size=8))
+            indices = range(8 // size)
+            parts = [
+                others[index % ranks].rows(micro_batch_samples(step, index, size, batch_size=8)) for index in indices
+            ]
             assert same(Rows.joined(parts), batch)
 
 

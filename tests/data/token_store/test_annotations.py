@@ -16,7 +16,7 @@ from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.token_store.annotations import FILE
 from pretrain.data.token_store.format import fingerprint_of
 from pretrain.data.token_store.store import Store
-from pretrain.data.train_stream import RowStream, bits_per_byte_of_a_nat
+from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat
 from pretrain.errors import DataError
 from pretrain.files.records import sealed
 
@@ -50,7 +50,7 @@ def made(config: PairsConfig | LabelledTextConfig, folder: Path, bpe: bool = Fal
 def test_only_responses_and_the_end_after_them_are_targets(tmp_path: Path, bpe: bool) -> None:
     prepared = made(pairs(tmp_path), tmp_path, bpe)
     tokenizer, store = prepared.tokenizer, prepared.train[""]
-    stream = RowStream(store, pairs(tmp_path), 128, tokenizer.padding_id, seed=0)
+    stream = ShuffledRows(store, pairs(tmp_path), 128, tokenizer.padding_id, seed=0)
     rows = stream.read(np.arange(len(stream)))
     learnt = []
     for row in range(len(stream)):
@@ -90,7 +90,7 @@ def test_labels_go_by_their_spelling_and_to_every_token(tmp_path: Path) -> None:
     prepared = made(labelled(tmp_path), tmp_path)
     assert prepared.labels == ["mixed", "neg", "pos"]
     store = prepared.train[""]
-    rows = RowStream(store, labelled(tmp_path), 64, prepared.tokenizer.padding_id, seed=0).rows(np.arange(1))
+    rows = ShuffledRows(store, labelled(tmp_path), 64, prepared.tokenizer.padding_id, seed=0).rows(np.arange(1))
     assert rows.labels is not None
     assert_array_equal(rows.labels == IGNORE, rows.documents < 0)
     of = {"good film": "pos", "bad film": "neg", "so so": "mixed", "fine": "pos"}

@@ -1,4 +1,4 @@
-"""Which documents are held out for validation, and how many are tokenised together.
+"""Which documents are held out for validation, and how many are tokenized together.
 
 A document falls in by the hash of its text. Where none does, because there are few, one is held out all the same: a
 document of about the right size, or the end of the longest one.
@@ -16,7 +16,7 @@ from pretrain.data.sources.source import Document, Part
 SPLIT_PARTS = 10_000
 
 
-BATCH = 256  # documents tokenised together
+BATCH = 256  # documents tokenized together
 
 
 LOOKED_AT = 200_000  # documents among which one falls in by its hash, or the settings hold out next to nothing

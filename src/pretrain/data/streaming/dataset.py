@@ -9,9 +9,9 @@ import numpy as np
 
 from pretrain.data.collate import Rows
 from pretrain.data.config import DataConfig
-from pretrain.data.shuffle import Ints, permute, slot_samples
+from pretrain.data.shuffle import Ints, permute
 from pretrain.data.streaming.corpus import Stream, locked
-from pretrain.data.train_stream import PlacedRow, RowStream
+from pretrain.data.train_stream import RowOrigin, ShuffledRows
 from pretrain.errors import DataError
 
 POLL_S = 0.2  # between looks at the ledger
@@ -26,7 +26,7 @@ OPEN_ERAS = 4  # kept open; an epoch takes one after the other
 ALL = 2**62  # draws: a corpus that has ended is read again and again
 
 
-class StreamedRows:
+class StreamingDataset:
     """Packed rows of a stream: those of era 0 in an order of their own, then those of era 1, and so on.
 
     Once the corpus has ended, the eras come again in turn, each in another order every epoch. Which rows make up a step
@@ -41,7 +41,7 @@ class StreamedRows:
         self.pad_id = pad_id
         self.seed = seed
         self._ends: list[int] = []  # rows up to the end of each era
-        self._open: OrderedDict[int, RowStream] = OrderedDict()
+        self._open: OrderedDict[int, ShuffledRows] = OrderedDict()
         self._lock = threading.RLock()  # a thread may read ahead while the main thread asks how much text there is
         self._unread_since: float | None = None  # when the corpus was first found with nobody reading it
 
@@ -94,34 +94,30 @@ class StreamedRows:
             )
         return True
 
-    def samples(self, step: int, slot: int, size: int, batch_size: int) -> Ints:
-        """Return the places in the stream, int64 (size,), of one micro-batch; `slot` = accumulation x ranks + rank."""
-        return slot_samples(step, slot, size, batch_size)
-
-    def rows(self, samples: np.ndarray) -> Rows:
-        """Return the rows at these places of the stream, (len(samples), row_length), once they are there."""
-        while self.is_waiting(int(samples.max()) + 1):
+    def rows(self, sample_indices: np.ndarray) -> Rows:
+        """Return the rows of these samples, (len(sample_indices), row_length), once they are there."""
+        while self.is_waiting(int(sample_indices.max()) + 1):
             time.sleep(POLL_S)
-        return self.read(self.order(samples))
+        return self.read(self.order(sample_indices))
 
-    def placed(self, samples: np.ndarray) -> list[PlacedRow]:
-        """Return where the rows at these places of the stream come from; an id is the row's number through all eras."""
+    def row_origins(self, sample_indices: np.ndarray) -> list[RowOrigin]:
+        """Return where the rows of these samples come from; an id is the row's number through all eras."""
         found = []
-        for number in self.order(np.asarray(samples, np.int64)).tolist():
+        for number in self.order(np.asarray(sample_indices, np.int64)).tolist():
             ((era, first, _),) = self._by_era(np.array([number]))
-            found.append(PlacedRow(str(number), f"era {era}", self._era(era), number - first))
+            found.append(RowOrigin(str(number), f"era {era}", self._era(era), number - first))
         return found
 
-    def order(self, samples: np.ndarray) -> Ints:
+    def order(self, sample_indices: np.ndarray) -> Ints:
         """Return the number of the row that each draw reads; rows are counted through all eras. Both int64, any shape.
 
         The draws must be there already.
         """
-        epochs, places = np.divmod(np.asarray(samples, np.int64), self._ends[-1])
-        numbers = np.empty_like(places)
-        for era, first, chosen in self._by_era(places):
+        epochs, positions = np.divmod(np.asarray(sample_indices, np.int64), self._ends[-1])
+        numbers = np.empty_like(positions)
+        for era, first, chosen in self._by_era(positions):
             size = self._ends[era] - first
-            numbers[chosen] = first + permute(places[chosen] - first, size, key=(self.seed, era, epochs[chosen]))
+            numbers[chosen] = first + permute(positions[chosen] - first, size, key=(self.seed, era, epochs[chosen]))
         return numbers
 
     def read(self, rows: np.ndarray) -> Rows:
@@ -139,13 +135,13 @@ class StreamedRows:
         eras = np.searchsorted(self._ends, rows, side="right")
         return [(int(era), self._ends[era - 1] if era else 0, eras == era) for era in np.unique(eras)]
 
-    def _era(self, number: int) -> RowStream:
+    def _era(self, number: int) -> ShuffledRows:
         """Return the rows of one era, the least recently used ones being closed."""
         with self._lock:
             if number not in self._open:
                 if len(self._open) >= OPEN_ERAS:
                     self._open.popitem(last=False)
-                self._open[number] = RowStream(
+                self._open[number] = ShuffledRows(
                     self.stream.era(number), self.config, self.row_length, self.pad_id, self.seed
                 )
             self._open.move_to_end(number)

@@ -113,7 +113,7 @@ def _produce(
 ) -> None:
     from pretrain.data.sources.open_source import open_source
     from pretrain.data.streaming.corpus import Stream
-    from pretrain.data.streaming.dataset import StreamedRows
+    from pretrain.data.streaming.dataset import StreamingDataset
     from pretrain.data.streaming.producer import (
         produce,  # here: the signals are left alone before anything large is loaded
     )
@@ -122,7 +122,7 @@ def _produce(
 
     source = open_source(data)
     source.hashed = hashed
-    have = StreamedRows(Stream(folder), data, row_length, pad_id=0, seed=0)  # counts rows, and leaves their plans
+    have = StreamingDataset(Stream(folder), data, row_length, pad_id=0, seed=0)  # counts rows, and leaves their plans
     with storage_errors(folder):
         produce(
             folder,

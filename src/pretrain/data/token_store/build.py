@@ -61,7 +61,7 @@ def write_stores(
             counts[split] += 1
             counts["bytes"] += size
         done = counts["train"] + counts["validation"]
-        progress(f"tokenised {done:,} documents", counts["bytes"], source.share_read())
+        progress(f"tokenized {done:,} documents", counts["bytes"], source.share_read())
     if "train" not in writers:
         raise DataError(f"no document is left to train on: all {counts['validation']} went into the validation split.")
     counts |= Counter({"exact duplicates": duplicates.count, "in both splits": duplicates.in_both_splits})
@@ -70,7 +70,7 @@ def write_stores(
     cut = " (the end of one of them)" if duplicates.in_both_splits else ""
     use = f" to train on and {counts['validation']:,} to validate on{cut}" if splits else ""
     report(
-        f"tokenised {counts['train']:,} documents{use}"
+        f"tokenized {counts['train']:,} documents{use}"
         + "".join(f", {count:,} skipped ({reason})" for reason, count in sorted(skipped.items()) if count)
     )
     provenance: dict[str, object] = {

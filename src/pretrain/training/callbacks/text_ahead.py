@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.progress import minutes
-from pretrain.data.streaming.dataset import POLL_S, StreamedRows
+from pretrain.data.streaming.dataset import POLL_S, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.launch.rank import log
 from pretrain.training.lightning_module import TrainingModule
@@ -28,7 +28,7 @@ class TextAhead(Callback):
 
     def __init__(
         self,
-        rows: StreamedRows,
+        rows: StreamingDataset,
         reader: ReadAhead,
         throughput: Throughput,
         stop_where_asked: Callable[[L.Trainer, L.LightningModule], None],
