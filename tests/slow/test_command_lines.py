@@ -162,8 +162,9 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
     script.write_text(
         "import sys\n"
         "from dataclasses import dataclass\n"
-        "from pretrain.config.compose import main\n"
-        "from pretrain.config.run import RunConfig, register\n"
+        "from pretrain.config.cli import main\n"
+        "from pretrain.config.registry import register\n"
+        "from pretrain.config.run import RunConfig\n"
         "from pretrain.optim.config import ScheduleConfig\n"
         "@dataclass\n"
         "class StepsConfig(ScheduleConfig):\n"

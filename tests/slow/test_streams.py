@@ -266,7 +266,7 @@ def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: 
 def test_a_script_of_ones_own_needs_no_guard_against_being_imported_anew(text: Path, tmp_path: Path):
     script = tmp_path / "mine.py"
     script.write_text(
-        "from pretrain.config.compose import main\n"
+        "from pretrain.config.cli import main\n"
         "from pretrain.config.run import RunConfig\n"
         "from pretrain.training.launch import launch\n"
         "main('train', RunConfig, launch)\n"
