@@ -38,7 +38,7 @@ def import_everything() -> None:
     import pretrain.language_model
     import pretrain.planning.printing
     import pretrain.training.launch
-    import pretrain.training.rewind  # noqa: F401
+    import pretrain.training.train  # noqa: F401
     from pretrain.config.compose import compose, register_schemas
     from pretrain.config.run import RunConfig
 

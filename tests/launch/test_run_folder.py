@@ -27,7 +27,7 @@ from pretrain.launch.run_folder import (
 )
 from pretrain.launch.run_lock import only_run_in
 from pretrain.launch.run_plan import place
-from pretrain.planning.comparison import measured_by
+from pretrain.planning.answer import measured_by
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.report import Report
 

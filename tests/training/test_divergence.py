@@ -16,7 +16,7 @@ from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.divergence import Spikes, named
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.rewind import train
+from pretrain.training.train import train
 
 POISONED = (20,)  # of sixty documents
 

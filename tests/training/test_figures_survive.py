@@ -23,8 +23,7 @@ from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import LongCSVLogger, has_figures, read_rows
 from pretrain.training.loggers.tensorboard import RunTensorBoard
-from pretrain.training.rewind import train
-from pretrain.training.train import run
+from pretrain.training.train import run, train
 
 
 @pytest.mark.parametrize("kind", ["ledger", "figures"])

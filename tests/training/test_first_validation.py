@@ -15,8 +15,7 @@ from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.errors import ConfigError, Interrupted
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import read_rows
-from pretrain.training.rewind import train
-from pretrain.training.train import run
+from pretrain.training.train import run, train
 from pretrain.training.validation import changes
 
 FIRST = "trainer.validate_first=true"

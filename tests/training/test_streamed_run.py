@@ -22,8 +22,7 @@ from pretrain.evaluation.run import score_documents
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
 from pretrain.training.loggers.csv_table import read_rows
-from pretrain.training.rewind import train
-from pretrain.training.train import run
+from pretrain.training.train import run, train
 
 STREAM = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=1024", "data.validation_fraction=0.2"]
 

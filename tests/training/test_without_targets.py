@@ -23,7 +23,7 @@ from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import read_rows
-from pretrain.training.outcome import check_outcome
+from pretrain.training.report import check_outcome
 from pretrain.training.train import run
 
 PAIR = {"prompt": "a", "response": "b"}

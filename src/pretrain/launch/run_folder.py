@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pretrain.checkpoint.read import step_folders
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict
 from pretrain.config.whole_numbers import with_whole_numbers
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, Interrupted
 from pretrain.files.records import Count, read_record
 from pretrain.files.untrusted_files import MAX_YAML_BYTES, kind_of_file, open_regular, read_json, read_yaml
+from pretrain.stop_signals import AskedToStop
 
 CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"
 
@@ -160,6 +162,17 @@ def saved_settings(folder: Path) -> RunConfig:
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return found
+
+
+def saved_step(folder: Path) -> int:
+    """Return the step of a run's newest checkpoint, 0 without one."""
+    return max((int(path.name.split("-")[1]) for path in step_folders(folder / CHECKPOINTS)), default=0)
+
+
+def stopped(signal: AskedToStop, step: int) -> Interrupted:
+    """Return the error that ends a run on a stop signal, its state at `step` being on disk."""
+    left = "saved; go on with resume=auto" if step else "nothing was trained yet"
+    return Interrupted(f"{signal} at step {step}: {left}", signal.exit_code - 128)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.read import newest, step_folders
+from pretrain.checkpoint.read import newest
 from pretrain.data.prepare import prepare
 from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import (
@@ -25,7 +25,7 @@ from pretrain.errors import (
 )
 from pretrain.files.records import Count
 from pretrain.launch.rank import log, rank
-from pretrain.launch.run_folder import FAILURES, record_of
+from pretrain.launch.run_folder import FAILURES, record_of, saved_step, stopped
 from pretrain.parallel.process_group import leave_group
 from pretrain.stop_signals import STOP_SIGNALS, AskedToStop, heeded, keep_from_children, listen
 
@@ -122,22 +122,11 @@ def _train(record: dict[str, Any]) -> str:
     import torch
 
     from pretrain.launch.run_plan import from_record
-    from pretrain.training.rewind import train
+    from pretrain.training.train import train
 
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     return str(train(from_record(record)))
-
-
-def saved_step(run_folder: Path) -> int:
-    """Return the step of a run's newest checkpoint, 0 where there is none."""
-    return max((int(path.name.split("-")[1]) for path in step_folders(run_folder / "checkpoints")), default=0)
-
-
-def stopped(asked: AskedToStop, step: int) -> Interrupted:
-    """Return the error of a run that stops, and whose state at this step is on the disk."""
-    left = "saved; go on with resume=auto" if step else "nothing was trained yet"
-    return Interrupted(f"{asked} at step {step}: {left}", asked.exit_code - 128)
 
 
 def _go_on(record: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def _run(run_plan: RunPlan) -> str:
 
 
 def _train(run_plan: RunPlan) -> str:
-    from pretrain.training.rewind import train  # here: a wrong folder is told before Lightning is loaded
+    from pretrain.training.train import train  # here: a wrong folder is told before Lightning is loaded
 
     return str(train(run_plan))
 

@@ -4,15 +4,17 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.token_store.format import write_atomically
-from pretrain.errors import CheckpointError, printable
+from pretrain.errors import CheckpointError, DataError, DivergenceError, printable
 from pretrain.launch.run_folder import REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
 from pretrain.training.divergence import named
+from pretrain.training.lightning_module import NO_TARGET
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
@@ -162,3 +164,26 @@ def _steps_told(path: Path) -> int | None:
     except CheckpointError:
         return None
     return None if found is None else found.steps
+
+
+def check_outcome(steps: int, skipped: int, skipped_because: str, figures: Mapping[str, float]) -> None:
+    """Raise where a run must not end as a success.
+
+    `steps` are those that this process has taken, `skipped` how many of them left the weights as they were, and
+    `figures` those of the last validation. Raises DivergenceError where all steps were skipped for their loss or
+    gradient or a figure is no finite number, DataError where no step had a token to predict.
+    """
+    if steps and skipped >= steps:
+        what = f"the run has learned nothing: each of its {steps:,} steps was skipped, the last one because"
+        if skipped_because == NO_TARGET:
+            raise DataError(
+                f"{what} {skipped_because}. Look at them: python src/prepare.py inspect step=1; a tokenizer that does "
+                "not know the text's characters leaves nothing to predict. Try tokenizer=bpe, or tokenizer=bytes."
+            )
+        raise DivergenceError(f"{what} {skipped_because}. Try a lower optimizer.learning_rate.")
+    wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        raise DivergenceError(
+            f"the run has ended, and {wrong[0]} of its last validation is {figures[wrong[0]]}, which is no figure. "
+            "Go back to an earlier checkpoint, or start anew with a lower optimizer.learning_rate."
+        )

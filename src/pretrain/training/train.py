@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
+from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.write import sweep
 from pretrain.config.run import RunConfig
 from pretrain.config.seed import MAX_SEED
@@ -22,16 +23,18 @@ from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.data.token_store.format import delete_drafts
 from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
 from pretrain.data.training_rows import training_rows
+from pretrain.errors import DivergenceError
 from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
-from pretrain.launch.run_folder import CHECKPOINTS, TABLE
+from pretrain.launch.run_folder import CHECKPOINTS, TABLE, saved_step, stopped
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.stop_signals import AskedToStop
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics
@@ -43,15 +46,14 @@ from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.config import Precision
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.divergence import Spikes
+from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.learning_rate import rate_change
 from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.tensorboard import compare_by_settings
-from pretrain.training.outcome import check_outcome
-from pretrain.training.report import Report
+from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import batch_sizes_of, run_length
 from pretrain.training.run_state import Restore, RunState, check_room, set_step
 from pretrain.training.startup_summary import startup_summary, startup_warnings
@@ -60,6 +62,32 @@ from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lightning
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
+
+
+def train(run_plan: RunPlan) -> Report:
+    """Train as planned, going back to the last checkpoint at each rewind, and return the report.
+
+    All processes of a run rewind together. Raises DivergenceError after more than `divergence.max_rewinds` rewinds.
+    """
+    most, throughput = run_plan.config.divergence.max_rewinds, Throughput()
+    for _ in range(most + 1):
+        start, since_s = run_plan.resumed.step if run_plan.resumed else 0, throughput.training_s
+        try:
+            return run(run_plan, throughput)
+        except Rewind as rewind:
+            throughput.pause("rewinds")
+            found, _passed_over = newest(run_plan.folder)
+            wasted = rewind.step - (found.step if found else 0)
+            throughput.lose(since_s, wasted / max(wasted, rewind.step - start), "rewinds")
+            run_plan = replace(run_plan, resumed=found, excluded=rewind.excluded, seconds=rewind.seconds)
+            log(f"{rewind}\nrewinding to {f'step {found.step}' if found else 'the start'}")
+            last = rewind
+        except AskedToStop as asked:  # before the first step, behind the last, or between two trainings
+            raise stopped(asked, saved_step(run_plan.folder)) from None
+    raise DivergenceError(
+        f"the run has gone back {most} times, and now {last}. Look at the data, try a lower "
+        f"optimizer.learning_rate, or allow more: divergence.max_rewinds={2 * most or 10}."
+    )
 
 
 def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequence[Callback] = ()) -> Report:

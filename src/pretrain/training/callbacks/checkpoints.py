@@ -11,9 +11,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from pretrain.launch.run_folder import stopped
 from pretrain.stop_signals import SAME_KEY_S, AskedToStop, end_at_once, heeded
 from pretrain.training.divergence import Rewind
-from pretrain.training.elastic import stopped
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.run_state import random_state, set_random_state
 from pretrain.training.throughput import Throughput
