@@ -114,7 +114,11 @@ def main() -> None:
     arguments = parser.parse_args()
     base = open_model(arguments.base)
     rows = [row(base, start, arguments) for start in ("base", "random")]
-    facts = {"objective": base.objective.kind, "steps": base.facts.get("step"), "tokens": base.facts.get("tokens_seen")}
+    facts = {
+        "objective": base.objective.kind,
+        "steps": base.metadata.get("step"),
+        "tokens": base.metadata.get("tokens_seen"),
+    }
     settings = [word for word in arguments.words if not word.startswith("paths.")]
     result = {
         "machine": machine(),

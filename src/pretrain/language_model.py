@@ -71,7 +71,7 @@ class LanguageModel:
         data = found.run.data if found.run else None
         around = data.prompt_template() if isinstance(data, PairsConfig) else None
         return cls(
-            model, found.tokenizer, found.facts, objective.fills_masks, found.starts_with_bos, classifier, around
+            model, found.tokenizer, found.metadata, objective.fills_masks, found.starts_with_bos, classifier, around
         )
 
     @property

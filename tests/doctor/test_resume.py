@@ -17,7 +17,7 @@ def test_sound_runs_go_on_exactly(context, words):
 
 def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
     runs = ResumedRuns(context())
-    assert runs.whole.is_dir()
+    assert runs.uninterrupted.is_dir()
     original = BatchLoader.__init__
 
     def skipping(self, batches, start, end, prefetch=0):
@@ -31,7 +31,7 @@ def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
 
 def test_damage_that_nobody_notices_is_found(context, monkeypatch):
     runs = ResumedRuns(context())
-    good = resume.open_checkpoint(runs.whole)
+    good = resume.open_checkpoint(runs.uninterrupted)
     monkeypatch.setattr(resume, "open_checkpoint", lambda path: good)
     finding = runs.damage_is_noticed()
     assert not finding.passed

@@ -35,7 +35,7 @@ def _at_call(number: int, name: str, around: Callable[..., Any]) -> None:
 
 
 def before_data() -> None:
-    _at_call(SAVE, "_check_room", lambda original, *arguments: die())
+    _at_call(SAVE, "_check_disk_space", lambda original, *arguments: die())
 
 
 def amid_data() -> None:
@@ -123,7 +123,7 @@ def read_only() -> None:
     def refuse(original: Callable[..., None], *arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    _at_call(SAVE, "_check_room", refuse)
+    _at_call(SAVE, "_check_disk_space", refuse)
 
 
 def clock_jumps() -> None:

@@ -13,7 +13,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
-from pretrain.interop import hub
+from pretrain.interop import folder as hub
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
@@ -29,7 +29,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_made_elsewhere_has_the_usual_objective(llama: Path, tmp_path: Path) -> None:
     found = open_model(str(llama))
-    assert (found.objective, found.run, found.facts) == (CausalConfig(), None, {"architecture": "LlamaForCausalLM"})
+    assert (found.objective, found.run, found.metadata) == (CausalConfig(), None, {"architecture": "LlamaForCausalLM"})
     assert found.starts_with_bos
     masked = write_ours(tmp_path, BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
     assert open_model(masked).objective == MaskedConfig()

@@ -1,4 +1,4 @@
-"""The checkpoint folder: what is in it, which of them are whole, and what they hold.
+"""Read checkpoint folders: find them, verify them, return their settings and tensors.
 
     checkpoints/step-00001200/
         model.safetensors       weights by parameter name, shared ones once
@@ -49,15 +49,15 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     bytes: Count
     sha256: str
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the manifest says of the run so far; a version may lack some, and some are of the run's kind."""
+class TrainerState:
+    """The trainer state in the manifest; earlier versions wrote fewer keys, and some runs write more."""
 
     tokens_seen: Count = 0
     skipped_steps: Count = 0
@@ -75,12 +75,12 @@ class Manifest:
     step: Count
     files: dict[str, ListedFile]
     config: dict[str, Any]
-    progress: Progress
+    progress: TrainerState
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk whose manifest has been read and whose files have been compared with it."""
+    """A verified checkpoint on disk: its manifest is read and its files match it."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -101,7 +101,7 @@ class Checkpoint:
         return dict(self.manifest["progress"])
 
     def run_config(self) -> RunConfig:
-        """Return the settings of the run, once the model that they describe is known to be the one that was saved.
+        """Return the settings of the run after comparing the size of their model with the saved tensors.
 
         Raises CheckpointError where they are not settings of this version, or the tensors are those of another model.
         """
@@ -113,9 +113,9 @@ class Checkpoint:
         return run
 
     def _check_size(self, run: RunConfig) -> None:
-        """Refuse settings of a model that is far larger than what was saved: building it would take forever.
+        """Refuse settings of a model far larger than the saved tensors: building it would take forever.
 
-        What else does not fit is named, parameter by parameter, where the weights are read.
+        Other mismatches are found where the weights are read, parameter by parameter.
         """
         shapes, model = self.tensors("model").shapes, run.model
         if not isinstance(model, TransformerConfig) or len(shapes.get(EMBEDDING, ())) != 2:
@@ -135,13 +135,13 @@ class Checkpoint:
 
     @property
     def typed(self) -> list[str]:
-        """Words of the command lines that the run was started and gone on with; none where they were not recorded."""
+        """Overrides of the command lines that started and resumed the run; empty where none were recorded."""
         words = self.manifest.get("typed")
         return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
     @property
     def working_folder(self) -> str | None:
-        """The folder that relative paths of the settings start from, seen from the run's; None: it was not recorded."""
+        """The folder that relative paths of the settings start from, relative to the run's; None: not recorded."""
         folder = self.manifest.get("working_folder")
         return folder if isinstance(folder, str) else None
 
@@ -151,7 +151,7 @@ class Checkpoint:
         return self.folder / "tokenizer"
 
     def tensors(self, part: str) -> TensorFiles:
-        """Return the tensors of `model`, `optimizer` or `random`, each whole and on the CPU when it is asked for."""
+        """Return the tensors of `model`, `optimizer` or `random`; each is read in full, to the CPU, on access."""
         return TensorFiles([self.folder / name for name in _files_of(self.manifest, part)])
 
 
@@ -177,7 +177,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """Return the newest checkpoint of a run that verifies, and each newer one passed over with the reason."""
+    """Return the newest checkpoint of a run that verifies, and each newer one with the reason it was skipped."""
     passed_over: list[tuple[Path, str]] = []
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         problem = problem_of(folder)
@@ -201,8 +201,8 @@ def unverified(path: Path) -> Checkpoint | None:
 def latest_run(logs_folder: str | Path) -> Path:
     """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError.
 
-    This is what `auto` means everywhere. The time is the one that the checkpoint recorded, so that names, copies, time
-    zones and a clock that was set back change nothing.
+    `auto` means this run everywhere. Times are those that checkpoints recorded, so that names, copies, time zones and a
+    clock that was set back change nothing.
     """
     found = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
     if not found:
@@ -211,7 +211,7 @@ def latest_run(logs_folder: str | Path) -> Path:
 
 
 def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:
-    """Return the run folder that resume=auto goes on with: the one typed, else the newest run of this name, if any.
+    """Return the run folder that resume=auto resumes: the given one, else the newest run of this name, if any.
 
     Without a name it is the newest run of all.
     """
@@ -226,7 +226,7 @@ def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> P
 def newest_save(logs_folder: Path, run_folder: Path) -> float:
     """Return the newest time that a run below either folder recorded, in seconds of Unix time; 0 where there is none.
 
-    What is saved from now on is later, even where the clock was set back.
+    Later saves record a later time, even where the clock was set back.
     """
     folders = {*_runs_below(logs_folder), run_folder}
     return max((saved_at(folder) or 0.0 for folder in folders), default=0.0)
@@ -235,7 +235,7 @@ def newest_save(logs_folder: Path, run_folder: Path) -> float:
 def saved_at(run_folder: Path) -> float | None:
     """Return when a run's newest checkpoint was written, in seconds of Unix time; None where it has none.
 
-    One from before this was recorded, or that cannot be read, was written when its manifest was.
+    Where it is not recorded or cannot be read, this is the manifest's modification time.
     """
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         try:
@@ -287,7 +287,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, in one printable line; none if every file is what its manifest says."""
+    """Return what is wrong with a checkpoint, in one printable line; None if every file matches its manifest."""
     problem = _problem_of(folder)
     return None if problem is None else printable(problem, one_line=True)
 
@@ -309,14 +309,14 @@ def _problem_of(folder: Path) -> str | None:
 
 
 def _unlisted(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """Return the problem where the tokenizer's folder holds a file that would be read, and no hash vouches for it."""
+    """Return the problem where the tokenizer's folder holds a file without a hash in the manifest."""
     found = sorted(path.name for path in (folder / "tokenizer").glob("*") if not path.name.startswith("."))
     unlisted = [name for name in found if f"tokenizer/{name}" not in manifest["files"]]
     return f"manifest.json does not list tokenizer/{unlisted[0]}" if unlisted else None
 
 
 def _files_of(manifest: dict[str, Any], part: str) -> list[str]:
-    """Return the names of the files that hold a part: one, or one for each process that had a piece of it."""
+    """Return the names of the files that hold a part: one, or one for each process that held a shard."""
     named = re.compile(rf"{part}(-rank-\d{{5,}})?\.safetensors")
     return sorted(name for name in manifest["files"] if named.fullmatch(name))
 

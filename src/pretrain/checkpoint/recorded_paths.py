@@ -1,4 +1,4 @@
-"""A run's settings with its files found again, from wherever it is gone on with: it was typed in another folder."""
+"""Settings of a checkpoint with relative paths resolved from the folder where the run was started."""
 
 import glob
 import os
@@ -16,10 +16,10 @@ _PLACES = ("path", "validation_path")
 
 
 def settings_of(checkpoint: Checkpoint, report: Callable[[str], None] = lambda text: None) -> RunConfig:
-    """Return the settings of the run that wrote a checkpoint; `report` is told of each path that is another here.
+    """Return the settings of the run that wrote a checkpoint; `report` gets a line for each path that changes.
 
-    A relative path of text, tokenizer or examples is one of the folder where the run was typed: where it is there, it
-    becomes absolute. What is there no more stays as it was typed. Raises CheckpointError as `run_config` does.
+    A relative path of text, tokenizer or examples starts from the folder where the run was started: if it exists there,
+    it becomes absolute; else it stays. Raises CheckpointError as `run_config` does.
     """
     config = checkpoint.run_config()
     if checkpoint.working_folder is None:

@@ -1,4 +1,4 @@
-"""Tensors in a file: safetensors, streamed out through a hash, and the only way this project reads any back.
+"""Write safetensors files through a hash, and read tensors back: the only tensor format of this project.
 
 Format: https://github.com/huggingface/safetensors (8 bytes of header length, a JSON header, the raw bytes).
 """
@@ -45,8 +45,8 @@ class TensorShard:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorShard]) -> str:
     """Write tensors as safetensors, flushed to the disk, and return the sha256 of the file as hex.
 
-    Of a piece the header's metadata tells which tensor it belongs to. Works tensor by tensor: one that is on a GPU
-    passes through memory alone. Raises OSError where the disk does, CheckpointError for a number format that the file
+    The header's metadata maps each shard to its tensor. Tensors are written one by one, so that only one is copied from
+    a GPU at a time. Raises OSError where the disk does, CheckpointError for a number format that the file
     has no name for.
     """
     values = {name: part.values if isinstance(part, TensorShard) else part.detach() for name, part in tensors.items()}

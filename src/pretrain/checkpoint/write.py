@@ -1,4 +1,4 @@
-"""Writing the checkpoint folder: beside, committed by a rename, and verified before anything older goes."""
+"""Write checkpoint folders: to a temporary name, committed by a rename, verified before older ones are deleted."""
 
 import errno
 import json
@@ -40,18 +40,17 @@ def write(
 ) -> Path:
     """Write a checkpoint below `parent` and return its folder, once it would survive a loss of power.
 
-    Every process of a run calls it with its own share: `parts` maps model, optimizer and random to tensors by name, or
-    to the pieces of them that fall to this process. `everyone(value)` returns what each process gave, in their order.
-    `origin` is what else the manifest records: how the run was typed, and when this was written. An existing checkpoint
-    of the same step is kept if it verifies. Raises CheckpointError, on all processes, where the
-    storage fails for one; what was there before is untouched.
+    Every process of a run calls it with its own shards: `parts` maps model, optimizer and random to tensors or shards
+    by name. `everyone(value)` gathers a value from each process, in their order. `origin` holds further manifest keys:
+    the run's command line and the time of this save. An existing checkpoint of the same step stays if it verifies.
+    Raises CheckpointError, on all processes, where the storage fails for one; what was there before is untouched.
     """
     final = parent / f"step-{step:08d}"
     temporary = parent / f"{final.name}.tmp"
     needed = sum(everyone(_bytes(parts)))
 
     def together(work: Callable[[], Any], of_all: bool = False) -> list[Any]:
-        """Return what the work gave on each process; without `of_all` only the first does any."""
+        """Return the result of the work on each process; without `of_all` only rank 0 does any."""
         found, problem = None, None
         try:
             found = work() if of_all or rank == 0 else None
@@ -77,7 +76,7 @@ def write(
 
 
 def _begin(final: Path, temporary: Path, needed: int) -> bool:
-    """Return whether there is nothing to do, as the checkpoint is there already; else make the folder to write to."""
+    """Return True if the checkpoint exists already; else make the folder to write to."""
     if os.path.lexists(final):
         if problem_of(final) is None:
             return True
@@ -85,12 +84,12 @@ def _begin(final: Path, temporary: Path, needed: int) -> bool:
     if os.path.lexists(temporary):
         _remove(temporary)
     temporary.mkdir(parents=True)
-    _check_room(temporary, needed)
+    _check_disk_space(temporary, needed)
     return False
 
 
 def _write_own(folder: Path, parts: Mapping[str, Mapping[str, Tensor | TensorShard]], rank: int) -> dict[str, str]:
-    """Write the share of this process and return the sha256 of each file by name."""
+    """Write the shards of this process and return the sha256 of each file by name."""
     if not folder.is_dir():
         raise OSError(errno.ENOENT, "the run folder is not on storage that all machines share")
     found = {}
@@ -110,7 +109,7 @@ def _commit(
     files: list[dict[str, str]],
     save_tokenizer: Callable[[Path], None],
 ) -> None:
-    """Add tokenizer and manifest to what all processes wrote, and give the folder its name."""
+    """Add tokenizer and manifest to the files of all processes, and give the folder its final name."""
     hashes = {name: sha for of_rank in files for name, sha in of_rank.items()}
     save_tokenizer(temporary / "tokenizer")
     for path in sorted((temporary / "tokenizer").iterdir()):
@@ -127,7 +126,7 @@ def _commit(
     sync_to_disk(final.parent)
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_disk_space(folder: Path, needed: int) -> None:
     """Raise the error of a full disk before anything is written rather than in the middle."""
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -139,13 +138,13 @@ def _bytes(parts: Mapping[str, Mapping[str, Tensor | TensorShard]]) -> int:
 
 
 def _cause(error: Exception, rank: int) -> str:
-    """Say what failed, and where if not on the first process; torch hides the system's error in the context."""
+    """Return what failed, with the rank if not 0; torch hides the system's error in the context."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     return f"{cause}{f' (rank {rank})' if rank else ''}"
 
 
 def _storage_message(parent: Path, step: int, needed: int, problem: str) -> str:
-    """Say what failed and how much room there was."""
+    """Return what failed and how much disk space there was."""
     room = ""
     if parent.exists():
         room = f" It needs {needed / 2**20:,.1f} MiB, and {shutil.disk_usage(parent).free / 2**20:,.1f} MiB are free."
@@ -155,7 +154,7 @@ def _storage_message(parent: Path, step: int, needed: int, problem: str) -> str:
 def prune(parent: Path, keep: int) -> dict[Path, str]:
     """Delete all but the newest `keep` checkpoints, after the newest has been read back and verified; 0 keeps all.
 
-    Returns the folders that are named like checkpoints and stay, as they may be somebody's own, with the reason.
+    Returns the folders that are named like checkpoints but hold other files, which stay, with the reason.
     """
     folders = step_folders(parent)
     if not keep or len(folders) <= keep:
@@ -173,7 +172,7 @@ def prune(parent: Path, keep: int) -> dict[Path, str]:
 
 
 def sweep(parent: Path) -> dict[Path, str]:
-    """Delete what interrupted writes left behind; returns what is named so and stays, with the reason."""
+    """Delete leftovers of interrupted writes; return folders named so that hold other files, with the reason."""
     drafts = [path for path in parent.glob("step-*.tmp") if re.fullmatch(r"step-\d{8,}\.tmp", path.name)]
     strangers = {path: reason for path in drafts if (reason := _why_not_ours(path, whole=False))}
     for path in drafts:

@@ -1,4 +1,4 @@
-"""A check and its outcome; checks are run one after another, and one that raises has failed."""
+"""Checks, run one after another, and their outcomes; a check that raises has failed."""
 
 import os
 import sys
@@ -12,34 +12,34 @@ from pathlib import Path
 from pretrain.doctor.config import Part
 from pretrain.errors import Interrupted, PretrainError
 
-SHOWN_LINES = 30  # of what a run has printed, where a check raised
+SHOWN_LINES = 30  # of the captured output, where a check raised
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check has found."""
+    """Result of a check."""
 
     passed: bool
     figures: str  # what was compared, and the largest difference
 
 
 class NotApplicableError(Exception):
-    """The settings leave nothing to check; the message says which one."""
+    """Raised where a setting leaves nothing to check; the message names it."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise and the function that puts it to the test."""
+    """A promise and the function that checks it."""
 
     part: Part
     name: str
     test: Callable[[], CheckResult]
     needs_corpus: bool = True
-    makes_corpus: bool = False  # where it fails, those that need a corpus are skipped
+    makes_corpus: bool = False  # where it fails, checks that need a corpus are skipped
 
 
 class Verdict(Enum):
-    """What has become of a check."""
+    """Verdict on a check."""
 
     passed = "pass"
     failed = "FAIL"
@@ -63,9 +63,9 @@ class Outcome:
 
 
 def run_checks(checks: Iterable[Check], log: Path) -> Iterator[Outcome]:
-    """Yield the outcome of each check as it finishes; what is printed meanwhile goes to the file `log`.
+    """Yield the outcome of each check as it finishes; output printed meanwhile goes to the file `log`.
 
-    An interrupt ends all of it: raises Interrupted.
+    Raises Interrupted where a signal ends a check.
     """
     corpus = True
     for check in checks:
@@ -97,14 +97,14 @@ def _run(check: Check, log: Path) -> Outcome:
 
 
 def sentence(error: Exception) -> str:
-    """Return what an exception says in one line."""
+    """Return the message of an exception in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PretrainError) else f"{type(error).__name__}: {text[:300]}"
 
 
 @contextmanager
 def captured(log: Path) -> Iterator[None]:
-    """Send to the file `log` what this process and those that it starts write to the terminal."""
+    """Redirect the output of this process and its children from the terminal to the file `log`."""
     with log.open("a", buffering=1, encoding="utf8") as file:  # appending: several processes write to it
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -1,4 +1,4 @@
-"""What the checks examine: the user's settings and corpus, and a small run and model made of them."""
+"""Context of the checks: the user's settings and corpus, and a small run and model made from them."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -31,7 +31,7 @@ NOISE_STD = 0.02
 
 
 class Context:
-    """The user's run, examined in pieces that are made when a check first asks for them; all of it below `folder`."""
+    """The user's run, its parts built when a check first needs them; files are written below `folder`."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         """Raise ConfigError where the model cannot be made small."""
@@ -41,12 +41,12 @@ class Context:
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The user's corpus, prepared as for a run: found in the cache, or made now."""
+        """The user's corpus, prepared as for a run: from the cache, or now."""
         return prepare(self.config.data, self.config.tokenizer, Path(self.config.paths.cache_dir))
 
     @cached_property
     def small(self) -> RunConfig:
-        """The settings of the small runs: of the user's corpus, or of a sample of it where it is large or a stream."""
+        """The settings of the small runs, on the user's corpus, or on a sample where it is large or a stream."""
         tokens = sum(store.n_tokens for store in self.prepared.train.values())
         if self.prepared.stream is None and tokens <= LARGE_TOKENS:
             return self._small
@@ -61,7 +61,7 @@ class Context:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device that the user's run would take; the processor where there is none of that kind."""
+        """The device of the user's run; the CPU where there is none of that kind."""
         try:
             return choose_device(self.config.trainer)
         except ConfigError:

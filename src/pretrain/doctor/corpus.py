@@ -1,4 +1,4 @@
-"""The corpus as it lies on this disk: whole, readable back as text, and read exactly once an epoch."""
+"""Check the corpus on this disk: undamaged, decodes to text and back, each row read once an epoch."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ from pretrain.doctor.check import CheckResult, NotApplicableError
 from pretrain.doctor.context import Context
 
 ROUND_TRIPS = 20  # documents of each source
-ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are passed over
+ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are skipped
 MAX_SEARCHED = 2_000  # documents of each source, evenly spaced
 MAX_ORDERED = 2_000_000  # rows whose order is drawn; of more, the first so many places
 READ_ROWS = 64  # of each source, compared with the documents
@@ -20,14 +20,14 @@ DRAWS = 10_000  # of a mixture
 
 
 def prepared(context: Context) -> CheckResult:
-    """The corpus of these settings is there, or can be made."""
+    """Check that the corpus is in the cache or can be prepared."""
     counts = [f"{name + ' ' if name else ''}{store.n_tokens:,} tokens" for name, store in _training(context)]
     tokenizer = context.prepared.tokenizer
     return CheckResult(True, f"{', '.join(counts)} to train on, a vocabulary of {tokenizer.vocab_size:,}")
 
 
 def files_verify(context: Context) -> CheckResult:
-    """Every file of every store is to the byte what was written; raises DataError naming the first that is not."""
+    """Compare every file of every store with its hash; raises DataError naming the first that differs."""
     found = context.prepared.corpora.values()
     stores = [store for corpus in found for store in (corpus.train, corpus.validation) if store is not None]
     for store in stores:
@@ -39,7 +39,7 @@ def files_verify(context: Context) -> CheckResult:
 
 
 def round_trip(context: Context) -> CheckResult:
-    """A document's ids become text, the text the same ids again; where text is normalised, the same text."""
+    """Check that ids decode to text that encodes to the same ids, or to the same text if it is normalized."""
     tokenizer, texts, other_ids, other_text = context.prepared.tokenizer, 0, 0, 0
     for _, store in _training(context):
         for index in range(min(ROUND_TRIPS, store.n_documents)):
@@ -58,7 +58,7 @@ def round_trip(context: Context) -> CheckResult:
 
 
 def special_tokens_apart(context: Context) -> CheckResult:
-    """No document holds a special token but those that begin and end it: its text cannot spell one."""
+    """Check that no document holds a special token except its first and last: text cannot spell one."""
     tokenizer, looked_at, gained = context.prepared.tokenizer, 0, dict[str, int]()
     stores = [*(store for _, store in _training(context)), *context.prepared.validation.values()]
     for store in stores:
@@ -87,7 +87,7 @@ def packed_once(context: Context) -> CheckResult:
 
 
 def order_is_a_permutation(context: Context) -> CheckResult:
-    """An epoch reads every row once, and the next epoch does in another order."""
+    """Check that an epoch reads every row once, and the next epoch in another order."""
     rows, repeated, missing, same = 0, 0, 0, 0
     for order, size in _orders(context):
         drawn = min(size, MAX_ORDERED)
@@ -105,7 +105,7 @@ def order_is_a_permutation(context: Context) -> CheckResult:
 
 
 def mixture_shares(context: Context) -> CheckResult:
-    """Each source has its share of the draws, within two, and its own draws come one after the other."""
+    """Check that each source has its share of the draws, within two, and its own draws in sequence."""
     stream = _mixed(context) if context.prepared.stream is None else None
     if stream is None or len(stream.streams) < 2:
         raise NotApplicableError(f"data.kind={context.config.data.kind} is one source")

@@ -1,4 +1,4 @@
-"""All checks of a run, in the order of their cost, printed one by one."""
+"""All checks of a run, cheap ones first, printed one by one."""
 
 import tempfile
 import time
@@ -57,10 +57,10 @@ def checks(context: Context, part: Part) -> list[Check]:
 
 
 def examine(config: RunConfig, part: Part) -> bool:
-    """Print a row for each check as it finishes and a summary; return whether none has failed.
+    """Print a row for each check as it finishes and a summary; return True if none failed.
 
-    Everything made on the way but the prepared corpus is deleted. Raises ConfigError where the model cannot be made
-    small, Interrupted where a signal ends a small run.
+    Deletes everything it makes except the prepared corpus. Raises ConfigError where the model cannot be made small,
+    Interrupted where a signal ends a small run.
     """
     start, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="doctor-") as name, _one_thread():
@@ -74,7 +74,7 @@ def examine(config: RunConfig, part: Part) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute in one thread: on tensors this small several only wait for one another, on a busy machine for long."""
+    """Compute in one thread: on tensors this small, several threads mostly wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -39,7 +39,7 @@ BF16_ERROR = 0.05  # 0.01 is usual
 
 
 def versions(context: Context) -> CheckResult:
-    """The libraries are those that the project is tested with, or later."""
+    """Check that the libraries are the versions that the project is tested with, or later."""
     found, wrong = [], []
     for name, (floor, ceiling) in VERSIONS.items():
         try:
@@ -54,7 +54,7 @@ def versions(context: Context) -> CheckResult:
 
 
 def device(context: Context) -> CheckResult:
-    """The device that the settings ask for is there; raises ConfigError where it is not."""
+    """Check that the device of the settings exists; raises ConfigError where it does not."""
     chosen = choose_device(context.config.trainer)
     if chosen.type != "cuda":
         return CheckResult(True, f"{chosen.type}, {os.cpu_count()} cores")
@@ -98,7 +98,7 @@ def _gradient(model_with_loss: ModelWithLoss, batch: Batch) -> Tensor:
 
 
 def disk_space(context: Context) -> CheckResult:
-    """The checkpoints that the user's own run keeps fit on its disk, with the one that is being written."""
+    """Check that the checkpoints that the run keeps, and one being written, fit on its disk."""
     config = context.config
     each = checkpoint_bytes(context)
     copies = config.checkpoint.keep + 1 if config.checkpoint.keep else _checkpoints_written(config)
@@ -115,7 +115,7 @@ def checkpoint_bytes(context: Context) -> int:
     config = context.config
     model = build_without_weights(config.model, config.objective, context.prepared.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    moments = 2 if isinstance(config.optimizer, AdamWConfig) else 3  # an optimizer of the user's own may keep more
+    moments = 2 if isinstance(config.optimizer, AdamWConfig) else 3  # a custom optimizer may keep more
     if isinstance(config.optimizer, MuonConfig):  # keeps one buffer of each matrix
         matrices = set(parameter_names(model).matrices)
         one = sum(parameter.numel() for name, parameter in model.named_parameters() if name in matrices)
@@ -124,7 +124,7 @@ def checkpoint_bytes(context: Context) -> int:
 
 
 def own_checkpoint(context: Context) -> CheckResult:
-    """The checkpoint that `resume` names is whole; raises CheckpointError saying what is damaged."""
+    """Verify the checkpoint that `resume` names; raises CheckpointError naming what is damaged."""
     named = context.config.resume
     if not named:
         raise NotApplicableError("resume=<run folder> names none")
@@ -139,7 +139,7 @@ def own_checkpoint(context: Context) -> CheckResult:
 
 
 def _checkpoints_written(config: RunConfig) -> int:
-    """Return how many checkpoints a run leaves that keeps all of them, by its steps; 2 where only the clock ends it."""
+    """Return the number of checkpoints of a run that keeps all, from its steps; 2 where only the clock ends it."""
     steps = config.max_steps()
     return 2 if steps is None else steps // config.checkpoint.every_n_steps + 1
 

@@ -1,4 +1,4 @@
-"""Whether processes that share a run, and micro-batches that share a step, train as one process does."""
+"""Check that several processes, and several micro-batches a step, train as one process does."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from pretrain.parallel.config import ParallelConfig, build_parallel_dims
 from pretrain.training.config import Strategy
 
 LOSSES_ALIKE = 1e-5
-NORMS_ALIKE = 1e-3  # of the gradient; an optimizer that does not mind its scale would hide a wrong division
+NORMS_ALIKE = 1e-3  # of the gradient: Adam ignores its scale, so weights would hide a wrong division
 WEIGHTS_ALIKE = 1e-4
 
 
@@ -26,24 +26,24 @@ class SharedRuns:
 
     @cached_property
     def single(self) -> Path:
-        """The folder of the run of one process that reads a step at once."""
+        """The folder of the run of one process with one micro-batch a step."""
         return train_here(in_folder(self.context.small, self.folder / "single"))
 
     def accumulation(self) -> CheckResult:
-        """Two micro-batches make the step of one, though they hold unequal numbers of targets."""
+        """Compare two micro-batches a step with one, though they hold unequal numbers of targets."""
         small = replace(self.context.small, micro_batch_size=ROWS // 2)
         return self._compare(train_here(in_folder(small, self.folder / "accumulation")))
 
     def ddp(self) -> CheckResult:
-        """Two processes that each hold the model train as one."""
+        """Compare two processes that replicate the model with one."""
         return self._compare(self._two(Strategy.ddp))
 
     def fsdp(self) -> CheckResult:
-        """Two processes that each hold a shard of model and optimizer train as one."""
+        """Compare two processes that shard model and optimizer with one."""
         return self._compare(self._two(Strategy.fsdp))
 
     def tensor(self) -> CheckResult:
-        """Two processes that split each matrix, and the rows between them, train as one."""
+        """Compare two processes that split matrices and sequences with one."""
         split = replace(self.context.small.parallel, tensor_parallel=2, sequence_parallel=True)
         trainer = replace(self.context.small.trainer, strategy=Strategy.fsdp, devices=2)
         try:

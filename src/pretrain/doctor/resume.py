@@ -1,4 +1,4 @@
-"""Whether a run that was cut goes on as if it had not been, and what is damaged on disk is noticed."""
+"""Check that a resumed run equals an uninterrupted one, and that damage on disk is noticed."""
 
 import shutil
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pretrain.errors import CheckpointError
 
 
 class ResumedRuns:
-    """A run that was left alone, and what becomes of its first half: with dropout, in two micro-batches a step."""
+    """An uninterrupted small run, and runs resumed from its half: with dropout, two micro-batches a step."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -27,20 +27,20 @@ class ResumedRuns:
         return replace(with_dropout(self.context.small), micro_batch_size=ROWS // 2)
 
     @cached_property
-    def whole(self) -> Path:
-        """The folder of the run that was left alone."""
-        return train_here(in_folder(self.config, self.folder / "whole"))
+    def uninterrupted(self) -> Path:
+        """The folder of the uninterrupted run."""
+        return train_here(in_folder(self.config, self.folder / "uninterrupted"))
 
     def resumed(self, name: str, prefetch: int) -> Path:
-        """Return the folder of a run that goes on from the uninterrupted one's checkpoint at half of its steps."""
+        """Resume from the uninterrupted run's checkpoint at half of its steps; return the run folder."""
         folder = self.folder / name
-        half = step_folders(self.whole / "checkpoints")[0]
+        half = step_folders(self.uninterrupted / "checkpoints")[0]
         shutil.copytree(half, folder / "checkpoints" / half.name)
         data = replace(self.config.data, prefetch=prefetch)
         return train_here(replace(self.config, data=data, resume=str(folder)), f"data.prefetch={prefetch}")
 
     def goes_on_exactly(self) -> CheckResult:
-        """N steps are k + (N - k) steps bit for bit: weights, optimizer, random generators, losses."""
+        """Compare N steps with k + (N - k) steps bit for bit: weights, optimizer, random generators, losses."""
         return self._compare(self.resumed("cut", prefetch=0))
 
     def prefetch_changes_nothing(self) -> CheckResult:
@@ -48,8 +48,8 @@ class ResumedRuns:
         return self._compare(self.resumed("prefetch", prefetch=2))
 
     def damage_is_noticed(self) -> CheckResult:
-        """The checkpoint verifies, and a copy of it no longer does once a bit of any of its files is another."""
-        good = open_checkpoint(self.whole)
+        """Check that the checkpoint verifies, and that a copy with one bit flipped in any file does not."""
+        good = open_checkpoint(self.uninterrupted)
         names = [path.relative_to(good.folder) for path in sorted(good.folder.rglob("*")) if path.is_file()]
         names = [name for name in names if name.name != "manifest.json"]  # which holds the hashes of the others
         copy = self.folder / "damaged" / good.folder.name
@@ -72,9 +72,9 @@ class ResumedRuns:
         )
 
     def _compare(self, resumed: Path) -> CheckResult:
-        state = state_difference(self.whole, resumed, *PARTS)
+        state = state_difference(self.uninterrupted, resumed, *PARTS)
         losses = figure_difference(
-            figures(self.whole, "train/loss")[HALF:], figures(resumed, "train/loss")[HALF - STEPS :]
+            figures(self.uninterrupted, "train/loss")[HALF:], figures(resumed, "train/loss")[HALF - STEPS :]
         )
         return CheckResult(
             state == 0.0 and losses == 0.0,

@@ -1,4 +1,4 @@
-"""Small runs through the code of any run, and how two of them compare."""
+"""Train small runs by the code of any run, and compare two of them."""
 
 import math
 import signal
@@ -21,8 +21,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal
 
 
 def train_here(config: RunConfig, *words: str) -> Path:
-    """Train in this process as the settings and, on resume, the words typed say; return the run folder."""
-    from pretrain.training.train import run  # here: what is wrong is told before Lightning is loaded
+    """Train in this process, on resume with these overrides; return the run folder."""
+    from pretrain.training.train import run  # here: settings are checked before Lightning is loaded
 
     run_plan = place(config, list(words))
     run(run_plan)
@@ -43,15 +43,15 @@ def in_folder(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def figures(run: Path, name: str) -> list[float]:
-    """Return the values of a figure of a run's metrics.csv, in the order of their steps."""
+    """Return the values of a metric from a run's metrics.csv, in the order of their steps."""
     rows = {int(row["step"]): float(row["value"]) for row in read_rows(run / "metrics.csv") if row["name"] == name}
     return [rows[step] for step in sorted(rows)]
 
 
 def state_difference(one: Path, other: Path, *parts: str) -> float:
-    """Return the largest difference of two runs' newest checkpoints; 0 only where all bits are the same.
+    """Return the largest difference of two runs' newest checkpoints; 0 only where all bits are equal.
 
-    Infinite where names, shapes or steps differ or something is no number.
+    Infinite where names, shapes or steps differ, or for NaN.
     """
     a, b = open_checkpoint(one), open_checkpoint(other)
     if a.step != b.step:
@@ -60,7 +60,7 @@ def state_difference(one: Path, other: Path, *parts: str) -> float:
 
 
 def figure_difference(one: list[float], other: list[float]) -> float:
-    """Return the largest difference of two curves; infinite where they are of unequal length or without a value."""
+    """Return the largest difference of two curves; infinite for unequal lengths, no values, or NaN."""
     if not one or len(one) != len(other):
         return math.inf
     found = [abs(a - b) for a, b in zip(one, other, strict=True)]
@@ -80,7 +80,7 @@ def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Put signal handlers back: the launcher of processes leaves its own, for which this process would not stop."""
+    """Restore signal handlers: the process launcher installs its own, which would keep this process from stopping."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

@@ -1,7 +1,7 @@
-"""The user's settings at a size that trains in a second: everything that has a form keeps it, what has a size loses it.
+"""The user's settings at a size that trains in a second.
 
 A model keeps its norms, positions, activations, grouped heads, windows, head and ties; a run its objective, optimizer,
-schedule and packing. Runs are compared on the processor in float32, where they are promised to be bit for bit the same.
+schedule and packing. Runs are compared on the CPU in float32, where they are promised to be equal bit for bit.
 """
 
 from dataclasses import replace
@@ -18,12 +18,12 @@ STEPS = 6
 HALF = 3  # the step at which a run is cut
 ROWS = 4  # of a step, over all processes
 CONTEXT_LENGTH = 64
-N_LAYERS = 2  # the first sees everything where layers with windows alternate with others, the second its window
+N_LAYERS = 2  # one with global attention and one with a window, where layers alternate
 HEAD_WIDTH = 32
 
 
 def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
-    """Return the settings of a small run on one processor, without dropout.
+    """Return the settings of a small run on one CPU, without dropout.
 
     Raises ConfigError for a model that is no Transformer of ours, and for a run that fine-tunes.
     """
@@ -69,7 +69,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 
 
 def shrink_model(model: ModelConfig) -> TransformerConfig:
-    """Return a shape with all that gives the given one its form; raises ConfigError where it is no Transformer."""
+    """Return a small shape of the same architecture; raises ConfigError where it is not a Transformer."""
     if not isinstance(model, TransformerConfig):
         raise ConfigError(
             f"model.kind={model.kind} is not a shape that can be made small: only a transformer is. "

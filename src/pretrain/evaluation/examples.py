@@ -1,4 +1,4 @@
-"""Examples of the tasks, read from JSON lines: a file that does not hold what its task needs is refused by line."""
+"""Read examples of tasks from JSON lines; errors name the file and line."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a step of a run read: its rows, the documents in them, and their text."""
+"""List the rows that a step of a run read, the documents in them, and their text."""
 
 import os
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
-"""How likely a model finds texts, for both families, many at once.
+"""Log-likelihoods of passages under causal and masked models, in batches.
 
-Passages of about the same length are read side by side, padded on the right: what a text scores does not depend on
-its neighbours.
+Passages of about the same length are batched, padded on the right: a score does not depend on the rest of its batch.
 """
 
 import math
@@ -19,7 +18,7 @@ from pretrain.objectives.loss import token_losses
 BATCH_TOKENS = 4096  # of one forward pass, padding included
 
 Ints = NDArray[np.int64]
-Report = Callable[[int, int], object]  # is told the tokens read so far, and those of the whole
+Report = Callable[[int, int], object]  # receives the tokens read so far, and the total
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model makes of the predicted tokens of a passage, in their order."""
+    """Log-probabilities of a passage's predicted tokens, in their order, and whether each is the argmax."""
 
     log_probabilities: Tensor  # nats, float32 (N,)
-    predictions: Tensor  # bool (N,): whether the model would itself have put that token there
+    predictions: Tensor  # bool (N,): whether the token is the argmax
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """Report to nobody."""
+    """Discard progress."""
 
 
 @torch.no_grad()
@@ -134,7 +133,7 @@ def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: 
 
 
 def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities and whether each target was the likeliest, on the CPU; without ever all logits."""
+    """Return log-probabilities and whether each target is the argmax, on the CPU, in chunks of the logits."""
     head = model.head
     losses, predictions = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
     return -losses.cpu(), predictions.cpu() == targets.cpu()

@@ -65,8 +65,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         figures = _memorization(config, folder, scorer)
     else:
         figures = _pseudo_perplexity(config, folder, scorer)
-    facts = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
-    return facts | figures | {"elapsed_s": time.perf_counter() - started_s}
+    metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
+    return metadata | figures | {"elapsed_s": time.perf_counter() - started_s}
 
 
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
             "loss. Give other files: path=<file>."
         )
     check_numbers(math.isnan(totals.loss_sum) for _, _, totals in found)
-    facts = {"checkpoint": str(folder.folder), "objective": objective.kind}
-    return facts | counts | validation_figures(found) | of_sources
+    metadata = {"checkpoint": str(folder.folder), "objective": objective.kind}
+    return metadata | counts | validation_figures(found) | of_sources
 
 
 def score_rows(
@@ -113,7 +113,7 @@ def score_rows(
     batch_size: int,
     bits_per_byte_of_a_nat: float | None,
 ) -> Totals:
-    """Return what the first `n_rows` rows of a stream come to; the factor is none for a masked model."""
+    """Score the first `n_rows` rows of a stream; the factor is None for a masked model."""
     loss_sum, right, count = 0.0, 0, 0
     device = next(model_with_loss.parameters()).device
     for start in range(0, n_rows, batch_size):
@@ -179,16 +179,15 @@ def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
                 f"no training document is longer than prompt_tokens={config.prompt_tokens} and "
                 f"new_tokens={config.new_tokens} together. Try prompt_tokens=8 new_tokens=8."
             )
-    read = float(folder.facts.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
+    read = float(folder.metadata.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
     return figures | {"train/times_read": read}
 
 
 def verbatim_figures(scorer: Scorer, documents: Sequence[Ints], new_tokens: int) -> dict[str, float]:
     """Return the share of documents whose last `new_tokens` the model repeats, and how many it repeats at first.
 
-    Each document is cut to its beginning: what is prompted and, behind it, what is compared. Taking the likeliest token
-    each time, a model goes on word for word exactly as long as each next token of the document is the likeliest one
-    behind those before it, so one reading tells all. Source: Carlini et al. 2022, https://arxiv.org/abs/2202.07646.
+    Each document is truncated to the prompt and the tokens compared. Greedy decoding repeats a document exactly as long
+    as each next token is the argmax, so one forward pass suffices. Source: Carlini et al. 2022, https://arxiv.org/abs/2202.07646.
     """
     if not scorer.causal:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From texts to scores: a model with its tokenizer, and how its family scores."""
+"""Score texts with a model and its tokenizer: likelihood for causal models, pseudo-likelihood for masked ones."""
 
 import sys
 import time
@@ -35,7 +35,7 @@ class ContinuationScore:
 
     log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood
     tokens: int
-    greedy: bool  # whether it is what the model itself would write, always taking the likeliest token
+    greedy: bool  # whether greedy decoding would generate it
 
 
 class Scorer:
@@ -49,7 +49,7 @@ class Scorer:
         batch_tokens: int = BATCH_TOKENS,
         report: Report = ignore_progress,
     ) -> None:
-        """`starts_with_bos`: whether a context begins with the token that begins a document; `report` is told progress.
+        """`starts_with_bos` prepends the beginning-of-document token to contexts; `report` receives progress.
 
         Raises ConfigError for a classifier, and for a masked model whose tokenizer has no mask.
         """
@@ -74,7 +74,7 @@ class Scorer:
     def predictions(self, passages: Sequence[Passage]) -> list[Predicted]:
         """Return how the tokens of each passage are predicted.
 
-        Raises DivergenceError where the model gives no numbers: compared, they would make some answer the best one.
+        Raises DivergenceError for NaN, which would make some answer the best one when compared.
         """
         if self.causal:
             found = causal_predictions(self.model, passages, self.batch_tokens, self.report)
@@ -145,7 +145,7 @@ class Scorer:
         """Return the passage in which the ids behind the first `context` of `whole` are predicted."""
         new = len(whole) - context
         length = self.model.config.context_length
-        check_room(new, length if self.causal else length - 2, continuation)
+        check_length(new, length if self.causal else length - 2, continuation)
         if self.causal:
             row = self._framed(whole) if self.starts_with_bos or not context else whole
             row = row[-(length + 1) :]
@@ -166,8 +166,8 @@ def check_numbers(are_nan: Iterable[bool]) -> None:
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ints, int]]:
     """Return the ids of each (context, continuation), nothing added, and how many of them are the context's.
 
-    The two are tokenized as one text, and spaces at the end of a context count as the continuation's, as in lm-eval.
-    Where that leaves the continuation no token, as a last token of the context spells it too, both are tokenized apart.
+    The two are tokenized as one text, and spaces at the end of a context move to the continuation, as in lm-eval. Where
+    that leaves the continuation no token, because the context's last token includes it, they are tokenized apart.
     """
     moved = [_spaces_moved(context, continuation) for context, continuation in pairs]
     contexts = tokenizer.encode_documents([context for context, _ in moved])
@@ -191,10 +191,10 @@ def check_examples(examples: ExampleSet, tokenizer: Tokenizer, context_length: i
     _check_sentences(sentences, tokenizer)
     encoded = encode_pairs(tokenizer, [pair for pair, _ in pairs])
     for ((_, continuation), place), (tokens, context) in zip(pairs, encoded, strict=True):
-        check_room(len(tokens) - context, context_length if causal else context_length - 2, continuation, place)
+        check_length(len(tokens) - context, context_length if causal else context_length - 2, continuation, place)
 
 
-def check_room(new: int, most: int, continuation: str, place: str = "") -> None:
+def check_length(new: int, most: int, continuation: str, place: str = "") -> None:
     """Raise DataError for a continuation that has no token, or more than a model predicts at once."""
     if not 0 < new <= most:
         raise DataError(
@@ -215,7 +215,7 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 class Progress:
-    """Shows what it is told, on the error stream, and nothing where all is done at once."""
+    """Shows progress on standard error: a bar in a terminal, else a line every 10 seconds."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Tasks with right answers: what share of them a model finds likelier than the wrong ones, or says by itself."""
+"""Tasks with correct answers: minimal pairs, multiple choice, cloze."""
 
 import math
 from collections import defaultdict
@@ -71,13 +71,13 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     hidden one by one, the query and the rest of the choice being seen.
     """
     found = iter(scorer.continuations([(each.query, text) for each in examples for text in each.continuations]))
-    correct = right_per_byte = 0
+    correct = correct_per_byte = 0
     for each in examples:
         scores = np.array([next(found).log_likelihood for _ in each.continuations])
         correct += int(scores.argmax()) == each.gold
-        right_per_byte += int((scores / np.array(each.choice_bytes)).argmax()) == each.gold
+        correct_per_byte += int((scores / np.array(each.choice_bytes)).argmax()) == each.gold
     count = len(examples)
-    return {"accuracy": correct / count, "accuracy_per_byte": right_per_byte / count, "questions": count}
+    return {"accuracy": correct / count, "accuracy_per_byte": correct_per_byte / count, "questions": count}
 
 
 def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What many predictions come to: sums that add up over batches, processes and sources, and the figures they give."""
+"""Sums over predictions that add up over batches, processes and sources, and the metrics they give."""
 
 import math
 import operator
@@ -12,7 +12,7 @@ class Totals:
     """Sums over targets. Without a target there is no mean, and so no figure."""
 
     loss_sum: float  # cross-entropy, nats
-    correct: float  # targets that were the likeliest token
+    correct: float  # targets that were the argmax
     targets: float
     bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; none for masked targets
 

@@ -1,4 +1,4 @@
-"""What transformers computes with a folder, beside what we compute with the model that it was made of."""
+"""Compare an exported folder in transformers with the model that it was exported from."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ TEXTS = ("The quick brown fox jumps over the lazy dog.", "naïve café – 中�
 
 
 def transformers_is_there() -> bool:
-    """Whether the library that compares is installed."""
+    """Whether transformers is installed."""
     return find_spec("transformers") is not None
 
 

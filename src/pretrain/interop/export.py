@@ -124,21 +124,21 @@ def _provenance(found: ModelFolder) -> dict[str, object]:
     """Return where the weights come from, without the names of this machine's folders."""
     if found.run is None:
         return {"converted from": found.folder.name, "written by": f"pretrain {__version__}"}
-    run, facts = found.run, found.facts
+    run, metadata = found.run, found.metadata
     rows: dict[str, object] = {
         "run": run.name,
         "objective": run.objective.kind,
         "data": _described(run.data),
         "licence of the data": _DATA_LICENCES.get(run.data.kind, "not recorded; see its source"),
-        "data fingerprint": facts.get("data_fingerprint"),
-        "tokenizer fingerprint": facts.get("tokenizer_fingerprint"),
-        "optimizer steps": f"{facts['step']:,}",
-        "tokens seen": f"{facts.get('tokens_seen', 0):,}",
+        "data fingerprint": metadata.get("data_fingerprint"),
+        "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
+        "optimizer steps": f"{metadata['step']:,}",
+        "tokens seen": f"{metadata.get('tokens_seen', 0):,}",
         "rows in a step": f"{run.batch_size:,} of {run.model.context_length:,} tokens",
         "optimizer, learning rate": f"{run.optimizer.kind}, {run.optimizer.learning_rate:g}",
         "seed": run.seed,
         "started from": _without_folders(run.init_from) if run.init_from else None,
-        "written by": f"pretrain {__version__}; trained with torch {facts.get('torch')}",
+        "written by": f"pretrain {__version__}; trained with torch {metadata.get('torch')}",
     }
     return {name: value for name, value in rows.items() if value not in (None, "")}
 
@@ -160,7 +160,7 @@ def _scores(found: ModelFolder) -> dict[str, float]:
     if found.run is None or not path.is_file():
         return {}
     report = read_record(path)
-    if report.count("steps") != found.facts["step"]:
+    if report.count("steps") != found.metadata["step"]:
         return {}
     scores = report.section("validation")
     figures = {name.removeprefix("val/"): scores.number(name) for name in scores.values}

@@ -6,8 +6,7 @@ src/transformers/models/<model_type>/configuration_<model_type>.py and modeling_
 
 from dataclasses import replace
 
-from pretrain.interop.family import Family, Key
-from pretrain.interop.harmless_keys import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT
+from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
 from pretrain.interop.keys import LOCAL_AND_GLOBAL, WINDOW_BY_LAYER, WINDOW_EVERYWHERE, one_bias, rope
 from pretrain.interop.names import BERT, GPT2, LLAMA, MODERN_BERT
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position

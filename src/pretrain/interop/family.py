@@ -1,4 +1,4 @@
-"""What a Hugging Face architecture is to us: names of tensors, and how config.json says what our settings say."""
+"""A Hugging Face architecture: names of its tensors, and config.json in terms of our settings."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,10 +6,54 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pretrain.errors import CheckpointError, ConfigError, shown
-from pretrain.interop.harmless_keys import EVERYWHERE
 from pretrain.interop.names import NameTable
 from pretrain.interop.record import Record
 from pretrain.models.config import Head, TransformerConfig
+
+# Keys of config.json that leave the logits alone: transformers computes the same without them. A family reads a key,
+# demands one value of it, or lists it here; any other key is refused by name. Names of the keys:
+# https://github.com/huggingface/transformers, configuration_utils.py, generation/configuration_utils.py and
+# models/<model_type>/configuration_<model_type>.py, with those that earlier versions wrote.
+_ALL_FAMILIES = """
+    architectures model_type name_or_path _name_or_path _commit_hash transformers_version transformers.js_config
+    is_llama_config unsloth_version unsloth_fixed tokenizer_class language license
+
+    return_dict use_return_dict output_attentions output_hidden_states output_past tie_last_hidden_states use_cache
+    torchscript dtype torch_dtype use_bfloat16 attn_implementation _attn_implementation _attn_implementation_autoset
+    _attn_implementation_internal _flash_attn_2_enabled gradient_checkpointing chunk_size_feed_forward pretraining_tp
+
+    bos_token_id eos_token_id pad_token_id cls_token_id sep_token_id mask_token_id unk_token_id decoder_start_token_id
+    bos_token eos_token pad_token mask_token prefix
+
+    id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params classifier_dropout
+    classifier_pooling clf_pooling
+
+    initializer_range initializer_factor initializer_cutoff_factor tf_legacy_loss max_sequence_length
+
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    target_lookbehind temperature top_k top_p typical_p
+"""
+_GPT2 = """
+    is_decoder n_ctx reorder_and_upcast_attn summary_type summary_use_proj summary_activation summary_first_dropout
+    summary_last_dropout summary_proj_to_labels
+"""
+_BERT = """
+    directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+"""
+_MODERN_BERT = """
+    deterministic_flash_attn layer_norm_eps position_embedding_type reference_compile repad_logits_with_grad
+    sparse_prediction sparse_pred_ignore_index
+"""
+
+EVERYWHERE = frozenset(_ALL_FAMILIES.split())
+OF_DECODERS = frozenset({"is_decoder"})  # their attention is causal without it
+OF_GPT2 = frozenset(_GPT2.split())
+OF_BERT = frozenset(_BERT.split())
+OF_MODERN_BERT = frozenset(_MODERN_BERT.split())
 
 Settings = dict[str, Any]
 NEEDED = object()  # instead of a default: config.json must say
@@ -107,7 +151,7 @@ class Family:
                 )
 
     def write(self, config: TransformerConfig) -> Settings:
-        """Return what config.json says of this shape, as far as the architecture can say it."""
+        """Return config.json for this shape, as far as the architecture has keys for it."""
         record: Settings = {"architectures": [self.class_of(config)], "model_type": self.model_type}
         parts: list[Key | Group] = [*self.keys, *self.groups]
         for part in parts:
@@ -120,7 +164,7 @@ class Family:
         return str(self.bare) if headless else self.architecture
 
     def auto_class(self, config: TransformerConfig) -> str:
-        """Return the class of transformers that loads a model of this shape without being told the architecture."""
+        """Return the Auto class of transformers for a model of this shape."""
         if self.class_of(config) == self.bare:
             return "AutoModel"
         return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint.safetensors_file import TensorFiles
+from pretrain.data.tokenizers.load import NAMES
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.untrusted_files import open_regular
@@ -20,6 +21,8 @@ from pretrain.interop.record import Record, read_record
 from pretrain.models.config import TransformerConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = [CONFIG, INDEX, WEIGHTS, "model-*.safetensors", *NAMES]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 _HINT = "Is config.json that of these weights?"
@@ -181,3 +184,25 @@ def _vocab_multiple(record: Record, tokenizer: Tokenizer) -> int:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return printable(repr(", ".join(names[:3]))[1:-1]) + more
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path is a hub name: owner/name or owner/name@revision, with no folder of the owner's name here."""
+    return _HUB_NAME.fullmatch(path) is not None and not Path(path).exists() and not Path(path.split("/")[0]).exists()
+
+
+def fetch(path: str) -> Path:
+    """Download the files of a hub model, none of them code, and return their folder.
+
+    Raises CheckpointError where that fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{printable(path)} is neither a folder here nor a model to be had from the hub: "
+            f"{' '.join(str(error).split())}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Settings that config.json spreads over several keys: rotary positions, windows, biases."""
+"""Settings that take several keys of config.json: rotary positions, sliding windows, biases."""
 
 from collections.abc import Sequence
 from typing import Any

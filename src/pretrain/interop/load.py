@@ -1,4 +1,4 @@
-"""A folder that holds a trained model, opened: a run's, a checkpoint's, or a Hugging Face model's, all in one form."""
+"""Open a trained model from a run, a checkpoint or a Hugging Face folder, in one form."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, printable
-from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, open_folder
-from pretrain.interop.hub import fetch, is_hub_name
+from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
 from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
@@ -29,7 +28,7 @@ LoadParameter = Callable[[str, torch.Size], Tensor]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Everything but the weights of a trained model; those are read one at a time."""
+    """A trained model without its weights, which are read one at a time."""
 
     folder: Path
     tokenizer_folder: Path
@@ -37,7 +36,7 @@ class ModelFolder:
     shape: ModelConfig
     objective: ObjectiveConfig  # it was trained with; of a model made elsewhere the usual one
     starts_with_bos: bool  # whether a prompt begins with the token that begins a document
-    facts: dict[str, Any]  # step, tokens seen and the like
+    metadata: dict[str, Any]  # step, tokens seen and the like
     values: Callable[
         [Transformer], LoadParameter
     ]  # each parameter by its name, once all names and shapes were found to fit
@@ -72,9 +71,9 @@ def open_model(path: str | Path) -> ModelFolder:
 
 
 def run_or_model(path: Path) -> Path:
-    """Return the folder itself where it is a run's or a model's, and of a folder of runs the newest run.
+    """Return the folder itself if it is a run's or a model's; for a folder of runs the newest run.
 
-    Raises CheckpointError where `path` is nothing, a file, or a folder without any of them.
+    Raises CheckpointError where `path` does not exist, is a file, or holds neither.
     """
     kinds = "a run's folder, a folder of runs, a checkpoint, a Hugging Face folder, or owner/name of the hub"
     if not path.exists():
@@ -95,8 +94,8 @@ def run_or_model(path: Path) -> Path:
 def chosen_model(checkpoint: str, logs_folder: str) -> str:
     """Return the folder or hub name that a script's setting `checkpoint` or `run` means; "auto" is the newest run.
 
-    A run that the setting does not name itself is told on the standard error: the output is the model's. Raises
-    CheckpointError where there is none.
+    Prints to standard error which run was chosen, if the setting does not name it. Raises CheckpointError where there
+    is none.
     """
     if checkpoint != "auto" and not Path(checkpoint).is_dir():
         return checkpoint  # of the hub, or nothing: `open_model` says
@@ -133,7 +132,7 @@ def saved_values(checkpoint: Checkpoint, model: Transformer) -> LoadParameter:
 
 
 def _is_hugging_face(folder: Path) -> bool:
-    """Whether a folder is meant as one: it has files of that form, and none of ours."""
+    """Whether a folder is a Hugging Face model: it has files of that format, and no manifest of ours."""
     if (folder / "manifest.json").exists() or folder.name.startswith("step-") or not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
@@ -149,7 +148,7 @@ def _made_here(checkpoint: Checkpoint) -> ModelFolder:
         shape=run.model,
         objective=run.objective,
         starts_with_bos=True,  # as the documents that it was trained on
-        facts={"step": checkpoint.step, **checkpoint.progress},
+        metadata={"step": checkpoint.step, **checkpoint.progress},
         values=partial(saved_values, checkpoint),
         run=run,
     )
@@ -164,6 +163,6 @@ def _made_elsewhere(folder: Path) -> ModelFolder:
         shape=found.shape,
         objective=CausalConfig() if found.family.causal else MaskedConfig(),
         starts_with_bos=found.tokenizer.added_ids[0] == [found.tokenizer.bos_id],
-        facts={"architecture": found.family.class_of(found.shape)},
+        metadata={"architecture": found.family.class_of(found.shape)},
         values=found.values,
     )

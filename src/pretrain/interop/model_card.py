@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, where it comes from, how to use it."""
+"""README.md of an exported model: architecture, provenance, use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pretrain.data.sources.source import printable
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a reader of the model's page wants to know."""
+    """The facts of a model card."""
 
     title: str
     architecture: str

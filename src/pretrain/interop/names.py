@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face model is which parameter of ours: one table per family, read in both directions.
+"""Map tensors of a Hugging Face model to our parameters and back: one table per family.
 
 A table maps modules to modules; `weight` and `bias` follow by themselves. Where several of our modules stand for one of
 theirs, theirs is fused: ours lie in it one below the other. GPT-2's Conv1D keeps its weights transposed.
@@ -18,7 +18,7 @@ _QKV = ("attention.query", "attention.key", "attention.value")
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of theirs, and the parameters of ours that it holds, one below the other."""
+    """A Hugging Face tensor, and our parameters that it holds, stacked along dimension 0."""
 
     name: str
     parts: Mapping[str, torch.Size]  # our parameters with their shapes
@@ -32,12 +32,12 @@ class Stored:
         return torch.Size(reversed(stacked) if self.transposed else stacked)
 
     def join(self, values: Callable[[str], Tensor]) -> Tensor:
-        """Return their tensor, made of the values of our parameters."""
+        """Return the Hugging Face tensor from the values of our parameters."""
         tensor = torch.cat([values(name) for name in self.parts])
         return tensor.t() if self.transposed else tensor
 
     def part(self, tensor: Tensor, name: str) -> Tensor:
-        """Return what their tensor holds of our parameter `name`."""
+        """Return our parameter `name` from the Hugging Face tensor."""
         tensor = tensor.t() if self.transposed else tensor
         first = 0
         for other, shape in self.parts.items():
@@ -49,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class NameTable:
-    """What a family calls our modules."""
+    """Names of our modules in a family."""
 
     body: str  # what stands before every name but those of the head; left out where the model was saved without one
     outside: Mapping[str, str]  # our modules and parameters outside of the blocks

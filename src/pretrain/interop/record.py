@@ -1,4 +1,4 @@
-"""JSON of a folder that others made, read as data: every value is checked when it is asked for."""
+"""Untrusted JSON of a model folder: every value is checked when it is read."""
 
 import json
 import math

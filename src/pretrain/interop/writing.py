@@ -1,4 +1,4 @@
-"""A Hugging Face folder written: config.json, safetensors (in shards above a size), tokenizer, generation settings."""
+"""Write a Hugging Face folder: config.json, safetensors (sharded above a size), tokenizer, generation settings."""
 
 import json
 from collections.abc import Callable, Sequence
