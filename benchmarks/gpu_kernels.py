@@ -9,13 +9,15 @@ cross-entropy over all logits at once.
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from comparison import Result, take_turns, typed
 from torch import Tensor
 
-from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks
+from pretrain.models.attention import attend
+from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.objectives.loss import cross_entropy_sum
 
 REPEATS = 20
@@ -58,7 +60,7 @@ def attention(result: Result, causal: bool, window: int | None, length: int, rou
     numbers = documents(rows, length)
     q, k, v = (torch.randn(rows, 12, length, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in "qkv")
     compiled = torch.compile(attend, dynamic=False)
-    in_blocks = build_mask_in_blocks(causal, window, numbers, numbers)
+    in_blocks = AttentionMask(causal, blocks=build_block_mask(causal, window, numbers))
     dense = build_mask(causal, window, numbers, length, numbers.device)
     baselines: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: compiled(q, k, v, in_blocks, 0.0),
@@ -74,6 +76,7 @@ def losses(result: Result, targets: int, rounds: int) -> None:
     """Compare the loss over GPT-2's vocabulary."""
     features = torch.randn(targets, 768, device="cuda").requires_grad_()
     weight = (torch.randn(50_304, 768, device="cuda") * 0.02).requires_grad_()
+    head = SimpleNamespace(weight=weight, bias=None)
     answers = torch.randint(50_304, (targets,), device="cuda")
 
     def whole() -> Tensor:
@@ -83,8 +86,8 @@ def losses(result: Result, targets: int, rounds: int) -> None:
         return torch.autocast("cuda", torch.bfloat16)(loss)
 
     baselines = {
-        "ours": in_bf16(lambda: cross_entropy_sum(features, weight, None, answers, compiled=True)),
-        "chunks": in_bf16(lambda: cross_entropy_sum(features, weight, None, answers)),
+        "ours": in_bf16(lambda: cross_entropy_sum(features, head, answers, compiled=True)),
+        "chunks": in_bf16(lambda: cross_entropy_sum(features, head, answers)),
         "whole logits": torch.compile(in_bf16(whole), dynamic=False),
     }
     race(result, f"loss of {targets:,} targets", baselines, torch.ones((), device="cuda"), rounds)

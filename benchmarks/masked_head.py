@@ -21,7 +21,8 @@ from comparison import Result, take_turns, typed, why
 from shapes import SHAPES, Shape
 from torch import Tensor
 
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 
 MASKED = 0.15

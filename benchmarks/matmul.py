@@ -10,7 +10,7 @@ import torch
 from comparison import Result, take_turns, typed
 from torch import nn
 
-from pretrain.kernels.onednn_linear import Linear, amd_with_avx512
+from pretrain.kernels.onednn_linear import OneDnnLinear, amd_with_avx512
 
 ROWS = 2048
 MATRICES = {"12 M: 384 to 1536": (384, 1536), "124 M: 768 to 768": (768, 768), "124 M: 768 to 3072": (768, 3072)}
@@ -27,7 +27,7 @@ def main() -> None:
     result = Result("matmul", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})
     for name, (wide, out) in MATRICES.items():
         x = torch.randn(ROWS, wide, requires_grad=True)
-        layers = {"ours": Linear(wide, out, bias=False), "torch": nn.Linear(wide, out, bias=False)}
+        layers = {"ours": OneDnnLinear(wide, out, bias=False), "torch": nn.Linear(wide, out, bias=False)}
 
         def turn(layer: nn.Module, x: torch.Tensor = x) -> None:
             for _ in range(REPEATS):

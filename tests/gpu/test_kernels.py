@@ -1,15 +1,17 @@
 """What a GPU computes by kernels of its own is what the plain code computes: attention in blocks, the loss at once."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
+from pretrain.data.collate import IGNORE
+from pretrain.models.attention import attend
+from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.objectives import loss
-from pretrain.objectives.batch import IGNORE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
@@ -26,13 +28,9 @@ def masks(
 ) -> tuple[AttentionMask, AttentionMask]:
     """Return the same mask as a number for each pair and in blocks; of rows of both kinds where `causal` is none."""
     numbers = documents(length, device)
-    rows = torch.tensor([True, False, True], device=device)
-    if causal is None:
-        return build_mixed_mask(rows, window, numbers, length), build_mask_in_blocks(rows, window, numbers, numbers)
-    return (
-        build_mask(causal, window, numbers, length, device),
-        build_mask_in_blocks(causal, window, numbers, numbers),
-    )
+    rule = torch.tensor([True, False, True], device=device) if causal is None else causal
+    blocks = build_block_mask(rule, window, numbers)
+    return build_mask(rule, window, numbers, length, device), AttentionMask(False, blocks=blocks)
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -77,7 +75,9 @@ def test_the_loss_at_once_is_the_loss(
 
     def at_once(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            return loss.cross_entropy_sum(features, weight, bias, targets, compiled=True, z_loss=z_loss)
+            return loss.cross_entropy_sum(
+                features, SimpleNamespace(weight=weight, bias=bias), targets, compiled=True, z_loss=z_loss
+            )
 
     def exactly(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         logits = torch.nn.functional.linear(features, weight, bias)

@@ -9,9 +9,9 @@ from job import Job, assert_same_weights, files, losses
 from subjects import subject
 
 from pretrain.checkpoint.read import open_checkpoint
+from pretrain.data.collate import IGNORE
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.gather import load_parameters

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 from torch.testing import assert_close
 
-from pretrain.models.attention import AttentionMask, attend, build_mask, build_mask_in_blocks, build_mixed_mask
-from pretrain.models.masks import BLOCK, takes_blocks
+from pretrain.models.attention import attend
+from pretrain.models.masks import BLOCK, AttentionMask, build_block_mask, build_mask, can_use_block_masks
 
 WAYS = [True, False, None]  # none: rows of both kinds
 WINDOWS = [None, 1, 5, 100, 128, 300]
@@ -26,15 +26,10 @@ def documents(length: int) -> Tensor:
 
 def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tensor, AttentionMask]:
     """Return who sees whom as bool (3, 1, T, T), and the mask in blocks."""
-    length = numbers.shape[1]
-    if causal is None:
-        allowed = build_mixed_mask(CAUSAL_ROWS, window, numbers, length).allowed
-        in_blocks = build_mask_in_blocks(CAUSAL_ROWS, window, numbers, numbers)
-    else:
-        allowed = build_mask(causal, window, numbers, length, numbers.device).allowed
-        in_blocks = build_mask_in_blocks(causal, window, numbers, numbers)
+    rule = CAUSAL_ROWS if causal is None else causal
+    allowed = build_mask(rule, window, numbers, numbers.shape[1], numbers.device).allowed
     assert allowed is not None
-    return allowed, in_blocks
+    return allowed, AttentionMask(False, blocks=build_block_mask(rule, window, numbers))
 
 
 def by_block(allowed: Tensor) -> Tensor:
@@ -103,10 +98,10 @@ def test_models_are_the_same(family: str) -> None:
     assert_close(model(tokens, masks=alone), model(tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_who_takes_blocks() -> None:
-    assert takes_blocks(shape("llama", d_model=64))
-    assert not takes_blocks(shape("llama", d_model=64, attention_dropout=0.1))
-    assert not takes_blocks(shape("llama"))  # heads of 8 channels
+def test_who_can_use_block_masks() -> None:
+    assert can_use_block_masks(shape("llama", d_model=64))
+    assert not can_use_block_masks(shape("llama", d_model=64, attention_dropout=0.1))
+    assert not can_use_block_masks(shape("llama"))  # heads of 8 channels
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.models import attention
-from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, build_mask
+from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend
 from pretrain.models.config import (
     Activation,
     Head,
@@ -25,6 +25,7 @@ from pretrain.models.config import (
     TransformerConfig,
 )
 from pretrain.models.feed_forward import FeedForward
+from pretrain.models.masks import build_mask
 from pretrain.models.position import rotary_frequencies, rotation
 from pretrain.models.size import parameter_count
 

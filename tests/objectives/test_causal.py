@@ -7,8 +7,7 @@ from families import lively, shape
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from pretrain.data.collate import Rows
-from pretrain.objectives.batch import IGNORE
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.objectives.config import CausalConfig, ObjectiveConfig
 from pretrain.objectives.objective import ModelWithLoss
 

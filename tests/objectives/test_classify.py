@@ -11,11 +11,10 @@ from folders import BYTES
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from pretrain.data.collate import Rows
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.inference.classification import label_probabilities
 from pretrain.models.transformer import LabelHead, Transformer
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig, Pooling
 from pretrain.objectives.objective import ModelWithLoss

@@ -7,10 +7,9 @@ from families import CAUSAL, lively, shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.collate import Rows
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import HybridConfig
 from pretrain.objectives.hybrid import Hybrid

@@ -12,10 +12,10 @@ from subjects import Words
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretrain.data.collate import Rows
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.objectives import loss
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.objectives.masked import Masked
@@ -40,6 +40,10 @@ def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tup
     return values, targets
 
 
+def head_of(weight: Tensor, bias: Tensor | None = None) -> Any:
+    return SimpleNamespace(weight=weight, bias=bias)
+
+
 def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0) -> Tensor:
     """The definition, in 64 bits."""
     features, weight, *bias = (value.double() for value in values)
@@ -62,7 +66,7 @@ def test_the_loss_and_its_gradient_are_as_defined(
     values, targets = problem(bias, ignored)
     expected = plain_loss(values, targets)
     gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss), values)
-    found = loss.cross_entropy_sum(values[0], values[1], values[2] if bias else None, targets, z_loss=z_loss)
+    found = loss.cross_entropy_sum(values[0], head_of(*values[1:]), targets, z_loss=z_loss)
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(torch.autograd.grad(3 * found, values), gradients, strict=True):
@@ -73,7 +77,7 @@ def test_the_loss_and_its_gradient_are_as_defined(
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_paths_agree_at_the_threshold(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     values, targets = problem(bias, "some")
-    arguments = (values[0], values[1], values[2] if bias else None, targets)
+    arguments = (values[0], head_of(*values[1:]), targets)
     chunked_calls = []
     real = loss._ChunkedCrossEntropy.apply
     monkeypatch.setattr(loss._ChunkedCrossEntropy, "apply", lambda *a: chunked_calls.append(1) or real(*a))
@@ -96,7 +100,7 @@ def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
     expected = plain_loss(values, targets)
     gradients = torch.autograd.grad(expected, values)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss.cross_entropy_sum(values[0], values[1], None, targets)
+        found = loss.cross_entropy_sum(values[0], head_of(values[1]), targets)
     assert_close(found.double(), expected, rtol=2e-4, atol=0)
     for ours, theirs in zip(torch.autograd.grad(found, values), gradients, strict=True):
         assert ((ours - theirs).norm() / theirs.norm()).item() < 0.01
@@ -130,7 +134,7 @@ def test_a_gpu_has_larger_chunks_of_round_numbers() -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_each_target_has_its_loss_and_the_likeliest_answer() -> None:
     values, targets = problem(bias=True, ignored="some")
-    losses, predictions = loss.token_losses(values[0], values[1], values[2], targets)
+    losses, predictions = loss.token_losses(values[0], head_of(*values[1:]), targets)
     logits = F.linear(*values)
     kept = targets != IGNORE
     assert_close(losses[kept], F.cross_entropy(logits[kept], targets[kept], reduction="none"))

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.collate import Rows
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.masked import Masked
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.collate import Rows
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.errors import ConfigError
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import MaskedConfig, MaskingUnit
 from pretrain.objectives.masked import Masked
 

@@ -24,7 +24,7 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(onednn_linear, "amd_with_avx512", lambda: request.param)
-    monkeypatch.setattr(onednn_linear, "FEW", 1000)
+    monkeypatch.setattr(onednn_linear, "MIN_MULTIPLICATIONS", 1000)
 
 
 @pytest.mark.usefixtures("products")

@@ -13,6 +13,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig
 from pretrain.config.serialize import from_dict, to_dict
+from pretrain.data.collate import IGNORE
 from pretrain.data.prepare import prepare
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.doctor.shrink import shrink
@@ -22,7 +23,6 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.objectives.batch import IGNORE
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.printing import answer
 from pretrain.training.loggers.csv_table import read_rows

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pretrain.checkpoint.read import open_checkpoint
+from pretrain.data.collate import IGNORE
 from pretrain.data.prepare import prepare
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
 from pretrain.language_model import LanguageModel
-from pretrain.objectives.batch import IGNORE
 from pretrain.training.config import PathsConfig
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import read_rows

@@ -12,12 +12,12 @@ import torch
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.sweep import Job, table
+from pretrain.data.collate import IGNORE
 from pretrain.errors import DataError, DivergenceError
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.run import score
 from pretrain.interop.export import _scores
 from pretrain.interop.load import open_model
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.masked import Masked
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write

@@ -12,9 +12,7 @@ from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
 
-IGNORE = -100  # in the place of a target: nothing is to be predicted here
-
-
+IGNORE = -100  # target id of a position without a target; the loss skips it
 Ints = npt.NDArray[np.int64]
 
 

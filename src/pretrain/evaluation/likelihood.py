@@ -135,7 +135,7 @@ def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: 
 def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and whether each target is the argmax, on the CPU, in chunks of the logits."""
     head = model.head
-    losses, predictions = token_losses(head.features(hidden), head.weight, head.bias, targets.to(hidden.device))
+    losses, predictions = token_losses(head.features(hidden), head, targets.to(hidden.device))
     return -losses.cpu(), predictions.cpu() == targets.cpu()
 
 

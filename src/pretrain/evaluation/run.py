@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pretrain.config.run import RunConfig
+from pretrain.data.collate import IGNORE
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
@@ -26,7 +27,6 @@ from pretrain.evaluation.totals import Totals, validation_figures
 from pretrain.inference.dtype import hold
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.objectives.objective import ModelWithLoss
 

@@ -4,9 +4,9 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.inference.config import Weights
-from pretrain.inference.float32_matmul import optimize_for_inference
 from pretrain.inference.int8 import Int8Matrix, quantize
-from pretrain.models.transformer import Transformer
+from pretrain.kernels.onednn_linear import install_for_inference
+from pretrain.models.transformer import Transformer, VocabularyHead
 
 
 def hold(model: Transformer, device: str | torch.device, weights: Weights | str) -> Transformer:
@@ -27,7 +27,7 @@ def hold(model: Transformer, device: str | torch.device, weights: Weights | str)
         quantize(model.eval())
         return model
     model = model.to(_there(device), torch.bfloat16 if wanted is Weights.bf16 else None)
-    optimize_for_inference(model)
+    install_for_inference(model, model.head if isinstance(model.head, VocabularyHead) else None)
     return model
 
 

@@ -6,8 +6,8 @@ Shapes: B batch, K key and value heads, T new positions, S positions so far, D h
 import torch
 from torch import Tensor
 
-from pretrain.models.attention import AttentionMask
 from pretrain.models.config import TransformerConfig
+from pretrain.models.masks import AttentionMask, dense_mask, mask_mod
 
 
 class KeyValueCache:
@@ -38,11 +38,7 @@ class KeyValueCache:
         total = self.filled + new
         if not self.padded and (window is None or window >= total) and (new == 1 or self.filled == 0):
             return AttentionMask(causal=new > 1)  # one new position sees all; a fresh prompt is plainly causal
-        keys = torch.arange(total, device=self.padding.device)
-        distance = keys[self.filled :].unsqueeze(1) - keys  # (T, S)
-        allowed = distance >= 0
-        if window is not None:
-            allowed = allowed & (distance < window)
-        real = keys >= self.padding.unsqueeze(1)  # (B, S)
-        itself = distance == 0  # a padding place sees itself, for a row that sees nothing has no softmax
-        return AttentionMask(causal=True, allowed=((allowed & real.unsqueeze(1)) | itself).unsqueeze(1))
+        positions = torch.arange(total, device=self.padding.device)
+        is_prompt = positions >= self.padding.unsqueeze(1)  # (B, S); padding attends to padding: no row may be empty
+        rule = mask_mod(True, window, is_prompt)
+        return AttentionMask(True, dense_mask(rule, positions[self.filled :], positions, len(self.padding)))

@@ -18,6 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, printable
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
+from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
@@ -56,6 +57,7 @@ class ModelFolder:
         model.to_empty(device="cpu")
         model.tie()
         load_parameters(model, values)
+        install(model)
         return model
 
 

@@ -3,8 +3,9 @@
 import time
 
 import torch
+import torch.nn.functional as F
 
-from pretrain.kernels.onednn_linear import product
+from pretrain.kernels.onednn_linear import amd_with_avx512, linear
 
 # dense bf16 tensor-core TFLOP/s of the SXM or desktop form, without sparsity, from NVIDIA's data sheets
 DOCUMENTED_BF16 = {
@@ -22,11 +23,12 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float 
         if device.type in ("cuda", "mps"):
             getattr(torch, device.type).synchronize()
 
-    product(a, b)
+    multiply = linear if amd_with_avx512() else F.linear
+    multiply(a, b)
     wait()
     runs, start = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - start < seconds:
-        product(a, b)
+        multiply(a, b)
         wait()
         runs += 1
     return 2.0 * size**3 * runs / (time.perf_counter() - start)

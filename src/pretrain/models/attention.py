@@ -1,32 +1,21 @@
-"""Self-attention, and the masks that say who may see whom.
+"""Self-attention, with grouped keys and values, by the kernel that is fastest here.
 
 Shapes: B batch, T query positions, S key positions, H query heads, K key and value heads (K divides H), D head width.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
-from pretrain.kernels.onednn_linear import Linear
 from pretrain.models.config import TransformerConfig
-from pretrain.models.masks import build_block_mask
+from pretrain.models.masks import AttentionMask, dense_mask, mask_mod
 from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
 
 MAX_EAGER_SCORES = 1 << 22  # of a layer: 8 MiB in bfloat16
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """Who may see whom in one kind of layer: as `blocks` or `allowed` say, else plain causal or unrestricted."""
-
-    causal: bool
-    allowed: Tensor | None = None  # bool (B or 1, 1, T, S)
-    blocks: BlockMask | None = None  # for compiled layers on a GPU
 
 
 class KVCache(Protocol):
@@ -35,58 +24,6 @@ class KVCache(Protocol):
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, D) keys and values of new positions; return those of all positions so far, (B, K, S, D)."""
         ...
-
-
-def build_mask(
-    causal: bool, window: int | None, documents: Tensor | None, length: int, device: torch.device
-) -> AttentionMask:
-    """Return the mask of layers with this window over rows of `length` tokens.
-
-    `documents` (B, T) numbers the document of each token; tokens of different documents do not see each other.
-    None means that every row is one document. A causal window of w sees the token itself and the w - 1 before it;
-    a window of w in both directions sees w // 2 tokens to either side, as ModernBERT does.
-    """
-    if documents is None and (window is None or (causal and window >= length)):
-        return AttentionMask(causal)
-    allowed = _within(causal, window, length, device)
-    if documents is not None:
-        allowed = allowed & _same_document(documents)
-    return AttentionMask(causal, allowed)
-
-
-def build_mixed_mask(is_causal: Tensor, window: int | None, documents: Tensor | None, length: int) -> AttentionMask:
-    """Return the mask of a batch whose rows are causal where `is_causal` (bool (B,)) says so, both ways else.
-
-    The other arguments are those of `build_mask`, row by row.
-    """
-    causal, both_ways = (_within(causal, window, length, is_causal.device) for causal in (True, False))
-    allowed = torch.where(is_causal.view(-1, 1, 1, 1), causal, both_ways)
-    return AttentionMask(False, allowed if documents is None else allowed & _same_document(documents))
-
-
-def build_mask_in_blocks(
-    causal: bool | Tensor, window: int | None, documents: Tensor | None, like: Tensor
-) -> AttentionMask:
-    """Return what `build_mask` does, or with `causal` by row `build_mixed_mask`, for compiled layers on a GPU.
-
-    `like` (B, T) tells the shape where every row is one document.
-    """
-    documents = torch.zeros_like(like, dtype=torch.int32) if documents is None else documents
-    return AttentionMask(causal is True, blocks=build_block_mask(causal, window, documents))
-
-
-def _same_document(documents: Tensor) -> Tensor:
-    return (documents.unsqueeze(1) == documents.unsqueeze(2)).unsqueeze(1)  # (B, 1, T, S)
-
-
-def _within(causal: bool, window: int | None, length: int, device: torch.device) -> Tensor:
-    """Return who may see whom by direction and distance alone, bool (1, 1, T, S)."""
-    places = torch.arange(length, device=device)
-    distance = places.unsqueeze(1) - places  # (T, S), positive when the key comes first
-    allowed = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        allowed = allowed & (distance < window if causal else distance.abs() <= window // 2)
-    return allowed.view(1, 1, length, length)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
@@ -128,7 +65,8 @@ def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropo
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     allowed = mask.allowed
     if allowed is None and mask.causal:
-        allowed = _within(True, None, q.shape[2], q.device)
+        positions = torch.arange(q.shape[2], device=q.device)
+        allowed = dense_mask(mask_mod(True, None), positions, positions)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return F.dropout(scores.softmax(-1), dropout) @ v
@@ -146,10 +84,10 @@ class Attention(nn.Module):
         self.head_dim = config.attention_head_dim
         self.dropout = config.attention_dropout
         inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
-        self.query = Linear(config.d_model, inner, bias=config.attention_bias)
-        self.key = Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.value = Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.output = Linear(inner, config.d_model, bias=config.bias)
+        self.query = nn.Linear(config.d_model, inner, bias=config.attention_bias)
+        self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
+        self.output = nn.Linear(inner, config.d_model, bias=config.bias)
         self.query_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
 

@@ -3,9 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.kernels.onednn_linear import Linear
+from pretrain.kernels.gelu import gelu_tanh
 from pretrain.models.config import Activation, TransformerConfig
-from pretrain.models.gelu import gelu_tanh
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -23,9 +22,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = config.feed_forward
-        self.gate = Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
-        self.up = Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down = Linear(config.ff_width, config.d_model, bias=config.bias)
+        self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each position of x (B, T, d_model) makes of itself, same shape."""

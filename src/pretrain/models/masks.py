@@ -1,14 +1,15 @@
-"""Who may see whom, told to torch's FlexAttention in blocks of 128 x 128 positions: what nobody sees is not computed.
+"""Attention masks: one rule, from which dense masks, FlexAttention's block masks and the KV cache's mask are made.
 
-A dense mask has attention read a number for every pair of positions, seen or not. On a GPU that takes longer than the
-products themselves; here the compiled kernel passes over blocks in which nobody sees anybody, asks pair by pair only
-inside blocks that are seen in part, and computes the rest like plain attention. Source: Dong et al. 2024,
-https://arxiv.org/abs/2412.05496, section 3.
+A dense mask has attention read a number for every pair of positions, allowed or not. On a GPU that takes longer than
+the matmuls themselves. FlexAttention's compiled kernel skips blocks of 128 x 128 positions without an allowed pair,
+applies the rule pair by pair only in blocks that hold both kinds, and computes the others like plain attention.
+Source: Dong et al. 2024, https://arxiv.org/abs/2412.05496, section 3.
 
-Shapes: B batch, T positions, N blocks of a row (T / 128, rounded up).
+Shapes: B batch, T query positions, S key positions, N blocks of a row (T / 128, rounded up).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,74 +22,104 @@ from pretrain.kernels.compile import compile_or_leave
 from pretrain.models.config import TransformerConfig
 
 BLOCK = 128  # positions, both of queries and of keys
+_MIN_HEAD_DIM = 16  # the kernel's tiles are not smaller
+_UNLIMITED = 2**31 - 1
+_BEYOND = 2**31 - 1  # document of the positions after a row's end, which fill its last block
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (row, head, query position, key position) -> bool
+Bound = int | Tensor | None  # of query - key position; int64 (B,) where it differs by row, None where there is none
+BlockList = tuple[Tensor, Tensor]  # how many blocks, int32 (B, 1, N), and their numbers, int32 (B, 1, N, N)
 
 
-_NARROWEST_HEAD = 16  # channels: the kernel's tiles are not smaller
+@dataclass(frozen=True)
+class AttentionMask:
+    """Attention mask of all layers with one window: dense, in blocks, or plain causal / full if both are None."""
+
+    causal: bool
+    allowed: Tensor | None = None  # bool (B or 1, 1, T, S)
+    blocks: BlockMask | None = None  # for compiled layers on a GPU
 
 
-_BEYOND = 2**31 - 1  # the document of places after a row's end, which fill up its last block
+def _distance_bounds(causal: bool | Tensor, window: int | None) -> tuple[Bound, Bound]:
+    """Return the least and the largest allowed distance, query position minus key position; None is no limit.
+
+    A causal window of w covers the token itself and the w - 1 before it, a bidirectional one w // 2 tokens to either
+    side, as ModernBERT does. `causal` may differ by row, as bool (B,).
+    """
+    half = None if window is None else window // 2
+    if isinstance(causal, Tensor):
+        least = torch.where(causal, 0, -_UNLIMITED if half is None else -half)
+        return least, None if window is None or half is None else torch.where(causal, window - 1, half)
+    if causal:
+        return 0, None if window is None else window - 1
+    return (None, None) if half is None else (-half, half)
 
 
-Listed = tuple[Tensor, Tensor]
+def mask_mod(causal: bool | Tensor, window: int | None, documents: Tensor | None = None) -> MaskMod:
+    """Return the rule for a query and a key position, in the form that FlexAttention compiles into its kernel.
+
+    `documents`, int (B, S), numbers the document of each token: tokens of different documents do not attend to each
+    other. None means one document per row. `causal` may differ by row, as bool (B,).
+    """
+    least, most = _distance_bounds(causal, window)
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = query - key
+        allowed = None
+        if least is not None:
+            allowed = distance >= (least[row] if isinstance(least, Tensor) else least)
+        if most is not None:
+            near = distance <= (most[row] if isinstance(most, Tensor) else most)
+            allowed = near if allowed is None else allowed & near
+        if documents is not None:
+            same = documents[row, query] == documents[row, key]
+            allowed = same if allowed is None else allowed & same
+        return torch.ones_like(distance, dtype=torch.bool) if allowed is None else allowed
+
+    return rule
 
 
-ListsOf = Callable[[bool | Tensor, int | None, Tensor], tuple[Listed, Listed, Listed, Listed]]
+def dense_mask(rule: MaskMod, queries: Tensor, keys: Tensor, batch_size: int = 1) -> Tensor:
+    """Return bool (B or 1, 1, T, S): the rule at each pair of query positions (T,) and key positions (S,)."""
+    row = torch.arange(batch_size, device=keys.device).view(-1, 1, 1, 1)
+    return rule(row, torch.zeros_like(row), queries.unsqueeze(1), keys).view(-1, 1, len(queries), len(keys))
 
 
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of row, head, position of a query and of a key
+def build_mask(
+    causal: bool | Tensor, window: int | None, documents: Tensor | None, length: int, device: torch.device
+) -> AttentionMask:
+    """Return the mask of layers with this window over rows of `length` tokens; arguments as of `mask_mod`."""
+    by_row = isinstance(causal, Tensor)
+    if documents is None and not by_row and (window is None or (causal and window >= length)):
+        return AttentionMask(bool(causal))
+    positions = torch.arange(length, device=device)
+    rows = len(documents) if documents is not None else len(causal) if isinstance(causal, Tensor) else 1
+    return AttentionMask(causal is True, dense_mask(mask_mod(causal, window, documents), positions, positions, rows))
 
 
-def takes_blocks(config: TransformerConfig) -> bool:
-    """Whether the kernel can compute a model's attention: it leaves nothing out at random, and needs some channels."""
-    return config.attention_head_dim >= _NARROWEST_HEAD and not config.attention_dropout
+def can_use_block_masks(config: TransformerConfig) -> bool:
+    """Return whether FlexAttention can compute this model: no attention dropout, heads of at least 16 channels."""
+    return config.attention_head_dim >= _MIN_HEAD_DIM and not config.attention_dropout
 
 
 def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tensor) -> BlockMask:
-    """Return who sees whom in rows whose tokens belong to `documents`, int (B, T): what `build_mask` says, by blocks.
-
-    `causal` may differ by row, as bool (B,). Documents may be numbered in any order.
-    """
+    """Return the mask that `build_mask` makes of the same arguments, by blocks; documents in any order."""
     length = documents.shape[1]
-    lists_of: ListsOf = _compiled_lists() if documents.is_cuda else block_lists
-    partly, wholly, seen_partly, seen_wholly = lists_of(causal, window, documents)
-    return BlockMask(
-        (length, length),
-        *partly,
-        *wholly,
-        *seen_partly,
-        *seen_wholly,
-        BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=mask_mod(causal, window, documents),
-    )
+    lists_of: Callable[..., tuple[BlockList, ...]] = _compiled_lists() if documents.is_cuda else block_lists
+    partial, full, partial_queries, full_queries = lists_of(causal, window, documents)
+    rule = mask_mod(causal, window, documents)
+    return BlockMask((length, length), *partial, *full, *partial_queries, *full_queries, (BLOCK, BLOCK), rule)
 
 
-def mask_mod(causal: bool | Tensor, window: int | None, documents: Tensor) -> MaskMod:
-    """Return the rule for a pair of positions, as FlexAttention compiles it into its kernel."""
+def block_lists(
+    causal: bool | Tensor, window: int | None, documents: Tensor
+) -> tuple[BlockList, BlockList, BlockList, BlockList]:
+    """Return for each query block its partial and its full key blocks, and for each key block the same of queries.
 
-    def one_way(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        near = query >= key if window is None else (query >= key) & (query - key < window)
-        return near & (documents[row, query] == documents[row, key])
-
-    def both_ways(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = documents[row, query] == documents[row, key]
-        return same if window is None else same & ((query - key).abs() <= window // 2)
-
-    def by_row(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        assert isinstance(causal, Tensor)
-        return torch.where(causal[row], one_way(row, head, query, key), both_ways(row, head, query, key))
-
-    if isinstance(causal, Tensor):
-        return by_row
-    return one_way if causal else both_ways
-
-
-def block_lists(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Listed, Listed, Listed, Listed]:
-    """Return the blocks of keys that a block of queries sees in part, those it sees as a whole, and both reversed.
-
-    Of each, how many there are and their numbers. A compiler makes few kernels of what would be about a hundred.
+    A compiler makes few kernels of what would be about a hundred.
     """
-    partly, wholly = _seen_blocks(causal, window, documents)
-    return _listed(partly), _listed(wholly), _listed(partly.mT), _listed(wholly.mT)
+    partial, full = _block_kinds(causal, window, documents)
+    return _listed(partial), _listed(full), _listed(partial.mT), _listed(full.mT)
 
 
 @cache
@@ -96,47 +127,44 @@ def _compiled_lists() -> Any:
     return torch.compile(block_lists, backend=compile_or_leave, dynamic=False)
 
 
-def _seen_blocks(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which blocks of keys a block of queries sees in part and which as a whole, bool (B, N, N) each.
+def _block_kinds(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which pairs of blocks are allowed in part and which in full, bool (B, N, N) each.
 
-    What is called seen in part may be seen by nobody, where documents are not numbered in the order of their places;
-    padding (-1) counts as the last of them.
+    A block allowed "in part" may hold no allowed pair if documents are not numbered in order of position. Padding (-1)
+    counts as the last document.
     """
     numbers = documents.int().where(documents >= 0, _BEYOND - 1)
     blocks = F.pad(numbers, (0, -documents.shape[1] % BLOCK), value=_BEYOND).unflatten(1, (-1, BLOCK))
     lowest, highest = blocks.amin(2), blocks.amax(2)  # (B, N)
-    meet = (lowest.unsqueeze(2) <= highest.unsqueeze(1)) & (lowest.unsqueeze(1) <= highest.unsqueeze(2))
-    alike = lowest == highest  # never a block with places beyond the row's end, which begins with one within
-    same = alike.unsqueeze(2) & alike.unsqueeze(1) & (lowest.unsqueeze(2) == lowest.unsqueeze(1))
-    near, within = _by_distance(causal, window, blocks.shape[1], documents.device)
-    wholly = same & within
-    return meet & near & ~wholly, wholly
+    overlap = (lowest.unsqueeze(2) <= highest.unsqueeze(1)) & (lowest.unsqueeze(1) <= highest.unsqueeze(2))
+    uniform = lowest == highest  # never a block with positions beyond the row's end: it begins with one within
+    same = uniform.unsqueeze(2) & uniform.unsqueeze(1) & (lowest.unsqueeze(2) == lowest.unsqueeze(1))
+    some, every = _blocks_by_distance(causal, window, blocks.shape[1], documents.device)
+    full = same & every
+    return overlap & some & ~full, full
 
 
-def _by_distance(causal: bool | Tensor, window: int | None, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return which blocks hold a pair that direction and distance allow, and which no other, bool (B or 1, N, N)."""
-    if isinstance(causal, Tensor):
-        pairs = zip(*(_by_distance(way, window, blocks, device) for way in (True, False)), strict=True)
-        near, within = (torch.where(causal.view(-1, 1, 1), one_way, both_ways) for one_way, both_ways in pairs)
-        return near, within
-    places = torch.arange(blocks, device=device) * BLOCK
-    between = places.unsqueeze(1) - places  # of the first query and the first key, above 0 where the key comes first
+def _blocks_by_distance(
+    causal: bool | Tensor, window: int | None, blocks: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return which pairs of blocks hold a pair at an allowed distance, and which only such, bool (B or 1, N, N)."""
+    starts = torch.arange(blocks, device=device) * BLOCK
+    between = (starts.unsqueeze(1) - starts).unsqueeze(0)  # first query minus first key
     nearest, furthest = between - (BLOCK - 1), between + (BLOCK - 1)  # of any query and any key
-    if causal:
-        near, within = furthest >= 0, nearest >= 0
-        if window is not None:
-            near, within = near & (nearest < window), within & (furthest < window)
-    elif window is None:
-        near = within = torch.ones_like(between, dtype=torch.bool)
-    else:
-        near = (nearest <= window // 2) & (furthest >= -(window // 2))
-        within = (furthest <= window // 2) & (nearest >= -(window // 2))
-    return near.unsqueeze(0), within.unsqueeze(0)
+    some = every = torch.ones_like(between, dtype=torch.bool)
+    least, most = (
+        bound.view(-1, 1, 1) if isinstance(bound, Tensor) else bound for bound in _distance_bounds(causal, window)
+    )
+    if least is not None:
+        some, every = furthest >= least, nearest >= least
+    if most is not None:
+        some, every = some & (nearest <= most), every & (furthest <= most)
+    return some, every
 
 
-def _listed(blocks: Tensor) -> Listed:
-    """Return how many blocks each row of `blocks` (B, N, N) names, and their numbers first, int32 (B, 1, N[, N])."""
+def _listed(blocks: Tensor) -> BlockList:
+    """Return how many blocks each row of `blocks` (B, N, N) holds, and their numbers first."""
     count = blocks.sum(-1, dtype=torch.int32)
-    place = torch.where(blocks, blocks.cumsum(-1), count.unsqueeze(-1) + (~blocks).cumsum(-1)) - 1
-    numbers = torch.arange(blocks.shape[-1], device=blocks.device, dtype=torch.int32).expand_as(place)
-    return count.unsqueeze(1), torch.zeros_like(numbers.contiguous()).scatter(-1, place, numbers).unsqueeze(1)
+    rank = torch.where(blocks, blocks.cumsum(-1), count.unsqueeze(-1) + (~blocks).cumsum(-1)) - 1
+    numbers = torch.arange(blocks.shape[-1], device=blocks.device, dtype=torch.int32).expand_as(rank)
+    return count.unsqueeze(1), torch.zeros_like(numbers.contiguous()).scatter(-1, rank, numbers).unsqueeze(1)

@@ -6,17 +6,11 @@ Shapes: B batch, T positions, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from pretrain.kernels.onednn_linear import Linear, product
-from pretrain.models.attention import (
-    Attention,
-    AttentionMask,
-    KVCache,
-    build_mask,
-    build_mask_in_blocks,
-    build_mixed_mask,
-)
+from pretrain.kernels.matmul import Matmul
+from pretrain.models.attention import Attention, KVCache
 from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.feed_forward import FeedForward, activate
+from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.norm import build_norm
 from pretrain.models.position import rotary_frequencies, rotation
 
@@ -79,8 +73,9 @@ class VocabularyHead(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, tied_to: nn.Parameter | None) -> None:
         super().__init__()
         mlm = config.head is Head.mlm
+        self.matmul = Matmul()
         self.activation = Activation.gelu if config.gated else config.feed_forward
-        self.dense = Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
+        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config, config.d_model) if mlm else None
         self.bias: Tensor | None = nn.Parameter(torch.empty(vocab_size)) if mlm else None
         self.weight: Tensor = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
@@ -93,7 +88,7 @@ class VocabularyHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
-        return product(self.features(hidden), self.weight, self.bias)
+        return self.matmul.linear(self.features(hidden), self.weight, self.bias)
 
 
 class LabelHead(nn.Module):
@@ -102,6 +97,7 @@ class LabelHead(nn.Module):
     def __init__(self, config: TransformerConfig, n_labels: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
+        self.matmul = Matmul()
         self.weight: Tensor = nn.Parameter(torch.empty(n_labels, config.d_model))
         self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels))
 
@@ -111,7 +107,7 @@ class LabelHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., C) of hidden states (..., d_model)."""
-        return product(self.features(hidden), self.weight, self.bias)
+        return self.matmul.linear(self.features(hidden), self.weight, self.bias)
 
 
 def _shared(embeddings: Embeddings) -> nn.Parameter:
@@ -178,18 +174,19 @@ class Transformer(nn.Module):
     def masks(
         self, tokens: Tensor, documents: Tensor | None, is_causal: Tensor | None = None, in_blocks: bool = False
     ) -> dict[int | None, AttentionMask]:
-        """Return one mask for every window in use, shared by all layers that have it.
+        """Return one mask for every window in use, shared by the layers that have it.
 
-        With `in_blocks` they are for compiled layers on a GPU, and of the same make for every batch, so that layers are
-        compiled once.
+        With `in_blocks` they are FlexAttention's, for compiled layers on a GPU, and of one kind for every batch, so
+        that layers are compiled once.
         """
         length, device = tokens.shape[1], tokens.device
-        if in_blocks:
-            causal = self.causal if is_causal is None else is_causal
-            return {w: build_mask_in_blocks(causal, w, documents, tokens) for w in set(self.windows)}
-        if is_causal is not None:
-            return {w: build_mixed_mask(is_causal, w, documents, length) for w in set(self.windows)}
-        return {w: build_mask(self.causal, w, documents, length, device) for w in set(self.windows)}
+        causal = self.causal if is_causal is None else is_causal
+        if not in_blocks:
+            return {w: build_mask(causal, w, documents, length, device) for w in set(self.windows)}
+        documents = torch.zeros_like(tokens, dtype=torch.int32) if documents is None else documents
+        return {
+            w: AttentionMask(causal is True, blocks=build_block_mask(causal, w, documents)) for w in set(self.windows)
+        }
 
     def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:
         """Return cosines and sines for every window in use: local layers may have a base of their own."""

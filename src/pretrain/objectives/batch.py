@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = -100  # target of a place that has nothing to predict
-
 
 class TokenRows(Protocol):
     """Packed rows as the store gives them; all arrays (B, T)."""

@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.objectives.batch import IGNORE, Batch, TokenRows
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch, TokenRows
 from pretrain.objectives.config import Pooling
-from pretrain.objectives.objective import Objective, VocabularyHead
+from pretrain.objectives.loss import Head
+from pretrain.objectives.objective import Objective
 
 
 class Classify(Objective):
@@ -21,6 +23,10 @@ class Classify(Objective):
         super().__init__()
         self.causal = causal
         self.pooling = pooling
+
+    def targets_per_sequence(self, length: int) -> int:
+        """Return 1, the least: how many documents share a sequence depends on the texts."""
+        return 1
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows whose targets are the labels of their documents, and places the positions that stand for them.
@@ -47,13 +53,13 @@ class Classify(Objective):
             sample_indices=sample_indices,
         )
 
-    def log_probabilities(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> Tensor:
+    def log_probabilities(self, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
         """Return the log-probability of each label for each document, float32 (B, M, V)."""
         features, _ = self._at_targets(hidden, head, batch)
         logits = torch.nn.functional.linear(features, head.weight, head.bias).float()
         return logits.log_softmax(-1).unflatten(0, batch.targets.shape)
 
-    def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _at_targets(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.pooling is not Pooling.mean:
             return super()._at_targets(hidden, head, batch)
         assert batch.documents is not None

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pretrain.objectives.batch import IGNORE, Batch, TokenRows, visible_documents
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective

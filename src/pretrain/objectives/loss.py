@@ -3,17 +3,18 @@
 Shapes: N targets, V vocabulary.
 """
 
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.data.collate import IGNORE
 from pretrain.kernels.compile import compile_or_leave
-from pretrain.kernels.onednn_linear import add_product, product
-from pretrain.objectives.batch import IGNORE
+from pretrain.kernels.matmul import Matmul, matmul_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
@@ -23,13 +24,19 @@ MAX_CHUNK_LOGITS = (
 MAX_CHUNK_LOGITS_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
 
 
+class Head(Protocol):
+    """The part of a model that maps hidden states to V logits: over the vocabulary, or a classifier's labels."""
+
+    weight: Tensor  # (V, d_model)
+    bias: Tensor | None  # (V,)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what `weight` multiplies, same shape as hidden (..., d_model)."""
+        ...
+
+
 def cross_entropy_sum(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    compiled: bool = False,
-    z_loss: float = 0.0,
+    features: Tensor, head: Head, targets: Tensor, compiled: bool = False, z_loss: float = 0.0
 ) -> Tensor:
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
@@ -42,24 +49,34 @@ def cross_entropy_sum(
     it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
     section 5), and losses stay comparable.
     """
+    weight, bias, matmul = head.weight, head.bias, matmul_of(head)
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
-        logits = product(features, weight, bias).float()
+        logits = matmul.linear(features, weight, bias).float()
         found = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         if z_loss and torch.is_grad_enabled():
             penalty = z_loss * logits.logsumexp(-1).square().where(targets != IGNORE, 0.0).sum()
             found = found + (penalty - penalty.detach())
         return found
     if not torch.is_grad_enabled():
-        return token_losses(features, weight, bias, targets)[0].sum()
-    own_bias = None if bias is None else local(bias)
+        return token_losses(features, head, targets)[0].sum()
+    local_bias = None if bias is None else local(bias)
     fused = compiled and features.is_cuda and shard.group is None
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), own_bias, targets, shard, fused, z_loss)
+    settings = _Chunking(shard, matmul, fused, z_loss)
+    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, settings)
     return loss
 
 
+@dataclass(frozen=True)
+class _Chunking:
+    shard: VocabularyShard
+    matmul: Matmul
+    fused: bool
+    z_loss: float
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Loss and gradient of each chunk together. Matrix products are in autocast's number format, sums in float32.
+    """Loss and gradient of each chunk together: matmuls in autocast's dtype, sums in float32.
 
     `F.linear_cross_entropy` does the same, but outside of autocast, and with bfloat16 inputs it adds up the loss and
     the gradient in bfloat16: with 64 chunks the loss is off by 1 % (torch 2.13).
@@ -72,10 +89,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        shard: VocabularyShard,
-        fused: bool,
-        z_loss: float,
+        settings: _Chunking,
     ) -> Tensor:
+        shard, matmul, z_loss = settings.shard, settings.matmul, settings.z_loss
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         x, matrix = features.to(dtype), weight.to(dtype)
@@ -84,21 +100,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         for part in _chunks(x, shard.largest_size):
-            if fused:
+            if settings.fused:
                 grad_logits, grad_of_bias, losses = _compiled_grad_logits()(
-                    product(x[part], matrix), bias, targets[part], z_loss
+                    matmul.linear(x[part], matrix), bias, targets[part], z_loss
                 )
                 loss += losses
             else:
                 counts = (targets[part] != IGNORE).unsqueeze(1)
-                grad_logits, each = _grad_logits(_logits(x[part], matrix, bias), targets[part], counts, shard, z_loss)
+                grad_logits, each = _grad_logits(
+                    _logits(matmul, x[part], matrix, bias), targets[part], counts, shard, z_loss
+                )
                 loss += each.where(counts, 0.0).sum()
                 grad_of_bias = None if bias is None else grad_logits.sum(0)
                 grad_logits = grad_logits.to(dtype)
             if grad_bias is not None:
                 grad_bias += grad_of_bias
-            grad_x[part] = product(grad_logits, matrix.T)
-            add_product(grad_weight, grad_logits, x[part])
+            grad_x[part] = matmul.linear(grad_logits, matrix.T)
+            matmul.add_gradient(grad_weight, grad_logits, x[part])
             del grad_logits  # before the next chunk's logits are there
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
@@ -107,11 +125,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None)
 
 
-def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = product(features, weight).float()
+def _logits(matmul: Matmul, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = matmul.linear(features, weight).float()
     if bias is not None:
         logits += bias
     return logits
@@ -170,15 +188,15 @@ def _chunks(features: Tensor, vocab_size: int) -> list[slice]:
 
 
 @torch.no_grad()
-def token_losses(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return each target's cross-entropy in nats, float32 (N,), and the likeliest answer in its place, int64 (N,).
 
     Ignored targets cost 0, and no answer equals them.
     """
-    shard, losses, predictions = VocabularyShard.of(weight), [], []
-    weight, bias = local(weight), None if bias is None else local(bias)
+    shard, matmul, losses, predictions = VocabularyShard.of(head.weight), matmul_of(head), [], []
+    weight, bias = local(head.weight), None if head.bias is None else local(head.bias)
     for part in _chunks(features, shard.largest_size):
-        logits = product(features[part], weight, bias).float()
+        logits = matmul.linear(features[part], weight, bias).float()
         if shard.group is not None:
             loss, first = _shard_losses(logits, targets[part], shard)
         else:

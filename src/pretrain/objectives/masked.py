@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.objectives.batch import IGNORE, Batch, TokenRows, visible_documents
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.config import MaskingConfig, MaskingUnit
 from pretrain.objectives.objective import Objective
 
@@ -42,10 +43,13 @@ class Masked(Objective):
         self.shift_targets = shift_targets  # a hidden token is predicted at the place before it, as the next token is
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
+    def targets_per_sequence(self, length: int) -> int:
+        return max(1, math.ceil(self.config.mask_probability * length))
+
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
         """Return rows with hidden tokens; targets and places are (B, ceil(mask_probability T)), sorted by place."""
         tokens = rows.tokens.copy()
-        width = max(1, math.ceil(self.config.mask_probability * tokens.shape[1]))
+        width = self.targets_per_sequence(tokens.shape[1])
         target_positions = np.zeros((len(tokens), width), dtype=np.int64)
         targets = np.full((len(tokens), width), IGNORE, dtype=np.int64)
         maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)

@@ -1,23 +1,11 @@
 """What the objectives share: from hidden states to a loss, at the targets only."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
-from pretrain.objectives.batch import IGNORE, Batch, TokenRows
-from pretrain.objectives.loss import cross_entropy_sum, token_losses
-
-
-class VocabularyHead(Protocol):
-    """The part of a model that maps hidden states to the vocabulary, or to the V labels of a classifier."""
-
-    weight: Tensor  # (V, d_model)
-    bias: Tensor | None  # (V,)
-
-    def features(self, hidden: Tensor) -> Tensor:
-        """Return what `weight` multiplies, same shape as hidden (..., d_model)."""
-        ...
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch, TokenRows
+from pretrain.objectives.loss import Head, cross_entropy_sum, token_losses
 
 
 class Objective(nn.Module):
@@ -32,23 +20,27 @@ class Objective(nn.Module):
         """The objectives that validation scores each by itself; one that is not a blend of several is its only one."""
         return {"": self}
 
-    def collate(self, rows: TokenRows, sample_indices: "torch.Tensor") -> Batch:
+    def targets_per_sequence(self, length: int) -> int:
+        """Return how many positions of a packed sequence reach the head; a batch's `targets` are (B, this)."""
+        return length
+
+    def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return the micro-batch of packed rows; `sample_indices` (B,) are their places in the stream of rows."""
         raise NotImplementedError
 
-    def forward(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ()."""
         features, targets = self._at_targets(hidden, head, batch)
-        loss = cross_entropy_sum(features, head.weight, head.bias, targets, self.compiled, self.z_loss)
+        loss = cross_entropy_sum(features, head, targets, self.compiled, self.z_loss)
         return loss, (targets != IGNORE).sum()
 
-    def evaluate(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    def evaluate(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
         features, targets = self._at_targets(hidden, head, batch)
-        losses, predictions = token_losses(features, head.weight, head.bias, targets)
+        losses, predictions = token_losses(features, head, targets)
         return losses.view_as(batch.targets), predictions.view_as(batch.targets)
 
-    def _at_targets(self, hidden: Tensor, head: VocabularyHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _at_targets(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.target_positions is not None:
             target_positions = batch.target_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, target_positions)
@@ -74,7 +66,7 @@ class ModelWithLoss(nn.Module):
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
         hidden = self._hidden(batch)
-        head: VocabularyHead = self.model.head  # type: ignore[assignment]
+        head: Head = self.model.head  # type: ignore[assignment]
         return self.objective.evaluate(hidden, head, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:

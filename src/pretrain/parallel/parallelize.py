@@ -19,8 +19,8 @@ from torch.distributed.fsdp import (
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from pretrain.kernels.compile import compile_block
-from pretrain.kernels.onednn_linear import onednn_products
-from pretrain.models.masks import takes_blocks
+from pretrain.kernels.onednn_linear import install, onednn_matmul_ops
+from pretrain.models.masks import can_use_block_masks
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
@@ -37,7 +37,7 @@ _COSTLY = {  # operations that selective checkpointing keeps the results of: mat
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
-    *onednn_products(),
+    *onednn_matmul_ops(),
 }
 
 # FSDP2 warns of blocks that return views, as those do whose last matrix or norm is split: it matters only to code that
@@ -53,6 +53,7 @@ def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, setting
     """
     model, blocks = model_with_loss.model, model_with_loss.model.blocks
     assert isinstance(blocks, nn.ModuleList)
+    install(model)
     if mesh is not None and mesh[TENSOR].size() > 1:
         assert isinstance(model, Transformer)
         split_matrices(model, mesh[TENSOR], settings.sequence_parallel)
@@ -75,7 +76,7 @@ def _compile(model_with_loss: ModelWithLoss) -> None:
         compile_block(block)
     model_with_loss.objective.compiled = True
     if isinstance(model, Transformer):
-        model_with_loss.use_block_masks = takes_blocks(model.config)
+        model_with_loss.use_block_masks = can_use_block_masks(model.config)
 
 
 def _checkpoint_activations(blocks: nn.ModuleList, settings: ParallelConfig) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, multiprocessing
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.data.collate import IGNORE
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name

@@ -15,9 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
@@ -35,21 +33,7 @@ from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
-from pretrain.planning.workload import Workload
-
-
-@dataclass(frozen=True)
-class PlannedVocabulary:
-    """Stands in for a tokenizer that is not there: what objectives ask of one."""
-
-    vocab_size: int
-    mask_id: int = 0
-    special_ids: frozenset[int] = frozenset()
-
-    @property
-    def word_starts(self) -> NDArray[np.bool_]:
-        """Bool (vocab_size,): no token begins a word."""
-        return np.zeros(self.vocab_size, dtype=np.bool_)
+from pretrain.planning.workload import PlannedVocabulary, Workload
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
-from pretrain.models.masks import takes_blocks
-from pretrain.objectives.config import HybridConfig, MaskedConfig, MaskingConfig
+from pretrain.models.masks import can_use_block_masks
+from pretrain.objectives.config import HybridConfig
 from pretrain.optim.config import MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
 from pretrain.parallel.config import ParallelDims
@@ -24,6 +26,20 @@ _SPLIT_INTO_ROWS = (
     "head.weight",
     "head.bias",
 )
+
+
+@dataclass(frozen=True)
+class PlannedVocabulary:
+    """Stands in for a tokenizer that is not there: what objectives ask of one."""
+
+    vocab_size: int
+    mask_id: int = 0
+    special_ids: frozenset[int] = frozenset()
+
+    @property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Bool (vocab_size,): no token begins a word."""
+        return np.zeros(self.vocab_size, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -167,7 +183,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         parallel_dims=config.parallel_dims(),
         strategy=config.trainer.strategy,
         bf16=bf16,
-        masked=_masked(config) and not (compiled and takes_blocks(model)),
+        masked=_masked(config) and not (compiled and can_use_block_masks(model)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
         selective_checkpointing=config.parallel.selective_checkpointing,
@@ -183,9 +199,5 @@ def _masked(config: RunConfig) -> bool:
 
 
 def _targets_per_row(config: RunConfig) -> int:
-    """Return the target positions of a row: its masked share for a masked objective, else all of them."""
-    objective, length = config.objective, config.model.context_length
-    if isinstance(objective, MaskedConfig):
-        return max(1, math.ceil(objective.mask_probability * length))
-    assert isinstance(objective, MaskingConfig) or objective.causal
-    return length
+    objective = config.objective.build(PlannedVocabulary(1), config.seed)
+    return objective.targets_per_sequence(config.model.context_length)

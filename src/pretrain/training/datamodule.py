@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.data.collate import IGNORE
 from pretrain.data.mixture import MixtureDataset
 from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.train_stream import ShuffledRows
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training

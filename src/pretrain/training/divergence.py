@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.collate import IGNORE
 from pretrain.errors import DivergenceError
-from pretrain.objectives.batch import IGNORE
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import DivergenceConfig, OnSpike

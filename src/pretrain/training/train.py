@@ -259,8 +259,7 @@ def _text_ahead(
 def _step_settings(
     config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, values: LoadParameter, device: torch.device
 ) -> StepSettings:
-    first = torch.zeros(1, dtype=torch.int64)
-    per_row = model_with_loss.objective.collate(data.train_stream.rows(first.numpy()), first).targets.shape[1]
+    per_row = model_with_loss.objective.targets_per_sequence(config.model.context_length)
     return StepSettings(
         optimizer=config.optimizer,
         schedule=replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
+from pretrain.data.collate import IGNORE
 from pretrain.evaluation.totals import Totals, target_counts, validation_figures
-from pretrain.objectives.batch import IGNORE, Batch
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 
 

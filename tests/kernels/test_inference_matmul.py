@@ -5,8 +5,7 @@ import torch
 from families import SHAPES, lively, shape
 from torch import nn
 
-from pretrain.inference.float32_matmul import optimize_for_inference
-from pretrain.kernels.onednn_linear import Linear
+from pretrain.kernels.onednn_linear import install_for_inference
 
 VOCAB = 50
 
@@ -16,7 +15,7 @@ VOCAB = 50
 def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> None:
     causal = "bert" not in family
     plain, model = (lively(shape(family), VOCAB, causal) for _ in range(2))
-    optimize_for_inference(model)
+    install_for_inference(model, model.head)
     tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = plain(tokens), model(tokens)
@@ -27,7 +26,7 @@ def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> N
 @pytest.mark.parametrize("family", SHAPES)
 def test_parameters_and_gradients_are_the_same(family: str) -> None:
     plain, model = (lively(shape(family), VOCAB, "bert" not in family) for _ in range(2))
-    optimize_for_inference(model)
+    install_for_inference(model, model.head)
     tokens = torch.tensor([[3, 4, 5]])
     for each in (plain, model):
         each.head(each(tokens)).square().mean().backward()
@@ -45,14 +44,14 @@ def test_other_number_formats_and_devices_stay_as_they_are() -> None:
     half = lively(shape("gpt"), VOCAB, causal=True).to(torch.bfloat16)
     elsewhere = lively(shape("gpt"), VOCAB, causal=True).to("meta")
     for model in (half, elsewhere):
-        optimize_for_inference(model)
-        assert {type(each) for each in model.modules() if isinstance(each, nn.Linear)} == {Linear}
+        install_for_inference(model, model.head)
+        assert {type(each) for each in model.modules() if isinstance(each, nn.Linear)} == {nn.Linear}
         assert model.head.weight.is_contiguous()
 
 
 def test_what_is_moved_or_cast_later_multiplies_as_ever() -> None:
     plain, model = (lively(shape("gpt"), VOCAB, causal=True) for _ in range(2))
-    optimize_for_inference(model)
+    install_for_inference(model, model.head)
     tokens = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():
         with torch.autocast("cpu", torch.bfloat16):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models import gelu
-from pretrain.models.gelu import gelu_tanh
+from pretrain.kernels import gelu
+from pretrain.kernels.gelu import gelu_tanh
 
 
 def value_and_slope(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
