@@ -218,8 +218,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Batch]]:
     """Return our model with its objective, and the batches that our runs read."""
-    from pretrain.data.prepare import prepare
-    from pretrain.data.training_rows import training_rows
+    from pretrain.data.prepare import prepare, training_rows
     from pretrain.models.init import initialize
     from pretrain.training.datamodule import MicroBatches
 

@@ -57,7 +57,7 @@ WHOLE = BatchSizes.constant(size(4)).changed(6, size(8)).record()
     "written",
     [
         None, [], "x", [WHOLE[1]], [WHOLE[0]], [WHOLE[0], WHOLE[0]], [WHOLE[0], WHOLE[1] | {"samples": 25}],
-        [WHOLE[0], WHOLE[1] | {"tokens": -1}], [WHOLE[0], WHOLE[1] | {"steps": 6.0}], [WHOLE[0] | {"more": 1}],
+        [WHOLE[0], WHOLE[1] | {"tokens": -1}], [WHOLE[0], WHOLE[1] | {"steps": 6.0}],
         [WHOLE[0] | {"batch_size": 0}, WHOLE[1]], [WHOLE[0], WHOLE[1] | {"order": 3}], [WHOLE[0], 7],
         [WHOLE[0] | {"batch_size": True}, WHOLE[1]], [WHOLE[0], WHOLE[1] | {"steps": 2**70}],
     ],

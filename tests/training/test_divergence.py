@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.read import open_checkpoint, step_folders
-from pretrain.data.prepare import prepare
+from pretrain.data.prepare import prepare, training_rows
 from pretrain.data.train_stream import RowOrigin
-from pretrain.data.training_rows import training_rows
 from pretrain.errors import ConfigError, DivergenceError, Interrupted
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.training.callbacks.ledger import read_lines

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.prepare import prepare
-from pretrain.data.training_rows import training_rows
+from pretrain.data.prepare import prepare, training_rows
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.launch.run_folder import TABLE, read_rows

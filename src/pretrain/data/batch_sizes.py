@@ -5,11 +5,12 @@ A run's place in its data is the number of samples that it has read: a changed b
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 from pretrain.errors import CheckpointError
+from pretrain.files.records import AtLeast, Count, read_record
 
 MAX_CHANGES = 10_000
 
@@ -18,8 +19,8 @@ MAX_CHANGES = 10_000
 class StepSize:
     """What one optimizer step reads."""
 
-    batch_size: int  # samples
-    tokens_per_step: int  # padding included
+    batch_size: Annotated[int, AtLeast(1)]  # samples
+    tokens_per_step: Annotated[int, AtLeast(1)]  # padding included
     order: str  # digest of the settings that decide which row a sample is
 
 
@@ -27,9 +28,9 @@ class StepSize:
 class _Stretch(StepSize):
     """Successive steps of one size."""
 
-    steps: int  # optimizer steps of the run before it
-    samples: int  # read in them
-    tokens: int  # read in them
+    steps: Count  # optimizer steps of the run before it
+    samples: Count  # read in them
+    tokens: Count  # read in them
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class BatchSizes:
         """
         if "batch_sizes" not in progress:
             return cls.constant(size)
-        written = progress["batch_sizes"]
-        if not _is_sound(written) or written[-1]["batch_size"] != size.batch_size:
+        try:
+            written = read_record(_Saved, progress, "progress").batch_sizes
+        except ValueError:
+            written = []
+        if not _is_sound(written) or written[-1].batch_size != size.batch_size:
             raise CheckpointError(
                 "the checkpoint's progress.batch_sizes in manifest.json is damaged, so what its run has read is not "
                 "known. Take another checkpoint, or start anew with init_from=<run>."
             )
-        return cls(tuple(_Stretch(**stretch) for stretch in written))
+        return cls(tuple(written))
 
     def record(self) -> list[dict[str, Any]]:
         """Return what `saved` reads again, as plain data."""
@@ -113,31 +117,19 @@ class BatchSizes:
         return next(stretch for stretch in reversed(self._stretches) if stretch.steps <= steps)
 
 
-def _is_sound(written: Any) -> bool:
-    """Whether what a manifest holds can be the sizes of a run's steps: each begins where the ones before it led to."""
-    if not isinstance(written, list) or not 1 <= len(written) <= MAX_CHANGES:
-        return False
-    if not all(_is_typed(stretch) for stretch in written):
-        return False
-    if any(written[0][name] for name in ("steps", "samples", "tokens")):
+@dataclass(frozen=True)
+class _Saved:
+    batch_sizes: list[_Stretch]
+
+
+def _is_sound(written: list[_Stretch]) -> bool:
+    """Return whether each stretch begins with the steps, samples and tokens that those before it end with."""
+    if not 1 <= len(written) <= MAX_CHANGES or (written[0].steps, written[0].samples, written[0].tokens) != (0, 0, 0):
         return False
     for before, after in pairwise(written):
-        steps = after["steps"] - before["steps"]
-        samples = before["samples"] + steps * before["batch_size"]
-        tokens = before["tokens"] + steps * before["tokens_per_step"]
-        if steps < 1 or (after["samples"], after["tokens"]) != (samples, tokens):
+        steps = after.steps - before.steps
+        samples = before.samples + steps * before.batch_size
+        tokens = before.tokens + steps * before.tokens_per_step
+        if steps < 1 or (after.samples, after.tokens) != (samples, tokens):
             return False
     return True
-
-
-def _is_typed(stretch: Any) -> bool:
-    """Whether it has every field of a stretch and no other, numbers from 0 up and sizes above 0."""
-    if not isinstance(stretch, dict) or stretch.keys() != {field.name for field in fields(_Stretch)}:
-        return False
-    numbers = [value for name, value in stretch.items() if name != "order"]
-    sizes = (stretch["batch_size"], stretch["tokens_per_step"])
-    return (
-        isinstance(stretch["order"], str)
-        and all(type(value) is int and 0 <= value < 2**62 for value in numbers)
-        and all(sizes)
-    )

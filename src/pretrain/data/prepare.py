@@ -11,15 +11,16 @@ from pathlib import Path
 
 from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesConfig, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import AnnotatedConfig
+from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.progress import Progress
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
+from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.producer import STREAM_VERSION, produce
 from pretrain.data.token_store.build import Report, with_splits, write_stores
-from pretrain.data.token_store.disk_errors import storage_errors
-from pretrain.data.token_store.format import read_json
+from pretrain.data.token_store.format import read_json, storage_errors
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import beginning, build_tokenizer
@@ -303,3 +304,13 @@ def _key(*parts: object) -> str:
     """Return a short hash of everything that decides a result."""
     text = json.dumps([PREPARE_VERSION, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def training_rows(
+    prepared: Prepared, config: DataConfig, row_length: int, seed: int
+) -> MixtureDataset | StreamingDataset:
+    """Return the stream of packed rows of `row_length` tokens; raises DataError where a source has none."""
+    pad_id = prepared.tokenizer.padding_id
+    if prepared.stream is None:
+        return mixture_dataset(prepared.train, config, row_length, pad_id, seed)
+    return StreamingDataset(prepared.stream, config, row_length, pad_id, seed)

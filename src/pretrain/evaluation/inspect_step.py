@@ -11,8 +11,7 @@ from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.prepare import prepare
-from pretrain.data.training_rows import training_rows
+from pretrain.data.prepare import prepare, training_rows
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.launch.run_folder import CONFIG, saved_settings
 

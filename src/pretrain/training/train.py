@@ -17,12 +17,11 @@ from pretrain.config.run import RunConfig
 from pretrain.config.seed import MAX_SEED
 from pretrain.config.serialize import to_dict
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.prepare import Prepared, prepare, training_rows
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.data.token_store.format import delete_drafts
 from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
-from pretrain.data.training_rows import training_rows
 from pretrain.errors import DivergenceError
 from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype

@@ -161,9 +161,9 @@ def flip(store: Path) -> None:
         (lambda store: (store / FILE).write_bytes(b"\0" * 12), r"annotations\.bin has 12 bytes"),
         (flip, r"annotations\.bin is not as it was written"),
         (changed(lambda m: m["annotations"]["labels"].pop()), r"has a label 2, but the store has 2 labels"),  # type: ignore[index]
-        (changed(lambda m: m.update(annotations=[])), r"manifest\.json has annotations=\[\], which describe none"),
-        (changed(lambda m: m["annotations"].update(labels=[1])), r"which describe none"),  # type: ignore[index]
-        (changed(lambda m: m["annotations"].update(kind="x")), r"which describe none"),  # type: ignore[index]
+        (changed(lambda m: m.update(annotations=[])), r"manifest\.json: annotations is \[\], which is no object"),
+        (changed(lambda m: m["annotations"].update(labels=[1])), r"annotations has labels=1, which is no text"),  # type: ignore[index]
+        (changed(lambda m: m["annotations"].update(kind="x")), r"annotations of the unknown kind 'x'"),  # type: ignore[index]
     ],
 )
 @pytest.mark.fault("F09")

@@ -269,7 +269,7 @@ def test_a_store_of_an_earlier_version_that_cannot_be_written_is_read_whole_at_e
     def refuse(path: Path, data: bytes) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("pretrain.data.token_store.older_stores.write_atomically", refuse)
+    monkeypatch.setattr("pretrain.data.token_store.store.write_atomically", refuse)
     found = Store(store.folder)
     assert "cannot be given them ([Errno 30] Read-only file system), so it is read whole whenever" in caplog.text
     assert (store.folder / "manifest.json").read_bytes() == before

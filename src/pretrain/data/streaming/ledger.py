@@ -7,12 +7,13 @@ that line had never been begun. Every line carries a hash of itself and of all b
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.token_store.format import sync_to_disk, unreadable
 from pretrain.errors import DataError
+from pretrain.files.records import Count, read_record
 from pretrain.files.untrusted_files import open_own, open_regular, parse_json
 
 MAX_BYTES = 1 << 28  # about 400,000 eras
@@ -22,10 +23,10 @@ MAX_BYTES = 1 << 28  # about 400,000 eras
 class StreamPosition:
     """How far a corpus has been read: totals from its beginning on."""
 
-    documents: int  # that the source gave, whatever became of them
-    duplicates: int  # of them, dropped because the same text came before
-    held_out: int  # of them, kept from training by their hash, but too late to be validation documents
-    skipped: dict[str, int]  # what the source itself dropped, by reason
+    documents: Count  # that the source gave, whatever became of them
+    duplicates: Count  # of them, dropped because the same text came before
+    held_out: Count  # of them, kept from training by their hash, but too late to be validation documents
+    skipped: dict[str, Count]  # what the source itself dropped, by reason
     last_document: str  # xxh3_64 of the text of the last one, 16 hexadecimal digits: the way back to this place
 
 
@@ -33,10 +34,10 @@ class StreamPosition:
 class Era:
     """One finished era: a token store of its own, and where the corpus stood after its last document."""
 
-    number: int
-    documents: int  # to train on
-    tokens: int
-    text_bytes: int
+    number: Count
+    documents: Count  # to train on
+    tokens: Count
+    text_bytes: Count
     fingerprint: str  # of the store
     validation: str | None  # fingerprint of the store of validation documents, which only era 0 may have
     hashes: str  # sha256 of the file of its documents' hashes
@@ -115,26 +116,17 @@ class Ledger:
             chain = record.pop("chain")
             if self.end is not None or chain != self._chained(record):
                 return False
-            reached = StreamPosition(**record["reached"])
-            era = record["era"] and Era(**record["era"], reached=reached, chain=chain)
+            reached = read_record(StreamPosition, record["reached"], "reached")
+            era = record["era"] and read_record(
+                Era, record["era"] | {"reached": record["reached"], "chain": chain}, "era"
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False
         if era is None:
             self.end = reached
-        elif era.number == len(self.eras) and _is_typed(era) and _is_typed(reached):
+        elif era.number == len(self.eras):
             self.eras.append(era)
         else:
             return False
         self._chain = chain
         return True
-
-
-def _is_typed(record: Era | StreamPosition) -> bool:
-    """Return whether the whole numbers and texts of a line are such, and none is negative."""
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if field.type is int and (type(value) is not int or value < 0):
-            return False
-        if field.type is str and not isinstance(value, str):
-            return False
-    return True

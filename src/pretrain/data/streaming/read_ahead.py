@@ -117,7 +117,7 @@ def _produce(
     from pretrain.data.streaming.producer import (
         produce,  # here: the signals are left alone before anything large is loaded
     )
-    from pretrain.data.token_store.disk_errors import storage_errors
+    from pretrain.data.token_store.format import storage_errors
     from pretrain.data.tokenizers.tokenizer import Tokenizer
 
     source = open_source(data)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pretrain.data.token_store.format import map_array, write_atomically
 from pretrain.errors import DataError
+from pretrain.files.records import read_record, shortened
 
 PROMPT_TOKENS, LABEL = "prompt_tokens", "label"
 
@@ -22,6 +23,13 @@ FILE = "annotations.bin"  # little-endian u32, one a document, in the order of t
 
 
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    kind: str
+    labels: list[str]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,22 @@ class Annotations:
 
         DataError where they are missing, damaged, or no numbers that such documents can have.
         """
-        entry = manifest.get("annotations")
-        if entry is None:
+        value = manifest.get("annotations")
+        if value is None:
             return None
-        _check_entry(folder, entry)
+        try:
+            entry = read_record(_Entry, value, "annotations")
+        except ValueError as error:
+            raise DataError(f"{folder / 'manifest.json'}: {error}.") from error
+        if entry.kind not in (PROMPT_TOKENS, LABEL):
+            raise DataError(f"{folder / 'manifest.json'} has annotations of the unknown kind {shortened(entry.kind)}.")
         path, count = folder / FILE, manifest["n_documents"]
         found = path.stat().st_size if path.is_file() else 0
         if found != 4 * count:
             raise DataError(f"{path} has {found} bytes, but by the store's manifest it has {4 * count}.")
         values = map_array(path, "<u4", count)
-        if hashlib.sha256(values.data).hexdigest() != entry["sha256"]:
+        if hashlib.sha256(values.data).hexdigest() != entry.sha256:
             raise DataError(f"{path} is not as it was written: its sha256 is not the one in the store's manifest.")
-        if entry["kind"] == LABEL and values.max(initial=0) >= len(entry["labels"]):
-            raise DataError(f"{path} has a label {values.max()}, but the store has {len(entry['labels'])} labels.")
-        return Annotations(entry["kind"], values.astype(np.int64), tuple(entry["labels"]))
-
-
-def _check_entry(folder: Path, entry: Any) -> None:
-    sound = isinstance(entry, dict) and entry.get("kind") in (PROMPT_TOKENS, LABEL)
-    sound = sound and isinstance(entry.get("sha256"), str) and isinstance(entry.get("labels"), list)
-    if not sound or not all(isinstance(label, str) for label in entry["labels"]):
-        raise DataError(f"{folder / 'manifest.json'} has annotations={ascii(entry)[:80]}, which describe none.")
+        if entry.kind == LABEL and values.max(initial=0) >= len(entry.labels):
+            raise DataError(f"{path} has a label {values.max()}, but the store has {len(entry.labels)} labels.")
+        return Annotations(entry.kind, values.astype(np.int64), tuple(entry.labels))

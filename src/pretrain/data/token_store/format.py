@@ -10,12 +10,15 @@ The manifest determines all 64 bytes of a header, so the hashes in it are of wha
 whole, and of its pieces (see piece_hashes.py). The manifest has a hash of itself; that of an earlier version need not.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.token_store.piece_hashes import DIGITS, PieceHasher, piece_count
-from pretrain.errors import DataError
+from pretrain.errors import CheckpointError, DataError
 from pretrain.files import untrusted_files
 from pretrain.files.records import check_seal
 from pretrain.files.untrusted_files import open_regular
@@ -46,7 +49,25 @@ HEADER = struct.Struct("<8sIIQQQ16sQ")
 HEADER_FIELDS = ("magic", "version", "itemsize", "vocab_size", "n_tokens", "n_documents", "tokenizer", "reserved")
 
 
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ELOOP, errno.ENOTDIR)
+
+
 MAGIC = {"tok": b"PRETRTOK", "idx": b"PRETRIDX", "names": b"PRETRNAM"}
+
+
+@contextmanager
+def storage_errors(cache: Path) -> Iterator[None]:
+    """Raise CheckpointError, naming the folder, where the storage refuses to write to it; other errors go on."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename is not None and not Path(error.filename).is_relative_to(cache)
+        if error.errno not in _OF_STORAGE or elsewhere:
+            raise
+        raise CheckpointError(
+            f"prepared data cannot be written to {cache}: {os.strerror(error.errno)}. It must be writable and have "
+            "room; or try another folder: paths.cache_dir=/another/disk/cache."
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

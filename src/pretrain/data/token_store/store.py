@@ -1,9 +1,11 @@
 """The token store: a folder of shards of tokens, written in one pass and read through memory maps.
 
-`store_files.py` tells how its files are laid out. A store may come from anywhere: nothing in it is believed unchecked.
+`format.py` describes its files. A store is an untrusted file: every value is checked before use.
 """
 
 import json
+import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,12 @@ from pretrain.data.token_store.format import (
     sync_to_disk,
     write_atomically,
 )
-from pretrain.data.token_store.older_stores import add_pieces
-from pretrain.data.token_store.piece_hashes import CheckedPieces
-from pretrain.errors import DataError
+from pretrain.data.token_store.piece_hashes import CheckedPieces, hashes_of
+from pretrain.errors import DataError, printable
 from pretrain.files.records import sealed
+
+log = logging.getLogger(__name__)
+
 
 MAX_OPEN_MAPS = 256  # each holds a file descriptor, and 1,024 is a common limit of a process
 
@@ -178,7 +182,7 @@ class Store:
         self._lines: tuple[int, Ints] | None = None  # of the shard whose names were last asked for
         self._pieces: dict[str, CheckedPieces] = {}
         if not self._has_pieces():
-            add_pieces(self)
+            _add_pieces(self)
         if self._has_pieces():
             self._pieces = self._checked_pieces()
 
@@ -331,3 +335,30 @@ class Store:
             raise DataError(f"{self.folder} has no document {index}: it holds {self.n_documents}, counted from 0.")
         shard = int(np.searchsorted(self._document_ends, index, side="right"))
         return shard, index - (int(self._document_ends[shard - 1]) if shard else 0)
+
+
+def _add_pieces(store: Store) -> None:
+    """Verify a store of an earlier version and add hashes of pieces to its manifest.
+
+    In a read-only folder they stay in memory, so each start reads the whole store again. Raises DataError as
+    `Store.verify` does.
+    """
+    start = time.monotonic()
+    store.verify()
+    read = 0
+    for number, shard in enumerate(store.manifest["shards"]):
+        for suffix in MAGIC:
+            shard["files"][suffix]["pieces"] = hashes_of(store.body(number, suffix))
+            read += shard["files"][suffix]["bytes"]
+    seconds = time.monotonic() - start
+    if read:
+        line = (
+            f"{store.folder} is of an earlier version, without hashes of its pieces: its {read / 1e6:.1f} MB were read "
+            f"whole, at {read / 1e6 / max(seconds, 1e-9):.0f} MB/s"
+        )
+        log.warning("%s", printable(line, one_line=True))
+    try:
+        write_atomically(store.folder / "manifest.json", json.dumps(sealed(store.manifest), indent=1).encode())
+    except OSError as error:
+        line = f"{store.folder} cannot be given them ({error}), so it is read whole whenever it is opened"
+        log.warning("%s", printable(line, one_line=True))
