@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -204,6 +205,14 @@ class TextDataModule(L.LightningDataModule):
         self.max_validation_rows = max_validation_rows
         self.prefetch = prefetch
         self._loader: BatchLoader | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the excluded rows and the batch sizes so far; the position in the data follows from the step."""
+        return {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Exclude the rows of `state_dict` too; `batch_sizes_of` reads its batch sizes before, for the run's length."""
+        self.excluded |= frozenset(state_dict.get("left_out", []))
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +45,18 @@ class Spikes:
     6 deviations of the last 128 steps (https://olmo-core.readthedocs.io/en/latest/optim.html).
     """
 
-    def __init__(self, config: DivergenceConfig, losses: Iterable[float] = ()) -> None:
+    def __init__(self, config: DivergenceConfig) -> None:
         self.on_spike = config.on_spike
         self.deviations = config.deviations
-        self.losses = deque(losses, maxlen=config.window)  # of the newest steps that were none
+        self.losses: deque[float] = deque(maxlen=config.window)  # of the newest steps that were none
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the losses of the window, in nats per target."""
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the window by that of `state`, of which as many of the newest losses stay as it holds."""
+        self.losses = deque(state.get("losses", []), maxlen=self.losses.maxlen)
 
     @property
     def watches(self) -> bool:

@@ -93,6 +93,15 @@ class TrainingModule(L.LightningModule):
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 
+    def counters(self) -> dict[str, Any]:
+        """Return what the module has counted; `state_dict` holds its weights."""
+        return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated}
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        """Continue from the counters of `state`."""
+        self.skipped_steps = int(state.get("skipped_steps", 0))
+        self.first_validated = dict(state.get("first_validation", {}))
+
     def configure_model(self) -> None:
         """Spread the model over the devices and give it its weights, once."""
         if not self._ready:

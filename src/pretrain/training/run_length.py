@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
@@ -26,6 +27,14 @@ class RunLength:
         self.seconds = seconds  # so far, over the whole run: what was spent before a resume counts
         self._started_at: float | None = None
         self._steps: deque[float] = deque(maxlen=5)  # seconds of the newest steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds of the run so far."""
+        return {"seconds": self.clock()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the seconds of `state`; after a rewind the later time stands, as time is not undone."""
+        self.seconds = max(self.seconds, float(state.get("seconds", 0.0)))
 
     def start(self) -> None:
         """Start the clock, or go on."""

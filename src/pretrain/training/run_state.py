@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,47 +30,87 @@ from pretrain.parallel.local_shards import local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.datamodule import TextDataModule
+from pretrain.training.divergence import Spikes
 from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.run_length import RunLength
 
 
-class RunState:
-    """Saves a run under way and restores one: weights, optimizer, random generators and counters.
+@dataclass(frozen=True)
+class SaveSettings:
+    """Where and how a run saves its checkpoints, and what they hold beside its state."""
 
-    The place in the data and the learning rate are functions of the step and of the batch sizes so far.
+    folder: Path
+    keep: int  # newest checkpoints that are not deleted
+    asynchronous: bool
+    config: dict[str, Any]
+    facts: dict[str, Any]  # constant during the run: fingerprints, family, parameters
+    typed: list[str]  # command-line overrides of all starts
+    after: float  # Unix time of the newest save in a run folder nearby; later saves get a later time
+    save_tokenizer: Callable[[Path], None]
+
+
+class RunState(Callback):
+    """Saves a run and loads it again: weights, optimizer, random generators and counters.
+
+    The position in the data and the learning rate are functions of the step and of the batch sizes so far.
     """
 
     def __init__(
-        self,
-        trainer: L.Trainer,
-        module: TrainingModule,
-        metrics: Metrics,
-        data: TextDataModule,
-        *,
-        folder: Path,
-        keep: int,
-        config: dict[str, Any],
-        facts: dict[str, Any],
-        typed: list[str],
-        after: float,
-        save_tokenizer: Callable[[Path], None],
-        asynchronous: bool,
+        self, trainer: L.Trainer, module: TrainingModule, metrics: Metrics, data: TextDataModule, settings: SaveSettings
     ) -> None:
         self.trainer = trainer
         self.module = module
         self.metrics = metrics
         self.data = data
-        self.folder = folder
-        self.keep = keep
-        self.config = config
-        self.facts = facts  # what does not change during the run: fingerprints, family, parameters
-        self.typed = typed  # the words of the command lines of all starts
-        self.saved_at = after  # Unix time of the newest save, near by too; the next is later whatever the clock says
-        self.save_tokenizer = save_tokenizer
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self.settings = settings
+        self.saved_at = settings.after
+        self._loaded: Checkpoint | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if settings.asynchronous else None
         self._writing: Future[str | None] | None = None
-        self._left: set[Path] = set()  # folders that stay as they may be somebody's own
-        self._copies: dict[str, Tensor] = {}  # of what is being written, used again by the next save
-        self._group: Any = None  # of all processes, for checkpoints alone: their threads talk beside the training
+        self._left: set[Path] = set()  # folders that are not deleted, because another program may own them
+        self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save uses the memory again
+        self._group: Any = None  # gloo group of all processes for checkpoints: their threads run beside the training
+
+    def load(self, saved: Checkpoint | None) -> None:
+        """Continue from a checkpoint, if any: load the counters now, the rest before the first step.
+
+        The weights are loaded where the model is materialized, the optimizer and the random generators in
+        `on_train_start`, because they exist only then.
+        """
+        self._loaded = saved
+        if saved is None:
+            return
+        for part in self._parts():
+            part.load_state_dict(saved.progress)
+        self.module.load_counters(saved.progress)
+        set_step(self.trainer, saved.step)
+
+    def counters(self) -> dict[str, Any]:
+        """Return the `progress` of a checkpoint's manifest: the facts of the run and all of its counters."""
+        state = self.settings.facts | self.module.counters()
+        for part in self._parts():
+            state |= part.state_dict()
+        return state
+
+    def _parts(self) -> tuple[Metrics, RunLength, Spikes, TextDataModule]:
+        return self.metrics, self.module.length, self.module.spikes, self.data
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load optimizer and random generators; a process that the saved run did not have keeps its fresh generators.
+
+        The last callback, so that nothing draws random numbers between this and the first step.
+        """
+        if self._loaded is None:
+            return
+        model_with_loss = self.module.model_with_loss
+        reshard(model_with_loss)  # a validation before has gathered weights, which the optimizer does not have
+        optimizer = self._loaded.tensors("optimizer")
+        load_optimizer_state(trainer.optimizers[0], model_with_loss.model, optimizer, distribute_like)
+        prefix = f"{self.module.parallel_dims.data_rank(trainer.global_rank)}/"
+        random = self._loaded.tensors("random")
+        own = {name.removeprefix(prefix): state for name, state in random.items() if name.startswith(prefix)}
+        if own:
+            set_random_state(own)
 
     def save(self, step: int) -> None:
         """Write a checkpoint of this step and delete what is no longer kept; asynchronously, only begin to.
@@ -82,7 +122,7 @@ class RunState:
         reshard(self.module.model_with_loss)
         model, rank, ranks = self.module.model_with_loss.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
-            limit = timedelta(seconds=float(self.config["trainer"]["timeout_s"]))
+            limit = timedelta(seconds=float(self.settings.config["trainer"]["timeout_s"]))
             self._group = torch.distributed.new_group(backend="gloo", timeout=limit)
         tensors = {
             "model": {name: parameter.detach() for name, parameter in parameters_by_name(model).items()},
@@ -91,9 +131,9 @@ class RunState:
         }
         parts = {part: local_shards(own, rank, self.module.parallel_dims) for part, own in tensors.items()}
         if self._thread is None:
-            self._raise(self._write(step, parts, self._progress()))
+            self._raise(self._write(step, parts, self.counters()))
         else:
-            self._writing = self._thread.submit(self._write, step, self._copy(parts), self._progress())
+            self._writing = self._thread.submit(self._write, step, self._copy(parts), self.counters())
 
     def finish(self) -> None:
         """Return once the last checkpoint would survive a loss of power; every process raises where it does not."""
@@ -123,23 +163,11 @@ class RunState:
         torch.distributed.all_gather_object(found, value, self._group)
         return found
 
-    def _progress(self) -> dict[str, Any]:
-        counters = {
-            "tokens_seen": self.metrics.tokens_seen,
-            "skipped_steps": self.module.skipped_steps,
-            "seconds": self.module.length.clock(),
-            "losses": list(self.module.spikes.losses),
-            "left_out": sorted(self.data.excluded),
-            "batch_sizes": self.data.batch_sizes.record(),
-            "first_validation": self.module.first_validated,
-        }
-        return self.facts | counters
-
     def _origin(self) -> dict[str, Any]:
         """Return how the run was typed, in which folder as seen from its own, and when this checkpoint was written."""
         self.saved_at = max(time.time(), self.saved_at + 0.001)
-        folder = os.path.relpath(Path.cwd(), self.folder.parent)
-        return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.typed}
+        folder = os.path.relpath(Path.cwd(), self.settings.folder.parent)
+        return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.settings.typed}
 
     def _copy(self, parts: dict[str, dict[str, Tensor | TensorShard]]) -> dict[str, dict[str, Tensor | TensorShard]]:
         """Return the parts as they are now, in memory of the processor that every save uses again."""
@@ -166,19 +194,19 @@ class RunState:
         problem = None
         try:
             checkpoint_writing.write(
-                self.folder,
+                self.settings.folder,
                 step,
                 parts,
-                config=self.config,
+                config=self.settings.config,
                 progress=progress,
                 origin=self._origin(),
-                save_tokenizer=self.save_tokenizer,
+                save_tokenizer=self.settings.save_tokenizer,
                 rank=self.trainer.global_rank,
                 ranks=self.trainer.world_size,
                 everyone=self._everyone,
             )
             if self.trainer.is_global_zero:
-                self._report(checkpoint_writing.prune(self.folder, self.keep))
+                self._report(checkpoint_writing.prune(self.settings.folder, self.settings.keep))
         except CheckpointError as error:
             problem = str(error)
         return next(filter(None, self._everyone(problem)), None)
@@ -192,29 +220,6 @@ def check_room(folder: Path, parameters: int) -> None:
             f"the run folder {folder} has no room for a checkpoint: it needs {needed / 2**20:,.1f} MiB, and "
             f"{free / 2**20:,.1f} MiB are free. Make room, or choose another disk by paths.logs_dir=<folder>."
         )
-
-
-class Restore(Callback):
-    """Puts the optimizer and the random generators back, last of all before the first step."""
-
-    def __init__(self, saved: Checkpoint) -> None:
-        self.saved = saved
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore what exists only now; a process that the saved run did not have keeps the generators of its start."""
-        assert isinstance(pl_module, TrainingModule)
-        reshard(
-            pl_module.model_with_loss
-        )  # a validation before it has gathered weights, which the optimizer does not know
-        load_optimizer_state(
-            trainer.optimizers[0], pl_module.model_with_loss.model, self.saved.tensors("optimizer"), distribute_like
-        )
-        pl_module.skipped_steps = int(self.saved.progress.get("skipped_steps", 0))
-        prefix = f"{pl_module.parallel_dims.data_rank(trainer.global_rank)}/"
-        saved = self.saved.tensors("random")
-        own = {name.removeprefix(prefix): state for name, state in saved.items() if name.startswith(prefix)}
-        if own:
-            set_random_state(own)
 
 
 def set_step(trainer: L.Trainer, step: int) -> None:

@@ -54,7 +54,7 @@ from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import batch_sizes_of, run_length
-from pretrain.training.run_state import Restore, RunState, check_room, set_step
+from pretrain.training.run_state import RunState, SaveSettings, check_room
 from pretrain.training.startup_summary import startup_summary, startup_warnings
 from pretrain.training.strategy import choose_device, resolve_precision
 from pretrain.training.throughput import Throughput
@@ -109,10 +109,8 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     config = with_labels(config, prepared)
     run_plan = replace(run_plan, config=config)
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    before = resumed.progress if resumed else {}
-    excluded = run_plan.excluded | frozenset(before.get("left_out", []))
     batch_sizes = batch_sizes_of(config, resumed)
-    data = _build_data(config, prepared, objective, excluded, batch_sizes)
+    data = _build_data(config, prepared, objective, run_plan.excluded, batch_sizes)
     reasons = not_validated(config.data, prepared, data.validation_streams)
     check_first_validation(config, reasons, bool(data.validation_streams))
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
@@ -120,19 +118,11 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     check_room(folder, sum(p.numel() for p in model.parameters()))
     values = initial_weights(run_plan, prepared, model)
     start = resumed.step if resumed else 0
-    seconds = float(before.get("seconds", 0.0)) if run_plan.seconds is None else run_plan.seconds
-    length = run_length(config, seconds, batch_sizes)
-    spikes = _spikes(config, before)
+    length = run_length(config, run_plan.seconds or 0.0, batch_sizes)
     settings = _step_settings(config, data, model_with_loss, values, device)
     factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
     validation_scores = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
-    module = TrainingModule(model_with_loss, settings, length, spikes, validation_scores)
-    module.first_validated = dict(before.get("first_validation", {}))
-    for sentence in startup_warnings(config, model, data, reasons):
-        log(f"warning: {sentence}")
-    if resumed and not length.is_done(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
-        log(f"warning: {changed}")
-
+    module = TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation_scores)
     shape = config.model
     assert isinstance(shape, TransformerConfig)
     metrics = Metrics(
@@ -140,26 +130,28 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
         peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
-        tokens_seen=int(before.get("tokens_seen", 0)),
         validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
     )
     writer = Writer(config, prepared.tokenizer)
     validates = bool(data.validation_streams)
     trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
-    state = RunState(
-        trainer,
-        module,
-        metrics,
-        data,
-        folder=folder / "checkpoints",
+    saves = SaveSettings(
+        folder=folder / CHECKPOINTS,
         keep=config.checkpoint.keep,
+        asynchronous=config.checkpoint.asynchronous,
         config=to_dict(config),
         facts=_facts(config, prepared, model),
         typed=run_plan.typed,
         after=run_plan.after,
         save_tokenizer=prepared.tokenizer.save,
-        asynchronous=config.checkpoint.asynchronous,
     )
+    state = RunState(trainer, module, metrics, data, saves)
+    state.load(resumed)
+    skipped_before = module.skipped_steps
+    for sentence in startup_warnings(config, model, data, reasons):
+        log(f"warning: {sentence}")
+    if resumed and not length.is_done(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
+        log(f"warning: {changed}")
     own: list[Callback] = [metrics]
     own += [Progress(metrics)] if config.trainer.enable_progress_bar else []
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
@@ -172,10 +164,9 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     if isinstance(data.train_stream, StreamingDataset):
         own += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
     own += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
-    own += [Restore(resumed)] if resumed else []
+    own += [state]
     trainer.callbacks.extend([*own, *callbacks])
     trainer._signal_connector.register_signal_handlers = _leave_signals
-    set_step(trainer, start)
 
     log(startup_summary(config, model, data, device, precision))
     seed = (config.seed + module.parallel_dims.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
@@ -204,7 +195,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         waited_s=dict(throughput.other_s),
         checkpoint_s=throughput.checkpoint_s(),
         skipped_steps=module.skipped_steps,
-        excluded=sorted(excluded),
+        excluded=sorted(data.excluded),
         sample=sample,
         longer=length.doubled(max(start, trainer.global_step)),
         not_validated=not_validated(config.data, prepared, [name for name, count in targets.items() if count]),
@@ -213,13 +204,9 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     if trainer.is_global_zero:
         report.save()
         compare_by_settings(trainer, to_dict(config), validation)
-    skipped = module.skipped_steps - int(before.get("skipped_steps", 0))
+    skipped = module.skipped_steps - skipped_before
     check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
     return report
-
-
-def _spikes(config: RunConfig, before: dict[str, Any]) -> Spikes:
-    return Spikes(config.divergence, before.get("losses", []))
 
 
 def _build_data(

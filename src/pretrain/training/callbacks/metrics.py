@@ -18,15 +18,23 @@ class Metrics(Callback):
 
     def __init__(
         self, throughput: Throughput, *, every_n_steps: int, flops_per_token: float, peak_flops_per_s: float,
-        tokens_seen: int, validated_at: int,
+        validated_at: int,
     ) -> None:  # fmt: skip
         self.throughput = throughput
         self.every_n_steps = every_n_steps
         self.flops_per_token = flops_per_token
         self.peak_flops_per_s = peak_flops_per_s
-        self.tokens_seen = tokens_seen  # over the whole run, what was read before a resume included
+        self.tokens_seen = 0  # over the whole run, what was read before a resume included
         self.validated_at = validated_at  # the step of a validation whose figures a resume finds there already
         self.newest: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokens read so far."""
+        return {"tokens_seen": self.tokens_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue counting from the tokens of `state_dict`."""
+        self.tokens_seen = int(state_dict.get("tokens_seen", 0))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""

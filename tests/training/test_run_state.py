@@ -1,0 +1,38 @@
+"""Whatever a checkpoint holds of a run is put back by `RunState.load`."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pretrain.checkpoint.read import Checkpoint, newest
+from pretrain.objectives.objective import ModelWithLoss
+from pretrain.training.run_state import RunState
+from pretrain.training.train import run
+
+
+def test_every_key_of_a_checkpoint_is_restored(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ModelWithLoss.forward
+
+    def once_not_finite(self: ModelWithLoss, batch: Any) -> Any:
+        loss, count = original(self, batch)
+        return loss * (float("nan") if 8 in batch.sample_indices.tolist() else 1.0), count
+
+    monkeypatch.setattr(ModelWithLoss, "forward", once_not_finite)
+    words = ["model=gpt_nano", "trainer.validate_first=true", "divergence.on_spike=skip", "divergence.window=4"]
+    words += ["divergence.deviations=1000", "trainer.max_steps=6", f"paths.run_dir={tiny.folder / 'run'}"]
+    run(replace(tiny.place(*words), excluded=frozenset({":1000000"})))
+    saved, _ = newest(tiny.folder / "run")
+    assert saved is not None
+    states: list[dict[str, Any]] = []
+    load = RunState.load
+
+    def recorded(state: RunState, checkpoint: Checkpoint | None) -> None:
+        load(state, checkpoint)
+        states.append(state.counters() | {"step": state.trainer.global_step})
+
+    monkeypatch.setattr(RunState, "load", recorded)
+    run(tiny.place(*words, "resume=auto"))
+    assert states == [saved.progress | {"step": 6}]
+    counted = ("tokens_seen", "skipped_steps", "seconds", "losses", "left_out", "batch_sizes", "first_validation")
+    assert all(saved.progress[name] for name in counted)  # none of them is what a fresh run begins with
