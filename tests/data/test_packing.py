@@ -158,17 +158,17 @@ def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
     with pytest.raises(DataError, match="version 1 for 'key', where version 1 for 'other' is needed"):
         Plan.load(saved, "other")
     path = saved / "plan.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "row_length": facts["row_length"] + 1}))
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "row_length": metadata["row_length"] + 1}))
     with pytest.raises(DataError, match=r"plan\.json is not as it was written: its record_sha256 is that of other"):
         Plan.load(saved, "key")
-    del facts[SEAL]
-    path.write_text(json.dumps(facts))  # as earlier versions wrote it
-    assert Plan.load(saved, "key").row_length == facts["row_length"]
-    path.write_text(json.dumps({**facts, "version": 2}))
+    del metadata[SEAL]
+    path.write_text(json.dumps(metadata))  # as earlier versions wrote it
+    assert Plan.load(saved, "key").row_length == metadata["row_length"]
+    path.write_text(json.dumps({**metadata, "version": 2}))
     with pytest.raises(DataError, match="is a plan of version 2"):
         Plan.load(saved, "key")
-    for wrong in ([], {**facts, "rows": "3"}, {**facts, "sha256": None}):
+    for wrong in ([], {**metadata, "rows": "3"}, {**metadata, "sha256": None}):
         path.write_text(json.dumps(wrong))
         with pytest.raises(DataError, match="does not describe a plan"):
             Plan.load(saved, "key")

@@ -1,4 +1,4 @@
-"""Several sources in exact proportions: which source each draw of a run reads is arithmetic on its number."""
+"""Several sources in exact proportions: the source of a sample is a function of its index."""
 
 import heapq
 import math
@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two branches that share the draws which reach them; a branch is a source's number, or a pair again."""
+    """Two branches that share the samples of their pair; a branch is a source number or another pair."""
 
     weight: int  # of the first branch
     total: int  # of both
@@ -29,7 +29,7 @@ class _Pair:
     second: "_Pair | int"
 
     def of_first(self, draws: int) -> int:
-        """Return how many of the pair's first `draws` draws go to its first branch: its exact share, rounded."""
+        """Return how many of the pair's first `draws` samples go to the first branch: its exact share, rounded."""
         return (2 * draws * self.weight + self.total) // (2 * self.total)
 
 
@@ -89,8 +89,7 @@ class Proportions:
 class MixtureDataset:
     """The rows of a run in their order, each from one source; a single source is a mixture of one.
 
-    Nothing is remembered between calls: which rows make up a step depends on the seed and the step alone, whatever the
-    number of ranks, workers or micro-batches.
+    No state: the rows of a step depend on the seed and the step alone, for any number of ranks and micro-batches.
     """
 
     def __init__(self, streams: dict[str, ShuffledRows], weights: Mapping[str, Fraction]) -> None:
@@ -112,7 +111,7 @@ class MixtureDataset:
         return Rows.joined(found)[positions]
 
     def row_origins(self, sample_indices: npt.NDArray[np.integer]) -> list[RowOrigin]:
-        """Return where the rows of these samples come from; an id is <source>:<row>, or the row alone."""
+        """Return the origin of each sample's row; its id is <source>:<row>, or <row> for a single source."""
         sources, draws = self.proportions(sample_indices)
         streams = list(self.streams.items())
         found = []
@@ -123,19 +122,19 @@ class MixtureDataset:
         return found
 
     def is_open(self) -> bool:
-        """Return whether more text is being read: never, it was all there before."""
+        """Return False: all text was read before the run."""
         return False
 
-    def is_waiting(self, draws: int) -> bool:
-        """Return whether one of the first `draws` draws is not there yet: none lacks."""
+    def is_waiting(self, samples: int) -> bool:
+        """Return False: every row exists."""
         return False
 
     def tokens(self) -> dict[str, int]:
-        """Return how many tokens each source has to train on."""
+        """Return how many training tokens each source has."""
         return {name: stream.store.n_tokens for name, stream in self.streams.items()}
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how often the first so many samples of the stream read each source."""
+        """Return how many epochs of each source the first `samples` samples make."""
         counts = self.proportions.counts(samples)
         return {name: count / len(stream) for (name, stream), count in zip(self.streams.items(), counts, strict=True)}
 
@@ -145,8 +144,7 @@ def mixture_dataset(
 ) -> MixtureDataset:
     """Return the training rows of a run from the stores of its sources.
 
-    Each source of a mixture has an order of its own, so that two of equally many rows are not read alike.
-    Raises DataError where a source has no rows.
+    Each source is shuffled with its own seed. Raises DataError if a source has no rows.
     """
     streams = {}
     for name, store in stores.items():

@@ -66,8 +66,8 @@ class Plan:
             data = getattr(self, name).astype(dtype).tobytes()
             write_atomically(folder / f"{name}.bin", data)
             hashes[name] = hashlib.sha256(data).hexdigest()
-        facts = {"version": PLAN_VERSION, "key": key, "row_length": self.row_length, "rows": len(self)}
-        content = json.dumps(sealed({**facts, "pieces": len(self.documents), "sha256": hashes}), indent=1)
+        metadata = {"version": PLAN_VERSION, "key": key, "row_length": self.row_length, "rows": len(self)}
+        content = json.dumps(sealed({**metadata, "pieces": len(self.documents), "sha256": hashes}), indent=1)
         write_atomically(folder / "plan.json", content.encode())
 
     @staticmethod
@@ -79,24 +79,24 @@ class Plan:
         path = folder / "plan.json"
         if not path.is_file():
             raise DataError(f"{folder} holds no plan: it has no plan.json.")
-        facts = read_json(path)
+        metadata = read_json(path)
         kinds = {"version": int, "key": str, "row_length": int, "rows": int, "pieces": int, "sha256": dict}
-        if not isinstance(facts, dict) or any(type(facts.get(name)) is not kind for name, kind in kinds.items()):
+        if not isinstance(metadata, dict) or any(type(metadata.get(name)) is not kind for name, kind in kinds.items()):
             raise DataError(f"{path} does not describe a plan: it needs the fields {', '.join(kinds)}.")
         try:
-            check_seal(facts, str(path))
+            check_seal(metadata, str(path))
         except ValueError as error:
             raise DataError(f"{error}.") from None
-        if (facts["version"], facts["key"]) != (PLAN_VERSION, key):
+        if (metadata["version"], metadata["key"]) != (PLAN_VERSION, key):
             raise DataError(
-                f"{path} is a plan of version {facts['version']} for {facts['key']!a}, "
+                f"{path} is a plan of version {metadata['version']} for {metadata['key']!a}, "
                 f"where version {PLAN_VERSION} for {key!a} is needed."
             )
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, dtype in ARRAYS.items():
-            count = facts["rows" if name == "row_ends" else "pieces"]
-            arrays[name] = _load_array(folder / f"{name}.bin", dtype, count, facts["sha256"].get(name))
-        plan = Plan(facts["row_length"], **arrays)
+            count = metadata["rows" if name == "row_ends" else "pieces"]
+            arrays[name] = _load_array(folder / f"{name}.bin", dtype, count, metadata["sha256"].get(name))
+        plan = Plan(metadata["row_length"], **arrays)
         _check_plan(plan, path)
         return plan
 

@@ -23,7 +23,7 @@ from pretrain.data.token_store.build import Report, with_splits, write_stores
 from pretrain.data.token_store.format import read_json, storage_errors
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import beginning, build_tokenizer
+from pretrain.data.tokenizers.train_bpe import build_tokenizer, head
 from pretrain.errors import DataError
 from pretrain.files.untrusted_files import read_text
 
@@ -175,13 +175,13 @@ def _written_splits(folder: Path) -> set[str]:
 def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path) -> Path:
     """Return where the stores of one source are, or will be."""
     data = source.config
-    facts = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
-    facts.append(getattr(data, "validation_path", None))
+    metadata = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
+    metadata.append(getattr(data, "validation_path", None))
     if tokenizer.ids_version:  # else the ids are what they always were, and stores made before are found
-        facts.append(f"ids {tokenizer.ids_version}")
+        metadata.append(f"ids {tokenizer.ids_version}")
     if data.mode is Mode.stream:
-        return cache / "stores" / f"{data.kind}-stream-{_key(*facts, STREAM_VERSION, data.era_tokens)}"
-    return cache / "stores" / f"{data.kind}-{_key(*facts)}"
+        return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
+    return cache / "stores" / f"{data.kind}-{_key(*metadata)}"
 
 
 def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
@@ -264,7 +264,7 @@ def _training_texts(sources: dict[str, Source], config: TokenizerConfig, report:
     for name, source in sources.items():
         whole = (document.text for split, document in with_splits(source, source.config) if split == "train")
         with errors_of(name):
-            texts = beginning(whole, limit) if source.config.mode is Mode.stream and limit else whole
+            texts = head(whole, limit) if source.config.mode is Mode.stream and limit else whole
             progress, characters = Progress(_naming(name, report)), 0
             for count, text in enumerate(texts, start=1):
                 yield text

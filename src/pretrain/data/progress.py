@@ -1,15 +1,15 @@
-"""How far the reading of a corpus has come: a line now and then, with its pace and the time that is left."""
+"""Progress lines of corpus reading, with throughput and time left."""
 
 import sys
 import time
 from collections.abc import Callable
 
-TERMINAL_S = 5.0  # between lines where somebody looks on
-LINES_S = 30.0  # between lines of a log
+TERMINAL_S = 5.0  # between lines on a terminal
+LINES_S = 30.0  # between lines in a log file
 
 
 class Progress:
-    """Reports no more often than a reader wants, and nothing where all is done at once."""
+    """Reports progress at most every `every_s` seconds, so nothing if the work is shorter."""
 
     def __init__(
         self, report: Callable[[str], object], every_s: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -19,24 +19,24 @@ class Progress:
         self._started = self._reported = clock()
 
     def is_due(self) -> bool:
-        """Return whether it is time for a line."""
+        """Return whether the next line is due."""
         return self.clock() - self._reported >= self.every_s
 
     def __call__(self, what: str, text_bytes: int, share: float | None = None) -> None:
-        """Report `what` has been done, at which pace, and the time left where the share of the whole is known (0 to 1).
+        """Report `what` is done and its throughput, and the time left if the `share` done (0 to 1) is known.
 
-        `text_bytes` are those read since the start.
+        `text_bytes`: bytes read since the start.
         """
         if not self.is_due():
             return
         self._reported = self.clock()
         seconds = self._reported - self._started
-        pace = f"{text_bytes / 1e6:,.0f} MB at {text_bytes / 1e6 / seconds:,.1f} MB/s"
+        throughput = f"{text_bytes / 1e6:,.0f} MB at {text_bytes / 1e6 / seconds:,.1f} MB/s"
         left = f", {share:.0%}, {minutes(seconds * (1 - share) / share)} left" if share else ""
-        self.report(f"{what}, {pace}{left} ...")
+        self.report(f"{what}, {throughput}{left} ...")
 
-    def goes_on(self, what: str) -> None:
-        """Report that `what`, of which nobody knows how much is left, goes on, and since when."""
+    def report_waiting(self, what: str) -> None:
+        """Report the elapsed time of `what`, whose remaining time is unknown."""
         if self.is_due():
             self._reported = self.clock()
             self.report(f"{what}, {minutes(self._reported - self._started)} so far ...")

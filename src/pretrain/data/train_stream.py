@@ -1,4 +1,4 @@
-"""The endless stream of rows that a run reads: a pure function of the seed and the row's place in it."""
+"""The shuffled rows of a store, repeated without limit: a pure function of seed and sample index."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,16 +14,18 @@ from pretrain.errors import DataError
 
 
 class ShuffledRows:
-    """Packed rows of a store in the order of a run.
+    """Packed rows of a store in training order.
 
-    Every row is read once per epoch, in another order each epoch. Nothing is remembered between calls: which row stands
-    at a place depends on the seed and the place alone.
+    Every row is read once per epoch, in another order each epoch. No state: the row of a sample depends on the seed and
+    the sample index alone.
     """
 
     def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
         self.store = store
         self.plan = plan_rows(store, config.packing, row_length, cache=store.folder / "plans")
-        self.without_target = documents_without_target(store, row_length)  # (documents,) left out; None: none is
+        self.without_target = documents_without_target(
+            store, row_length
+        )  # (documents,) bool; None: every document has a target
         if len(self.plan) == 0:
             raise DataError(f"the token store {store.folder} holds {self._nothing(row_length)}")
         self.order = Shuffle(len(self.plan), seed)
@@ -32,11 +34,11 @@ class ShuffledRows:
         self.document_mask = config.document_mask
 
     def __len__(self) -> int:
-        """Return the rows of one epoch."""
+        """Return the number of rows in an epoch."""
         return len(self.plan)
 
     def _nothing(self, row_length: int) -> str:
-        """Return why there is no row, and what to do about it."""
+        """Return why there is no row, and a remedy."""
         if self.without_target is None:
             return "no tokens to read."
         return (
@@ -45,7 +47,7 @@ class ShuffledRows:
         )
 
     def fitting_length(self) -> int:
-        """Return the row length from which on no document is left out for want of a target."""
+        """Return the least row length at which every document has a target."""
         assert self.store.annotations is not None
         return int(self.store.annotations.values.max())
 
@@ -62,7 +64,7 @@ class ShuffledRows:
 
 
 def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> ShuffledRows | None:
-    """Return the rows of a validation store in their fixed order; None where no document has anything to predict."""
+    """Return the rows of a validation store in fixed order; None if no document has a target."""
     without_target = documents_without_target(store, row_length)
     if store.n_documents == 0 or (without_target is not None and without_target.all()):
         return None
@@ -70,9 +72,9 @@ def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: i
 
 
 def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
-    """Return the factor from mean loss in nats per token to bits per byte of text; a document's first is given.
+    """Return the factor from mean loss (nats per token) to bits per byte; first tokens are not predicted.
 
-    None where the documents have prompts or labels, of which a loss is not that of the whole text.
+    None if documents have prompts or labels: their loss does not cover the full text.
     """
     if any(store.annotations is not None for store in stores):
         return None
@@ -82,10 +84,10 @@ def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where a row comes from."""
+    """The origin of a row."""
 
     id: str  # the same in every epoch
-    source: str  # of a mixture, else empty; or the era of a corpus that is read as a stream
+    source: str  # name in a mixture, else ""; or "era <n>" of a streamed corpus
     stream: ShuffledRows
     row: int  # its number in `stream`
 

@@ -14,7 +14,7 @@ from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Document, Source
-from pretrain.data.sources.splits import ExactDuplicates, cut, split_of
+from pretrain.data.sources.splits import ExactDuplicates, split_document, split_of
 from pretrain.data.token_store.build import with_splits
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
@@ -101,7 +101,7 @@ def test_nothing_is_held_out_where_that_is_asked_for() -> None:
     st.floats(1e-6, 0.999),
 )
 def test_both_parts_of_a_document_make_it_up_and_hold_text(text: str, share: float) -> None:
-    parts = dict(cut(Document(text, "x"), share))
+    parts = dict(split_document(Document(text, "x"), share))
     assert "".join(part.text for part in parts.values()) == text
     assert all(part.text.strip() for split, part in parts.items() if split == "validation")
     assert parts.keys() == {"train", "validation"} or len(text.rstrip()) <= 2 or share < 0.05
@@ -233,7 +233,7 @@ def test_documents_read_are_documents_kept_and_skipped(
 def test_a_cut_document_is_a_duplicate_where_both_parts_came_before(
     known: list[str], new: int, duplicates: int, in_both: int
 ) -> None:
-    parts = [part for _, part in cut(Document("a b\n" * 50, ""), 0.1)]
+    parts = [part for _, part in split_document(Document("a b\n" * 50, ""), 0.1)]
     found = ExactDuplicates()
     for name in known:
         text = parts[name == "end"].text

@@ -146,14 +146,14 @@ def test_later_eras_are_of_the_text_that_was_hashed(tmp_path: Path, how: str) ->
     assert first.stream is not None
     before = len(first.stream.ledger.eras)
     path.write_bytes(lines(100) + lines(100, "new"))
-    read_on = {
+    resume_readings = {
         "the run": lambda: finish_stream(first, data, lambda line: None),
         "the process that reads ahead": lambda: _produce(
             data, first.stream.folder, 64, 10**9, first.stream.hashed, threading.Event()
         ),
     }
     with pytest.raises(DataError, match=r"text\.jsonl' has changed since it was hashed"):
-        read_on[how]()
+        resume_readings[how]()
     assert not first.stream.ended()
     assert len(first.stream.ledger.eras) >= before
     for era in first.stream.ledger.eras:

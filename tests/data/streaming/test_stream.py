@@ -30,7 +30,7 @@ from pretrain.data.streaming.corpus import Stream, era_folder, locked
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.producer import produce
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import beginning, byte_tokenizer
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, head
 from pretrain.errors import DataError
 
 HINTS = ("bookmark.json", "lock")  # what may differ between two streams of the same corpus
@@ -192,8 +192,8 @@ def test_a_tokenizer_learns_from_the_beginning_of_a_stream(text: Path, tmp_path:
         lines = path.read_text().splitlines()
         (later / path.name).write_text("\n".join(lines if path.name == "0.jsonl" else lines[::-1]))
     assert prepare(settings(later), config, tmp_path, lambda line: None).tokenizer.fingerprint == first.fingerprint
-    assert list(beginning(["aé", "bcd", "e"], 5)) == ["aé", "bc"]
-    assert list(beginning(["aé", "b"], 2)) == ["a"]
+    assert list(head(["aé", "bcd", "e"], 5)) == ["aé", "bc"]
+    assert list(head(["aé", "b"], 2)) == ["a"]
 
 
 # Killed and taken up again

@@ -14,7 +14,7 @@ from tokenizer_kinds import KINDS, ROLES
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from pretrain.data.tokenizers.limits import check_tokenizer
-from pretrain.data.tokenizers.rust_calls import panics_unheard
+from pretrain.data.tokenizers.rust_calls import suppressed_panics
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import DataError
 
@@ -104,10 +104,10 @@ def test_a_panic_of_the_library_is_one_line(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_what_others_write_to_the_error_stream_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    with panics_unheard():
+    with suppressed_panics():
         os.write(2, b"a line\n")
     assert capfd.readouterr().err == "a line\n"
-    with pytest.raises(KeyboardInterrupt), panics_unheard():
+    with pytest.raises(KeyboardInterrupt), suppressed_panics():
         raise KeyboardInterrupt
 
 
@@ -126,7 +126,8 @@ def test_a_panic_after_loading_is_a_data_error(capfd: pytest.CaptureFixture[str]
 
 def test_without_an_error_stream_a_prompt_is_encoded() -> None:
     code = (
-        "from pretrain.data.tokenizers.rust_calls import panics_unheard\nos.close(2)\nwith panics_unheard(): print(5)"
+        "from pretrain.data.tokenizers.rust_calls import suppressed_panics\nos.close(2)\n"
+        "with suppressed_panics(): print(5)"
     )
     ran = subprocess.run([sys.executable, "-c", f"import os\n{code}"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "5\n")

@@ -95,8 +95,8 @@ def _parse(line: bytes, name: str, number: int) -> dict[str, Any] | str | None:
 
 def _json(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
     """Yield the objects of one JSON array; where the file does not begin with one, of its lines."""
-    beginning = stream.peek(64) if hasattr(stream, "peek") else b""
-    if not beginning.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+    head = stream.peek(64) if hasattr(stream, "peek") else b""
+    if not head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
         yield from _json_lines(stream, name, columns, skipped)
         return
     first_record = True

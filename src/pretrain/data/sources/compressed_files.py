@@ -77,11 +77,11 @@ def not_regular(file: str, reason: ValueError) -> DataError:
     return DataError(f"{file} cannot be read as text: {reason}. Write its text to a file, and name that.")
 
 
-def compression_of(beginning: bytes) -> str | None:
+def compression_of(head: bytes) -> str | None:
     """Return the compression that the first 16 bytes of a file show, or None."""
-    if beginning[:3] == b"BZh" and beginning[4:10] in _BZ2_BLOCK:
+    if head[:3] == b"BZh" and head[4:10] in _BZ2_BLOCK:
         return "bz2"
-    return next((name for magic, name in _MAGIC.items() if beginning.startswith(magic)), None)
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def decompressed(file: IO[bytes], compression: str | None) -> IO[bytes]:

@@ -16,7 +16,7 @@ from pretrain.errors import DataError
 from pretrain.files.untrusted_files import kind_of_file
 
 
-class FilePlace:
+class FilePosition:
     """How far the reading of some files has come, by their bytes on the disk."""
 
     def __init__(self, files: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from pretrain.data.config import Format
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig, PairsConfig
 from pretrain.data.sources.column_files import BYTE_ORDER_MARK, lines_of, read_records
 from pretrain.data.sources.compressed_files import opened
-from pretrain.data.sources.corpus_files import FilePlace, find_files, hash_files
+from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_files
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.sources.source import Document, Source, printable
 from pretrain.errors import DataError
@@ -24,7 +24,7 @@ class AnnotatedFiles(Source):
     def __init__(self, config: AnnotatedConfig) -> None:
         super().__init__(config)
         self.files = find_files(config.path, "data.path", self.passed_over)
-        self._place = FilePlace(self.files)
+        self._place = FilePosition(self.files)
         self.validation_files = (
             find_files(config.validation_path, "data.validation_path", self.passed_over)
             if config.validation_path

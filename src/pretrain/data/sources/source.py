@@ -19,8 +19,8 @@ from pretrain.errors import DataError
 class Part(Enum):
     """How much of a document of the source a `Document` is."""
 
-    whole = auto()
-    beginning = auto()  # its end comes next
+    full = auto()
+    head = auto()  # its end comes next
     end = auto()
 
 
@@ -32,7 +32,7 @@ class Document:
     name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
     prompt_characters: int | None = None  # the text begins with a prompt of so many, and the rest is its response
     label: str | None = None  # what kind of text it is
-    part: Part = Part.whole
+    part: Part = Part.full
 
 
 @dataclass(frozen=True)

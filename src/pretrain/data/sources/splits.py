@@ -1,7 +1,7 @@
-"""Which documents are held out for validation, and how many are tokenized together.
+"""The validation split, and batches of documents to tokenize.
 
-A document falls in by the hash of its text. Where none does, because there are few, one is held out all the same: a
-document of about the right size, or the end of the longest one.
+The hash of its text decides the split of a document. If a small corpus has no validation document by hash, one document
+of about the right size is held out, or the end of the longest one.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ SPLIT_PARTS = 10_000
 BATCH = 256  # documents tokenized together
 
 
-LOOKED_AT = 200_000  # documents among which one falls in by its hash, or the settings hold out next to nothing
+LOOKED_AT = 200_000  # documents scanned for one that its hash holds out
 
 
 Item = TypeVar("Item")
@@ -33,19 +33,19 @@ def split_of(document: Document, share: float) -> str:
 
 @dataclass(frozen=True)
 class Reserve:
-    """What is held out of a corpus that the hashes of its texts do not split in two."""
+    """The held-out document of a corpus whose hashes give only one split."""
 
     digest: int | None  # of the document's text; None: nothing can be held out
-    share: float  # of the document, its end; 1: all of it
+    share: float  # of the document, from its end; 1: the full document
 
     def split(self, document: Document) -> Iterator[tuple[str, Document]]:
-        """Yield a document of the corpus with its split, or both parts of the one that is cut."""
+        """Yield a document with its split, or both parts of the document that is split."""
         if _digest(document.text) != self.digest:
             yield "train", document
         elif self.share == 1.0:
             yield "validation", document
         else:
-            yield from cut(document, self.share)
+            yield from split_document(document, self.share)
 
 
 def reserve_of(documents: Iterator[Document], share: float, whole_only: bool) -> Reserve | None:
@@ -81,10 +81,10 @@ def _digest(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode(), seed=1)
 
 
-def cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
-    """Yield the beginning of a document to train on and its end to validate on, cut at a line where there is one.
+def split_document(document: Document, share: float) -> Iterator[tuple[str, Document]]:
+    """Yield the head of a document for training and its tail for validation, split at a line end if possible.
 
-    Where the last line ends behind the place there is none to cut at, and the place itself serves.
+    If no line end follows the exact position, the document is split at that position.
     """
     text = document.text
     place = max(1, int(len(text) * (1 - share)))
@@ -94,25 +94,25 @@ def cut(document: Document, share: float) -> Iterator[tuple[str, Document]]:
     if not text[place:].strip():
         yield "train", document
         return
-    yield "train", Document(text[:place], document.name, part=Part.beginning)
+    yield "train", Document(text[:place], document.name, part=Part.head)
     yield "validation", Document(text[place:], f"{document.name} (end)", part=Part.end)
 
 
 class ExactDuplicates:
-    """Tells which texts came before; counts documents of the source, of which one may come in two parts."""
+    """Finds exact duplicates and counts them; a document may come in two parts."""
 
     def __init__(self) -> None:
-        self.count = 0  # documents of which nothing was new
-        self.in_both_splits = 0  # documents cut in two of which both parts were new
+        self.count = 0  # documents without new text
+        self.in_both_splits = 0  # documents split in two, with new text in both parts
         self._seen: set[int] = set()
         self._beginning_was_new = False
 
     def is_new(self, document: Document, text: bytes) -> bool:
-        """Return whether a document, or part of one, has a text that has not come yet; `text` is its UTF-8."""
+        """Return whether the text of a document, or of its part, is new; `text` is its UTF-8."""
         digest = xxhash.xxh3_64_intdigest(text)
         new = digest not in self._seen
         self._seen.add(digest)
-        if document.part is Part.beginning:
+        if document.part is Part.head:
             self._beginning_was_new = new
         elif document.part is Part.end:
             self.in_both_splits += new and self._beginning_was_new

@@ -13,7 +13,7 @@ from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.data.sources import column_files
 from pretrain.data.sources.column_files import read_records, too_large
 from pretrain.data.sources.compressed_files import opened
-from pretrain.data.sources.corpus_files import FilePlace, find_files, hash_files
+from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
@@ -31,18 +31,18 @@ class TextFiles(Source):
         super().__init__(config)
         self.separator = None if config.separator is None else read_escapes(config.separator)
         self.files = find_files(config.path, "data.path", self.passed_over)
-        self._place = FilePlace(self.files)
+        self._place = FilePosition(self.files)
         self.validation_files = (
             find_files(config.validation_path, "data.validation_path", self.passed_over)
             if config.validation_path
             else None
         )
-        self._bookmark: ResumeToken | None = None
+        self._resume_token: ResumeToken | None = None
         self._texts, self._separators = 0, 0  # plain text files that are read, and separators found in them
 
     def resume_token(self) -> ResumeToken | None:
         """Return the beginning of the file that is being read."""
-        return self._bookmark
+        return self._resume_token
 
     def validation_documents(self) -> Iterator[Document] | None:
         """Return the documents of `data.validation_path`; None where it is not set."""
@@ -85,7 +85,7 @@ class TextFiles(Source):
         files = list(self.files.items())
         self._texts, self._separators = 0, 0
         for number in range(place or 0, len(files)):
-            self._bookmark = ResumeToken(self.kept, dict(self.skipped), number)
+            self._resume_token = ResumeToken(self.kept, dict(self.skipped), number)
             yield from self._read_file(*files[number])
 
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:

@@ -20,7 +20,7 @@ from pretrain.data.sources.source import Document, ResumeToken, Source
 from pretrain.data.sources.splits import in_batches
 from pretrain.data.streaming.corpus import era_folder, locked, remedy
 from pretrain.data.streaming.ledger import Era, Ledger, StreamPosition
-from pretrain.data.streaming.resume_reading import Reading, read_on, save_resume_token
+from pretrain.data.streaming.resume_reading import Reading, resume_readings, save_resume_token
 from pretrain.data.token_store.format import sync_to_disk, write_atomically
 from pretrain.data.token_store.store import StoreWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ class _Production:
         """Write eras until there are enough or the corpus ends; what is not finished when stopped is dropped."""
         reached = self.reached if self.ledger.eras else None
         hint = era_folder(self.folder, max(0, len(self.ledger.eras) - 1)) / "bookmark.json"
-        encoded = self._encoded(read_on(self.source, self.data, reached, hint, self.report))
+        encoded = self._encoded(resume_readings(self.source, self.data, reached, hint, self.report))
         while self.ledger.end is None and not (enough() or stopped()):
             era = _EraDraft(self.folder, len(self.ledger.eras), self.data, self.tokenizer)
             try:
@@ -148,14 +148,14 @@ class _Production:
             era.resume_token = reading.resume_token
             if tokens is not None:
                 era.add(digest, None if late else reading.split, reading.document, tokens)
-            self._tell(era)
+            self._report_progress(era)
             if stopped():
                 return None
             if era.tokens >= self.data.era_tokens:
                 return False
         return True
 
-    def _tell(self, era: "_EraDraft") -> None:
+    def _report_progress(self, era: "_EraDraft") -> None:
         """Say now and then how far it is; of the first era also the time until training can start."""
         if self.progress.is_due():
             tokens = sum(done.tokens for done in self.ledger.eras) + era.tokens

@@ -45,7 +45,7 @@ class ReadAhead:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
         words = (self.data, str(self.folder), self.row_length, self.rows, self.hashed, theirs)
-        process = context.Process(target=_read_on, args=words, name="read-ahead", daemon=True)
+        process = context.Process(target=_run, args=words, name="read-ahead", daemon=True)
         keep_from_children()
         process.start()
         theirs.close()
@@ -87,7 +87,7 @@ class ReadAhead:
         atexit.unregister(self.stop)
 
 
-def _read_on(
+def _run(
     data: DataConfig, folder: str, row_length: int, rows: int, hashed: dict[str, Any], connection: Connection
 ) -> None:
     """What the process does; how it fails goes through the connection."""

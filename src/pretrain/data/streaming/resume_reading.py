@@ -10,12 +10,12 @@ import xxhash
 
 from pretrain.data.config import DataConfig
 from pretrain.data.sources.source import Document, ResumeToken, Source
-from pretrain.data.sources.splits import cut, split_of
+from pretrain.data.sources.splits import split_document, split_of
 from pretrain.data.streaming.ledger import StreamPosition
 from pretrain.data.token_store.format import read_json
 from pretrain.errors import DataError
 
-BOOKMARK_EVERY = 64  # documents
+RESUME_TOKEN_EVERY = 64  # documents
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reading:
     resume_token: ResumeToken | None  # the newest place before this document where its source can be read on
 
 
-def read_on(
+def resume_readings(
     source: Source, data: DataConfig, reached: StreamPosition | None, hint: Path, report: Callable[[str], object]
 ) -> Iterator[Reading]:
     """Yield what comes behind the place reached, or everything from the beginning on where that is None.
@@ -50,7 +50,7 @@ def read_on(
     readings = _readings(source, share)
     first = list(islice(readings, 2))
     if len(first) == 1 and share:
-        parts = dict(cut(first[0].document, share))
+        parts = dict(split_document(first[0].document, share))
         for split in sorted(parts, reverse=True):  # validation first: the other part ends the era
             yield Reading(split, parts[split], 1, first[0].skipped, first[0].last_document, None)
         return
@@ -58,7 +58,7 @@ def read_on(
 
 
 def save_resume_token(resume_token: ResumeToken, path: Path) -> None:
-    """Write a bookmark for `read_on` to find."""
+    """Write a bookmark for `resume_readings` to find."""
     path.write_text(json.dumps(asdict(resume_token)), encoding="utf8")
 
 
@@ -67,7 +67,7 @@ def _readings(source: Source, share: float, resume_token: ResumeToken | None = N
     documents = source.documents(resume_token)
     start = resume_token.documents if resume_token else 0
     for number in count(start):
-        if number % BOOKMARK_EVERY == 0 and number > start:
+        if number % RESUME_TOKEN_EVERY == 0 and number > start:
             resume_token = source.resume_token()
         document = next(documents, None)
         if document is None:

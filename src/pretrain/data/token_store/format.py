@@ -175,9 +175,11 @@ class ShardFile:
 def fingerprint_of(manifest: dict[str, Any]) -> str:
     """Return the identity of a store's tokens: equal for equal tokens in equal shards, wherever they came from."""
     files = [[shard["files"][suffix]["sha256"] for suffix in ("tok", "idx")] for shard in manifest["shards"]]
-    facts = [manifest[key] for key in ("version", "dtype", "vocab_size", "bos_id", "eos_id", "tokenizer_fingerprint")]
-    facts += [manifest["annotations"]] if "annotations" in manifest else []
-    return hashlib.sha256(json.dumps([*facts, files]).encode()).hexdigest()
+    metadata = [
+        manifest[key] for key in ("version", "dtype", "vocab_size", "bos_id", "eos_id", "tokenizer_fingerprint")
+    ]
+    metadata += [manifest["annotations"]] if "annotations" in manifest else []
+    return hashlib.sha256(json.dumps([*metadata, files]).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -236,8 +238,8 @@ def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -
             raise DataError(f"{path} is not a regular file.")
         if not status.st_size == expected == shard["files"][suffix]["bytes"]:
             raise DataError(f"{path} ends at byte {status.st_size:,}, but by its manifest it has {expected:,} bytes.")
-        facts = (manifest["vocab_size"], shard["tokens"], shard["documents"], manifest["tokenizer_fingerprint"])
-        _check_header(path, header(suffix, *facts))
+        metadata = (manifest["vocab_size"], shard["tokens"], shard["documents"], manifest["tokenizer_fingerprint"])
+        _check_header(path, header(suffix, *metadata))
 
 
 def check_ends(path: Path, ends: npt.NDArray[Any], tokens: int) -> None:

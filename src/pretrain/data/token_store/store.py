@@ -141,8 +141,8 @@ class StoreWriter:
         self._parts = {suffix: ShardFile(stem.with_suffix(f".{suffix}")) for suffix in MAGIC}
 
     def _finish_shard(self) -> None:
-        facts = (self.vocab_size, self._tokens, self._documents, self.tokenizer_fingerprint)
-        files = {suffix: part.finish(header(suffix, *facts)) for suffix, part in self._parts.items()}
+        metadata = (self.vocab_size, self._tokens, self._documents, self.tokenizer_fingerprint)
+        files = {suffix: part.finish(header(suffix, *metadata)) for suffix, part in self._parts.items()}
         counts = {"tokens": self._tokens, "documents": self._documents, "text_bytes": self._text_bytes}
         self._shards.append({"stem": f"{len(self._shards):05d}", **counts, "files": files})
         self._parts = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.tokenizers.limits import check_tokenizer, check_vocabulary
-from pretrain.data.tokenizers.rust_calls import library_errors, panics_unheard
+from pretrain.data.tokenizers.rust_calls import library_errors, suppressed_panics
 from pretrain.errors import DataError, printable
 from pretrain.files.untrusted_files import parse_json, read_text
 
@@ -139,7 +139,7 @@ def _parse_whole(path: Path) -> Any:
     from tokenizers import Tokenizer as Inner
 
     text = _read_text(path)
-    with panics_unheard(), library_errors(f"{printable(path)} is damaged or not a tokenizer's file", NAME_ANOTHER):
+    with suppressed_panics(), library_errors(f"{printable(path)} is damaged or not a tokenizer's file", NAME_ANOTHER):
         check_tokenizer(parse_json(text))
         return Inner.from_str(text)
 
@@ -176,7 +176,7 @@ def _build_byte_level(folder: Path) -> Any:
     lines = _read_text(folder / "merges.txt").split("\n")
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer's file"
-    with panics_unheard(), library_errors(problem, NAME_ANOTHER):
+    with suppressed_panics(), library_errors(problem, NAME_ANOTHER):
         inner = Inner(models.BPE(vocab=vocab, merges=merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -195,7 +195,7 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
     accents = config.get("strip_accents")
     if not isinstance(accents, bool | None):
         raise _damaged(folder / "tokenizer_config.json", ValueError(f"its strip_accents is {accents!a:.40}"))
-    with panics_unheard(), library_errors(f"{printable(folder / 'vocab.txt')} cannot be used", NAME_ANOTHER):
+    with suppressed_panics(), library_errors(f"{printable(folder / 'vocab.txt')} cannot be used", NAME_ANOTHER):
         inner = Inner(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(
         clean_text=True,

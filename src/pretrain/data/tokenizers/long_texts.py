@@ -165,8 +165,8 @@ def _begin_anew(
     agreed_to = end - lengths.margin
     begins = np.unique(part.starts[(part.starts >= start) & (part.starts <= agreed_to - lengths.agreement)])[:RETRIES]
     tried = _locate_spans(text, [(begin, end) for begin in begins.tolist()], locate)
-    for begin, beginning in zip(begins.tolist(), tried, strict=True):
-        if _junction(part, beginning, agreed_to, lengths.agreement) is not None:
+    for begin, head in zip(begins.tolist(), tried, strict=True):
+        if _junction(part, head, agreed_to, lengths.agreement) is not None:
             (following,) = _locate_spans(text, [(begin, end_of_following)], locate)
             return following, _junction(part, following, agreed_to, lengths.agreement)
     return part, None

@@ -1,4 +1,4 @@
-"""Calls of the `tokenizers` library, whose Rust code panics on some files and texts: each ends as a DataError."""
+"""Guards for calls of the `tokenizers` library, whose Rust code panics on some files and texts."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from pretrain.errors import DataError, PretrainError, printable
 
-MAX_REASON = 300  # characters of the library's own words
+MAX_REASON = 300  # characters of the library's message
 
 
 _STDERR = threading.RLock()  # descriptor 2 is the process's, not a thread's
@@ -17,7 +17,7 @@ _STDERR = threading.RLock()  # descriptor 2 is the process's, not a thread's
 
 @contextmanager
 def library_errors(problem: str, advice: str) -> Iterator[None]:
-    """Raise DataError `<problem>: <the library's reason>. <advice>` where the library fails.
+    """Raise DataError `<problem>: <reason>. <advice>` if the library fails.
 
     A panic of its Rust code derives from BaseException, past every `except Exception`.
     """
@@ -33,16 +33,16 @@ def library_errors(problem: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def panics_unheard() -> Iterator[None]:
-    """Keep what Rust writes to the error stream about a panic from it; anything else written there comes after.
+def suppressed_panics() -> Iterator[None]:
+    """Suppress what a Rust panic writes to stderr; anything else written there follows afterwards.
 
-    For short calls: what other threads write in the meantime is held back too.
+    For short calls only: output of other threads is delayed too.
     """
     with _STDERR, tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         try:
             real = os.dup(2)
-        except OSError:  # a process without an error stream: nobody hears anything
+        except OSError:  # a process without stderr
             yield
             return
         os.dup2(held.fileno(), 2)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.tokenizers.long_texts import Lengths, Located, encode_in_parts, located_by_length
 from pretrain.data.tokenizers.plain_text import as_plain_text, spelled_by_model
-from pretrain.data.tokenizers.rust_calls import library_errors, panics_unheard
+from pretrain.data.tokenizers.rust_calls import library_errors, suppressed_panics
 from pretrain.data.tokenizers.tiktoken_encoder import FastEncoder, fast_encoder
 from pretrain.errors import DataError
 
@@ -125,7 +125,7 @@ class Tokenizer:
         return self._prompt_ids(text)
 
     def _prompt_ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        with panics_unheard(), library_errors(f"the tokenizer cannot encode the prompt {text[:40]!a}", ADVICE):
+        with suppressed_panics(), library_errors(f"the tokenizer cannot encode the prompt {text[:40]!a}", ADVICE):
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
     @cached_property
@@ -138,7 +138,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of ids, special tokens left out or spelled; bytes that are not UTF-8 become U+FFFD."""
         numbers = [int(token_id) for token_id in ids]
-        with panics_unheard(), library_errors(f"the tokenizer cannot decode ids such as {numbers[:8]}", ADVICE):
+        with suppressed_panics(), library_errors(f"the tokenizer cannot decode ids such as {numbers[:8]}", ADVICE):
             return str(self._inner.decode(numbers, skip_special_tokens=skip_special))
 
     def decode_marked(self, ids: Sequence[int]) -> str:
@@ -239,7 +239,7 @@ class Tokenizer:
 
     def _encode_pieces(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         documents = self._documents
-        with panics_unheard(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
+        with suppressed_panics(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
             encoded = documents.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encoded]
 
@@ -251,7 +251,7 @@ class Tokenizer:
             if all(each is not None for each in found):
                 return cast(list[Located], found)
         documents = self._documents
-        with panics_unheard(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
+        with suppressed_panics(), library_errors(f"the tokenizer cannot encode {_begins(texts)}", ADVICE):
             encodings = documents.encode_batch(texts, add_special_tokens=False)
         return [
             Located(

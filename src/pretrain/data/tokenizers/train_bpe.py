@@ -88,7 +88,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) ->
 
     def meanwhile() -> None:
         if read_all.is_set():
-            progress.goes_on(f"learning to merge the words of {whole / 1e6:,.0f} MB into {vocab_size:,} tokens")
+            progress.report_waiting(f"learning to merge the words of {whole / 1e6:,.0f} MB into {vocab_size:,} tokens")
 
     with library_errors("no tokenizer can be learned from this text", "Try tokenizer=bytes."):
         in_background(lambda: inner.train_from_iterator(read(), trainer), meanwhile)
@@ -120,7 +120,7 @@ def subsample(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
     yield from kept
 
 
-def beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+def head(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
     """Yield texts up to `max_bytes` of UTF-8 in all; the last one is cut there."""
     left = max_bytes
     for text in texts:
