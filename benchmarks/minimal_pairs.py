@@ -24,7 +24,7 @@ from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import MinimalPair, read_examples
 from pretrain.evaluation.scorer import Progress, Scorer
 from pretrain.evaluation.tasks import score_examples
-from pretrain.inference.dtype import count_parameters, hold
+from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.interop.load import open_model
 
 EXPORT = Path(__file__).parents[1] / "src" / "export.py"
@@ -97,7 +97,7 @@ def main() -> None:
     if not path.is_file():
         sys.exit(f"there is no BLiMP at {path}: name the folder of the assets by PRETRAIN_ASSETS")
     folder = open_model(given.model)
-    model = hold(folder.load(), "cpu", "fp32").eval()  # as eval.py reads it
+    model = prepare_for_inference(folder.load(), "cpu", "fp32").eval()  # as eval.py reads it
     scorer = Scorer(model, folder.tokenizer, folder.starts_with_bos, report=Progress("BLiMP"))
     started = time.perf_counter()
     found = score_examples(scorer, read_examples(Task.minimal_pairs, str(path), given.pairs))

@@ -277,7 +277,9 @@ def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_pa
     model = config.build(259, causal)
     initialize(model, config, seed=0)
     folder = save(tmp_path, model, config, byte_tokenizer())
-    whole, half = LanguageModel.load(folder), LanguageModel.load(folder, weights="bf16")
+    whole, half = LanguageModel.load(folder), LanguageModel.load(folder, dtype="bf16")
+    earlier = LanguageModel.load(folder, weights="bf16")  # the earlier name
+    assert next(earlier.model.parameters()).dtype is torch.bfloat16
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     assert half.score(TEXT).loss == pytest.approx(whole.score(TEXT).loss, rel=1e-2)
     if causal:

@@ -15,9 +15,9 @@ from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
-from pretrain.inference.config import Weights
+from pretrain.inference.config import InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
-from pretrain.inference.dtype import count_parameters, hold
+from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import NewToken, generate_tokens
 from pretrain.inference.options import GenerationOptions
@@ -57,15 +57,23 @@ class LanguageModel:
         self._suppress_next = self._suppress_in_masks & (everything != tokenizer.eos_id)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", weights: Weights | str = Weights.fp32) -> LanguageModel:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: InferenceDtype | str = InferenceDtype.fp32,
+        *,
+        weights: str | None = None,
+    ) -> LanguageModel:
         """Return the model at `path`: of a run's newest checkpoint, a checkpoint, or a Hugging Face folder or name.
 
-        `weights="int8"` holds its matrices in 8 bits, on processors; "bf16" everything in 16, for GPUs. Raises
-        CheckpointError where there is no model, it is damaged, or its weights do not fit its settings; ConfigError
-        where the device is not there or cannot do `weights`.
+        `dtype="int8"` quantizes its matrices to 8 bits, on CPUs; "bf16" casts the weights to 16, for GPUs. `weights` is
+        the earlier name of `dtype`, read for one version more. Raises CheckpointError if there is no model, it is
+        damaged, or its weights do not fit its settings; ConfigError if the device is not available or cannot use the
+        dtype.
         """
         found = open_model(path)
-        model = hold(found.load(), device, weights)
+        model = prepare_for_inference(found.load(), device, weights or dtype)
         objective = found.objective
         classifier = objective if isinstance(objective, ClassifyConfig) else None
         data = found.run.data if found.run else None

@@ -199,18 +199,18 @@ def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
 
 def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) -> None:
     report = run(tiny.place("model=gpt_nano"))
-    with pytest.raises(ConfigError, match=r"weights=int4 is no way to hold .* There are: fp32, bf16, int8\."):
-        score(settings(tiny, weights="int4"), report.folder)
+    with pytest.raises(ConfigError, match=r"dtype=int4 is no number format .* one of: fp32, bf16, int8\."):
+        score(settings(tiny, dtype="int4"), report.folder)
     try:
-        held = LanguageModel.load(report.folder, weights="int8")
+        held = LanguageModel.load(report.folder, dtype="int8")
     except ConfigError:
         pytest.skip("this processor does not multiply bytes")
     text = tmp_path / "text.txt"
     text.write_text("the lazy dog sings")
-    exact, found = (score(settings(tiny, weights=each, path=str(text)), report.folder) for each in ("fp32", "int8"))
+    exact, found = (score(settings(tiny, dtype=each, path=str(text)), report.folder) for each in ("fp32", "int8"))
     assert found["loss"] != exact["loss"]
     assert found["loss"] == pytest.approx(exact["loss"], rel=0.01)
-    each = score(settings(tiny, weights="int8", task=Task.minimal_pairs, path=str(pairs)), report.folder)
+    each = score(settings(tiny, dtype="int8", task=Task.minimal_pairs, path=str(pairs)), report.folder)
     correct = [
         held.score(pair["sentence_good"]).log_likelihood > held.score(pair["sentence_bad"]).log_likelihood
         for pair in PAIRS

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError
 from pretrain.inference import int8
-from pretrain.inference.config import Weights
-from pretrain.inference.dtype import count_parameters, hold
+from pretrain.inference.config import InferenceDtype
+from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.generate import generate_tokens
 from pretrain.inference.int8 import BytesTimesBytes, Int8Matrix, PiecesInFloat32, multiplies_bytes
 from pretrain.inference.sampling import Sampling
@@ -101,7 +101,7 @@ def test_a_position_does_not_depend_on_its_neighbours_and_zeros_stay_zeros(way: 
 def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
     """Every matrix is rounded, the vocabulary's too; the embedding, the norms and the biases are not."""
     plain, exact = (lively(shape(family), VOCAB, causal=True) for _ in range(2))
-    model = hold(exact, "cpu", "int8")
+    model = prepare_for_inference(exact, "cpu", "int8")
     embedding = plain.embeddings.tokens.weight.detach().clone()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -118,7 +118,7 @@ def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
-    model = hold(lively(shape(family), VOCAB, causal=True), "cpu", Weights.int8)
+    model = prepare_for_inference(lively(shape(family), VOCAB, causal=True), "cpu", InferenceDtype.int8)
     together = written(model, PROMPTS)
     assert together == written(model, PROMPTS, use_cache=False)
     assert together == [written(model, [prompt])[0] for prompt in PROMPTS]
@@ -128,7 +128,7 @@ def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])
 def test_a_masked_model_predicts_much_the_same(family: str) -> None:
     plain, other = (lively(shape(family), VOCAB, causal=False) for _ in range(2))
-    model, tokens = hold(other, "cpu", Weights.int8), torch.tensor(PROMPTS[:1])
+    model, tokens = prepare_for_inference(other, "cpu", InferenceDtype.int8), torch.tensor(PROMPTS[:1])
     with torch.no_grad():
         expected = plain.head(plain(tokens))
         found = model.head(model(tokens))
@@ -139,7 +139,7 @@ def test_a_trained_model_loses_less_than_a_hundredth_of_its_perplexity(assets: P
     folder = assets / "models" / "stories260K" / "hf"
     text = (assets / "corpora" / "tinystories_sample" / "tiny.utf8").read_text(encoding="utf8")
     stories = [part.strip() for part in text.split("<|endoftext|>")[:8]]
-    plain, int8 = (LanguageModel.load(folder, weights=weights) for weights in ("fp32", "int8"))
+    plain, int8 = (LanguageModel.load(folder, dtype=dtype) for dtype in ("fp32", "int8"))
     for exact, found in zip(plain.scores(stories), int8.scores(stories), strict=True):
         assert found.loss != exact.loss
     exact, found = (sum(s.log_likelihood for s in each.scores(stories)) for each in (plain, int8))
@@ -148,12 +148,12 @@ def test_a_trained_model_loses_less_than_a_hundredth_of_its_perplexity(assets: P
 
 
 def test_it_says_what_it_is_and_cannot_be_trained_or_saved(folder: Path) -> None:
-    plain, int8 = LanguageModel.load(folder), LanguageModel.load(folder, weights="int8")
+    plain, int8 = LanguageModel.load(folder), LanguageModel.load(folder, dtype="int8")
     assert repr(int8) == repr(plain)
     assert count_parameters(int8.model) == sum(parameter.numel() for parameter in plain.model.parameters())
-    with pytest.raises(ConfigError, match=r"weights=int8 is for inference only\. To train .* weights=fp32"):
+    with pytest.raises(ConfigError, match=r"dtype=int8 is for inference only\. To train .* dtype=fp32"):
         int8.model.train()
-    with pytest.raises(ConfigError, match=r"weights=int8 is for inference only\. To save .* weights=fp32"):
+    with pytest.raises(ConfigError, match=r"dtype=int8 is for inference only\. To save .* dtype=fp32"):
         int8.model.state_dict()
     with pytest.raises(TypeError, match=r"is there for F\.linear only"):
         torch.add(torch.ones(1), int8.model.head.weight)
@@ -164,14 +164,14 @@ def test_weights_that_there_are_not_are_told(folder: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             LanguageModel.load(folder, **options)
 
-    refused(r"weights=int4 is no way to hold the weights of a model\. There are: fp32, bf16, int8\.", weights="int4")
-    refused(r"weights=int8 works on processors, and device=cuda is none\. Try .*", weights="int8", device="cuda")
+    refused(r"dtype=int4 is no number format of weights\. Choose one of: fp32, bf16, int8\.", dtype="int4")
+    refused(r"dtype=int8 works on CPUs only, and device=cuda is not one\. Try .*", dtype="int8", device="cuda")
 
 
 def test_the_way_is_that_of_the_processor_and_the_slower_one_is_named(
     way: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = LanguageModel.load(folder, weights="int8").model
+    model = LanguageModel.load(folder, dtype="int8").model
     ways = {type(each.way) for each in model.modules() if isinstance(each, Int8Matrix)}
     assert ways == {PiecesInFloat32 if way == FLOATS else BytesTimesBytes}
     named = [r.getMessage() for r in caplog.records if "int8" in r.getMessage()]

@@ -22,11 +22,15 @@ RENAMED = {
 }
 
 
+_ON_THE_COMMAND_LINE = RENAMED | {"weights": "dtype"}  # of generate.py and eval.py, whose settings no run saves
+
+
 def with_current_name(word: str) -> str:
     """Return an override `key=value` with the current name of its setting; any other word as it is."""
     key, equals, value = word.partition("=")
     bare = key.lstrip("+")
-    return f"{key[: len(key) - len(bare)]}{RENAMED[bare]}={value}" if equals and bare in RENAMED else word
+    names = _ON_THE_COMMAND_LINE
+    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if equals and bare in names else word
 
 
 def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
@@ -44,5 +48,7 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
 def notes_on(words: list[str]) -> list[str]:
     """Return one line for each word that uses an old name, naming the new one."""
     keys = [word.partition("=")[0].lstrip("+") for word in words if "=" in word]
-    known = [key for key in keys if key in RENAMED]
-    return [f"{key} is now called {RENAMED[key]}; the old name is read for one version more." for key in known]
+    known = [key for key in keys if key in _ON_THE_COMMAND_LINE]
+    return [
+        f"{key} is now called {_ON_THE_COMMAND_LINE[key]}; the old name is read for one version more." for key in known
+    ]

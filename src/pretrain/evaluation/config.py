@@ -30,7 +30,7 @@ class EvalConfig:
     """Score a trained model on a task."""
 
     checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    weights: str = "fp32"  # what holding them otherwise costs: bf16, or int8 on processors
+    dtype: str = "fp32"  # what holding them otherwise costs: bf16, or int8 on processors
     task: Task = Task.documents
     path: str | None = None  # files: text, or the examples of a task; none given: the run's own validation documents
     text_column: str = "text"  # of files with documents that are not plain text

@@ -24,7 +24,7 @@ from pretrain.evaluation.likelihood import Ints, Passage, Score
 from pretrain.evaluation.scorer import Progress, Scorer, check_examples, check_numbers
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import Totals, validation_figures
-from pretrain.inference.dtype import hold
+from pretrain.inference.dtype import prepare_for_inference
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
@@ -128,7 +128,7 @@ def score_rows(
 
 def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
     """Return the model where and as the settings say, to be read only."""
-    return hold(folder.load(), config.device, config.weights).eval()
+    return prepare_for_inference(folder.load(), config.device, config.dtype).eval()
 
 
 def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:

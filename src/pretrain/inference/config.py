@@ -7,8 +7,8 @@ from pretrain.config.seed import MAX_SAMPLING_SEED, check_seed
 from pretrain.training.config import PathsConfig
 
 
-class Weights(Enum):
-    """How the weights of a model are held where it is only read."""
+class InferenceDtype(Enum):
+    """Number format of a model's weights at inference."""
 
     fp32 = "fp32"  # as they were trained
     bf16 = "bf16"  # in half the memory, for GPUs; of every number about three digits stay
@@ -21,7 +21,7 @@ class GenerateConfig:
 
     checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
     device: str = "cpu"  # where the model is read: cpu, cuda, mps
-    weights: Weights = Weights.fp32  # bf16: in half the memory, for GPUs; int8: faster on processors
+    dtype: InferenceDtype = InferenceDtype.fp32  # bf16: in half the memory, for GPUs; int8: faster on processors
     prompt: str = "The"  # \n is a new line, \t a tab, \\ a backslash
     max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
     temperature: float = 0.8  # 0 always takes the likeliest token

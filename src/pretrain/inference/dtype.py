@@ -1,38 +1,38 @@
-"""How the weights of a model are held where it is only read."""
+"""Number formats and kernels of a model that is used for inference only."""
 
 import torch
 
 from pretrain.errors import ConfigError
-from pretrain.inference.config import Weights
+from pretrain.inference.config import InferenceDtype
 from pretrain.inference.int8 import Int8Matrix, quantize
 from pretrain.kernels.onednn_linear import install_for_inference
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 
-def hold(model: Transformer, device: str | torch.device, weights: Weights | str) -> Transformer:
-    """Return the model on a device, its weights held as `weights` says, and read only from now on.
+def prepare_for_inference(model: Transformer, device: str | torch.device, dtype: InferenceDtype | str) -> Transformer:
+    """Return the model on a device with its weights in `dtype`, ready for inference only.
 
-    Raises ConfigError for a way that there is not, or not on this device, and for a device that there is not.
+    Raises ConfigError for an unknown dtype, one that the device cannot use, and a device that is not available.
     """
     try:
-        wanted = Weights(weights)
+        wanted = InferenceDtype(dtype)
     except ValueError as error:
-        names = ", ".join(each.value for each in Weights)
-        raise ConfigError(f"weights={weights} is no way to hold the weights of a model. There are: {names}.") from error
-    if wanted is Weights.int8:
+        names = ", ".join(each.value for each in InferenceDtype)
+        raise ConfigError(f"dtype={dtype} is no number format of weights. Choose one of: {names}.") from error
+    if wanted is InferenceDtype.int8:
         if torch.device(device).type != "cpu":
             raise ConfigError(
-                f"weights=int8 works on processors, and device={device} is none. Try device=cpu, or weights=fp32."
+                f"dtype=int8 works on CPUs only, and device={device} is not one. Try device=cpu, or dtype=fp32."
             )
         quantize(model.eval())
         return model
-    model = model.to(_there(device), torch.bfloat16 if wanted is Weights.bf16 else None)
+    model = model.to(_available(device), torch.bfloat16 if wanted is InferenceDtype.bf16 else None)
     install_for_inference(model, model.head if isinstance(model.head, VocabularyHead) else None)
     return model
 
 
-def _there(device: str | torch.device) -> torch.device:
-    """Return a device that can be used here."""
+def _available(device: str | torch.device) -> torch.device:
+    """Return the device; raises ConfigError where it cannot be used."""
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -62,11 +62,11 @@ class Int8Matrix(nn.Module):
     def train(self, mode: bool = True) -> "Int8Matrix":
         """Stay as it is; raises ConfigError where it is to be trained."""
         if mode:
-            raise ConfigError("weights=int8 is for inference only. To train a model, load it with weights=fp32.")
+            raise ConfigError("dtype=int8 is for inference only. To train a model, load it with dtype=fp32.")
         return super().train(mode)
 
     def _save_to_state_dict(self, *arguments: Any) -> None:
-        raise ConfigError("weights=int8 is for inference only. To save a model, load it with weights=fp32.")
+        raise ConfigError("dtype=int8 is for inference only. To save a model, load it with dtype=fp32.")
 
 
 def _linear(x: Tensor, matrix: Int8Matrix, bias: Tensor | None = None) -> Tensor:
@@ -162,8 +162,8 @@ def quantize(model: Transformer) -> None:
     """Put the matrices of a model into 8 bits, its vocabulary's too; the embedding that may share it stays as it is."""
     if not multiplies_bytes():
         log.warning(
-            "weights=int8: this processor has no VNNI instructions for products of bytes, so that matrices are turned "
-            "into float32 piece by piece: about as fast as weights=fp32, in less memory."
+            "dtype=int8: this processor has no VNNI instructions for products of bytes, so that matrices are turned "
+            "into float32 piece by piece: about as fast as dtype=fp32, in less memory."
         )
     for block in model.blocks:
         assert isinstance(block.attention, Attention)
