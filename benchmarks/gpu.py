@@ -1,8 +1,8 @@
-"""Tokens a second, utilisation and peak memory of training on the GPU at hand: `python benchmarks/gpu.py`.
+"""Tokens a second, utilization and peak memory of training on the GPU at hand: `python benchmarks/gpu.py`.
 
 Ours is what `src/train.py` runs, with everything on; all compute in bf16 by autocast and are compiled, and take steps
 of several micro-batches (baselines.py says who they are, shapes.py how large). All start and compile at once, then
-take turns of a few steps. Utilisation (MFU) is against the dense bf16 peak that the GPU's maker documents, counted as
+take turns of a few steps. Utilization (MFU) is against the dense bf16 peak that the GPU's maker documents, counted as
 for every run of ours: products of masked pairs that are left out count as done. Memory is the most that the tensors of
 each process ever took.
 """

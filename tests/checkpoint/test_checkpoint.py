@@ -195,7 +195,7 @@ def test_only_checkpoints_of_ours_are_pruned(run_folder: Path) -> None:
     (parent / "step-00000015.tmp" / "model.safetensors").write_text("half")
     left = sweep(parent)
     assert {path.name: reason for path, reason in left.items()} == {
-        "step-00000002.tmp": "it holds 'mine.txt', which is no file of a checkpoint",
+        "step-00000002.tmp": "it holds 'mine.txt', which is not a file of a checkpoint",
         "step-00000005.tmp": "it is a link",
     }
     left = prune(parent, keep=1)
@@ -217,7 +217,7 @@ def test_what_is_in_the_way_of_a_checkpoint_is_not_deleted(run_folder: Path, nam
     mine = run_folder / "checkpoints" / name / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(CheckpointError, match=rf"{name} is in the way: it holds 'mine.txt', which is no file of a"):
+    with pytest.raises(CheckpointError, match=rf"{name} is in the way: it holds 'mine.txt', which is not a file of a"):
         save(run_folder / "checkpoints", 21)
     assert mine.read_text() == "mine"
 

@@ -228,7 +228,7 @@ def test_pieces_that_a_file_tells_wrongly_are_refused(tmp_path: Path, pieces: st
     write_each(
         tmp_path / "file", {"a": (torch.float32, (3, 3))}, lambda name: torch.zeros(3, 3), metadata={"pieces": pieces}
     )
-    with pytest.raises(CheckpointError, match=r"file cannot be read: it does not tell what its pieces belong to"):
+    with pytest.raises(CheckpointError, match=r"file cannot be read: its metadata of shards is invalid"):
         dict(TensorFiles([tmp_path / "file"]))
 
 
@@ -236,5 +236,5 @@ def test_a_piece_of_a_whole_that_no_memory_holds_is_refused(tmp_path: Path) -> N
     for shape in ((2**40, 2**40), (2**62, 4), (2**100, 2)):
         path = tmp_path / str(shape[0])
         write_tensors(path, {"a": TensorShard(torch.zeros(1, 1), shape, (0, 0))})
-        with pytest.raises(CheckpointError, match=r"holds 1 of the|it does not tell what its pieces belong to"):
+        with pytest.raises(CheckpointError, match=r"holds 1 of the|its metadata of shards is invalid"):
             dict(TensorFiles([path]))

@@ -164,7 +164,7 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     monkeypatch.setattr(sys, "argv", ["eval.py", f"checkpoint={logs}/nothing"])
     with pytest.raises(SystemExit, match="4"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "nothing is nothing: there is no such folder. Name a run's folder" in capsys.readouterr().err
+    assert "nothing does not exist. Name a run's folder" in capsys.readouterr().err
 
 
 def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

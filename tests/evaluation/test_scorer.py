@@ -145,7 +145,7 @@ def examples(task: Task, *found: Any) -> ExampleSet:
     return ExampleSet("x", task, found)
 
 
-def test_an_example_that_cannot_be_scored_is_refused_by_its_line_before_the_work() -> None:
+def test_an_example_that_cannot_be_scored_is_refused_by_its_line() -> None:
     long = examples(Task.cloze, Cloze("a", "b", "x.jsonl:1"), Cloze("a", "b" * 33, "x.jsonl:2"))
     with pytest.raises(DataError, match=r"^x\.jsonl:2: the continuation 'b+' has 33 tokens, and between 1 and 32"):
         check_examples(long, BYTES, 32, causal=True)

@@ -101,7 +101,7 @@ def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_pat
     for line in (
         "# mine",
         "| data | python_docs |",
-        "| licence of the data | Python Software Foundation License 2.0, https://docs.python.org/3/license.html |",
+        "| license of the data | Python Software Foundation License 2.0, https://docs.python.org/3/license.html |",
         f"| data fingerprint | {'d' * 64} |",
         f"| tokenizer fingerprint | {BYTES.fingerprint} |",
         "| tokens seen | 7,000 |",
@@ -175,7 +175,7 @@ def test_what_computes_something_else_is_not_exported(
         monkeypatch.setattr(export, "write_weights", write)
         if differs:
             message = failed(tmp_path / "out", runs["causal"])
-            assert message.startswith("with the exported folder transformers computes something else: logits differ by")
+            assert message.startswith("transformers computes other outputs with the exported folder: logits differ by")
             assert message.endswith("Nothing was exported.")
         else:
             export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])

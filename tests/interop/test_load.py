@@ -77,9 +77,9 @@ def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("nowhere", r"nowhere is nothing: there is no such folder\. Name a run's folder, a folder of runs, .* the hub"),
+        ("nowhere", r"nowhere does not exist\. Name a run's folder, a folder of runs, .* the hub"),
         ("file", r"file is a file, and a model is a folder\. Name a run's folder"),
-        ("empty", r"empty holds no model, and no run with a checkpoint lies below it\. Name a run's folder"),
+        ("empty", r"empty holds no model, and no folder below it is a run with a checkpoint\. Name a run's folder"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_model(tmp_path / name)

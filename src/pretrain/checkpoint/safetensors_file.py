@@ -215,7 +215,7 @@ def _pieces(path: Path, file: Any) -> dict[str, tuple[torch.Size, list[int]]]:
                 raise ValueError(name)
             found[name] = torch.Size(whole), offset
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: it does not tell what its pieces belong to ({error})") from error
+        raise CheckpointError(f"{path} cannot be read: its metadata of shards is invalid ({error})") from error
     return found
 
 

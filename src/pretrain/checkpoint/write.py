@@ -202,7 +202,7 @@ def _why_not_ours(folder: Path, whole: bool) -> str | None:
             name = path.relative_to(folder).as_posix()
             fits = path.is_dir() if name == "tokenizer" else path.is_file() and _WRITTEN.fullmatch(name)
             if path.is_symlink() or not fits:
-                return f"it holds {name!a}, which is no file of a checkpoint"
+                return f"it holds {name!a}, which is not a file of a checkpoint"
     except (OSError, ValueError) as error:
         return str(error)
     return "it is a link" if folder.is_symlink() else None

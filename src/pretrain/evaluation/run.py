@@ -42,7 +42,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     folder = open_model(path)
     if isinstance(folder.objective, ClassifyConfig):
         raise ConfigError(
-            f"checkpoint={path} was trained to classify texts, and eval.py scores what a model says of tokens. Its "
+            f"checkpoint={path} was trained to classify texts, and eval.py scores predictions of tokens. Its "
             "accuracy and F1 are in report.json; for other texts use LanguageModel.load(...).classify(...)."
         )
     if config.task is Task.documents:

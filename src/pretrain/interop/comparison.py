@@ -55,7 +55,7 @@ def compare(folder: Path, architecture: str, rows: Tensor, ours: Sequence[Tensor
     allowed = TOLERANCE * max(1.0, float(max(each.abs().max() for each in ours)) / USUAL_LOGIT)
     if not largest <= allowed:
         raise CheckpointError(
-            f"with the exported folder transformers computes something else: logits differ by up to {largest:.2g}, "
+            f"transformers computes other outputs with the exported folder: logits differ by up to {largest:.2g}, "
             f"more than {allowed:.2g}. Nothing was exported."
         )
     return largest

@@ -21,7 +21,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 
-_DATA_LICENCES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
+_DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def _compare(folder: Path, found: ModelFolder, card: ModelCard, frame: Frame) ->
     return difference
 
 
-def _card(title: str, found: ModelFolder, family: Family, model: Transformer, licence: str | None) -> ModelCard:
+def _card(title: str, found: ModelFolder, family: Family, model: Transformer, license_name: str | None) -> ModelCard:
     return ModelCard(
         title=title,
         architecture=family.class_of(model.config),
         auto_class=family.auto_class(model.config),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         context_length=model.config.context_length,
-        license=licence,
+        license=license_name,
         trained_here=found.run is not None,
         provenance=_provenance(found),
         scores=_scores(found),
@@ -129,7 +129,7 @@ def _provenance(found: ModelFolder) -> dict[str, object]:
         "run": run.name,
         "objective": run.objective.kind,
         "data": _described(run.data),
-        "licence of the data": _DATA_LICENCES.get(run.data.kind, "not recorded; see its source"),
+        "license of the data": _DATA_LICENSES.get(run.data.kind, "not recorded; see its source"),
         "data fingerprint": metadata.get("data_fingerprint"),
         "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
         "optimizer steps": f"{metadata['step']:,}",

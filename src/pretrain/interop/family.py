@@ -75,7 +75,7 @@ class Key:
         A null stands for the default where the default is null, too; else versions of transformers differ on it.
         """
         if self.default is NEEDED and record.values.get(self.theirs) is None:
-            raise CheckpointError(f"{record.where} does not say {self.theirs}, without which there is no model.")
+            raise CheckpointError(f"{record.where} has no {self.theirs}, which a model needs.")
         if self.default is not None:
             record.refuse_null(self.theirs)
         if isinstance(self.kind, str):
@@ -190,7 +190,7 @@ def open_family(record: Record, families: Sequence[Family]) -> Family:
     if "auto_map" in record.values:
         raise record.refuse("auto_map", "asks for code of the model's own, which is never run")
     if "quantization_config" in record.values:
-        raise record.refuse("quantization_config", "means quantised weights; only float weights are read")
+        raise record.refuse("quantization_config", "means quantized weights; only float weights are read")
     named = record.text("model_type", "")
     for family in families:
         if family.model_type == named:

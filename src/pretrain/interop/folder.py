@@ -120,7 +120,8 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     shape = family.read(record)
     if shape.n_layers > len(files.shapes):  # before there is a model of so many
         raise CheckpointError(
-            f"{folder / CONFIG} says {shape.n_layers:,} layers, and there are {len(files.shapes):,} tensors. {_HINT}"
+            f"{folder / CONFIG} has {shape.n_layers:,} layers, and the files hold {len(files.shapes):,} tensors. "
+            f"{_HINT}"
         )
     try:
         tokenizer = Tokenizer.load(folder)
@@ -165,7 +166,7 @@ def _vocab_multiple(record: Record, tokenizer: Tokenizer) -> int:
     """Return the rounding by which our settings come to the rows of the embedding; raises CheckpointError."""
     rows = record.count("vocab_size")
     if rows is None:
-        raise CheckpointError(f"{record.where} does not say vocab_size, without which there is no model.")
+        raise CheckpointError(f"{record.where} has no vocab_size, which a model needs.")
     if tokenizer.vocab_size > rows:
         raise CheckpointError(
             f"{record.where}: vocab_size={rows:,}, and the tokenizer beside it has ids up to "

@@ -78,7 +78,7 @@ def _read_scaling(said: Record, record: Record, kind: str) -> RopeScalingConfig:
     needed = _OF_SCALING[kind] - {"original_max_position_embeddings"}
     lacking = sorted(key for key in needed if said.values.get(key) is None)
     if lacking:
-        raise CheckpointError(f"{said.where} does not say {lacking[0]}, which the rope type {kind} needs.")
+        raise CheckpointError(f"{said.where} has no {lacking[0]}, which the rope type {kind} needs.")
     found = RopeScalingConfig(_SCALINGS[kind], factor=said.positive("factor") or 1.0)
     if kind == "llama3":
         said.refuse_null("original_max_position_embeddings")

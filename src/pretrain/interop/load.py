@@ -79,7 +79,7 @@ def run_or_model(path: Path) -> Path:
     """
     kinds = "a run's folder, a folder of runs, a checkpoint, a Hugging Face folder, or owner/name of the hub"
     if not path.exists():
-        raise CheckpointError(f"{path} is nothing: there is no such folder. Name {kinds}.")
+        raise CheckpointError(f"{path} does not exist. Name {kinds}.")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, and a model is a folder. Name {kinds}.")
     of_its_own = ("checkpoints", "manifest.json", "config.yaml")
@@ -89,7 +89,7 @@ def run_or_model(path: Path) -> Path:
         return latest_run(path)
     except CheckpointError:
         raise CheckpointError(
-            f"{path} holds no model, and no run with a checkpoint lies below it. Name {kinds}."
+            f"{path} holds no model, and no folder below it is a run with a checkpoint. Name {kinds}."
         ) from None
 
 

@@ -45,8 +45,8 @@ class ModelCard:
         ]  # fmt: skip
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
-        licence = f"Weights: {_plain(self.license)}." if self.license else "Of the weights: not stated."
-        lines += ["", "## Licence", "", f"{licence} That of the data is in the table above where it is known."]
+        license_line = f"Weights: {_plain(self.license)}." if self.license else "Of the weights: not stated."
+        lines += ["", "## License", "", f"{license_line} That of the data is in the table above where it is known."]
         return "\n".join(lines) + "\n"
 
 
