@@ -1,4 +1,4 @@
-"""How likely each label is for texts that a classifier reads."""
+"""Label probabilities of texts under a classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

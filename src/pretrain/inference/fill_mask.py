@@ -1,4 +1,4 @@
-"""What a masked model would put in the place of each mask."""
+"""Predictions of a masked model for each mask of a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

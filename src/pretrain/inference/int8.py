@@ -13,7 +13,7 @@ rounding of the weights shows in both:
 The kernel of the first is oneDNN's, by way of torch. What else there is, on the matrices of GPT-2 small and a row at a
 time: torchao 0.18 is slower than float32 without a compiler (0.6 times), and so is `torch._weight_int8pack_mm` unless
 what comes in is rounded to bfloat16; `torch._int_mm` takes a quarter to a half longer for two rows. With FBGEMM's
-kernels the model writes a quarter faster still, but they take torch's quantised tensors, which will be removed
+kernels the model writes a quarter faster still, but they take torch's quantized tensors, which will be removed
 (https://github.com/pytorch/pytorch/issues/184982).
 """
 

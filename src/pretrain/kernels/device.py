@@ -1,4 +1,4 @@
-"""How fast the device at hand could be: documented for GPUs, measured for processors."""
+"""Peak speed of the device: documented for GPUs, measured for CPUs."""
 
 import time
 
@@ -15,7 +15,7 @@ DOCUMENTED_BF16 = {
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Return measured floating-point operations per second of a 1,024 x 1,024 matrix product, of one at least."""
+    """Return measured floating-point operations per second of 1,024 x 1,024 matmuls; runs at least one."""
     size = 1024
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
 
@@ -35,7 +35,7 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float 
 
 
 def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
-    """Return the peak that utilisation is measured against, and where it comes from: documented or measured."""
+    """Return the peak that utilization is measured against, and its origin: documented or measured."""
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
         for model, teraflops in DOCUMENTED_BF16.items():
@@ -45,7 +45,7 @@ def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether matrix products in bf16 run at least 1.5 times as fast as in float32 here.
+    """Return whether matmuls in bf16 run at least 1.5 times as fast as in float32.
 
     GPUs with bf16 tensor cores do; a processor only where it has instructions for it.
     """

@@ -1,4 +1,4 @@
-"""Keep what a process frees: the tensors of a step take the place of those of the step before."""
+"""Keep freed memory in the process, so that the tensors of each step reuse that of the step before."""
 
 import ctypes
 import os

@@ -27,10 +27,10 @@ class KVCache(Protocol):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-    """Return the values that each query sees, weighted, (B, H, T, D), of queries (B, H, T, D) and keys (B, K, S, D).
+    """Return attention (B, H, T, D) of queries (B, H, T, D) over keys and values (B, K, S, D).
 
-    In bfloat16 a processor learns quicker by plain products of matrices than by torch's fused attention as long as the
-    scores, (B, H, T, S), stay few: its backward pass takes no less time than in float32 (torch 2.13).
+    On a CPU in bf16, eager attention trains faster than SDPA while the scores (B, H, T, S) are few, because SDPA's
+    backward runs at float32 speed (torch 2.13).
     """
     if mask.blocks is not None:
         q, k = q.to(v.dtype), k.to(v.dtype)  # normed ones are in float32 under autocast, which knows no flex_attention
@@ -51,7 +51,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
 
 
 def _eager_is_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether to attend by products: in bfloat16, on a processor, to learn, with few scores."""
+    """Return whether eager attention is faster: on a CPU, in bf16, with gradients and few scores."""
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
-        """Return what each position of x (B, T, d_model) gathers from the positions it may see, same shape."""
+        """Return the attention output of x (B, T, d_model), same shape."""
         q, k, v = (self._heads(each) for each in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)

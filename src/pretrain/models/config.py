@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Norm(Enum):
-    """How activations are normalised."""
+    """How activations are normalized."""
 
     layer = "layer"  # Ba et al. 2016, https://arxiv.org/abs/1607.06450
     rms = "rms"  # Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467
 
 
 class NormPosition(Enum):
-    """Where a block normalises: its input, or the sum it adds to the residual stream."""
+    """Where a block normalizes: its input, or the sum it adds to the residual stream."""
 
     pre = "pre"  # Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     post = "post"  # Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
@@ -130,7 +130,7 @@ class TransformerConfig(ModelConfig):
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     bias: bool = True  # of every linear layer except the head
     qkv_bias: bool | None = None  # of the query, key and value projections; none given: bias
-    qk_norm: bool = False  # normalise each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)
+    qk_norm: bool = False  # normalize each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)
     sliding_window: int | None = (
         None  # tokens a local layer sees: the last so many if causal, half to either side if not
     )

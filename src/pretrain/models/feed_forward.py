@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each position of x (B, T, d_model) makes of itself, same shape."""
+        """Return the layer's output for x (B, T, d_model), same shape."""
         if self.gate is None:
             return self.down(activate(self.up(x), self.activation))
         return self.down(activate(self.gate(x), self.activation) * self.up(x))

@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

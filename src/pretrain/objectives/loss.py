@@ -138,7 +138,7 @@ def _logits(matmul: Matmul, features: Tensor, weight: Tensor, bias: Tensor | Non
 def _grad_logits(
     logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the slope over the logits, softmax x (1 + 2 z_loss log Z) - 1 at the target, and the losses (N, 1)."""
+    """Return the gradient of the logits, softmax x (1 + 2 z_loss log Z) - 1 at the target, and losses (N, 1)."""
     largest = shard.maximum(logits.amax(-1, keepdim=True))
     logits -= largest
     target, here = shard.find(targets)
@@ -189,9 +189,9 @@ def _chunks(features: Tensor, vocab_size: int) -> list[slice]:
 
 @torch.no_grad()
 def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each target's cross-entropy in nats, float32 (N,), and the likeliest answer in its place, int64 (N,).
+    """Return each target's cross-entropy in nats, float32 (N,), and the predicted id, int64 (N,).
 
-    Ignored targets cost 0, and no answer equals them.
+    Ignored targets have loss 0, and no prediction equals IGNORE.
     """
     shard, matmul, losses, predictions = VocabularyShard.of(head.weight), matmul_of(head), [], []
     weight, bias = local(head.weight), None if head.bias is None else local(head.bias)

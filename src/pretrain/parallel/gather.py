@@ -1,4 +1,4 @@
-"""Between a tensor as a whole and the shard of it that this process holds."""
+"""Convert between full tensors and the shards that this process holds."""
 
 import logging
 from collections.abc import Callable
@@ -14,13 +14,13 @@ logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERR
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor; of a sharded one every process of its mesh must ask at the same time."""
+    """Return the full tensor; for a sharded one every process of its mesh must call this together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return `value`, a whole tensor that every process has, placed and sharded as `parameter` is.
+    """Return `value`, a full tensor on every process, with the device and sharding of `parameter`.
 
     Nothing is sent: each process keeps its part.
     """

@@ -46,9 +46,9 @@ warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view ten
 
 
 def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
-    """Change the learner in place: split matrices, checkpoint activations, compile, shard, over a mesh of `build_mesh`.
+    """Parallelize in place: install kernels, split matrices, checkpoint, compile, shard over a mesh of `build_mesh`.
 
-    Without a mesh only what one device can do is done. With `bf16` a sharded model computes in bf16 and keeps weights
+    Without a mesh only the steps for one device run. With `bf16` a sharded model computes in bf16 and keeps weights
     and reduces gradients in 32 bits.
     """
     model, blocks = model_with_loss.model, model_with_loss.model.blocks
@@ -111,7 +111,7 @@ def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelC
 
 
 def reshard(model_with_loss: ModelWithLoss) -> None:
-    """Let go of gathered weights: a validation leaves those of the outermost unit gathered until the next step."""
+    """Free gathered weights: a validation leaves those of the outermost unit gathered until the next step."""
     for module in model_with_loss.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

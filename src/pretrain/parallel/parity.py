@@ -1,8 +1,8 @@
-"""Whether a model trains alike however it is spread: the same steps by several processes, without a trainer.
+"""Train the same steps in several parallel layouts, without a trainer, and compare the results.
 
-subject = Subject(build=..., values=..., batch=..., optimizer=AdamWConfig(...))
-alone, split = train_cases(subject, [Case(), Case(tensor=2)], steps=20)
-print(difference(alone, together))
+task = TrainingTask(build=..., values=..., batch=..., optimizer=AdamWConfig(...))
+one, two = train_cases([(task, Case()), (task, Case(2, ParallelConfig(tensor_parallel=2)))], steps=20)
+print(difference(one, two))
 """
 
 import signal
@@ -35,7 +35,7 @@ from pretrain.stop_signals import join_no_group, keep_from_children
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained. Other processes receive it, so its functions must be importable there."""
+    """A model, its data and optimizer. Other processes receive it, so they must be able to import its functions."""
 
     build: Callable[[], ModelWithLoss]  # on the meta device
     values: Callable[[str, torch.Size], Tensor]  # the first value of each parameter, by name and shape
@@ -46,7 +46,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to share a run; `settings` say how many processes split matrices and how many copies there are."""
+    """A parallel layout; `settings` hold the tensor-parallel size and the number of replicas."""
 
     ranks: int = 1
     settings: ParallelConfig = field(default_factory=ParallelConfig)
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """What a case came to: mean loss and gradient norm of every step, and the weights after the last."""
+    """Mean loss and gradient norm of every step, and the weights after the last."""
 
     losses: list[float]
     norms: list[float]
@@ -84,7 +84,7 @@ class Difference:
 
 
 def difference(one: ParityResult, other: ParityResult) -> Difference:
-    """Return how far two cases lie apart."""
+    """Return the largest differences between two results."""
 
     def apart(ours: list[float], theirs: list[float]) -> float:
         return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
@@ -95,7 +95,7 @@ def difference(one: ParityResult, other: ParityResult) -> Difference:
 
 
 def train_cases(cases: Sequence[tuple[TrainingTask, Case]], steps: int) -> list[ParityResult]:
-    """Return what each case comes to. Those with as many processes share one process group.
+    """Return the result of each case. Cases with equally many processes share one process group.
 
     Raises torch's ProcessRaisedException where a case cannot be trained.
     """
@@ -144,7 +144,7 @@ def _worker(
 
 
 def train_case(subject: TrainingTask, case: Case, steps: int) -> ParityResult:
-    """Return what a case comes to, on each of the processes of a group that take part in it."""
+    """Return the result of a case; every process of its group calls this."""
     model_with_loss = prepare_case(subject, case)
     optimizer = subject.optimizer.build(model_with_loss.model)
     module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss
@@ -159,7 +159,7 @@ def train_case(subject: TrainingTask, case: Case, steps: int) -> ParityResult:
 
 
 def prepare_case(subject: TrainingTask, case: Case) -> ModelWithLoss:
-    """Return the subject's learner with its first weights, spread as the case says."""
+    """Return the task's model with its loss and initial weights, parallelized for the case."""
     model_with_loss = subject.build()
     mesh = build_mesh(case.parallel_dims, "cpu") if case.sharded else None
     parallelize(model_with_loss, mesh, case.settings, case.bf16)
