@@ -33,60 +33,27 @@ def settings(*words: str) -> RunConfig:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Take two times in seconds, without and with compiling, for those of a block; those left over were not taken."""
-    seconds: list[float] = []
-    monkeypatch.setattr(BlockBenchmark, "seconds", lambda _: [seconds.pop(0)])
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Take two gradients, without and with compiling, for those of a block; those left over were not taken."""
+    found: list[torch.Tensor] = []
     monkeypatch.setattr(BlockBenchmark, "compile", lambda _: None)
-    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: torch.ones(3))
+    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: found.pop(0))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    return seconds
+    return found
 
 
-@pytest.mark.parametrize(("compiled", "pays"), [(0.5, True), (0.96, False), (2.0, False)])
-def test_a_long_run_compiles_where_that_is_quicker(
-    measured: list[float], compiled: float, pays: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    measured += [1.0, compiled]
-    config = settings(*LONG)
+def test_a_cpu_compiles_only_when_asked(gradients: list[torch.Tensor]) -> None:
+    for words in (LONG, (*LONG, "parallel.compile=false")):
+        config = settings(*words)
+        resolve_compile(config, CPU)
+        assert config.parallel.compile is False
+    gradients += [torch.ones(3), torch.ones(3) + 0.01]
+    config = settings("parallel.compile=true")
     state = torch.get_rng_state()
     resolve_compile(config, CPU)
-    assert config.parallel.compile is pays
-    assert not measured
-    waits, told = capsys.readouterr().out.splitlines()
-    assert waits.startswith("parallel.compile=null: compiling one block to see whether it pays")
-    assert told.startswith(f"parallel.compile={str(pays).lower()}: a block takes 1e+03 ms a step")
-    assert torch.equal(torch.get_rng_state(), state)
-    resolve_compile(config, CPU)  # what it came to stands: nothing is left to be measured
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("trainer.max_steps=50",),
-        ("trainer.max_steps=-1", "trainer.max_time=1"),
-        (*LONG, "trainer.max_steps=10"),  # whichever comes first
-        ("trainer.max_steps=-1", "trainer.max_tokens=1000"),
-    ],
-)
-def test_a_short_run_is_not_held_up_by_a_try(measured: list[float], words: tuple[str, ...]) -> None:
-    config = settings(*words)
-    resolve_compile(config, CPU)
-    assert config.parallel.compile is False
-
-
-def test_a_long_run_by_its_steps_is_tried(measured: list[float]) -> None:
-    measured += [1.0, 0.5]
-    config = settings("trainer.max_steps=1000000000")
-    resolve_compile(config, CPU)
     assert config.parallel.compile is True
-
-
-def test_what_is_typed_is_not_measured(measured: list[float]) -> None:
-    for typed in (True, False):
-        config = settings(*LONG, f"parallel.compile={str(typed).lower()}")
-        resolve_compile(config, CPU)
-        assert config.parallel.compile is typed
+    assert not gradients
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +69,10 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), 1.2])
 def test_a_compiler_that_makes_wrong_code_is_not_used(
-    wrong: float, measured: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wrong: float, gradients: list[torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured += [1.0, 0.5]
-    gradients = [torch.ones(3), torch.tensor([1.0, 1.0, wrong])]
-    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: gradients.pop(0))
-    config = settings(*LONG)
+    gradients += [torch.ones(3), torch.tensor([1.0, 1.0, wrong])]
+    config = settings("parallel.compile=true")
     resolve_compile(config, CPU)
     assert config.parallel.compile is False
     assert "warning: parallel.compile=false: compiled, a block's gradient is another one, off by" in (
@@ -141,10 +106,11 @@ def test_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             assert config.cpp.march == after
 
 
-def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch, measured: list[float]) -> None:
+def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(compilation, "peak_flops_per_s", lambda *_: (1e15, "documented"))
     monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     config = settings(*LONG)
     resolve_compile(config, gpu)
     assert config.parallel.compile is True
@@ -178,14 +144,7 @@ def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
-def test_a_block_is_really_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    config = settings(*LONG)
+def test_a_compiled_block_really_has_the_same_gradient() -> None:
+    config = settings("parallel.compile=true")
     resolve_compile(config, CPU)
-    said = capsys.readouterr().out
-    assert isinstance(config.parallel.compile, bool)
-    waiting, said = said.split("\n", 1)
-    assert (
-        waiting
-        == "parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ..."
-    )
-    assert said.startswith(f"parallel.compile={str(config.parallel.compile).lower()}: a block takes ")
+    assert config.parallel.compile is True

@@ -27,7 +27,7 @@ class ParallelConfig:
     activation_checkpointing: bool = False  # keep only each block's input and compute the rest again (Chen et al. 2016)
     checkpoint_every_blocks: int = 1  # 2: of every second block only
     selective_checkpointing: bool = False  # keep what matrix products and attention gave; compute the cheap rest again
-    compile: bool | None = None  # torch.compile each block; null tries it before a run of 5 minutes or more
+    compile: bool | None = None  # torch.compile each block; null: on GPUs, in runs of 5 minutes or more
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "replicas", "checkpoint_every_blocks"):

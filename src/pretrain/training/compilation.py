@@ -1,6 +1,4 @@
-"""Whether compiling a model's blocks pays in a run: what `parallel.compile=auto` comes to, found out once."""
-
-import time
+"""Resolve `parallel.compile`: on for long runs on GPUs; on CPUs when asked, if the compiler computes the same."""
 
 import torch
 
@@ -16,14 +14,13 @@ from pretrain.training.config import Precision
 
 LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
 LARGEST_ERROR = 0.05  # of a compiled block's gradient; in bf16 one of a hundredth is usual
-GAIN = 0.95  # of the time without it that a compiled block may take at most
 
 
 def resolve_compile(config: RunConfig, device: torch.device) -> None:
-    """Write true or false into `config.parallel.compile` where it is null, which leaves the choice to a measurement.
+    """Write true or false into `config.parallel.compile` where it is null, and check the compiler of a CPU.
 
-    What it came to is part of the run, as with the number format: a resume does not measure anew. On a GPU every long
-    run compiles. Raises ConfigError where blocks are to be compiled and there is no compiler.
+    Null compiles long runs on GPUs. A CPU compiles when asked, unless the gradient of a compiled block differs; each
+    start checks that, as a resume may run on another machine. Raises ConfigError where the compiler is missing.
     """
     able = can_compile(device)
     if config.parallel.compile and not able and device.type == "cuda":
@@ -35,10 +32,12 @@ def resolve_compile(config: RunConfig, device: torch.device) -> None:
     if config.parallel.compile and not able:
         raise ConfigError(
             f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one or "
-            "name yours by the environment variable CXX. Try parallel.compile=null, which compiles where it pays."
+            "name yours by the environment variable CXX. Try parallel.compile=false."
         )
     if config.parallel.compile is None:
-        config.parallel.compile = able and _is_long(config, device) and (device.type == "cuda" or _pays(config, device))
+        config.parallel.compile = able and device.type == "cuda" and _is_long(config, device)
+    elif config.parallel.compile and device.type == "cpu" and config.parallel.tensor_parallel == 1:
+        config.parallel.compile = _computes_the_same(config, device)
 
 
 def _is_long(config: RunConfig, device: torch.device) -> bool:
@@ -54,28 +53,20 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
     return min(seconds, default=float("inf")) >= LONG_S
 
 
-def _pays(config: RunConfig, device: torch.device) -> bool:
-    """Whether a block takes less time forward and backward once it is compiled, and computes the same."""
-    assert isinstance(config.model, TransformerConfig)
+def _computes_the_same(config: RunConfig, device: torch.device) -> bool:
+    """Return whether one block has the same gradient compiled and not; else print a warning."""
+    if not isinstance(config.model, TransformerConfig):
+        return True
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
     block = BlockBenchmark(config.model, rows, length, config.objective.causal, bf16, device)
-    as_it_is, expected = min(block.seconds()), block.gradient()
-    log("parallel.compile=null: compiling one block to see whether it pays in this long run; up to a minute ...")
+    expected = block.gradient()
     block.compile()
-    start = time.perf_counter()
-    compiled = min(block.seconds())
-    off = float((block.gradient() - expected).norm() / expected.norm())
-    took = time.perf_counter() - start
-    if not off < LARGEST_ERROR:
-        log(
-            f"warning: parallel.compile=false: compiled, a block's gradient is another one, off by {off:.2g} of its "
-            f"length: the compiler ({compiler()}) makes wrong code here."
-        )
-        return False
-    pays = compiled < GAIN * as_it_is
+    error = float((block.gradient() - expected).norm() / expected.norm())
+    if error < LARGEST_ERROR:
+        return True
     log(
-        f"parallel.compile={str(pays).lower()}: a block takes {1000 * as_it_is:.3g} ms a step, compiled "
-        f"{1000 * compiled:.3g} ms, found in {took:.0f} s"
+        f"warning: parallel.compile=false: compiled, a block's gradient is another one, off by {error:.2g} of its "
+        f"length: the compiler ({compiler()}) makes wrong code here."
     )
-    return pays
+    return False
