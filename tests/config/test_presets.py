@@ -1,5 +1,6 @@
 """Every preset composes; every model has the size that its file and its paper give."""
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,9 @@ NEEDS = {
 OTHERS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name != "model"
 )
+# settings of every preset as differences from those of the command without any, written before recipes were files
+SETTINGS: dict[str, dict[str, object]] = json.loads((Path(__file__).parent / "preset_settings.json").read_text())
+MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "bert_nano", "modernbert_nano"]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +98,52 @@ def test_every_other_preset_composes(word: str) -> None:
     group = word.split("=")[0]
     config: RunConfig = compose("train", [word, *NEEDS.get(word, [])])
     assert from_dict(to_dict(config)) == config
-    assert hasattr(config, group) or group == "experiment"
+    assert hasattr(config, group) or group in ("experiment", "recipe")
+
+
+def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in record.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+@pytest.mark.parametrize("words", [name for name in SETTINGS if name])
+def test_a_preset_makes_the_settings_it_always_made(words: str) -> None:
+    needs = ["resume=x"] if words == "model=imported" else NEEDS.get(words, [])
+    settings = flat(to_dict(compose("train", [*words.split(), *needs])))
+    expected = {**SETTINGS[""], **SETTINGS[words]}
+    assert settings == {key: value for key, value in expected.items() if value != "absent"}
+
+
+@pytest.mark.parametrize("model", MUON_TUNED)
+def test_adamw_has_a_rate_of_its_own_where_the_recipe_was_tuned_for_muon(model: str) -> None:
+    with_muon, with_adamw = (compose("train", [f"model={model}", f"optimizer={kind}"]) for kind in ("muon", "adamw"))
+    assert with_adamw.optimizer.learning_rate == 1e-3 < with_muon.optimizer.learning_rate
+    typed = compose("train", [f"model={model}", "optimizer=adamw", "optimizer.learning_rate=0.002"])
+    assert typed.optimizer.learning_rate == 0.002
+
+
+def test_every_recipe_made_for_muon_has_a_rate_for_adamw() -> None:
+    tuned = [name for name in PUBLISHED if compose("train", [f"model={name}"]).optimizer.kind == "muon"]
+    assert sorted(tuned) == sorted(MUON_TUNED)
+
+
+def test_a_recipe_fits_any_shape_and_gives_way_to_what_is_typed_and_to_experiments() -> None:
+    config = compose("train", ["model=gpt_nano", "recipe=gpt_small", "batch_size=8"])
+    assert (config.model.n_layers, config.optimizer.kind, config.schedule.kind) == (4, "adamw", "cosine")
+    assert (config.optimizer.learning_rate, config.schedule.warmup_steps) == (6e-4, 700)
+    assert compose("train", ["model=gpt_small", "recipe=gpt_nano"]).optimizer.kind == "muon"
+    assert compose("train", ["model=gpt_small", "schedule=wsd"]).schedule.kind == "wsd"
+    verse = compose("train", ["experiment=shakespeare", "data.path=x", "optimizer=adamw"])
+    assert verse.optimizer.learning_rate == 3e-3  # the experiment's
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_FOLDER / "model").iterdir()), ids=lambda path: path.stem)
+def test_a_preset_of_a_model_holds_its_shape_alone(path: Path) -> None:
+    keys = set(re.findall(r"^([a-z_]+):", path.read_text(encoding="utf8"), re.M))
+    assert keys <= {"defaults", "name", "model"}
+    assert f"  - override /recipe: {path.stem}\n" in path.read_text(encoding="utf8")
 
 
 def test_no_preset_names_a_folder_of_one_machine() -> None:
