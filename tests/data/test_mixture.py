@@ -141,7 +141,7 @@ def names(stream: MixtureDataset, prepared: Prepared, samples: np.ndarray) -> li
     return [prepared.tokenizer.decode(row.tolist()) for row in stream.rows(samples).tokens]
 
 
-def test_a_row_is_of_one_source_and_every_source_reads_all_its_rows_each_epoch(opened: Opened, texts: Texts) -> None:
+def test_a_row_has_one_source_and_an_epoch_reads_all_rows_of_each(opened: Opened, texts: Texts) -> None:
     prepared, config = opened(
         a=MixtureSource(texts("a", 30), weight=3), b=MixtureSource(texts("b", 30), weight=1.5),
         c=MixtureSource(texts("c", 7), weight=0.5),

@@ -155,7 +155,7 @@ def test_a_damaged_plan_is_refused(saved: Path) -> None:
 
 
 def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
-    with pytest.raises(DataError, match="version 1 for 'key', where version 1 for 'other' is needed"):
+    with pytest.raises(DataError, match="version 1 for 'key', but version 1 for 'other' is needed"):
         Plan.load(saved, "other")
     path = saved / "plan.json"
     metadata = json.loads(path.read_text())
@@ -170,7 +170,9 @@ def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
         Plan.load(saved, "key")
     for wrong in ([], {**metadata, "rows": "3"}, {**metadata, "sha256": None}):
         path.write_text(json.dumps(wrong))
-        with pytest.raises(DataError, match="does not describe a plan"):
+        with pytest.raises(
+            DataError, match=r"plan\.json (is \[\], which is no object|has (rows|sha256)=.*, which is no )"
+        ):
             Plan.load(saved, "key")
     path.write_text("{")
     with pytest.raises(DataError, match=r"plan\.json is not valid JSON"):

@@ -51,9 +51,7 @@ def test_a_source_shares_its_store_with_a_run_on_it_alone(mixture: MixtureConfig
     assert both.fingerprint not in (alone.fingerprint, *(store.fingerprint for store in both.train.values()))
 
 
-def test_a_trained_tokenizer_learns_from_all_sources_and_is_found_again_by_them(
-    mixture: MixtureConfig, tmp_path: Path
-) -> None:
+def test_a_tokenizer_is_trained_on_all_sources_and_cached_by_them(mixture: MixtureConfig, tmp_path: Path) -> None:
     both, told = prepared(mixture, tmp_path, BPE)
     assert told[0].startswith("training a tokenizer")
     words = {both.tokenizer.decode([token]) for token in range(both.tokenizer.vocab_size)}
@@ -66,7 +64,7 @@ def test_a_trained_tokenizer_learns_from_all_sources_and_is_found_again_by_them(
     assert other.fingerprint != both.fingerprint
 
 
-def test_a_source_keeps_its_own_fraction_and_the_tokenizer_sees_training_documents_only(
+def test_a_source_has_its_own_fraction_and_the_tokenizer_only_training_text(
     mixture: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []

@@ -18,7 +18,7 @@ from pretrain.data.config import Packing
 from pretrain.data.token_store.format import map_array, read_json, write_atomically
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError, printable
-from pretrain.files.records import check_seal, sealed
+from pretrain.files.records import Count, check_seal, read_record, sealed
 
 PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used
 ARRAYS = {"row_ends": "<i8", "documents": "<i8", "offsets": "<i8", "lengths": "<i4"}
@@ -30,10 +30,20 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class _PlanRecord:
+    version: int
+    key: str
+    row_length: int
+    rows: Count
+    pieces: Count
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Rows as pieces of documents: row i holds the pieces from row_ends[i - 1] up to row_ends[i].
 
-    The order of rows means nothing; within a row, pieces are in the order of their documents.
+    Rows are in no particular order; within a row, pieces are in the order of their documents.
     """
 
     row_length: int  # tokens; a row with fewer is padded by its reader
@@ -53,7 +63,7 @@ class Plan:
         return counts, self.documents[which], self.offsets[which], self.lengths[which]
 
     def save(self, folder: Path, key: str) -> None:
-        """Write the plan to `folder`: raw arrays, then plan.json. `key` tells what the plan was made from.
+        """Write the plan to `folder`: raw arrays, then plan.json. `key` identifies what the plan was made from.
 
         Every file is written atomically and depends on the plan alone, so any number of processes may do it at once.
         """
@@ -80,23 +90,21 @@ class Plan:
         if not path.is_file():
             raise DataError(f"{folder} holds no plan: it has no plan.json.")
         metadata = read_json(path)
-        kinds = {"version": int, "key": str, "row_length": int, "rows": int, "pieces": int, "sha256": dict}
-        if not isinstance(metadata, dict) or any(type(metadata.get(name)) is not kind for name, kind in kinds.items()):
-            raise DataError(f"{path} does not describe a plan: it needs the fields {', '.join(kinds)}.")
         try:
+            record = read_record(_PlanRecord, metadata, str(path))
             check_seal(metadata, str(path))
         except ValueError as error:
             raise DataError(f"{error}.") from None
-        if (metadata["version"], metadata["key"]) != (PLAN_VERSION, key):
+        if (record.version, record.key) != (PLAN_VERSION, key):
             raise DataError(
-                f"{path} is a plan of version {metadata['version']} for {metadata['key']!a}, "
-                f"where version {PLAN_VERSION} for {key!a} is needed."
+                f"{path} is a plan of version {record.version} for {record.key!a}, but version {PLAN_VERSION} "
+                f"for {key!a} is needed."
             )
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, dtype in ARRAYS.items():
-            count = metadata["rows" if name == "row_ends" else "pieces"]
-            arrays[name] = _load_array(folder / f"{name}.bin", dtype, count, metadata["sha256"].get(name))
-        plan = Plan(metadata["row_length"], **arrays)
+            count = record.rows if name == "row_ends" else record.pieces
+            arrays[name] = _load_array(folder / f"{name}.bin", dtype, count, record.sha256.get(name))
+        plan = Plan(record.row_length, **arrays)
         _check_plan(plan, path)
         return plan
 

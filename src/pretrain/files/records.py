@@ -1,6 +1,6 @@
-"""Records that files hold: read into dataclasses with every value's type and range checked, and sealed by a hash.
+"""JSON records: read into dataclasses with each type and range checked, and sealed by a hash.
 
-A problem is a ValueError whose message names the key but not the file: the caller does, and picks the class of error.
+Errors are ValueErrors that name the key; the caller adds the file and chooses the class of error.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The least value of a number, as the metadata of its type."""
+    """Lower bound of a number, as metadata of its type."""
 
     least: int
 
@@ -32,10 +32,10 @@ Count = Annotated[int, AtLeast(0)]
 
 
 def read_record(kind: type[T], value: Any, name: str) -> T:
-    """Return a dataclass from a JSON object; keys that it has no field for are passed over.
+    """Read a JSON object into a dataclass; unknown keys are ignored.
 
-    `name` is what messages call the record. Raises ValueError naming the first key that is missing, or whose value has
-    another type or range than the field's: int, float, str, bool, dict, list, dataclasses, Any, `| None`, `AtLeast`.
+    `name` stands for the record in messages. Raises ValueError naming the first key that is missing or whose value does
+    not fit the field's type or range: int, float, str, bool, dict, list, dataclasses, Any, `| None`, `AtLeast`.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {shortened(value)}, which is no object")
@@ -49,13 +49,13 @@ def read_record(kind: type[T], value: Any, name: str) -> T:
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record, as JSON has it, with the hash of itself."""
+    """Return a record as plain JSON data, with its own hash added."""
     plain = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))
     return {**plain, SEAL: _hash(plain)}
 
 
 def check_seal(record: dict[str, Any], name: str) -> None:
-    """Raise ValueError where a record holds a hash of itself that is another; earlier versions wrote none."""
+    """Raise ValueError if a record does not match its own hash; earlier versions wrote none."""
     if SEAL in record and record[SEAL] != _hash({key: value for key, value in record.items() if key != SEAL}):
         raise ValueError(f"{name} is not as it was written: its {SEAL} is that of other contents")
 
@@ -76,7 +76,7 @@ def _hints(kind: Hashable) -> dict[str, Any]:
 
 
 def _read(hint: Any, value: Any, name: str, key: str) -> Any:
-    """Return the value of a key as its type asks for."""
+    """Return the value of a key, checked against its type."""
     origin, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Annotated:
         return _within(_read(parts[0], value, name, key), parts[1:], name, key)
@@ -93,7 +93,7 @@ def _read(hint: Any, value: Any, name: str, key: str) -> Any:
 
 
 def _within(number: Any, limits: tuple[Any, ...], name: str, key: str) -> Any:
-    """Return a number that is within its limits."""
+    """Return a number after checking its bounds."""
     for limit in limits:
         if isinstance(limit, AtLeast) and number < limit.least:
             raise _wrong(name, key, number, f"which is below {limit.least}")
@@ -101,7 +101,7 @@ def _within(number: Any, limits: tuple[Any, ...], name: str, key: str) -> Any:
 
 
 def _plain(hint: Any, value: Any, name: str, key: str) -> Any:
-    """Return a value that has no parts; True is no number here, and a whole number may stand for a float."""
+    """Return a scalar of the given type; a bool is not a number, and an int may stand for a float."""
     if hint is float and (type(value) is float or (type(value) is int and abs(value) < MAX_WHOLE)):
         return float(value)  # infinity and NaN too, which losses may be
     if hint is int and type(value) is int and abs(value) < MAX_WHOLE:

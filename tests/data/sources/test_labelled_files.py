@@ -94,7 +94,7 @@ def test_a_template_has_the_two_placeholders_and_no_other_braces(template: str) 
         PairsConfig(path="x", template=template)
 
 
-def test_settings_that_would_cut_documents_or_let_them_see_one_another_are_refused() -> None:
+def test_settings_that_would_split_or_mix_documents_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.packing=best_fit may cut .* Try data\.packing=whole"):
         PairsConfig(path="x", packing=Packing.best_fit)
     with pytest.raises(

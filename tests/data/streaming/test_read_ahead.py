@@ -135,7 +135,7 @@ def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
-def test_that_it_was_killed_is_noticed_and_signals_for_the_run_do_not_end_it(tmp_path: Path):
+def test_a_kill_is_noticed_and_signals_to_the_run_are_ignored(tmp_path: Path):
     data, prepared = begin(tmp_path)
     reader = ReadAhead(data, prepared.folder, 64, 10**6)
     with locked(prepared.folder):  # so that it has nothing to do but wait

@@ -101,7 +101,7 @@ def read(folder: Path, data: DataConfig, stopped: Callable[[], bool] = lambda: F
 # What a stream holds
 
 
-def test_a_stream_holds_what_preparing_would_but_for_documents_held_out_late(text: Path, whole: Path, tmp_path: Path):
+def test_a_stream_equals_a_prepared_store_but_for_late_held_out_documents(text: Path, whole: Path, tmp_path: Path):
     data = TextFilesConfig(path=str(text), validation_fraction=0.2)
     prepared = prepare(data, BytesTokenizerConfig(), tmp_path, lambda line: None).corpora[""]
     assert not isinstance(prepared.train, Stream)
@@ -320,10 +320,10 @@ def test_a_damaged_ledger_is_refused(whole: Path, tmp_path: Path, monkeypatch):
         with pytest.raises(DataError, match=r"ledger\.jsonl is damaged in line [0-9]+. Delete .*read again"):
             Ledger(folder)
     path.write_bytes(lines[0])
-    with pytest.raises(DataError, match="has become shorter: what this run has read was deleted under it"):
+    with pytest.raises(DataError, match="has become shorter: eras that this run has read were deleted"):
         ledger.refresh()
     monkeypatch.setattr(ledger_file, "MAX_BYTES", 10)
-    with pytest.raises(DataError, match="is larger than the 10 bytes that a ledger may have"):
+    with pytest.raises(DataError, match="is larger than the 10 bytes allowed for a ledger"):
         Ledger(folder)
     path.unlink()
     with pytest.raises(DataError, match="holds no stream: its ledger lists no finished era"):

@@ -72,7 +72,7 @@ def test_only_responses_and_the_end_after_them_are_targets(tmp_path: Path, bpe: 
     assert rows.labels is None
 
 
-def test_a_prompt_whose_tokens_would_change_with_its_response_keeps_its_own(tmp_path: Path) -> None:
+def test_a_prompt_is_tokenized_apart_where_its_response_would_change_it(tmp_path: Path) -> None:
     records = [("ab", "cd"), *[("x", "abcd abcd abcd abcd")] * 1, ("y", "abcd abcd"), ("z", "abcdabcd")]
     config = pairs(tmp_path, records)
     config.template = "{prompt}{response}"

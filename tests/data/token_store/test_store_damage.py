@@ -239,7 +239,7 @@ def without_pieces(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def test_a_store_of_an_earlier_version_is_read_whole_once_and_given_hashes_of_pieces(
+def test_an_earlier_store_is_verified_once_and_given_piece_hashes(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, written = store.folder / "manifest.json", (store.folder / "manifest.json").read_bytes()
@@ -260,7 +260,7 @@ def test_a_damaged_store_of_an_earlier_version_is_not_opened(store: Store) -> No
         Store(store.folder)
 
 
-def test_a_store_of_an_earlier_version_that_cannot_be_written_is_read_whole_at_each_start(
+def test_a_read_only_earlier_store_is_verified_at_each_start(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_pieces(store.folder)

@@ -1,7 +1,7 @@
-"""Files of a corpus that must stay as they were hashed: what is read is compared block by block, before it is used.
+"""Corpus files that must not change after they were hashed: each block is verified before it is used.
 
-A corpus is known by the hash of its files, and its prepared data is kept under it. So what is prepared has to be what
-was hashed: a block that is another one since is refused, and what was appended since is not read.
+Prepared data is cached under the hash of the corpus files, so it must be made from exactly the bytes that were hashed:
+a changed block is an error, and bytes appended later are not read.
 """
 
 import io
@@ -20,14 +20,14 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file as it was."""
+    """The size and block hashes of a file when it was hashed."""
 
     size: int  # bytes
-    blocks: npt.NDArray[np.uint64]  # xxh3_64 of every BLOCK_BYTES, the last of which may be fewer
+    blocks: npt.NDArray[np.uint64]  # xxh3_64 of each block of BLOCK_BYTES; the last may be shorter
 
 
 def hash_file(file: IO[bytes]) -> tuple[bytes, HashedFile]:
-    """Read a file to its end; return its xxh3_128, and what it takes to know its blocks again."""
+    """Read a file to its end; return its xxh3_128 and its block hashes."""
     whole, blocks, size = xxhash.xxh3_128(), [], 0
     while block := file.read(BLOCK_BYTES):
         whole.update(block)
@@ -37,13 +37,13 @@ def hash_file(file: IO[bytes]) -> tuple[bytes, HashedFile]:
 
 
 class UnchangedFile(io.RawIOBase):
-    """A file opened for reading, as it was when it was hashed; DataError where a block is another one since."""
+    """A file opened for reading, as it was when hashed; DataError for a block that has changed."""
 
     def __init__(self, file: IO[bytes], hashed: HashedFile, path: Path) -> None:
         super().__init__()
         self._file, self._hashed, self._path = file, hashed, path
         self._place = 0
-        self._number, self._block = -1, b""  # the block that was read last
+        self._number, self._block = -1, b""  # the last block read
 
     def readable(self) -> bool:
         """Return True."""
@@ -54,17 +54,17 @@ class UnchangedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the place of the byte that is read next."""
+        """Return the position of the next byte."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to another place and return it."""
+        """Move to another position and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._hashed.size}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from one block and return how many bytes; 0 at the end of what was hashed."""
+        """Fill the buffer from one block and return the number of bytes; 0 at the end of the hashed bytes."""
         if self._place >= self._hashed.size:
             return 0
         number, first = divmod(self._place, BLOCK_BYTES)

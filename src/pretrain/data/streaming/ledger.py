@@ -1,7 +1,7 @@
-"""The ledger of a stream: what has been read of a corpus so far, one line of JSON for each finished era.
+"""The ledger of a stream: one JSON line for each finished era, with the stream position after it.
 
-Lines are only ever appended, each by one synced write, so all that a crash can leave is a torn last line; it is as if
-that line had never been begun. Every line carries a hash of itself and of all before it.
+Lines are only appended, each by one synced write, so a crash can leave only a torn last line, which is ignored. Each
+line has a hash of itself and of all lines before it.
 """
 
 import hashlib
@@ -21,25 +21,25 @@ MAX_BYTES = 1 << 28  # about 400,000 eras
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """How far a corpus has been read: totals from its beginning on."""
+    """The position in a corpus, as totals from its start."""
 
-    documents: Count  # that the source gave, whatever became of them
-    duplicates: Count  # of them, dropped because the same text came before
-    held_out: Count  # of them, kept from training by their hash, but too late to be validation documents
-    skipped: dict[str, Count]  # what the source itself dropped, by reason
-    last_document: str  # xxh3_64 of the text of the last one, 16 hexadecimal digits: the way back to this place
+    documents: Count  # read from the source
+    duplicates: Count  # of them, dropped as exact duplicates
+    held_out: Count  # of them, validation documents by hash after era 0, so not used
+    skipped: dict[str, Count]  # dropped by the source, by reason
+    last_document: str  # xxh3_64 of the last text, 16 hexadecimal digits: checks that a resumed source is the same
 
 
 @dataclass(frozen=True)
 class Era:
-    """One finished era: a token store of its own, and where the corpus stood after its last document."""
+    """One finished era: its token store, and the stream position after its last document."""
 
     number: Count
     documents: Count  # to train on
     tokens: Count
     text_bytes: Count
     fingerprint: str  # of the store
-    validation: str | None  # fingerprint of the store of validation documents, which only era 0 may have
+    validation: str | None  # fingerprint of the validation store; era 0 only
     hashes: str  # sha256 of the file of its documents' hashes
     reached: StreamPosition
     chain: str  # hash of this line and of all before it
@@ -49,7 +49,7 @@ class Ledger:
     """The lines of a stream's ledger, read as they appear; any number of processes may read while one appends."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there; a ledger that nobody has begun is empty. Raises DataError as `refresh` does."""
+        """Read the ledger; a missing file is an empty ledger. Raises DataError as `refresh` does."""
         self.path = folder / "ledger.jsonl"
         self.eras: list[Era] = []
         self.end: StreamPosition | None = None  # once the corpus has been read to its end
@@ -58,17 +58,17 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the lines that were appended since; a last one that is not whole counts as not there.
+        """Read the lines appended since the last call; an incomplete last line is ignored.
 
-        Raises DataError where a line before the last, or the order of the lines, is damaged.
+        Raises DataError if a line before the last is damaged or out of order.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if size == self._bytes:
             return
         if size < self._bytes:
-            raise DataError(f"{self.path} has become shorter: what this run has read was deleted under it.")
+            raise DataError(f"{self.path} has become shorter: eras that this run has read were deleted.")
         if size > MAX_BYTES:
-            raise DataError(f"{self.path} is larger than the {MAX_BYTES:,} bytes that a ledger may have.")
+            raise DataError(f"{self.path} is larger than the {MAX_BYTES:,} bytes allowed for a ledger.")
         try:
             with open_regular(self.path) as file:
                 file.seek(self._bytes)
@@ -86,9 +86,9 @@ class Ledger:
             self._bytes += len(line) + 1
 
     def append(self, era: dict[str, Any] | None, reached: StreamPosition) -> None:
-        """Add the line of an era, or of the end of the corpus where `era` is None; a torn line before it goes.
+        """Append the line of an era, or of the end of the corpus if `era` is None; drop a torn last line.
 
-        Only for the one process that holds the stream's lock.
+        Only the process that holds the stream's lock may call it.
         """
         record = {"era": era, "reached": asdict(reached)}
         line = json.dumps(record | {"chain": self._chained(record)}).encode() + b"\n"
@@ -110,7 +110,7 @@ class Ledger:
         return hashlib.sha256(f"{self._chain} {json.dumps(record, sort_keys=True)}".encode()).hexdigest()[:32]
 
     def _take(self, line: bytes) -> bool:
-        """Take up one line and return whether it is sound."""
+        """Add one line and return whether it is valid."""
         try:
             record = parse_json(line)
             chain = record.pop("chain")
