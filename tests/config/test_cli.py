@@ -338,3 +338,13 @@ def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
     assert shown.returncode == 0
     assert "Pre-train a causal or masked Transformer" in shown.stdout
     assert shown.stderr == "False\n"
+
+
+def test_a_recipes_micro_batch_follows_a_smaller_batch(capsys):
+    register_schemas("train", RunConfig)
+    config = compose("train", ["model=gpt_small", "batch_size=4"])
+    assert (config.batch_size, config.rows_per_micro_batch()) == (4, 4)
+    assert capsys.readouterr().out == "micro_batch_size=8 of the recipe is above batch_size=4, and is lowered to fit.\n"
+    assert compose("train", ["model=gpt_small", "batch_size=16"]).rows_per_micro_batch() == 8
+    with pytest.raises(ConfigError, match="batch_size=4 is not a whole number of micro-batches"):
+        compose("train", ["model=gpt_small", "batch_size=4", "micro_batch_size=8"])

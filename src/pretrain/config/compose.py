@@ -18,7 +18,7 @@ from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
-from pretrain.errors import CheckpointError, ConfigError, nearest
+from pretrain.errors import CheckpointError, ConfigError, nearest, show
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
 
@@ -45,7 +45,17 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     tree = _composed(config_name, overrides)
     with open_dict(tree):
         del tree.hydra
+    _lower_micro_batch(tree, overrides)
     return typed(tree)
+
+
+def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
+    """Let a recipe's micro_batch_size follow a smaller batch_size, and print one line; a typed one must fit."""
+    keys = {word.partition("=")[0].lstrip("+") for word in overrides}
+    batch, micro = tree.get("batch_size"), tree.get("micro_batch_size")
+    if "micro_batch_size" not in keys and isinstance(batch, int) and isinstance(micro, int) and 0 < batch < micro:
+        tree.micro_batch_size = None
+        show(f"micro_batch_size={micro} of the recipe is above batch_size={batch}, and is lowered to fit.")
 
 
 def _composed(config_name: str, overrides: list[str]) -> Any:

@@ -12,7 +12,7 @@ def help_page(tree: Any, presets: Callable[[str], list[str]]) -> str:
     """
     from omegaconf import OmegaConf, open_dict
 
-    groups = [name for name in tree.hydra.runtime.choices if not name.startswith("hydra/")]
+    groups = [name for name in tree.hydra.runtime.choices if "/" not in name]
     listed = "".join(f"{name}: {', '.join(presets(name))}\n" for name in sorted(groups))
     template = Template(tree.hydra.help.template)
     with open_dict(tree):
