@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pretrain.checkpoint.read import step_folders
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict
 from pretrain.config.whole_numbers import with_whole_numbers
@@ -166,6 +165,8 @@ def saved_settings(folder: Path) -> RunConfig:
 
 def saved_step(folder: Path) -> int:
     """Return the step of a run's newest checkpoint, 0 without one."""
+    from pretrain.checkpoint.read import step_folders  # here: a wrong setting is reported without loading torch
+
     return max((int(path.name.split("-")[1]) for path in step_folders(folder / CHECKPOINTS)), default=0)
 
 
