@@ -23,8 +23,8 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
+from pretrain.planning.answer import answer
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.printing import answer
 from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import Report
 from pretrain.training.train import run
