@@ -129,7 +129,7 @@ def test_every_recipe_made_for_muon_has_a_rate_for_adamw() -> None:
     assert sorted(tuned) == sorted(MUON_TUNED)
 
 
-def test_a_recipe_fits_any_shape_and_gives_way_to_what_is_typed_and_to_experiments() -> None:
+def test_overrides_and_experiments_win_over_a_recipe() -> None:
     config = compose("train", ["model=gpt_nano", "recipe=gpt_small", "batch_size=8"])
     assert (config.model.n_layers, config.optimizer.kind, config.schedule.kind) == (4, "adamw", "cosine")
     assert (config.optimizer.learning_rate, config.schedule.warmup_steps) == (6e-4, 700)

@@ -13,7 +13,7 @@ from pretrain.config.run import RunConfig
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_help_lists_the_presets_by_name_and_the_settings_as_the_words_beside_it_make_them(
+def test_help_lists_presets_and_the_settings_that_overrides_make(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "optimizer=adamw", "--help"])

@@ -64,7 +64,7 @@ def test_a_tokenizer_is_trained_on_all_sources_and_cached_by_them(mixture: Mixtu
     assert other.fingerprint != both.fingerprint
 
 
-def test_a_source_has_its_own_fraction_and_the_tokenizer_only_training_text(
+def test_sources_have_own_fractions_and_tokenizers_see_training_text(
     mixture: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []

@@ -184,7 +184,7 @@ def test_forbidden_tokens_never_come(sampling: Sampling) -> None:
     assert len(tokens) > 3
 
 
-def test_the_same_seed_gives_the_same_tokens_and_the_global_generator_is_left_alone() -> None:
+def test_a_seed_fixes_the_tokens_and_leaves_the_global_generator() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
     before = torch.get_rng_state()
     first, second, other = (run(model, PROMPTS, Sampling(2.0, seed=seed)) for seed in (7, 7, 8))

@@ -82,7 +82,7 @@ def test_a_product_loses_nothing_but_the_rounding_of_the_weights(n: int, k: int,
         assert float((found - expected).abs().max() / expected.abs().max()) < 3e-4
 
 
-def test_a_position_does_not_depend_on_its_neighbours_and_zeros_stay_zeros(way: str) -> None:
+def test_positions_are_independent_and_zeros_stay_zeros(way: str) -> None:
     draw = torch.Generator().manual_seed(0)
     matrix, x = Int8Matrix(torch.randn(40, 64, generator=draw)), torch.randn(6, 64, generator=draw)
     x[1] *= 1000

@@ -30,7 +30,7 @@ def test_slurms_words_become_those_of_torchrun(environment):
 @pytest.mark.parametrize(
     "change", [{"TORCHELASTIC_RUN_ID": "x"}, {"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_STEP_NUM_TASKS": ""}]
 )
-def test_a_process_that_torchrun_started_or_that_is_alone_stays_what_it_is(environment, change):
+def test_processes_of_torchrun_and_single_ones_are_left_alone(environment, change):
     environment |= change
     if not environment["SLURM_STEP_NUM_TASKS"]:
         del environment["SLURM_STEP_NUM_TASKS"]  # in the script of a job, outside of srun

@@ -288,7 +288,7 @@ def test_attention_by_products_in_bf16_equals_the_fused_one(kv_heads: int, seen:
         assert_close(ours, theirs, atol=0.02 * float(theirs.abs().max()), rtol=0)
 
 
-def test_attention_is_fused_where_scores_are_many_and_where_nothing_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_fused_for_many_scores_and_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
     monkeypatch.setattr(attention, "_eager_attention", lambda q, *_: products.append(q.shape) or q)
     mask = build_mask(True, None, None, 64, torch.device("cpu"))

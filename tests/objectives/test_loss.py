@@ -168,7 +168,7 @@ def masked() -> Masked:
 
 
 @pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
-def test_the_gradient_over_unequal_micro_batches_is_that_of_the_whole_batch(objective: Objective, family: str) -> None:
+def test_unequal_micro_batches_give_the_gradient_of_the_batch(objective: Objective, family: str) -> None:
     everything, samples = rows(4, 30), torch.arange(4)
     model_with_loss = ModelWithLoss(lively(shape(family), 50, objective.causal), objective)
     total, count = model_with_loss(objective.collate(everything, samples))

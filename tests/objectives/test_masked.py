@@ -80,7 +80,7 @@ def test_every_place_of_a_row_is_chosen_equally_often() -> None:
     sample=st.integers(0, 2**62),
 )
 @settings(max_examples=100, deadline=None)
-def test_exactly_the_share_of_the_candidates_is_chosen_and_shapes_are_static(
+def test_the_exact_share_of_candidates_is_chosen_in_static_shapes(
     length: int, padding: int, special: float, p: float, sample: int
 ) -> None:
     draw = np.random.default_rng(sample)

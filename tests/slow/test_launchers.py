@@ -41,7 +41,7 @@ def the_folder(job: Job, logs: str, *processes: subprocess.Popen[str]) -> Path:
     return folder
 
 
-def test_torchrun_on_one_machine_and_on_two_gives_one_folder_and_the_same_result(job: Job):
+def test_torchrun_on_one_and_two_machines_gives_the_same_run(job: Job):
     alone = job.run("alone", "trainer=fsdp", *TWO)
     one = the_folder(job, "one", torchrun(job, "--nproc-per-node", "2", logs="one"))
     machines = [
@@ -81,7 +81,7 @@ def slurm_job(job: Job, name: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_slurm_script_saves_before_its_time_is_up_is_queued_again_and_goes_on_exactly(job: Job):
+def test_the_slurm_script_saves_requeues_and_resumes_exactly(job: Job):
     job.words += [f"paths.cache_dir={job.folder / 'cache'}", "trainer.max_steps=60", "model.dropout=0.1"]
     first = slurm_job(job, "cut", "checkpoint.every_n_steps=1000")
     assert first.stdout is not None

@@ -103,7 +103,7 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.fault("F06")
-def test_a_signal_to_the_launcher_or_to_one_process_saves_on_all_and_goes_on_exactly(job: Job, strategy: str):
+def test_a_signal_to_one_process_saves_all_and_resumes_exactly(job: Job, strategy: str):
     words = [f"trainer={strategy}", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
     words.append("trainer.val_check_interval=1")  # so that it ends in a validation or before one, and goes on with it
     process = job.start("cut", *words, group=True)

@@ -113,7 +113,7 @@ def make_and_kill(text: Path, folder: Path, cwd: Path, draw: random.Random) -> i
     return kills
 
 
-def test_a_stream_made_by_processes_that_are_killed_is_the_same_to_the_byte(text: Path, whole: Path, tmp_path: Path):
+def test_a_stream_of_killed_processes_is_the_same_to_the_byte(text: Path, whole: Path, tmp_path: Path):
     expected = stream_in(whole)
     assert len(Ledger(expected).eras) > 40
     draw, kills, attempts = random.Random(1), 0, 0
@@ -152,7 +152,7 @@ def run_until(step: int, words: list[str], cwd: Path) -> str:
     return "".join(said)
 
 
-def test_a_run_killed_twice_while_its_corpus_is_read_is_bitwise_the_uninterrupted_one(
+def test_a_run_killed_twice_while_reading_equals_the_uninterrupted_one(
     text: Path, whole: Path, tmp_path: Path, hold_lock
 ):
     """The corpus is read on only after the first kill."""

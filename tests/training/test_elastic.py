@@ -31,7 +31,7 @@ def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
     assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
 
 
-def test_a_loss_is_not_taken_for_the_signal_by_which_the_launcher_ends_the_others(tmp_path: Path):
+def test_a_lost_process_is_told_from_the_launchers_signal(tmp_path: Path):
     failures = tmp_path / "failures"
     failures.mkdir()
     leave(failures, 0, 5.0, 143, "SIGTERM at step 15: saved; go on with resume=auto")

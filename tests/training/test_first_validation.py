@@ -38,7 +38,7 @@ def points_of_tensorboard(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_it_is_of_the_weights_that_the_run_starts_from_and_survives_a_kill(tiny, capsys):
+def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, capsys):
     before = run(tiny.place(*WORDS))
     start = ["model=gpt_nano", f"init_from={before.folder}", "seed=7", "trainer.max_steps=8"]
     plain = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'plain'}"))
@@ -67,7 +67,7 @@ def test_it_is_of_the_weights_that_the_run_starts_from_and_survives_a_kill(tiny,
     assert json.loads((tiny.folder / "cut" / "report.json").read_text())["first_validation"] == before.validation
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over_without_a_second_one(tiny, monkeypatch, capsys):
+def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeypatch, capsys):
     words = [*WORDS, FIRST, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
 
     def killed(*arguments):
@@ -120,7 +120,7 @@ def test_without_validation_documents_there_is_nothing_to_score_first(tiny):
         run(tiny.place(*WORDS, FIRST, "data.validation_fraction=0"))
 
 
-def test_changes_are_told_for_all_and_for_each_source_that_was_there_before():
+def test_changes_are_listed_for_all_and_for_each_earlier_source():
     before = {"val/loss": 2.0, "val/perplexity": 7.4, "val/domain/loss": 3.0, "val/replay/loss": 1.0}
     after = {"val/loss": 1.75, "val/domain/loss": 2.25, "val/new/loss": 9.0, "val/replay/loss": 1.125}
     assert changes(before, after) == [

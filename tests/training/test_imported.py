@@ -92,7 +92,7 @@ def test_a_shape_that_is_not_the_folders_is_refused_or_allowed_by_name(tiny, lla
         assert run(tiny.place(*words, "allow_change=[model.norm_eps]")).steps == 1
 
 
-def test_a_masked_folder_becomes_a_classifier_with_all_its_weights_but_the_head(tiny, tmp_path):
+def test_a_masked_model_becomes_a_classifier_with_a_new_head(tiny, tmp_path):
     folder = write_ours(tmp_path / "bert", BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
     texts = tmp_path / "texts.tsv"
     texts.write_text("".join(f"a {word} film {n}\t{word}\n" for n in range(20) for word in ("good", "bad")))

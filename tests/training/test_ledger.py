@@ -60,7 +60,7 @@ def test_a_changed_batch_size_goes_on_behind_the_last_row_read(tiny, words: list
     assert rates[5] < rates[7] == max(rates)  # 24 rows of the warm-up's 40, and 16 more in two steps
 
 
-def test_a_changed_order_is_told_and_what_was_read_before_cannot_be_inspected(tiny, capsys: pytest.CaptureFixture[str]):
+def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: pytest.CaptureFixture[str]):
     folder = tiny.folder / "run"
     words = ["model=gpt_nano", f"paths.run_dir={folder}"]
     run(tiny.place(*words, "trainer.max_steps=2"))

@@ -70,7 +70,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     return {row["name"]: float(row["value"]) for row in read_rows(folder / "metrics.csv")}
 
 
-def test_a_mixture_is_drawn_by_share_shown_by_source_and_resumed_bit_for_bit(mixed, monkeypatch, capsys):
+def test_a_mixture_follows_its_shares_and_resumes_bit_for_bit(mixed, monkeypatch, capsys):
     seen = read_by(monkeypatch)
     whole = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
     out = capsys.readouterr().out
@@ -155,7 +155,7 @@ def assert_a_change_of_the_mixture_is_refused(mixed) -> None:
         run(mixed.place(*words, "trainer.max_steps=14"))
 
 
-def test_a_masked_mixture_by_epochs_warns_of_repeats_and_scores_each_source(mixed, corpus, numbers, capsys):
+def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, numbers, capsys):
     sources = (
         f"{{words: {{kind: text_files, path: {corpus}, epochs: 1}}, "
         f"numbers: {{kind: text_files, path: {numbers}, epochs: 10}}}}"
@@ -186,7 +186,7 @@ def test_each_source_scores_its_share_of_the_most_rows(mixed):
         assert [sum(counts) for counts in zip(*scored, strict=True)] == [2, 4]  # of 5: round(1.5) and round(3.5)
 
 
-def test_a_source_of_two_files_is_validated_and_a_store_that_holds_nothing_out_is_told(mixed, tmp_path, capsys):
+def test_two_files_are_validated_and_a_store_without_validation_is_named(mixed, tmp_path, capsys):
     """The loss of all is that of every source; where it is not, the run says whose it is."""
     small = tmp_path / "small"
     small.mkdir()

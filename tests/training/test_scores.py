@@ -71,9 +71,7 @@ def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict
     assert "eval/multiple_choice/accuracy_per_byte" in found
 
 
-def test_settings_of_scores_come_from_the_command_line_and_survive_being_saved(
-    tiny: Any, files: dict[str, str]
-) -> None:
+def test_scores_settings_are_typed_and_survive_being_saved(tiny: Any, files: dict[str, str]) -> None:
     config = tiny.config("scores.every_n_steps=5", *words(files, "minimal_pairs", "cloze"), "scores.max_examples=1")
     assert config.scores.files() == [
         (Task.minimal_pairs, files["minimal_pairs"]),

@@ -85,7 +85,7 @@ def waits(monkeypatch) -> threading.Event:
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
+def test_training_on_a_stream_equals_training_on_the_read_corpus(
     tiny, monkeypatch, capfd, hold_lock, waits, prefetch: int
 ):
     prepared, words = begin(tiny, "trainer.max_steps=40", f"data.prefetch={prefetch}")
@@ -121,7 +121,7 @@ def test_training_starts_before_the_corpus_is_read_and_ends_as_if_it_had_been(
         assert scores["bits_per_byte"] == pytest.approx(ahead.validation["val/bits_per_byte"], abs=1e-4)
 
 
-def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny, hold_lock, waits):
+def test_a_signal_while_waiting_for_text_saves_and_resumes_exactly(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "trainer.max_steps=24", "checkpoint.every_n_steps=100")
     folder = tiny.folder / "cut"
     with (
@@ -135,7 +135,7 @@ def test_a_signal_while_waiting_for_text_saves_and_the_run_goes_on_exactly(tiny,
     assert_same_state(Path(cut.folder), Path(whole.folder))
 
 
-def test_a_signal_before_the_first_rows_are_there_ends_a_run_that_has_nothing_to_save(tiny, hold_lock, waits):
+def test_a_signal_before_the_first_rows_ends_the_run_unsaved(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "batch_size=400", "trainer.max_steps=2")
     with (
         Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True),

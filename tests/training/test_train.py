@@ -278,7 +278,7 @@ def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, 
 
 
 @pytest.mark.fault("F03")
-def test_resume_passes_over_damaged_checkpoints_and_never_starts_over_in_silence(tiny, capsys):
+def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
     run(tiny.place(*words))
     folders = step_folders(tiny.folder / "run" / "checkpoints")

@@ -43,7 +43,7 @@ def figures(folder: str | Path) -> dict[str, float]:
     return {row["name"]: float(row["value"]) for row in read_rows(Path(folder) / "metrics.csv")}
 
 
-def test_pairs_without_a_response_in_their_row_are_left_out_and_a_validation_of_them_has_no_figure(
+def test_pairs_without_a_response_are_left_out_and_not_validated(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, held_out = pairs(tmp_path / "train.jsonl", *numbered(6), LONG), pairs(tmp_path / "dev.jsonl", LONG)
