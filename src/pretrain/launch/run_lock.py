@@ -24,7 +24,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     check_folder(folder)
     with opened_to_append(folder / LOCK) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: loader processes would inherit that
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: child processes would inherit that
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise CheckpointError(
