@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,28 +115,89 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     check_first_validation(config, reasons, bool(data.validation_streams))
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     model_with_loss = ModelWithLoss(model, objective)
-    check_room(folder, sum(p.numel() for p in model.parameters()))
-    values = initial_weights(run_plan, prepared, model)
+    check_room(folder, _count(model))
     start = resumed.step if resumed else 0
     length = run_length(config, run_plan.seconds or 0.0, batch_sizes)
-    settings = _step_settings(config, data, model_with_loss, values, device)
+    settings = _step_settings(config, data, model_with_loss, initial_weights(run_plan, prepared, model), device)
     factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
     validation_scores = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
     module = TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation_scores)
+    validates = bool(data.validation_streams)
+    trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
+    metrics = _build_metrics(run_plan, throughput, model, peak_flops_per_s(device, precision is Precision.bf16)[0])
+    state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
+    state.load(resumed)
+    skipped_before = module.skipped_steps
+    parts = _Parts(config, folder, start, trainer, module, data, metrics, state, Writer(config, prepared.tokenizer))
+    own = _own_callbacks(parts)
+    trainer.callbacks.extend([*own, *callbacks])
+    trainer._signal_connector.register_signal_handlers = _leave_signals
+
+    is_done = length.is_done(start)
+    warnings = [*startup_warnings(config, model, data, reasons)]
+    if resumed and not is_done and (changed := rate_change(resumed, config, length, batch_sizes)):
+        warnings.append(changed)
+    for warning in warnings:
+        log(f"warning: {warning}")
+    log(startup_summary(config, model, data, device, precision))
+    _seed_everything(parts)
+    log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
+    if not is_done:
+        with closing(data), late_signals(module):
+            trainer.fit(module, datamodule=data)
+    validation = final_validation(trainer, module, data)
+    for scores in own if is_done else ():
+        if isinstance(scores, Scores):
+            scores.make_up(trainer, module)
+    report = _build_report(parts, prepared, validation)
+    if trainer.is_global_zero:
+        report.save()
+        compare_by_settings(trainer, to_dict(config), validation)
+    skipped = module.skipped_steps - skipped_before
+    check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
+    return report
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a run, as `run` has built them."""
+
+    config: RunConfig
+    folder: Path
+    start: int  # the step it starts from
+    trainer: L.Trainer
+    module: TrainingModule
+    data: TextDataModule
+    metrics: Metrics
+    state: RunState
+    writer: Writer
+
+    @property
+    def throughput(self) -> Throughput:
+        return self.metrics.throughput
+
+
+def _count(model: Transformer) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _build_metrics(run_plan: RunPlan, throughput: Throughput, model: Transformer, peak_flops_per_s: float) -> Metrics:
+    config, start = run_plan.config, run_plan.resumed.step if run_plan.resumed else 0
     shape = config.model
     assert isinstance(shape, TransformerConfig)
-    metrics = Metrics(
+    return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
-        peak_flops_per_s=peak_flops_per_s(device, precision is Precision.bf16)[0],
-        validated_at=start if start and has_figures(folder / TABLE, start, "val/") else -1,
+        peak_flops_per_s=peak_flops_per_s,
+        validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
-    writer = Writer(config, prepared.tokenizer)
-    validates = bool(data.validation_streams)
-    trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
-    saves = SaveSettings(
-        folder=folder / CHECKPOINTS,
+
+
+def _save_settings(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> SaveSettings:
+    config = run_plan.config
+    return SaveSettings(
+        folder=run_plan.folder / CHECKPOINTS,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
         config=to_dict(config),
@@ -145,47 +206,46 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         after=run_plan.after,
         save_tokenizer=prepared.tokenizer.save,
     )
-    state = RunState(trainer, module, metrics, data, saves)
-    state.load(resumed)
-    skipped_before = module.skipped_steps
-    for sentence in startup_warnings(config, model, data, reasons):
-        log(f"warning: {sentence}")
-    if resumed and not length.is_done(start) and (changed := rate_change(resumed, config, length, batch_sizes)):
-        log(f"warning: {changed}")
-    own: list[Callback] = [metrics]
-    own += [Progress(metrics)] if config.trainer.enable_progress_bar else []
-    checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
-    if config.logger.ledger:
-        own += [Ledger(folder / "ledger.jsonl", resumed_at=start)]
-    own += [Norms(config.trainer.log_every_n_steps)] if config.logger.norms else []
-    own += [checkpoints, Samples(writer, throughput, checkpoints)]
-    scores = Scores(config.scores, writer, throughput, folder, checkpoints) if config.scores.every_n_steps else None
-    own += [scores] if scores else []
-    if isinstance(data.train_stream, StreamingDataset):
-        own += [_text_ahead(config, data, data.train_stream, checkpoints, throughput)]
-    own += [Profile(folder / "profile", config.trainer.profile_steps)] if config.trainer.profile_steps else []
-    own += [state]
-    trainer.callbacks.extend([*own, *callbacks])
-    trainer._signal_connector.register_signal_handlers = _leave_signals
 
-    log(startup_summary(config, model, data, device, precision))
-    seed = (config.seed + module.parallel_dims.data_rank(trainer.global_rank)) % (MAX_SEED + 1)
-    L.seed_everything(seed, workers=False, verbose=False)
-    log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
-    is_done = module.length.is_done(start)
-    if not is_done:
-        with closing(data), late_signals(module):
-            trainer.fit(module, datamodule=data)
-    validation = final_validation(trainer, module, data)
-    if scores and is_done:
-        scores.make_up(trainer, module)
-    targets = module.validation_targets
-    sample = writer.sample(model, seed=config.seed)
-    report = Report(
-        folder=str(folder),
-        steps=max(start, trainer.global_step),
-        tokens_seen=metrics.tokens_seen,
-        parameters=sum(p.numel() for p in model.parameters()),
+
+def _own_callbacks(parts: _Parts) -> list[Callback]:
+    """Return the run's own callbacks in the order in which a step's end calls them."""
+    config, folder, throughput = parts.config, parts.folder, parts.throughput
+    checkpoints = Checkpoints(parts.state, throughput, config.checkpoint.every_n_steps)
+    found: list[Callback] = [parts.metrics]
+    if config.trainer.enable_progress_bar:
+        found.append(Progress(parts.metrics))
+    if config.logger.ledger:
+        found.append(Ledger(folder / "ledger.jsonl", resumed_at=parts.start))
+    if config.logger.norms:
+        found.append(Norms(config.trainer.log_every_n_steps))
+    found += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
+    if config.scores.every_n_steps:
+        found.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
+    if isinstance(parts.data.train_stream, StreamingDataset):
+        found.append(_text_ahead(config, parts.data, parts.data.train_stream, checkpoints, throughput))
+    if config.trainer.profile_steps:
+        found.append(Profile(folder / "profile", config.trainer.profile_steps))
+    return [*found, parts.state]
+
+
+def _seed_everything(parts: _Parts) -> None:
+    """Seed the generators of this process: processes that read the same rows draw the same numbers."""
+    rank_in_data = parts.module.parallel_dims.data_rank(parts.trainer.global_rank)
+    L.seed_everything((parts.config.seed + rank_in_data) % (MAX_SEED + 1), workers=False, verbose=False)
+
+
+def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float]) -> Report:
+    config, module, throughput = parts.config, parts.module, parts.throughput
+    model = module.model_with_loss.model
+    assert isinstance(model, Transformer)
+    targets = {name: count for name, count in module.validation_targets.items() if count}
+    steps = max(parts.start, parts.trainer.global_step)
+    return Report(
+        folder=str(parts.folder),
+        steps=steps,
+        tokens_seen=parts.metrics.tokens_seen,
+        parameters=_count(model),
         objective=config.objective.kind,
         validation=validation,
         first_validation=module.first_validated,
@@ -195,18 +255,12 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         waited_s=dict(throughput.other_s),
         checkpoint_s=throughput.checkpoint_s(),
         skipped_steps=module.skipped_steps,
-        excluded=sorted(data.excluded),
-        sample=sample,
-        longer=length.doubled(max(start, trainer.global_step)),
-        not_validated=not_validated(config.data, prepared, [name for name, count in targets.items() if count]),
-        validation_targets={name: count for name, count in targets.items() if count},
+        excluded=sorted(parts.data.excluded),
+        sample=parts.writer.sample(model, seed=config.seed),
+        longer=module.length.doubled(steps),
+        not_validated=not_validated(config.data, prepared, list(targets)),
+        validation_targets=targets,
     )
-    if trainer.is_global_zero:
-        report.save()
-        compare_by_settings(trainer, to_dict(config), validation)
-    skipped = module.skipped_steps - skipped_before
-    check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
-    return report
 
 
 def _build_data(
