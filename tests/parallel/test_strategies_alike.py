@@ -50,12 +50,12 @@ if __name__ == "__mp_main__":  # a process that begins
     time.sleep(300)
 from pretrain.stop_signals import AskedToStop, listen
 from pretrain.optim.config import AdamWConfig
-from pretrain.parallel.parity import Case, Subject, train_cases
+from pretrain.parallel.parity import Case, TrainingTask, train_cases
 
 if __name__ == "__main__":
     listen()
     try:
-        train_cases([(Subject(None, None, None, AdamWConfig()), Case())], 1)
+        train_cases([(TrainingTask(None, None, None, AdamWConfig()), Case())], 1)
     except AskedToStop as asked:
         sys.exit(asked.exit_code)
 """

@@ -165,7 +165,7 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         "from pretrain.config.cli import main\n"
         "from pretrain.config.registry import register\n"
         "from pretrain.config.run import RunConfig\n"
-        "from pretrain.optim.config import ScheduleConfig\n"
+        "from pretrain.optim.schedules import ScheduleConfig\n"
         "@dataclass\n"
         "class StepsConfig(ScheduleConfig):\n"
         "    kind: str = 'steps'\n"

@@ -1,7 +1,7 @@
 """A causal model for lm-eval (the evaluation harness of EleutherAI) to drive; needs the extra `lm-eval`.
 
 import lm_eval
-from pretrain.lm_eval_adapter import LMEvalAdapter
+from pretrain.evaluation.lm_eval import LMEvalAdapter
 
 lm_eval.simple_evaluate(LMEvalAdapter("logs/gpt_nano/<time>"), tasks=["blimp", "lambada_openai"])
 """
