@@ -26,7 +26,7 @@ from typing import Any
 
 from comparison import Result, typed
 
-from pretrain.inference.options import GenerationOptions
+from pretrain.inference.config import GenerationOptions
 from pretrain.language_model import LanguageModel
 from pretrain.training.loggers.csv_table import read_rows
 

@@ -8,7 +8,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
     from pretrain.data.escapes import read_escapes
     from pretrain.errors import printable
-    from pretrain.inference.options import GenerationOptions
+    from pretrain.inference.config import GenerationOptions
     from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
-from pretrain.launch.run_plan import RunPlan, place
+from pretrain.launch.run_plan import RunPlan, resolve_run
 
 
 class TinyRun:
@@ -41,4 +41,4 @@ class TinyRun:
 
     def place(self, *words: str) -> RunPlan:
         """Return the placement that typing all these words makes."""
-        return place(self.config(*words), [*self.words, *words])
+        return resolve_run(self.config(*words), [*self.words, *words])

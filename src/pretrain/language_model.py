@@ -15,12 +15,11 @@ from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
-from pretrain.inference.config import InferenceDtype
+from pretrain.inference.config import GenerationOptions, InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import NewToken, generate_tokens
-from pretrain.inference.options import GenerationOptions
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.load import open_model
 from pretrain.models.transformer import Transformer

@@ -20,7 +20,7 @@ from faults.injected import FAULTS
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import PretrainError
-from pretrain.launch.run_plan import place
+from pretrain.launch.run_plan import resolve_run
 from pretrain.training import train as _  # noqa: F401  (imported once, here, before the forks)
 from pretrain.training.launch import _run
 
@@ -32,7 +32,7 @@ def child(request: dict[str, Any]) -> None:
     try:
         register_schemas("train", RunConfig)
         words = request["words"]
-        print(_run(place(compose("train", words), words)))
+        print(_run(resolve_run(compose("train", words), words)))
     except PretrainError as error:
         print(f"{type(error).__name__}: {error}")
         sys.stdout.flush()

@@ -13,7 +13,7 @@ import torch.utils._triton
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.kernels.block_benchmark import BlockBenchmark
+from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.training import compilation
 from pretrain.training.compilation import resolve_compile
@@ -36,8 +36,8 @@ def settings(*words: str) -> RunConfig:
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Take two gradients, without and with compiling, for those of a block; those left over were not taken."""
     found: list[torch.Tensor] = []
-    monkeypatch.setattr(BlockBenchmark, "compile", lambda _: None)
-    monkeypatch.setattr(BlockBenchmark, "gradient", lambda _: found.pop(0))
+    monkeypatch.setattr(TrialBlock, "compile", lambda _: None)
+    monkeypatch.setattr(TrialBlock, "gradient", lambda _: found.pop(0))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     return found
 
@@ -83,7 +83,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
     model = settings(f"model.dropout={dropout}").model
-    block = BlockBenchmark(model, 2, 16, causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
+    block = TrialBlock(model, 2, 16, causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
     found = block.gradient()
     assert found.norm() > 0
     assert torch.equal(block.gradient(), found)

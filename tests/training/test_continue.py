@@ -9,7 +9,7 @@ import pytest
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.launch.run_plan import place
+from pretrain.launch.run_plan import resolve_run
 from pretrain.training.report import Report
 from pretrain.training.train import run
 
@@ -62,7 +62,7 @@ def change(report: Report, source: str) -> float:
 def test_the_domain_is_learnt_and_replay_keeps_the_stories(words: list[str]):
     def trained(*more: str) -> Report:
         typed = [*words, *SHORT, *more]
-        return run(place(compose("train", typed), typed))
+        return run(resolve_run(compose("train", typed), typed))
 
     replayed, alone = trained(), trained("data.sources.replay.weight=1e-9")
     assert replayed.first_validation == alone.first_validation  # the same documents, the same weights

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.launch.run_plan import place, to_record
+from pretrain.launch.run_plan import resolve_run, to_record
 from pretrain.training.elastic import spawn
 from pretrain.training.loggers.csv_table import read_rows
 
@@ -24,14 +24,14 @@ def train_here(config: RunConfig, *words: str) -> Path:
     """Train in this process, on resume with these overrides; return the run folder."""
     from pretrain.training.train import run  # here: settings are checked before Lightning is loaded
 
-    run_plan = place(config, list(words))
+    run_plan = resolve_run(config, list(words))
     run(run_plan)
     return run_plan.folder
 
 
 def train_in_processes(config: RunConfig) -> Path:
     """Train in one process for each of `trainer.devices`; return the run folder."""
-    run_plan = place(config, [])
+    run_plan = resolve_run(config, [])
     with _signals_kept():
         spawn(to_record(run_plan))
     return run_plan.folder

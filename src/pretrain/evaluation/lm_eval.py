@@ -19,7 +19,7 @@ from lm_eval.api.model import LM
 from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import BATCH_TOKENS, Ints, Passage
 from pretrain.evaluation.scorer import Progress, Scorer
-from pretrain.inference.options import GenerationOptions
+from pretrain.inference.config import GenerationOptions
 from pretrain.language_model import LanguageModel
 
 MAX_NEW_TOKENS = 256  # where a task sets no limit, as in lm-eval's own models

@@ -117,8 +117,8 @@ def score_rows(
     loss_sum, right, count = 0.0, 0, 0
     device = next(model_with_loss.parameters()).device
     for start in range(0, n_rows, batch_size):
-        places = np.arange(start, min(start + batch_size, n_rows))
-        batch = model_with_loss.objective.collate(stream.rows(places), torch.from_numpy(places))
+        row_indices = np.arange(start, min(start + batch_size, n_rows))
+        batch = model_with_loss.objective.collate(stream.rows(row_indices), torch.from_numpy(row_indices))
         losses, predictions = model_with_loss.evaluate(batch.to(device))
         loss_sum += float(losses.cpu().double().sum())
         right += int((predictions.cpu() == batch.targets).sum())
@@ -139,8 +139,8 @@ def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) 
             "Take task=documents, which gives its perplexity."
         )
     stores = list(_stores(config, folder).values())
-    places = [(store, number) for store in stores for number in range(store.n_documents)]
-    rows = [store.document(number) for store, number in spaced(places, config.max_examples)]
+    documents = [(store, number) for store in stores for number in range(store.n_documents)]
+    rows = [store.document(number) for store, number in spaced(documents, config.max_examples)]
     scores = scorer.documents(rows)
     whole = Score(sum(likelihood for likelihood, _ in scores), sum(tokens for _, tokens in scores), text_bytes=0)
     if not whole.tokens:

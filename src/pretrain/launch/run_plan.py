@@ -43,7 +43,7 @@ def from_record(record: dict[str, Any]) -> RunPlan:
     return RunPlan(config, folder, resumed, typed=record["typed"], after=record["after"])
 
 
-def place(config: RunConfig, overrides: list[str]) -> RunPlan:
+def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
     """Decide folder and settings of a run; `overrides` are the words typed, which win over a resumed run's settings.
 
     Raises ConfigError where they would change the result of the run resumed, CheckpointError where its folder cannot

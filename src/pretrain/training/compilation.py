@@ -4,7 +4,7 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.kernels.block_benchmark import BlockBenchmark
+from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import can_compile, compiler
 from pretrain.kernels.device import peak_flops_per_s
 from pretrain.launch.rank import log
@@ -59,7 +59,7 @@ def _computes_the_same(config: RunConfig, device: torch.device) -> bool:
         return True
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
-    block = BlockBenchmark(config.model, rows, length, config.objective.causal, bf16, device)
+    block = TrialBlock(config.model, rows, length, config.objective.causal, bf16, device)
     expected = block.gradient()
     block.compile()
     error = float((block.gradient() - expected).norm() / expected.norm())

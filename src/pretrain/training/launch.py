@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError, RankLostError, printable
 from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_launcher
 from pretrain.launch.resume import as_config
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import RunPlan, from_record, place, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
@@ -40,7 +40,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     assert config is not None
     config = with_devices(config)
     check_files(config.data)
-    run_plan = place(config, overrides)
+    run_plan = resolve_run(config, overrides)
     _resolve_auto_settings(run_plan)
     alone = run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts
     if alone:
@@ -120,7 +120,7 @@ def _agreed_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        run_plan = place(as_config(record), overrides)
+        run_plan = resolve_run(as_config(record), overrides)
         _resolve_auto_settings(run_plan)
         prepare(run_plan.config.data, run_plan.config.tokenizer, Path(run_plan.config.paths.cache_dir))
         store.set("pretrain/placement", json.dumps(to_record(run_plan)))

@@ -1,6 +1,5 @@
-"""How long one block of a model takes here: tried before a run, by those who plan it and those who start it."""
+"""The gradient of one block of a model, compiled and not, to compare before a run compiles its blocks."""
 
-import time
 from dataclasses import replace
 
 import torch
@@ -9,13 +8,12 @@ from torch import Tensor
 from pretrain.kernels.compile import compile_block
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initialize
-from pretrain.models.size import training_flops_per_token
 from pretrain.models.transformer import Transformer
 
 _VOCABULARY = 64  # of the model that is tried: hardly any head
 
 
-class BlockBenchmark:
+class TrialBlock:
     """A model of one block, and rows for it to read."""
 
     def __init__(
@@ -28,27 +26,15 @@ class BlockBenchmark:
         self.model.to(device)
         draw = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(_VOCABULARY, (rows, length), generator=draw).to(device)
-        self.slope = torch.randn(shape.d_model, generator=draw).to(device)
+        self.direction = torch.randn(shape.d_model, generator=draw).to(device)
         self.bf16 = bf16
         self.drops = bool(shape.dropout or shape.attention_dropout)
-        self.flops = rows * length * training_flops_per_token(replace(one, context_length=length), _VOCABULARY, 0.0)
 
     def compile(self) -> None:
         """Compile the block, at its next pass."""
         block = self.model.blocks[0]
         assert isinstance(block, torch.nn.Module)
         compile_block(block)
-
-    def seconds(self, rounds: int = 8) -> list[float]:
-        """Return the times of passes forward and backward, after one that does not count."""
-        found = []
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            self._pass()
-            if self.tokens.is_cuda:
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - start)
-        return found[1:]
 
     def gradient(self) -> Tensor:
         """Return the gradient of one pass over all weights, float32 (parameters,); dropout is left out."""
@@ -64,4 +50,4 @@ class BlockBenchmark:
     def _pass(self) -> None:
         with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = self.model(self.tokens)
-        (hidden.float() @ self.slope).mean().backward()
+        (hidden.float() @ self.direction).mean().backward()
