@@ -17,7 +17,7 @@ from pretrain.data.config import TextFilesConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.inference.config import GenerateConfig
-from pretrain.launch.run_plan import RunPlan, from_record, place, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
 from pretrain.optim.config import MatrixPrecision
 from pretrain.training.config import Precision
 from pretrain.training.launch import _resolve_auto_settings
@@ -52,7 +52,7 @@ def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixtu
     words = [*SAME_WORDS, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
     words += [word for word in tiny.words if not word.startswith("trainer.precision")]
     config = compose("train", words)
-    first = place(config, words)
+    first = resolve_run(config, words)
     first.config.trainer.max_steps = 2
     _resolve_auto_settings(first)
     run(first)
@@ -62,7 +62,7 @@ def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixtu
     if old:
         forget(first.folder, "typed", "saved_at", "working_folder")
     capsys.readouterr()
-    again = place(compose("train", words), words)
+    again = resolve_run(compose("train", words), words)
     assert again.resumed is not None
     assert again.config.trainer.precision is Precision[saved.config["trainer"]["precision"]]
     assert again.config.optimizer.newton_schulz_precision is not MatrixPrecision.auto
@@ -77,7 +77,7 @@ def test_a_preset_typed_again_takes_nothing_back_that_was_typed_beside_it(tiny, 
 
     def resumed(*words: str) -> RunConfig:
         typed = [f"paths.cache_dir={tiny.folder / 'cache'}", f"resume={folder}", *words]
-        return place(compose("train", typed), typed).config
+        return resolve_run(compose("train", typed), typed).config
 
     again = resumed("trainer=cpu", "optimizer=adamw")
     assert (again.trainer.max_steps, again.optimizer.beta1) == (2, 0.8)
@@ -96,7 +96,7 @@ def test_a_base_and_resume_auto_start_and_go_on(tiny, once) -> None:
 
     def placed(*more: str) -> RunPlan:
         typed = [*words, "trainer.max_steps=2", *more]
-        return place(compose("train", typed), typed)
+        return resolve_run(compose("train", typed), typed)
 
     first = placed()
     assert first.resumed is None
@@ -133,9 +133,9 @@ def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.
     assert tiny.place("model=gpt_nano", "resume=auto", f"paths.run_dir={first}").folder == first
     assert tiny.place("model=bert_nano", "resume=auto").resumed is None  # no run of this name
     bare = ["resume=auto", f"paths.logs_dir={logs}", "trainer.max_steps=3"]  # says nothing of what is trained
-    assert place(compose("train", bare), bare).folder == second
+    assert resolve_run(compose("train", bare), bare).folder == second
     second = second.rename(tiny.folder / "logs" / "other_name")
-    assert place(compose("train", bare), bare).folder == second
+    assert resolve_run(compose("train", bare), bare).folder == second
     assert tiny.place("model=gpt_nano", "resume=auto").folder == first
     for folder in (first, second):
         forget(folder, "saved_at")  # of an earlier version: the times of their manifests
@@ -161,18 +161,20 @@ def test_a_run_is_gone_on_with_from_any_folder(tiny, corpus: Path, monkeypatch: 
     words = [word for word in tiny.words if not word.startswith(("data", "paths"))]
     typed = [*words, "model=gpt_nano", "data=text_files", "data.path=texts/*.txt", "trainer.max_steps=1"]
     typed += ["paths.run_dir=logs/r"]
-    run(place(compose("train", typed), typed))
+    run(resolve_run(compose("train", typed), typed))
 
     def resumed(*words: str) -> RunConfig:
         typed = [f"resume={home / 'logs' / 'r'}", "trainer.max_steps=2", *words]
-        return place(compose("train", typed), typed).config
+        return resolve_run(compose("train", typed), typed).config
 
     monkeypatch.chdir(elsewhere)
     data = resumed().data
     assert isinstance(data, TextFilesConfig)
     assert data.path == str(home / "texts" / "*.txt")
     assert len(list(rows_of_step(home / "logs" / "r", 1))) == 4
-    assert run(place(config := resumed(f"data.path={home / 'texts' / 't.txt'}"), [f"resume={home / 'logs' / 'r'}"]))
+    assert run(
+        resolve_run(config := resumed(f"data.path={home / 'texts' / 't.txt'}"), [f"resume={home / 'logs' / 'r'}"])
+    )
     assert config.data.path == str(home / "texts" / "t.txt")
     with pytest.raises(ConfigError, match=r"data\.separator: null in the run, x now"):
         resumed("data.separator=x")  # a setting of the run's kind of data, which need not be named again
@@ -199,7 +201,7 @@ def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: py
     used: GenerateConfig = compose("generate", words)
     assert (used.checkpoint, used.prompt) == (str(folder), "The quick [MASK] fox jumps over the lazy dog.")
     assert tensorboard == ["tensorboard", "--logdir", str(folder.parent)]
-    assert place(compose("train", longer), longer).config.trainer.max_steps == 2
+    assert resolve_run(compose("train", longer), longer).config.trainer.max_steps == 2
     beside, mine = Path(script).absolute(), tiny.folder / "my script.py"
     mine.touch()
     monkeypatch.chdir(tiny.folder)

@@ -26,7 +26,7 @@ from pretrain.launch.run_folder import (
     saved_settings,
 )
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import place
+from pretrain.launch.run_plan import resolve_run
 from pretrain.planning.answer import measured_by
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.report import Report
@@ -81,7 +81,7 @@ def test_a_run_that_would_write_elsewhere_does_not_begin(
     with pytest.raises(CheckpointError, match=message), only_run_in(run_folder):
         pass
     with pytest.raises(CheckpointError, match=message):
-        place(replace(config, paths=replace(config.paths, run_dir=str(run_folder))), [])
+        resolve_run(replace(config, paths=replace(config.paths, run_dir=str(run_folder))), [])
     assert (precious / "mine" if name in FOLDERS else precious).read_text() == "mine"
     assert not (tmp_path / "nowhere").exists()
 

@@ -1,10 +1,11 @@
 """The files that a path names: itself, those of a folder, or those that match a pattern; regular files only."""
 
 import glob
+import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -162,3 +163,16 @@ def _is_regular(file: Path, passed_over: Counter[str] | None) -> bool:
     elif kind != "broken link":
         raise not_regular(repr(printable(file)), ValueError(f"it is a {kind}, and only a regular file is read here"))
     return False
+
+
+def hash_corpus(reading: list[str | None], file_sets: Iterable[dict[str, Path]], hash_set: Callable[..., bytes]) -> str:
+    """Return the hash of a corpus: of the settings by which its files are read, and of each set of files, in order.
+
+    `hash_set` hashes one set, as `hash_files` does with a kind and a table of what each file was.
+    """
+    import xxhash
+
+    digest = xxhash.xxh3_128(json.dumps(reading).encode())
+    for files in file_sets:
+        digest.update(hash_set(files))
+    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Documents for fine-tuning from files of this machine: prompts with responses, and texts with labels."""
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from pretrain.data.config import Format
 from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig, PairsConfig
 from pretrain.data.sources.column_files import BYTE_ORDER_MARK, lines_of, read_records
 from pretrain.data.sources.compressed_files import opened
-from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_files
+from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_corpus, hash_files
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.sources.source import Document, Source, printable
 from pretrain.errors import DataError
@@ -40,13 +39,11 @@ class AnnotatedFiles(Source):
 
     def fingerprint(self) -> str:
         """Return the hash of all files' formats and bytes, in order, and of the columns and the template."""
-        import xxhash
-
         names = ("kind", "template", "prompt_column", "response_column", "text_column", "label_column")
-        digest = xxhash.xxh3_128(json.dumps([getattr(self.config, name, None) for name in names]).encode())
-        for files in (self.files, self.validation_files or {}):
-            digest.update(hash_files(files, self._kind, self.hashed))
-        return digest.hexdigest()
+        hash_set = partial(hash_files, kind_of=self._kind, hashed=self.hashed)
+        return hash_corpus(
+            [getattr(self.config, name, None) for name in names], (self.files, self.validation_files or {}), hash_set
+        )
 
     def share_read(self) -> float | None:
         """Return which share of the files' bytes has been read, 0 to 1."""

@@ -1,6 +1,5 @@
 """Documents from files of this machine: plain text, or a column of records, compressed or not, read as a stream."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.data.sources import column_files
 from pretrain.data.sources.column_files import read_records, too_large
 from pretrain.data.sources.compressed_files import opened
-from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_files
+from pretrain.data.sources.corpus_files import FilePosition, find_files, hash_corpus, hash_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
@@ -64,15 +63,11 @@ class TextFiles(Source):
 
     def fingerprint(self) -> str:
         """Return the hash of all files' formats and bytes, in order, and of the column and separator."""
-        import xxhash
-
         reading: list[str | None] = [self.config.text_column, self.config.separator]
         if self.separator is not None and (self.separator != self.config.separator or "\n" in self.separator):
             reading = [self.config.text_column, self.separator, "any line end"]
-        digest = xxhash.xxh3_128(json.dumps(reading).encode())
-        for files in (self.files, self.validation_files or {}):
-            digest.update(hash_files(files, self._kind, self.hashed))
-        return digest.hexdigest()
+        hash_set = partial(hash_files, kind_of=self._kind, hashed=self.hashed)
+        return hash_corpus(reading, (self.files, self.validation_files or {}), hash_set)
 
     def share_read(self) -> float | None:
         """Return which share of the files' bytes has been read, 0 to 1."""
