@@ -174,10 +174,10 @@ def _transposed_matmul(grad: Tensor, x: Tensor) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        type(weight) in (Tensor, nn.Parameter)  # neither a DTensor nor a matrix in int8
+        x.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS  # first, as it decides most often
+        and type(weight) in (Tensor, nn.Parameter)  # neither a DTensor nor a matrix in int8
         and x.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
-        and x.numel() * len(weight) >= MIN_MULTIPLICATIONS
         and not torch.is_autocast_enabled("cpu")
     )
 
