@@ -7,7 +7,7 @@ BENCH := $(VENV)/.bench
 BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing
 OF_CORPORA := data_loading tokenizing# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long faults bench bench-full check format clean
+.PHONY: train test test-fast test-long faults bench bench-full settings check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -44,6 +44,11 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest -q tests/test_layers.py
+
+# the page of all settings, from the code that declares them
+settings: $(STAMP)
+	mkdir -p docs
+	$(RUN) -m pretrain.config.settings_help > docs/settings.md
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

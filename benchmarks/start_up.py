@@ -39,7 +39,7 @@ def first_step(folder: Path) -> Callable[[], float]:
 
     def seconds() -> float:
         run = Path(tempfile.mkdtemp(dir=folder))
-        words = ["model=gpt_nano", "trainer.max_steps=1", "logger.ledger=true", "sample.max_new_tokens=1"]
+        words = ["model=gpt_nano", "trainer.max_steps=1", "logging.ledger=true", "sample.max_new_tokens=1"]
         words += [f"paths.run_dir={run}", f"paths.cache_dir={folder / 'cache'}", "data.max_validation_rows=8"]
         start = time.time()
         quietly(TRAIN + words)

@@ -143,7 +143,7 @@ REFUSED = [
     ),
     (
         "{a: {kind: hugging_face, path: x, max_documents: -1, weight: 1}, DOCS}",
-        "data.sources.a.max_documents=-1 is negative. Try data.sources.a.max_documents=0 for all.",
+        "data.sources.a.max_documents=-1 is negative. Try data.sources.a.max_documents=0, which reads all.",
     ),
     (
         "{a: {kind: python_docs, validation_fraction: 1.5, weight: 1}, DOCS}",

@@ -89,7 +89,7 @@ def test_settings_of_a_run_survive_being_saved(name: str) -> None:
     assert from_dict(to_dict(config)) == config
     steps = config.max_steps()
     assert steps is not None
-    assert config.schedule.share(0, steps) <= 1.0
+    assert config.schedule.lr_multiplier(0, steps) <= 1.0
     assert config.warmup_steps() < steps
 
 

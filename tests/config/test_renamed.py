@@ -16,7 +16,7 @@ OVERRIDES = {
     "model.tied": "false", "model.norm_place": "post", "model.head_width": "64", "model.window": "8",
     "model.global_every": "2", "objective.mask_share": "0.7", "objective.random_share": "0.2",
     "schedule.final_share": "0.3", "schedule.decay_share": "0.6", "parallel.reduce_once_a_step": "true",
-    "data.num_workers": "2",
+    "data.num_workers": "2", "logger.norms": "true", "logger.ledger": "true",
 }  # fmt: skip
 BASE = ["model=bert_nano", "objective=masked", "schedule=wsd"]
 
@@ -44,7 +44,8 @@ def test_saved_settings_with_old_names_are_those_of_today():
     older = {group: dict(values) if isinstance(values, dict) else values for group, values in saved.items()}
     for old, new in RENAMED.items():
         group, name = old.split(".")
-        older[group][name] = older[group].pop(new.split(".")[1])
+        new_group, new_name = new.split(".")
+        older[group][name] = older[new_group].pop(new_name)
     before = str(older)
     assert to_dict(from_dict(older)) == saved
     assert str(older) == before

@@ -20,7 +20,13 @@ def test_help_lists_presets_and_the_settings_that_overrides_make(
     main("train", RunConfig, lambda config, words: pytest.fail("help trains nothing"))
     shown = capsys.readouterr().out
     assert "\noptimizer: adamw, muon\n" in shown
-    assert "\noptimizer:\n  kind: adamw\n" in shown
+    assert "\noptimizer: AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).\n" in shown
+    line = next(line for line in shown.splitlines() if line.startswith("  optimizer.learning_rate="))
+    assert line.endswith(" Peak learning rate; the schedule scales it. (above 0)")
+    assert "(one of single, ddp, fsdp)" in shown
+    settings = [line for line in shown.splitlines() if line.startswith("  ") and "=" in line.split()[0]]
+    assert len(settings) > 80
+    assert "optimizer.momentum" not in shown  # of muon only
     assert ", classify, continue, " in shown
     assert "hydra" not in shown
 

@@ -62,7 +62,7 @@ class Endured:
             "model.d_model=16", "model.n_heads=2", "model.context_length=32", "model.dropout=0.1", "batch_size=4",
             "trainer.max_steps=60", "trainer.val_check_interval=25", "trainer.log_every_n_steps=1",
             "trainer.enable_progress_bar=false", "trainer.precision=fp32", "checkpoint.every_n_steps=10",
-            "sample.every_n_steps=0", "logger=csv", "logger.ledger=true", f"paths.cache_dir={folder / 'cache'}",
+            "sample.every_n_steps=0", "logger=csv", "logging.ledger=true", f"paths.cache_dir={folder / 'cache'}",
             f"paths.run_dir={folder / 'run'}", "resume=auto", *more,
         ]  # fmt: skip
 

@@ -15,7 +15,7 @@ SHAPE = [
     "batch_size=4", "optimizer=adamw", "schedule=constant", "schedule.warmup_steps=0", "trainer.precision=fp32",
     "trainer.accelerator=cpu", "trainer.val_check_interval=100", "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false", "parallel.compile=false", "sample.max_new_tokens=2", "logger=csv",
-    "logger.ledger=true",
+    "logging.ledger=true",
 ]  # fmt: skip
 WORDS = (
     "the",

@@ -99,13 +99,13 @@ def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
 
 
 def test_limits_that_leave_nothing_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"top_k=0 leaves no token to choose\. Try top_k=50"):
+    with pytest.raises(ConfigError, match=r"top_k=0 is below 1\. Try top_k=50"):
         Sampling(top_k=0)
     for min_p in (0.0, 1.1, -0.5, math.nan):
         with pytest.raises(ConfigError, match=r"min_p=.* is not a share above 0 and up to 1\. Try min_p=0\.05"):
             Sampling(min_p=min_p)
     for top_p in (0.0, 1.1, -0.5, math.nan):
-        with pytest.raises(ConfigError, match=r"top_p=.* is not a probability above 0 and up to 1\. Try top_p=0\.95"):
+        with pytest.raises(ConfigError, match=r"top_p=.* is not a share above 0 and up to 1\. Try top_p=0\.95"):
             Sampling(top_p=top_p)
 
 

@@ -225,7 +225,7 @@ def test_a_batch_moves_as_a_whole() -> None:
 
 @pytest.mark.parametrize("wrong", [-1e-4, float("nan"), float("inf")])
 def test_a_penalty_that_makes_no_sense_is_refused(wrong: float) -> None:
-    with pytest.raises(ConfigError, match=rf"objective.z_loss={wrong} is not a number from 0 up. Try .*1e-4"):
+    with pytest.raises(ConfigError, match=rf"objective.z_loss={wrong} is not a number from 0 up. Try .*=0.0001"):
         CausalConfig(z_loss=wrong)
 
 

@@ -86,5 +86,5 @@ def test_words_begin_where_the_tokenizer_spells_a_beginning(assets) -> None:
 
 
 def test_a_span_below_one_token_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"objective\.mean_span=0\.5 is not a number from 1 up"):
+    with pytest.raises(ConfigError, match=r"objective\.mean_span=0\.5 is not a number of tokens from 1 up"):
         MaskedConfig(mean_span=0.5)

@@ -16,7 +16,7 @@ from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig,
                         (85, 0.2 + 0.8 * 0.5 * (1 - math.sqrt(0.5)))]
 )  # fmt: skip
 def test_cosine_climbs_then_falls_along_half_a_cosine(step: int, share: float) -> None:
-    assert CosineConfig(warmup_steps=10, min_lr_ratio=0.2).share(step, max_steps=110) == pytest.approx(share)
+    assert CosineConfig(warmup_steps=10, min_lr_ratio=0.2).lr_multiplier(step, max_steps=110) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -24,21 +24,21 @@ def test_cosine_climbs_then_falls_along_half_a_cosine(step: int, share: float) -
                         (500, 0.1)]
 )  # fmt: skip
 def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> None:
-    assert WSDConfig(warmup_steps=10, decay_fraction=0.2, min_lr_ratio=0.1).share(step, max_steps=100) == pytest.approx(
-        share
-    )
+    assert WSDConfig(warmup_steps=10, decay_fraction=0.2, min_lr_ratio=0.1).lr_multiplier(
+        step, max_steps=100
+    ) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
     ("step", "share"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.55), (85, 0.325), (110, 0.1), (500, 0.1)]
 )
 def test_linear_climbs_and_falls_along_lines(step: int, share: float) -> None:
-    assert LinearConfig(warmup_steps=10, min_lr_ratio=0.1).share(step, max_steps=111) == pytest.approx(share)
+    assert LinearConfig(warmup_steps=10, min_lr_ratio=0.1).lr_multiplier(step, max_steps=111) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (3, 1.0), (4, 1.0), (50, 1.0), (99, 1.0)])
 def test_constant_climbs_and_stays(step: int, share: float) -> None:
-    assert ConstantConfig(warmup_steps=4).share(step, max_steps=100) == pytest.approx(share)
+    assert ConstantConfig(warmup_steps=4).lr_multiplier(step, max_steps=100) == pytest.approx(share)
 
 
 def steepest(schedule: ScheduleConfig, max_steps: int) -> float:
@@ -79,7 +79,7 @@ def test_no_rate_jumps_and_the_last_is_what_the_schedule_promises(
 ) -> None:
     values = {"min_lr_ratio": final, "decay_fraction": decay, "warmup_steps": warmup}
     schedule = kind(**{name: value for name, value in values.items() if name in kind.__dataclass_fields__})  # type: ignore[arg-type]
-    shares = [schedule.share(step, max_steps) for step in range(max_steps)]
+    shares = [schedule.lr_multiplier(step, max_steps) for step in range(max_steps)]
     climb, course = shares[:warmup], shares[warmup:]
     assert climb == pytest.approx([(step + 1) / warmup for step in range(len(climb))])
     assert all(0.0 <= share <= 1.0 for share in shares)
@@ -90,12 +90,12 @@ def test_no_rate_jumps_and_the_last_is_what_the_schedule_promises(
     assert all(-1e-12 <= step <= steepest(schedule, max_steps) + 1e-12 for step in steps)
     assert course[-1] == pytest.approx(last(schedule, max_steps))
     behind_the_end = 1.0 if kind is ConstantConfig else final
-    assert schedule.share(max_steps + 5, max_steps) == pytest.approx(behind_the_end)
+    assert schedule.lr_multiplier(max_steps + 5, max_steps) == pytest.approx(behind_the_end)
 
 
 @pytest.mark.parametrize("schedule", [CosineConfig(), WSDConfig(), LinearConfig(), ConstantConfig()])
 def test_a_run_whose_end_nobody_knows_yet_stays_at_the_height(schedule: ScheduleConfig) -> None:
-    assert schedule.share(1000, math.inf) == 1.0
+    assert schedule.lr_multiplier(1000, math.inf) == 1.0
 
 
 @pytest.mark.parametrize("schedule", [CosineConfig, WSDConfig, LinearConfig])
@@ -116,5 +116,5 @@ def test_a_decay_that_is_no_share_of_the_run_is_refused(share: float) -> None:
 
 
 def test_a_schedule_of_no_kind_has_no_course() -> None:
-    with pytest.raises(TypeError, match=r"schedule '\?' has no course"):
-        ScheduleConfig(warmup_steps=0).share(0, 10)
+    with pytest.raises(TypeError, match=r"schedule '\?' has no after_warmup"):
+        ScheduleConfig(warmup_steps=0).lr_multiplier(0, 10)

@@ -42,7 +42,7 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     [
         ("mfu=0", r"mfu=0.0 is not a share above 0 and up to 1. Try mfu=0.4"),
         ("mfu=1.5", "mfu=1.5"),
-        ("memory_gib=0", r"memory_gib=0.0 is not a number above 0. Try memory_gib=80"),
+        ("memory_gib=0", r"memory_gib=0.0 is not a number of GiB above 0. Try memory_gib=80"),
         ("price_per_hour=-1", "Try price_per_hour=2.5"),
         ("hours_between_failures=inf", "Try hours_between_failures=24"),
         ("storage_gb_per_s=0", "Try storage_gb_per_s=1"),

@@ -173,7 +173,7 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         "    def after_warmup(self, step, max_steps):\n"
         "        return 0.5 ** (step // self.every)\n"
         "register('schedule', StepsConfig)\n"
-        "main('train', RunConfig, lambda config, words: print(config.schedule.share(25, 100)))\n"
+        "main('train', RunConfig, lambda config, words: print(config.schedule.lr_multiplier(25, 100)))\n"
     )
     found = subprocess.run(
         [sys.executable, str(script), "schedule=steps", "schedule.warmup_steps=0"],

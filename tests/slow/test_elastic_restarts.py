@@ -17,7 +17,7 @@ from pretrain.training.callbacks.ledger import read_lines
 
 pytestmark = pytest.mark.slow
 ELASTIC = [
-    "model=gpt_nano", "optimizer=adamw", "optimizer.learning_rate=0.001", "batch_size=8", "logger.ledger=true",
+    "model=gpt_nano", "optimizer=adamw", "optimizer.learning_rate=0.001", "batch_size=8", "logging.ledger=true",
     "trainer.max_steps=44",
 ]  # fmt: skip
 PLANTED = Path(__file__).with_name("planted_fault.py")

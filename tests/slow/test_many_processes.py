@@ -51,7 +51,7 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
     job: Job, family: list[str], arranged: list[str], goes_on: list[str]
 ):
-    family = [*family, "logger.norms=true"]
+    family = [*family, "logging.norms=true"]
     single = job.run("single", *family)
     assert norms(single)
     for name in arranged:

@@ -84,7 +84,7 @@ def test_what_is_typed_is_all_that_is_needed_and_may_be_changed(words: list[str]
     assert config.trainer.validate_first
     steps = config.max_steps()
     assert steps is not None
-    shares = [config.schedule.share(step, steps) for step in (0, config.warmup_steps(), steps - 1)]
+    shares = [config.schedule.lr_multiplier(step, steps) for step in (0, config.warmup_steps(), steps - 1)]
     assert shares[0] < 0.05 < 0.15 < shares[1] == max(shares)  # up again
     assert shares[2] < 0.15  # and down again
     other: RunConfig = compose("train", [*words, "data.sources.replay.kind=hugging_face", "optimizer=muon"])

@@ -32,7 +32,7 @@ def poisoned(tiny, tmp_path: Path):
         (folder / f"{number:02d}.txt").write_text(noise if number in POISONED else words)
     tiny.words += [
         f"data.path={folder}", "data.validation_fraction=0", "model=gpt_nano", "model.d_model=32", "model.dropout=0",
-        "trainer.max_steps=150", "divergence.window=16", "divergence.deviations=4", "logger.ledger=true",
+        "trainer.max_steps=150", "divergence.window=16", "divergence.deviations=4", "logging.ledger=true",
         "trainer.val_check_interval=1000",
         "sample.every_n_steps=0", "checkpoint.every_n_steps=20", f"paths.run_dir={tmp_path / 'run'}",
     ]  # fmt: skip

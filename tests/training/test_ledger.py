@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.fault("F01")
 def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
-    report = run(tiny.place("model=gpt_nano", "logger.ledger=true", "micro_batch_size=2"))
+    report = run(tiny.place("model=gpt_nano", "logging.ledger=true", "micro_batch_size=2"))
     folder = Path(report.folder)
     lines = read_lines(folder / "ledger.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -42,7 +42,7 @@ def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
 def test_a_changed_batch_size_goes_on_behind_the_last_row_read(tiny, words: list[str]):
     """By steps, by tokens and back: no row is passed over, none read twice, and what is reported is what was read."""
     folder = tiny.folder / "run"
-    words = ["model=gpt_nano", "logger.ledger=true", f"paths.run_dir={folder}", *words]
+    words = ["model=gpt_nano", "logging.ledger=true", f"paths.run_dir={folder}", *words]
     run(tiny.place(*words, "trainer.max_steps=6", "schedule.warmup_tokens=1280"))
     allowed = [*words, "resume=auto", "allow_change=[batch_size]", "micro_batch_size=2"]
     # 24 rows of 32 tokens were read; 5 steps of 8 more, and one would be too much

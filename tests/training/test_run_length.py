@@ -38,7 +38,7 @@ def test_by_the_clock_a_run_ends_on_time_and_decayed(schedule: CosineConfig, pac
     for step in range(100_000):
         pause = 2.0 if step and step % 50 == 0 else 0.0  # a validation
         length.record_step(length.seconds + pace + pause)
-        shares.append(schedule.share(step, length.planned_steps(step)))
+        shares.append(schedule.lr_multiplier(step, length.planned_steps(step)))
         if length.is_last_step(step):
             break
     assert abs(length.seconds - 60.0) <= max(pace / 2, 2.0)

@@ -94,7 +94,7 @@ def masks_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         original(self, *arguments, **named | {"special_ids": range(named["vocab_size"])})
 
     monkeypatch.setattr(Masked, "__init__", all_special)
-    tiny.words += ["model=bert_nano", "logger.ledger=true", f"paths.run_dir={tiny.folder / 'run'}"]
+    tiny.words += ["model=bert_nano", "logging.ledger=true", f"paths.run_dir={tiny.folder / 'run'}"]
     return tiny
 
 

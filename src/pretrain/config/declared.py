@@ -22,8 +22,8 @@ def types_of(config_class: type, key: str) -> set[Any]:
     while parts:
         part = parts.pop(0)
         at = f"{at}.{part}".lstrip(".")
-        hints = [_hints(typing.cast(type, each)).get(part) for each in found if is_dataclass(each)]
-        found = {kind for hint in hints if hint is not None for kind in _alternatives(hint)}
+        hints = [type_hints(typing.cast(type, each)).get(part) for each in found if is_dataclass(each)]
+        found = {kind for hint in hints if hint is not None for kind in alternatives(hint)}
         if at in groups() and found:
             found = set(choices(at).values())
         elif at == _SOURCES and found and parts:
@@ -43,9 +43,9 @@ def every_setting(config_class: type) -> list[str]:
 
 
 def _below(config_class: type, prefix: str) -> Iterator[str]:
-    for name, hint in _hints(config_class).items():
+    for name, hint in type_hints(config_class).items():
         key = f"{prefix}{name}"
-        inner = choices(key).values() if key in groups() else filter(is_dataclass, _alternatives(hint))
+        inner = choices(key).values() if key in groups() else filter(is_dataclass, alternatives(hint))
         nested = [setting for each in inner for setting in _below(typing.cast(type, each), f"{key}.")]
         yield from nested or [key]
 
@@ -55,14 +55,14 @@ def _source_kinds() -> list[type]:
 
 
 @cache
-def _hints(config_class: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields, but for `kind`, which chooses the class itself."""
+def type_hints(config_class: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, but for a `kind` that chooses the class itself."""
     hints = typing.get_type_hints(config_class)
     names = [name for name in hints if name in config_class.__dataclass_fields__]
-    return {name: hints[name] for name in names if name != "kind"}
+    return {name: hints[name] for name in names if name != "kind" or hints[name] is not str}
 
 
-def _alternatives(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
     """Return the types of a union, None among them; of any other type, it alone."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return list(typing.get_args(hint))

@@ -19,6 +19,8 @@ RENAMED = {
     "schedule.decay_share": "schedule.decay_fraction",
     "data.num_workers": "data.prefetch",
     "parallel.reduce_once_a_step": "parallel.no_sync_accumulation",
+    "logger.norms": "logging.norms",
+    "logger.ledger": "logging.ledger",
 }
 
 
@@ -37,11 +39,13 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
     """Return saved settings with the current names, as a new dict; where both names are there, the current one wins."""
     current = {name: dict(value) if isinstance(value, dict) else value for name, value in saved.items()}
     for old, new in RENAMED.items():
-        (group, old_name), new_name = old.split("."), new.split(".")[1]
+        (group, old_name), (new_group, new_name) = old.split("."), new.split(".")
         section = current.get(group)
         if isinstance(section, dict) and old_name in section:
             value = section.pop(old_name)
-            section.setdefault(new_name, value)
+            target = current.setdefault(new_group, {})
+            if isinstance(target, dict):
+                target.setdefault(new_name, value)
     return current
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from pretrain.config.largest_sizes import check_sizes
 from pretrain.config.registry import with_typed_sources
-from pretrain.config.seed import check_seed
+from pretrain.config.setting import Settings, setting
 from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import (
     DataConfig,
@@ -29,23 +28,37 @@ from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
     LoggerConfig,
+    LoggingConfig,
     PathsConfig,
     SampleConfig,
     TrainerConfig,
 )
 
+MAX_SEED = 2**32 - 1  # of NumPy's global generator, which a run seeds beside those of Python and torch
+MAX_TOKENS_PER_STEP = 1 << 28  # a step of the largest runs reads a quarter of it
+
 
 @dataclass
-class RunConfig:
+class RunConfig(Settings):
     """Everything a training run depends on."""
 
-    name: str = ""  # of the run's folder below logs_dir; none given: model and data
-    seed: int = 0
-    batch_size: int = 16  # rows in one optimizer step, over all devices and micro-batches
-    micro_batch_size: int | None = None  # rows in one forward pass on one device; none given: as many as divide evenly
-    resume: str | None = None  # auto, a run folder or one of its checkpoints: go on exactly where it stopped
-    init_from: str | None = None  # a run, a checkpoint, a Hugging Face folder or name: start a new run from its weights
-    allow_change: list[str] = field(default_factory=list)  # settings that may differ from those of resume or init_from
+    name: str = setting("", "Name of the run's folder below paths.logs_dir; empty: model and data.")
+    seed: int = setting(0, "Seed of weights, order of rows, masks and dropout.", bounds=f"[0, {MAX_SEED}]")
+    batch_size: int = setting(
+        16, "Rows of one optimizer step, over all devices and micro-batches.", bounds=f"[1, {1 << 20}]", unit="rows"
+    )
+    micro_batch_size: int | None = setting(
+        None, "Rows of one forward pass on one device; null: batch_size over all devices.", unit="rows"
+    )
+    resume: str | None = setting(
+        None, "Continue a run exactly: a run folder, one of its checkpoints, or auto for the newest run of this name."
+    )
+    init_from: str | None = setting(
+        None, "Start a new run from the weights of a run, a checkpoint, a Hugging Face folder or name."
+    )
+    allow_change: list[str] = setting(
+        default_factory=list, about="Settings that may differ from those of resume or init_from."
+    )
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING
@@ -57,16 +70,15 @@ class RunConfig:
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.data = with_typed_sources(self.data)
-        check_seed(self.seed)
-        check_sizes(self)
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size} is below 1. Try batch_size=16.")
+        _check_tokens_per_step(self)
         if self.trainer.devices != -1:  # else a machine has as many as it has
             self.parallel_dims()
         self.accumulation_steps()
@@ -80,11 +92,11 @@ class RunConfig:
             )
 
     def parallel_dims(self) -> ParallelDims:
-        """Return how the run's processes are arranged."""
+        """Return the shape of the run's device mesh."""
         return build_parallel_dims(self.parallel, self.trainer, self.model)
 
     def accumulation_steps(self) -> int:
-        """Return how many micro-batches on each device make one optimizer step."""
+        """Return the number of micro-batches of one optimizer step on each device."""
         ranks = max(1, self.trainer.ranks // self.parallel.tensor_parallel)
         micro = self.micro_batch_size or max(1, self.batch_size // ranks)
         unit = micro * ranks
@@ -98,13 +110,13 @@ class RunConfig:
         return self.batch_size // unit
 
     def batch_sizes(self) -> BatchSizes:
-        """Return those of a run that has had these settings from its first step on."""
+        """Return the batch sizes of a run that has these settings from its first step on."""
         return BatchSizes.constant(self.step_size())
 
     def max_steps(self, batch_sizes: BatchSizes | None = None) -> int | None:
-        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; none: at no step.
+        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; None: at no step.
 
-        `batch_sizes` are those that the run has had; none given: always this one.
+        `batch_sizes` are those of the run so far; None: always this one.
         """
         trainer, tokens = self.trainer, self.trainer.max_tokens
         if tokens is not None and tokens < self.tokens_per_step():
@@ -122,7 +134,7 @@ class RunConfig:
         return self.schedule.warmup_steps if tokens is None else (batch_sizes or self.batch_sizes()).steps_to(tokens)
 
     def step_size(self) -> StepSize:
-        """Return what one optimizer step reads."""
+        """Return the rows and tokens of one optimizer step, with a hash of the order of rows."""
         sources = self.data.sources if isinstance(self.data, MixtureConfig) else {}
         parts = {name: [source.weight, source.epochs] for name, source in sources.items()}
         order = json.dumps([self.seed, self.model.context_length, self.data.packing.name, parts], sort_keys=True)
@@ -130,7 +142,7 @@ class RunConfig:
         return StepSize(self.batch_size, self.tokens_per_step(), digest)
 
     def tokens_per_step(self) -> int:
-        """Return the tokens that one optimizer step reads, padding included."""
+        """Return the tokens of one optimizer step, padding included."""
         return self.batch_size * self.model.context_length
 
     def rows_per_micro_batch(self) -> int:
@@ -138,29 +150,39 @@ class RunConfig:
         return self.batch_size // (self.accumulation_steps() * self.parallel_dims().data_ranks)
 
 
+def _check_tokens_per_step(config: RunConfig) -> None:
+    rows, length = config.batch_size, config.model.context_length
+    if rows * length > MAX_TOKENS_PER_STEP:
+        raise ConfigError(
+            f"batch_size={rows} rows of model.context_length={length} are {rows * length} tokens in one step, above "
+            f"{MAX_TOKENS_PER_STEP}, more than any run needs. Try "
+            f"batch_size={max(1, MAX_TOKENS_PER_STEP // length // 256)}."
+        )
+
+
 def _check_fine_tuning(config: RunConfig) -> None:
-    """Refuse an objective that does not learn what the data's documents carry beside their text, and the reverse."""
+    """Raise ConfigError for an objective that does not fit the annotations of the data."""
     data, objective = config.data, config.objective
     if isinstance(objective, ClassifyConfig):
         if not isinstance(data, LabelledTextConfig):
             raise ConfigError(
-                f"objective=classify learns the labels of texts, and data.kind={data.kind} has none. "
+                f"objective=classify predicts labels of texts, and data.kind={data.kind} has none. "
                 "Try data=labelled data.path=<lines of text, tab, label>."
             )
         if config.scores.every_n_steps:
             raise ConfigError(
                 f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
-                "objective=classify trains a model that has none. Try scores.every_n_steps=0."
+                "objective=classify trains a model without them. Try scores.every_n_steps=0."
             )
     elif isinstance(data, LabelledTextConfig):
         raise ConfigError(
-            f"data.kind=labelled has labels, and objective={objective.kind} does not learn them. "
+            f"data.kind=labelled has labels, and objective={objective.kind} does not predict them. "
             "Try objective=classify, or data=text_files for the texts alone."
         )
     elif not isinstance(objective, CausalConfig):
         for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
             if isinstance(part, PairsConfig):
                 raise ConfigError(
-                    f"data.{f'sources.{name}.' if name else ''}kind=pairs has responses to be written from left to "
-                    f"right, and objective={objective.kind} fills masks. Try objective=causal, from a causal base."
+                    f"data.{f'sources.{name}.' if name else ''}kind=pairs trains a causal model on responses, and "
+                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base."
                 )

@@ -1,4 +1,4 @@
-"""Settings of the scripts beside training."""
+"""Settings of the scripts that prepare, inspect and export."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from pretrain.config.registry import with_typed_sources
+from pretrain.config.setting import Settings, setting
 from pretrain.data.config import DataConfig, TokenizerConfig
-from pretrain.errors import ConfigError
 from pretrain.training.config import PathsConfig
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(Settings):
     """Text to a token store, without training."""
 
     data: DataConfig = MISSING
@@ -21,34 +21,31 @@ class PrepareConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.data = with_typed_sources(self.data)
 
 
 @dataclass
-class InspectConfig:
-    """What a step of a run read."""
+class InspectConfig(Settings):
+    """The rows that a step of a run read."""
 
-    run: str = "auto"  # a run folder; auto: the newest run
-    step: int = MISSING  # from 1 on
-    characters: int = 200  # of each document to show
+    run: str = setting("auto", "A run folder; auto: the newest run.")
+    step: int = setting(MISSING, "The optimizer step, from 1 on.")
+    characters: int = setting(200, "Characters of each document to print.", bounds="[0, inf)", unit="characters")
     paths: PathsConfig = field(default_factory=PathsConfig)
-
-    def __post_init__(self) -> None:
-        if self.characters < 0:
-            raise ConfigError(f"characters={self.characters} is negative. Try characters=200.")
 
 
 @dataclass
-class ExportConfig:
-    """Write a trained model as a Hugging Face folder, and compare what transformers computes with it."""
+class ExportConfig(Settings):
+    """Write a trained model as a Hugging Face folder, and compare its logits with those of transformers."""
 
-    checkpoint: str = "auto"  # a run folder, one of its checkpoints, or a Hugging Face folder; auto: the newest run
-    output: str = MISSING  # the folder to make
-    family: str = "auto"  # a model_type of transformers: gpt2, llama, ...; auto: the first that computes the same
-    license: str | None = None  # of the weights, for the model card: an SPDX name such as apache-2.0
-    max_shard_bytes: int = 5_000_000_000  # of one file of weights
+    checkpoint: str = setting("auto", "A run, one of its checkpoints, or a Hugging Face folder; auto: the newest run.")
+    output: str = setting(MISSING, "The folder to write.")
+    family: str = setting(
+        "auto", "A model_type of transformers, such as gpt2 or llama; auto: the first that computes the same."
+    )
+    license: str | None = setting(None, "License of the weights, for the model card: an SPDX name such as apache-2.0.")
+    max_shard_bytes: int = setting(
+        5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
-
-    def __post_init__(self) -> None:
-        if self.max_shard_bytes < 1:
-            raise ConfigError(f"max_shard_bytes={self.max_shard_bytes} is below 1. Try max_shard_bytes=5000000000.")

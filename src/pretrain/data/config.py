@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
+from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError, DataError
 
 
@@ -27,7 +28,7 @@ class Mode(Enum):
 
 
 class Format(Enum):
-    """What the files of a corpus hold."""
+    """The format of a corpus's files."""
 
     auto = "auto"  # by each file's name and a look at its beginning
     text = "text"
@@ -39,39 +40,41 @@ class Format(Enum):
 
 
 @dataclass
-class DataConfig:
-    """What every source of text has in common; a source adds where its documents are."""
+class DataConfig(Settings):
+    """Settings that all sources of text share; each adds where its documents are."""
 
+    prefix: ClassVar[str] = "data."
     kind: str = "?"
-    mode: Mode = Mode.prepare
-    era_tokens: int = 16_777_216  # of a stream: so many are read before the first step, and shuffled together
-    packing: Packing = Packing.best_fit
-    document_mask: bool = True  # documents that share a row do not attend to one another; positions restart with each
-    # of the documents (of a stream: of its first era), by their text's hash; of a few, one or the end of the longest
-    validation_fraction: float = 0.05
-    max_validation_rows: int = 512  # rows scored at each validation; 0 scores all of them
-    shard_tokens: int = 134_217_728  # tokens in one file of the store (2^27: 256 MiB at two bytes a token)
-    prefetch: int = 0  # micro-batches that a thread assembles ahead of the step; 0: none, as fast on a CPU
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.validation_fraction < 1.0:
-            raise ConfigError(
-                f"data.validation_fraction={self.validation_fraction} is not a share from 0 up to but not including 1. "
-                "Try data.validation_fraction=0.05."
-            )
-        for name in ("max_validation_rows", "prefetch"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"data.{name}={getattr(self, name)} is negative. Try data.{name}=0.")
-        for name, usual in (("shard_tokens", 134_217_728), ("era_tokens", 16_777_216)):
-            if getattr(self, name) < 1024:
-                raise ConfigError(f"data.{name}={getattr(self, name)} is below 1024. Try data.{name}={usual}.")
+    mode: Mode = setting(Mode.prepare, "Tokenize all of the text before the first step, or stream it during the run.")
+    era_tokens: int = setting(
+        16_777_216, "mode=stream: tokens of an era, which are tokenized before its first step and shuffled together.",
+        bounds="[1024, inf)", unit="tokens",
+    )  # fmt: skip
+    packing: Packing = setting(Packing.best_fit, "How documents share rows of a fixed length.")
+    document_mask: bool = setting(
+        True, "Documents of one row do not attend to one another, and positions restart with each."
+    )
+    validation_fraction: float = setting(
+        0.05, "Share of the documents (of a stream: of its first era) for validation, chosen by their hash.",
+        bounds="[0.0, 1.0)",
+    )  # fmt: skip
+    max_validation_rows: int = setting(
+        512, "Rows of each validation; 0: all of them.", bounds="[0, inf)", unit="rows", example=0
+    )
+    shard_tokens: int = setting(
+        134_217_728, "Tokens in one file of the token store; 2^27 are 256 MiB at two bytes a token.",
+        bounds="[1024, inf)", unit="tokens",
+    )  # fmt: skip
+    prefetch: int = setting(
+        0, "Micro-batches that a thread prepares ahead of the step; 0: none, as fast on a CPU.", bounds="[0, 256]"
+    )
 
     def parts(self) -> dict[str, "DataConfig"]:
-        """Return the settings of each source of text by its name; one that is read alone has the name ""."""
+        """Return the settings of each source of text by its name; a single source has the name ""."""
         return {"": self}
 
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
-        """Return the weight of each source in the rows drawn, exact; `rows` are how many each source has."""
+        """Return the exact weight of each source in the rows drawn; `rows` are the rows that each source has."""
         return dict.fromkeys(rows, Fraction(1))
 
 
@@ -90,12 +93,16 @@ class TextFilesConfig(DataConfig):
     """Files on this machine: text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .zst or .bz2."""
 
     kind: str = "text_files"
-    path: str = "???"  # a file, a folder (read recursively, in sorted order) or a glob pattern
-    validation_path: str | None = None  # a file, folder or pattern of its own instead of `validation_fraction`
-    text_column: str = "text"  # of files that are not plain text
-    # between the documents of a plain text file, \n being any line end and \t a tab; none: a file is one document
-    separator: str | None = None
-    format: Format = Format.auto  # text, jsonl, json, csv, tsv, parquet; auto: by each file's name and its beginning
+    path: str = setting("???", "A file, a folder (read recursively, in sorted order) or a glob pattern.")
+    validation_path: str | None = setting(
+        None, "A file, folder or pattern of validation documents, instead of validation_fraction."
+    )
+    text_column: str = setting("text", "Column of the text, in files that are not plain text.")
+    separator: str | None = setting(
+        None,
+        r"Text between the documents of a plain text file; \n is any line end, \t a tab. null: a file is one document.",
+    )
+    format: Format = setting(Format.auto, "Format of the files; auto: by each file's name and its beginning.")
 
 
 @dataclass
@@ -103,31 +110,36 @@ class HuggingFaceConfig(DataConfig):
     """A data set of the Hugging Face `datasets` library: a folder on this machine or a name on the hub."""
 
     kind: str = "hugging_face"
-    path: str = "???"  # a folder (raw files or `save_to_disk`) or a hub name such as HuggingFaceFW/fineweb-edu
-    subset: str | None = None  # what the hub calls a configuration, such as sample-10BT
-    split: str = "train"
-    validation_split: str | None = None  # a split of its own instead of `validation_fraction`
-    revision: str | None = None  # a commit or tag of the hub repository
-    text_column: str = "text"
-    max_documents: int = 0  # read only the first so many; 0 reads all of them
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_documents < 0:
-            raise ConfigError(f"data.max_documents={self.max_documents} is negative. Try data.max_documents=0 for all.")
+    path: str = setting(
+        "???", "A folder (raw files or `save_to_disk`) or a hub name such as HuggingFaceFW/fineweb-edu."
+    )
+    subset: str | None = setting(None, "A configuration of the hub's data set, such as sample-10BT.")
+    split: str = setting("train", "The split to train on.")
+    validation_split: str | None = setting(None, "The split to validate on, instead of validation_fraction.")
+    revision: str | None = setting(None, "A commit or tag of the hub's repository.")
+    text_column: str = setting("text", "Column of the text.")
+    max_documents: int = setting(
+        0,
+        "Read only the first documents, this many; 0: all.",
+        bounds="[0, inf)",
+        unit="documents",
+        hint="which reads all",
+    )
 
 
 @dataclass
 class MixtureSource:
-    """One source of a mixture: its text, and how much of it is read."""
+    """One source of a mixture: its text, and its part of the rows drawn."""
 
     text: DataConfig
-    weight: float | None = None  # its part of the rows drawn, relative to the other sources' weights
-    epochs: float | None = None  # instead of `weight`: its part is its own rows so many times
-    validation_fraction: float | None = None  # none given: the mixture's
+    weight: float | None = setting(None, "Part of the rows drawn, relative to the weights of the other sources.")
+    epochs: float | None = setting(None, "Times that the rows of this source are read, instead of a weight.")
+    validation_fraction: float | None = setting(
+        None, "Share of this source's documents for validation; null: the mixture's."
+    )
 
     def settings(self) -> dict[str, Any]:
-        """Return the one mapping in which these settings are written, without what belongs to the whole mixture."""
+        """Return the source as the mapping that a user writes, without the settings of the whole mixture."""
         own = {f.name: getattr(self.text, f.name) for f in fields(self.text) if f.name not in COMMON}
         given = {name: getattr(self, name) for name in ("weight", "epochs", "validation_fraction")}
         return own | {name: value for name, value in given.items() if value is not None}
@@ -135,12 +147,14 @@ class MixtureSource:
 
 @dataclass
 class MixtureConfig(DataConfig):
-    """Several sources, each with its exact share of the rows drawn. What sources have in common is set here for all."""
+    """Several sources, each with its exact share of the rows drawn; settings that all share are set once."""
 
     kind: str = "mixture"
-    # by name: the kind, that kind's own settings, weight or epochs, and where wanted a validation_fraction;
-    # `config/mixture_sources.py` makes a MixtureSource of each
-    sources: dict[str, Any] = field(default_factory=dict)
+    # config/mixture_sources.py makes a MixtureSource of each
+    sources: dict[str, Any] = setting(
+        default_factory=dict,
+        about="Sources by name: kind, the kind's own settings, weight or epochs, and optionally validation_fraction.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +165,7 @@ class MixtureConfig(DataConfig):
             )
 
     def parts(self) -> dict[str, DataConfig]:
-        """Return the settings of each source by its name, what is common to all filled in."""
+        """Return the settings of each source by its name, with those of the whole mixture filled in."""
         common = {name: getattr(self, name) for name in COMMON}
         found = {}
         for name, source in self.sources.items():
@@ -161,7 +175,7 @@ class MixtureConfig(DataConfig):
         return found
 
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
-        """Return what each source's `weight` says, as it was written in decimals; or its epochs times its rows."""
+        """Return each source's `weight`, exact as it was written in decimals; or its epochs times its rows."""
         return {
             name: Fraction(str(source.weight)) if source.epochs is None else Fraction(str(source.epochs)) * rows[name]
             for name, source in self.sources.items()
@@ -170,7 +184,7 @@ class MixtureConfig(DataConfig):
 
 @contextmanager
 def errors_of(source: str) -> Iterator[None]:
-    """Have an error name settings of a mixture's source as they are written there: data.sources.<source>.path=..."""
+    """Rewrite errors to name a mixture source's settings as a user writes them: data.sources.<source>.path=..."""
 
     def in_mixture(setting: re.Match[str]) -> str:
         own = setting[1] not in COMMON or setting[1] == "validation_fraction"
@@ -185,9 +199,10 @@ def errors_of(source: str) -> Iterator[None]:
 
 
 @dataclass
-class TokenizerConfig:
-    """What every tokenizer has in common."""
+class TokenizerConfig(Settings):
+    """Settings that all tokenizers share."""
 
+    prefix: ClassVar[str] = "tokenizer."
     kind: str = "?"
 
 
@@ -203,20 +218,14 @@ class BPETokenizerConfig(TokenizerConfig):
     """Byte-level byte-pair encoding trained on the data (Sennrich et al. 2016; Radford et al. 2019, section 2.2)."""
 
     kind: str = "bpe"
-    vocab_size: int = 2048  # special tokens and the 256 bytes included
-    max_training_bytes: int = 100_000_000  # learned from, spread evenly over the corpus; of a stream, its beginning
-
-    def __post_init__(self) -> None:
-        if not 260 <= self.vocab_size <= 4_294_967_296:
-            raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size} cannot hold the 256 bytes and the special tokens. "
-                "Try tokenizer.vocab_size=2048."
-            )
-        if self.max_training_bytes < 1:
-            raise ConfigError(
-                f"tokenizer.max_training_bytes={self.max_training_bytes} leaves nothing to learn from. "
-                "Try tokenizer.max_training_bytes=100000000."
-            )
+    vocab_size: int = setting(
+        2048, "Size of the vocabulary, the 256 bytes and the special tokens included.", bounds="[260, 4294967296]",
+        unit="tokens",
+    )  # fmt: skip
+    max_training_bytes: int = setting(
+        100_000_000, "Text to train the tokenizer on, spread evenly over the corpus; of a stream, its beginning.",
+        bounds="[1, inf)", unit="bytes",
+    )  # fmt: skip
 
 
 @dataclass
@@ -224,5 +233,5 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     """A Hugging Face tokenizer: a folder (tokenizer.json, vocab.json + merges.txt or vocab.txt) or a hub name."""
 
     kind: str = "pretrained"
-    path: str = "???"
-    revision: str | None = None
+    path: str = setting("???", "A folder with the tokenizer's files, or a hub name.")
+    revision: str | None = setting(None, "A commit or tag of the hub's repository.")

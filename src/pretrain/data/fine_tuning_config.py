@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pretrain.config.setting import setting
 from pretrain.data.config import DataConfig, Format, Mode, Packing
 from pretrain.data.escapes import read_escapes
 from pretrain.errors import ConfigError
@@ -13,13 +14,15 @@ _PLACEHOLDERS = ("{prompt}", "{response}")
 
 @dataclass
 class AnnotatedConfig(DataConfig):
-    """What documents with something to learn beside their text have in common: they stand whole in their rows."""
+    """Settings of annotated documents, which are never split over rows."""
 
-    reads: ClassVar[str]  # what is in the files, in words
-    path: str = "???"  # a file, a folder (read recursively, in sorted order) or a glob pattern
-    validation_path: str | None = None  # a file, folder or pattern of its own instead of `validation_fraction`
-    format: Format = Format.auto  # text, jsonl, json, csv, tsv, parquet; auto: by each file's name and its beginning
-    packing: Packing = Packing.whole
+    reads: ClassVar[str]  # the content of the files, in words
+    path: str = setting("???", "A file, a folder (read recursively, in sorted order) or a glob pattern.")
+    validation_path: str | None = setting(
+        None, "A file, folder or pattern of validation documents, instead of validation_fraction."
+    )
+    format: Format = setting(Format.auto, "Format of the files; auto: by each file's name and its beginning.")
+    packing: Packing = setting(Packing.whole, "How documents share rows of a fixed length: whole.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,7 +33,7 @@ class AnnotatedConfig(DataConfig):
             )
         if self.packing is not Packing.whole:
             raise ConfigError(
-                f"data.packing={self.packing.name} may cut a document in two, and of {self.reads} each has to stand in "
+                f"data.packing={self.packing.name} may split a document, and {self.reads} must each stay in "
                 "one row. Try data.packing=whole."
             )
         if not self.document_mask:
@@ -46,10 +49,10 @@ class PairsConfig(AnnotatedConfig):
 
     reads: ClassVar[str] = "pairs of prompt and response"
     kind: str = "pairs"
-    prompt_column: str = "prompt"
-    response_column: str = "response"
-    # \n is a new line, \t a tab; something has to part the two, or its tokens would not tell where a prompt ends
-    template: str = "{prompt}\\n{response}"
+    prompt_column: str = setting("prompt", "Column of the prompt.")
+    response_column: str = setting("response", "Column of the response.")
+    # without text between the two, no token would mark the end of a prompt
+    template: str = setting("{prompt}\\n{response}", r"Prompt template; \n is a new line, \t a tab.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +64,7 @@ class PairsConfig(AnnotatedConfig):
             )
 
     def prompt_template(self) -> tuple[str, str]:
-        """Return what the template has before the prompt, and between prompt and response."""
+        """Return the template's text before the prompt, and between prompt and response."""
         before, between = read_escapes(self.template).removesuffix("{response}").split("{prompt}")
         return before, between
 
@@ -72,5 +75,7 @@ class LabelledTextConfig(AnnotatedConfig):
 
     reads: ClassVar[str] = "texts with labels"
     kind: str = "labelled"
-    text_column: str = "text"  # of files with columns
-    label_column: str = "label"  # a first line of text, tab, label that ends in it is a heading and passed over
+    text_column: str = setting("text", "Column of the text, in files with columns.")
+    label_column: str = setting(
+        "label", "Column of the label; a first line of text, tab, label that ends in this name is a heading."
+    )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 from pretrain.config.run import RunConfig
+from pretrain.config.setting import setting
 
 
 class Part(Enum):
@@ -20,7 +21,7 @@ class Part(Enum):
 class DoctorConfig(RunConfig):
     """The settings of a training run, which is checked at small size."""
 
-    doctor: Part = Part.all
+    doctor: Part = setting(Part.all, "The part to check.")
 
     def run_config(self) -> RunConfig:
         """Return the settings of the run without those of the doctor."""

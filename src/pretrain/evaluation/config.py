@@ -1,8 +1,10 @@
-"""Settings of scoring: which task, on what, and how much of it."""
+"""Settings of scoring: which task, on which text, and how much of it."""
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
+from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
 from pretrain.errors import ConfigError
 from pretrain.training.config import PathsConfig
@@ -26,33 +28,48 @@ FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze)
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Settings):
     """Score a trained model on a task."""
 
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    dtype: str = "fp32"  # what holding them otherwise costs: bf16, or int8 on processors
-    task: Task = Task.documents
-    path: str | None = None  # files: text, or the examples of a task; none given: the run's own validation documents
-    text_column: str = "text"  # of files with documents that are not plain text
-    format: Format = Format.auto  # of files with documents: text, jsonl, json, csv, tsv, parquet; auto: as they look
-    batch_size: int = 16  # rows, of task=documents
-    max_rows: int = 0  # of each source, of task=documents; 0 scores all
-    batch_tokens: int = 4096  # in one forward pass, of every other task
-    max_examples: int = 0  # evenly spaced over all of them; 0: all, but 1,000 documents of each kind for memorization
-    delimiter: str = " "  # between query and choice, or context and continuation; \n is a new line
-    prompt_tokens: int = 32  # of a document's beginning, for task=memorization
-    new_tokens: int = 32  # that are compared with the document, for task=memorization
-    device: str = "cpu"  # where the model is read: cpu, cuda, mps
-    output: str | None = None  # a file for figures and settings, as JSON
+    checkpoint: str = setting(
+        "auto", "A run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run."
+    )
+    dtype: str = setting("fp32", "Number format of the weights: fp32, bf16, or int8 on CPUs.")
+    task: Task = setting(Task.documents, "What to score the model on.")
+    path: str | None = setting(
+        None, "Files of text, or of a task's examples; null: the run's own validation documents."
+    )
+    text_column: str = setting("text", "Column of the text, in files of documents that are not plain text.")
+    format: Format = setting(Format.auto, "Format of files of documents; auto: by each file's name and its beginning.")
+    batch_size: int = setting(16, "task=documents: rows of a forward pass.", bounds="[1, inf)", unit="rows", example=32)
+    max_rows: int = setting(
+        0,
+        "task=documents: rows of each source; 0: all.",
+        bounds="[0, inf)",
+        unit="rows",
+        example=500,
+        hint="or 0 for all",
+    )
+    batch_tokens: int = setting(
+        4096, "Other tasks: tokens of a forward pass.", bounds="[1, inf)", unit="tokens", example=32
+    )
+    max_examples: int = setting(
+        0, "Examples to score, evenly spaced; 0: all, and for memorization 1,000 documents of each kind.",
+        bounds="[0, inf)", unit="examples", example=500, hint="or 0 for all",
+    )  # fmt: skip
+    delimiter: str = setting(" ", r"Text between query and choice, or context and completion; \n is a new line.")
+    prompt_tokens: int = setting(
+        32, "task=memorization: tokens of a document's beginning.", bounds="[1, inf)", unit="tokens"
+    )
+    new_tokens: int = setting(
+        32, "task=memorization: tokens compared with the document.", bounds="[1, inf)", unit="tokens"
+    )
+    device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
+    output: str | None = setting(None, "A JSON file for figures and settings.")
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_tokens", "prompt_tokens", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is below 1. Try {name}=32.")
-        for name in ("max_rows", "max_examples"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} is negative. Try {name}=500, or 0 for all.")
+        super().__post_init__()
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
         if self.task is Task.memorization and self.path is not None:
@@ -62,27 +79,30 @@ class EvalConfig:
 
 
 @dataclass
-class ScoresConfig:
-    """Tasks that a model is scored on while it trains and at the end, on a fixed part of each file."""
+class ScoresConfig(Settings):
+    """Tasks that score the model while it trains and at the end, on a fixed part of each file."""
 
-    every_n_steps: int = 0  # 0: never
-    minimal_pairs: list[str] = field(default_factory=list)  # files of examples; the figures take the file's name
-    multiple_choice: list[str] = field(default_factory=list)
-    cloze: list[str] = field(default_factory=list)
-    max_examples: int = 500  # of each file, evenly spaced; 0: all
-    delimiter: str = " "  # between query and choice, or context and continuation; \n is a new line
-    batch_tokens: int = 4096  # in one forward pass
+    prefix: ClassVar[str] = "scores."
+    every_n_steps: int = setting(
+        0, "Steps between scores; 0: never.", bounds="[0, inf)", unit="optimizer steps", example=500
+    )
+    minimal_pairs: list[str] = setting(
+        default_factory=list, about="Files of sentence pairs, as in BLiMP; figures are named after the file."
+    )
+    multiple_choice: list[str] = setting(default_factory=list, about="Files of questions with choices, as HellaSwag.")
+    cloze: list[str] = setting(default_factory=list, about="Files of passages whose last word is missing, as LAMBADA.")
+    max_examples: int = setting(
+        500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
+    )
+    delimiter: str = setting(" ", r"Text between query and choice, or context and completion; \n is a new line.")
+    batch_tokens: int = setting(4096, "Tokens of a forward pass.", bounds="[1, inf)", unit="tokens")
 
     def files(self) -> list[tuple[Task, str]]:
-        """Return every file with the task that it holds examples of."""
+        """Return every file of examples with its task."""
         return [(task, path) for task in FROM_FILES for path in getattr(self, task.name)]
 
     def __post_init__(self) -> None:
-        for name in ("every_n_steps", "max_examples"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"scores.{name}={getattr(self, name)} is negative. Try scores.{name}=500.")
-        if self.batch_tokens < 1:
-            raise ConfigError(f"scores.batch_tokens={self.batch_tokens} is below 1. Try scores.batch_tokens=4096.")
+        super().__post_init__()
         if self.every_n_steps and not self.files():
             raise ConfigError(
                 f"scores.every_n_steps={self.every_n_steps} has nothing to score. "

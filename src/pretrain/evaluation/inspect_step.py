@@ -51,7 +51,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
         raise ConfigError(
             f"step={step} was read in another order: after step {changed} the run went on with another seed, "
             f"model.context_length, data.packing or part of a source. Try step={changed + 1} or later; "
-            "ledger.jsonl lists what was read before, where logger.ledger=true."
+            "ledger.jsonl lists what was read before, where logging.ledger=true."
         )
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), report=lambda text: None)
     stream = training_rows(prepared, config.data, config.model.context_length, config.seed)

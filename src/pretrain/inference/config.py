@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypedDict
 
-from pretrain.config.seed import MAX_SAMPLING_SEED, check_seed
+from pretrain.config.setting import Settings, setting
 from pretrain.training.config import PathsConfig
+
+MAX_SAMPLING_SEED = 2**64 - 1  # of a torch.Generator
 
 
 class InferenceDtype(Enum):
@@ -18,37 +20,66 @@ class InferenceDtype(Enum):
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(Settings):
     """Continue a prompt, or fill its masks, with a trained model."""
 
-    checkpoint: str = "auto"  # a run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run
-    device: str = "cpu"  # where the model is read: cpu, cuda, mps
-    dtype: InferenceDtype = InferenceDtype.fp32  # bf16: in half the memory, for GPUs; int8: faster on processors
-    prompt: str = "The"  # \n is a new line, \t a tab, \\ a backslash
-    max_new_tokens: int | None = None  # none given: as many as the context allows, 100 at most
-    temperature: float = 0.8  # 0 always takes the likeliest token
-    top_k: int | None = None  # of the likeliest tokens to choose from; fill-in answers shown
-    top_p: float | None = None  # choose among the likeliest tokens that together have this probability
-    min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
-    repetition_penalty: float = 1.1  # above 1: what was said becomes less likely
-    stop: list[str] = field(default_factory=list)  # the text ends before the first of these; \n is a new line
-    seed: int = 0
-    log_probabilities: bool = False  # also show each token that was written and how likely it was
+    checkpoint: str = setting(
+        "auto", "A run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run."
+    )
+    device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
+    dtype: InferenceDtype = setting(InferenceDtype.fp32, "Number format of the weights: fp32, bf16, or int8 on CPUs.")
+    prompt: str = setting("The", r"Text to continue, or to fill masks in; \n is a new line, \t a tab, \\ a backslash.")
+    max_new_tokens: int | None = setting(
+        None,
+        "Most tokens of the completion; null: as many as the context allows, 100 at most.",
+        bounds="[1, inf)",
+        unit="tokens",
+        example=100,
+    )
+    temperature: float = setting(
+        0.8,
+        "Softness of the choice; 0: always the most likely token.",
+        bounds="[0.0, inf)",
+        hint="or 0 for the most likely token",
+    )
+    top_k: int | None = setting(
+        None, "Most likely tokens to choose among; with masks, the predictions shown.", bounds="[1, inf)", example=50
+    )
+    top_p: float | None = setting(
+        None,
+        "Choose among the most likely tokens that together have this probability (Holtzman et al. 2020).",
+        bounds="(0.0, 1.0]",
+        example=0.95,
+    )
+    min_p: float | None = setting(
+        None,
+        "Choose among tokens with at least this share of the most likely token's probability.",
+        bounds="(0.0, 1.0]",
+        example=0.05,
+    )
+    repetition_penalty: float = setting(
+        1.1,
+        "Above 1: tokens of the text so far become less likely (Keskar et al. 2019).",
+        bounds="(0.0, inf)",
+        hint="or 1 for none",
+    )
+    stop: list[str] = setting(
+        default_factory=list, about=r"The completion ends before the first of these texts; \n is a new line."
+    )
+    seed: int = setting(0, "Seed of the choice: the same seed gives the same text.", bounds=f"[0, {MAX_SAMPLING_SEED}]")
+    log_probabilities: bool = setting(False, "Print each token of the completion with its probability.")
     paths: PathsConfig = field(default_factory=PathsConfig)
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed, MAX_SAMPLING_SEED)
 
 
 class GenerationOptions(TypedDict, total=False):
     """How a prompt is continued; every option may be left out."""
 
-    max_new_tokens: int | None  # none: as many as the context allows, 100 at most
-    temperature: float  # 0.8; 0 always takes the likeliest token
-    top_k: int | None  # choose among so many of the likeliest tokens
-    top_p: float | None  # choose among the likeliest that together have this probability
-    min_p: float | None  # choose among tokens at least this share as likely as the likeliest
-    repetition_penalty: float  # 1, none; above 1 what was said becomes less likely
-    stop: str | Sequence[str]  # the text ends before the first of these
-    seed: int | None  # the same seed gives the same text; none: another one each time
-    use_cache: bool  # true; without, the text is read anew for every token
+    max_new_tokens: int | None  # None: as many as the context allows, 100 at most
+    temperature: float  # 0.8; 0: always the most likely token
+    top_k: int | None  # choose among this many most likely tokens
+    top_p: float | None  # choose among the most likely tokens that together have this probability
+    min_p: float | None  # choose among tokens with at least this share of the most likely token's probability
+    repetition_penalty: float  # 1: none; above 1 tokens of the text so far become less likely
+    stop: str | Sequence[str]  # the completion ends before the first of these
+    seed: int | None  # the same seed gives the same text; None: another text each time
+    use_cache: bool  # true; false computes the whole text again for every token

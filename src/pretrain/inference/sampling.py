@@ -1,13 +1,13 @@
 """From logits to the next token."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from pretrain.config.seed import MAX_SAMPLING_SEED, check_seed
-from pretrain.errors import ConfigError
+from pretrain.config.setting import check, description
+from pretrain.inference.config import GenerateConfig
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,8 @@ class Sampling:
     min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
 
     def __post_init__(self) -> None:
-        if self.seed is not None:
-            check_seed(self.seed, MAX_SAMPLING_SEED)
-        if not 0.0 <= self.temperature < math.inf:
-            raise ConfigError(
-                f"temperature={self.temperature} is not a number from 0 up. "
-                "Try temperature=0.8, or 0 for the likeliest."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} leaves no token to choose. Try top_k=50.")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p={self.top_p} is not a probability above 0 and up to 1. Try top_p=0.95.")
-        if self.min_p is not None and not 0.0 < self.min_p <= 1.0:
-            raise ConfigError(f"min_p={self.min_p} is not a share above 0 and up to 1. Try min_p=0.05.")
-        if not 0.0 < self.repetition_penalty < math.inf:
-            raise ConfigError(
-                f"repetition_penalty={self.repetition_penalty} is not a number above 0. "
-                "Try repetition_penalty=1.1, or 1 for none."
-            )
+        for each in fields(self):
+            check(each.name, getattr(self, each.name), description(GenerateConfig, each.name))
 
 
 class Sampler:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class NormPosition(Enum):
 
 
 class Position(Enum):
-    """How a token knows where it stands."""
+    """How a token's position enters the model."""
 
     learned = "learned"
     rope = "rope"  # Su et al. 2021, https://arxiv.org/abs/2104.09864
@@ -45,7 +46,7 @@ class Activation(Enum):
 
 
 class Head(Enum):
-    """What stands between the last hidden state and the vocabulary."""
+    """Layers between the last hidden state and the vocabulary."""
 
     linear = "linear"
     mlm = "mlm"  # dense, activation, norm, then vocabulary with a bias (Devlin et al. 2019, its reference code)
@@ -75,17 +76,34 @@ class RopeScaling(Enum):
 
 
 @dataclass
-class RopeScalingConfig:
+class RopeScalingConfig(Settings):
     """Stretching of rotary positions; `factor` = 1 leaves them alone."""
 
-    kind: RopeScaling = RopeScaling.none
-    factor: float = 1.0
-    low_freq_factor: float = 1.0  # llama3: wavelengths above original_context_length / this are stretched in full
-    high_freq_factor: float = 4.0  # llama3: wavelengths below original_context_length / this are kept
-    original_context_length: int = 8192  # llama3: tokens
+    prefix: ClassVar[str] = "model.rope_scaling."
+    kind: RopeScaling = setting(RopeScaling.none, "How rotary frequencies are stretched.")
+    factor: float = setting(1.0, "New context length over the one of training.", bounds="[1.0, inf)")
+    low_freq_factor: float = setting(
+        1.0, "llama3: wavelengths above original_context_length / low_freq_factor are stretched in full.",
+        bounds="(0.0, inf)",
+    )  # fmt: skip
+    high_freq_factor: float = setting(
+        4.0, "llama3: wavelengths below original_context_length / high_freq_factor are kept.", bounds="(0.0, inf)"
+    )
+    original_context_length: int = setting(
+        8192, "llama3: context length of the training.", bounds="[1, inf)", unit="tokens"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"model.rope_scaling.low_freq_factor={self.low_freq_factor} must be below "
+                f"high_freq_factor={self.high_freq_factor}. Try model.rope_scaling.low_freq_factor=1.0 "
+                "model.rope_scaling.high_freq_factor=4.0."
+            )
 
 
-_MOST_HEADS = 10_000  # among which a number of heads is looked for that works
+_MOST_HEADS = 10_000  # largest number of heads that an error proposes
 
 
 def _divisors(number: int) -> list[int]:
@@ -94,12 +112,17 @@ def _divisors(number: int) -> list[int]:
 
 
 @dataclass
-class ModelConfig:
-    """What every model has in common."""
+class ModelConfig(Settings):
+    """Settings that all models share."""
 
+    prefix: ClassVar[str] = "model."
     kind: str = "?"
-    context_length: int = 1024  # tokens in one row, the furthest a position can be from the first
-    vocab_multiple: int = 1  # the vocabulary is rounded up to a multiple of this
+    context_length: int = setting(
+        1024, "Tokens of a row, the longest context.", bounds=f"[1, {1 << 24}]", unit="tokens"
+    )
+    vocab_multiple: int = setting(
+        1, "The vocabulary is padded to a multiple of this; 64 or 128 suits GPUs.", bounds=f"[1, {1 << 20}]"
+    )
 
     def vocabulary(self, tokenizer_vocab_size: int) -> int:
         """Return the rows of the embedding for a tokenizer of this many ids."""
@@ -108,46 +131,66 @@ class ModelConfig:
 
 @dataclass
 class TransformerConfig(ModelConfig):
-    """Shape of a Transformer. Who may attend to whom is the objective's choice, not the model's."""
+    """Shape of a Transformer. The objective chooses causal or bidirectional attention, not the model."""
 
     kind: str = "transformer"
-    n_layers: int = 12
-    d_model: int = 768  # width of the residual stream
-    n_heads: int = 12
-    n_kv_heads: int | None = None  # fewer than n_heads: grouped-query attention; none given: n_heads
-    head_dim: int | None = None  # of one head; none given: d_model / n_heads
-    d_ff: int | None = None  # hidden width of the feed-forward layer; none given: 4 d_model
-    feed_forward: Activation = Activation.gelu_tanh
-    norm: Norm = Norm.layer
-    norm_position: NormPosition = NormPosition.pre
-    norm_eps: float = 1e-5
-    norm_bias: bool = True  # layer norm only
-    norm_first_block: bool = True  # false: the first block's attention reads the embedding norm directly (ModernBERT)
-    embedding_norm: bool = False
-    position: Position = Position.learned
-    rope_base: float = 10_000.0
-    rope_base_local: float | None = None  # of layers with a window; none given: rope_base
+    n_layers: int = setting(12, "Blocks.", bounds="[1, 10000]")
+    d_model: int = setting(768, "Width of the residual stream.", bounds=f"[1, {1 << 20}]", unit="channels")
+    n_heads: int = setting(12, "Attention heads.", bounds="[1, 65536]")
+    n_kv_heads: int | None = setting(
+        None, "Heads of keys and values; fewer than n_heads: grouped-query attention. null: n_heads."
+    )
+    head_dim: int | None = setting(
+        None, "Width of a head; null: d_model / n_heads.", bounds="[1, 65536]", unit="channels", example=64
+    )
+    d_ff: int | None = setting(
+        None, "Hidden width of the feed-forward layer; null: 4 d_model.", bounds=f"[1, {1 << 24}]", unit="channels",
+        example=4096,
+    )  # fmt: skip
+    feed_forward: Activation = setting(Activation.gelu_tanh, "Activation of the feed-forward layer; *glu are gated.")
+    norm: Norm = setting(Norm.layer, "How activations are normalized.")
+    norm_position: NormPosition = setting(NormPosition.pre, "Normalize a block's input, or the sum behind it.")
+    norm_eps: float = setting(1e-5, "Added to the variance, or to the mean square.", bounds="(0.0, inf)")
+    norm_bias: bool = setting(True, "Give layer norms a bias.")
+    norm_first_block: bool = setting(
+        True, "Normalize the input of the first block's attention; false where embedding_norm did so (ModernBERT)."
+    )
+    embedding_norm: bool = setting(False, "Normalize the embeddings.")
+    position: Position = setting(Position.learned, "How a token's position enters: learned embeddings, or rotary.")
+    rope_base: float = setting(10_000.0, "Base of the rotary wavelengths.", bounds="(0.0, inf)")
+    rope_base_local: float | None = setting(
+        None, "Base in layers with a sliding window; null: rope_base.", bounds="(0.0, inf)", example=10000
+    )
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
-    bias: bool = True  # of every linear layer except the head
-    qkv_bias: bool | None = None  # of the query, key and value projections; none given: bias
-    qk_norm: bool = False  # normalize each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)
-    sliding_window: int | None = (
-        None  # tokens a local layer sees: the last so many if causal, half to either side if not
+    bias: bool = setting(True, "Give every linear layer a bias, but for the head.")
+    qkv_bias: bool | None = setting(None, "Give query, key and value projections a bias; null: as bias has it.")
+    qk_norm: bool = setting(
+        False, "Normalize each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)."
     )
-    global_attention_every: int = (
-        1  # with a window: layers 0, n, 2n, ... see everything, the others their window; 0: none does
+    sliding_window: int | None = setting(
+        None, "Tokens a local layer attends to: the last ones if causal, else half on either side. null: all.",
+        bounds="[1, inf)", unit="tokens", example=128, hint="or null for none",
+    )  # fmt: skip
+    global_attention_every: int = setting(
+        1, "With sliding_window: layers 0, n, 2n, ... attend to the whole row; 0: none does.", bounds="[0, inf)"
     )
-    token_types: int = 0  # segment embeddings (BERT has 2; a packed row uses segment 0)
-    head: Head = Head.linear
-    tie_embeddings: bool = True  # the head shares the token embedding's matrix
-    dropout: float = 0.0  # of embeddings and of what each sub-layer adds
-    attention_dropout: float = 0.0
-    init: Init = Init.normal
-    init_std: float = 0.02
-    residual_init: ResidualInit = ResidualInit.scaled
+    token_types: int = setting(
+        0, "Segment embeddings: BERT has 2, and a packed row uses segment 0.", bounds="[0, 65536]"
+    )
+    head: Head = setting(Head.linear, "Layers between the last hidden state and the vocabulary.")
+    tie_embeddings: bool = setting(True, "The head shares the token embedding's matrix.")
+    dropout: float = setting(
+        0.0, "Dropout of embeddings and of each sub-layer's output.", bounds="[0.0, 1.0)", example=0.1
+    )
+    attention_dropout: float = setting(0.0, "Dropout of attention probabilities.", bounds="[0.0, 1.0)", example=0.1)
+    init: Init = setting(Init.normal, "Distribution of the initial weights.")
+    init_std: float = setting(0.02, "Standard deviation of the initial weights.", bounds="(0.0, inf)")
+    residual_init: ResidualInit = setting(
+        ResidualInit.scaled, "Initial scale of the matrices that write into the residual stream."
+    )
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        super().__post_init__()
         if self.head_dim is None and self.d_model % self.n_heads:
             nearest = self.n_heads * max(1, round(self.d_model / self.n_heads))
             raise ConfigError(
@@ -164,49 +207,6 @@ class TransformerConfig(ModelConfig):
             raise ConfigError(
                 f"model.position=rope turns pairs of channels, but a head is {self.attention_head_dim} wide. "
                 f"Try model.head_dim={self.attention_head_dim + 1}."
-            )
-        self._check_shares_and_reach()
-
-    def _check_numbers(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "context_length", "vocab_multiple", "head_dim", "d_ff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name}={value} is below 1. Try model.{name}=1.")
-        if self.token_types < 0:
-            raise ConfigError(f"model.token_types={self.token_types} is negative. Try model.token_types=0.")
-        for name, usual in (("norm_eps", 1e-5), ("init_std", 0.02), ("rope_base", 1e4), ("rope_base_local", 1e4)):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ConfigError(f"model.{name}={value} is not a number above 0. Try model.{name}={usual}.")
-
-    def _check_shares_and_reach(self) -> None:
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(
-                    f"model.{name}={getattr(self, name)} is not a share from 0 up to but not including 1. "
-                    f"Try model.{name}=0.1."
-                )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ConfigError(
-                f"model.sliding_window={self.sliding_window} lets a token see nothing. "
-                "Try model.sliding_window=128 or null."
-            )
-        if self.global_attention_every < 0:
-            raise ConfigError(
-                f"model.global_attention_every={self.global_attention_every} is negative. "
-                "Try model.global_attention_every=1."
-            )
-        scaling = self.rope_scaling
-        if not 1.0 <= scaling.factor < math.inf:
-            raise ConfigError(
-                f"model.rope_scaling.factor={scaling.factor} would shrink the context. "
-                "Try model.rope_scaling.factor=1.0."
-            )
-        if not 0.0 < scaling.low_freq_factor < scaling.high_freq_factor < math.inf:
-            raise ConfigError(
-                f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor} must be above 0 and below "
-                f"high_freq_factor={scaling.high_freq_factor}. Try model.rope_scaling.low_freq_factor=1.0 "
-                "model.rope_scaling.high_freq_factor=4.0."
             )
 
     @property
@@ -235,7 +235,7 @@ class TransformerConfig(ModelConfig):
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
     def layer_window(self, layer: int) -> int | None:
-        """Return how many tokens this layer sees, or none where it sees everything."""
+        """Return the tokens that this layer attends to; None: all of the row."""
         is_global = self.sliding_window is None or (
             self.global_attention_every > 0 and layer % self.global_attention_every == 0
         )
@@ -290,9 +290,9 @@ class TransformerConfig(ModelConfig):
         }
 
     def build(self, vocab_size: int, causal: bool, n_labels: int | None = None) -> Transformer:
-        """Return the model with uninitialised weights, on the current default device.
+        """Return the model with uninitialized weights, on the current default device.
 
-        With `n_labels` it tells so many labels of texts apart instead of predicting tokens.
+        With `n_labels` it has a head that classifies texts instead of predicting tokens.
         """
         from pretrain.models.transformer import Transformer  # here: reading settings must not load torch
 

@@ -1,12 +1,12 @@
-"""Settings of the objective: what the model learns to predict, and from which side it may look."""
+"""Settings of the objective: what the model learns to predict, and in which direction it attends."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Vocabulary(Protocol):
-    """What an objective needs to know of the tokenizer."""
+    """The properties of a tokenizer that objectives use."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -32,29 +32,29 @@ class Vocabulary(Protocol):
 
 
 @dataclass
-class ObjectiveConfig:
-    """What every objective has in common."""
+class ObjectiveConfig(Settings):
+    """Settings that all objectives share."""
 
+    prefix: ClassVar[str] = "objective."
     kind: str = "?"
-    z_loss: float = 0.0  # times (log Z)^2 in the gradient, against logits that drift; losses are told without; try 1e-4
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.z_loss < math.inf:
-            raise ConfigError(f"objective.z_loss={self.z_loss} is not a number from 0 up. Try objective.z_loss=1e-4.")
+    z_loss: float = setting(
+        0.0, "Weight of (log Z)^2 in the gradient, against logits that drift; logged losses leave it out.",
+        bounds="[0.0, inf)", example=1e-4,
+    )  # fmt: skip
 
     @property
     def causal(self) -> bool:
-        """Whether the model continues a text: a position may only see those before it."""
-        raise TypeError(f"objective {self.kind!r} does not say which way attention looks")
+        """Whether attention is causal: the model continues a text."""
+        raise TypeError(f"objective {self.kind!r} has no `causal`")
 
     @property
     def fills_masks(self) -> bool:
-        """Whether the model fills masks: where it does, a position may see the whole text."""
+        """Whether the model fills masks, and then attends to the whole text."""
         return not self.causal
 
     @property
     def n_labels(self) -> int | None:
-        """How many labels the model tells apart; none where it predicts tokens."""
+        """The number of labels that the model classifies texts by; None where it predicts tokens."""
         return None
 
     def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
@@ -84,7 +84,7 @@ class CausalConfig(ObjectiveConfig):
 
 
 class MaskingUnit(Enum):
-    """What is hidden as one."""
+    """What is hidden together."""
 
     token = "token"
     whole_word = "whole_word"  # all tokens of a word (the second release of Devlin et al. 2019)
@@ -93,39 +93,29 @@ class MaskingUnit(Enum):
 
 @dataclass
 class MaskingConfig(ObjectiveConfig):
-    """Which tokens are hidden, and what stands in their place."""
+    """Which tokens are hidden, and what replaces them."""
 
-    mask_probability: float = 0.15  # share of a row's tokens to predict; special tokens are never among them
-    mask_token_prob: float = 0.8  # of the tokens to predict, replaced by [MASK]
-    unit: MaskingUnit = MaskingUnit.token
-    mean_span: float = 3.8  # with unit=span: tokens in a span, on average
-    random_token_prob: float = 0.1  # of the tokens to predict, replaced by any token; the rest stay as they are
+    mask_probability: float = setting(
+        0.15, "Share of a row's tokens to predict; special tokens are never among them.", bounds="(0.0, 1.0)"
+    )
+    mask_token_prob: float = setting(0.8, "Share of the tokens to predict that [MASK] replaces.", bounds="[0.0, 1.0]")
+    unit: MaskingUnit = setting(MaskingUnit.token, "What is hidden together: single tokens, whole words, or spans.")
+    mean_span: float = setting(3.8, "unit=span: mean length of a span.", bounds="[1.0, inf)", unit="tokens")
+    random_token_prob: float = setting(
+        0.1, "Share of the tokens to predict that a random token replaces; the rest stay.", bounds="[0.0, 1.0]"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.mask_probability < 1.0:
-            raise ConfigError(
-                f"objective.mask_probability={self.mask_probability} is not a share between 0 and 1. "
-                "Try objective.mask_probability=0.15."
-            )
-        if not (
-            self.mask_token_prob >= 0
-            and self.random_token_prob >= 0
-            and self.mask_token_prob + self.random_token_prob <= 1
-        ):
+        if self.mask_token_prob + self.random_token_prob > 1:
             raise ConfigError(
                 f"objective.mask_token_prob={self.mask_token_prob} and "
-                f"objective.random_token_prob={self.random_token_prob} must be shares that add up "
-                "to at most 1. Try objective.mask_token_prob=0.8 objective.random_token_prob=0.1."
-            )
-
-        if not 1.0 <= self.mean_span < math.inf:
-            raise ConfigError(
-                f"objective.mean_span={self.mean_span} is not a number from 1 up. Try objective.mean_span=3.8."
+                f"objective.random_token_prob={self.random_token_prob} add up to more than 1. "
+                "Try objective.mask_token_prob=0.8 objective.random_token_prob=0.1."
             )
 
     def build_masked(self, vocabulary: Vocabulary, seed: int, shift_targets: bool) -> Masked:
-        """Return the masked objective; `shift_targets`: a hidden token is predicted at the place before its own."""
+        """Return the masked objective; `shift_targets`: the position before a hidden token predicts it."""
         from pretrain.objectives.masked import Masked
 
         if vocabulary.mask_id is None:
@@ -166,15 +156,10 @@ class HybridConfig(MaskingConfig):
     """
 
     kind: str = "hybrid"
-    masked_rows: float = 0.5  # share of the rows that are masked; the others are causal
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.masked_rows < 1.0:
-            raise ConfigError(
-                f"objective.masked_rows={self.masked_rows} is not a share between 0 and 1. "
-                "Try objective.masked_rows=0.5, or objective=causal or masked for rows of one kind."
-            )
+    masked_rows: float = setting(
+        0.5, "Share of the rows that are masked; the others are causal.", bounds="(0.0, 1.0)",
+        hint="or objective=causal or masked for rows of one kind",
+    )  # fmt: skip
 
     @property
     def causal(self) -> bool:
@@ -191,28 +176,28 @@ class HybridConfig(MaskingConfig):
 
 
 class Pooling(Enum):
-    """Which hidden states stand for a text."""
+    """Which hidden states represent a text."""
 
-    auto = "auto"  # mean where the model reads both ways, last where it reads from left to right
+    auto = "auto"  # mean where attention is bidirectional, last where it is causal
     first = "first"  # of the token that begins a document, as BERT's [CLS]
-    last = "last"  # of its last token, the only one that has seen all of a text read from left to right
+    last = "last"  # of its last token, the only one that attends to the whole text under causal attention
     mean = "mean"  # of all its tokens
 
 
 @dataclass
 class ClassifyConfig(ObjectiveConfig):
-    """Say which label a text has, by a head of its own in place of the vocabulary's."""
+    """Predict the label of a text with a head of its own instead of the vocabulary's."""
 
     kind: str = "classify"
-    left_to_right: bool = False  # how attention reads: as it did in the base; model=imported sets it
-    pooling: Pooling = Pooling.auto
-    labels: list[str] = field(default_factory=list)  # none given: those of the training data, in order of spelling
+    left_to_right: bool = setting(False, "Causal attention, as in a causal base; model=imported sets it.")
+    pooling: Pooling = setting(Pooling.auto, "Which hidden states represent a text.")
+    labels: list[str] = setting(default_factory=list, about="Labels to predict; []: those of the data, sorted.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.left_to_right and self.pooling is Pooling.first:
             raise ConfigError(
-                "objective.pooling=first takes a position that has seen nothing of the text where "
+                "objective.pooling=first takes a position that attends to nothing of the text where "
                 "objective.left_to_right=true. Try objective.pooling=last."
             )
         if len(set(self.labels)) < len(self.labels):

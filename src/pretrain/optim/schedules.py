@@ -4,60 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
-from pretrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
+from pretrain.config.setting import Settings, setting
 
 
 @dataclass
-class ScheduleConfig:
-    """What every schedule has in common: a linear warm-up to the height, which its last step has.
+class ScheduleConfig(Settings):
+    """Settings that all schedules share: a linear warm-up, whose last step has the peak rate.
 
-    A run of N steps has the steps 0 to N - 1. From the warm-up on, the rate never jumps: each schedule begins its
-    course at the height, also where its decay would begin before the warm-up ends.
+    A run of N steps has the steps 0 to N - 1. The rate never jumps behind the warm-up: each schedule begins at the
+    peak, also where its decay would begin before the warm-up ends.
     """
 
+    prefix: ClassVar[str] = "schedule."
     kind: str = "?"
-    warmup_steps: int = 100
-    warmup_tokens: int | None = None  # read in the warm-up, instead of a number of steps
+    warmup_steps: int = setting(
+        100, "Steps over which the learning rate rises to its peak.", bounds="[0, inf)", unit="optimizer steps",
+        example=0,
+    )  # fmt: skip
+    warmup_tokens: int | None = setting(
+        None, "Length of the warm-up in tokens, instead of warmup_steps.", bounds="[0, inf)", unit="tokens", example=0
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("warmup_steps", "warmup_tokens"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"schedule.{name}={getattr(self, name)} is negative. Try schedule.{name}=0.")
+    def lr_multiplier(self, step: int, max_steps: float) -> float:
+        """Return the learning rate of optimizer step `step` (from 0) over its peak.
 
-    def share(self, step: int, max_steps: float) -> float:
-        """Return the learning rate of optimizer step `step` (from 0) as a share of its height.
-
-        `max_steps` is the length of the run, or what it will come to at its present pace where it ends by the clock.
+        `max_steps` is the length of the run; where the run ends by the clock, its estimate at the current pace.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step, max_steps)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
-        """Return the share of the learning rate at a step behind the warm-up."""
-        raise TypeError(f"schedule {self.kind!r} has no course")
+        """Return the learning rate over its peak at a step behind the warm-up."""
+        raise TypeError(f"schedule {self.kind!r} has no after_warmup()")
 
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    """Half a cosine from the height to `min_lr_ratio` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
+    """Half a cosine from the peak to `min_lr_ratio` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
 
     It would reach `min_lr_ratio` at the step behind the last. With n steps behind the warm-up, the last step has
-    min_lr_ratio + (1 - min_lr_ratio) (1 - cos(pi / n)) / 2, which is above it by a 1 / n^2 part: no step is lost to a
-    rate of 0.
+    min_lr_ratio + (1 - min_lr_ratio) (1 - cos(pi / n)) / 2, above it by a part of order 1 / n^2: no step has rate 0.
     """
 
     kind: str = "cosine"
-    min_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_min_lr_ratio(self.min_lr_ratio, 0.1)
+    min_lr_ratio: float = setting(0.1, "Learning rate at the end over its peak.", bounds="[0.0, 1.0]")
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
@@ -66,58 +59,38 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the height until the last `decay_fraction` of the steps, then a line to `min_lr_ratio`.
+    """Warm-up, stable, decay: the peak until the last `decay_fraction` of the steps, then a line to `min_lr_ratio`.
 
     The line would reach `min_lr_ratio` at the step behind the last. With n steps of decay, the last step has
-    min_lr_ratio + (1 - min_lr_ratio) / n. Where the warm-up reaches into the decay, the decay begins behind it and is
-    as much shorter.
+    min_lr_ratio + (1 - min_lr_ratio) / n. Where the warm-up ends after the decay should begin, the decay begins with
+    the first step behind the warm-up and is as much shorter.
     Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; a linear decay as in Haegele et al. 2024,
     https://arxiv.org/abs/2405.18392.
     """
 
     kind: str = "wsd"
-    decay_fraction: float = 0.2
-    min_lr_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.decay_fraction <= 1.0:
-            raise ConfigError(
-                f"schedule.decay_fraction={self.decay_fraction} is not a share above 0 and up to 1. "
-                "Try schedule.decay_fraction=0.2."
-            )
-        _check_min_lr_ratio(self.min_lr_ratio, 0.0)
+    decay_fraction: float = setting(0.2, "Part of the run's steps over which the rate decays.", bounds="(0.0, 1.0]")
+    min_lr_ratio: float = setting(0.0, "Learning rate at the end over its peak.", bounds="[0.0, 1.0]")
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         left = min(1.0, max(0.0, (max_steps - step) / self.decay_steps(max_steps))) if max_steps < math.inf else 1.0
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left
 
     def decay_steps(self, max_steps: float) -> float:
-        """Return the steps of the decay: those that `decay_fraction` asks for, as far as the warm-up leaves them."""
+        """Return the number of steps of the decay: `decay_fraction` of all, at most those behind the warm-up."""
         return max(1, min(round(self.decay_fraction * max_steps), max_steps - self.warmup_steps))
-
-
-def _check_min_lr_ratio(share: float, usual: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise ConfigError(
-            f"schedule.min_lr_ratio={share} is not a share from 0 to 1. Try schedule.min_lr_ratio={usual}."
-        )
 
 
 @dataclass
 class LinearConfig(ScheduleConfig):
-    """A straight line from the height to `min_lr_ratio` of it at the last step, as BERT was trained.
+    """A straight line from the peak to `min_lr_ratio` of it at the last step, as BERT was trained.
 
-    The first step behind the warm-up has the height, the last one `min_lr_ratio` of it: 0 as a rule, so that this step
-    changes nothing. A run with one step behind its warm-up takes it at the height.
+    The first step behind the warm-up has the peak rate, the last one `min_lr_ratio` of it: 0 as a rule, so that this
+    step changes nothing. A run with one step behind its warm-up takes it at the peak.
     """
 
     kind: str = "linear"
-    min_lr_ratio: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_min_lr_ratio(self.min_lr_ratio, 0.0)
+    min_lr_ratio: float = setting(0.0, "Learning rate at the end over its peak.", bounds="[0.0, 1.0]")
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - 1 - self.warmup_steps))
@@ -126,7 +99,7 @@ class LinearConfig(ScheduleConfig):
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    """The height from the end of the warm-up on, to the last step."""
+    """The peak rate from the end of the warm-up to the last step."""
 
     kind: str = "constant"
 

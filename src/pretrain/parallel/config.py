@@ -1,42 +1,54 @@
 """Settings of how a model is spread over devices and how its activations are kept."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.training.config import Strategy, TrainerConfig
 
 
 @dataclass
-class ParallelConfig:
+class ParallelConfig(Settings):
     """What changes memory and speed, but not the result."""
 
-    tensor_parallel: int = (
-        1  # fsdp: neighbouring devices that split each matrix (Shoeybi et al. 2019, arXiv:1909.08053)
+    prefix: ClassVar[str] = "parallel."
+    tensor_parallel: int = setting(
+        1, "fsdp: neighboring devices that split each matrix (Shoeybi et al. 2019, arXiv:1909.08053).",
+        bounds="[1, inf)", unit="devices",
+    )  # fmt: skip
+    sequence_parallel: bool = setting(
+        False, "Split the rows between the matrices too (Korthikanti et al. 2022, arXiv:2205.05198)."
     )
-    sequence_parallel: bool = False  # and the rows between the matrices (Korthikanti et al. 2022, arXiv:2205.05198)
-    replicas: int = 1  # fsdp: copies of the sharded model, as a rule one for each machine (hybrid sharding, HSDP)
-    reshard_after_forward: bool = True  # fsdp: free a block's gathered weights until the backward pass needs them
-    no_sync_accumulation: bool = (
-        False  # fsdp: keep whole gradients until the last micro-batch: less traffic, more memory
+    replicas: int = setting(
+        1, "fsdp: copies of the sharded model, as a rule one for each machine (hybrid sharding, HSDP).",
+        bounds="[1, inf)",
+    )  # fmt: skip
+    reshard_after_forward: bool = setting(
+        True, "fsdp: free a block's gathered weights between its forward and backward pass."
     )
-    prefetch_blocks: int = (
-        0  # fsdp: blocks gathered ahead of the one that computes; 0 leaves it to FSDP2, which takes 1
+    no_sync_accumulation: bool = setting(
+        False, "fsdp: keep whole gradients until the last micro-batch: less traffic, more memory."
     )
-    cpu_offload: bool = False  # fsdp on GPUs: weights, gradients and optimizer stay in the processor's memory
-    activation_checkpointing: bool = False  # keep only each block's input and compute the rest again (Chen et al. 2016)
-    checkpoint_every_blocks: int = 1  # 2: of every second block only
-    selective_checkpointing: bool = False  # keep what matrix products and attention gave; compute the cheap rest again
-    compile: bool | None = None  # torch.compile each block; null: on GPUs, in runs of 5 minutes or more
+    prefetch_blocks: int = setting(
+        0, "fsdp: blocks gathered ahead of the one that computes; 0: FSDP2's own choice, 1.", bounds="[0, inf)",
+        unit="blocks",
+    )  # fmt: skip
+    cpu_offload: bool = setting(False, "fsdp on GPUs: keep weights, gradients and optimizer state in CPU memory.")
+    activation_checkpointing: bool = setting(
+        False, "Keep only each block's input, and recompute its activations in the backward pass (Chen et al. 2016)."
+    )
+    checkpoint_every_blocks: int = setting(
+        1, "With activation_checkpointing: of every n-th block only.", bounds="[1, inf)", unit="blocks"
+    )
+    selective_checkpointing: bool = setting(
+        False, "With activation_checkpointing: keep the results of matmuls and attention, recompute the rest."
+    )
+    compile: bool | None = setting(None, "torch.compile each block; null: on GPUs, in runs of 5 minutes or more.")
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel", "replicas", "checkpoint_every_blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"parallel.{name}={getattr(self, name)} is below 1. Try parallel.{name}=1.")
-        if self.prefetch_blocks < 0:
-            raise ConfigError(
-                f"parallel.prefetch_blocks={self.prefetch_blocks} is negative. Try parallel.prefetch_blocks=0."
-            )
+        super().__post_init__()
         if self.sequence_parallel and self.tensor_parallel == 1:
             raise ConfigError(
                 "parallel.sequence_parallel=true splits rows among the devices that split matrices, and "
@@ -47,14 +59,14 @@ class ParallelConfig:
         for name, value in how.items():
             if not self.activation_checkpointing:
                 raise ConfigError(
-                    f"parallel.{name}={value} says how activations are checkpointed, and they are not. "
+                    f"parallel.{name}={value} needs activation checkpointing, which is off. "
                     "Try parallel.activation_checkpointing=true."
                 )
 
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """How the processes of a run are arranged: `ranks` = replicas x shards x tensor, neighbours splitting matrices."""
+    """Shape of the device mesh: `ranks` = replicas x shards x tensor; neighboring ranks split matrices."""
 
     ranks: int = 1
     replicas: int = 1  # copies of the sharded model
@@ -62,30 +74,33 @@ class ParallelDims:
 
     @property
     def shards(self) -> int:
-        """Processes over which a copy of the model is sharded, each with rows of its own."""
+        """The number of processes over which a copy of the model is sharded, each with rows of its own."""
         return self.ranks // (self.replicas * self.tensor)
 
     @property
     def data_ranks(self) -> int:
-        """Groups of processes that read rows of their own."""
+        """The number of groups of processes that read the same rows."""
         return self.ranks // self.tensor
 
     def data_rank(self, rank: int) -> int:
-        """Return the number of the group that a process reads with."""
+        """Return the index of the group that a process reads with."""
         return rank // self.tensor
 
     def is_tp_rank_zero(self, rank: int) -> bool:
-        """Whether a process is the first of those that read the same rows: what all of them find, only it reports."""
+        """Whether a process is tensor-parallel rank 0.
+
+        Ranks of one tensor-parallel group read the same sequences, so only this one contributes to sums.
+        """
         return rank % self.tensor == 0
 
 
 def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model: ModelConfig) -> ParallelDims:
-    """Return how the processes of a run are arranged; raises ConfigError where devices or model do not divide so."""
+    """Return the shape of a run's device mesh; raises ConfigError where devices or model do not divide so."""
     if trainer.strategy is not Strategy.fsdp:
         for name in ("tensor_parallel", "replicas"):
             if getattr(parallel, name) > 1:
                 raise ConfigError(
-                    f"parallel.{name}={getattr(parallel, name)} arranges sharded models, and "
+                    f"parallel.{name}={getattr(parallel, name)} needs a sharded model, and "
                     f"trainer.strategy={trainer.strategy.name} shards none. Try trainer=fsdp."
                 )
     together = parallel.tensor_parallel * parallel.replicas
@@ -100,11 +115,11 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
 
 
 def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:
-    """Raise ConfigError where the devices cannot split the matrices of the model, or its rows."""
+    """Raise ConfigError where the devices do not divide the matrices of the model, or its rows."""
     devices = parallel.tensor_parallel
     if not isinstance(model, TransformerConfig):
         raise ConfigError(
-            f"parallel.tensor_parallel={devices} knows the matrices of a Transformer of ours, and model.kind is "
+            f"parallel.tensor_parallel={devices} splits the matrices of model.kind=transformer, and model.kind is "
             f"{model.kind}. Try parallel.tensor_parallel=1."
         )
     parts = {"n_heads": model.n_heads, "n_kv_heads": model.kv_heads, "d_ff": model.ff_width}

@@ -1,10 +1,10 @@
 """Settings of `python src/plan.py`: those of the training run to plan, and of its target machine."""
 
-import math
 from dataclasses import dataclass, fields
 from enum import Enum
 
 from pretrain.config.run import RunConfig
+from pretrain.config.setting import setting
 from pretrain.errors import ConfigError
 from pretrain.objectives.config import ClassifyConfig
 
@@ -23,18 +23,40 @@ class Device(Enum):
 
 @dataclass
 class PlanConfig(RunConfig):
-    """The settings of a training run and of the machine that it is planned for."""
+    """Settings of a training run and of the machine to plan it for."""
 
-    device: Device = Device.auto
-    mfu: float = 0.4  # share of a GPU's peak that the model's own operations reach; a CPU's speed is measured
-    memory_gib: float | None = None  # of one device (for CPUs of the machine); null: the device's own
-    price_per_hour: float | None = None  # of one device, in any currency; null: no cost is printed
-    hours_between_failures: float = 24.0  # of the whole run, for the interval between checkpoints
-    storage_gb_per_s: float = 1.0  # at which a checkpoint is written, by all devices together
-    vocab_size: int | None = None  # of the tokenizer; null: from its settings or files
-    dry_run: bool = True  # count the memory of one step of the training code on fake tensors; false: estimate it
-    fit: bool = False  # search settings that fit memory_gib, with the same batch_size and so the same losses
-    run: str | None = None  # a run folder: print its forecast beside what it measured
+    device: Device = setting(
+        Device.auto, "Device to plan for; auto: this machine's, an H100 where the run asks for GPUs and there are none."
+    )
+    mfu: float = setting(
+        0.4, "Share of a GPU's peak FLOP/s that the model reaches; a CPU's speed is measured.", bounds="(0.0, 1.0]"
+    )
+    memory_gib: float | None = setting(
+        None, "Memory of one device, for CPUs of the machine; null: the device's own.", bounds="(0.0, inf)", unit="GiB",
+        example=80,
+    )  # fmt: skip
+    price_per_hour: float | None = setting(
+        None,
+        "Price of one device per hour, in any currency; null: no cost is printed.",
+        bounds="(0.0, inf)",
+        example=2.5,
+    )
+    hours_between_failures: float = setting(
+        24.0, "Mean time between failures of the whole run, for the interval between checkpoints.", bounds="(0.0, inf)",
+        unit="hours",
+    )  # fmt: skip
+    storage_gb_per_s: float = setting(
+        1.0, "Speed at which all devices together write a checkpoint.", bounds="(0.0, inf)", unit="GB/s"
+    )
+    vocab_size: int | None = setting(
+        None, "Size of the tokenizer's vocabulary; null: from its settings or files.", bounds="[1, inf)", unit="tokens",
+        example=50257,
+    )  # fmt: skip
+    dry_run: bool = setting(
+        True, "Measure the memory of one step of the training code on fake tensors; false: estimate it."
+    )
+    fit: bool = setting(False, "Search settings that fit memory_gib, with the same batch_size and so the same losses.")
+    run: str | None = setting(None, "A run folder: print its forecast beside what it measured.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,15 +65,6 @@ class PlanConfig(RunConfig):
                 "objective=classify fine-tunes, and plan.py counts pre-training. Plan the base with the same rows, "
                 "which takes a little more: objective=masked data=text_files."
             )
-        if not 0.0 < self.mfu <= 1.0:
-            raise ConfigError(f"mfu={self.mfu} is not a share above 0 and up to 1. Try mfu=0.4.")
-        usual = {"memory_gib": 80, "price_per_hour": 2.5, "hours_between_failures": 24, "storage_gb_per_s": 1}
-        for name, value in usual.items():
-            given = getattr(self, name)
-            if given is not None and not 0.0 < given < math.inf:
-                raise ConfigError(f"{name}={given} is not a number above 0. Try {name}={value}.")
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise ConfigError(f"vocab_size={self.vocab_size} is below 1. Try vocab_size=50257.")
 
     def run_config(self) -> RunConfig:
         """Return the settings of the run without those of the plan."""

@@ -47,4 +47,4 @@ def rate_change(resumed: Checkpoint, config: RunConfig, length: RunLength, batch
 def _rate(config: RunConfig, length: RunLength, batch_sizes: BatchSizes, step: int) -> float:
     """Return the learning rate of a step (from 0) of a run."""
     schedule = replace(config.schedule, warmup_steps=config.warmup_steps(batch_sizes))
-    return config.optimizer.learning_rate * schedule.share(step, length.planned_steps(step))
+    return config.optimizer.learning_rate * schedule.lr_multiplier(step, length.planned_steps(step))

@@ -185,7 +185,7 @@ class TrainingModule(L.LightningModule):
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set this step's learning rate, and have the trainer stop after this step where it is the last."""
         step = self.global_step
-        multiplier = self.settings.schedule.share(step, self.length.planned_steps(step))
+        multiplier = self.settings.schedule.lr_multiplier(step, self.length.planned_steps(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         if self.length.is_last_step(step):

@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.write import sweep
-from pretrain.config.run import RunConfig
-from pretrain.config.seed import MAX_SEED
+from pretrain.config.run import MAX_SEED, RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import Prepared, prepare, training_rows
@@ -215,9 +214,9 @@ def _own_callbacks(parts: _Parts) -> list[Callback]:
     found: list[Callback] = [parts.metrics]
     if config.trainer.enable_progress_bar:
         found.append(Progress(parts.metrics))
-    if config.logger.ledger:
+    if config.logging.ledger:
         found.append(Ledger(folder / "ledger.jsonl", resumed_at=parts.start))
-    if config.logger.norms:
+    if config.logging.norms:
         found.append(Norms(config.trainer.log_every_n_steps))
     found += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
     if config.scores.every_n_steps:
@@ -307,7 +306,7 @@ def _step_settings(
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(per_row * config.batch_size),
         sum_dtype=sum_dtype(device),
-        keeps_ledger=config.logger.ledger,
+        keeps_ledger=config.logging.ledger,
         materialize=materializer(model_with_loss, config, values),
     )
 
