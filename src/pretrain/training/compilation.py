@@ -1,5 +1,7 @@
 """Resolve `parallel.compile`: on for long runs on GPUs; on CPUs when asked, if the compiler computes the same."""
 
+from dataclasses import replace
+
 import torch
 
 from pretrain.config.run import RunConfig
@@ -16,32 +18,34 @@ LONG_S = 300.0  # of a run that is worth a try: compiling takes up to a minute
 LARGEST_ERROR = 0.05  # of a compiled block's gradient; in bf16 one of a hundredth is usual
 
 
-def resolve_compile(config: RunConfig, device: torch.device) -> None:
-    """Write true or false into `config.parallel.compile` where it is null, and check the compiler of a CPU.
+def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
+    """Return the settings with true or false as `parallel.compile`.
 
     Null compiles long runs on GPUs. A CPU compiles when asked, unless the gradient of a compiled block differs; each
     start checks that, as a resume may run on another machine. Raises ConfigError where the compiler is missing.
     """
+    compiled = bool(config.parallel.compile)
     able = can_compile(device)
     if config.parallel.compile and not able and device.type == "cuda":
         raise ConfigError(
-            "parallel.compile=true needs Triton and a C compiler on a GPU, and one of them is not there. Install a "
+            "parallel.compile=true needs Triton and a C compiler on a GPU, and one of them is missing. Install a "
             "compiler or name yours by the environment variable CC. Try parallel.compile=null, which compiles where it "
             "can."
         )
     if config.parallel.compile and not able:
         raise ConfigError(
-            f"parallel.compile=true needs a C++ compiler on a processor, and {compiler()} is not there. Install one or "
+            f"parallel.compile=true needs a C++ compiler on a CPU, and {compiler()} is missing. Install one or "
             "name yours by the environment variable CXX. Try parallel.compile=false."
         )
     if config.parallel.compile is None:
-        config.parallel.compile = able and device.type == "cuda" and _is_long(config, device)
-    elif config.parallel.compile and device.type == "cpu" and config.parallel.tensor_parallel == 1:
-        config.parallel.compile = _computes_the_same(config, device)
+        compiled = able and device.type == "cuda" and _is_long(config, device)
+    elif compiled and device.type == "cpu" and config.parallel.tensor_parallel == 1:
+        compiled = _computes_the_same(config, device)
+    return replace(config, parallel=replace(config.parallel, compile=compiled))
 
 
 def _is_long(config: RunConfig, device: torch.device) -> bool:
-    """Whether the run will take long, by its limits, at a third of the speed of a matrix product."""
+    """Return whether the run takes 5 minutes or more, by its limits, at a third of the device's peak FLOP/s."""
     trainer, model = config.trainer, config.model
     if not isinstance(model, TransformerConfig) or config.parallel.tensor_parallel > 1:
         return False  # split matrices are compiled where the settings say so
@@ -67,6 +71,6 @@ def _computes_the_same(config: RunConfig, device: torch.device) -> bool:
         return True
     log(
         f"warning: parallel.compile=false: compiled, a block's gradient is another one, off by {error:.2g} of its "
-        f"length: the compiler ({compiler()}) makes wrong code here."
+        f"norm: the compiler ({compiler()}) makes wrong code here."
     )
     return False

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Timer
@@ -40,8 +41,7 @@ def launch(config: RunConfig | None, overrides: list[str]) -> None:
     assert config is not None
     config = with_devices(config)
     check_files(config.data)
-    run_plan = resolve_run(config, overrides)
-    _resolve_auto_settings(run_plan)
+    run_plan = _resolve_auto_settings(resolve_run(config, overrides))
     alone = run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts
     if alone:
         log(_run(run_plan))
@@ -63,14 +63,13 @@ def _train(run_plan: RunPlan) -> str:
     return str(train(run_plan))
 
 
-def _resolve_auto_settings(run_plan: RunPlan) -> None:
-    """Measure what `auto` means once, before there are several processes that could find different answers."""
+def _resolve_auto_settings(run_plan: RunPlan) -> RunPlan:
+    """Return the run plan with every `auto` measured, once, as several processes could find different answers."""
     from pretrain.training.compilation import resolve_compile  # here: reading settings loads no torch
     from pretrain.training.strategy import choose_device, resolve_precision
 
     device = choose_device(run_plan.config.trainer)
-    resolve_precision(run_plan.config, device)
-    resolve_compile(run_plan.config, device)
+    return replace(run_plan, config=resolve_compile(resolve_precision(run_plan.config, device), device))
 
 
 def with_devices(config: RunConfig) -> RunConfig:
@@ -120,8 +119,7 @@ def _agreed_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        run_plan = resolve_run(as_config(record), overrides)
-        _resolve_auto_settings(run_plan)
+        run_plan = _resolve_auto_settings(resolve_run(as_config(record), overrides))
         prepare(run_plan.config.data, run_plan.config.tokenizer, Path(run_plan.config.paths.cache_dir))
         store.set("pretrain/placement", json.dumps(to_record(run_plan)))
     return from_record(json.loads(store.get("pretrain/placement")))

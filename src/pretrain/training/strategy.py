@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -31,17 +32,17 @@ def choose_device(config: TrainerConfig) -> torch.device:
     return torch.device(wanted)
 
 
-def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
-    """Return fp32 or bf16 and write it into `config` wherever that says auto.
+def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
+    """Return the settings with fp32 or bf16 wherever a precision is auto.
 
-    What auto meant is part of the run: it is saved with it, and a resume does not measure anew.
+    The resolved precision is saved with the run, so a resume does not measure again.
     """
-    fast = Precision.bf16 if Precision.auto is config.trainer.precision and bf16_is_fast(device) else Precision.fp32
-    if config.trainer.precision is Precision.auto:
-        config.trainer.precision = fast
-    if isinstance(config.optimizer, MuonConfig) and config.optimizer.newton_schulz_precision is MatrixPrecision.auto:
-        config.optimizer.newton_schulz_precision = MatrixPrecision[config.trainer.precision.name]
-    return config.trainer.precision
+    precision, optimizer = config.trainer.precision, config.optimizer
+    if precision is Precision.auto:
+        precision = Precision.bf16 if bf16_is_fast(device) else Precision.fp32
+    if isinstance(optimizer, MuonConfig) and optimizer.newton_schulz_precision is MatrixPrecision.auto:
+        optimizer = replace(optimizer, newton_schulz_precision=MatrixPrecision[precision.name])
+    return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
 
 
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:

@@ -102,7 +102,8 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
             log(f"warning: {left} is never deleted: {reason}")
         delete_drafts(folder)
     device = choose_device(config.trainer)
-    precision = resolve_precision(config, device)
+    config = resolve_precision(config, device)
+    precision = config.trainer.precision
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
     config = with_labels(config, prepared)
