@@ -54,7 +54,7 @@ def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixtu
     config = compose("train", words)
     first = resolve_run(config, words)
     first.config.trainer.max_steps = 2
-    _resolve_auto_settings(first)
+    first = _resolve_auto_settings(first)
     run(first)
     saved = open_checkpoint(first.folder)
     assert saved.config["trainer"]["precision"] in ("fp32", "bf16")
