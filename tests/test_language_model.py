@@ -210,7 +210,7 @@ def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.mask_id = None
     language_model = LanguageModel(lively(shape("bert"), 259, causal=False), tokenizer)
-    with pytest.raises(ConfigError, match=r"tokenizer has no mask token, so a text cannot be scored"):
+    with pytest.raises(ConfigError, match=r"tokenizer has no mask token, so it cannot score a text"):
         language_model.score("a")
     with pytest.raises(ConfigError, match=r"cannot fill masks"):
         language_model.predict_mask("[MASK]")

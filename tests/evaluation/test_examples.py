@@ -34,7 +34,7 @@ def test_pairs_come_with_their_paradigm(tmp_path: Path) -> None:
     ]
     plain = {name: text for name, text in PAIR.items() if name != "UID"}
     assert read_examples(Task.minimal_pairs, write(tmp_path / "b.jsonl", plain)).examples[0].paradigm == ""
-    with pytest.raises(DataError, match=r"c\.jsonl:1 needs UID to be .* of at most 200 characters"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: UID must be .* of at most 200 characters"):
         read_examples(Task.minimal_pairs, write(tmp_path / "c.jsonl", {**PAIR, "UID": "x" * 201}))
 
 
@@ -75,27 +75,43 @@ def test_a_part_is_spaced_evenly_and_always_the_same(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[Task, Any, str]] = [
-    (Task.minimal_pairs, "[1]", r"bad\.jsonl:2 is no JSON object\. Write one example a line"),
-    (Task.minimal_pairs, "{", r"bad\.jsonl:2 is no JSON object"),
-    (Task.minimal_pairs, {"sentence_good": "a"}, r"bad\.jsonl:2 needs sentence_bad to be a text\. It holds sentence_"),
-    (Task.multiple_choice, {"query": "a", "choices": ["b"], "gold": 0}, r"choices to be a list of two texts or more"),
-    (Task.multiple_choice, {"query": "a", "choices": ["b", ""], "gold": 0}, r"choices to be a list of two texts"),
-    (Task.multiple_choice, {"query": "a", "choices": ["b", "c"], "gold": 2}, r"the place of the right choice, 0 to 1"),
-    (Task.multiple_choice, {"query": "a", "choices": ["b", " "], "gold": 0}, r"two texts or more, none of them empty"),
+    (Task.minimal_pairs, "[1]", r"bad\.jsonl:2 is not a JSON object\. Write one example a line"),
+    (Task.minimal_pairs, "{", r"bad\.jsonl:2 is not a JSON object"),
+    (
+        Task.minimal_pairs,
+        {"sentence_good": "a"},
+        r"bad\.jsonl:2: sentence_bad must be a text\. The keys of the line are: sentence_",
+    ),
+    (
+        Task.multiple_choice,
+        {"query": "a", "choices": ["b"], "gold": 0},
+        r"choices must be a list of at least two texts",
+    ),
+    (
+        Task.multiple_choice,
+        {"query": "a", "choices": ["b", ""], "gold": 0},
+        r"choices must be a list of at least two texts",
+    ),
+    (
+        Task.multiple_choice,
+        {"query": "a", "choices": ["b", "c"], "gold": 2},
+        r"the index of the correct choice, 0 to 1",
+    ),
+    (Task.multiple_choice, {"query": "a", "choices": ["b", " "], "gold": 0}, r"at least two texts, none of them empty"),
     (
         Task.minimal_pairs,
         {**PAIR, "sentence_bad": " "},
-        r"bad\.jsonl:2 needs sentence_bad to be a text that is not empty",
+        r"bad\.jsonl:2: sentence_bad must be a text that is not empty",
     ),
     (
         Task.cloze,
         {"context": "a", "continuation": ""},
-        r"bad\.jsonl:2 needs continuation to be a text that is not empty",
+        r"bad\.jsonl:2: continuation must be a text that is not empty",
     ),
-    (Task.cloze, {"context": "a\ud800", "continuation": "b"}, r"bad\.jsonl:2 needs context to be a text\."),
+    (Task.cloze, {"context": "a\ud800", "continuation": "b"}, r"bad\.jsonl:2: context must be a text\."),
     (Task.multiple_choice, {"query": "a", "choices": ["b", "\udc00"], "gold": 0}, r"none of them empty"),
-    (Task.cloze, {"context": "a", "continuation": None}, r"needs continuation to be a text"),
-    (Task.cloze, {}, r"needs context to be a text\. It holds nothing"),
+    (Task.cloze, {"context": "a", "continuation": None}, r"continuation must be a text"),
+    (Task.cloze, {}, r"context must be a text\. The keys of the line are: none"),
 ]
 GOOD: dict[Task, Any] = {
     Task.minimal_pairs: PAIR,
@@ -112,12 +128,12 @@ def test_what_is_no_example_is_named_by_its_line(tmp_path: Path, task: Task, rec
 
 
 def test_files_that_give_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"scores\.cloze=.*empty\.jsonl holds no example"):
+    with pytest.raises(DataError, match=r"scores\.cloze=.*empty\.jsonl contains no example"):
         read_examples(Task.cloze, write(tmp_path / "empty.jsonl"), key="scores.cloze")
     with pytest.raises(DataError, match=r"path=nowhere does not exist"):
         read_examples(Task.cloze, "nowhere")
     sets = [read_examples(Task.minimal_pairs, write(tmp_path / name, PAIR)) for name in ("a.jsonl", "a.jsonl.xz")]
-    with pytest.raises(ConfigError, match="scores names two files called a, whose figures would be one"):
+    with pytest.raises(ConfigError, match="scores names two files called a, whose metrics would collide"):
         distinct_names(sets, "scores")
 
 

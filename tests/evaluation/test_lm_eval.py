@@ -76,7 +76,7 @@ def test_texts_are_written_until_a_string(tiny: LMEvalAdapter) -> None:
 
 
 def test_a_masked_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="lm-eval asks what a text goes on with, and this model was trained to fill"):
+    with pytest.raises(ConfigError, match="lm-eval needs a causal model, and this one was trained to fill masks"):
         LMEvalAdapter(LanguageModel(lively(shape("bert"), BYTES.vocab_size, causal=False), BYTES))
 
 

@@ -73,7 +73,7 @@ def test_continuations_score_as_one_token_after_the_other(family: str, causal: b
     assert found[0].greedy is found[1].greedy
 
 
-def test_what_the_model_says_by_itself_is_greedy() -> None:
+def test_what_greedy_decoding_generates_is_greedy() -> None:
     from pretrain.language_model import LanguageModel
 
     model = scorer("gpt", True)
@@ -92,20 +92,20 @@ def test_a_long_context_is_cut_at_its_beginning(family: str, causal: bool) -> No
     assert longer.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6)
 
 
-def test_a_model_that_knows_no_beginning_is_given_none() -> None:
-    knows, does_not = scorer("gpt", True), scorer("gpt", True, starts_with_bos=False)
-    assert knows.continuations([("ab", "c")]) != does_not.continuations([("ab", "c")])
-    assert knows.continuations([("", "c")]) == does_not.continuations([("", "c")])  # something must come before
+def test_a_model_trained_without_bos_gets_none() -> None:
+    with_bos, without = scorer("gpt", True), scorer("gpt", True, starts_with_bos=False)
+    assert with_bos.continuations([("ab", "c")]) != without.continuations([("ab", "c")])
+    assert with_bos.continuations([("", "c")]) == without.continuations([("", "c")])  # a first token needs a context
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    with pytest.raises(DataError, match=r"the continuation '' has 0 tokens, and between 1 and 32 can be scored"):
+    with pytest.raises(DataError, match=r"the continuation '' has 0 tokens, and this model can score 1 to 32\."):
         scorer("gpt", True).continuations([("a", "")])
-    with pytest.raises(DataError, match=r"the continuation 'x+' has 31 tokens, and between 1 and 30 can be scored"):
+    with pytest.raises(DataError, match=r"the continuation 'x+' has 31 tokens, and this model can score 1 to 30\."):
         scorer("bert", False).continuations([("a", "x" * 31)])
     tokenizer = byte_tokenizer()
     tokenizer.mask_id = None
-    with pytest.raises(ConfigError, match="tokenizer has no mask token, so a text cannot be scored"):
+    with pytest.raises(ConfigError, match="tokenizer has no mask token, so it cannot score a text"):
         Scorer(lively(shape("bert"), 259, causal=False), tokenizer)
 
 
@@ -116,14 +116,14 @@ def test_special_tokens_in_a_text_are_not_predicted() -> None:
     assert model.texts([text])[0].tokens == len(tokenizer.encode(text))
 
 
-def test_progress_is_told_in_tokens() -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_counted_in_tokens() -> None:
+    reports: list[tuple[int, int]] = []
     for family, causal, total in (("gpt", True, 2 + 4), ("bert", False, 2 * 4 + 4 * 6)):
-        told.clear()
-        model = scorer(family, causal, batch_tokens=5, report=lambda done, whole: told.append((done, whole)))
+        reports.clear()
+        model = scorer(family, causal, batch_tokens=5, report=lambda done, total: reports.append((done, total)))
         model.texts(["ab", "abcd"])
-        assert [whole for _, whole in told] == [total, total]
-        assert told[-1][0] == total
+        assert [of for _, of in reports] == [total, total]
+        assert reports[-1][0] == total
 
 
 def test_a_token_across_the_join_leaves_the_continuation_its_own() -> None:
@@ -147,11 +147,15 @@ def examples(task: Task, *found: Any) -> ExampleSet:
 
 def test_an_example_that_cannot_be_scored_is_refused_by_its_line() -> None:
     long = examples(Task.cloze, Cloze("a", "b", "x.jsonl:1"), Cloze("a", "b" * 33, "x.jsonl:2"))
-    with pytest.raises(DataError, match=r"^x\.jsonl:2: the continuation 'b+' has 33 tokens, and between 1 and 32"):
+    with pytest.raises(
+        DataError, match=r"^x\.jsonl:2: the continuation 'b+' has 33 tokens, and this model can score 1 to 32"
+    ):
         check_examples(long, BYTES, 32, causal=True)
     check_examples(long, BYTES, 33, causal=True)
     choice = examples(Task.multiple_choice, MultipleChoice("a", ("b", "c" * 31), (1, 31), 0, "x.jsonl:7"))
-    with pytest.raises(DataError, match=r"^x\.jsonl:7: the continuation 'c+' has 31 tokens, and between 1 and 30"):
+    with pytest.raises(
+        DataError, match=r"^x\.jsonl:7: the continuation 'c+' has 31 tokens, and this model can score 1 to 30"
+    ):
         check_examples(choice, BYTES, 32, causal=False)
     spaces = tokenizer_of("word level")
     pair = examples(Task.minimal_pairs, MinimalPair("the fox", "\n", "", "x.jsonl:3"))

@@ -17,7 +17,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, read_examples
 from pretrain.evaluation.likelihood import Score
-from pretrain.evaluation.run import verbatim_figures
+from pretrain.evaluation.run import verbatim_metrics
 from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.evaluation.tasks import score_examples, score_tasks
 from pretrain.interop.load import open_model
@@ -25,7 +25,7 @@ from pretrain.language_model import LanguageModel
 
 
 class Known:
-    """A scorer whose answers are given."""
+    """Scorer with fixed likelihoods."""
 
     causal = True
 
@@ -65,7 +65,7 @@ def test_the_perplexity_of_continuations_counts_each_once() -> None:
 
 @pytest.mark.parametrize(("family", "causal"), [("gpt", True), ("bert", False)])
 def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
-    """The keys are those of the curves, and the model is left as it was."""
+    """The keys are those of the curves, and the model stays as it was."""
     model = lively(shape(family, dropout=0.5), BYTES.vocab_size, causal).train()
     pairs = ExampleSet("blimp", Task.minimal_pairs, [MinimalPair("ab", "ba", "p"), MinimalPair("c", "dd", "q")])
     choice = ExampleSet("arc", Task.multiple_choice, [MultipleChoice("ab", (" c", " d"), (1, 1), 0)])
@@ -82,10 +82,10 @@ def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
 
 def test_what_a_masked_model_cannot_do_is_refused() -> None:
     scorer = Scorer(lively(shape("bert"), BYTES.vocab_size, causal=False), BYTES)
-    with pytest.raises(ConfigError, match=r"task=cloze continues a passage, and this model was trained to fill masks"):
+    with pytest.raises(ConfigError, match=r"task=cloze needs a causal model, and this one was trained to fill masks"):
         score_examples(scorer, ExampleSet("x", Task.cloze, [Cloze("a", "b")]))
-    with pytest.raises(ConfigError, match=r"task=memorization continues documents, .* task=pseudo_perplexity"):
-        verbatim_figures(scorer, [np.arange(4)], 2)
+    with pytest.raises(ConfigError, match=r"task=memorization needs a causal model, .* task=pseudo_perplexity"):
+        verbatim_metrics(scorer, [np.arange(4)], 2)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
@@ -98,7 +98,7 @@ def test_what_is_repeated_is_what_greedy_generation_repeats(family: str) -> None
     documents = [np.array(prompt + tokens) for prompt, tokens in zip(prompts, said, strict=True)]
     documents[1][4 + 2] = (documents[1][4 + 2] + 1) % 256  # the third new token differs
     documents[2][4] = (documents[2][4] + 1) % 256  # the first
-    found = verbatim_figures(Scorer(model, BYTES), documents, 6)
+    found = verbatim_metrics(Scorer(model, BYTES), documents, 6)
     assert found == {"exact_match": pytest.approx(1 / 3), "verbatim_tokens": pytest.approx(8 / 3), "documents": 3}
 
 

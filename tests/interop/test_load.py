@@ -101,7 +101,7 @@ def test_documents_are_scored_by_a_model_made_elsewhere(llama: Path, corpus: Pat
         logits = llm.model.head(llm.model(torch.tensor([tokens])))[0]
     one = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
     assert figures["loss"] == pytest.approx(float(one), rel=0.5)  # of a random model, whatever the text
-    with pytest.raises(DataError, match=r"was trained elsewhere, so its documents are not known\. Give files: path="):
+    with pytest.raises(DataError, match=r"was not trained here, so its documents are unknown\. Give files: path="):
         score_documents(EvalConfig(), llama)
 
 

@@ -68,7 +68,7 @@ def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: p
     told = "the rows come in another order from here on: some are read twice, others not, until an epoch has ended"
     assert capsys.readouterr().out.count(told) == 1
     assert len(list(rows_of_step(folder, 3))) == 4
-    with pytest.raises(ConfigError, match=r"step=2 was read in another order: after step 2 .* Try step=3 or later"):
+    with pytest.raises(ConfigError, match=r"step=2 read rows in another order: after step 2 .* Try step=3 or later"):
         list(rows_of_step(folder, 2))
 
 
@@ -85,7 +85,7 @@ def test_a_ledger_goes_on_from_the_step_of_the_resume(tmp_path: Path, monkeypatc
 
 
 def test_what_cannot_be_inspected_is_told(tiny):
-    with pytest.raises(CheckpointError, match=r"run=.* is not the folder of a run\. Try run=auto"):
+    with pytest.raises(CheckpointError, match=r"run=.* is not a run folder\. Try run=auto"):
         list(rows_of_step(tiny.folder, 1))
     run(tiny.place("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))
     with pytest.raises(ConfigError, match=r"step=0 is below 1, the first step of a run\. Try step=1"):

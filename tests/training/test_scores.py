@@ -92,11 +92,11 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
     config = tiny.config("scores.every_n_steps=1", f"scores.cloze=[{long}]")
     writer, checkpoints = Writer(config, byte_tokenizer()), Checkpoints.__new__(Checkpoints)
     with pytest.raises(
-        DataError, match=r"long\.jsonl:1: the continuation ' b+' has 2001 tokens, and between 1 and \d+ can"
+        DataError, match=r"long\.jsonl:1: the continuation ' b+' has 2001 tokens, and this model can score 1 to \d+"
     ):
         Scores(config.scores, writer, Throughput.__new__(Throughput), tmp_path, checkpoints)
     twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
-    with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose figures would be one"):
+    with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose metrics would collide"):
         open_tasks(twice, causal=True)
 
 

@@ -18,27 +18,28 @@ from pretrain.evaluation.config import Task
 
 Item = TypeVar("Item")
 SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".jsonl", ".ndjson", ".json")
+MAX_PARADIGM = 200  # characters of a paradigm's name, which is printed beside its accuracy
 
 
 @dataclass(frozen=True)
 class MinimalPair:
-    """Two sentences that differ in what makes one of them acceptable."""
+    """An acceptable sentence and an unacceptable one that differ in one phenomenon."""
 
     good: str
     bad: str
     paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
-    place: str = field(default="", compare=False)  # file and line
+    location: str = field(default="", compare=False)  # file and line
 
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """A query with several continuations, each as it is scored, and the one that is right."""
+    """A query with its choices as continuations, and the index of the correct one."""
 
     query: str
-    continuations: tuple[str, ...]
+    continuations: tuple[str, ...]  # delimiter and choice
     choice_bytes: tuple[int, ...]  # UTF-8, without the delimiter
     gold: int
-    place: str = field(default="", compare=False)  # file and line
+    location: str = field(default="", compare=False)  # file and line
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the query with each continuation."""
@@ -47,18 +48,16 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class Cloze:
-    """A passage and what comes next."""
+    """A passage and its continuation."""
 
     context: str
     continuation: str
-    place: str = field(default="", compare=False)  # file and line
+    location: str = field(default="", compare=False)  # file and line
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the context with its continuation."""
         return [(self.context, self.continuation)]
 
-
-MAX_PARADIGM = 200  # characters: it is printed beside its figure
 
 Example = MinimalPair | MultipleChoice | Cloze
 
@@ -73,84 +72,83 @@ class ExampleSet:
 
 
 def read_examples(task: Task, path: str, max_examples: int = 0, delimiter: str = " ", key: str = "path") -> ExampleSet:
-    """Return the examples of a task in the files that `path` names, at most `max_examples` evenly spaced ones; 0: all.
+    """Return a task's examples in the files of `path`: at most `max_examples`, evenly spaced; 0 reads all.
 
-    The delimiter stands between query and choice or context and continuation, unless white space is there already.
-    Raises DataError, naming file and line, for what is no example; `key` is the setting that named the files.
+    The delimiter separates query and choice, or context and continuation, unless the texts bring white space. Raises
+    DataError naming file and line for a line that is not an example; `key` is the setting that named the files.
     """
     delimiter = read_escapes(delimiter)
-    records = [
-        (place, record) for name, file in find_files(path, key).items() for place, record in _records(name, file)
-    ]
+    records = [record for name, file in find_files(path, key).items() for record in _records(name, file)]
     if not records:
-        raise DataError(f"{key}={printable(path)} holds no example.")
+        raise DataError(f"{key}={printable(path)} contains no example. Write one JSON object a line.")
     read = _READERS[task]
-    return ExampleSet(
-        _stem(Path(path)),
-        task,
-        [read(_Record(place, each), delimiter) for place, each in spaced(records, max_examples)],
-    )
+    return ExampleSet(_stem(Path(path)), task, [read(record, delimiter) for record in spaced(records, max_examples)])
 
 
 def spaced(items: Sequence[Item], count: int) -> Sequence[Item]:
-    """Return `count` items at even distances, the first among them; all where there are no more, or count is 0."""
+    """Return `count` evenly spaced items, the first included; all of them if count is 0 or there are no more."""
     return [items[i * len(items) // count] for i in range(count)] if 0 < count < len(items) else items
 
 
 def distinct_names(sets: Sequence[ExampleSet], key: str) -> Sequence[ExampleSet]:
-    """Return the sets; raises ConfigError where two have the same name, and their figures would be mixed up."""
-    names = [each.name for each in sets]
+    """Return the sets; raises ConfigError if two have the same name, under which their metrics would mix."""
+    names = [examples.name for examples in sets]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{key} names two files called {name}, whose figures would be one. Rename one of them.")
+            raise ConfigError(f"{key} names two files called {name}, whose metrics would collide. Rename one of them.")
     return sets
 
 
+@dataclass(frozen=True)
 class _Record:
-    """A JSON object that knows where it stands."""
+    """A JSON object and its file and line."""
 
-    def __init__(self, place: str, values: dict[str, Any]) -> None:
-        self.place = place
-        self.values = values
+    location: str
+    values: dict[str, Any]
 
     def text(self, name: str, default: str | None = None) -> str:
+        """Return a text, which may be empty."""
         value = self.values.get(name, default)
         if not isinstance(value, str) or not _is_unicode(value):
-            raise self.refused(name, "a text")
+            raise self.error(name, "a text")
         return value
 
-    def filled(self, name: str) -> str:
-        """Return a text that says something."""
+    def nonempty_text(self, name: str) -> str:
+        """Return a text that is more than white space."""
         value = self.text(name)
         if not value.strip():
-            raise self.refused(name, "a text that is not empty")
+            raise self.error(name, "a text that is not empty")
         return value
 
-    def refused(self, name: str, wanted: str) -> DataError:
-        keys = ", ".join(printable(key) for key in sorted(self.values)) or "nothing"
-        return DataError(f"{self.place} needs {name} to be {wanted}. It holds {keys}.")
+    def error(self, name: str, required: str) -> DataError:
+        """Return the error for a key that is missing or has the wrong type."""
+        keys = ", ".join(printable(key) for key in sorted(self.values)) or "none"
+        return DataError(f"{self.location}: {name} must be {required}. The keys of the line are: {keys}.")
 
 
 def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
-    good, bad, paradigm = record.filled("sentence_good"), record.filled("sentence_bad"), record.text("UID", "")
+    good, bad = record.nonempty_text("sentence_good"), record.nonempty_text("sentence_bad")
+    paradigm = record.text("UID", "")
     if len(paradigm) > MAX_PARADIGM:
-        raise record.refused("UID", f"the name of a paradigm, of at most {MAX_PARADIGM} characters")
-    return MinimalPair(good, bad, paradigm, record.place)
+        raise record.error("UID", f"the name of a paradigm, of at most {MAX_PARADIGM} characters")
+    return MinimalPair(good, bad, paradigm, record.location)
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
     query, choices, gold = record.text("query"), record.values.get("choices"), record.values.get("gold")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_choice, choices)):
-        raise record.refused("choices", "a list of two texts or more, none of them empty")
+        raise record.error("choices", "a list of at least two texts, none of them empty")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise record.refused("gold", f"the place of the right choice, 0 to {len(choices) - 1}")
-    continuations = tuple(_behind(query, choice, delimiter) for choice in choices)
-    return MultipleChoice(query, continuations, tuple(len(choice.encode()) for choice in choices), gold, record.place)
+        raise record.error("gold", f"the index of the correct choice, 0 to {len(choices) - 1}")
+    continuations = tuple(_delimited(query, choice, delimiter) for choice in choices)
+    return MultipleChoice(
+        query, continuations, tuple(len(choice.encode()) for choice in choices), gold, record.location
+    )
 
 
 def _cloze(record: _Record, delimiter: str) -> Cloze:
-    context, continuation = record.text("context"), record.filled("continuation")
-    return Cloze(context, _behind(context, continuation, delimiter), record.place)
+    context, continuation = record.text("context"), record.nonempty_text("continuation")
+    return Cloze(context, _delimited(context, continuation, delimiter), record.location)
 
 
 def _is_choice(value: object) -> bool:
@@ -158,7 +156,7 @@ def _is_choice(value: object) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    r"""Return whether a text can be spelled in UTF-8: JSON may hold half of a surrogate pair, as \ud800."""
+    r"""Return whether a text can be encoded in UTF-8: JSON may hold half of a surrogate pair, as \ud800."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -169,28 +167,28 @@ _READERS: dict[Task, Callable[[_Record, str], Example]] = {
 }
 
 
-def _behind(context: str, text: str, delimiter: str) -> str:
-    """Return a continuation with the delimiter before it, where the texts do not bring white space themselves."""
+def _delimited(context: str, text: str, delimiter: str) -> str:
+    """Return a continuation after the delimiter, which is dropped if it is white space that the texts have already."""
     if delimiter.isspace() and (context[-1:].isspace() or text[:1].isspace()):
         return text
     return delimiter + text
 
 
-def _records(name: str, file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the JSON objects of a file, each with its place."""
-    found = []
+def _records(name: str, file: Path) -> list[_Record]:
+    """Return the JSON objects of a file; blank lines are skipped."""
+    records = []
     with opened(file, kind_of_file(file, Format.jsonl).compression) as stream:
         for number, line in lines_of(stream, printable(name)):
             if line.strip():
-                place = f"{printable(name)}:{number}"
+                location = f"{printable(name)}:{number}"
                 try:
-                    record = json.loads(line)
+                    values = json.loads(line)
                 except (ValueError, RecursionError):
-                    record = None
-                if not isinstance(record, dict):
-                    raise DataError(f"{place} is no JSON object. Write one example a line.")
-                found.append((place, record))
-    return found
+                    values = None
+                if not isinstance(values, dict):
+                    raise DataError(f"{location} is not a JSON object. Write one example a line.")
+                records.append(_Record(location, values))
+    return records
 
 
 def _stem(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Log-likelihoods of passages under causal and masked models, in batches.
 
-Passages of about the same length are batched, padded on the right: a score does not depend on the rest of its batch.
+Passages of similar length share a batch, padded on the right; a score does not depend on the rest of its batch.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.loss import token_losses
 
@@ -23,7 +24,7 @@ Report = Callable[[int, int], object]  # receives the tokens read so far, and th
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts a text. For a masked model each token is hidden in turn: a pseudo-likelihood.
+    """Log-likelihood of a text; for a masked model a pseudo-likelihood, each token masked in turn.
 
     Source of the latter: Salazar et al. 2020, https://arxiv.org/abs/1910.14659, section 2.
     """
@@ -34,7 +35,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats per token; NaN, which is no figure, of a text without a token to predict."""
+        """Mean cross-entropy in nats per token; NaN if no token was predicted."""
         return -self.log_likelihood / self.tokens if self.tokens else math.nan
 
     @property
@@ -44,13 +45,13 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits needed per byte of text; NaN of an empty one."""
+        """Bits needed per byte of text; NaN for an empty text."""
         return -self.log_likelihood / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens that a context holds, of which those from place `first` on are to be predicted."""
+    """Token ids that fit into a context; those from index `first` on are the targets."""
 
     tokens: Ints  # (T,)
     first: int
@@ -58,10 +59,10 @@ class Passage:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Log-probabilities of a passage's predicted tokens, in their order, and whether each is the argmax."""
+    """Predictions of a passage's N targets, in their order."""
 
-    log_probabilities: Tensor  # nats, float32 (N,)
-    predictions: Tensor  # bool (N,): whether the token is the argmax
+    log_probabilities: Tensor  # of the targets in nats, float32 (N,)
+    correct: Tensor  # bool (N,): whether the target is the argmax
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -72,64 +73,70 @@ def ignore_progress(done: int, total: int) -> None:
 def causal_predictions(
     model: Transformer, passages: Sequence[Passage], batch_tokens: int = BATCH_TOKENS, report: Report = ignore_progress
 ) -> list[Predicted]:
-    """Return for each passage how its tokens from `first`, at least 1, on are predicted from those before them."""
+    """Return the predictions of each passage's targets from the tokens before them; `first` is at least 1."""
+    device = next(model.parameters()).device
     lengths = np.array([len(p.tokens) - 1 if p.first < len(p.tokens) else 0 for p in passages], np.int64)
-    found = [_nothing()] * len(passages)
+    predicted = [_nothing()] * len(passages)
     for chosen in _batches(lengths, np.ones_like(lengths), batch_tokens, report):
         batch = [passages[i] for i in chosen]
         rows = _padded([p.tokens[:-1] for p in batch])  # (R, T)
-        places = [np.arange(p.first - 1, len(p.tokens) - 1) + row * rows.shape[1] for row, p in enumerate(batch)]
-        device = next(model.parameters()).device
+        counts = [len(p.tokens) - p.first for p in batch]
+        positions = np.concatenate(
+            [np.arange(p.first - 1, len(p.tokens) - 1) + row * rows.shape[1] for row, p in enumerate(batch)]
+        )
         hidden = model(torch.from_numpy(rows).to(device)).flatten(0, 1)
         targets = torch.from_numpy(np.concatenate([p.tokens[p.first :] for p in batch]))
-        predicted = _at_targets(model, hidden[torch.from_numpy(np.concatenate(places)).to(device)], targets)
-        _hand_out(found, chosen, predicted, [len(each) for each in places])
-    return found
+        outputs = _at_targets(model, hidden[torch.from_numpy(positions).to(device)], targets)
+        _distribute(predicted, chosen, outputs, counts)
+    return predicted
 
 
 @torch.no_grad()
 def masked_predictions(
     model: Transformer,
     passages: Sequence[Passage],
-    mask_id: int,
-    special_ids: frozenset[int],
+    tokenizer: Tokenizer,
     batch_tokens: int = BATCH_TOKENS,
     report: Report = ignore_progress,
 ) -> list[Predicted]:
-    """Return for each passage how its tokens from `first` on that are not special are predicted, each hidden in turn.
+    """Return the predictions of each passage's targets, each masked in a copy of its own; special tokens are none.
 
-    The copies of all passages, one for each hidden token, are read side by side.
+    The copies of all passages are batched together. The tokenizer must have a mask token.
     """
-    special = np.array(sorted(special_ids), np.int64)
-    hidden_at = [p.first + np.flatnonzero(~np.isin(p.tokens[p.first :], special)) for p in passages]
-    copies = np.array([len(places) for places in hidden_at], np.int64)
+    special = np.array(sorted(tokenizer.special_ids), np.int64)
+    target_positions = [p.first + np.flatnonzero(~np.isin(p.tokens[p.first :], special)) for p in passages]
+    copies = np.array([len(positions) for positions in target_positions], np.int64)
     lengths = np.array([len(p.tokens) for p in passages], np.int64) * (copies > 0)
-    found = [_nothing()] * len(passages)
+    predicted = [_nothing()] * len(passages)
     for chosen in _batches(lengths, copies, batch_tokens, report):
         rows = _padded([passages[i].tokens for i in chosen])  # (R, T)
-        places = np.concatenate([hidden_at[i] for i in chosen])
-        of_row = np.repeat(np.arange(len(chosen)), copies[chosen])
-        size = max(1, batch_tokens // rows.shape[1])  # the copies of one long passage may be too many
-        parts = [slice(start, start + size) for start in range(0, len(places), size)]
-        read = [
-            _hide(model, rows[of_row[part]], lengths[chosen][of_row[part]], places[part], mask_id) for part in parts
-        ]
-        losses, right = (torch.cat(each) for each in zip(*read, strict=True))
-        _hand_out(found, chosen, (losses, right), copies[chosen].tolist())
-    return found
+        positions = np.concatenate([target_positions[i] for i in chosen])
+        row_indices = np.repeat(np.arange(len(chosen)), copies[chosen])
+        size = max(1, batch_tokens // rows.shape[1])  # the copies of one long passage may exceed a batch
+        outputs = []
+        for start in range(0, len(positions), size):
+            indices = row_indices[start : start + size]
+            masked = positions[start : start + size]
+            outputs.append(_predict_masked(model, rows[indices], lengths[chosen][indices], masked, tokenizer.mask_id))
+        log_probabilities, correct = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        _distribute(predicted, chosen, (log_probabilities, correct), copies[chosen].tolist())
+    return predicted
 
 
-def _hide(model: Transformer, rows: Ints, lengths: Ints, places: Ints, mask_id: int) -> tuple[Tensor, Tensor]:
-    """Return how the token at one place of each row (R, T) is predicted once it is hidden."""
+def _predict_masked(
+    model: Transformer, rows: Ints, lengths: Ints, positions: Ints, mask_id: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the prediction of one token of each row (R, T), at `positions` (R,), after masking it."""
     device = next(model.parameters()).device
-    each = np.arange(len(rows))
-    targets = torch.from_numpy(rows[each, places])
-    rows[each, places] = mask_id
+    row_indices = np.arange(len(rows))
+    targets = torch.from_numpy(rows[row_indices, positions])
+    rows[row_indices, positions] = mask_id
     documents = None
-    if lengths.min() < rows.shape[1]:  # nothing may see the padding
+    if lengths.min() < rows.shape[1]:  # padding is a document of its own, so that no token attends to it
         documents = torch.from_numpy((np.arange(rows.shape[1]) >= lengths[:, None]).astype(np.int32)).to(device)
     hidden = model(torch.from_numpy(rows).to(device), documents=documents)
-    return _at_targets(model, hidden[torch.from_numpy(each).to(device), torch.from_numpy(places).to(device)], targets)
+    at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions).to(device)
+    return _at_targets(model, hidden[at], targets)
 
 
 def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,15 +150,17 @@ def _nothing() -> Predicted:
     return Predicted(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
 
 
-def _hand_out(found: list[Predicted], chosen: Ints, predicted: tuple[Tensor, Tensor], counts: list[int]) -> None:
-    for i, losses, right in zip(chosen.tolist(), *(each.split(counts) for each in predicted), strict=True):
-        found[i] = Predicted(losses, right)
+def _distribute(predicted: list[Predicted], chosen: Ints, outputs: tuple[Tensor, Tensor], counts: list[int]) -> None:
+    """Split the outputs of a batch into those of its passages."""
+    split = (output.split(counts) for output in outputs)
+    for i, log_probabilities, correct in zip(chosen.tolist(), *split, strict=True):
+        predicted[i] = Predicted(log_probabilities, correct)
 
 
 def _batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> Iterator[Ints]:
-    """Yield which passages to read together, longest first: at most `batch_tokens`, if that is one passage or more.
+    """Yield the indices of passages to batch, longest first: one passage, or more in at most `batch_tokens` tokens.
 
-    A passage of length 0 is in none.
+    Passages of length 0 are left out.
     """
     order = np.argsort(-lengths, kind="stable")
     order = order[: int((lengths > 0).sum())]
@@ -170,6 +179,6 @@ def _batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> 
 def _padded(rows: Sequence[Ints]) -> Ints:
     """Return rows of unequal length as one array (R, T), zeros behind the shorter ones."""
     lengths = np.array([len(row) for row in rows])
-    whole = np.zeros((len(rows), int(lengths.max())), np.int64)
-    whole[np.arange(whole.shape[1]) < lengths[:, None]] = np.concatenate(rows)
-    return whole
+    padded = np.zeros((len(rows), int(lengths.max())), np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return padded

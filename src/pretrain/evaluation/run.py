@@ -23,33 +23,33 @@ from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
 from pretrain.evaluation.scorer import Progress, Scorer, check_examples, check_numbers
 from pretrain.evaluation.tasks import score_examples
-from pretrain.evaluation.totals import Totals, validation_figures
+from pretrain.evaluation.totals import ScoredPart, Totals, validation_metrics
 from pretrain.inference.dtype import prepare_for_inference
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.objectives.objective import ModelWithLoss
 
-MEMORIZATION_DOCUMENTS = 1000  # of each kind, where nothing else is asked for
+MEMORIZATION_DOCUMENTS = 1000  # default, of training and of validation documents
 
 
 def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
-    """Return the figures of the model at `path` on the task of the settings, by name.
+    """Return the metrics of the model at `path` on the task of the settings, by name.
 
-    Raises ConfigError where the model cannot do the task, DataError where there is nothing to score it on, and
-    CheckpointError where the checkpoint cannot be used.
+    Raises ConfigError for a task that the model cannot do, DataError if there is nothing to score it on, and
+    CheckpointError for a checkpoint that cannot be read.
     """
     folder = open_model(path)
     if isinstance(folder.objective, ClassifyConfig):
         raise ConfigError(
-            f"checkpoint={path} was trained to classify texts, and eval.py scores predictions of tokens. Its "
-            "accuracy and F1 are in report.json; for other texts use LanguageModel.load(...).classify(...)."
+            f"checkpoint={path} is a classifier, and eval.py scores predictions of tokens. Its accuracy and F1 are in "
+            "report.json; for other texts use LanguageModel.load(...).classify(...)."
         )
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
     examples = None
-    if config.task in FROM_FILES and config.path is not None:  # before the weights: a wrong file is soon told
+    if config.task in FROM_FILES and config.path is not None:  # before the weights, so that a wrong file fails at once
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
         check_examples(examples, folder.tokenizer, folder.shape.context_length, folder.objective.causal)
     scorer = Scorer(
@@ -60,50 +60,50 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         report=Progress(config.task.name),
     )
     if examples is not None:
-        figures = score_examples(scorer, examples)
+        metrics = score_examples(scorer, examples)
     elif config.task is Task.memorization:
-        figures = _memorization(config, folder, scorer)
+        metrics = _memorization(config, folder, scorer)
     else:
-        figures = _pseudo_perplexity(config, folder, scorer)
+        metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
-    return metadata | figures | {"elapsed_s": time.perf_counter() - started_s}
+    return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
 
 
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """Return loss in nats per target, perplexity, accuracy and, for a causal model, bits per byte of the text.
 
-    The documents are those of `config.path`, or the validation documents of the run. Figures of a mixture's sources
-    and of a hybrid model's parts come after those of all together, as `<name>/loss` and so on. Raises DataError where
-    there are no documents, CheckpointError where the checkpoint cannot be used.
+    The documents are those of `config.path`, or the run's validation documents. Metrics of a mixture's sources and a
+    hybrid model's parts follow as `<name>/loss` and so on. Raises DataError if there are no documents, CheckpointError
+    for a checkpoint that cannot be read.
     """
     folder = open_model(path)
-    tokenizer, objective, seed = folder.tokenizer, folder.objective, folder.run.seed if folder.run else 0
-    model, whole = _model(config, folder), objective.build(tokenizer, seed)
+    tokenizer, seed = folder.tokenizer, folder.run.seed if folder.run else 0
+    model, objective = _model(config, folder), folder.objective.build(tokenizer, seed)
     packing = folder.run.data if folder.run else DataConfig()
-    counts, found = Counter[str](), []
-    of_sources: dict[str, int] = {}
+    counts, scored = Counter[str](), list[ScoredPart]()
+    source_counts: dict[str, int] = {}
     for source, store in _stores(config, folder).items():
         store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
         stream = validation_rows(store, packing, folder.shape.context_length, tokenizer.padding_id)
         rows = min(config.max_rows or len(stream), len(stream)) if stream else 0
-        own = Counter(documents=store.n_documents, rows=rows)
-        for part, scored in whole.parts.items():
-            factor = bits_per_byte_of_a_nat(store) if scored.causal else None
+        of_source = Counter(documents=store.n_documents, rows=rows)
+        for name, part in objective.parts.items():
+            factor = bits_per_byte_of_a_nat(store) if part.causal else None
             totals = Totals(0.0, 0, 0, factor)
             if stream is not None:
-                totals = score_rows(ModelWithLoss(model, scored).eval(), stream, rows, config.batch_size, factor)
-            own["targets"] += int(totals.targets)
-            found.append((source, part, totals))
-        counts += own
-        of_sources |= {f"{source}/{name}": count for name, count in own.items() if source}
+                totals = score_rows(ModelWithLoss(model, part).eval(), stream, rows, config.batch_size, factor)
+            of_source["targets"] += int(totals.targets)
+            scored.append((source, name, totals))
+        counts += of_source
+        source_counts |= {f"{source}/{name}": count for name, count in of_source.items() if source}
     if not counts["targets"]:
         raise DataError(
-            f"the {counts['documents']:,} documents to score have no token that is to be predicted, so there is no "
-            "loss. Give other files: path=<file>."
+            f"the {counts['documents']:,} documents to score have no target token, so there is no loss. "
+            "Give other files: path=<file>."
         )
-    check_numbers(math.isnan(totals.loss_sum) for _, _, totals in found)
-    metadata = {"checkpoint": str(folder.folder), "objective": objective.kind}
-    return metadata | counts | validation_figures(found) | of_sources
+    check_numbers(math.isnan(totals.loss_sum) for _, _, totals in scored)
+    metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind}
+    return metadata | counts | validation_metrics(scored) | source_counts
 
 
 def score_rows(
@@ -113,51 +113,55 @@ def score_rows(
     batch_size: int,
     bits_per_byte_of_a_nat: float | None,
 ) -> Totals:
-    """Score the first `n_rows` rows of a stream; the factor is None for a masked model."""
-    loss_sum, right, count = 0.0, 0, 0
+    """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model."""
+    loss_sum, correct, count = 0.0, 0, 0
     device = next(model_with_loss.parameters()).device
     for start in range(0, n_rows, batch_size):
         row_indices = np.arange(start, min(start + batch_size, n_rows))
         batch = model_with_loss.objective.collate(stream.rows(row_indices), torch.from_numpy(row_indices))
         losses, predictions = model_with_loss.evaluate(batch.to(device))
         loss_sum += float(losses.cpu().double().sum())
-        right += int((predictions.cpu() == batch.targets).sum())
+        correct += int((predictions.cpu() == batch.targets).sum())
         count += int((batch.targets != IGNORE).sum())
-    return Totals(loss_sum, right, count, bits_per_byte_of_a_nat)
+    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
 
 
 def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
-    """Return the model where and as the settings say, to be read only."""
+    """Return the model on the device and in the dtype of the settings, in evaluation mode."""
     return prepare_for_inference(folder.load(), config.device, config.dtype).eval()
 
 
 def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
-    """Return the mean loss of each token of the documents, hidden alone, and its exponential."""
+    """Return the mean loss of the documents' tokens, each masked in turn, and its exponential."""
     if scorer.causal:
         raise ConfigError(
-            "task=pseudo_perplexity hides each token in turn, and this model reads from left to right. "
-            "Take task=documents, which gives its perplexity."
+            "task=pseudo_perplexity needs a masked model, and this one is causal. "
+            "Take task=documents, which returns its perplexity."
         )
     stores = list(_stores(config, folder).values())
     documents = [(store, number) for store in stores for number in range(store.n_documents)]
     rows = [store.document(number) for store, number in spaced(documents, config.max_examples)]
     scores = scorer.documents(rows)
-    whole = Score(sum(likelihood for likelihood, _ in scores), sum(tokens for _, tokens in scores), text_bytes=0)
-    if not whole.tokens:
-        raise DataError(f"the {len(rows):,} documents to score have only special tokens, and none that can be hidden.")
-    return {"pseudo_loss": whole.loss, "pseudo_perplexity": whole.perplexity, "documents": len(rows)} | {
-        "tokens": whole.tokens
+    total = Score(sum(likelihood for likelihood, _ in scores), sum(tokens for _, tokens in scores), text_bytes=0)
+    if not total.tokens:
+        raise DataError(
+            f"the {len(rows):,} documents to score hold special tokens alone, which are never masked. "
+            "Give other files: path=<file>."
+        )
+    return {
+        "pseudo_loss": total.loss,
+        "pseudo_perplexity": total.perplexity,
+        "documents": len(rows),
+        "tokens": total.tokens,
     }
 
 
 def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> dict[str, float]:
-    """Return how much of training and of validation documents is repeated word for word, as `<kind>/<figure>`."""
+    """Return how much of training and validation documents the model repeats verbatim, as `<split>/<metric>`."""
     context_length = folder.shape.context_length
     if config.prompt_tokens + config.new_tokens > context_length:
         half = context_length // 2
-        remedy = (
-            f"Try prompt_tokens={half} new_tokens={half}." if half else "Nothing fits: take a model with a longer one."
-        )
+        remedy = f"Try prompt_tokens={half} new_tokens={half}." if half else "Take a model with a longer context."
         raise ConfigError(
             f"prompt_tokens={config.prompt_tokens} and new_tokens={config.new_tokens} do not fit into the model's "
             f"context of {context_length} tokens. {remedy}"
@@ -167,35 +171,34 @@ def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
     if stream is not None:
         train = [stream.era(era.number) for era in stream.ledger.eras]
     count = config.max_examples or MEMORIZATION_DOCUMENTS
-    figures: dict[str, float] = {}
-    for kind, stores in (("train", train), ("validation", list(prepared.validation.values()))):
-        tokens = 1 + config.prompt_tokens + config.new_tokens  # the first one begins the document
-        documents = beginnings(stores, tokens, count)
+    metrics: dict[str, float] = {}
+    for split, stores in (("train", train), ("validation", list(prepared.validation.values()))):
+        documents = document_heads(stores, 1 + config.prompt_tokens + config.new_tokens, count)  # 1: BOS
         if documents:
-            found = verbatim_figures(scorer, documents, config.new_tokens)
-            figures |= {f"{kind}/{name}": value for name, value in found.items()}
-        elif kind == "train":
+            repeated = verbatim_metrics(scorer, documents, config.new_tokens)
+            metrics |= {f"{split}/{name}": value for name, value in repeated.items()}
+        elif split == "train":
             raise DataError(
-                f"no training document is longer than prompt_tokens={config.prompt_tokens} and "
-                f"new_tokens={config.new_tokens} together. Try prompt_tokens=8 new_tokens=8."
+                f"no training document is longer than prompt_tokens={config.prompt_tokens} plus "
+                f"new_tokens={config.new_tokens}. Try prompt_tokens=8 new_tokens=8."
             )
     read = float(folder.metadata.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
-    return figures | {"train/times_read": read}
+    return metrics | {"train/times_read": read}
 
 
-def verbatim_figures(scorer: Scorer, documents: Sequence[Ints], new_tokens: int) -> dict[str, float]:
-    """Return the share of documents whose last `new_tokens` the model repeats, and how many it repeats at first.
+def verbatim_metrics(scorer: Scorer, documents: Sequence[Ints], new_tokens: int) -> dict[str, float]:
+    """Return the share of documents whose last `new_tokens` the model repeats, and the mean number repeated.
 
-    Each document is truncated to the prompt and the tokens compared. Greedy decoding repeats a document exactly as long
-    as each next token is the argmax, so one forward pass suffices. Source: Carlini et al. 2022, https://arxiv.org/abs/2202.07646.
+    Documents are truncated to prompt and compared tokens. Greedy decoding repeats a document for as long as each next
+    token is the argmax, so one forward pass suffices. Source: Carlini et al. 2022, https://arxiv.org/abs/2202.07646.
     """
     if not scorer.causal:
         raise ConfigError(
-            "task=memorization continues documents, and this model was trained to fill masks. "
-            "Take a causal model, or score this one with task=pseudo_perplexity."
+            "task=memorization needs a causal model, and this one was trained to fill masks. "
+            "Score it with task=pseudo_perplexity."
         )
-    found = scorer.predictions([Passage(tokens, len(tokens) - new_tokens) for tokens in documents])
-    repeated = np.array([int(each.predictions.long().cumprod(0).sum()) for each in found])
+    predicted = scorer.predictions([Passage(tokens, len(tokens) - new_tokens) for tokens in documents])
+    repeated = np.array([int(passage.correct.long().cumprod(0).sum()) for passage in predicted])
     return {
         "exact_match": float((repeated == new_tokens).mean()),
         "verbatim_tokens": float(repeated.mean()),
@@ -203,19 +206,19 @@ def verbatim_figures(scorer: Scorer, documents: Sequence[Ints], new_tokens: int)
     }
 
 
-def beginnings(stores: Sequence[Store], tokens: int, count: int) -> list[Ints]:
-    """Return the first `tokens` ids of documents that have more, at most `count` of them, evenly spaced."""
+def document_heads(stores: Sequence[Store], tokens: int, count: int) -> list[Ints]:
+    """Return the first `tokens` ids of documents that have more: at most `count`, evenly spaced."""
     long_enough = [
         (store, int(start))
         for store in stores
-        for start in store.document_starts()[store.document_lengths() > tokens]  # the last id ends the document
+        for start in store.document_starts()[store.document_lengths() > tokens]  # more: the last id is EOS
     ]
     return [store.read(np.array([start]), np.array([tokens])) for store, start in spaced(long_enough, count)]
 
 
 def _run_of(folder: ModelFolder, remedy: str) -> RunConfig:
     if folder.run is None:
-        raise DataError(f"{folder.folder} was trained elsewhere, so its documents are not known. {remedy}")
+        raise DataError(f"{folder.folder} was not trained here, so its documents are unknown. {remedy}")
     return folder.run
 
 
@@ -233,9 +236,9 @@ def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
         tokenizer = PretrainedTokenizerConfig(path=str(folder.tokenizer_folder))
         try:
             return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
-        except DataError as error:  # the settings have shorter names here
+        except DataError as error:  # these settings of eval.py lack the prefix `data.`
             raise DataError(re.sub(r"\bdata\.(path|text_column|format)=", r"\1=", str(error))) from error
-    found = _prepared(config, _run_of(folder, remedy)).validation
-    if not found:
-        raise DataError(f"the run kept no validation documents. {remedy}")
-    return found
+    validation = _prepared(config, _run_of(folder, remedy)).validation
+    if not validation:
+        raise DataError(f"the run has no validation documents. {remedy}")
+    return validation

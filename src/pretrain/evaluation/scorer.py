@@ -1,4 +1,4 @@
-"""Score texts with a model and its tokenizer: likelihood for causal models, pseudo-likelihood for masked ones."""
+"""Score texts with a model and its tokenizer: likelihoods of causal models, pseudo-likelihoods of masked ones."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """How well a model predicts a continuation of a context."""
+    """Log-likelihood of a continuation after its context."""
 
     log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood
     tokens: int
@@ -39,7 +39,7 @@ class ContinuationScore:
 
 
 class Scorer:
-    """Scores texts in batches: by likelihood a causal model, by pseudo-likelihood one that only fills masks."""
+    """Scores texts in batches: by likelihood with a causal model, by pseudo-likelihood with a masked one."""
 
     def __init__(
         self,
@@ -51,15 +51,18 @@ class Scorer:
     ) -> None:
         """`starts_with_bos` prepends the beginning-of-document token to contexts; `report` receives progress.
 
-        Raises ConfigError for a classifier, and for a masked model whose tokenizer has no mask.
+        Raises ConfigError for a classifier, and for a masked model whose tokenizer has no mask token.
         """
         if isinstance(model.head, LabelHead):
             raise ConfigError(
-                "this model was trained to classify texts and gives tokens no probabilities. "
-                "Score the base that it was made of."
+                "this model classifies texts and predicts no tokens, so it cannot be scored on text. "
+                "Score the base model that it was fine-tuned from."
             )
         if not model.causal and tokenizer.mask_id is None:
-            raise ConfigError("this model's tokenizer has no mask token, so a text cannot be scored.")
+            raise ConfigError(
+                "this masked model's tokenizer has no mask token, so it cannot score a text. "
+                "Take a tokenizer with a mask_token."
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.starts_with_bos = starts_with_bos
@@ -72,27 +75,23 @@ class Scorer:
         return self.model.causal
 
     def predictions(self, passages: Sequence[Passage]) -> list[Predicted]:
-        """Return how the tokens of each passage are predicted.
+        """Return the predictions of each passage's targets.
 
-        Raises DivergenceError for NaN, which would make some answer the best one when compared.
+        Raises DivergenceError for NaN, which would make an arbitrary answer the best when compared.
         """
         if self.causal:
-            found = causal_predictions(self.model, passages, self.batch_tokens, self.report)
+            predicted = causal_predictions(self.model, passages, self.batch_tokens, self.report)
         else:
-            mask_id = self.tokenizer.mask_id
-            assert mask_id is not None
-            found = masked_predictions(
-                self.model, passages, mask_id, self.tokenizer.special_ids, self.batch_tokens, self.report
-            )
-        check_numbers(bool(each.log_probabilities.isnan().any()) for each in found)
-        return found
+            predicted = masked_predictions(self.model, passages, self.tokenizer, self.batch_tokens, self.report)
+        check_numbers(bool(passage.log_probabilities.isnan().any()) for passage in predicted)
+        return predicted
 
     def texts(self, texts: Sequence[str]) -> list[Score]:
-        """Return how likely the model finds each text; equal texts score exactly the same.
+        """Return the score of each text; equal texts score exactly the same.
 
-        A text longer than the context is read in windows that do not overlap, for a causal model but for one token.
+        A text longer than the context is read in windows. They do not overlap, except by one token in a causal model.
         """
-        rows = [self._framed(tokens) for tokens in self._encoded(texts)]
+        rows = [self._with_specials(document[1:-1]) for document in self.tokenizer.encode_documents(texts)]
         distinct = {row.tobytes(): row for row in rows}
         scores = dict(zip(distinct, self.documents(list(distinct.values())), strict=True))
         return [
@@ -102,55 +101,51 @@ class Scorer:
     def documents(self, rows: Sequence[Ints]) -> list[tuple[float, int]]:
         """Return the log-likelihood in nats and the predicted tokens of each row of ids, of any length."""
         windows = [self._windows(row) for row in rows]
-        found = iter(self.predictions([passage for each in windows for passage in each]))
+        predicted = iter(self.predictions([passage for passages in windows for passage in passages]))
         scores = []
-        for each in windows:
-            parts = [next(found).log_probabilities for _ in each]
+        for passages in windows:
+            parts = [next(predicted).log_probabilities for _ in passages]
             scores.append((sum(float(p.double().sum()) for p in parts), sum(len(p) for p in parts)))
         return scores
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[ContinuationScore]:
-        """Return how likely the model finds each continuation behind its context, tokenized by `encode_pairs`.
+        """Return the score of each continuation after its context; `encode_pairs` tokenizes them.
 
-        What does not fit into the context length is left out at the beginning. Raises DataError for a continuation that
-        has no token, or more than fit.
+        Contexts are truncated at their beginning to the context length. Raises DataError for a continuation without a
+        token, or with more than fit.
         """
         encoded = encode_pairs(self.tokenizer, pairs)
         passages = [
-            self._passage(context, whole, pair) for (whole, context), (_, pair) in zip(encoded, pairs, strict=True)
+            self._passage(ids, n_context, text) for (ids, n_context), (_, text) in zip(encoded, pairs, strict=True)
         ]
         return [
             ContinuationScore(
-                float(each.log_probabilities.double().sum()), len(each.predictions), bool(each.predictions.all())
+                float(passage.log_probabilities.double().sum()), len(passage.correct), bool(passage.correct.all())
             )
-            for each in self.predictions(passages)
+            for passage in self.predictions(passages)
         ]
 
-    def _encoded(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Return the ids of each text, with nothing added."""
-        return [document[1:-1] for document in self.tokenizer.encode_documents(texts)]
-
-    def _framed(self, tokens: NDArray[Any]) -> Ints:
-        """Return the ids of a text between those that begin and, for a masked model, end a document."""
+    def _with_specials(self, tokens: NDArray[Any]) -> Ints:
+        """Return the ids of a text between BOS and, for a masked model, EOS."""
         end = [] if self.causal else [self.tokenizer.eos_id]
         return np.concatenate([[self.tokenizer.bos_id], tokens, end]).astype(np.int64)
 
     def _windows(self, row: Ints) -> list[Passage]:
         length = self.model.config.context_length
-        if self.causal:  # the last token of a window is the first input of the next
+        """Return the ids of a document, of any length, as passages; the last target of one is the next one's input."""
+        if self.causal:
             return [Passage(row[start : start + length + 1], 1) for start in range(0, len(row) - 1, length)]
         return [Passage(row[start : start + length], 0) for start in range(0, len(row), length)]
 
-    def _passage(self, context: int, whole: Ints, continuation: str) -> Passage:
-        """Return the passage in which the ids behind the first `context` of `whole` are predicted."""
-        new = len(whole) - context
-        length = self.model.config.context_length
+    def _passage(self, ids: Ints, n_context: int, continuation: str) -> Passage:
+        """Return the passage whose targets are the ids after the first `n_context`; the text is for the error."""
+        new, length = len(ids) - n_context, self.model.config.context_length
         check_length(new, length if self.causal else length - 2, continuation)
         if self.causal:
-            row = self._framed(whole) if self.starts_with_bos or not context else whole
+            row = self._with_specials(ids) if self.starts_with_bos or not n_context else ids
             row = row[-(length + 1) :]
             return Passage(row, len(row) - new)
-        row = self._framed(whole)[-length:]
+        row = self._with_specials(ids)[-length:]
         return Passage(row, len(row) - 1 - new)
 
 
@@ -158,60 +153,57 @@ def check_numbers(are_nan: Iterable[bool]) -> None:
     """Raise DivergenceError where a model's log-probabilities or losses are NaN."""
     if any(are_nan):
         raise DivergenceError(
-            "the model's probabilities are not numbers (NaN), so nothing can be scored: its weights have diverged. "
+            "the model's probabilities are NaN, so it cannot be scored: its weights have diverged. "
             "Take an earlier checkpoint."
         )
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ints, int]]:
-    """Return the ids of each (context, continuation), nothing added, and how many of them are the context's.
+    """Return the ids of each (context, continuation), without BOS and EOS, and the number of ids of the context.
 
-    The two are tokenized as one text, and spaces at the end of a context move to the continuation, as in lm-eval. Where
+    The two are tokenized as one text, and spaces at the end of a context move to the continuation, as in lm-eval. If
     that leaves the continuation no token, because the context's last token includes it, they are tokenized apart.
     """
-    moved = [_spaces_moved(context, continuation) for context, continuation in pairs]
+    moved = [_move_spaces(context, continuation) for context, continuation in pairs]
     contexts = tokenizer.encode_documents([context for context, _ in moved])
-    wholes = tokenizer.encode_documents([context + continuation for context, continuation in moved])
-    found = []
-    for context, whole, (_, continuation) in zip(contexts, wholes, moved, strict=True):
-        if len(whole) <= len(context) and continuation:
-            whole = np.array([*context[:-1], *tokenizer.encode_behind(continuation), tokenizer.eos_id])
-        found.append((whole[1:-1].astype(np.int64), len(context) - 2))
-    return found
+    joined = tokenizer.encode_documents([context + continuation for context, continuation in moved])
+    encoded = []
+    for context, ids, (_, continuation) in zip(contexts, joined, moved, strict=True):
+        if len(ids) <= len(context) and continuation:
+            ids = np.array([*context[:-1], *tokenizer.encode_behind(continuation), tokenizer.eos_id])
+        encoded.append((ids[1:-1].astype(np.int64), len(context) - 2))
+    return encoded
 
 
 def check_examples(examples: ExampleSet, tokenizer: Tokenizer, context_length: int, causal: bool) -> None:
     """Raise DataError, naming file and line, for an example that a model of this context cannot score."""
     sentences, pairs = list[tuple[str, str]](), list[tuple[tuple[str, str], str]]()
-    for each in examples.examples:
-        if isinstance(each, MinimalPair):
-            sentences += [(each.good, each.place), (each.bad, each.place)]
+    for example in examples.examples:
+        if isinstance(example, MinimalPair):
+            sentences += [(example.good, example.location), (example.bad, example.location)]
         else:
-            pairs += [(pair, each.place) for pair in each.pairs()]
-    _check_sentences(sentences, tokenizer)
+            pairs += [(pair, example.location) for pair in example.pairs()]
+    documents = tokenizer.encode_documents([text for text, _ in sentences])
+    for (text, location), ids in zip(sentences, documents, strict=True):
+        if len(ids) < 3:  # BOS and EOS alone
+            raise DataError(f"{location}: the sentence {text[:40]!a} has no token to score. Remove the line.")
     encoded = encode_pairs(tokenizer, [pair for pair, _ in pairs])
-    for ((_, continuation), place), (tokens, context) in zip(pairs, encoded, strict=True):
-        check_length(len(tokens) - context, context_length if causal else context_length - 2, continuation, place)
+    for ((_, continuation), location), (ids, n_context) in zip(pairs, encoded, strict=True):
+        check_length(len(ids) - n_context, context_length if causal else context_length - 2, continuation, location)
 
 
-def check_length(new: int, most: int, continuation: str, place: str = "") -> None:
-    """Raise DataError for a continuation that has no token, or more than a model predicts at once."""
+def check_length(new: int, most: int, continuation: str, location: str = "") -> None:
+    """Raise DataError for a continuation without a token, or with more than `most`."""
     if not 0 < new <= most:
         raise DataError(
-            f"{f'{place}: ' if place else ''}the continuation {continuation[:40]!a} has {new} tokens, and between 1 "
-            f"and {most} can be scored. Leave the example out, or take a model with a longer context."
+            f"{f'{location}: ' if location else ''}the continuation {continuation[:40]!a} has {new} tokens, and this "
+            f"model can score 1 to {most}. Remove the example, or take a model with a longer context."
         )
 
 
-def _check_sentences(texts: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> None:
-    for (text, place), ids in zip(texts, tokenizer.encode_documents([text for text, _ in texts]), strict=True):
-        if len(ids) < 3:  # what begins and ends a document alone
-            raise DataError(f"{place}: the sentence {text[:40]!a} has no token to score. Leave the example out.")
-
-
-def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
 
 
 class Progress:

@@ -19,38 +19,37 @@ from pretrain.models.transformer import Transformer
 def score_tasks(
     model: Transformer, tokenizer: Tokenizer, tasks: Sequence[ExampleSet], batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, float]:
-    """Return the figures of every task as `eval/<name of its file>/<figure>`, without those of single paradigms.
+    """Return each task's metrics as `eval/<file name>/<metric>`, without counts and single paradigms.
 
-    The model is read as it stands, in evaluation mode, and left in the mode that it was in. Raises ConfigError where
-    the model cannot do a task.
+    The model is scored in evaluation mode and returned to its mode. Raises ConfigError for a task that it cannot do.
     """
     was_training = model.training
     model.eval()
     try:
         scorer = Scorer(model, tokenizer, batch_tokens=batch_tokens)
-        figures = {task.name: score_examples(scorer, task) for task in tasks}
+        metrics = {task.name: score_examples(scorer, task) for task in tasks}
     finally:
         model.train(was_training)
     return {
         f"eval/{task}/{name}": value
-        for task, found in figures.items()
-        for name, value in found.items()
+        for task, values in metrics.items()
+        for name, value in values.items()
         if "/" not in name and name not in _COUNTS
     }
 
 
 def score_examples(scorer: Scorer, examples: ExampleSet) -> dict[str, float]:
-    """Return what a model scores on examples: the figures of all, then those of parts as `<part>/<figure>`.
+    """Return the metrics of a set of examples, then those of its parts as `<part>/<metric>`.
 
-    Raises ConfigError where the model cannot do the task.
+    Raises ConfigError for a task that the model cannot do.
     """
     return _SCORED[examples.task](scorer, cast(Any, examples.examples))
 
 
 def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, float]:
-    """Return the share of pairs whose good sentence is likelier, by paradigm and as the mean over paradigms.
+    """Return the share of pairs whose good sentence is likelier: of each paradigm, and their mean.
 
-    A tie is no right answer; sentences that are the same to the tokenizer tie exactly.
+    A tie is not correct; sentences with the same ids tie exactly.
     Source: Warstadt et al. 2020, https://arxiv.org/abs/1912.00582, section 4.1.
     """
     scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)])
@@ -60,40 +59,40 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
         paradigms[pair.paradigm].append(correct)
     shares = {name: float(np.mean(correct)) for name, correct in sorted(paradigms.items())}
     ties = int((good == bad).sum())
-    figures = {"accuracy": float(np.mean(list(shares.values()))), "pairs": len(pairs), "ties": ties}
-    return figures | {f"{name}/accuracy": share for name, share in shares.items() if name}
+    metrics = {"accuracy": float(np.mean(list(shares.values()))), "pairs": len(pairs), "ties": ties}
+    return metrics | {f"{name}/accuracy": share for name, share in shares.items() if name}
 
 
 def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict[str, float]:
-    """Return the share of queries whose right choice is the likeliest, as it is and for each byte of it.
+    """Return the share of queries whose correct choice is the likeliest: in total, and per byte of the choice.
 
-    They are what lm-eval calls acc and, for choices in ASCII, acc_norm. Of a masked model the tokens of a choice are
-    hidden one by one, the query and the rest of the choice being seen.
+    They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
+    choice while each token of the choice is masked in turn.
     """
-    found = iter(scorer.continuations([(each.query, text) for each in examples for text in each.continuations]))
+    scores = iter(scorer.continuations([pair for example in examples for pair in example.pairs()]))
     correct = correct_per_byte = 0
-    for each in examples:
-        scores = np.array([next(found).log_likelihood for _ in each.continuations])
-        correct += int(scores.argmax()) == each.gold
-        correct_per_byte += int((scores / np.array(each.choice_bytes)).argmax()) == each.gold
+    for example in examples:
+        likelihoods = np.array([next(scores).log_likelihood for _ in example.continuations])
+        correct += int(likelihoods.argmax()) == example.gold
+        correct_per_byte += int((likelihoods / np.array(example.choice_bytes)).argmax()) == example.gold
     count = len(examples)
     return {"accuracy": correct / count, "accuracy_per_byte": correct_per_byte / count, "questions": count}
 
 
 def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
-    """Return the share of continuations that the model would say by itself, their mean loss in nats, and perplexity.
+    """Return the share of continuations that greedy decoding generates, their mean loss in nats, and perplexity.
 
-    Loss and perplexity are over continuations, each counting once however many tokens it has, as in lm-eval.
+    Loss and perplexity are means over continuations, each counting once however many tokens it has, as in lm-eval.
     """
     if not scorer.causal:
         raise ConfigError(
-            "task=cloze continues a passage, and this model was trained to fill masks. Score it with "
-            "task=minimal_pairs or task=multiple_choice, or take a causal model."
+            "task=cloze needs a causal model, and this one was trained to fill masks. Score it with "
+            "task=minimal_pairs or task=multiple_choice."
         )
-    found = scorer.continuations([(each.context, each.continuation) for each in examples])
-    loss = -float(np.mean([score.log_likelihood for score in found]))
+    scores = scorer.continuations([pair for example in examples for pair in example.pairs()])
+    loss = -float(np.mean([score.log_likelihood for score in scores]))
     return {
-        "accuracy": float(np.mean([score.greedy for score in found])),
+        "accuracy": float(np.mean([score.greedy for score in scores])),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "passages": len(examples),

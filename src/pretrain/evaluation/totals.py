@@ -9,15 +9,15 @@ from functools import reduce
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over targets. Without a target there is no mean, and so no figure."""
+    """Sums over targets."""
 
     loss_sum: float  # cross-entropy, nats
     correct: float  # targets that were the argmax
     targets: float
-    bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; none for masked targets
+    bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; None for masked targets
 
     def __add__(self, other: "Totals") -> "Totals":
-        """Return the sums over both; their bits per byte are all bits over all bytes, where both have any."""
+        """Return the sums over both; bits per byte become all bits over all bytes, or None if either has none."""
         targets, factor = self.targets + other.targets, self.bits_per_byte_of_a_nat
         if factor is None or other.bits_per_byte_of_a_nat is None:
             factor = None
@@ -27,46 +27,43 @@ class Totals:
             factor = other.bits_per_byte_of_a_nat
         return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor)
 
-    def figures(self) -> dict[str, float]:
-        """Return the loss in nats per target, its exponential, the share of targets that were right, bits per byte.
-
-        Empty where there was no target.
-        """
+    def metrics(self) -> dict[str, float]:
+        """Return loss in nats per target, perplexity, accuracy, and bits per byte; nothing without a target."""
         if not self.targets:
             return {}
         loss = self.loss_sum / self.targets
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": self.correct / self.targets}
+        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": self.correct / self.targets}
         factor = self.bits_per_byte_of_a_nat
-        return found if factor is None else found | {"bits_per_byte": loss * factor}
+        return metrics if factor is None else metrics | {"bits_per_byte": loss * factor}
 
 
-def validation_figures(found: Sequence[tuple[str, str, Totals]]) -> dict[str, float]:
-    """Return the figures of all that was scored, by name, then those of each named part and source as <name>/<figure>.
+ScoredPart = tuple[str, str, Totals]  # source, part of the objective (causal or masked of a hybrid model), totals
 
-    `found` holds (source, part of the objective, totals). A part is what a hybrid model was scored on, causal or
-    masked; where there is a causal one, its bits per byte are those of the whole. What had no target has no figure.
+
+def validation_metrics(parts: Sequence[ScoredPart]) -> dict[str, float]:
+    """Return the metrics of all parts together, then those of each named part and source as <name>/<metric>.
+
+    The bits per byte of all are those of the causal parts. What has no target has no metric.
     """
-    together = [totals for _, _, totals in found]
-    figures = reduce(operator.add, together).figures()
-    per_byte = [totals for totals in together if totals.bits_per_byte_of_a_nat is not None]
-    if per_byte:
-        figures |= _only(reduce(operator.add, per_byte).figures(), "bits_per_byte")
-    names = dict.fromkeys(name for which in (1, 0) for each in found if (name := str(each[which])))
-    for name in names:
-        own = reduce(operator.add, [totals for source, part, totals in found if name in (source, part)]).figures()
-        second = "bits_per_byte" if "bits_per_byte" in own else "accuracy"
-        figures |= {f"{name}/{figure}": value for figure, value in _only(own, "loss", second).items()}
-    return figures
+    metrics = reduce(operator.add, [totals for _, _, totals in parts]).metrics()
+    causal = [totals for _, _, totals in parts if totals.bits_per_byte_of_a_nat is not None]
+    if causal:
+        metrics |= _only(reduce(operator.add, causal).metrics(), "bits_per_byte")
+    names = [part for _, part, _ in parts] + [source for source, _, _ in parts]
+    for name in filter(None, dict.fromkeys(names)):
+        named = reduce(operator.add, [totals for source, part, totals in parts if name in (source, part)]).metrics()
+        second = "bits_per_byte" if "bits_per_byte" in named else "accuracy"
+        metrics |= {f"{name}/{metric}": value for metric, value in _only(named, "loss", second).items()}
+    return metrics
 
 
-def target_counts(found: Sequence[tuple[str, str, Totals]]) -> dict[str, int]:
-    """Return how many targets each source had, by its name; `found` is as in `validation_figures`."""
+def target_counts(parts: Sequence[ScoredPart]) -> dict[str, int]:
+    """Return the number of targets of each source, by name."""
     counts: dict[str, int] = {}
-    for source, _, totals in found:
+    for source, _, totals in parts:
         counts[source] = counts.get(source, 0) + int(totals.targets)
     return counts
 
 
-def _only(figures: dict[str, float], *names: str) -> dict[str, float]:
-    """Return those of the figures that are there."""
-    return {name: figures[name] for name in names if name in figures}
+def _only(metrics: dict[str, float], *names: str) -> dict[str, float]:
+    return {name: metrics[name] for name in names if name in metrics}

@@ -6,7 +6,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
 from pretrain.data.collate import IGNORE
-from pretrain.evaluation.totals import Totals, target_counts, validation_figures
+from pretrain.evaluation.totals import Totals, target_counts, validation_metrics
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 
@@ -66,7 +66,7 @@ class ValidationScores(nn.Module):
             assert isinstance(metrics, LossMetrics)
             totals.append((source, part, Totals(*metrics.compute(), factor)))
             metrics.reset()
-        figures = validation_figures(totals)
+        figures = validation_metrics(totals)
         if self.f1 is not None:
             figures.pop("perplexity", None)  # of labels: the loss already tells the same
             figures |= {"f1": float(self.f1.compute())} if figures else {}
