@@ -112,6 +112,7 @@ def masked_predictions(
         rows = _padded([passages[i].tokens for i in chosen])  # (R, T)
         positions = np.concatenate([target_positions[i] for i in chosen])
         row_indices = np.repeat(np.arange(len(chosen)), copies[chosen])
+        assert tokenizer.mask_id is not None
         size = max(1, batch_tokens // rows.shape[1])  # the copies of one long passage may exceed a batch
         outputs = []
         for start in range(0, len(positions), size):
@@ -124,7 +125,7 @@ def masked_predictions(
 
 
 def _predict_masked(
-    model: Transformer, rows: Ints, lengths: Ints, positions: Ints, mask_id: int | None
+    model: Transformer, rows: Ints, lengths: Ints, positions: Ints, mask_id: int
 ) -> tuple[Tensor, Tensor]:
     """Return the prediction of one token of each row (R, T), at `positions` (R,), after masking it."""
     device = next(model.parameters()).device
