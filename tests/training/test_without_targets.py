@@ -174,7 +174,7 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
     throughput: Any = SimpleNamespace(tokens_per_s=lambda: 100.0, goodput=lambda: 1.0, other_s={})
     for peak in (1_000.0, 1_001.0, 999.0):
         metrics = Metrics(throughput, every_n_steps=1, flops_per_token=10.0, peak_flops_per_s=peak, validated_at=-1)
-        metrics._log(SimpleNamespace(), module, 1)  # type: ignore[arg-type]
+        metrics._log(SimpleNamespace(callback_metrics={}), module, 1)  # type: ignore[arg-type]
     assert ["speed/mfu" in names for names in logged] == [True, True, False]
 
 

@@ -189,8 +189,8 @@ def check_examples(examples: ExampleSet, tokenizer: Tokenizer, context_length: i
         if len(ids) < 3:  # BOS and EOS alone
             raise DataError(f"{location}: the sentence {text[:40]!a} has no token to score. Remove the line.")
     encoded = encode_pairs(tokenizer, [pair for pair, _ in pairs])
-    for ((_, continuation), location), (ids, n_context) in zip(pairs, encoded, strict=True):
-        check_length(len(ids) - n_context, context_length if causal else context_length - 2, continuation, location)
+    for ((_, continuation), location), (pair, n_context) in zip(pairs, encoded, strict=True):
+        check_length(len(pair) - n_context, context_length if causal else context_length - 2, continuation, location)
 
 
 def check_length(new: int, most: int, continuation: str, location: str = "") -> None:
