@@ -28,7 +28,7 @@ from pretrain.config.run import RunConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.parallel.config import ParallelDims
-from pretrain.training.run_state import RunState
+from pretrain.training.run_state import RunState, SaveSettings
 
 VOCABULARY = 50257
 SMALL = ["model.n_layers=4", "model.d_model=192", "model.n_heads=4"]
@@ -70,24 +70,40 @@ class Training:
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         module = SimpleNamespace(
-            model_with_loss=SimpleNamespace(model=self.model),
+            model_with_loss=_WithLoss(self.model),
             parallel_dims=ParallelDims(),
-            skipped_steps=0,
-            length=SimpleNamespace(clock=lambda: 0.0),
-            spikes=SimpleNamespace(losses=[]),
-            first_validated={},
+            counters=dict,
+            length=_Stateless(),
+            spikes=_Stateless(),
         )
-        given: Any = (trainer, module, SimpleNamespace(tokens_seen=0), SimpleNamespace(excluded=frozenset()))
         folder.mkdir()
-        return RunState(
-            *given,
+        settings = SaveSettings(
             folder=folder,
             keep=1,
+            asynchronous=asynchronous,
             config={},
             facts={},
+            typed=[],
+            after=0.0,
             save_tokenizer=lambda tokenizer: tokenizer.mkdir(),
-            asynchronous=asynchronous,
         )
+        parts: Any = (trainer, module, _Stateless(), _Stateless())
+        return RunState(*parts, settings)
+
+
+class _WithLoss(torch.nn.Module):
+    """A model as a run holds it; saving needs no loss."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+
+class _Stateless:
+    """A part of a run without state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 class Saves:

@@ -64,7 +64,7 @@ def ours(model: Transformer) -> Write:
             max_new_tokens=new,
             sampling=Sampling(temperature=0),
             end_id=-1,
-            forbidden=torch.zeros(model.vocab_size, dtype=torch.bool),
+            suppress_tokens=torch.zeros(model.vocab_size, dtype=torch.bool),
         )
         return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 

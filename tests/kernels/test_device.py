@@ -1,4 +1,6 @@
-"""How a run computes is decided by what the device can do, not by what else runs on it."""
+"""The number format of a run follows from what the device can do, not from what else runs on it."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,39 +11,29 @@ from pretrain.kernels.device import bf16_is_fast, matmul_flops_per_s
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[torch.dtype, list[float]]:
-    """Take the speeds of each format, one after another, for measured ones; the last stays."""
-    found: dict[torch.dtype, list[float]] = {}
-
-    def next_speed(_device: torch.device, dtype: torch.dtype, _seconds: float) -> float:
-        return found[dtype].pop(0) if len(found[dtype]) > 1 else found[dtype][0]
-
-    monkeypatch.setattr(device, "matmul_flops_per_s", next_speed)
-    return found
-
-
 @pytest.mark.parametrize(
-    ("bf16", "fp32", "fast"),
+    ("machine", "capability", "flags", "fast"),
     [
-        ([4e11], [2e11], True),
-        ([1.1e11, 1e11, 4e11], [2e11], True),  # held up at first
-        ([2e11], [2e11], False),
-        ([2.5e11], [5e10, 2e11], False),  # ahead only while the other was held up
+        ("x86_64", "AVX512", "flags : avx2 avx512f avx512_bf16 avx_vnni", True),
+        ("x86_64", "AVX512", "flags : avx2 avx512f amx_bf16 amx_tile", True),
+        ("x86_64", "AVX512", "flags : avx2 avx512f", False),
+        ("x86_64", "AVX2", "flags : avx2 avx512f avx512_bf16", False),  # torch is told to use less
+        ("aarch64", "DEFAULT", "Features : fp asimd i8mm bf16", True),
+        ("aarch64", "DEFAULT", "Features : fp asimd", False),
     ],
 )
-def test_a_moment_that_was_held_up_does_not_choose_the_number_format(
-    speeds: dict[torch.dtype, list[float]], bf16: list[float], fp32: list[float], fast: bool
+def test_a_cpu_computes_in_bf16_if_it_has_the_instructions(
+    machine: str, capability: str, flags: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speeds |= {torch.bfloat16: bf16, torch.float32: fp32}
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert bf16_is_fast(CPU) is fast
-
-
-def test_a_format_without_instructions_is_not_measured_for_long(speeds: dict[torch.dtype, list[float]]) -> None:
-    speeds |= {torch.bfloat16: [1e10, 9e10], torch.float32: [2e11]}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not bf16_is_fast(CPU)
-    assert speeds[torch.bfloat16] == [9e10]  # asked for once
 
 
-def test_a_product_is_measured_at_least_once() -> None:
+def test_a_matmul_is_measured_at_least_once() -> None:
     assert matmul_flops_per_s(CPU, torch.float32, 0.0) > 1e7

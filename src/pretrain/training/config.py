@@ -11,7 +11,7 @@ from pretrain.errors import ConfigError
 class Precision(Enum):
     """Number format of the computation; weights, optimizer state and gradients stay in 32 bits."""
 
-    auto = "auto"  # bf16 where a short measurement finds the device fast at it, else 32
+    auto = "auto"  # bf16 where the device has instructions for it, else 32
     fp32 = "32"
     bf16 = "bf16"
 
@@ -54,7 +54,7 @@ class TrainerConfig(Settings):
     )  # fmt: skip
     strategy: Strategy = setting(Strategy.single, "How several devices share the run.")
     precision: Precision = setting(
-        Precision.auto, "Number format of the computation; auto: bf16 where a measurement finds the device fast at it."
+        Precision.auto, "Number format of the computation; auto: bf16 where the device has instructions for it."
     )
     max_steps: int = setting(
         1000, "Length of the run; the first of max_steps, max_tokens and max_time ends it. -1: no such limit.",
