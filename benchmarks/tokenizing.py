@@ -15,7 +15,7 @@ import numpy as np
 from comparison import Result, take_turns, typed
 from corpora import assets, novels
 
-from pretrain.data.tokenizers.tokenizer import MANY, Tokenizer
+from pretrain.data.tokenizers.tokenizer import MIN_FAST_CHARACTERS, Tokenizer
 
 BATCH = 256  # documents that `prepare` hands over at once
 TARGETS = {"tokenizers, encode": 4.0, "tokenizers, encode_batch": 4.0}
@@ -44,7 +44,7 @@ def measure(given: argparse.Namespace) -> Result:
     vars(plain)["_fast"] = None  # as where tiktoken is not installed
     settings = {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
     result = Result("tokenizing", typed(), settings | {"rounds": given.rounds, "threads": 1})
-    ours.encode_documents(["a" * MANY])  # a corpus large enough for tiktoken to be looked for
+    ours.encode_documents(["a" * MIN_FAST_CHARACTERS])  # a corpus large enough for tiktoken to be looked for
     ways = {
         "ours": speed(ours.encode_documents, documents),
         "ours, without tiktoken": speed(plain.encode_documents, documents),

@@ -130,7 +130,7 @@ def test_a_token_across_the_join_leaves_the_continuation_its_own() -> None:
     """By itself it would have no token: "quick" is one, and context and continuation are "qui" and "ck"."""
     tokenizer = tokenizer_of("llama")
     model = Scorer(lively(shape("gpt"), tokenizer.vocab_size, causal=True), tokenizer)
-    context, apart = tokenizer.encode("the qui"), tokenizer.encode_behind("ck")
+    context, apart = tokenizer.encode("the qui"), tokenizer.encode_following("ck")
     assert len(tokenizer.encode("the quick")) <= len(context)
     ((tokens, count),) = encode_pairs(tokenizer, [("the qui", "ck")])
     assert tokens.tolist() == [*context, *apart]

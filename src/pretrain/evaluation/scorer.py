@@ -170,7 +170,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     encoded = []
     for context, ids, (_, continuation) in zip(contexts, joined, moved, strict=True):
         if len(ids) <= len(context) and continuation:
-            retokenized = [*context[:-1], *tokenizer.encode_behind(continuation), tokenizer.eos_id]
+            retokenized = [*context[:-1], *tokenizer.encode_following(continuation), tokenizer.eos_id]
             ids = np.array(retokenized, np.uint32)
         encoded.append((ids[1:-1].astype(np.int64), len(context) - 2))
     return encoded

@@ -1,4 +1,4 @@
-"""A stranger's tokenizer ends in a DataError of one line before it takes memory or time, whatever is in its files."""
+"""An untrusted tokenizer is refused in one line before it takes memory or time, whatever its files hold."""
 
 import copy
 import json
@@ -51,46 +51,58 @@ REFUSED: list[tuple[Any, str]] = [
     (with_token("zzzz", 4_000_000_000), r"its token 'zzzz' has the id 4000000000, but ids of its \d+ tokens must be"),
     (with_token("zzzz", -1), r"has the id -1"),
     (with_token("zzzz", "x" * 1000), r"has the id 'x{39}, but"),
-    (with_token("é" * 40_000, 100), r"its token '.*'\.\.\. has more than the 65,536 bytes"),
+    (with_token("é" * 40_000, 100), r"its token '.*'\.\.\. exceeds the limit of 65,536 bytes"),
     (replaced(added_tokens=[{"content": "far", "id": 4_000_000_000}]), r"its token 'far' has the id 4000000000"),
-    (replaced(normalizer=sequence(*[replace("a", "a" * 200)] * 4)), r"its normalizer makes more than 64 bytes of 'a'"),
-    (replaced(normalizer=sequence(*[replace("a", "aa", "Regex")] * 9)), r"more than 64 bytes of 'one character'"),
-    (replaced(normalizer=NFKC_THEN_SPACES), r"its normalizer makes more than 64 bytes of 'a'"),
-    (replaced(normalizer=replace("a", "b" * 1001)), r"its normalizer puts 1,001 bytes in place of something"),
-    (replaced(normalizer=sequence(*[{"type": "Prepend", "prepend": "x" * 999}] * 2)), r"makes more than 1,000 bytes"),
-    (replaced(decoder={"type": "Sequence", "decoders": [replace("a", "a" * 65)]}), r"its decoder makes more than 64"),
+    (
+        replaced(normalizer=sequence(*[replace("a", "a" * 200)] * 4)),
+        r"its normalizer turns 'a' into more than 64 bytes",
+    ),
+    (
+        replaced(normalizer=sequence(*[replace("a", "aa", "Regex")] * 9)),
+        r"turns 'one character' into more than 64 bytes",
+    ),
+    (replaced(normalizer=NFKC_THEN_SPACES), r"its normalizer turns 'a' into more than 64 bytes"),
+    (
+        replaced(normalizer=replace("a", "b" * 1001)),
+        r"its normalizer has a replacement of 1,001 bytes; the limit is 1,000",
+    ),
+    (replaced(normalizer=sequence(*[{"type": "Prepend", "prepend": "x" * 999}] * 2)), r"into more than 1,000 bytes"),
+    (
+        replaced(decoder={"type": "Sequence", "decoders": [replace("a", "a" * 65)]}),
+        r"its decoder turns 'a' into more than 64",
+    ),
     (
         replaced(pre_tokenizer={"type": "Sequence", "pretokenizers": FIVE}),
-        r"its pre_tokenizer has 5 steps of ByteLevel",
+        r"its pre_tokenizer has 5 ByteLevel steps; the limit is 4",
     ),
     (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}), r"is not a table of characters"),
     (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "?"}), r"precompiled_charsmap is not base64"),
-    (replaced(normalizer={"type": "Replace", "pattern": 5, "content": "x"}), r"has another form than a tokenizer's"),
+    (replaced(normalizer={"type": "Replace", "pattern": 5, "content": "x"}), r"does not have a tokenizer's form"),
     (
         replaced("word piece", model=STATES["word piece"]["model"] | {"max_input_chars_per_word": 10**9}),
         r"take minutes",
     ),
-    ([], r"it holds no tokenizer's model"),
-    (json.loads("[" * 90 + "]" * 90), r"it holds no tokenizer's model"),
+    ([], r"it has no tokenizer model"),
+    (json.loads("[" * 90 + "]" * 90), r"it has no tokenizer model"),
     (replaced(model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}), r"tokenizer\.json is damaged"),
 ]
 
 
 @pytest.mark.parametrize(("state", "message"), REFUSED)
-def test_what_is_beyond_the_limits_is_refused_by_name(tmp_path: Path, state: Any, message: str) -> None:
+def test_a_tokenizer_beyond_the_limits_is_refused(tmp_path: Path, state: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, state)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sound_tokenizers_keep_the_limits(tmp_path: Path, kind: str) -> None:
+def test_valid_tokenizers_are_within_the_limits(tmp_path: Path, kind: str) -> None:
     check_tokenizer(STATES[kind])
     loaded = load(tmp_path, STATES[kind])
     assert loaded.encode("the quick fox") == Tokenizer(KINDS[kind](), ROLES).encode("the quick fox")
 
 
 def catastrophic() -> dict[str, Any]:
-    """Return a tokenizer whose pattern tries so many ways that the library panics on a run of letters."""
+    """Return a tokenizer whose pattern backtracks so long that the library panics on a run of letters."""
     inner = KINDS["metaspace bpe"]()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
     return dict(json.loads(inner.to_str()))
@@ -103,7 +115,7 @@ def test_a_panic_of_the_library_is_one_line(tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr().err == ""
 
 
-def test_what_others_write_to_the_error_stream_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_output_to_stderr_is_delayed_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
     with suppressed_panics():
         os.write(2, b"a line\n")
     assert capfd.readouterr().err == "a line\n"
@@ -124,7 +136,7 @@ def test_a_panic_after_loading_is_a_data_error(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
 
 
-def test_without_an_error_stream_a_prompt_is_encoded() -> None:
+def test_a_process_without_stderr_can_suppress_panics() -> None:
     code = (
         "from pretrain.data.tokenizers.rust_calls import suppressed_panics\nos.close(2)\n"
         "with suppressed_panics(): print(5)"
@@ -151,7 +163,7 @@ def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the place of every value in a JSON file, few of a list and of a vocabulary."""
+    """Yield the path of every value in a JSON file, but only 12 of a list or a vocabulary."""
     yield path
     items = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
@@ -182,15 +194,15 @@ WRONG: list[Callable[[], Any]] = [
 
 @pytest.mark.parametrize("kind", ["llama", "unigram", "word piece", "byte level"])
 def test_any_value_of_a_wrong_type_ends_in_one_line(tmp_path: Path, kind: str, capfd: Any) -> None:
-    state, said = STATES[kind], []
+    state, messages = STATES[kind], []
     for number, path in enumerate(list(leaves(state))[1:]):
         for wrong in (WRONG[number % len(WRONG)], WRONG[(number + 3) % len(WRONG)]):
             try:
                 load(tmp_path, with_leaf(state, path, wrong())).encode_documents(["the quick </s> fox"])
             except DataError as error:
-                said.append(str(error))
-    assert len(said) > 10
-    assert not any("\x1b" in line or "\n" in line for line in said)
+                messages.append(str(error))
+    assert len(messages) > 10
+    assert not any("\x1b" in line or "\n" in line for line in messages)
     assert capfd.readouterr().err == ""
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers from files that others wrote: each form is read as its authors meant it, or refused by file."""
+"""Published tokenizers: each file format gives the ids of its authors, or an error that names the file."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def test_a_list_of_word_pieces_is_berts(tmp_path: Path) -> None:
+def test_vocab_txt_is_berts_word_piece(tmp_path: Path) -> None:
     vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nplay\n##ing\nPlay\n"
     lower = Tokenizer.load(write(tmp_path, vocab=vocab))
     assert lower.encode("Playing [MASK]") == [5, 6, 1, 1, 1]
@@ -33,7 +33,7 @@ def test_a_list_of_word_pieces_is_berts(tmp_path: Path) -> None:
     assert cased.encode("Playing") == [7, 6]
 
 
-def test_vocabulary_and_merges_are_gpt2s(tmp_path: Path) -> None:
+def test_vocab_json_and_merges_are_gpt2s_bpe(tmp_path: Path) -> None:
     vocab = {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "</s>": 4, "<mask>": 5, "#": 6}
     config = {"eos_token": {"content": "</s>"}, "mask_token": "<mask>", "bos_token": "not in the vocabulary"}
     write(tmp_path, special_tokens_map=config)
@@ -52,13 +52,13 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(DataError, match=r"tokenizer\.path=.* holds no tokenizer\. Name a folder"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 5}')
-    with pytest.raises(DataError, match=r"tokenizer\.json is damaged or not a tokenizer's file"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged or not a tokenizer file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged .*it holds no JSON object"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged .*it is no JSON object"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match=r"tokenizer_config\.json is damaged"):
@@ -68,19 +68,19 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
         Tokenizer.load(tmp_path)
 
 
-def test_vocabularies_without_what_a_model_needs_are_refused(tmp_path: Path) -> None:
+def test_vocabularies_without_required_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"vocab\.txt is damaged .*it has no line \[UNK\]"):
         Tokenizer.load(write(tmp_path / "a", vocab="one\ntwo\n"))
     with pytest.raises(DataError, match=r"tokenizer\.path=.* has no token that ends a document"):
         Tokenizer.load(write(tmp_path / "b", vocab="[UNK]\none\n"))
 
 
-def test_names_that_are_no_tokenizer_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_hub_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for path in ("someone/no-such-tokenizer", "two spaces/are wrong"):
-        with pytest.raises(DataError, match=rf"tokenizer\.path={path} .* neither a folder nor to be had from the hub"):
+        with pytest.raises(DataError, match=rf"tokenizer\.path={path} .* neither a folder nor on the hub"):
             build_tokenizer(PretrainedTokenizerConfig(path=path), lambda: iter(()))
     with pytest.raises(DataError, match=r"tokenizer\.path=.*nowhere is not a folder"):
         build_tokenizer(PretrainedTokenizerConfig(path=str(tmp_path / "nowhere")), lambda: iter(()))

@@ -1,4 +1,4 @@
-"""A long text encoded in parts has the ids of the whole text, with every kind of tokenizer and wherever it is cut."""
+"""A long text encoded in parts has the ids of the whole text, with every kind of tokenizer and every cut."""
 
 import random
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, lines, tokenizer_of
 
 from pretrain.data.tokenizers import tokenizer
-from pretrain.data.tokenizers.long_texts import Lengths, located_by_length, pieces
+from pretrain.data.tokenizers.long_texts import Lengths, offsets_by_length
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 
@@ -57,12 +57,15 @@ def test_no_cut_adds_or_takes_a_token(kind: str, text: str) -> None:
 
 
 def test_ordinary_text_is_never_encoded_whole() -> None:
-    ours, text, seen = TOKENIZERS["llama"], "\n".join(lines(100)), list[int]()
+    ours, text, lengths = TOKENIZERS["llama"], "\n".join(lines(100)), list[int]()
+    encode = Tokenizer._encode_with_offsets
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours, "_locate", lambda parts: seen.extend(map(len, parts)) or Tokenizer._locate(ours, parts))
+        patch.setattr(
+            ours, "_encode_with_offsets", lambda parts: lengths.extend(map(len, parts)) or encode(ours, parts)
+        )
         encoded(ours, text, SHORT)
-    assert max(seen) <= SHORT.part + SHORT.overlap < len(text) / 4
-    assert sum(seen) < 2 * len(text)
+    assert max(lengths) <= SHORT.part + SHORT.overlap < len(text) / 4
+    assert sum(lengths) < 2 * len(text)
 
 
 def test_a_document_of_millions_of_characters_is_that_of_the_whole() -> None:
@@ -73,18 +76,10 @@ def test_a_document_of_millions_of_characters_is_that_of_the_whole() -> None:
     assert document[1:-1].tolist() == encoded(ours, long, WHOLE)
 
 
-@pytest.mark.parametrize("length", [1, 7, 50])
-def test_pieces_join_to_the_text(length: int) -> None:
-    text = "ab  1.'\n\t é\u00a0 c d efg" * 5
-    parts = list(pieces(text, length))
-    assert "".join(parts) == text
-    assert max(map(len, parts)) <= length
-
-
-def test_places_of_tokens_that_are_bytes() -> None:
+def test_offsets_of_tokens_that_are_bytes() -> None:
     ours = byte_tokenizer()
     ids = np.array(ours.encode("aé😀b"), np.uint32)
-    found = located_by_length(ids, "aé😀b", np.ones(ours.vocab_size, np.int64))
+    found = offsets_by_length(ids, "aé😀b", np.ones(ours.vocab_size, np.int64))
     assert found is not None
     assert found.starts.tolist() == [0, 1, 1, 2, 2, 2, 2, 3]
-    assert located_by_length(ids[1:], "aé😀b", np.ones(ours.vocab_size, np.int64)) is None
+    assert offsets_by_length(ids[1:], "aé😀b", np.ones(ours.vocab_size, np.int64)) is None

@@ -1,4 +1,4 @@
-"""A document that spells special tokens is plain text, with every kind of tokenizer; or the tokenizer is refused."""
+"""Special tokens spelled in a document are encoded as text by every kind of tokenizer, or it is refused."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ TOKENIZERS = {kind: tokenizer_of(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_document_never_gains_a_special_id(kind: str) -> None:
+def test_a_document_never_gets_a_special_id(kind: str) -> None:
     ours = TOKENIZERS[kind]
     (document,) = ours.encode_documents([SPELLED])
     special = ours.special_ids - {ours.unk_id}
@@ -69,9 +69,7 @@ def test_a_special_token_that_is_an_ordinary_character_is_refused() -> None:
     for special in ("\n", "b"):
         ours = word_level(special, unk_token="<unk>")
         assert ours.encode_prompt("a") == [0]  # a prompt can be read
-        with pytest.raises(
-            DataError, match=r"special token '(\\n|b)' is a single character or white space.*would gain"
-        ):
+        with pytest.raises(DataError, match=r"special token '(\\n|b)' is a single character or white space.*would get"):
             ours.encode("a")
     dropped = word_level("\n", unk_token="<unk>")._inner
     dropped.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -86,12 +84,12 @@ def test_a_special_token_that_is_part_of_ordinary_ones_is_refused() -> None:
         Tokenizer(inner, {"eos_token": "ab"}).encode("abc")
 
 
-def test_a_tokenizer_that_has_no_unknown_token_says_what_it_cannot_encode() -> None:
+def test_without_an_unknown_token_the_error_names_the_text() -> None:
     with pytest.raises(DataError, match=r"cannot encode a text that begins '</s>': .*UNK.* Name another tokenizer"):
         word_level("</s>").encode("</s>")
 
 
-def test_an_id_that_is_gained_all_the_same_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_special_id_from_a_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = tokenizer_of("unigram")
     monkeypatch.setattr(ours, "_spelled", frozenset())  # as if the rules above had overlooked it
     with pytest.raises(DataError, match=r"gives the id \d of its special token '</s>' for a text that begins 'a </s>'"):
@@ -99,15 +97,15 @@ def test_an_id_that_is_gained_all_the_same_is_refused(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("kind", ["llama", "unigram", "metaspace bpe", "byte level", "byte level, prefixed"])
-def test_a_text_behind_another_gains_no_space(kind: str) -> None:
+def test_a_following_text_gets_no_extra_space(kind: str) -> None:
     ours = TOKENIZERS[kind]
     assert ours._inner.decoder is not None or ours._inner.pre_tokenizer is not None
-    ids = [*ours.encode("the qui"), *ours.encode_behind("ck fox")]
+    ids = [*ours.encode("the qui"), *ours.encode_following("ck fox")]
     spelled = "".join(str(ours._inner.id_to_token(number)) for number in ids)
     assert spelled.replace("Ġ", " ").replace("▁", " ").strip() == "the quick fox"
 
 
-def test_a_response_that_joins_its_prompt_gains_no_space() -> None:
+def test_a_response_that_joins_its_prompt_gets_no_space() -> None:
     ours = TOKENIZERS["llama"]
     documents = [Document("the quick fox", "p:1", prompt_characters=len("the qui"))]
     encoded = ours.encode_documents([documents[0].text])

@@ -1,4 +1,4 @@
-"""Documents encoded by tiktoken have the ids that tokenizers gives, and where they would not, tokenizers encodes."""
+"""tiktoken encodes documents with the ids of tokenizers; if any differ, tokenizers encodes."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def converted(own: Tokenizer, change: Callable[[dict[str, Any]], object] = lambd
     pytest.importorskip("tiktoken", reason="tiktoken is not installed: pip install tiktoken")
     state = json.loads(own._json)
     change(state)
-    return fast_encoder(own._documents, state, own._encode_pieces)
+    return fast_encoder(own._documents, state, own._encode_by_library)
 
 
 def letters(text: str) -> Ids:
@@ -61,7 +61,7 @@ def all_letters(texts: Sequence[str]) -> list[Ids]:
     return [letters(text) for text in texts]
 
 
-# By tiktoken itself
+# With tiktoken itself
 
 
 @pytest.mark.parametrize("name", ["gpt2", "smollm2"])
@@ -70,7 +70,7 @@ def test_a_published_tokenizer_gives_the_same_ids(name: str, corpus: list[str]) 
     fast = converted(own)
     assert fast is not None
     texts = [*corpus, *HARD, "".join(HARD), "".join(map(chr, range(0xD800))), "\U00040000 is no character yet"]
-    for text, ids in zip(texts, own._encode_pieces(texts), strict=True):
+    for text, ids in zip(texts, own._encode_by_library(texts), strict=True):
         assert np.array_equal(fast._encode(text), ids), text[:100]
 
 
@@ -79,10 +79,10 @@ def test_a_published_tokenizer_gives_the_same_ids(name: str, corpus: list[str]) 
 def test_any_text_gives_the_same_ids(bpe: Tokenizer, text: str) -> None:
     fast = converted(bpe)
     assert fast is not None
-    assert np.array_equal(fast._encode(text), bpe._encode_pieces([text])[0])
+    assert np.array_equal(fast._encode(text), bpe._encode_by_library([text])[0])
 
 
-def test_a_pattern_as_llama_has_one_is_converted(bpe: Tokenizer, corpus: list[str]) -> None:
+def test_a_pattern_like_llamas_is_converted(bpe: Tokenizer, corpus: list[str]) -> None:
     from tokenizers import Tokenizer as Library
 
     pattern = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,7 +93,7 @@ def test_a_pattern_as_llama_has_one_is_converted(bpe: Tokenizer, corpus: list[st
     own = Tokenizer(Library.from_str(json.dumps(state)), bpe.roles)
     fast = converted(own)
     assert fast is not None
-    for text, ids in zip(corpus, own._encode_pieces(corpus), strict=True):
+    for text, ids in zip(corpus, own._encode_by_library(corpus), strict=True):
         assert np.array_equal(fast._encode(text), ids)
 
 
@@ -118,20 +118,20 @@ def test_a_document_is_the_same_with_and_without(
     bpe: Tokenizer, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = bpe.encode_documents([*corpus, *HARD])
-    monkeypatch.setattr(tokenizer, "MANY", 0)
+    monkeypatch.setattr(tokenizer, "MIN_FAST_CHARACTERS", 0)
     after = bpe.encode_documents([*corpus, *HARD])
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-# Whether it is there or not
+# Whether it is installed or not
 
 
 def test_without_tiktoken_tokenizers_encodes(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    assert fast_encoder(bpe._documents, json.loads(bpe._json), bpe._encode_pieces) is None
+    assert fast_encoder(bpe._documents, json.loads(bpe._json), bpe._encode_by_library) is None
 
 
-def test_what_agrees_encodes_alone_but_for_samples() -> None:
+def test_after_agreement_only_samples_are_compared() -> None:
     compared: list[str] = []
 
     def reference(texts: Sequence[str]) -> list[Ids]:
@@ -147,7 +147,7 @@ def test_what_agrees_encodes_alone_but_for_samples() -> None:
     assert compared == [*(text[:SAMPLE_LENGTH] for text in texts[:SAMPLE]), texts[0][:SPOT_LENGTH]]
 
 
-def test_a_difference_that_shows_late_is_told() -> None:
+def test_a_late_difference_is_an_error() -> None:
     fast = FastEncoder(lambda text: letters(text.replace("wrong", "right")), all_letters)
     fast(["a text"])
     with pytest.raises(DataError, match=r"differ on a text that begins 'a wrong text', .*pip uninstall tiktoken"):
@@ -155,22 +155,20 @@ def test_a_difference_that_shows_late_is_told() -> None:
     assert not fast.parity
 
 
-def test_a_difference_in_a_hard_string_ends_it() -> None:
+def test_a_difference_in_a_hard_string_disables_tiktoken() -> None:
     assert not FastEncoder(lambda text: letters(text.replace("\u2028", " ")), all_letters).parity
 
 
-def test_a_difference_in_the_corpus_ends_it_before_any_wrong_id_is_given(
-    bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_difference_in_the_first_texts_disables_tiktoken(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a text", "a wrong text", "another"]
     expected = bpe.encode_documents(texts)
 
     def encode(text: str) -> Ids:
-        return bpe._encode_pieces([text])[0][: -1 if "wrong" in text else None]
+        return bpe._encode_by_library([text])[0][: -1 if "wrong" in text else None]
 
-    fast = FastEncoder(encode, bpe._encode_pieces)
+    fast = FastEncoder(encode, bpe._encode_by_library)
     assert fast.parity
-    monkeypatch.setattr(tokenizer, "MANY", 0)
+    monkeypatch.setattr(tokenizer, "MIN_FAST_CHARACTERS", 0)
     monkeypatch.setitem(vars(bpe), "_fast", fast)
     for _ in range(2):
         found = bpe.encode_documents(texts)

@@ -1,4 +1,4 @@
-"""Tokenizers: lossless where they are ours, equal to transformers' where they are not, never fooled by a corpus."""
+"""Built-in tokenizers are lossless, published ones equal transformers', and no corpus gives a special id."""
 
 import os
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def test_a_prompt_spells_special_tokens(own: Tokenizer) -> None:
     assert own.decode(ids, skip_special=False).replace("[MASK]", " [MASK]").replace("  ", " ") == SPELLED
 
 
-def test_the_mask_swallows_the_space_before_it_where_tokens_are_words(bpe: Tokenizer) -> None:
+def test_a_word_tokenizers_mask_takes_the_space_before_it(bpe: Tokenizer) -> None:
     assert bpe.encode_prompt("the [MASK] the") == [*bpe.encode("the"), bpe.mask_id, *bpe.encode(" the")]
     assert BYTES.encode_prompt("a [MASK] b") == [*b"a ", BYTES.mask_id, *b" b"]
 
@@ -153,12 +153,12 @@ def test_settings_choose_the_tokenizer(corpus: list[str], tmp_path: Path) -> Non
     assert loaded.fingerprint == small.fingerprint
     with pytest.raises(ConfigError, match=r"tokenizer\.kind=\? is not a tokenizer"):
         build_tokenizer(TokenizerConfig(), texts)
-    with pytest.raises(DataError, match=r"tokenizer\.kind=bpe has no text to learn from"):
+    with pytest.raises(DataError, match=r"tokenizer\.kind=bpe has no text to train on"):
         build_tokenizer(BPETokenizerConfig(), lambda: iter(()))
 
 
 @pytest.mark.parametrize("max_bytes", [64, 1000, 9999, 100_000])
-def test_thinning_spreads_evenly(max_bytes: int) -> None:
+def test_a_subsample_is_spread_evenly(max_bytes: int) -> None:
     texts = [f"{n:06d} é" for n in range(2000)]
     kept = list(subsample(texts, max_bytes))
     size = sum(len(text.encode()) for text in kept)
@@ -221,7 +221,7 @@ def test_published_tokenizers_have_their_roles(assets: Path, name: str, ids: tup
     assert not ours.special_ids & set(ours.encode(SPELLED + "[CLS] [SEP] <|im_end|>"))
 
 
-def test_half_a_surrogate_pair_is_refused(own: Tokenizer) -> None:
+def test_a_lone_surrogate_is_refused(own: Tokenizer) -> None:
     for encode in (own.encode, own.encode_prompt, lambda text: own.encode_documents([text])):
-        with pytest.raises(DataError, match="holds half of a surrogate pair"):
+        with pytest.raises(DataError, match="holds a lone surrogate"):
             encode("a\ud800")

@@ -1,4 +1,4 @@
-"""A tokenizer is learned in bounded time, from ordinary text as ever, with its pace shown, and heeds signals."""
+"""BPE training takes bounded time, changes nothing for ordinary text, reports its throughput and obeys signals."""
 
 import random
 import threading
@@ -11,9 +11,8 @@ from tokenizers import models, trainers
 
 from pretrain.data.progress import Progress
 from pretrain.data.sources import python_docs
-from pretrain.data.tokenizers import train_bpe as background
 from pretrain.data.tokenizers import train_bpe as tokenizer_training
-from pretrain.data.tokenizers.tokenizer import BYTE_OF
+from pretrain.data.tokenizers.tokenizer_json import BYTE_OF
 from pretrain.data.tokenizers.train_bpe import (
     LONGEST,
     OWN_ROLES,
@@ -26,7 +25,7 @@ from pretrain.errors import DataError
 
 
 def longest_word(text: str) -> int:
-    """Return the length of the longest word that is learned from."""
+    """Return the length of the longest word in training."""
     split = tokenizer_training._byte_level(models.BPE()).pre_tokenizer.pre_tokenize_str
     return max(end - start for part in without_long_runs(text) for _, (start, end) in split(part))
 
@@ -39,7 +38,7 @@ def test_no_word_is_longer_than_a_limit(alphabet: str) -> None:
     assert longest_word(text) <= 1 + LONGEST  # with the space before it
 
 
-def test_ordinary_text_is_learned_from_as_it_stands() -> None:
+def test_ordinary_text_trains_the_same_tokenizer() -> None:
     texts = [document.text for document in islice(python_docs.documents(), 60)]
     texts += ["x" * LONGEST, "=" * LONGEST + "\n" + "word " * 3_000, "line\n" * 1_000, "日本語。" * 1_000]
     assert all(list(without_long_runs(text)) == [text] for text in texts)
@@ -58,16 +57,16 @@ def test_parts_join_to_the_text(text: str) -> None:
     assert "".join(without_long_runs(text)) == text
 
 
-def test_the_pace_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_throughput_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_training, "Progress", lambda report: Progress(report, every_s=0.0))
-    monkeypatch.setattr(background, "POLL_S", 0.001)
-    told: list[str] = []
-    train_bpe(["".join(random.Random(0).choices("ACGT", k=60_000)) for _ in range(3)], 600, told.append)
-    assert any("MB/s" in line for line in told), told
-    assert told[-1] == "learning to merge the words of 0 MB into 600 tokens, 0:00 so far ..."
+    monkeypatch.setattr(tokenizer_training, "POLL_S", 0.001)
+    lines: list[str] = []
+    train_bpe(["".join(random.Random(0).choices("ACGT", k=60_000)) for _ in range(3)], 600, lines.append)
+    assert any("MB/s" in line for line in lines), lines
+    assert lines[-1] == "learning to merge the words of 0 MB into 600 tokens, 0:00 so far ..."
 
 
-def test_a_signal_is_heard_while_a_library_works() -> None:
+def test_a_signal_interrupts_work_in_the_background() -> None:
     done, rounds = threading.Event(), []
 
     def meanwhile() -> None:
@@ -81,17 +80,17 @@ def test_a_signal_is_heard_while_a_library_works() -> None:
     done.set()
 
 
-def test_what_fails_in_the_background_fails_here() -> None:
+def test_an_exception_in_the_background_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         in_background(lambda: 1 // 0)
 
 
-def test_what_the_library_cannot_learn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_library_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(work: object, meanwhile: object) -> None:
         raise RuntimeError("Trainer\nfailed")
 
     monkeypatch.setattr(tokenizer_training, "in_background", fail)
     with pytest.raises(
-        DataError, match=r"^no tokenizer can be learned from this text: Trainer failed\. Try tokenizer=byt"
+        DataError, match=r"^no tokenizer can be trained on this text: Trainer failed\. Try tokenizer=byt"
     ):
         train_bpe(["a"], 300)

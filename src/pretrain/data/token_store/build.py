@@ -143,7 +143,7 @@ def _notes(
     for (number, end), prompt in zip(pairs, prompts, strict=True):
         given, whole = prompt[:-1], encoded[number]
         if len(given) >= len(whole) or not np.array_equal(whole[: len(given)], given):
-            response = tokenizer.encode_behind(documents[number].text[end:])
+            response = tokenizer.encode_following(documents[number].text[end:])
             encoded[number] = np.concatenate([given, np.array([*response, tokenizer.eos_id], np.uint32)])
         notes[number] = len(given)
     return notes

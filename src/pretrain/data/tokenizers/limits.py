@@ -1,7 +1,7 @@
-"""What a stranger's tokenizer.json may ask for, decided from its text before the library builds anything of it.
+"""Limits on an untrusted tokenizer.json, checked before the library builds anything from it.
 
-The library itself has no such limits: an id of four billion makes tables of that size, and four replacements of a
-letter by 200 make terabytes of it.
+The library has no such limits: an id of four billion allocates tables of that size, and four replacements of a letter
+by 200 letters produce terabytes of text.
 """
 
 import base64
@@ -10,88 +10,73 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pretrain.data.tokenizers.plain_text import steps_of, vocabulary
+from pretrain.data.tokenizers.tokenizer_json import steps_of, vocabulary
 
-MAX_TOKEN_BYTES = 65_536  # of one token
-
-
-MAX_CONTENT_BYTES = 1_000  # of what a normalizer or decoder puts in place of something
-
-
-MAX_GROWTH = 64  # bytes that become of one
-
-
-MAX_BYTE_LEVELS = 4  # steps that spell each byte as a character of up to two
-
-
-MAX_WORD_PIECE_WORD = 1_000  # characters; the time that a word takes grows with their cube
-
-
-STAGES = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}  # and their sequences
-
-
-SPARE_IDS = 65_536  # that a vocabulary may leave unused, beside three times as many as it has
+MAX_TOKEN_BYTES = 65_536
+MAX_CONTENT_BYTES = 1_000  # of one replacement in a normalizer or decoder
+MAX_GROWTH = 64  # bytes of output for one byte of input
+MAX_BYTE_LEVELS = 4  # ByteLevel steps; each can double the bytes
+MAX_WORD_PIECE_WORD = 1_000  # characters; the time for a word grows with their cube
+SPARE_IDS = 65_536  # unused ids that a vocabulary may have, beside three times its size
+STAGES = ("normalizer", "pre_tokenizer", "decoder")
 
 
 def check_tokenizer(state: Any) -> None:
-    """Raise ValueError for a tokenizer.json that is none, or beyond the limits above."""
+    """Raise ValueError for JSON that is no tokenizer.json or exceeds the limits above."""
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict):
-        raise ValueError("it holds no tokenizer's model")
+        raise ValueError("it has no tokenizer model")
     try:
         added = {token["content"]: token["id"] for token in state.get("added_tokens") or []}
         check_vocabulary(vocabulary(state) | added)
-        for stage, members in STAGES.items():
-            _check_growth(stage, steps_of(state, stage, members))
+        for stage in STAGES:
+            _check_growth(stage, steps_of(state, stage))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"a part of it has another form than a tokenizer's: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"a part of it does not have a tokenizer's form: {type(error).__name__}: {error}") from error
     longest = model.get("max_input_chars_per_word")
     if isinstance(longest, int) and longest > MAX_WORD_PIECE_WORD:
         raise ValueError(
-            f"its max_input_chars_per_word={longest} lets one word take minutes; at most {MAX_WORD_PIECE_WORD} are read"
+            f"its max_input_chars_per_word={longest} lets one word take minutes; the limit is {MAX_WORD_PIECE_WORD}"
         )
 
 
 def check_vocabulary(ids: Mapping[str, int]) -> None:
-    """Raise ValueError where an id lies far behind the vocabulary's size, or a token is longer than any text."""
-    most = 4 * len(ids) + SPARE_IDS
+    """Raise ValueError for an id far beyond the vocabulary's size or a token of over MAX_TOKEN_BYTES."""
+    bound = 4 * len(ids) + SPARE_IDS
     for token, number in ids.items():
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < most:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < bound:
             raise ValueError(
                 f"its token {token[:40]!a} has the id {ascii(number)[:40]}, but ids of its {len(ids):,} tokens must be "
-                f"whole numbers below {most:,}"
+                f"whole numbers below {bound:,}"
             )
         if len(token) * 4 > MAX_TOKEN_BYTES and len(token.encode("utf8", "replace")) > MAX_TOKEN_BYTES:
-            raise ValueError(
-                f"its token {token[:40]!a}... has more than the {MAX_TOKEN_BYTES:,} bytes that one may have"
-            )
+            raise ValueError(f"its token {token[:40]!a}... exceeds the limit of {MAX_TOKEN_BYTES:,} bytes for a token")
 
 
 def _check_growth(stage: str, steps: list[dict[str, Any]]) -> None:
-    """Raise ValueError where steps after each other make much of little."""
+    """Raise ValueError if consecutive steps can expand a short text beyond MAX_GROWTH."""
     byte_levels = sum(step.get("type") == "ByteLevel" for step in steps)
     if byte_levels > MAX_BYTE_LEVELS:
-        raise ValueError(f"its {stage} has {byte_levels} steps of ByteLevel, and at most {MAX_BYTE_LEVELS} are read")
-    found = [list(_replacements(step)) for step in steps]
-    for content in (content for pairs in found for _, content in pairs):
+        raise ValueError(f"its {stage} has {byte_levels} ByteLevel steps; the limit is {MAX_BYTE_LEVELS}")
+    replacements = [list(_replacements(step)) for step in steps]
+    for content in (content for pairs in replacements for _, content in pairs):
         if len(content.encode()) > MAX_CONTENT_BYTES:
             raise ValueError(
-                f"its {stage} puts {len(content.encode()):,} bytes in place of something, and at most "
-                f"{MAX_CONTENT_BYTES:,} are read"
+                f"its {stage} has a replacement of {len(content.encode()):,} bytes; the limit is {MAX_CONTENT_BYTES:,}"
             )
-    for number, pairs in enumerate(found):
+    for number, pairs in enumerate(replacements):
         for replaced, content in pairs:
             bound = MAX_GROWTH * max(1, len(replaced.encode()))
             if steps[number]["type"] == "Prepend":  # once a text
                 bound = MAX_CONTENT_BYTES
             if not _stays_below(bound, content, steps[number + 1 :]):
-                raise ValueError(f"its {stage} makes more than {bound:,} bytes of {replaced[:20] or 'one character'!a}")
+                raise ValueError(
+                    f"its {stage} turns {replaced[:20] or 'one character'!a} into more than {bound:,} bytes"
+                )
 
 
 def _replacements(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a step replaces, "" where a pattern decides that, with what it puts there."""
+    """Yield (replaced text, replacement) of a step; the text is "" if a pattern selects it."""
     kind = step.get("type")
     if kind == "Replace":
         yield str(step["pattern"].get("String", "")), str(step["content"])
@@ -102,9 +87,9 @@ def _replacements(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _longest_of(charsmap: str) -> str:
-    """Return the longest text that SentencePiece's table of characters puts in place of some.
+    """Return the longest replacement in SentencePiece's table of characters.
 
-    The table is the size of a trie in bytes (little-endian, 4 bytes), the trie, and texts that end with a zero byte.
+    The table holds the size of a trie in bytes (little-endian, 4 bytes), the trie, and texts that end with a zero byte.
     """
     try:
         data = base64.b64decode(charsmap, validate=True)
@@ -118,20 +103,20 @@ def _longest_of(charsmap: str) -> str:
 
 
 def _stays_below(bound: int, text: str, steps: list[dict[str, Any]]) -> bool:
-    """Return whether a short text has at most `bound` bytes after each of the steps that come behind."""
+    """Return whether a short text has at most `bound` bytes before and after each of the steps."""
     for step in steps:
         if len(text.encode()) > bound:
             return False
-        text = _applied(step, text)
+        text = _normalize(step, text)
     return len(text.encode()) <= bound
 
 
-def _applied(step: dict[str, Any], text: str) -> str:
-    """Return what a step of a normalizer makes of a text; steps of other stages that replace something are such too."""
+def _normalize(step: dict[str, Any], text: str) -> str:
+    """Return a text after one step, run as a normalizer; steps of other stages that replace text have that form too."""
     from tokenizers import Tokenizer as Inner
 
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:
         return str(Inner.from_str(json.dumps(empty | {"normalizer": step})).normalizer.normalize_str(text))
     except Exception:
-        return text  # no normalizer: a step of a decoder that replaces nothing
+        return text  # no normalizer: a decoder step that replaces nothing

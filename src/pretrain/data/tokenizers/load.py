@@ -1,6 +1,7 @@
-"""Tokenizers that others made: the three forms a folder can have, and the hub."""
+"""Load published tokenizers: from a folder in one of three forms, or from the Hugging Face hub."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,12 @@ from pretrain.errors import DataError, printable
 from pretrain.files.untrusted_files import parse_json, read_text
 
 MAX_JSON_BYTES = 64_000_000
-
-
+MAX_TRIAL_S = 5.0  # thread time for all TRIAL_TEXTS
 NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"
 )  # fmt: skip
-
-
 NAME_ANOTHER = "Name another tokenizer.path."
-
-
-MAX_TRIAL_S = 5.0  # of this thread, for all of the texts below
-
-
-TRIED = (
+TRIAL_TEXTS = (
     "The quick brown fox, 1234.",
     "a" * 200 + "!",
     " " * 100 + "\n" * 100 + "x",
@@ -31,8 +24,7 @@ TRIED = (
     "日本語 naïve e\u0301 😀\x00",
 )
 
-
-# What the well-known tokenizers call each role, for folders that do not say.
+# Usual token of each role, for folders that name none.
 USUAL_TOKENS = {
     "bos_token": ("<|endoftext|>", "<s>"),
     "eos_token": ("<|endoftext|>", "</s>"),
@@ -45,9 +37,9 @@ USUAL_TOKENS = {
 
 
 def find_tokenizer(path: str, revision: str | None) -> Path:
-    """Return the folder of a tokenizer: `path` itself, or where the hub's files of that name were fetched to.
+    """Return the folder of a tokenizer: `path` itself, or the download of the hub repository of that name.
 
-    Raises DataError where there is neither.
+    Raises DataError if neither exists.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -61,6 +53,7 @@ def find_tokenizer(path: str, revision: str | None) -> Path:
 
 
 def _fetch(path: str, revision: str | None) -> Path:
+    """Return the folder of a hub repository's tokenizer files, downloaded or cached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -75,20 +68,20 @@ def _fetch(path: str, revision: str | None) -> Path:
         fetched, reason = "", str(error)
     if not fetched:
         raise DataError(
-            f"tokenizer.path={printable(path)} (tokenizer.revision={revision}) is neither a folder nor to be had from "
-            f"the hub: {' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
+            f"tokenizer.path={printable(path)} (tokenizer.revision={revision}) is neither a folder nor on the hub: "
+            f"{' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
         )
     return Path(fetched).parent
 
 
 def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
-    """Return the `tokenizers.Tokenizer` of a folder and its tokens by role, at least one that ends a document.
+    """Return the `tokenizers.Tokenizer` of a folder and its tokens by role, eos_token or sep_token among them.
 
-    Raises DataError, naming the file at fault.
+    Raises DataError that names the damaged file.
     """
     config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").exists():
-        inner = _parse_whole(folder / "tokenizer.json")
+        inner = _parse_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         inner = _build_byte_level(folder)
     elif (folder / "vocab.txt").exists():
@@ -117,11 +110,11 @@ def _read_text(path: Path) -> str:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else f"{error}"
-    return DataError(f"{printable(path)} is damaged or not a tokenizer's file: {printable(reason)}. {NAME_ANOTHER}")
+    return DataError(f"{printable(path)} is damaged or not a tokenizer file: {printable(reason)}. {NAME_ANOTHER}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file; an empty one where the file does not exist."""
+    """Return the object of a JSON file, empty if the file does not exist."""
     if not path.exists():
         return {}
     text = _read_text(path)
@@ -130,34 +123,35 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path, error) from error
     if not isinstance(value, dict):
-        raise _damaged(path, TypeError("it holds no JSON object"))
+        raise _damaged(path, TypeError("it is no JSON object"))
     return value
 
 
-def _parse_whole(path: Path) -> Any:
-    """Return the `tokenizers.Tokenizer` of a tokenizer.json that keeps the limits."""
+def _parse_tokenizer_json(path: Path) -> Any:
+    """Return the `tokenizers.Tokenizer` of a tokenizer.json; raise DataError if it is beyond the limits."""
     from tokenizers import Tokenizer as Inner
 
     text = _read_text(path)
-    with suppressed_panics(), library_errors(f"{printable(path)} is damaged or not a tokenizer's file", NAME_ANOTHER):
+    with suppressed_panics(), library_errors(f"{printable(path)} is damaged or not a tokenizer file", NAME_ANOTHER):
         check_tokenizer(parse_json(text))
         return Inner.from_str(text)
 
 
-def try_out(folder: Path, tokenizer: Any) -> None:
-    """Raise DataError where the library panics on a text, or takes seconds for a few hundred characters.
+def check_usable(folder: Path, round_trip: Callable[[str], object]) -> None:
+    """Encode and decode TRIAL_TEXTS; raise DataError if the library panics or takes seconds for them.
 
-    One that cannot encode some of them, such as a list of words without one for unknown ones, may suit other texts.
+    A tokenizer that only cannot encode some of them, such as a word list without an unknown token, may suit other
+    texts.
     """
     problem = f"tokenizer.path={printable(folder)} cannot be used"
-    started = time.thread_time()
-    for text in TRIED:
+    started_s = time.thread_time()
+    for text in TRIAL_TEXTS:
         try:
-            tokenizer.decode(tokenizer.encode_prompt(text))
+            round_trip(text)
         except DataError as error:
             if not isinstance(error.__cause__, Exception):
                 raise DataError(f"{problem}: {error}") from error
-        if time.thread_time() - started > MAX_TRIAL_S:
+        if time.thread_time() - started_s > MAX_TRIAL_S:
             raise DataError(
                 f"{problem}: it takes over {MAX_TRIAL_S:.0f} seconds for {len(text)} characters. {NAME_ANOTHER}"
             )
@@ -175,7 +169,7 @@ def _build_byte_level(folder: Path) -> Any:
         raise _damaged(folder / "vocab.json", error) from error
     lines = _read_text(folder / "merges.txt").split("\n")
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer's file"
+    problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer file"
     with suppressed_panics(), library_errors(problem, NAME_ANOTHER):
         inner = Inner(models.BPE(vocab=vocab, merges=merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -184,7 +178,7 @@ def _build_byte_level(folder: Path) -> Any:
 
 
 def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
-    """Return BERT's WordPiece from its list of tokens, one a line."""
+    """Return BERT's WordPiece from its vocabulary, one token a line."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -209,7 +203,7 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
-    """Return the token of each role: as the folder says, else by its usual name, where the vocabulary has it."""
+    """Return the token of each role: from the folder's settings, else its usual name, if the vocabulary has it."""
     vocab = inner.get_vocab(with_added_tokens=True)
     roles = {}
     for role, usual in USUAL_TOKENS.items():
@@ -223,7 +217,7 @@ def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
 
 
 def _add_special_tokens(inner: Any, roles: dict[str, str]) -> None:
-    """Mark the roles' tokens as special where they are not. A byte-level mask takes the space before it (RoBERTa)."""
+    """Mark the tokens of all roles as special. A byte-level mask takes the space before it (RoBERTa)."""
     from tokenizers import AddedToken, decoders
 
     byte_level = isinstance(inner.decoder, decoders.ByteLevel)

@@ -10,16 +10,14 @@ from contextlib import contextmanager
 from pretrain.errors import DataError, PretrainError, printable
 
 MAX_REASON = 300  # characters of the library's message
-
-
-_STDERR = threading.RLock()  # descriptor 2 is the process's, not a thread's
+_STDERR = threading.RLock()  # file descriptor 2 is shared by all threads
 
 
 @contextmanager
 def library_errors(problem: str, advice: str) -> Iterator[None]:
     """Raise DataError `<problem>: <reason>. <advice>` if the library fails.
 
-    A panic of its Rust code derives from BaseException, past every `except Exception`.
+    A Rust panic derives from BaseException, so `except Exception` misses it.
     """
     try:
         yield
@@ -34,27 +32,27 @@ def library_errors(problem: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def suppressed_panics() -> Iterator[None]:
-    """Suppress what a Rust panic writes to stderr; anything else written there follows afterwards.
+    """Suppress what a Rust panic writes to stderr; other output is delayed until the end of the block.
 
     For short calls only: output of other threads is delayed too.
     """
-    with _STDERR, tempfile.TemporaryFile() as held:
+    with _STDERR, tempfile.TemporaryFile() as delayed:
         sys.stderr.flush()
         try:
             real = os.dup(2)
         except OSError:  # a process without stderr
             yield
             return
-        os.dup2(held.fileno(), 2)
+        os.dup2(delayed.fileno(), 2)
         try:
             yield
         except DataError:
-            held.truncate(0)
+            delayed.truncate(0)
             raise
         finally:
             os.dup2(real, 2)
             os.close(real)
-            held.seek(0)
+            delayed.seek(0)
             sys.stderr.flush()
-            if rest := held.read():
+            if rest := delayed.read():
                 os.write(2, rest)

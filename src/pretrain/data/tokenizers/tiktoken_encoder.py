@@ -1,7 +1,7 @@
-"""Ids of documents by `tiktoken`, where it is installed and gives those of `tokenizers`, several times as fast.
+"""Encode documents by `tiktoken` if it is installed: the ids of `tokenizers`, several times as fast.
 
-What a store holds must not depend on what is installed. So a tokenizer is converted only where the two are known to
-follow the same rules, and the strings below and a sample of the very corpus are encoded by both before any id is given.
+The contents of a store must not depend on installed packages. So a tokenizer is converted only if both libraries follow
+the same rules for it, and both encode the strings below and a sample of the corpus before any id is returned.
 """
 
 import logging
@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.tokenizers.tokenizer_json import BYTE_OF, merges_of, steps_of
 from pretrain.errors import DataError
 
+log = logging.getLogger(__name__)
+
 Ids = NDArray[np.uint32]
-
-
 Encode = Callable[[Sequence[str]], list[Ids]]
 
-
-# What ByteLevel(use_regex=True) splits by: the pattern of GPT-2 (Radford et al. 2019, code released with it), written
-# so that nothing is tried twice.
+# The pattern of ByteLevel(use_regex=True) and GPT-2 (Radford et al. 2019, code released with it), without backtracking.
 GPT2_SPLIT = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -37,53 +36,46 @@ HARD = (
 )  # fmt: skip
 
 
-SAMPLE, SAMPLE_LENGTH = 64, 20_000  # documents of a corpus, and characters of each, that both encode first
+SAMPLE, SAMPLE_LENGTH = 64, 20_000  # documents, and characters of each, that both libraries encode first
+SPOT_LENGTH = 1_000  # characters that both libraries encode of each later list of documents
 
-
-SPOT_LENGTH = 1_000  # characters that both encode of each later list of documents
-
-
-# Spelled in a text it is plain text. With no special token at all, tiktoken 0.14 finds an empty one at every place of a
+# Spelled in a text it is plain text. Without any special token, tiktoken 0.14 finds an empty one at every position of a
 # text, which takes half of its time.
 SPECIAL = "<|special|>"
 
-
-UNKNOWN = 2**32 - 1  # in place of the id of a byte that the vocabulary lacks
-
-
-log = logging.getLogger(__name__)
+UNKNOWN = 2**32 - 1  # stands for a byte that the vocabulary lacks
 
 
 class FastEncoder:
-    """Encodes by tiktoken, once it was seen to give what `reference` gives."""
+    """Encodes by tiktoken after its ids were compared with those of `reference`."""
 
     def __init__(self, encode: Callable[[str], Ids], reference: Encode) -> None:
         self._encode, self._reference = encode, reference
-        self._given = False  # whether any ids were
+        self._has_returned = False  # whether any ids were returned
         self.parity = self._agree(HARD)
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, which are those of `reference`.
+        """Return the ids of each text, equal to those of `reference`.
 
-        Where the first texts show a difference, `reference` encodes from there on. One that shows later raises
-        DataError: ids given before may be wrong.
+        If the first texts differ, `reference` encodes them and all later ones. A difference in a later text raises
+        DataError: ids returned before may be wrong.
         """
-        sample = texts[:1] if self._given else texts[:SAMPLE]
-        length = SPOT_LENGTH if self._given else SAMPLE_LENGTH
+        sample = texts[:1] if self._has_returned else texts[:SAMPLE]
+        length = SPOT_LENGTH if self._has_returned else SAMPLE_LENGTH
         if not self._agree([text[:length] for text in sample]):
             self.parity = False
-            if self._given:
+            if self._has_returned:
                 raise DataError(
                     f"tiktoken and tokenizers differ on a text that begins {texts[0][:40]!r}, after they agreed on "
                     "others. Prepare the data again without it: pip uninstall tiktoken."
                 )
             return self._reference(texts)
-        self._given = True
+        self._has_returned = True
         return self._map(texts)
 
     def _agree(self, texts: Sequence[str]) -> bool:
-        found = self._reference(texts)
-        agree = all(np.array_equal(self._encode(text), ids) for text, ids in zip(texts, found, strict=True))
+        expected = self._reference(texts)
+        agree = all(np.array_equal(self._encode(text), ids) for text, ids in zip(texts, expected, strict=True))
         if not agree:
             log.info("tiktoken and tokenizers differ, so tokenizers encodes.")
         return agree
@@ -97,100 +89,86 @@ class FastEncoder:
 
 
 def fast_encoder(inner: Any, state: dict[str, Any], reference: Encode) -> FastEncoder | None:
-    """Return an encoder of documents for a `tokenizers.Tokenizer`, whose tokenizer.json is `state`.
+    """Return an encoder of documents for a `tokenizers.Tokenizer` with the tokenizer.json `state`.
 
-    None where tiktoken is not installed, cannot follow the tokenizer's rules, or gives other ids.
+    None if tiktoken is not installed, cannot follow the tokenizer's rules, or gives other ids.
     """
     try:
         from tiktoken import Encoding
     except ImportError:
         return None
-    split, ranked = _split(state), _ranked(state)
-    if split is None or ranked is None or not _all_reachable(inner, state):
+    pattern = _split_pattern(state)
+    if pattern is None or not _is_plain_bpe(state["model"]) or not _all_reachable(inner, state):
         return None
-    ranks = {spelled: rank for rank, spelled in enumerate(ranked)}
-    vocab = state["model"]["vocab"]
-    ids = np.array([vocab.get(token, UNKNOWN) for token in _spelled_tokens(state)], np.uint32)
+    tokens, vocab = _ranked_tokens(state["model"]), state["model"]["vocab"]
+    ranks = {bytes(BYTE_OF[character] for character in token): rank for rank, token in enumerate(tokens)}
+    ids = np.array([vocab.get(token, UNKNOWN) for token in tokens], np.uint32)
     try:
-        encoding = Encoding("converted", pat_str=split, mergeable_ranks=ranks, special_tokens={SPECIAL: len(ranks)})
+        encoding = Encoding("converted", pat_str=pattern, mergeable_ranks=ranks, special_tokens={SPECIAL: len(ranks)})
     except ValueError:  # it cannot read the pattern
         return None
-    found = FastEncoder(partial(_encode, encoding, ids, reference), reference)
-    return found if found.parity else None
+    encoder = FastEncoder(partial(_encode, encoding, ids, reference), reference)
+    return encoder if encoder.parity else None
 
 
 def _encode(encoding: Any, ids: Ids, reference: Encode, text: str) -> Ids:
     try:
-        found: Ids = ids[encoding.encode_to_numpy(text, disallowed_special=())]
-    except BaseException as error:  # its Rust code panics where a pattern needs too much memory: no Exception
+        encoded: Ids = ids[encoding.encode_to_numpy(text, disallowed_special=())]
+    except BaseException as error:  # its Rust code panics, with no Exception, if a pattern needs too much memory
         if type(error).__name__ not in ("PanicException", "ValueError"):
             raise
         return reference([text])[0]
-    return reference([text])[0] if found.size and found.max() == UNKNOWN else found
+    return reference([text])[0] if encoded.size and encoded.max() == UNKNOWN else encoded
 
 
-def _split(state: dict[str, Any]) -> str | None:
-    """Return the pattern of a tokenizer's pre-tokens; none where it does more than split by one and spell bytes."""
-    splitter = state.get("pre_tokenizer") or {}
-    parts = splitter.get("pretokenizers", []) if splitter.get("type") == "Sequence" else [splitter]
-    spells = parts[-1] if parts else {}
-    if spells.get("type") != "ByteLevel" or spells.get("add_prefix_space") or state.get("normalizer"):
+def _split_pattern(state: dict[str, Any]) -> str | None:
+    """Return the regex of a pre-tokenizer; None if it does more than split by one and spell bytes."""
+    if state.get("normalizer") or any(not token["special"] for token in state["added_tokens"]):
+        return None  # added tokens that are not special are matched in a text
+    *splitters, spells = steps_of(state, "pre_tokenizer") or [{}]
+    if spells.get("type") != "ByteLevel" or spells.get("add_prefix_space"):
         return None
-    if any(not token["special"] for token in state["added_tokens"]):  # are looked for in a text
-        return None
-    if len(parts) == 1:
+    if not splitters:
         return GPT2_SPLIT if spells.get("use_regex", True) else None
-    first = parts[0]
+    first = splitters[0]
     plain = first.get("type") == "Split" and first.get("behavior") == "Isolated" and not first.get("invert")
-    if len(parts) != 2 or not plain or spells.get("use_regex", True):
+    if len(splitters) > 1 or not plain or spells.get("use_regex", True):
         return None
     pattern = first.get("pattern", {}).get("Regex")
     return str(pattern) if pattern else None
 
 
-def _merges(state: dict[str, Any]) -> list[str]:
-    """Return the token that each merge makes."""
-    return ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in state["model"]["merges"]]
+def _ranked_tokens(model: dict[str, Any]) -> list[str]:
+    """Return the tokens of single bytes, then those of merges in their order: tiktoken's ranks."""
+    return [*BYTE_OF, *(made for _, _, made in merges_of(model))]
 
 
-def _spelled_tokens(state: dict[str, Any]) -> list[str]:
-    """Return the tokens of single bytes and those that merges make, in the order in which they are to be preferred."""
-    from pretrain.data.tokenizers.tokenizer import BYTE_OF
-
-    return [*BYTE_OF, *_merges(state)]
-
-
-def _ranked(state: dict[str, Any]) -> list[bytes] | None:
-    """Return these tokens as bytes; none where the model is no BPE over bytes, or two merges make the same token."""
-    from pretrain.data.tokenizers.tokenizer import BYTE_OF
-
-    model = state["model"]
+def _is_plain_bpe(model: dict[str, Any]) -> bool:
+    """Return whether a model is a BPE over bytes in which every merge makes a different token."""
     changes = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model.get("type") != "BPE" or any(model.get(name) for name in changes):
-        return None
-    tokens = _spelled_tokens(state)
-    if len(set(tokens)) < len(tokens) or any(token not in model["vocab"] for token in _merges(state)):
-        return None
-    if any(character not in BYTE_OF for token in tokens for character in token):
-        return None
-    return [bytes(BYTE_OF[character] for character in token) for token in tokens]
+        return False
+    tokens = _ranked_tokens(model)
+    known = len(set(tokens)) == len(tokens) and all(token in model["vocab"] for token in tokens[len(BYTE_OF) :])
+    return known and all(character in BYTE_OF for token in tokens for character in token)
 
 
 def _all_reachable(inner: Any, state: dict[str, Any]) -> bool:
-    """Return whether every token is what merges make of its own bytes: tiktoken takes a token for it unasked.
+    """Return whether merges turn the bytes of every token into that token, which tiktoken assumes.
 
-    With `ignore_merges`, tokenizers does so too, and with any token of the vocabulary.
+    With `ignore_merges`, tokenizers assumes it too, for any token of the vocabulary.
     """
-    vocab, tokenize = state["model"]["vocab"], inner.model.tokenize
-    spelled = [token for token in _spelled_tokens(state) if token in vocab]
-    if state["model"].get("ignore_merges"):
+    model, tokenize = state["model"], inner.model.tokenize
+    vocab = model["vocab"]
+    spelled = [token for token in _ranked_tokens(model) if token in vocab]
+    if model.get("ignore_merges"):
         return not vocab.keys() - set(spelled) - {token["content"] for token in state["added_tokens"]}
-    return all([found.id for found in tokenize(token)] == [vocab[token]] for token in spelled)
+    return all([piece.id for piece in tokenize(token)] == [vocab[token]] for token in spelled)
 
 
 def _threads() -> int:
-    """Return how many threads `tokenizers` would use here: what keeps it to one keeps us to one."""
+    """Return the number of threads that `tokenizers` would use, from its environment variables."""
     if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("off", "false", "f", "no", "n", "0"):
         return 1
-    given = os.environ.get("RAYON_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
+    wanted = os.environ.get("RAYON_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else os.cpu_count() or 1

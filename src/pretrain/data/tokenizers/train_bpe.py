@@ -1,4 +1,4 @@
-"""Tokenizers of our own: every byte a token, or byte-level BPE learned from the corpus. Both are lossless."""
+"""Built-in tokenizers: every byte a token, or byte-level BPE trained on the corpus. Both are lossless."""
 
 import re
 import threading
@@ -7,41 +7,44 @@ from typing import Any
 
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
 from pretrain.data.progress import Progress
+from pretrain.data.tokenizers.load import find_tokenizer
 from pretrain.data.tokenizers.long_texts import pieces
 from pretrain.data.tokenizers.rust_calls import library_errors
-from pretrain.data.tokenizers.tokenizer import BYTE_OF, Tokenizer
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.tokenizer_json import BYTE_OF
 from pretrain.errors import ConfigError, DataError
 
 Report = Callable[[str], object]
 
-
-PIECE_LENGTH = 1_000_000  # characters that a tokenizer learns from at once
-
+PIECE_LENGTH = 1_000_000  # characters that training reads at once
+POLL_S = 0.2
+LONGEST = 1_000  # characters of one kind in a row, far beyond any word, number or rule of dashes
 
 END_OF_TEXT, PAD, MASK = "<|endoftext|>", "[PAD]", "[MASK]"
-
-
 OWN_ROLES = {
     "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "mask_token": MASK
 }  # fmt: skip
 
+_STEP = LONGEST // 2  # a longer run contains a whole step, wherever it begins
+_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")  # letters, digits, others, spaces
+_ONE_KIND = re.compile("|".join(f"{kind}{{{_STEP}}}" for kind in _KINDS))
+_RUNS = re.compile("|".join(f"{kind}{{{LONGEST + 1},}}" for kind in _KINDS))
+
 
 def ignore(line: str) -> None:
-    """Report to nobody."""
+    """Discard a line of progress."""
 
 
 def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Report = ignore) -> Tokenizer:
-    """Return the tokenizer that the settings describe; `texts` gives the corpus anew and is called only to train.
+    """Return the tokenizer of the settings; `texts` starts reading the corpus and is called only to train.
 
-    Raises ConfigError for settings of no known tokenizer, DataError for one that cannot be read or trained.
+    Raises ConfigError for an unknown kind, DataError for a tokenizer that cannot be read or trained.
     """
     if isinstance(config, BytesTokenizerConfig):
         return byte_tokenizer()
     if isinstance(config, BPETokenizerConfig):
         return train_bpe(subsample(texts(), config.max_training_bytes), config.vocab_size, report)
     if isinstance(config, PretrainedTokenizerConfig):
-        from pretrain.data.tokenizers.load import find_tokenizer
-
         return Tokenizer.load(find_tokenizer(config.path, config.revision))
     raise ConfigError(f"tokenizer.kind={config.kind} is not a tokenizer. Try tokenizer=bytes.")
 
@@ -51,16 +54,16 @@ def byte_tokenizer() -> Tokenizer:
     from tokenizers import models
 
     inner = _byte_level(models.BPE(vocab=BYTE_OF, merges=[]))
-    inner.add_special_tokens(_special_tokens(mask_takes_space=False))  # a space is a token of its own here
+    inner.add_special_tokens(_special_tokens(mask_takes_space=False))  # a space is a token
     return Tokenizer(inner, OWN_ROLES)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) -> Tokenizer:
-    """Return a byte-level BPE tokenizer of at most `vocab_size` ids; the same texts always give the same one.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` ids; the same texts always give the same one.
 
-    Fewer ids come out where no pair of tokens occurs twice any more. Ids 0 to 2 are special, the 256 bytes follow.
-    `report` is given a line with the pace now and then. A signal is heard at once, and words of over a thousand
-    characters are learned from in parts.
+    There are fewer ids if no pair of tokens occurs twice any more. Ids 0 to 2 are special, the 256 bytes follow.
+    `report` gets a line with the throughput now and then. Signals interrupt training at once. Words of over a thousand
+    characters are split first.
     Source: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, algorithm 1; Radford et al. 2019, section 2.2.
     """
     from tokenizers import models, trainers
@@ -74,7 +77,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) ->
         show_progress=False,
     )
     parts = [part for text in texts for piece in pieces(text, PIECE_LENGTH) for part in without_long_runs(piece)]
-    whole = sum(map(len, parts))
+    total = sum(map(len, parts))
     progress = Progress(report)
     read_all = threading.Event()
 
@@ -83,45 +86,43 @@ def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) ->
         for part in parts:
             yield part
             done += len(part)
-            progress("counted the words to learn a tokenizer from", done, done / max(1, whole))
+            progress("counted words to train a tokenizer", done, done / max(1, total))
         read_all.set()
 
     def meanwhile() -> None:
         if read_all.is_set():
-            progress.report_waiting(f"learning to merge the words of {whole / 1e6:,.0f} MB into {vocab_size:,} tokens")
+            progress.report_waiting(f"learning to merge the words of {total / 1e6:,.0f} MB into {vocab_size:,} tokens")
 
-    with library_errors("no tokenizer can be learned from this text", "Try tokenizer=bytes."):
+    with library_errors("no tokenizer can be trained on this text", "Try tokenizer=bytes."):
         in_background(lambda: inner.train_from_iterator(read(), trainer), meanwhile)
     return Tokenizer(inner, OWN_ROLES)
 
 
 def subsample(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield at most `max_bytes` of UTF-8 spread evenly over the texts, in order; everything where it fits.
+    """Yield at most `max_bytes` of UTF-8 spread evenly over the texts, in order; all of it if it fits.
 
-    One pass: every piece is kept until the limit is reached, then every 2nd, every 4th and so on, so between half
-    of the limit and all of it remains. Raises DataError where there is no text.
+    One pass: every piece is selected until the limit is reached, then every 2nd, every 4th and so on, so between half
+    of the limit and all of it remains. Raises DataError if there is no text.
     """
     length = max(1, min(PIECE_LENGTH, max_bytes // 64))  # characters: small enough to be spread over a few long texts
-    kept: list[str] = []
+    selected: list[str] = []
     size, stride, count = 0, 1, 0
     for count, piece in enumerate((piece for text in texts for piece in pieces(text, length)), start=1):
         if (count - 1) % stride:
             continue
-        kept.append(piece)
+        selected.append(piece)
         size += len(piece.encode())
-        while size > max_bytes and len(kept) > 1:
+        while size > max_bytes and len(selected) > 1:
             stride *= 2
-            kept = kept[::2]
-            size = sum(len(piece.encode()) for piece in kept)
+            selected = selected[::2]
+            size = sum(len(piece.encode()) for piece in selected)
     if not count:
-        raise DataError(
-            "tokenizer.kind=bpe has no text to learn from. Name a corpus with text, or try tokenizer=bytes."
-        )
-    yield from kept
+        raise DataError("tokenizer.kind=bpe has no text to train on. Name a corpus with text, or try tokenizer=bytes.")
+    yield from selected
 
 
 def head(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield texts up to `max_bytes` of UTF-8 in all; the last one is cut there."""
+    """Yield the first `max_bytes` of UTF-8 of the texts; the last text is cut there."""
     left = max_bytes
     for text in texts:
         size = len(text.encode())
@@ -132,9 +133,9 @@ def head(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 
 def _special_tokens(mask_takes_space: bool) -> list[Any]:
-    """Return the special tokens of our own tokenizers, in the order of their ids.
+    """Return the special tokens of the built-in tokenizers, in the order of their ids.
 
-    A mask that takes the space before it stands for a whole " word", as RoBERTa's does.
+    A mask that takes the space before it replaces a whole " word", as RoBERTa's does.
     """
     from tokenizers import AddedToken
 
@@ -153,29 +154,14 @@ def _byte_level(model: Any) -> Any:
     return inner
 
 
-LONGEST = 1_000  # characters of one kind in a row, far beyond any word, number or rule of dashes
-
-
-_STEP = LONGEST // 2  # a longer run has a whole step in it, wherever it begins
-
-
-_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")  # letters, digits, others, spaces
-
-
-_ONE_KIND = re.compile("|".join(f"{kind}{{{_STEP}}}" for kind in _KINDS))
-
-
-_RUNS = re.compile("|".join(f"{kind}{{{LONGEST + 1},}}" for kind in _KINDS))
-
-
 def without_long_runs(text: str) -> Iterator[str]:
-    """Yield a text in parts that join to it again, cut inside of runs of over LONGEST letters, digits or others.
+    """Yield a text in parts that join to it again, cut inside runs of over LONGEST letters, digits or others.
 
-    Byte-pair encoding is learned word by word, and a word takes time that grows with the square of its length: DNA,
-    proteins and files without spaces would take days. Ordinary text comes back as it is.
+    BPE training takes time that grows with the square of a word's length: DNA, proteins and files without spaces would
+    take days. Ordinary text stays in one part.
     """
     start = 0
-    if any(_ONE_KIND.match(text, at) for at in range(0, len(text) - _STEP, _STEP)):  # else there is none, soon known
+    if any(_ONE_KIND.match(text, at) for at in range(0, len(text) - _STEP, _STEP)):  # a fast test: no match, no run
         for run in _RUNS.finditer(text):
             for cut in range(run.start() + LONGEST, run.end(), LONGEST):
                 yield text[start:cut]
@@ -183,21 +169,18 @@ def without_long_runs(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-POLL_S = 0.2
-
-
 def in_background(work: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:
     """Run `work` in a thread and call `meanwhile` a few times a second until it is done.
 
-    A signal's exception, such as KeyboardInterrupt, leaves at once: the thread ends with the process. Raises what
-    `work` raises.
+    A signal's exception, such as KeyboardInterrupt, propagates at once; the thread ends with the process. Exceptions of
+    `work` are raised here.
     """
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # the thread that waits raises it
+        except BaseException as error:  # the waiting thread raises it
             raised.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
