@@ -28,7 +28,8 @@ from turns import Turn, race
 
 from pretrain.data.config import DataConfig
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
-from pretrain.data.token_store.store import Store, StoreWriter
+from pretrain.data.token_store.build import open_writer
+from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import MaskedConfig
@@ -53,14 +54,7 @@ class HalfAndHalf(DataConfig):
 
 def write_store(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Store:
     """Return the store of some documents."""
-    writer = StoreWriter(
-        folder,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        shard_tokens=2**27,
-    )
+    writer = open_writer(folder, tokenizer, shard_tokens=2**27)
     for text, tokens in zip(documents, tokenizer.encode_documents(documents), strict=True):
         writer.add(tokens, len(text.encode()))
     return writer.finish({})

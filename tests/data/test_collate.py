@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 from pretrain.data.collate import IGNORE, read_rows
 from pretrain.data.packing import Plan, best_fit, concat
 from pretrain.data.shuffle import Shuffle, micro_batch_samples
+from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.errors import DataError
 
@@ -18,9 +19,7 @@ BOS, EOS, PAD = 1, 2, 0
 
 def write_store(folder: Path, lengths: np.ndarray, shard_tokens: int = 1 << 20) -> Store:
     generator = np.random.default_rng(0)
-    writer = StoreWriter(
-        folder, vocab_size=500, tokenizer_fingerprint="t", bos_id=BOS, eos_id=EOS, shard_tokens=shard_tokens
-    )
+    writer = StoreWriter(folder, Vocabulary(500, "t", BOS, EOS), shard_tokens)
     for length in lengths.tolist():
         writer.add(np.concatenate([[BOS], generator.integers(3, 500, length), [EOS]]), text_bytes=length)
     return writer.finish({})

@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 
 from pretrain.data.config import Packing
 from pretrain.data.packing import PLAN_VERSION, Plan, best_fit, concat, plan_rows
+from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.errors import DataError
 from pretrain.files.records import SEAL
@@ -197,7 +198,7 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, row_ends: list[int], o
 
 
 def small_store(folder: Path) -> Store:
-    writer = StoreWriter(folder, vocab_size=10, tokenizer_fingerprint="t", bos_id=1, eos_id=2, shard_tokens=50)
+    writer = StoreWriter(folder, Vocabulary(10, "t", bos_id=1, eos_id=2), shard_tokens=50)
     for size in (5, 30, 12, 7):
         writer.add(np.array([1, *[3] * size, 2]), text_bytes=size)
     return writer.finish({})

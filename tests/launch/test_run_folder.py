@@ -13,9 +13,9 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.config.sweep import Job
-from pretrain.data.token_store.format import delete_drafts, write_atomically
 from pretrain.errors import CheckpointError
 from pretrain.evaluation.inspect_step import rows_of_step
+from pretrain.files.atomic_files import delete_drafts, write_atomically
 from pretrain.launch.run_folder import (
     MAX_LINE_BYTES,
     check_folder,

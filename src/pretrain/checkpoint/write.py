@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import FORMAT_VERSION, problem_of, read_manifest, sha256_of, step_folders
 from pretrain.checkpoint.safetensors_file import TensorShard, write_tensors
-from pretrain.data.token_store.format import sync_to_disk
 from pretrain.data.tokenizers.load import NAMES
 from pretrain.errors import CheckpointError
+from pretrain.files.atomic_files import sync_to_disk
 from pretrain.files.records import sealed
 
 _WRITTEN = re.compile(

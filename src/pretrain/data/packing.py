@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.config import Packing
-from pretrain.data.token_store.format import map_array, read_json, write_atomically
+from pretrain.data.token_store.format import map_array, read_json
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError, printable
+from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import Count, check_seal, read_record, sealed
 
 PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used

@@ -13,7 +13,6 @@ from typing import Any
 
 from pretrain.checkpoint.read import newest
 from pretrain.data.prepare import prepare
-from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import (
     CheckpointError,
     ConfigError,
@@ -23,6 +22,7 @@ from pretrain.errors import (
     PretrainError,
     RankLostError,
 )
+from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import Count
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import FAILURES, record_of, saved_step, stopped

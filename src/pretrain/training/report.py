@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import CheckpointError, DataError, DivergenceError, printable
+from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
 from pretrain.training.divergence import named

@@ -19,9 +19,9 @@ from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import Prepared, prepare, training_rows
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead
-from pretrain.data.token_store.format import delete_drafts
 from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import DivergenceError
+from pretrain.files.atomic_files import delete_drafts
 from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
-from pretrain.data.token_store.format import write_atomically
+from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.rank import rank, under_launcher
 from pretrain.launch.run_folder import CONFIG, TABLE
 from pretrain.training.config import Precision, Strategy

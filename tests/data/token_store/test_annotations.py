@@ -1,4 +1,4 @@
-"""What documents carry beside their tokens reaches the targets, and is noticed where it was damaged."""
+"""Prompt lengths and labels of documents reach the targets; damaged annotations are refused."""
 
 import json
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_a_prompt_is_tokenized_apart_where_its_response_would_change_it(tmp_path
     assert first[1:given].tolist() == tokenizer.encode("ab")
 
 
-def test_labels_go_by_their_spelling_and_to_every_token(tmp_path: Path) -> None:
+def test_labels_are_sorted_and_reach_every_token(tmp_path: Path) -> None:
     prepared = made(labelled(tmp_path), tmp_path)
     assert prepared.labels == ["mixed", "neg", "pos"]
     store = prepared.train[""]
@@ -111,7 +111,7 @@ def test_another_label_is_another_corpus(tmp_path: Path) -> None:
     assert one.train[""].manifest["shards"] == other.train[""].manifest["shards"]  # the tokens are the same
 
 
-def test_labels_that_cannot_be_learnt_are_refused(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 1 label in its training documents \(pos\)"):
         made(labelled(tmp_path, "a\tpos\nb\tpos\n"), tmp_path)
     held_out = tmp_path / "dev.tsv"
@@ -157,9 +157,9 @@ def flip(store: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda store: (store / FILE).unlink(), r"annotations\.bin has 0 bytes, but by the store's manifest it has 16"),
+        (lambda store: (store / FILE).unlink(), r"annotations\.bin has 0 bytes, but 16 in the store's manifest"),
         (lambda store: (store / FILE).write_bytes(b"\0" * 12), r"annotations\.bin has 12 bytes"),
-        (flip, r"annotations\.bin is not as it was written"),
+        (flip, r"annotations\.bin is damaged: its sha256"),
         (changed(lambda m: m["annotations"]["labels"].pop()), r"has a label 2, but the store has 2 labels"),  # type: ignore[index]
         (changed(lambda m: m.update(annotations=[])), r"manifest\.json: annotations is \[\], which is no object"),
         (changed(lambda m: m["annotations"].update(labels=[1])), r"annotations has labels=1, which is no text"),  # type: ignore[index]

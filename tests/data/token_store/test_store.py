@@ -1,4 +1,4 @@
-"""The token store: what is written is read, and nothing damaged or hostile is believed."""
+"""The token store: what is written is read, whatever the shards, names and vocabulary."""
 
 import hashlib
 import os
@@ -12,6 +12,7 @@ import xxhash
 from numpy.testing import assert_array_equal
 
 from pretrain.data.token_store import store as store_module
+from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import Store, StoreWriter
 from pretrain.errors import DataError
 
@@ -20,14 +21,7 @@ NAMES = ["a.txt", "", "line\nbreak", 'quote" \\ and \u2028', "emoji \U0001f600",
 
 
 def writer(folder: Path, vocab_size: int = 300, shard_tokens: int = 40) -> StoreWriter:
-    return StoreWriter(
-        folder,
-        vocab_size=vocab_size,
-        tokenizer_fingerprint="ab" * 32,
-        bos_id=BOS,
-        eos_id=EOS,
-        shard_tokens=shard_tokens,
-    )
+    return StoreWriter(folder, Vocabulary(vocab_size, "ab" * 32, BOS, EOS), shard_tokens)
 
 
 def some_documents(vocab_size: int = 300) -> list[np.ndarray]:
@@ -96,14 +90,14 @@ def test_few_files_stay_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_equal_documents_give_equal_bytes(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the writing was buffered."""
+    """Whatever the size of the buffer."""
     monkeypatch.setattr("pretrain.data.token_store.format.BUFFER_BYTES", 7)
     again = write(tmp_path / "again")
     for path in store.folder.rglob("*.*"):
         assert path.read_bytes() == (again.folder / path.relative_to(store.folder)).read_bytes()
 
 
-def test_the_fingerprint_is_of_the_tokens(tmp_path: Path, store: Store) -> None:
+def test_the_fingerprint_depends_on_the_tokens_alone(tmp_path: Path, store: Store) -> None:
     out = writer(tmp_path / "named")
     for tokens in some_documents():
         out.add(tokens, 1, "another name")
@@ -114,7 +108,7 @@ def test_the_fingerprint_is_of_the_tokens(tmp_path: Path, store: Store) -> None:
     assert out.finish({}).fingerprint != store.fingerprint
 
 
-def test_a_hash_is_of_what_follows_the_header(store: Store) -> None:
+def test_a_hash_covers_the_body_of_a_file(store: Store) -> None:
     data = (store.folder / "shards/00002.names").read_bytes()
     assert store.manifest["shards"][2]["files"]["names"] == {
         "bytes": len(data), "sha256": hashlib.sha256(data[64:]).hexdigest(),
@@ -135,8 +129,8 @@ def test_a_store_may_be_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([BOS, 300, EOS], r"Document 'n\\n' holds token 300 at offset 1, outside 0 to 299"),
-        ([-1, EOS], "holds token -1 at offset 0, outside 0 to 299"),
+        ([BOS, 300, EOS], r"Document 'n\\n' has token 300 at offset 1, outside 0 to 299"),
+        ([-1, EOS], "has token -1 at offset 0, outside 0 to 299"),
         ([BOS, 7], "does not end with the end-of-document token 2"),
         (np.array([], np.int64), "does not end with the end-of-document token 2"),
         ([1.0, 2.0], r"is float64 of shape \(2,\), not a flat array"),
@@ -148,12 +142,10 @@ def test_a_document_that_cannot_be_stored_is_refused(tmp_path: Path, tokens: Any
         writer(tmp_path / "store").add(np.array(tokens), 1, "n\n")
 
 
-def test_a_writer_refuses_what_would_end_in_a_bad_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_refuses_settings_of_no_valid_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for vocab_size, eos_id in ((0, 0), (10, 10), (2**32 + 1, 0)):
         with pytest.raises(DataError, match=f"cannot have vocab_size={vocab_size} with bos_id=-1 and eos_id={eos_id}"):
-            StoreWriter(
-                tmp_path, vocab_size=vocab_size, tokenizer_fingerprint="", bos_id=-1, eos_id=eos_id, shard_tokens=9
-            )
+            StoreWriter(tmp_path, Vocabulary(vocab_size, "", bos_id=-1, eos_id=eos_id), shard_tokens=9)
     out = writer(tmp_path / "store")
     with pytest.raises(DataError, match="already holds shards"):
         writer(tmp_path / "store")

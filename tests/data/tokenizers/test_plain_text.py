@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Inner
 from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.sources.source import Document
-from pretrain.data.token_store.build import _notes
+from pretrain.data.token_store.build import _values
 from pretrain.data.tokenizers.plain_text import spelled_by_model
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
@@ -110,8 +110,8 @@ def test_a_response_that_joins_its_prompt_gets_no_space() -> None:
     documents = [Document("the quick fox", "p:1", prompt_characters=len("the qui"))]
     encoded = ours.encode_documents([documents[0].text])
     whole = encoded[0]
-    notes = _notes(documents, encoded, ours, [])
-    assert notes == [1 + len(ours.encode("the qui"))]
+    values = _values(documents, encoded, ours, [])
+    assert values == [1 + len(ours.encode("the qui"))]
     assert not np.array_equal(encoded[0], whole)  # "quick" is one token, and the prompt ends inside of it
     assert ours.decode(encoded[0]) == "the quick fox"
     assert encoded[0][-1] == ours.eos_id

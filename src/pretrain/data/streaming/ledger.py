@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.token_store.format import sync_to_disk, unreadable
+from pretrain.data.token_store.format import unreadable
 from pretrain.errors import DataError
+from pretrain.files.atomic_files import sync_to_disk
 from pretrain.files.records import Count, read_record
 from pretrain.files.untrusted_files import open_own, open_regular, parse_json
 

@@ -21,10 +21,11 @@ from pretrain.data.sources.splits import in_batches
 from pretrain.data.streaming.corpus import era_folder, locked, remedy
 from pretrain.data.streaming.ledger import Era, Ledger, StreamPosition
 from pretrain.data.streaming.resume_reading import Reading, resume_readings, save_resume_token
-from pretrain.data.token_store.format import sync_to_disk, write_atomically
+from pretrain.data.token_store.build import open_writer
 from pretrain.data.token_store.store import StoreWriter
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import DataError
+from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_bytes
 
 STREAM_VERSION = 1  # of everything that decides what the eras hold; raise it and old streams are left aside
@@ -202,14 +203,7 @@ class _EraDraft:
         if split is None:
             return
         if split not in self.writers:
-            self.writers[split] = StoreWriter(
-                self.draft / split,
-                vocab_size=self.tokenizer.vocab_size,
-                tokenizer_fingerprint=self.tokenizer.fingerprint,
-                bos_id=self.tokenizer.bos_id,
-                eos_id=self.tokenizer.eos_id,
-                shard_tokens=self.data.shard_tokens,
-            )
+            self.writers[split] = open_writer(self.draft / split, self.tokenizer, self.data.shard_tokens)
         self.writers[split].add(tokens, len(document.text.encode()), document.name)
         self.tokens += tokens.size if split == "train" else 0
 

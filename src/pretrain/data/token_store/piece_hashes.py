@@ -1,8 +1,8 @@
-"""Hashes of the pieces of a store's files: a piece is compared with its hash before the first of its items is used.
+"""Hashes of the pieces of a store's files: a piece is checked before the first of its items is used.
 
-A store of many GB cannot be read whole before a run begins, and a run reads it in an order that jumps about. So the
-manifest holds a hash of every 2 MiB of what follows a file's header, and each process checks the pieces that it meets.
-The hash is xxh3_64, for it finds damage at memory speed; the sha256 of whole files is for `Store.verify`.
+A store of many GB cannot be read whole before a run begins, and a run reads it in random order. So the manifest holds a
+hash of every 2 MiB of a file's body, and each process checks the pieces that it reads. The hash is xxh3_64, which finds
+damage at memory speed; the sha256 of whole files is for `Store.verify`.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,7 @@ import xxhash
 from pretrain.errors import DataError
 
 PIECE_BYTES = 1 << 21
-
-
-DIGITS = 16  # hexadecimal, of one hash; those of a file stand one after another in one string
-
+DIGITS = 16  # hexadecimal, of one hash; the hashes of a file are joined to one string
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,10 +25,10 @@ class PieceHasher:
     """Hashes the pieces of a file as it is written."""
 
     def __init__(self) -> None:
-        self._piece, self._bytes, self._found = xxhash.xxh3_64(), 0, ""
+        self._piece, self._bytes, self._hashes = xxhash.xxh3_64(), 0, ""
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Take up the bytes that follow."""
+        """Hash the next bytes of the file."""
         view = memoryview(data)
         while view:
             part = view[: PIECE_BYTES - self._bytes]
@@ -45,41 +42,41 @@ class PieceHasher:
         """Return the hashes of all pieces; the last may be shorter than the others."""
         if self._bytes:
             self._close()
-        return self._found
+        return self._hashes
 
     def _close(self) -> None:
-        self._found += self._piece.hexdigest()
+        self._hashes += self._piece.hexdigest()
         self._piece, self._bytes = xxhash.xxh3_64(), 0
 
 
 def hashes_of(body: npt.NDArray[Any]) -> str:
-    """Return the hashes of the pieces of a file that is there."""
+    """Return the hashes of the pieces of a file's body."""
     hasher = PieceHasher()
     hasher.update(body.data.cast("B") if body.size else b"")
     return hasher.finish()
 
 
 def piece_count(size: int) -> int:
-    """Return how many pieces so many bytes have."""
+    """Return the number of pieces of a body of `size` bytes."""
     return -(-size // PIECE_BYTES)
 
 
 class CheckedPieces:
-    """Which pieces of the files of one kind have been found to be as they were written. Items are counted in a file."""
+    """Compares the pieces of all files of one kind with their hashes, each once. Items are counted within a file."""
 
     def __init__(
         self, hashes: list[str], itemsize: int, body: Callable[[int], npt.NDArray[Any]], path: Callable[[int], Path]
     ) -> None:
-        """Take the hashes of each shard's file; `body` and `path` return what follows its header, and its name."""
+        """Take the hashes of each shard's file; `body` and `path` return the file's body and its path."""
         self._hashes, self._itemsize, self._body, self._path = hashes, itemsize, body, path
         self._ends = np.cumsum([len(of_shard) // DIGITS for of_shard in hashes], dtype=np.int64)
         self._starts = self._ends - [len(of_shard) // DIGITS for of_shard in hashes]
         self._checked = np.zeros(int(self._ends[-1]) if len(self._ends) else 0, np.bool_)
 
     def check(self, shards: npt.NDArray[Any], firsts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
-        """Check every piece that holds one of the items; DataError names the first that is not as it was written.
+        """Check every piece that holds one of the items; DataError names a damaged one.
 
-        For each range of items: its shard, its first item, and how many it has; all of them are in their file.
+        For each range of items: its shard, its first item and its length, all (ranges,), within the file.
         """
         first = self._starts[shards] + firsts * self._itemsize // PIECE_BYTES
         last = self._starts[shards] + (firsts + np.maximum(lengths, 1) - 1) * self._itemsize // PIECE_BYTES
@@ -103,7 +100,7 @@ class CheckedPieces:
         if xxhash.xxh3_64_hexdigest(values.data) != self._hashes[shard][number * DIGITS : (number + 1) * DIGITS]:
             first = number * items
             raise DataError(
-                f"{self._path(shard)} is damaged: its items {first:,} to {first + len(values) - 1:,} are not as they "
-                "were written. Delete the folder of prepared data that it is in, and the text is prepared again."
+                f"{self._path(shard)} is damaged: its items {first:,} to {first + len(values) - 1:,} do not match "
+                "their hash. Delete the folder of prepared data around it, and the text is prepared again."
             )
         self._checked[piece] = True

@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pretrain.data.token_store.format import write_atomically
 from pretrain.errors import CheckpointError
+from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import Count, read_record
 from pretrain.files.untrusted_files import parse_json
 from pretrain.launch.run_folder import lines_of, opened_to_append
