@@ -50,7 +50,7 @@ def test_prepared_data_that_finds_no_room_is_told(tmp_path: Path, small_disk: Pa
     text = tmp_path / "text.txt"
     text.write_text("All work and no play.\n\n" * 300_000, encoding="utf8")  # 2 bytes for each of its 6.9 MB
     data = TextFilesConfig(path=str(text), mode=mode)
-    told = rf"^prepared data cannot be written to {small_disk}: %s\. It must be writable and have room; .*cache_dir="
+    told = rf"^prepared data cannot be written to {small_disk}: %s\. Make it writable and free some space, .*cache_dir="
     with pytest.raises(CheckpointError, match=told % "No space left on device"):
         prepare(data, BytesTokenizerConfig(), small_disk, report=lambda line: None)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

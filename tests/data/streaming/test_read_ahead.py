@@ -118,7 +118,7 @@ def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
     (prepared.folder / "tokenizer" / "tokenizer.json").unlink()
     (prepared.folder / "tokenizer" / "tokenizer.json").mkdir()
     reader.start()
-    with pytest.raises(DataError, match=r"tokenizer\.json is damaged or not a tokenizer.s file: it is a folder"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is damaged or not a tokenizer file: it is a folder"):
         wait_until(reader.check)
     reader.stop()
     assert "Traceback" not in capfd.readouterr().err
