@@ -25,7 +25,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.inference.config import InferenceDtype
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
-from pretrain.inference.generate import generate_tokens
+from pretrain.inference.generate import Decoding, generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
@@ -58,14 +58,8 @@ def ours(model: Transformer) -> Write:
     """Return what continues prompts with our code."""
 
     def write(prompts: Prompts, new: int) -> Prompts:
-        steps = generate_tokens(
-            model,
-            prompts,
-            max_new_tokens=new,
-            sampling=Sampling(temperature=0),
-            end_id=-1,
-            suppress_tokens=torch.zeros(model.vocab_size, dtype=torch.bool),
-        )
+        nothing = torch.zeros(model.vocab_size, dtype=torch.bool)
+        steps = generate_tokens(model, prompts, Decoding(new, Sampling(temperature=0), -1, nothing))
         return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 
     return write
@@ -233,7 +227,7 @@ def smollm2(folder: Path) -> Path | None:
 
 def perplexity(path: Path, texts: list[str], weights: InferenceDtype) -> float:
     """Return the perplexity of a trained model, with its weights held in a way."""
-    scores = LanguageModel.load(path, dtype=weights).scores(texts)
+    scores = LanguageModel.load(path, dtype=weights).score(texts)
     return math.exp(-sum(each.log_likelihood for each in scores) / sum(each.tokens for each in scores))
 
 

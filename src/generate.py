@@ -1,11 +1,11 @@
-"""Continue a prompt, fill its masks, or classify it, with a trained model: `python src/generate.py --help`."""
+"""Complete a prompt, fill its masks, or classify it, with a trained model: `python src/generate.py --help`."""
 
 from pretrain.config.cli import main
 from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the continuation as it comes, the response, the likeliest words for each mask, or each label's share."""
+    """Print the completion token by token, the response, the predictions for each mask, or label probabilities."""
     from pretrain.data.escapes import read_escapes
     from pretrain.errors import printable
     from pretrain.inference.config import GenerationOptions
@@ -19,11 +19,11 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
     if "[MASK]" in config.prompt or not language_model.causal:
-        for number, answers in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
+        for number, predictions in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
             print(printable(f"mask {number}"))
-            for answer in answers:
-                token = printable(answer.token.strip(), one_line=True)
-                print(printable(f"  {answer.probability:6.1%}  {token:<16}  {answer.text}"))
+            for prediction in predictions:
+                token = printable(prediction.token.strip(), one_line=True)
+                print(printable(f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"))
         return
     options: GenerationOptions = {
         "max_new_tokens": config.max_new_tokens,
@@ -39,12 +39,12 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         print(printable(language_model.respond(config.prompt, **options)))
         return
     if config.log_probabilities:
-        (written,) = language_model.continuations([config.prompt], **options)
-        print(printable(config.prompt + written.text))
-        for token, value in zip(written.tokens, written.log_probabilities, strict=True):
+        (completion,) = language_model.complete([config.prompt], **options)
+        print(printable(config.prompt + completion.text))
+        for token, value in zip(completion.tokens, completion.log_probabilities, strict=True):
             print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
         return
-    pieces = language_model.stream(config.prompt, **options)  # before the prompt is shown: it may be refused
+    pieces = language_model.stream(config.prompt, **options)  # a refused prompt raises before it is printed
     print(printable(config.prompt), end="", flush=True)
     for piece in pieces:
         print(printable(piece), end="", flush=True)

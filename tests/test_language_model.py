@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint: it continues, fills and scores as its weights say, or says why it cannot."""
+"""A trained model from its checkpoint: it completes, fills and scores as its weights determine, or is refused."""
 
 import math
 from collections.abc import Callable
@@ -98,14 +98,14 @@ def test_a_string_a_list_and_a_stream_agree(load: Load, family: str, options: di
     assert language_model.generate("The quick", max_new_tokens=30, use_cache=False, **options) == whole
 
 
-def test_prompts_side_by_side_go_on_as_each_alone(load: Load) -> None:
+def test_a_batch_of_prompts_gives_the_text_of_each_alone(load: Load) -> None:
     language_model = load("llama", True)
     prompts = ["The", "", "The quick brown fox"]
     together = language_model.generate(prompts, temperature=0, max_new_tokens=20)
     assert together == [language_model.generate(prompt, temperature=0, max_new_tokens=20) for prompt in prompts]
 
 
-def test_characters_of_several_bytes_come_whole(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_of_several_bytes_are_emitted_whole(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = load("gpt", True)
     tokens = [*"aé€😀".encode(), 0xE2, 0x82, ord("b"), 0xC3]  # the last two characters are cut short
     steps = [[NewToken(token, 0.0)] for token in tokens]
@@ -120,28 +120,28 @@ def test_what_cannot_be_generated_is_refused_at_the_call(load: Load) -> None:
             method("a", max_new_tokens=0)
         with pytest.raises(ConfigError, match=r"do not fit into the model's context of 64 tokens"):
             method("a", max_new_tokens=70)
-        with pytest.raises(ConfigError, match=r"trained to fill masks and cannot continue a prompt\. Use predict_mask"):
+        with pytest.raises(ConfigError, match=r"trained to fill masks and cannot complete a prompt\. Use predict_mask"):
             getattr(load("bert", False), method.__name__)("a")
     with pytest.raises(ConfigError, match=r"generate\(\) needs at least one prompt, and the list is empty"):
         language_model.generate([])
 
 
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])
-def test_masks_are_filled_with_the_likeliest_tokens(load: Load, family: str) -> None:
+def test_masks_are_filled_with_the_most_likely_tokens(load: Load, family: str) -> None:
     language_model = load(family, False)
     tokenizer = language_model.tokenizer
-    answers = language_model.predict_mask("The [MASK]uick b[MASK]own fox", top_k=3)
+    predictions = language_model.predict_mask("The [MASK]uick b[MASK]own fox", top_k=3)
     text = [*b"The ", tokenizer.mask_id, *b"uick b", tokenizer.mask_id, *b"own fox"]
     with torch.no_grad():
         hidden = language_model.model(torch.tensor([[tokenizer.bos_id, *text, tokenizer.eos_id]]))
         scores = language_model.model.head(hidden)[0, [5, 12], :256].softmax(-1)
-    assert len(answers) == 2
-    for found, expected in zip(answers, scores, strict=True):
+    assert len(predictions) == 2
+    for found, expected in zip(predictions, scores, strict=True):
         best = expected.topk(3)
         assert [answer.probability for answer in found] == pytest.approx(best.values.tolist(), rel=1e-4)
         assert [answer.token for answer in found] == [tokenizer.decode([token]) for token in best.indices.tolist()]
-    assert [answer.text for answer in answers[0]] == [f"The {a.token}uick b[MASK]own fox" for a in answers[0]]
-    assert [answer.text for answer in answers[1]] == [f"The [MASK]uick b{a.token}own fox" for a in answers[1]]
+    assert [answer.text for answer in predictions[0]] == [f"The {a.token}uick b[MASK]own fox" for a in predictions[0]]
+    assert [answer.text for answer in predictions[1]] == [f"The [MASK]uick b{a.token}own fox" for a in predictions[1]]
     everything = language_model.predict_mask("[MASK]", top_k=1000)[0]
     assert len(everything) == 256  # neither special tokens nor ids that no token has
     assert sum(answer.probability for answer in everything) == pytest.approx(1.0, abs=1e-4)
@@ -156,7 +156,7 @@ def test_a_mask_that_takes_the_space_before_it_is_shown_with_it() -> None:
 
 
 def test_what_cannot_be_filled_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"trained to continue prompts and cannot fill masks\. Use generate"):
+    with pytest.raises(ConfigError, match=r"trained to complete prompts and cannot fill masks\. Use generate"):
         load("gpt", True).predict_mask("a [MASK]")
     language_model = load("bert", False)
     with pytest.raises(ConfigError, match=r"top_k=0 is below 1\. Try top_k=5"):
@@ -173,16 +173,16 @@ def slow_score(language_model: LanguageModel, text: str) -> float:
     tokenizer, model, total = language_model.tokenizer, language_model.model, 0.0
     if model.causal:
         tokens = [tokenizer.bos_id, *text.encode()]
-        for place in range(1, len(tokens)):
-            seen = tokens[(place - 1) // 64 * 64 : place]
-            total += float(model.head(model(torch.tensor([seen]))[0, -1]).double().log_softmax(-1)[tokens[place]])
+        for position in range(1, len(tokens)):
+            seen = tokens[(position - 1) // 64 * 64 : position]
+            total += float(model.head(model(torch.tensor([seen]))[0, -1]).double().log_softmax(-1)[tokens[position]])
         return total
     tokens = [tokenizer.bos_id, *text.encode(), tokenizer.eos_id]
-    for place in range(1, len(tokens) - 1):
-        hidden = [*tokens[:place], tokenizer.mask_id, *tokens[place + 1 :]]
-        start = place // 64 * 64
-        scores = model.head(model(torch.tensor([hidden[start : start + 64]]))[0, place - start])
-        total += float(scores.double().log_softmax(-1)[tokens[place]])
+    for position in range(1, len(tokens) - 1):
+        hidden = [*tokens[:position], tokenizer.mask_id, *tokens[position + 1 :]]
+        start = position // 64 * 64
+        scores = model.head(model(torch.tensor([hidden[start : start + 64]]))[0, position - start])
+        total += float(scores.double().log_softmax(-1)[tokens[position]])
     return total
 
 
@@ -261,7 +261,7 @@ def test_a_text_is_embedded_as_the_mean_of_its_states(load: Load) -> None:
 
 
 def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match="reads from left to right only"):
+    with pytest.raises(ConfigError, match="this model is causal: the states of early positions"):
         load("gpt", True).embed("a")
     with pytest.raises(ConfigError, match="a text of 0 tokens cannot be embedded"):
         load("bert", False).embed("")
@@ -288,7 +288,7 @@ def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_pa
         assert len(half.predict_mask("The [MASK] fox.", top_k=3)[0]) == 3
 
 
-def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_unavailable_device_is_refused(tmp_path: Path) -> None:
     config = shape("gpt")
     folder = save(tmp_path, lively(config, 259, True), config, byte_tokenizer())
     with pytest.raises(ConfigError, match=r"device=nothing cannot be used here: .* Try device=cpu\."):

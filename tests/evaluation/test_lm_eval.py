@@ -63,13 +63,13 @@ def test_the_windows_of_a_long_text_are_full_and_predict_each_token_once() -> No
 
 def test_texts_are_written_until_a_string(tiny: LMEvalAdapter) -> None:
     llm = tiny.language_model
-    free = llm.continuations(["ab", "abcd"], temperature=0, max_new_tokens=8)
+    free = llm.complete(["ab", "abcd"], temperature=0, max_new_tokens=8)
     stop = next(character for character in free[0].text if character != "\ufffd")
     asked = [("ab", {"until": [stop], "max_gen_toks": 8}), ("abcd", {"until": stop}), ("x" * 99, {"max_gen_toks": 99})]
     found = tiny.generate_until(requests(*asked))
     assert found[0] == free[0].text.partition(stop)[0]
     assert stop not in found[1]
-    room = llm.continuations([[*b"x" * 16]], temperature=0, max_new_tokens=16)
+    room = llm.complete([[*b"x" * 16]], temperature=0, max_new_tokens=16)
     assert found[2] == room[0].text
     sampled = {"do_sample": True, "temperature": 0.7, "top_k": 3, "max_gen_toks": 4}
     assert len(tiny.generate_until(requests(("ab", sampled)))) == 1

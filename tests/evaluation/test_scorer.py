@@ -77,7 +77,7 @@ def test_what_greedy_decoding_generates_is_greedy() -> None:
     from pretrain.language_model import LanguageModel
 
     model = scorer("gpt", True)
-    (written,) = LanguageModel(model.model, BYTES).continuations(["The"], temperature=0, max_new_tokens=1)
+    (written,) = LanguageModel(model.model, BYTES).complete(["The"], temperature=0, max_new_tokens=1)
     text = BYTES.decode(written.tokens)
     assert text.isascii()  # one byte, so that the text has just this token
     said, other = model.continuations([("The", text), ("The", "?" if text != "?" else "!")])

@@ -93,7 +93,7 @@ def test_what_is_repeated_is_what_greedy_generation_repeats(family: str) -> None
     model = lively(shape(family), BYTES.vocab_size, causal=True)
     llm = LanguageModel(model, BYTES)
     prompts = [[BYTES.bos_id, *b"The"], [BYTES.bos_id, *b"fox"], [BYTES.bos_id, *b"abc"]]
-    said = [list(each.tokens) for each in llm.continuations(prompts, temperature=0, max_new_tokens=6)]
+    said = [list(each.tokens) for each in llm.complete(prompts, temperature=0, max_new_tokens=6)]
     assert all(len(tokens) == 6 for tokens in said)
     documents = [np.array(prompt + tokens) for prompt, tokens in zip(prompts, said, strict=True)]
     documents[1][4 + 2] = (documents[1][4 + 2] + 1) % 256  # the third new token differs

@@ -1,4 +1,4 @@
-"""The text of a continuation: whole characters, no further than a stop string, and how likely each token was."""
+"""The text of a completion: whole characters, up to a stop string, with the log-probability of each token."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pretrain.language_model import LanguageModel
 
 
 def written(text: bytes, *stop: str) -> tuple[list[str], GenerationState]:
-    """Return the pieces that come out as the bytes of a text go in, token by token, and the writing."""
+    """Return the pieces that come out as the bytes of a text go in, token by token, and their state."""
     generation = GenerationState(BYTES, [BYTES.bos_id], StopStrings(stop))
     pieces = []
     for token in text:
@@ -37,7 +37,7 @@ def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
     assert found.log_probabilities == (-0.5,) * 6
 
 
-def test_what_may_begin_a_stop_string_is_held_back_no_longer_than_needed() -> None:
+def test_text_is_delayed_only_while_it_may_begin_a_stop_string() -> None:
     assert written(b"abac", "abad")[0] == ["abac"]
     assert written(b"ababad", "abad")[0] == ["ab"]
     assert written(b"abx", "abc", "x")[0] == ["ab"]
@@ -47,7 +47,7 @@ def test_what_may_begin_a_stop_string_is_held_back_no_longer_than_needed() -> No
     assert written(b"abc")[0] == ["a", "b", "c"]
 
 
-def test_the_end_of_the_model_is_told_from_that_of_the_length() -> None:
+def test_an_end_by_the_model_differs_from_one_by_length() -> None:
     generation = GenerationState(BYTES, [], StopStrings("x"))
     assert generation.add(NewToken(97, -1.0)) == "a"
     assert generation.add(None) == ""
@@ -62,15 +62,15 @@ def test_a_text_ends_before_the_first_stop_string_whatever_its_tokens(text: str,
     """Compared with cutting at the first stop string that is complete, the one that begins first among those."""
     expected = text
     for end in range(len(text) + 1):
-        places = [text[:end].find(string) for string in stop if string in text[:end]]
-        if places:
-            expected = text[: min(places)]
+        found = [text[:end].find(string) for string in stop if string in text[:end]]
+        if found:
+            expected = text[: min(found)]
             break
     assert "".join(written(text.encode(), *stop)[0]) == expected
 
 
 def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"stop holds an empty string, before which every text ends"):
+    with pytest.raises(ConfigError, match=r"stop holds an empty string, which occurs at the start of every text"):
         StopStrings(["a", ""])
 
 
@@ -84,7 +84,7 @@ def llm() -> LanguageModel:
 def test_log_probabilities_are_those_of_the_score(llm: LanguageModel, options: Any) -> None:
     """Whatever steers the choice, they are the model's own: the whole text's score less the prompt's."""
     options = {**options, "repetition_penalty": 1.3, "max_new_tokens": 12}
-    found = llm.continuations(["The quick", "a"], **options)
+    found = llm.complete(["The quick", "a"], **options)
     for prompt, each in zip(("The quick", "a"), found, strict=True):
         assert len(each.log_probabilities) == len(each.tokens) == 12
         rows = torch.tensor([[BYTES.bos_id, *prompt.encode(), *each.tokens]])
@@ -97,13 +97,13 @@ def test_log_probabilities_are_those_of_the_score(llm: LanguageModel, options: A
             assert sum(each.log_probabilities) == pytest.approx(difference, rel=1e-4)
 
 
-def test_stop_strings_work_side_by_side_and_in_a_stream(llm: LanguageModel) -> None:
+def test_stop_strings_work_in_batches_and_streams(llm: LanguageModel) -> None:
     options: Any = {"temperature": 2.0, "seed": 5, "max_new_tokens": 30}
     prompts = ["The quick", "x"]
     free = llm.generate(prompts, **options)
     new = free[0][len("The quick") :]
     stop = next(new[i : i + 2] for i in range(3, len(new)) if "\ufffd" not in new[i : i + 2])
-    found = llm.continuations(prompts, stop=[stop], **options)
+    found = llm.complete(prompts, stop=[stop], **options)
     assert found[0].finish_reason is FinishReason.stop_string
     assert found[0].text == new[: new.index(stop)]
     assert free[1][1:].startswith(found[1].text)
@@ -122,30 +122,30 @@ def test_generation_stops_when_all_texts_have(llm: LanguageModel, monkeypatch: p
             yield step
 
     monkeypatch.setattr(llm, "_steps", counted)
-    (first,) = llm.continuations(["a"], temperature=0, max_new_tokens=40)
+    (first,) = llm.complete(["a"], temperature=0, max_new_tokens=40)
     assert len(steps) == 40
     character = next(c for c in first.text if c != "\ufffd")
     steps.clear()
-    llm.continuations(["a", "a"], temperature=0, max_new_tokens=40, stop=character)
+    llm.complete(["a", "a"], temperature=0, max_new_tokens=40, stop=character)
     assert 0 < len(steps) < 40
 
 
 def test_ids_are_prompts_too_and_unknown_options_are_named(llm: LanguageModel) -> None:
     ids = [BYTES.bos_id, *b"The"]
-    assert llm.continuations([ids], temperature=0) == llm.continuations(["The"], temperature=0)
+    assert llm.complete([ids], temperature=0) == llm.complete(["The"], temperature=0)
     misspelt: Any = {"top_kk": 3}
     with pytest.raises(ConfigError, match=r"top_kk is not an option of generate\(\)\. Did you mean top_k\?"):
         llm.generate("a", **misspelt)
 
 
-def test_greedy_texts_side_by_side_are_those_of_transformers(assets: Path) -> None:
+def test_greedy_completions_are_those_of_transformers(assets: Path) -> None:
     """Prompts of unequal length, padded on the left there as here."""
     from transformers import AutoModelForCausalLM
 
     folder = assets / "models" / "stories260K" / "hf"
     ours = LanguageModel.load(folder)
     prompts = ["Once upon a time", "The", "Lily and her mom went to the park. They saw a big"]
-    found = ours.continuations(prompts, temperature=0, max_new_tokens=40)
+    found = ours.complete(prompts, temperature=0, max_new_tokens=40)
     with quiet_transformers():
         theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     rows = [ours.prompt_ids(prompt) for prompt in prompts]
@@ -156,9 +156,3 @@ def test_greedy_texts_side_by_side_are_those_of_transformers(assets: Path) -> No
         whole = theirs.generate(padded, attention_mask=mask, max_new_tokens=40, do_sample=False, pad_token_id=0)
     assert [list(each.tokens) for each in found] == whole[:, longest:].tolist()
     assert all(len(each.tokens) == 40 for each in found)
-
-
-def test_many_scores_are_those_of_each_text(llm: LanguageModel) -> None:
-    texts = ["a", "The quick brown fox", ""]
-    for found, text in zip(llm.scores(texts), texts, strict=True):
-        assert found.log_likelihood == pytest.approx(llm.score(text).log_likelihood, rel=1e-5)

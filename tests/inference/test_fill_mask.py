@@ -1,4 +1,4 @@
-"""The probability of every answer at every mask."""
+"""The probability of every token at every mask."""
 
 import pytest
 import torch
@@ -14,17 +14,17 @@ from pretrain.errors import ConfigError
 from pretrain.inference.fill_mask import mask_probabilities, text_with_masks
 
 VOCAB, MASK = 50, 3
-FORBIDDEN = torch.arange(VOCAB) < 4
+SUPPRESSED = torch.arange(VOCAB) < 4
 
 
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])
 def test_probabilities_at_each_mask_are_those_of_the_whole_text(family: str) -> None:
     model = lively(shape(family), VOCAB, causal=False)
     tokens = [1, 10, MASK, 11, 12, MASK, MASK, 2]
-    found = mask_probabilities(model, tokens, MASK, FORBIDDEN)
+    found = mask_probabilities(model, tokens, MASK, SUPPRESSED)
     assert found.shape == (3, VOCAB)
     assert found.dtype == torch.float32
-    assert not found[:, FORBIDDEN].any()
+    assert not found[:, SUPPRESSED].any()
     assert_close(found.sum(-1), torch.ones(3))
     with torch.no_grad():
         expected = model.head(model(torch.tensor([tokens])))[0, [2, 5, 6], 4:].softmax(-1)
@@ -34,14 +34,14 @@ def test_probabilities_at_each_mask_are_those_of_the_whole_text(family: str) -> 
 def test_a_text_without_a_mask_is_refused() -> None:
     model = lively(shape("bert"), VOCAB, causal=False)
     with pytest.raises(ConfigError, match=r"the text has no \[MASK\] to fill\. Try: The quick \[MASK\] fox"):
-        mask_probabilities(model, [1, 10, 2], MASK, FORBIDDEN)
+        mask_probabilities(model, [1, 10, 2], MASK, SUPPRESSED)
 
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     model = lively(shape("bert"), VOCAB, causal=False)
-    assert len(mask_probabilities(model, [MASK] * 32, MASK, FORBIDDEN)) == 32
+    assert len(mask_probabilities(model, [MASK] * 32, MASK, SUPPRESSED)) == 32
     with pytest.raises(ConfigError, match=r"the text has 33 tokens, the model's context 32\. Try a shorter text"):
-        mask_probabilities(model, [MASK] * 33, MASK, FORBIDDEN)
+        mask_probabilities(model, [MASK] * 33, MASK, SUPPRESSED)
 
 
 def word_piece() -> Tokenizer:
@@ -63,13 +63,13 @@ def word_piece() -> Tokenizer:
         (byte_tokenizer(), "th[MASK] fox jumps ov[MASK]r"),
     ],
 )
-def test_masks_that_are_still_open_leave_the_spaces_around_them(tokenizer: Tokenizer, text: str) -> None:
+def test_other_masks_keep_the_spaces_around_them(tokenizer: Tokenizer, text: str) -> None:
     expected = text.replace("<mask>", "[MASK]")
     assert text_with_masks(tokenizer, tokenizer.encode_prompt(text)) == expected
     whole = [tokenizer.bos_id, *tokenizer.encode_prompt(text), tokenizer.eos_id]
     assert text_with_masks(tokenizer, whole) == expected  # other special tokens are no text
 
 
-def test_a_space_that_the_tokenizer_puts_behind_a_mask_is_shown() -> None:
+def test_a_space_of_the_tokenizer_after_a_mask_is_shown() -> None:
     llama = tokenizer_of("llama")
     assert text_with_masks(llama, llama.encode_prompt("the<mask>fox")) == "the[MASK] fox"

@@ -1,4 +1,4 @@
-"""Continuing prompts: with or without a cache, alone or side by side, the tokens are the same."""
+"""Generation: with or without a KV cache, alone or in a batch, the tokens are the same."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from families import CAUSAL, lively, shape
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.inference.generate import generate_tokens
-from pretrain.inference.kv_cache import KeyValueCache
+from pretrain.inference.generate import Decoding, generate_tokens
+from pretrain.inference.kv_cache import StaticKVCache
 from pretrain.inference.sampling import Sampling
 from pretrain.models.transformer import Transformer
 
@@ -31,21 +31,13 @@ def run(
     use_cache: bool = True,
 ) -> list[list[int | None]]:
     """Return the new tokens of each prompt."""
-    steps = generate_tokens(
-        model,
-        prompts,
-        max_new_tokens=new,
-        sampling=sampling,
-        end_id=END,
-        suppress_tokens=suppress_tokens,
-        use_cache=use_cache,
-    )
+    steps = generate_tokens(model, prompts, Decoding(new, sampling, END, suppress_tokens, use_cache))
     return [[new and new.token for new in column] for column in zip(*steps, strict=True)]
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 @torch.no_grad()
-def test_each_token_is_the_likeliest_after_all_before_it(family: str) -> None:
+def test_each_token_is_the_argmax_after_all_before_it(family: str) -> None:
     """Neither cache nor masks of generation are used on the other side of this comparison."""
     model = lively(shape(family), VOCAB, causal=True)
     tokens = list(PROMPTS[0])
@@ -66,7 +58,7 @@ def test_the_cache_changes_no_token(family: str, sampling: Sampling, prompts: li
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_prompts_side_by_side_go_on_as_each_alone(family: str, use_cache: bool) -> None:
+def test_a_batch_of_prompts_gives_the_tokens_of_each_alone(family: str, use_cache: bool) -> None:
     model = lively(shape(family), VOCAB, causal=True)
     together = run(model, PROMPTS, use_cache=use_cache)
     assert together == [run(model, [prompt], use_cache=use_cache)[0] for prompt in PROMPTS]
@@ -88,16 +80,16 @@ def test_the_cache_reads_each_token_once(family: str, monkeypatch: pytest.Monkey
     assert lengths == [7, 8, 9, 10]
 
 
-def test_the_cache_is_allocated_once_and_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block for prompt and continuation of all rows; a step writes into it and reads views of it."""
-    made: list[KeyValueCache] = []
-    real_init, real_extend = KeyValueCache.__init__, KeyValueCache.extend
+def test_the_cache_is_allocated_once_and_never_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block for prompts and completions of all rows; a step writes into it and reads views of it."""
+    made: list[StaticKVCache] = []
+    real_init, real_extend = StaticKVCache.__init__, StaticKVCache.extend
 
-    def init(self: KeyValueCache, *arguments: Any) -> None:
+    def init(self: StaticKVCache, *arguments: Any) -> None:
         real_init(self, *arguments)
         made.append(self)
 
-    def extend(self: KeyValueCache, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def extend(self: StaticKVCache, *arguments: Any) -> tuple[Tensor, Tensor]:
         found = real_extend(self, *arguments)
         assert {each.untyped_storage().data_ptr() for each in found} == {self.store.untyped_storage().data_ptr()}
         return found
@@ -108,8 +100,8 @@ def test_the_cache_is_allocated_once_and_nothing_is_joined(monkeypatch: pytest.M
     config = shape("gpt")
     model = lively(config, VOCAB, causal=True)
     expected = run(model, PROMPTS, use_cache=False)
-    monkeypatch.setattr(KeyValueCache, "__init__", init)
-    monkeypatch.setattr(KeyValueCache, "extend", extend)
+    monkeypatch.setattr(StaticKVCache, "__init__", init)
+    monkeypatch.setattr(StaticKVCache, "extend", extend)
     monkeypatch.setattr(torch, "cat", join)
     assert run(model, PROMPTS) == expected
     (cache,) = made
@@ -117,12 +109,12 @@ def test_the_cache_is_allocated_once_and_nothing_is_joined(monkeypatch: pytest.M
 
 
 def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:
-    """The cache's masks also serve several new positions behind old ones."""
+    """The cache's masks also serve several new positions after old ones."""
     for family in CAUSAL:
         config = shape(family)
         model = lively(config, VOCAB, causal=True)
         tokens = torch.tensor([PROMPTS[0]])
-        cache = KeyValueCache(config, torch.zeros(1, dtype=torch.int64), 7, torch.float32, tokens.device)
+        cache = StaticKVCache(config, torch.zeros(1, dtype=torch.int64), 7, torch.float32, tokens.device)
         found = []
         with torch.no_grad():
             for part in (slice(0, 4), slice(4, 7)):
@@ -138,7 +130,7 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
     assert len(run(model, PROMPTS, new=25)[0]) == 25
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
-        generate_tokens(model, PROMPTS, max_new_tokens=26, sampling=GREEDY, end_id=END, suppress_tokens=NO_END)
+        generate_tokens(model, PROMPTS, Decoding(26, GREEDY, END, NO_END))
     with pytest.raises(ConfigError, match=r"Try max_new_tokens=1, or a shorter prompt\."):
         run(model, [[5] * 31], new=2)
     assert len(run(model, [[5] * 31], new=1)[0]) == 1  # what was advised
@@ -148,30 +140,25 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_text_ends_where_the_model_ends_it(use_cache: bool) -> None:
+def test_a_completion_ends_with_the_end_token(use_cache: bool) -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
     free = run(model, PROMPTS, use_cache=use_cache)
-    end = free[0][4]  # have what comes fifth end a text
+    end = free[0][4]  # the fifth token ends a completion
     assert end is not None
-    steps = list(
-        generate_tokens(
-            model, PROMPTS, max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
-        )
-    )
+    decoding = Decoding(15, GREEDY, end, NO_END, use_cache)
+    steps = list(generate_tokens(model, PROMPTS, decoding))
     for column, whole in zip(zip(*steps, strict=True), free, strict=True):
         stop = whole.index(end) if end in whole else len(whole)
         assert [new and new.token for new in column[:stop]] == whole[:stop]
         assert all(new is None for new in column[stop:])
     ends = [whole.index(end) for whole in free if end in whole]
     assert len(steps) == (max(ends) + 1 if len(ends) == 3 else 15)
-    alone = generate_tokens(
-        model, PROMPTS[:1], max_new_tokens=15, sampling=GREEDY, end_id=end, suppress_tokens=NO_END, use_cache=use_cache
-    )
+    alone = generate_tokens(model, PROMPTS[:1], decoding)
     assert len(list(alone)) == free[0].index(end) + 1
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(5.0, seed=0), Sampling(5.0, top_k=3, seed=0)])
-def test_forbidden_tokens_never_come(sampling: Sampling) -> None:
+def test_suppressed_tokens_are_never_generated(sampling: Sampling) -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
     suppress_tokens = torch.arange(VOCAB) % 2 == 0
     suppress_tokens[END] = True
@@ -196,7 +183,7 @@ def test_a_seed_fixes_the_tokens_and_leaves_the_global_generator() -> None:
 
 def test_the_callers_code_between_two_tokens_can_still_differentiate() -> None:
     model = lively(shape("gpt"), VOCAB, causal=True)
-    for _ in generate_tokens(model, PROMPTS, max_new_tokens=2, sampling=GREEDY, end_id=END, suppress_tokens=NO_END):
+    for _ in generate_tokens(model, PROMPTS, Decoding(2, GREEDY, END, NO_END)):
         assert not torch.is_inference_mode_enabled()
         loss = model(torch.tensor([[3, 4]])).sum()
         loss.backward()

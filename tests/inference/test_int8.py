@@ -17,8 +17,8 @@ from pretrain.errors import ConfigError
 from pretrain.inference import int8
 from pretrain.inference.config import InferenceDtype
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
-from pretrain.inference.generate import generate_tokens
-from pretrain.inference.int8 import BytesTimesBytes, Int8Matrix, PiecesInFloat32, multiplies_bytes
+from pretrain.inference.generate import Decoding, generate_tokens
+from pretrain.inference.int8 import BlockedMatmul, Int8Matrix, IntegerMatmul, has_integer_matmul
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import GPT2_FAMILY
 from pretrain.language_model import LanguageModel
@@ -32,31 +32,24 @@ FLOATS = "in float32"
 
 @pytest.fixture(autouse=True, params=["in integers", FLOATS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return how matrices of bytes are multiplied by: as a processor with VNNI instructions does it, or any other."""
+    """Return the kind of int8 matmul: that of a processor with VNNI instructions, or that of any other."""
     if request.param == FLOATS:
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    elif not multiplies_bytes():
-        pytest.skip("this processor does not multiply bytes")
+    elif not has_integer_matmul():
+        pytest.skip("this processor has no VNNI instructions")
     return str(request.param)
 
 
 def rounded(weight: Tensor) -> Tensor:
-    """Return what 8 bits keep of a matrix (N, K)."""
+    """Return a matrix (N, K) rounded to 8 bits."""
     scales = weight.abs().amax(1, keepdim=True) / 127
     return (weight / scales).round() * scales
 
 
 def written(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
-    """Return the 15 tokens that the model finds likeliest behind each prompt."""
-    steps = generate_tokens(
-        model,
-        prompts,
-        max_new_tokens=15,
-        sampling=Sampling(temperature=0),
-        end_id=-1,
-        suppress_tokens=torch.zeros(VOCAB, dtype=torch.bool),
-        use_cache=use_cache,
-    )
+    """Return the 15 tokens of each prompt's greedy completion."""
+    nothing = torch.zeros(VOCAB, dtype=torch.bool)
+    steps = generate_tokens(model, prompts, Decoding(15, Sampling(temperature=0), -1, nothing, use_cache))
     return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 
 
@@ -68,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("n", "k"), [(7, 5), (64, 32), (33, 130), (300, 768)])
 @pytest.mark.parametrize("rows", [(1,), (3,), (2, 4)])
-def test_a_product_loses_nothing_but_the_rounding_of_the_weights(n: int, k: int, rows: tuple[int, ...]) -> None:
+def test_a_matmul_loses_only_the_rounding_of_the_weights(n: int, k: int, rows: tuple[int, ...]) -> None:
     draw = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(n, k, generator=draw), torch.randn(n, generator=draw)
     x = torch.randn(*rows, k, generator=draw)
@@ -140,14 +133,14 @@ def test_a_trained_model_loses_less_than_a_hundredth_of_its_perplexity(assets: P
     text = (assets / "corpora" / "tinystories_sample" / "tiny.utf8").read_text(encoding="utf8")
     stories = [part.strip() for part in text.split("<|endoftext|>")[:8]]
     plain, int8 = (LanguageModel.load(folder, dtype=dtype) for dtype in ("fp32", "int8"))
-    for exact, found in zip(plain.scores(stories), int8.scores(stories), strict=True):
+    for exact, found in zip(plain.score(stories), int8.score(stories), strict=True):
         assert found.loss != exact.loss
-    exact, found = (sum(s.log_likelihood for s in each.scores(stories)) for each in (plain, int8))
+    exact, found = (sum(s.log_likelihood for s in model.score(stories)) for model in (plain, int8))
     assert abs(found / exact - 1) < 0.005
     assert int8.generate("Once upon a time", temperature=0, max_new_tokens=20).startswith("Once upon a time, there was")
 
 
-def test_it_says_what_it_is_and_cannot_be_trained_or_saved(folder: Path) -> None:
+def test_an_int8_model_cannot_be_trained_or_saved(folder: Path) -> None:
     plain, int8 = LanguageModel.load(folder), LanguageModel.load(folder, dtype="int8")
     assert repr(int8) == repr(plain)
     assert count_parameters(int8.model) == sum(parameter.numel() for parameter in plain.model.parameters())
@@ -155,38 +148,38 @@ def test_it_says_what_it_is_and_cannot_be_trained_or_saved(folder: Path) -> None
         int8.model.train()
     with pytest.raises(ConfigError, match=r"dtype=int8 is for inference only\. To save .* dtype=fp32"):
         int8.model.state_dict()
-    with pytest.raises(TypeError, match=r"is there for F\.linear only"):
+    with pytest.raises(TypeError, match=r"works with F\.linear only"):
         torch.add(torch.ones(1), int8.model.head.weight)
 
 
-def test_weights_that_there_are_not_are_told(folder: Path) -> None:
+def test_an_unknown_or_unusable_dtype_is_refused(folder: Path) -> None:
     def refused(message: str, **options: Any) -> None:
         with pytest.raises(ConfigError, match=message):
             LanguageModel.load(folder, **options)
 
-    refused(r"dtype=int4 is no number format of weights\. Choose one of: fp32, bf16, int8\.", dtype="int4")
+    refused(r"dtype=int4 is not a number format of weights\. Choose one of: fp32, bf16, int8\.", dtype="int4")
     refused(r"dtype=int8 works on CPUs only, and device=cuda is not one\. Try .*", dtype="int8", device="cuda")
 
 
-def test_the_way_is_that_of_the_processor_and_the_slower_one_is_named(
+def test_the_processor_decides_the_matmul_and_the_slow_one_warns(
     way: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = LanguageModel.load(folder, dtype="int8").model
-    ways = {type(each.way) for each in model.modules() if isinstance(each, Int8Matrix)}
-    assert ways == {PiecesInFloat32 if way == FLOATS else BytesTimesBytes}
+    matmuls = {type(module.matmul) for module in model.modules() if isinstance(module, Int8Matrix)}
+    assert matmuls == {BlockedMatmul if way == FLOATS else IntegerMatmul}
     named = [r.getMessage() for r in caplog.records if "int8" in r.getMessage()]
     assert len(named) == (way == FLOATS)
     assert all("this processor has no VNNI instructions" in text for text in named)
 
 
-def test_large_matrices_are_multiplied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_matrices_are_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
     bytes_ = torch.randint(-127, 128, (100, 8), generator=draw).to(torch.int8)
     scales, x = torch.ones(100), torch.rand(3, 8, generator=draw)
-    whole, _ = PiecesInFloat32(bytes_, scales).product(x)
+    whole, _ = BlockedMatmul(bytes_, scales)(x)
     for numbers in (1, 8 * 30, 8 * 99, 8 * 100):
-        monkeypatch.setattr(int8, "PIECE", numbers)
-        torch.testing.assert_close(PiecesInFloat32(bytes_, scales).product(x)[0], whole, rtol=1e-5, atol=1e-3)
+        monkeypatch.setattr(int8, "BLOCK", numbers)
+        torch.testing.assert_close(BlockedMatmul(bytes_, scales)(x)[0], whole, rtol=1e-5, atol=1e-3)
 
 
 IN_A_PROCESS = """
@@ -198,8 +191,8 @@ print(float(F.linear(x, Int8Matrix(weight))[0, 0]))
 
 
 @pytest.mark.slow
-def test_a_library_held_to_older_instructions_does_not_make_sums_saturate(way: str) -> None:
-    """ONEDNN_MAX_CPU_ISA=AVX2 has a processor with VNNI compute as one without: pairs of products in 16 bits."""
+def test_onednn_without_vnni_does_not_saturate_sums(way: str) -> None:
+    """ONEDNN_MAX_CPU_ISA=AVX2 makes a processor with VNNI compute as one without: pairs are added in 16 bits."""
     if way == FLOATS:
         pytest.skip("a process of its own finds its way by itself")
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -1,4 +1,4 @@
-"""From logits to a token: what is kept, and how often each comes."""
+"""Sampling: which tokens remain, and how often each is drawn."""
 
 import math
 from collections import Counter
@@ -20,8 +20,8 @@ def logits(rows: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("top_k", [None, 1, 2, 4, 5, 100])
 @pytest.mark.parametrize("top_p", [None, 0.01, 0.3999, 0.41, 0.66, 0.94, 0.96, 1.0])
-def test_what_is_kept(top_k: int | None, top_p: float | None) -> None:
-    """First the k likeliest; of these, made to add up to 1 again, the fewest that reach p."""
+def test_top_k_and_top_p_keep_the_right_tokens(top_k: int | None, top_p: float | None) -> None:
+    """First the k most likely; of these, renormalized, the fewest that reach p."""
     order = sorted(range(5), key=lambda i: -PROBABILITIES[i])[:top_k]
     total = sum(PROBABILITIES[i] for i in order)
     kept, reached = [], 0.0
@@ -39,8 +39,8 @@ def test_what_is_kept(top_k: int | None, top_p: float | None) -> None:
     ("min_p", "kept"),
     [(None, 5), (0.001, 5), (0.12, 5), (0.13, 4), (0.25, 4), (0.26, 3), (0.51, 2), (0.63, 1), (1.0, 1)],
 )
-def test_min_p_keeps_what_has_that_share_of_the_likeliest(min_p: float | None, kept: int) -> None:
-    """The likeliest has 0.4, so that the others have shares of 0.625, 0.5, 0.25 and 0.125."""
+def test_min_p_keeps_tokens_with_that_share_of_the_maximum(min_p: float | None, kept: int) -> None:
+    """The maximum is 0.4, so the others have shares of 0.625, 0.5, 0.25 and 0.125."""
     order = sorted(range(5), key=lambda i: -PROBABILITIES[i])[:kept]
     found = restrict(logits(2), None, None, min_p)
     for row in found:
@@ -53,7 +53,7 @@ def test_min_p_keeps_what_has_that_share_of_the_likeliest(min_p: float | None, k
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.integers(1, 40), st.floats(0.001, 1.0))
 @settings(max_examples=150, deadline=None)
-def test_the_likeliest_token_always_stays(values: list[float], top_k: int, top_p: float) -> None:
+def test_the_most_likely_token_always_remains(values: list[float], top_k: int, top_p: float) -> None:
     scores = torch.tensor([values])
     kept = restrict(scores, top_k, top_p)
     assert kept.max() == scores.max()
@@ -61,7 +61,7 @@ def test_the_likeliest_token_always_stays(values: list[float], top_k: int, top_p
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, None), (1.0, 2)])
-def test_tokens_come_as_often_as_they_should(temperature: float, top_k: int | None) -> None:
+def test_tokens_are_drawn_as_often_as_they_should(temperature: float, top_k: int | None) -> None:
     weights = [p ** (1 / temperature) if top_k is None or p >= 0.25 else 0.0 for p in PROBABILITIES]
     n = 20_000
     counts = Counter(Sampler(Sampling(temperature, top_k=top_k, seed=0))(logits(n)).tolist())
@@ -71,7 +71,7 @@ def test_tokens_come_as_often_as_they_should(temperature: float, top_k: int | No
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-7, 1e-5])
-def test_without_temperature_the_likeliest_comes(temperature: float) -> None:
+def test_temperature_zero_takes_the_most_likely_token(temperature: float) -> None:
     scores = logits(50)
     scores[:, 2] = -torch.inf
     assert Sampler(Sampling(temperature, seed=0))(scores).tolist() == [1] * 50
@@ -109,7 +109,7 @@ def test_limits_that_leave_nothing_are_refused() -> None:
             Sampling(top_p=top_p)
 
 
-def test_a_penalty_moves_what_was_said_down_whatever_its_sign() -> None:
+def test_a_penalty_lowers_seen_tokens_of_either_sign() -> None:
     scores = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert apply_repetition_penalty(scores, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]

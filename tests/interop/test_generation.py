@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts side by side are those of transformers' own `generate`, token for token."""
+"""Greedy completions of a batch of prompts are those of transformers' own `generate`, token for token."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from families import lively, shape
 from folders import BYTES, quiet_transformers, write_ours
 
-from pretrain.inference.generate import generate_tokens
+from pretrain.inference.generate import Decoding, generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.families import GPT2_FAMILY, LLAMA_FAMILY, QWEN3_FAMILY
 
@@ -37,14 +37,8 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, name: str, prompts
         theirs = other.generate(
             rows, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0
         )[:, longest:]  # fmt: skip
-    steps = generate_tokens(
-        model,
-        prompts,
-        max_new_tokens=NEW,
-        sampling=Sampling(temperature=0),
-        end_id=-1,
-        suppress_tokens=torch.zeros(model.vocab_size, dtype=torch.bool),
-    )
+    nothing = torch.zeros(model.vocab_size, dtype=torch.bool)
+    steps = generate_tokens(model, prompts, Decoding(NEW, Sampling(temperature=0), -1, nothing))
     ours = [[each and each.token for each in column] for column in zip(*steps, strict=True)]
     assert ours == theirs.tolist()
     assert len({token for column in ours for token in column}) > 2  # not one token over and over

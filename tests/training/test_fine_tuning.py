@@ -75,7 +75,7 @@ def respond_reads(llm: LanguageModel, prompt: str) -> list[int]:
     """Return the ids that a model reads for a prompt to respond to."""
     rows: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm, "continuations", lambda given, **options: rows.extend(given) or [])
+        patch.setattr(llm, "complete", lambda given, **options: rows.extend(given) or [])
         llm.respond([prompt])
     return rows[0]
 
@@ -90,7 +90,7 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
     assert llm.respond(list(PAIRS), temperature=0) == list(PAIRS.values())
     assert llm.respond("The quick brown", temperature=0) == "fox"
     assert respond_reads(llm, "a <|endoftext|>") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("a <|endoftext|>")]
-    with pytest.raises(ConfigError, match=r"not taught to respond to prompts.* Or fine-tune it"):
+    with pytest.raises(ConfigError, match=r"not fine-tuned to respond to prompts.* Or fine-tune it"):
         LanguageModel.load(base).respond("The quick brown")
     assert open_model(report.folder).run.data.template == "{prompt}\\n{response}"
     with pytest.raises(ConfigError, match=r"this model was not trained to classify texts\. Fine-tune it"):

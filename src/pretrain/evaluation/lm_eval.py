@@ -78,7 +78,7 @@ class LMEvalAdapter(LM):
             by_length = sorted(numbers, key=lambda number: len(prompts[number]))
             for start in range(0, len(by_length), MAX_PROMPTS):
                 chosen = by_length[start : start + MAX_PROMPTS]
-                completions = self.language_model.continuations([prompts[number] for number in chosen], **options)
+                completions = self.language_model.complete([prompts[number] for number in chosen], **options)
                 for number, completion in zip(chosen, completions, strict=True):
                     texts[number] = completion.text
         return texts

@@ -12,7 +12,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig
 
-TEXTS = 32  # read together
+BATCH_SIZE = 32  # texts
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,28 @@ def label_probabilities(
 ) -> Tensor:
     """Return the probability of each label for each text, float32 (texts, labels) on the CPU.
 
-    A text is read as in training: between what begins and ends a document, up to the context length.
+    A text is read as in training: with BOS and EOS, cut at the context length.
     """
     objective = config.build(tokenizer, seed=0)
     assert isinstance(objective, Classify)
     device = next(model.parameters()).device
     documents = [ids[: model.config.context_length] for ids in tokenizer.encode_documents(texts)]
-    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # little padding
-    found = torch.zeros(len(documents), len(config.labels))
-    for start in range(0, len(order), TEXTS):
-        chosen = order[start : start + TEXTS]
+    order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # by length: little padding
+    probabilities = torch.zeros(len(documents), len(config.labels))
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
         rows = _padded([documents[number] for number in chosen], tokenizer.padding_id)
         batch = objective.collate(rows, torch.arange(len(chosen))).to(device)
         hidden = model(batch.tokens, batch.positions, batch.documents)
-        found[chosen] = objective.log_probabilities(hidden, model.head, batch)[:, 0].exp().cpu()
-    return found
+        probabilities[chosen] = objective.log_probabilities(hidden, model.head, batch)[:, 0].exp().cpu()
+    return probabilities
 
 
 def _padded(documents: Sequence[np.ndarray], pad_id: int) -> _Texts:
     lengths = np.array([len(document) for document in documents])
-    places = np.broadcast_to(np.arange(lengths.max()), (len(documents), lengths.max()))
-    filled = places < lengths[:, None]
+    positions = np.broadcast_to(np.arange(lengths.max()), (len(documents), lengths.max()))
+    filled = positions < lengths[:, None]
     tokens = np.full(filled.shape, pad_id, np.int64)
     tokens[filled] = np.concatenate(documents)
-    nothing = np.zeros(filled.shape, np.int64)
-    return _Texts(tokens, nothing, np.where(filled, places, 0), filled.astype(np.int32) - 1, nothing)
+    zeros = np.zeros(filled.shape, np.int64)
+    return _Texts(tokens, zeros, np.where(filled, positions, 0), filled.astype(np.int32) - 1, zeros)

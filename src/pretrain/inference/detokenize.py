@@ -1,4 +1,4 @@
-"""From tokens, as they come, to the text of a continuation: whole characters, and no further than a stop string."""
+"""Detokenize completions as their tokens arrive: whole characters only, and not beyond a stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,40 +10,40 @@ from pretrain.inference.generate import NewToken
 
 
 class FinishReason(Enum):
-    """Why a continuation went no further."""
+    """Why a completion ended."""
 
-    model = "model"  # it ended the document
+    model = "model"  # the model generated the token that ends a document
     stop_string = "stop_string"
-    length = "length"  # max_new_tokens had come
+    length = "length"  # max_new_tokens was reached
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote behind a prompt."""
+    """The text and tokens that a model generated after a prompt."""
 
-    text: str  # without the stop string and what stands behind it
-    tokens: tuple[int, ...]  # all that were written, those of the stop string too; not the one that ends a document
-    log_probabilities: tuple[float, ...]  # nats, of each token, before temperature and whatever else steers the choice
+    text: str  # up to the stop string
+    tokens: tuple[int, ...]  # all new tokens, those of the stop string too, without the one that ends a document
+    log_probabilities: tuple[float, ...]  # nats, of each token, before temperature, penalty and limits
     finish_reason: FinishReason
 
 
 class StopStrings:
-    """Strings before which a text ends."""
+    """Strings that end a completion; the text stops before them."""
 
     def __init__(self, strings: str | Sequence[str]) -> None:
-        """Raises ConfigError for an empty string, which every text would end before."""
+        """Raises ConfigError for an empty string, which occurs at the start of every text."""
         self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
         if "" in self.strings:
             raise ConfigError(
-                "stop holds an empty string, before which every text ends. Leave it out, or try stop=['.']."
+                "stop holds an empty string, which occurs at the start of every text. Leave it out, or try stop=['.']."
             )
 
-    def first(self, text: str) -> int | None:
-        """Return where the first of the strings begins in a text; None where it has none."""
-        return min((place for string in self.strings if (place := text.find(string)) >= 0), default=None)
+    def find(self, text: str) -> int | None:
+        """Return the index of the first stop string in a text, None without one."""
+        return min((index for string in self.strings if (index := text.find(string)) >= 0), default=None)
 
-    def certain(self, text: str) -> int:
-        """Return how many characters of a text without a stop string cannot belong to one, whatever comes next."""
+    def safe_length(self, text: str) -> int:
+        """Return the number of characters that cannot belong to a stop string, whatever text follows."""
         longest = max((len(string) for string in self.strings), default=0)
         for start in range(max(0, len(text) - longest + 1), len(text)):
             if any(string.startswith(text[start:]) for string in self.strings):
@@ -52,20 +52,20 @@ class StopStrings:
 
 
 class GenerationState:
-    """The continuation of one prompt, growing token by token. A character may take several tokens."""
+    """The completion of one prompt, growing token by token. A character may take several tokens."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: StopStrings) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
         self.finish_reason: FinishReason | None = None
         self.new: list[NewToken] = []
-        self._before = list(prompt[-1:])  # what the pending tokens follow
+        self._before = list(prompt[-1:])  # the token before the pending ones
         self._pending: list[int] = []  # tokens that are no whole characters yet
-        self._held = ""  # characters that may be the beginning of a stop string
+        self._buffer = ""  # characters that may begin a stop string
         self._text: list[str] = []
 
     def add(self, token: NewToken | None) -> str:
-        """Return the text that has become certain with a token; None is the model's end."""
+        """Add a token, None at the model's end, and return the text that it completes."""
         if token is None:
             return self.end(FinishReason.model)
         self.new.append(token)
@@ -74,33 +74,31 @@ class GenerationState:
         if not text or text.endswith("\ufffd"):
             return ""
         self._before, self._pending = self._pending[-1:], []
-        self._held += text
-        place = self.stop.first(self._held)
-        if place is None:
-            return self._emit(self.stop.certain(self._held))
+        self._buffer += text
+        index = self.stop.find(self._buffer)
+        if index is None:
+            return self._emit(self.stop.safe_length(self._buffer))
         self.finish_reason = FinishReason.stop_string
-        return self._emit(place)
+        return self._emit(index)
 
     def end(self, finish_reason: FinishReason) -> str:
-        """Return the rest of the text, to which nothing will be added; nothing where it has ended before."""
+        """End the completion and return the rest of its text; "" if it has ended before."""
         if self.finish_reason is not None:
             return ""
         self.finish_reason = finish_reason
-        self._held += self.tokenizer.decode_after(self._before, self._pending) if self._pending else ""
-        place = self.stop.first(self._held)
-        if place is not None:
+        self._buffer += self.tokenizer.decode_after(self._before, self._pending) if self._pending else ""
+        index = self.stop.find(self._buffer)
+        if index is not None:
             self.finish_reason = FinishReason.stop_string
-        return self._emit(len(self._held) if place is None else place)
+        return self._emit(len(self._buffer) if index is None else index)
 
     def completion(self) -> Completion:
-        """Return what has been written; the writing must have ended."""
+        """Return the completion, which must have ended."""
         assert self.finish_reason is not None
-        tokens = tuple(each.token for each in self.new)
-        return Completion(
-            "".join(self._text), tokens, tuple(each.log_probability for each in self.new), self.finish_reason
-        )
+        tokens, log_probabilities = zip(*self.new, strict=True) if self.new else ((), ())
+        return Completion("".join(self._text), tokens, log_probabilities, self.finish_reason)
 
     def _emit(self, count: int) -> str:
-        text, self._held = self._held[:count], self._held[count:]
+        text, self._buffer = self._buffer[:count], self._buffer[count:]
         self._text.append(text)
         return text

@@ -1,4 +1,4 @@
-"""Number formats and kernels of a model that is used for inference only."""
+"""Number formats and kernels of a model for inference only."""
 
 import torch
 
@@ -17,8 +17,8 @@ def prepare_for_inference(model: Transformer, device: str | torch.device, dtype:
     try:
         wanted = InferenceDtype(dtype)
     except ValueError as error:
-        names = ", ".join(each.value for each in InferenceDtype)
-        raise ConfigError(f"dtype={dtype} is no number format of weights. Choose one of: {names}.") from error
+        names = ", ".join(known.value for known in InferenceDtype)
+        raise ConfigError(f"dtype={dtype} is not a number format of weights. Choose one of: {names}.") from error
     if wanted is InferenceDtype.int8:
         if torch.device(device).type != "cpu":
             raise ConfigError(
@@ -32,7 +32,7 @@ def prepare_for_inference(model: Transformer, device: str | torch.device, dtype:
 
 
 def _available(device: str | torch.device) -> torch.device:
-    """Return the device; raises ConfigError where it cannot be used."""
+    """Return the device; raise ConfigError if it cannot be used."""
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -41,8 +41,8 @@ def _available(device: str | torch.device) -> torch.device:
 
 
 def count_parameters(model: Transformer) -> int:
-    """Return the number of parameters, shared ones counted once, in whatever way they are held."""
-    matrices = {id(each): each.shape.numel() for each in model.modules() if isinstance(each, Int8Matrix)}
+    """Return the number of parameters, quantized ones included; shared ones count once."""
+    matrices = {id(module): module.shape.numel() for module in model.modules() if isinstance(module, Int8Matrix)}
     if model.config.tie_embeddings:
-        matrices.pop(id(model.head.weight), None)  # it is the embedding's own, which is a parameter still
+        matrices.pop(id(model.head.weight), None)  # the embedding, still a parameter, counts
     return sum(parameter.numel() for parameter in model.parameters()) + sum(matrices.values())

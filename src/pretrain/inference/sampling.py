@@ -14,20 +14,20 @@ from pretrain.inference.config import GenerateConfig
 class Sampling:
     """How the next token is chosen."""
 
-    temperature: float = 0.8  # 0 always takes the likeliest
-    top_k: int | None = None  # choose among so many of the likeliest
-    top_p: float | None = None  # choose among the likeliest that together have this probability
-    repetition_penalty: float = 1.0  # above 1: tokens that stand in prompt or continuation become less likely
-    seed: int | None = None  # none: another choice each time
-    min_p: float | None = None  # choose among tokens at least this share as likely as the likeliest
+    temperature: float = 0.8  # 0: always the most likely token
+    top_k: int | None = None  # choose among this many most likely tokens
+    top_p: float | None = None  # choose among the most likely tokens that together have this probability
+    repetition_penalty: float = 1.0  # above 1: tokens of prompt and completion become less likely
+    seed: int | None = None  # None: another choice each time
+    min_p: float | None = None  # choose among tokens with at least this share of the most likely token's probability
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            check(each.name, getattr(self, each.name), description(GenerateConfig, each.name))
+        for field in fields(self):
+            check(field.name, getattr(self, field.name), description(GenerateConfig, field.name))
 
 
 class Sampler:
-    """Chooses tokens with a random generator of its own, so that the training's stays untouched."""
+    """Draws tokens with a separate random generator, so that torch's global one stays untouched."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -39,15 +39,15 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the chosen token of each row, int64 (B,), from logits (B, V)."""
-        if self.sampling.temperature < 1e-6:  # as good as 0, and a division could overflow
+        if self.sampling.temperature < 1e-6:  # practically 0, and the division could overflow
             return logits.argmax(-1)
-        wanted = self.sampling
-        kept = restrict(logits.float().cpu() / wanted.temperature, wanted.top_k, wanted.top_p, wanted.min_p)
-        return torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
+        options = self.sampling
+        scores = restrict(logits.float().cpu() / options.temperature, options.top_k, options.top_p, options.min_p)
+        return torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Return logits (B, V) with those of tokens in `seen`, bool (B, V), moved down by a factor.
+    """Return logits (B, V) with those of the tokens in `seen`, bool (B, V), lowered by a factor.
 
     Source: Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1, with the sign of the logit respected.
     """
@@ -57,11 +57,11 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Te
 
 
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None, min_p: float | None = None) -> Tensor:
-    """Return logits (B, V) with all but the likeliest tokens at minus infinity.
+    """Return logits (B, V) with all but the most likely tokens at minus infinity.
 
     `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2020,
-    https://arxiv.org/abs/1904.09751, section 3.1); `min_p` those whose probability is at least this share of the
-    likeliest one's (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3).
+    https://arxiv.org/abs/1904.09751, section 3.1). `min_p` keeps tokens with at least this share of the most likely
+    token's probability (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3).
     """
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
