@@ -1,11 +1,11 @@
-"""Complete a prompt, fill its masks, or classify it, with a trained model: `python src/generate.py --help`."""
+"""Complete, fill masks of, or classify a prompt with a trained model: `python src/generate.py --help`."""
 
 from pretrain.config.cli import main
 from pretrain.inference.config import GenerateConfig
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the completion token by token, the response, the predictions for each mask, or label probabilities."""
+    """Print the completion, the response, the predictions for each mask, or the label probabilities."""
     from pretrain.data.escapes import read_escapes
     from pretrain.errors import printable
     from pretrain.inference.config import GenerationOptions

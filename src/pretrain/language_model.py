@@ -64,7 +64,7 @@ class LanguageModel:
         *,
         weights: str | None = None,
     ) -> LanguageModel:
-        """Load the model of a run (its newest checkpoint), a checkpoint, or a Hugging Face folder or name.
+        """Load the model of a run, a checkpoint, or a Hugging Face folder or name.
 
         `dtype="int8"` quantizes its matrices to 8 bits, on CPUs; "bf16" casts the weights to 16, for GPUs. `weights` is
         the earlier name of `dtype`, read for one more version. Raises CheckpointError if there is no model, it is
@@ -99,7 +99,7 @@ class LanguageModel:
     @overload
     def classify(self, text: list[str]) -> list[dict[str, float]]: ...
     def classify(self, text: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
-        """Return the probability of each label for a text; a list of texts gives a list, computed in batches.
+        """Return the probability of each label for a text, or a list for texts.
 
         A text is cut at the context length, as in training. Raises ConfigError for a model that was not trained to
         classify.
@@ -122,7 +122,7 @@ class LanguageModel:
             )
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
-        """Return the prompt with its completion; a list of prompts gives a list, generated as one batch.
+        """Return the prompt with its completion, or a list for a batch of prompts.
 
         The text ends early if the model ends it, and before a stop string. Raises ConfigError for a masked model, and
         if prompt and completion exceed the context.
@@ -133,7 +133,7 @@ class LanguageModel:
         return texts[0] if isinstance(prompt, str) else texts
 
     def respond(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
-        """Return the response to a prompt, put in the template of the fine-tuning; a list gives a list.
+        """Return the response to a prompt in the fine-tuning's template, or a list for prompts.
 
         As in fine-tuning, the spelling of a special token in a prompt is text. Options and errors as of `generate`;
         also raises ConfigError for a model without a template (`experiment=instruct`).
@@ -243,7 +243,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def embed(self, text: str | list[str]) -> Tensor:
-        """Return the mean of a text's last hidden states, float32 (d_model,), or (texts, d_model) for a list.
+        """Return the mean of a text's last hidden states, float32 (d_model,) or (texts, d_model).
 
         Special tokens do not count. Raises ConfigError for a causal model, whose early positions attend to little of
         the text, and for a text that is empty or longer than the context.

@@ -1,4 +1,4 @@
-"""Files that came from elsewhere are data: nothing in them runs, reads the environment, or leaves the run folder.
+"""Untrusted files are data: nothing in them runs, reads the environment, or leaves the run folder.
 
 Hostile manifests of checkpoints, token stores, tokenizers and Hugging Face folders are in the tests of those.
 """
@@ -38,7 +38,7 @@ SCRIPTS = (
 
 
 class Bomb:
-    """Leaves a file behind where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -48,7 +48,7 @@ class Bomb:
 
 
 def commit(folder: Path) -> None:
-    """Make the manifest agree with the files, as one who can write to the folder would."""
+    """Make the manifest match the files, as an attacker with write access would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         path = folder / name
@@ -63,13 +63,13 @@ def saved(tiny) -> Path:
     return open_checkpoint(Path(report.folder)).folder
 
 
-def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path):
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))  # noqa: S301  (it is what the others must not do)
+def test_unpickling_the_bomb_runs_it(tmp_path: Path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "marker")))  # noqa: S301  (the others must not do this)
     assert (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "random"])
-def test_a_pickle_in_place_of_tensors_is_refused(tiny, saved: Path, tmp_path: Path, part: str):
+def test_a_pickle_instead_of_tensors_is_refused(tiny, saved: Path, tmp_path: Path, part: str):
     (saved / f"{part}.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     commit(saved)
     with pytest.raises(CheckpointError, match=rf"{part}\.safetensors (cannot be read|claims a header)"):
@@ -125,7 +125,7 @@ def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
         ("norm_eps", {}, "the saved settings do not fit this version"),
     ],
 )
-def test_a_model_that_is_not_the_saved_one_is_refused_before_it_is_built(
+def test_settings_of_another_model_are_refused_before_it_is_built(
     tiny, saved: Path, key: str, value: Any, message: str
 ):
     manifest = json.loads((saved / "manifest.json").read_text())
@@ -181,7 +181,7 @@ def test_names_of_documents_are_escaped_on_a_terminal(tiny, capfd: pytest.Captur
     assert "\x1b" not in found.stdout + report.sample.replace("\x1b", "") + str(report)
 
 
-def test_an_environment_that_has_torch_unpickle_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_an_environment_that_lets_torch_unpickle_is_refused(monkeypatch: pytest.MonkeyPatch):
     found = subprocess.run(
         [sys.executable, str(ROOT / "src" / "train.py")],
         capture_output=True, text=True, check=False, env={"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
@@ -200,9 +200,9 @@ def test_nothing_of_the_environment_is_saved_with_a_model(tiny, value: str):
 
 
 def test_no_setting_holds_a_secret():
-    """So saved settings need no masks; what a hub wants to know it reads from its own file or variable."""
+    """So saved settings need no masking; hubs read their keys from their own file or variable."""
     secret = re.compile(r"(^|_)(api_?key|key|secret|passw\w*|credentials?|token)$")
     classes = {*(choice for group in groups() for choice in choices(group).values()), RunConfig, *SCRIPTS}
-    names = {field.name for each in classes for field in fields(each)}
+    names = {field.name for kind in classes for field in fields(kind)}
     assert len(names) > 100
     assert not [name for name in names if secret.search(name)]

@@ -1,4 +1,4 @@
-"""The one reader of files from strangers: kind, size, depth and count are checked before memory and time are spent."""
+"""Untrusted files are checked for kind, size and depth before they take memory or time."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_folders_fifos_and_sockets_are_not_read_and_nothing_waits(tmp_path: Path
             open_regular(tmp_path / "socket")
 
 
-def test_links_are_followed_only_where_that_is_asked(tmp_path: Path):
+def test_links_are_followed_only_on_request(tmp_path: Path):
     (tmp_path / "real").write_text("1")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert read_json(tmp_path / "link") == 1
@@ -58,12 +58,12 @@ def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path):
         tracemalloc.stop()
 
 
-def test_the_size_is_that_of_what_is_read(tmp_path: Path):
+def test_the_size_is_counted_while_reading(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"x" * 11)
     assert read_text(tmp_path / "file", 11) == "x" * 11
     with pytest.raises(ValueError, match="larger than the 10 bytes"):
         read_bytes(tmp_path / "file", 10)
-    assert Path("/proc/self/status").stat().st_size == 0  # what its size says of it: nothing
+    assert Path("/proc/self/status").stat().st_size == 0  # its size in the file system is 0
     with pytest.raises(ValueError, match="larger than the 10 bytes"):
         read_bytes(Path("/proc/self/status"), 10)
 
@@ -97,7 +97,7 @@ def test_yaml_is_plain_values(tmp_path: Path, text: str, reason: str):
         read_yaml(tmp_path / "config.yaml")
 
 
-def test_yaml_that_we_write_is_read(tmp_path: Path):
+def test_written_yaml_is_read_back(tmp_path: Path):
     value = {"name": "a: b", "rate": 1e-3, "prompts": ["x", "é 😀"], "none": None, "model": {"n_layers": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf8")
     assert read_yaml(tmp_path / "config.yaml") == value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: a crash at any instant leaves the old file or the new one, never a mixture."""
+    """Write `data` to `path`; a crash leaves the old file or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.unlink(missing_ok=True)
@@ -21,14 +21,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def delete_drafts(folder: Path) -> None:
-    """Delete the drafts of killed calls of `write_atomically`; no other call may be running in the folder."""
+    """Delete the drafts of killed calls of `write_atomically`, while no other is running."""
     for draft in folder.glob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", draft.name) and (draft.is_file() or draft.is_symlink()):
             draft.unlink(missing_ok=True)
 
 
 def sync_to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk so that they survive a power cut."""
+    """Flush a file, or the names in a folder, to disk against power cuts."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""JSON records: read into dataclasses with each type and range checked, and sealed by a hash.
+"""JSON records: read into dataclasses with checked types and ranges, and sealed by a hash.
 
 Errors are ValueErrors that name the key; the caller adds the file and chooses the class of error.
 """
@@ -13,17 +13,14 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 SEAL = "record_sha256"  # of the record without this key
-
-
-MAX_WHOLE = 2**63  # whole numbers of a record stay below
-
+MAX_WHOLE = 2**63  # bound of whole numbers in a record
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Lower bound of a number, as metadata of its type."""
+    """Lower bound of a number, annotated on its type."""
 
     least: int
 
@@ -34,28 +31,28 @@ Count = Annotated[int, AtLeast(0)]
 def read_record(kind: type[T], value: Any, name: str) -> T:
     """Read a JSON object into a dataclass; unknown keys are ignored.
 
-    `name` stands for the record in messages. Raises ValueError naming the first key that is missing or whose value does
-    not fit the field's type or range: int, float, str, bool, dict, list, dataclasses, Any, `| None`, `AtLeast`.
+    `name` is the record's name in messages. Raises ValueError that names the first key that is missing or whose value
+    does not fit the field's type or range: int, float, str, bool, dict, list, dataclasses, Any, `| None`, `AtLeast`.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {shortened(value)}, which is no object")
-    hints, found = _hints(typing.cast(Hashable, kind)), {}
+    hints, values = _hints(typing.cast(Hashable, kind)), {}
     for field in fields(typing.cast(Any, kind)):
         if field.name in value:
-            found[field.name] = _read(hints[field.name], value[field.name], name, field.name)
+            values[field.name] = _read(hints[field.name], value[field.name], name, field.name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name} has no {field.name}")
-    return kind(**found)
+    return kind(**values)
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record as plain JSON data, with its own hash added."""
+    """Return a record as plain JSON data with its hash added."""
     plain = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))
     return {**plain, SEAL: _hash(plain)}
 
 
 def check_seal(record: dict[str, Any], name: str) -> None:
-    """Raise ValueError if a record does not match its own hash; earlier versions wrote none."""
+    """Raise ValueError if a record does not match its hash; earlier versions wrote none."""
     if SEAL in record and record[SEAL] != _hash({key: value for key, value in record.items() if key != SEAL}):
         raise ValueError(f"{name} is not as it was written: its {SEAL} is that of other contents")
 
@@ -81,8 +78,8 @@ def _read(hint: Any, value: Any, name: str, key: str) -> Any:
     if origin is Annotated:
         return _within(_read(parts[0], value, name, key), parts[1:], name, key)
     if origin in (types.UnionType, typing.Union):
-        (some,) = (part for part in parts if part is not types.NoneType)
-        return None if value is None else _read(some, value, name, key)
+        (required,) = (part for part in parts if part is not types.NoneType)
+        return None if value is None else _read(required, value, name, key)
     if is_dataclass(hint):
         return read_record(typing.cast(type, hint), value, f"{key} of {name}")
     if origin is list and isinstance(value, list):
@@ -96,12 +93,12 @@ def _within(number: Any, limits: tuple[Any, ...], name: str, key: str) -> Any:
     """Return a number after checking its bounds."""
     for limit in limits:
         if isinstance(limit, AtLeast) and number < limit.least:
-            raise _wrong(name, key, number, f"which is below {limit.least}")
+            raise _invalid(name, key, number, f"which is below {limit.least}")
     return number
 
 
 def _plain(hint: Any, value: Any, name: str, key: str) -> Any:
-    """Return a scalar of the given type; a bool is not a number, and an int may stand for a float."""
+    """Return a scalar checked against its type; an int is converted for a float."""
     if hint is float and (type(value) is float or (type(value) is int and abs(value) < MAX_WHOLE)):
         return float(value)  # infinity and NaN too, which losses may be
     if hint is int and type(value) is int and abs(value) < MAX_WHOLE:
@@ -109,8 +106,8 @@ def _plain(hint: Any, value: Any, name: str, key: str) -> Any:
     if hint in (str, bool) and type(value) is hint:
         return value
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", list: "list", dict: "object"}
-    raise _wrong(name, key, value, f"which is no {names[hint]}")
+    raise _invalid(name, key, value, f"which is no {names[hint]}")
 
 
-def _wrong(name: str, key: str, value: Any, why: str) -> ValueError:
+def _invalid(name: str, key: str, value: Any, why: str) -> ValueError:
     return ValueError(f"{name} has {key}={shortened(value)}, {why}")

@@ -1,8 +1,8 @@
-"""Files that may come from a stranger, read within limits: regular files only, of bounded size, depth and count.
+"""Read untrusted files within limits: regular files only, of bounded size and nesting depth.
 
-Every reader of JSON, YAML or text from a checkpoint, a run folder, a store, a tokenizer or a downloaded model goes
-through here. A problem is an OSError, or a ValueError whose message is a reason without the path: the caller names the
-file and picks the class of error. SECURITY.md lists the limits.
+Every reader of JSON, YAML or text from a checkpoint, a run folder, a store, a tokenizer or a downloaded model uses this
+module. It raises OSError, or ValueError with a reason that leaves out the path: the caller names the file and chooses
+the class of error. SECURITY.md lists the limits.
 """
 
 import json
@@ -13,21 +13,15 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 16_000_000
-
-
 MAX_YAML_BYTES = 1_000_000
-
-
+MAX_DEPTH = 100  # of nested lists and objects
 _BLOCK_BYTES = 1 << 18
 
 
-MAX_DEPTH = 100  # of lists and objects inside each other
-
-
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Open a regular file for reading; never waits for a FIFO and never reads a device.
+    """Open a regular file for reading; never wait for a FIFO or read a device.
 
-    Raises ValueError for anything but a regular file, and for a link where `follow_links` is false; OSError as `open`.
+    Raises ValueError for anything but a regular file, and for a link if `follow_links` is false; OSError as `open`.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     if not follow_links and path.is_symlink():
@@ -44,9 +38,9 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a file of a folder that we write to, made where it is missing, and return its descriptor.
+    """Open or create a file for writing; return its descriptor, never wait for a FIFO.
 
-    Raises ValueError for a link and anything but a regular file; never waits for a FIFO.
+    Raises ValueError for a link and anything but a regular file.
     """
     if path.is_symlink():
         raise ValueError("it is a link, and only a regular file is written here")
@@ -56,7 +50,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def kind_of_file(mode: int) -> str:
-    """Return what a file of this `st_mode` is, with its article."""
+    """Return the kind of a file of this `st_mode` with its article: "a folder"."""
     kinds = {
         stat.S_IFREG: "a regular file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFLNK: "a link",
         stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
@@ -65,10 +59,10 @@ def kind_of_file(mode: int) -> str:
 
 
 def read_bytes(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes, counted as they are read."""
+    """Return the content of a regular file; raise ValueError beyond `limit` bytes, counted while reading."""
     data = bytearray()
     with open_regular(path, follow_links=follow_links) as file:
-        while block := file.read(_BLOCK_BYTES):  # at once, it would make room for the whole limit
+        while block := file.read(_BLOCK_BYTES):  # a single read would allocate the whole limit
             data += block
             if len(data) > limit:
                 raise ValueError(f"it is larger than the {limit:,} bytes that such a file may have")
@@ -76,17 +70,17 @@ def read_bytes(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
 
 
 def read_text(path: Path, limit: int, *, follow_links: bool = True) -> str:
-    """Return the content of a UTF-8 file of at most `limit` bytes."""
+    """Return the text of a UTF-8 file of at most `limit` bytes."""
     return read_bytes(path, limit, follow_links=follow_links).decode("utf8")
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES, *, follow_links: bool = True) -> Any:
-    """Return what a JSON file holds."""
+    """Return the value of a JSON file."""
     return parse_json(read_bytes(path, limit, follow_links=follow_links))
 
 
 def parse_json(data: str | bytes) -> Any:
-    """Return what a JSON text holds; ValueError where it is none, or nested deeper than MAX_DEPTH."""
+    """Return the value of a JSON text; raise ValueError if invalid or nested too deeply."""
     text = data.decode("utf8") if isinstance(data, bytes) else data
     try:
         value = json.loads(text)
@@ -97,7 +91,7 @@ def parse_json(data: str | bytes) -> Any:
 
 
 def read_yaml(path: Path, limit: int = MAX_YAML_BYTES, *, follow_links: bool = True) -> Any:
-    """Return what a YAML file of plain values holds; aliases are refused, as a few of them can stand for billions."""
+    """Return the value of a YAML file without aliases, which could expand to billions."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -116,10 +110,10 @@ def read_yaml(path: Path, limit: int = MAX_YAML_BYTES, *, follow_links: bool = T
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ValueError where lists and objects are nested deeper than MAX_DEPTH; works level by level, no recursion."""
+    """Raise ValueError if lists and objects are nested deeper than MAX_DEPTH; without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
-        items = (item for each in level for item in (each.values() if isinstance(each, dict) else each))
+        items = (item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent))
         level = [item for item in items if isinstance(item, dict | list)]
         if not level:
             return

@@ -82,7 +82,7 @@ class GenerationState:
         return self._emit(index)
 
     def end(self, finish_reason: FinishReason) -> str:
-        """End the completion and return the rest of its text; "" if it has ended before."""
+        """End the completion and return the rest of its text, "" if already ended."""
         if self.finish_reason is not None:
             return ""
         self.finish_reason = finish_reason

@@ -1,4 +1,4 @@
-"""Continue prompts token by token. With and without a KV cache the tokens are the same."""
+"""Complete prompts token by token, with the same tokens with and without a KV cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Decoding:
 def generate_tokens(
     model: Transformer, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> Iterator[list[NewToken | None]]:
-    """Return an iterator over the next token of every prompt, up to `max_new_tokens` or until all have ended.
+    """Return an iterator over the next tokens of all prompts, until all have ended.
 
     A prompt that has produced `end_id` gives None from then on. Prompts of different lengths are padded on the left.
     Raises ConfigError if the context is too short.
@@ -80,7 +80,7 @@ class DecodingState:
         return StaticKVCache(self.model.config, self.padding, self.length, self.dtype, self.tokens.device)
 
     def last_hidden(self) -> Tensor:
-        """Run the model on the unread tokens and return the last position's hidden state, (B, d_model)."""
+        """Run the model on unread tokens; return the last position's hidden state, (B, d_model)."""
         if not self.use_cache:
             self.cache, self.unread = self._new_cache(), self.tokens
         new = self.unread.shape[1]

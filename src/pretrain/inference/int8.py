@@ -1,4 +1,4 @@
-"""Weights in 8 bits for inference on a CPU: a quarter of the bytes to load for each new token.
+"""Weights in 8 bits for inference on CPUs: a quarter of the bytes a token.
 
 Each row of a matrix (one output channel) has its own scale. There are two matmuls, and the result of both differs from
 float32 only by the rounding of the weights:
@@ -77,7 +77,7 @@ def _linear(x: Tensor, matrix: Int8Matrix, bias: Tensor | None = None) -> Tensor
 
 
 class IntegerMatmul:
-    """Multiplies by an int8 matrix (N, K) with scales (N,) in integers: for processors with VNNI instructions."""
+    """Integer matmul with an int8 matrix (N, K) and scales (N,), for VNNI instructions."""
 
     def __init__(self, rounded: Tensor, scales: Tensor) -> None:
         self.scales = scales / LARGEST  # activations are multiplied by LARGEST
@@ -97,7 +97,7 @@ class IntegerMatmul:
 
 
 class BlockedMatmul:
-    """Multiplies by an int8 matrix (N, K) with scales (N,) block by block in float32: for every processor."""
+    """Float32 matmul with an int8 matrix (N, K) and scales (N,), block by block."""
 
     def __init__(self, rounded: Tensor, scales: Tensor) -> None:
         self.rounded, self.scales = rounded, scales
@@ -116,7 +116,7 @@ class BlockedMatmul:
 
 
 def has_integer_matmul() -> bool:
-    """Return whether the processor has VNNI instructions, torch has oneDNN, and its int8 matmul is exact."""
+    """Return whether the processor has VNNI, torch has oneDNN, and their int8 matmul is exact."""
     capabilities = torch.cpu.get_capabilities()
     has_vnni = bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
     return has_vnni and torch.backends.mkldnn.is_available() and _large_bytes_do_not_saturate()
@@ -141,7 +141,7 @@ def _in_integers(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, bias:
 
 
 class FusedQKVAttention(Attention):
-    """Attention with one matrix for queries, keys and values, so that activations are rounded and loaded once."""
+    """Attention with one matrix for queries, keys and values: activations are rounded once."""
 
     def __init__(self, parts: Attention) -> None:
         nn.Module.__init__(self)
@@ -160,7 +160,7 @@ class FusedQKVAttention(Attention):
 
 
 def quantize(model: Transformer) -> None:
-    """Quantize the matrices of a model to 8 bits, the output head's too; the embedding keeps its precision."""
+    """Quantize a model's matrices to 8 bits, the output head's too, but not the embedding."""
     if not has_integer_matmul():
         log.warning(
             "dtype=int8: this processor has no VNNI instructions for int8 matmuls, so matrices are converted to "

@@ -1,4 +1,4 @@
-"""One whole number for each document of a store, in a file beside its shards, for fine-tuning.
+"""Annotations for fine-tuning: one whole number for each document, beside a store's shards.
 
 prompt_tokens  the number of tokens of a document's prompt, BOS included; they are no targets
 label          the index of its label in the manifest's list of labels

@@ -1,4 +1,4 @@
-"""Write the documents of a source to two token stores: one for training, one for validation."""
+"""Write the documents of a source to two token stores, for training and validation."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ def open_writer(folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> StoreW
 def write_stores(
     folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report
 ) -> dict[str, object]:
-    """Write the stores `train` and, if documents are held out, `validation`; return the counts of documents.
+    """Write the stores `train` and, for held-out documents, `validation`; return the counts of documents.
 
     Exact duplicates are left out. A document that is cut in two, with its end held out, counts in both splits and as
     "in both splits": documents read = train + validation - in both splits + skipped. Raises DataError if no document is
@@ -126,7 +126,7 @@ def _labels(source: Source, data: DataConfig) -> list[str]:
 def _values(
     documents: Sequence[Document], encoded: list[NDArray[np.uint32]], tokenizer: Tokenizer, labels: list[str]
 ) -> list[int]:
-    """Return the annotation of each document: its label's index or prompt's length in tokens, else 0.
+    """Return each document's annotation: its label's index or prompt's length in tokens, else 0.
 
     If the tokens of a text do not begin with those of its prompt, as the model will read it, prompt and response are
     encoded apart and replace its tokens in `encoded`.

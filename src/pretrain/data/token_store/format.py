@@ -1,4 +1,4 @@
-"""The files of a token store: their layout, their writing, and the checks before they are used.
+"""The files of a token store: layout, writing, and checks before use.
 
     manifest.json        what the store holds; written last and atomically, so its presence means complete
     shards/00000.tok     header, then little-endian tokens: two bytes each up to a vocabulary of 65,536, four beyond
@@ -89,7 +89,7 @@ class _Manifest(Vocabulary):
 
 @contextmanager
 def storage_errors(cache: Path) -> Iterator[None]:
-    """Raise CheckpointError that names the folder if its storage cannot be written to; other errors propagate."""
+    """Raise CheckpointError that names the folder if its storage cannot be written to."""
     try:
         yield
     except OSError as error:
@@ -103,7 +103,7 @@ def storage_errors(cache: Path) -> Iterator[None]:
 
 
 def map_array(path: Path, dtype: npt.DTypeLike, count: int, offset: int = 0) -> npt.NDArray[Any]:
-    """Return `count` numbers of a file from byte `offset` as a read-only memory map; DataError if it is missing."""
+    """Return a memory map of `count` numbers from byte `offset`; DataError for a missing file."""
     if count == 0:
         return np.empty(0, dtype)
     try:
@@ -123,7 +123,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file; DataError if it is over 16 MB or no JSON, OSError if it cannot be read."""
+    """Return the value of a JSON file; raise DataError if invalid or over 16 MB."""
     try:
         return untrusted_files.read_json(path, MAX_JSON_BYTES)
     except ValueError as error:
@@ -174,7 +174,7 @@ class ShardFile:
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """Return the identity of a store's tokens: equal for equal tokens in equal shards, whatever their origin."""
+    """Return the identity of a store's tokens: equal for equal tokens in equal shards."""
     files = [[shard["files"][suffix]["sha256"] for suffix in ("tok", "idx")] for shard in manifest["shards"]]
     metadata = [
         manifest[key] for key in ("version", "dtype", "vocab_size", "bos_id", "eos_id", "tokenizer_fingerprint")
@@ -184,7 +184,7 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a store's manifest with the type and range of every used field checked; DataError names the field."""
+    """Return a store's checked manifest; DataError names a field of wrong type or range."""
     path = folder / "manifest.json"
     if not os.path.lexists(path):
         raise DataError(f"{folder} is not a finished token store: it has no manifest.json.")
@@ -227,7 +227,7 @@ def _check_manifest(path: Path, manifest: _Manifest) -> None:
 
 
 def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
-    """Check that the files of a shard exist with the size and header of the manifest; DataError names the file."""
+    """Check a shard's files for existence, size and header; DataError names the file."""
     for suffix, size in item_bytes(manifest["vocab_size"]).items():
         path = folder / "shards" / f"{shard['stem']}.{suffix}"
         expected: int = shard["files"][suffix]["bytes"]
@@ -246,7 +246,7 @@ def check_shard(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -
 
 
 def check_ends(path: Path, ends: npt.NDArray[Any], tokens: int) -> None:
-    """Check that the ends of documents increase up to exactly the number of tokens of the shard."""
+    """Check that document ends increase up to exactly the shard's number of tokens."""
     before = np.append(np.zeros(1, ends.dtype), ends[:-1])
     wrong = (ends <= before) | (ends > tokens)
     wrong[-1] |= bool(ends[-1] != tokens)
@@ -259,7 +259,7 @@ def check_ends(path: Path, ends: npt.NDArray[Any], tokens: int) -> None:
 
 
 def check_ids(path: Path, tokens: npt.NDArray[Any], vocab_size: int, bounds: tuple[int, int] | None = None) -> None:
-    """Check that the tokens of a shard from bounds[0] up to bounds[1], else all, are in the vocabulary."""
+    """Check that a shard's tokens within `bounds`, else all, are in the vocabulary."""
     start, end = bounds or (0, tokens.size)
     for first in range(start, end, SCANNED_TOKENS):
         part = tokens[first : min(first + SCANNED_TOKENS, end)]

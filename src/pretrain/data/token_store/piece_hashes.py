@@ -1,4 +1,4 @@
-"""Hashes of the pieces of a store's files: a piece is checked before the first of its items is used.
+"""Hashes of the pieces of a store's files, each checked before its first use.
 
 A store of many GB cannot be read whole before a run begins, and a run reads it in random order. So the manifest holds a
 hash of every 2 MiB of a file's body, and each process checks the pieces that it reads. The hash is xxh3_64, which finds
@@ -62,12 +62,12 @@ def piece_count(size: int) -> int:
 
 
 class CheckedPieces:
-    """Compares the pieces of all files of one kind with their hashes, each once. Items are counted within a file."""
+    """Compares the pieces of all files of one kind with their hashes, each once."""
 
     def __init__(
         self, hashes: list[str], itemsize: int, body: Callable[[int], npt.NDArray[Any]], path: Callable[[int], Path]
     ) -> None:
-        """Take the hashes of each shard's file; `body` and `path` return the file's body and its path."""
+        """Take the hashes of each shard's file; `body` and `path` return its body and path."""
         self._hashes, self._itemsize, self._body, self._path = hashes, itemsize, body, path
         self._ends = np.cumsum([len(of_shard) // DIGITS for of_shard in hashes], dtype=np.int64)
         self._starts = self._ends - [len(of_shard) // DIGITS for of_shard in hashes]

@@ -1,4 +1,4 @@
-"""The token store: a folder of shards of tokens, written in one pass and read through memory maps.
+"""The token store: shards of tokens, written in one pass and read through memory maps.
 
 `format.py` describes its files. A store is untrusted: every value is checked before use.
 """
@@ -45,7 +45,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class StoreWriter:
-    """Writes documents to a new store; memory stays at a few MB and the longest document.
+    """Writes documents to a new store; memory: the longest document and a few MB.
 
     The folder becomes a store only with `finish`. Equal documents and settings give equal bytes.
     """
@@ -70,7 +70,7 @@ class StoreWriter:
             raise DataError(f"{folder} already holds shards: write to a new folder, or remove this one.") from None
 
     def add(self, tokens: npt.NDArray[Any], text_bytes: int, name: str = "") -> None:
-        """Append one document: ids with BOS and EOS, the number of bytes of its text, and its origin.
+        """Append one document: ids with BOS and EOS, the bytes of its text, its origin.
 
         A shard is closed before it would exceed `shard_tokens`; a longer document gets its own shard.
         Raises DataError if an id is not in the vocabulary or the last one is not EOS.
@@ -152,7 +152,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a store and check all but the bodies of its files; DataError names the file and the defect."""
+        """Open a store and check everything but file bodies; DataError names the file."""
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.vocab_size: int = self.manifest["vocab_size"]
@@ -187,9 +187,9 @@ class Store:
         }
 
     def document_bounds(self) -> Ints:
-        """Return int64 (n_documents + 1,): document i is the tokens from bounds[i] up to bounds[i + 1], globally.
+        """Return the global offsets between documents, int64 (n_documents + 1,).
 
-        Cached (8 bytes a document) and read-only. Raises DataError for a damaged index.
+        Document i is the tokens from bounds[i] up to bounds[i + 1]. Cached (8 bytes a document) and read-only. Raises DataError for a damaged index.
         """
         if self._bounds is None:
             bounds, documents, tokens = np.zeros(self.n_documents + 1, np.int64), 0, 0
@@ -216,7 +216,7 @@ class Store:
         return tokens
 
     def read_into(self, out: Ints, targets: Ints, starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> None:
-        """Copy ranges of tokens to the indices `targets` of `out`; each range lies in one document.
+        """Copy ranges of tokens, each within one document, to the indices `targets` of `out`.
 
         `targets`, `starts` (global offsets) and `lengths` are (ranges,). Raises DataError if a range leaves its shard,
         a token is not in the vocabulary, or a piece that holds the range is damaged.
@@ -248,7 +248,7 @@ class Store:
         return self.read(bounds[:1], np.diff(bounds))
 
     def document_name(self, index: int) -> str:
-        """Return the origin of a document; it may hold any character, so escape it to show it."""
+        """Return the origin of a document, which may hold any character: escape it for display."""
         shard, local = self._locate(index)
         if self._lines is None or self._lines[0] != shard:
             self._lines = shard, self._line_ends(shard)
@@ -270,7 +270,7 @@ class Store:
             )
 
     def verify(self) -> None:
-        """Read and check the whole store, about 1 GB/s; DataError names the first damaged file and offset.
+        """Read and check the whole store, about 1 GB/s; DataError names the damaged file.
 
         Checks every id, every end of a document, the number of names, and the sha256 of every file.
         """
@@ -287,7 +287,7 @@ class Store:
         return self.folder / "shards" / f"{self._shards[shard]['stem']}.{suffix}"
 
     def body(self, shard: int, suffix: str) -> npt.NDArray[Any]:
-        """Return the body of a shard's file as a memory map, not compared with its hashes."""
+        """Return the body of a shard's file as a memory map, without comparing hashes."""
         if (mapped := self._maps.get((shard, suffix))) is None:
             if len(self._maps) >= MAX_OPEN_MAPS:
                 del self._maps[next(iter(self._maps))]

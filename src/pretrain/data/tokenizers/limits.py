@@ -41,7 +41,7 @@ def check_tokenizer(state: Any) -> None:
 
 
 def check_vocabulary(ids: Mapping[str, int]) -> None:
-    """Raise ValueError for an id far beyond the vocabulary's size or a token of over MAX_TOKEN_BYTES."""
+    """Raise ValueError for an id far beyond the vocabulary's size or an overlong token."""
     bound = 4 * len(ids) + SPARE_IDS
     for token, number in ids.items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < bound:
@@ -76,7 +76,7 @@ def _check_growth(stage: str, steps: list[dict[str, Any]]) -> None:
 
 
 def _replacements(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (replaced text, replacement) of a step; the text is "" if a pattern selects it."""
+    """Yield (replaced text, replacement) of a step; "" for text that a pattern selects."""
     kind = step.get("type")
     if kind == "Replace":
         yield str(step["pattern"].get("String", "")), str(step["content"])
@@ -103,7 +103,7 @@ def _longest_of(charsmap: str) -> str:
 
 
 def _stays_below(bound: int, text: str, steps: list[dict[str, Any]]) -> bool:
-    """Return whether a short text has at most `bound` bytes before and after each of the steps."""
+    """Return whether a short text has at most `bound` bytes around each step."""
     for step in steps:
         if len(text.encode()) > bound:
             return False
@@ -112,7 +112,7 @@ def _stays_below(bound: int, text: str, steps: list[dict[str, Any]]) -> bool:
 
 
 def _normalize(step: dict[str, Any], text: str) -> str:
-    """Return a text after one step, run as a normalizer; steps of other stages that replace text have that form too."""
+    """Return a text after one step, run as a normalizer, whatever its stage."""
     from tokenizers import Tokenizer as Inner
 
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}

@@ -1,4 +1,4 @@
-"""Load published tokenizers: from a folder in one of three forms, or from the Hugging Face hub."""
+"""Load published tokenizers from a folder in one of three forms, or from the hub."""
 
 import time
 from collections.abc import Callable
@@ -37,7 +37,7 @@ USUAL_TOKENS = {
 
 
 def find_tokenizer(path: str, revision: str | None) -> Path:
-    """Return the folder of a tokenizer: `path` itself, or the download of the hub repository of that name.
+    """Return the folder of a tokenizer: `path` itself, or the hub repository's download.
 
     Raises DataError if neither exists.
     """
@@ -75,7 +75,7 @@ def _fetch(path: str, revision: str | None) -> Path:
 
 
 def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
-    """Return the `tokenizers.Tokenizer` of a folder and its tokens by role, eos_token or sep_token among them.
+    """Return the `tokenizers.Tokenizer` of a folder and its tokens by role, eos_token or sep_token included.
 
     Raises DataError that names the damaged file.
     """
@@ -203,7 +203,7 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
-    """Return the token of each role: from the folder's settings, else its usual name, if the vocabulary has it."""
+    """Return the token of each role, from the folder's settings or by its usual name."""
     vocab = inner.get_vocab(with_added_tokens=True)
     roles = {}
     for role, usual in USUAL_TOKENS.items():
@@ -217,7 +217,7 @@ def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
 
 
 def _add_special_tokens(inner: Any, roles: dict[str, str]) -> None:
-    """Mark the tokens of all roles as special. A byte-level mask takes the space before it (RoBERTa)."""
+    """Mark the roles' tokens as special; a byte-level mask takes the space before it (RoBERTa)."""
     from tokenizers import AddedToken, decoders
 
     byte_level = isinstance(inner.decoder, decoders.ByteLevel)

@@ -52,7 +52,7 @@ Encode = Callable[[Sequence[str]], list[Offsets]]
 
 
 def encode_in_parts(text: str, encode: Encode, lengths: Lengths) -> Ids:
-    """Return the ids of a text; `encode` returns those of texts, with offsets from the start of each."""
+    """Return the ids of a text; `encode` returns those of parts, with offsets."""
     cuts = np.cumsum([0, *(len(piece) for piece in pieces(text, lengths.part))]).tolist()
     spans = [(start, min(end + lengths.overlap, len(text))) for start, end in pairwise(cuts)]
     parts = _in_groups(text, spans, encode, lengths.group)
@@ -89,7 +89,7 @@ def pieces(text: str, length: int) -> Iterator[str]:
 
 
 def offsets_by_length(ids: Ids, text: str, token_bytes: NDArray[np.int64]) -> Offsets | None:
-    """Return the offsets of tokens that together are the bytes of a text; `token_bytes` is the length of each id.
+    """Return the offsets of tokens that are a text's bytes; `token_bytes` has their lengths.
 
     None if the lengths do not add up to the text's: the tokenizer drops or changes bytes.
     """
@@ -115,7 +115,7 @@ def _encode_spans(text: str, spans: Sequence[Span], encode: Encode) -> list[Offs
 
 
 def _junction(part: Offsets, following: Offsets, end: int, agreement: int) -> tuple[int, int] | None:
-    """Return the number of tokens to keep of a part, and to skip of the next one.
+    """Return how many tokens to keep of a part and to skip of the next.
 
     Both must agree over `agreement` characters up to the offset `end`; None if they do not.
     """
@@ -140,7 +140,7 @@ def _begins(words: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _from_a_word(words: NDArray[np.int64]) -> int:
-    """Return the number of tokens from the first that surely begins a word; the very first token may not."""
+    """Return the number of tokens from the first that surely begins a word."""
     begins = np.flatnonzero(_begins(words))
     return len(words) - 1 - int(begins[0]) if len(begins) else 0
 
@@ -154,7 +154,7 @@ def _count_before(starts: NDArray[np.int64], end: int) -> int:
 def _restart(
     text: str, part: Offsets, bounds: tuple[int, int, int], encode: Encode, lengths: Lengths
 ) -> tuple[Offsets, tuple[int, int] | None]:
-    """Encode the next part again, from the first token of the part before from which both agree.
+    """Encode the next part again, from the first token at which both parts agree.
 
     `bounds` are the start of the next part, the end of the part before, and the end of the next part. Returns the part
     and the junction, None if no start leads to one.

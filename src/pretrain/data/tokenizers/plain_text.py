@@ -1,4 +1,4 @@
-"""Special tokens spelled in a document are encoded as text, whatever kind of model the tokenizer has.
+"""Encode special tokens spelled in a document as text, with every kind of tokenizer model.
 
 `tokenizers` can ignore special tokens in a text, but a model whose vocabulary holds `</s>` (Unigram, WordLevel,
 WordPiece, and BPE by a merge) still gives its id for those four characters. Documents are therefore encoded by a copy
@@ -18,7 +18,7 @@ DROP_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 
 
 def spelled_by_model(state: dict[str, Any], special: Iterable[str]) -> frozenset[str]:
-    """Return the special tokens whose ids the model of a tokenizer.json can give for their spelling."""
+    """Return the special tokens whose ids a tokenizer's model can give for their spelling."""
     model, vocab = state["model"], vocabulary(state)
     known = frozenset(name for name in special if name in vocab)
     if not known:
@@ -29,7 +29,7 @@ def spelled_by_model(state: dict[str, Any], special: Iterable[str]) -> frozenset
 
 
 def as_plain_text(state: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """Return a tokenizer.json with the same ids for all texts but those that spell the special tokens `names`.
+    """Return a tokenizer.json that changes only the ids of texts that spell `names`.
 
     The tokens keep their ids and get secret spellings; merges that produce one are left out. Raises DataError for a
     token that is an ordinary character or part of ordinary tokens, since that would change other texts as well.
@@ -55,7 +55,7 @@ def as_plain_text(state: dict[str, Any], names: frozenset[str]) -> dict[str, Any
 
 
 def _made_of_symbols(state: dict[str, Any], known: frozenset[str]) -> frozenset[str]:
-    """Return the tokens that a BPE model makes: by a merge, as a whole word, or of a single character."""
+    """Return the tokens that a BPE model makes: merged, as a word, or single characters."""
     model = state["model"]
     if any(step.get("type") == "ByteLevel" for step in steps_of(state, "pre_tokenizer")):
         known = frozenset(name for name in known if set(name) <= BYTE_OF.keys())
@@ -67,7 +67,7 @@ def _made_of_symbols(state: dict[str, Any], known: frozenset[str]) -> frozenset[
 
 
 def _other_merges(model: dict[str, Any], names: frozenset[str]) -> list[list[str]]:
-    """Return the merges that do not produce one of the tokens; raise DataError if a merge consumes one."""
+    """Return the merges that produce none of the tokens; raise DataError if one is consumed."""
     merges = merges_of(model)
     for left, right, made in merges:
         name = next((part for part in (left, right) if part in names), None)
@@ -77,7 +77,7 @@ def _other_merges(model: dict[str, Any], names: frozenset[str]) -> list[list[str
 
 
 def _is_split(state: dict[str, Any], name: str) -> bool:
-    """Return whether the pre-tokenizer splits or drops a token in any context, before the model gets it."""
+    """Return whether the pre-tokenizer splits or drops a token in any context."""
     steps = steps_of(state, "pre_tokenizer")
     if name.isspace():
         return any(step.get("type") in DROP_SPACES for step in steps)

@@ -1,4 +1,4 @@
-"""Guards for calls of the `tokenizers` library, whose Rust code panics on some files and texts."""
+"""Guard calls of the `tokenizers` library, whose Rust code panics on some files and texts."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def library_errors(problem: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def suppressed_panics() -> Iterator[None]:
-    """Suppress what a Rust panic writes to stderr; other output is delayed until the end of the block.
+    """Suppress a Rust panic's output to stderr; other output follows after the block.
 
     For short calls only: output of other threads is delayed too.
     """

@@ -1,4 +1,4 @@
-"""Encode documents by `tiktoken` if it is installed: the ids of `tokenizers`, several times as fast.
+"""Encode documents by `tiktoken` if installed: the ids of `tokenizers`, several times as fast.
 
 The contents of a store must not depend on installed packages. So a tokenizer is converted only if both libraries follow
 the same rules for it, and both encode the strings below and a sample of the corpus before any id is returned.
@@ -122,7 +122,7 @@ def _encode(encoding: Any, ids: Ids, reference: Encode, text: str) -> Ids:
 
 
 def _split_pattern(state: dict[str, Any]) -> str | None:
-    """Return the regex of a pre-tokenizer; None if it does more than split by one and spell bytes."""
+    """Return a pre-tokenizer's regex; None if it does more than split and spell bytes."""
     if state.get("normalizer") or any(not token["special"] for token in state["added_tokens"]):
         return None  # added tokens that are not special are matched in a text
     *splitters, spells = steps_of(state, "pre_tokenizer") or [{}]
@@ -144,7 +144,7 @@ def _ranked_tokens(model: dict[str, Any]) -> list[str]:
 
 
 def _is_plain_bpe(model: dict[str, Any]) -> bool:
-    """Return whether a model is a BPE over bytes in which every merge makes a different token."""
+    """Return whether a model is a BPE over bytes whose merges make different tokens."""
     changes = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model.get("type") != "BPE" or any(model.get(name) for name in changes):
         return False

@@ -1,4 +1,4 @@
-"""The tokenizer of a language model: ids of documents and of prompts, and the roles of its special tokens."""
+"""Tokenizer of a language model: ids of documents and prompts, roles of special tokens."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ ROLES = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token", "cls_
 
 
 class Tokenizer:
-    """Text to ids and back. The text of a document never gives a special id; prompts may spell special tokens.
+    """Text to ids and back. Documents never give special ids; prompts may spell special tokens.
 
     `vocab_size` is the highest id + 1. `bos_id` and `eos_id` start and end a document and may be the same id.
     `fingerprint` is the SHA-256 of the canonical tokenizer.json and of the roles. It leaves out the post-processor,
@@ -82,13 +82,13 @@ class Tokenizer:
 
     @cached_property
     def never_text(self) -> NDArray[np.bool_]:
-        """Ids that no text may give, bool (vocab_size,): all special ones but those for unknown text."""
+        """Ids that no text may give, bool (vocab_size,): special ones but the unknown token's."""
         never = np.zeros(self.vocab_size, np.bool_)
         never[sorted(self.special_ids - self._unknown_ids)] = True
         return never
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a corpus text: nothing is added, and a special token's spelling is text."""
+        """Return the ids of a corpus text, in which a special token's spelling is text."""
         return cast(list[int], self._encode_many([text])[0].tolist())
 
     def encode_documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
@@ -102,7 +102,7 @@ class Tokenizer:
         return [np.concatenate([bos, ids, eos]) for ids in self._encode_many(texts)]
 
     def encode_following(self, text: str) -> list[int]:
-        """Return the ids of a corpus text that follows other text: without the space that some tokenizers prepend."""
+        """Return the ids of a text that follows other text, without a prepended space."""
         for anchor in (".", "\n", "a") if self.ids_version else ():
             first, both = self.encode(anchor), self.encode(anchor + text)
             ids = both[len(first) :]
@@ -115,7 +115,7 @@ class Tokenizer:
         return self.encode(text)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a prompt: special tokens spelled in it, such as [MASK], get their ids; none is added.
+        """Return the ids of a prompt; special tokens spelled in it, such as [MASK], count.
 
         Raises DataError for a text with a lone surrogate.
         """
@@ -128,19 +128,19 @@ class Tokenizer:
 
     @cached_property
     def added_ids(self) -> tuple[list[int], list[int]]:
-        """Ids that the post-processor adds before and after a text in other programs; here nothing is added."""
+        """Ids that the post-processor adds before and after a text in other programs."""
         text, framed = self._prompt_ids("a"), self._prompt_ids("a", add_special_tokens=True)
         start = next((n for n in range(len(framed)) if text and framed[n : n + len(text)] == text), 0)
         return framed[:start], framed[start + len(text) :]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Return the text of ids without special tokens, or with them spelled; invalid UTF-8 becomes U+FFFD."""
+        """Return the text of ids, special tokens left out or spelled; invalid UTF-8 becomes U+FFFD."""
         numbers = [int(token_id) for token_id in ids]
         with suppressed_panics(), library_errors(f"the tokenizer cannot decode ids such as {numbers[:8]}", ADVICE):
             return str(self._inner.decode(numbers, skip_special_tokens=skip_special))
 
     def decode_marked(self, ids: Sequence[int]) -> str:
-        """Return the text of ids with special tokens in double brackets, [[</s>]], unlike text that spells one."""
+        """Return the text of ids with special tokens in double brackets, such as [[</s>]]."""
         text, run, before = "", list[int](), list[int]()
         for token_id in [*map(int, ids), -1]:
             if token_id >= 0 and token_id not in self.special_ids:
@@ -152,7 +152,7 @@ class Tokenizer:
         return text
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """Return the text that `ids` add to the ids `before`: some tokenizers drop the space of a first word."""
+        """Return the text that `ids` add to `before`: tokenizers may drop a first space."""
         first = self.decode(before[-1:])
         both = self.decode([*before[-1:], *ids])
         return both.removeprefix(first) if both.startswith(first) else self.decode(ids)
@@ -229,7 +229,7 @@ class Tokenizer:
         return encoded
 
     def _encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Return the ids of each text, encoded whole, by tiktoken where that pays and gives the same ids."""
+        """Return the ids of each text, encoded whole, by tiktoken if that pays and agrees."""
         fast = self._fast if self._encoded_characters > MIN_FAST_CHARACTERS else None
         return fast(texts) if fast is not None and fast.parity else self._encode_by_library(texts)
 
@@ -263,7 +263,7 @@ class Tokenizer:
 
     @cached_property
     def _token_bytes(self) -> NDArray[np.int64] | None:
-        """Bytes of text of each id, (vocab_size,); None unless tokens are bytes of the unchanged text."""
+        """Bytes of each id, (vocab_size,); None unless tokens are bytes of the unchanged text."""
         if not self._has_byte_decoder:
             return None
         added = {number: token.content for number, token in self._inner.get_added_tokens_decoder().items()}
@@ -275,7 +275,7 @@ class Tokenizer:
         return fast_encoder(self._documents, json.loads(self._documents.to_str()), self._encode_by_library)
 
     def _check_special(self, ids: NDArray[np.uint32], text: str) -> None:
-        """Raise DataError if a text has got the id of a special token: a model must train on the text alone."""
+        """Raise DataError if a text has got the id of a special token."""
         special = ids[self.never_text[ids]]
         if len(special):
             raise DataError(

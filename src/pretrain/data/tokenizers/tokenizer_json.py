@@ -1,4 +1,4 @@
-"""Readers of a tokenizer.json, the file of the `tokenizers` library: its vocabulary, merges and processing steps."""
+"""Read the vocabulary, merges and processing steps of a tokenizer.json, the `tokenizers` library's file."""
 
 import json
 from typing import Any
@@ -38,14 +38,14 @@ def steps_of(state: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 
 def merges_of(model: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the two tokens of each merge of a BPE model and the token that they become."""
+    """Return the two tokens of each merge of a BPE model, and their result."""
     prefix = model.get("continuing_subword_prefix") or ""
     pairs = (tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"])
     return [(left, right, left + right.removeprefix(prefix)) for left, right in pairs]
 
 
 def ids_are_bytes(state: dict[str, Any]) -> bool:
-    """Return whether the id of every byte is its value and no merge exists, so that NumPy can encode."""
+    """Return whether every byte's id is its value, without merges, so that NumPy can encode."""
     model, splitter = state["model"], state.get("pre_tokenizer") or {}
     return (
         model["type"] == "BPE"
@@ -66,7 +66,7 @@ def unknown_ids(state: dict[str, Any], ids: dict[str, int], unk_id: int | None) 
 
 
 def splits_at_spaces(state: dict[str, Any]) -> bool:
-    """Return whether text cut before a single space always has the ids of the whole text.
+    """Return whether text cut before single spaces always has the ids of the whole.
 
     An earlier version cut documents of over a million characters so, whatever the tokenizer. Stores of tokenizers for
     which this is false are prepared again.

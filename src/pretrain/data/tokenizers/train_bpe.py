@@ -1,4 +1,4 @@
-"""Built-in tokenizers: every byte a token, or byte-level BPE trained on the corpus. Both are lossless."""
+"""Built-in lossless tokenizers: every byte a token, or byte-level BPE trained on the corpus."""
 
 import re
 import threading
@@ -36,7 +36,7 @@ def ignore(line: str) -> None:
 
 
 def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Report = ignore) -> Tokenizer:
-    """Return the tokenizer of the settings; `texts` starts reading the corpus and is called only to train.
+    """Return the tokenizer of the settings; `texts` opens the corpus, only for training.
 
     Raises ConfigError for an unknown kind, DataError for a tokenizer that cannot be read or trained.
     """
@@ -50,7 +50,7 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]],
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Return the tokenizer whose ids 0 to 255 are the bytes of UTF-8; the three special tokens follow."""
+    """Return the tokenizer of bytes: ids 0 to 255, then the three special tokens."""
     from tokenizers import models
 
     inner = _byte_level(models.BPE(vocab=BYTE_OF, merges=[]))
@@ -59,7 +59,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) -> Tokenizer:
-    """Train a byte-level BPE tokenizer of at most `vocab_size` ids; the same texts always give the same one.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` ids, a function of the texts.
 
     There are fewer ids if no pair of tokens occurs twice any more. Ids 0 to 2 are special, the 256 bytes follow.
     `report` gets a line with the throughput now and then. Signals interrupt training at once. Words of over a thousand
@@ -99,7 +99,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, report: Report = ignore) ->
 
 
 def subsample(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield at most `max_bytes` of UTF-8 spread evenly over the texts, in order; all of it if it fits.
+    """Yield at most `max_bytes` of UTF-8, spread evenly over the texts, in order.
 
     One pass: every piece is selected until the limit is reached, then every 2nd, every 4th and so on, so between half
     of the limit and all of it remains. Raises DataError if there is no text.
@@ -155,9 +155,9 @@ def _byte_level(model: Any) -> Any:
 
 
 def without_long_runs(text: str) -> Iterator[str]:
-    """Yield a text in parts that join to it again, cut inside runs of over LONGEST letters, digits or others.
+    """Yield a text in parts, cut inside runs of over LONGEST letters, digits or others.
 
-    BPE training takes time that grows with the square of a word's length: DNA, proteins and files without spaces would
+    The parts join to the text again. BPE training takes time that grows with the square of a word's length: DNA, proteins and files without spaces would
     take days. Ordinary text stays in one part.
     """
     start = 0
@@ -170,7 +170,7 @@ def without_long_runs(text: str) -> Iterator[str]:
 
 
 def in_background(work: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Run `work` in a thread and call `meanwhile` a few times a second until it is done.
+    """Run `work` in a thread and call `meanwhile` a few times a second until it ends.
 
     A signal's exception, such as KeyboardInterrupt, propagates at once; the thread ends with the process. Exceptions of
     `work` are raised here.
