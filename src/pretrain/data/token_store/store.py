@@ -189,7 +189,8 @@ class Store:
     def document_bounds(self) -> Ints:
         """Return the global offsets between documents, int64 (n_documents + 1,).
 
-        Document i is the tokens from bounds[i] up to bounds[i + 1]. Cached (8 bytes a document) and read-only. Raises DataError for a damaged index.
+        Document i is the tokens from bounds[i] up to bounds[i + 1]. Cached (8 bytes a document) and read-only.
+        Raises DataError for a damaged index.
         """
         if self._bounds is None:
             bounds, documents, tokens = np.zeros(self.n_documents + 1, np.int64), 0, 0

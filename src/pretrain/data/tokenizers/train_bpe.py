@@ -157,8 +157,8 @@ def _byte_level(model: Any) -> Any:
 def without_long_runs(text: str) -> Iterator[str]:
     """Yield a text in parts, cut inside runs of over LONGEST letters, digits or others.
 
-    The parts join to the text again. BPE training takes time that grows with the square of a word's length: DNA, proteins and files without spaces would
-    take days. Ordinary text stays in one part.
+    The parts join to the text again. BPE training takes time that grows with the square of a word's length: DNA,
+    proteins and files without spaces would take days. Ordinary text stays in one part.
     """
     start = 0
     if any(_ONE_KIND.match(text, at) for at in range(0, len(text) - _STEP, _STEP)):  # a fast test: no match, no run
