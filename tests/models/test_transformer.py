@@ -24,7 +24,7 @@ from pretrain.models.config import (
     RopeScalingConfig,
     TransformerConfig,
 )
-from pretrain.models.feed_forward import FeedForward
+from pretrain.models.layers import FeedForward
 from pretrain.models.masks import build_mask
 from pretrain.models.position import rotary_frequencies, rotation
 from pretrain.models.size import parameter_count

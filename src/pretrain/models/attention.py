@@ -1,6 +1,6 @@
-"""Self-attention, with grouped keys and values, by the kernel that is fastest here.
+"""Self-attention with grouped keys and values, by the fastest kernel for the device.
 
-Shapes: B batch, T query positions, S key positions, H query heads, K key and value heads (K divides H), D head width.
+Shapes: B batch, T query positions, S key positions, H query heads, K key and value heads (K divides H), D head_dim.
 """
 
 from typing import Protocol
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from pretrain.models.config import TransformerConfig
+from pretrain.models.layers import RMSNorm
 from pretrain.models.masks import AttentionMask, dense_mask, mask_mod
-from pretrain.models.norm import RMSNorm
 from pretrain.models.position import rotate
 
-MAX_EAGER_SCORES = 1 << 22  # of a layer: 8 MiB in bfloat16
+MAX_EAGER_SCORES = 1 << 22  # B x H x T x S of a layer: 8 MiB in bfloat16
 
 
 class KVCache(Protocol):
@@ -33,10 +33,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
     backward runs at float32 speed (torch 2.13).
     """
     if mask.blocks is not None:
-        q, k = q.to(v.dtype), k.to(v.dtype)  # normed ones are in float32 under autocast, which knows no flex_attention
-        found = flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
-        assert isinstance(found, Tensor)
-        return found
+        q, k = (
+            q.to(v.dtype),
+            k.to(v.dtype),
+        )  # normalized q, k are float32, and autocast does not cast them here
+        output = flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
+        assert isinstance(output, Tensor)
+        return output
     if _eager_is_faster(q, k):
         return _eager_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(
@@ -99,7 +102,7 @@ class Attention(nn.Module):
         kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Return the attention output of x (B, T, d_model), same shape."""
-        q, k, v = (self._heads(each) for each in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
+        q, k, v = (self._heads(y) for y in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
@@ -110,7 +113,7 @@ class Attention(nn.Module):
         return self.output(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries (B, T, H x D), and keys and values (B, T, K x D), of x (B, T, d_model)."""
+        """Return queries (B, T, H x D), keys and values (B, T, K x D) of x (B, T, d_model)."""
         return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x: Tensor) -> Tensor:

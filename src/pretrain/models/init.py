@@ -1,4 +1,4 @@
-"""Initial weights, the same for any number of processes: each parameter draws from a generator of its own."""
+"""Initial weights: each parameter has its own generator, so that they do not depend on the number of processes."""
 
 import math
 import zlib
@@ -12,11 +12,11 @@ _INTO_RESIDUAL = ("attention.output.weight", "feed_forward.down.weight")
 
 
 def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
-    """Return the initial value, float32 on the CPU, of the parameter called `name` in the whole model.
+    """Return the initial value of the full parameter `name`, float32 on the CPU.
 
-    Biases are 0, norm weights 1, matrices normal with `init_std`; those that write into the residual stream are scaled
-    by 1 / sqrt(2 n_layers) where `residual_init` asks for it. Source: Radford et al. 2019, section 2.3; Devlin et al.
-    2019, reference code. The draw depends on (seed, name) alone, so it is the same however the model is sharded.
+    Biases are 0, norm weights 1, matrices normal with `init_std`; `residual_init=scaled` multiplies those that write
+    into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al. 2019,
+    reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
@@ -37,6 +37,6 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
 
 @torch.no_grad()
 def initialize(model: nn.Module, config: TransformerConfig, seed: int) -> None:
-    """Fill every parameter of a model that lives on one device, in place."""
+    """Set every parameter of an unsharded model to its initial value, in place."""
     for name, parameter in model.named_parameters():
         parameter.copy_(initial_tensor(name, parameter.shape, config, seed))

@@ -1,8 +1,8 @@
-"""Attention masks: one rule, from which dense masks, FlexAttention's block masks and the KV cache's mask are made.
+"""Attention masks: one `mask_mod` makes dense masks, FlexAttention's block masks and the KV cache's mask.
 
-A dense mask has attention read a number for every pair of positions, allowed or not. On a GPU that takes longer than
-the matmuls themselves. FlexAttention's compiled kernel skips blocks of 128 x 128 positions without an allowed pair,
-applies the rule pair by pair only in blocks that hold both kinds, and computes the others like plain attention.
+With a dense mask, attention reads a number for every pair of positions; on a GPU that takes longer than the matmuls.
+FlexAttention's compiled kernel skips blocks of 128 x 128 positions without an allowed pair, applies the rule pair by
+pair only in blocks that are allowed in part, and computes fully allowed blocks like plain attention.
 Source: Dong et al. 2024, https://arxiv.org/abs/2412.05496, section 3.
 
 Shapes: B batch, T query positions, S key positions, N blocks of a row (T / 128, rounded up).
@@ -28,7 +28,7 @@ _BEYOND = 2**31 - 1  # document of the positions after a row's end, which fill i
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (row, head, query position, key position) -> bool
 Bound = int | Tensor | None  # of query - key position; int64 (B,) where it differs by row, None where there is none
-BlockList = tuple[Tensor, Tensor]  # how many blocks, int32 (B, 1, N), and their numbers, int32 (B, 1, N, N)
+BlockList = tuple[Tensor, Tensor]  # number of blocks, int32 (B, 1, N), and their indices, int32 (B, 1, N, N)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def can_use_block_masks(config: TransformerConfig) -> bool:
 
 
 def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tensor) -> BlockMask:
-    """Return the mask that `build_mask` makes of the same arguments, by blocks; documents in any order."""
+    """Return the mask of `build_mask` for the same arguments as a `BlockMask`; documents in any order."""
     length = documents.shape[1]
     lists_of: Callable[..., tuple[BlockList, ...]] = _compiled_lists() if documents.is_cuda else block_lists
     partial, full, partial_queries, full_queries = lists_of(causal, window, documents)
@@ -114,9 +114,9 @@ def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tenso
 def block_lists(
     causal: bool | Tensor, window: int | None, documents: Tensor
 ) -> tuple[BlockList, BlockList, BlockList, BlockList]:
-    """Return for each query block its partial and its full key blocks, and for each key block the same of queries.
+    """Return each query block's partial and full key blocks, then each key block's partial and full query blocks.
 
-    A compiler makes few kernels of what would be about a hundred.
+    Compiled on a GPU, about a hundred small kernels become a few.
     """
     partial, full = _block_kinds(causal, window, documents)
     return _listed(partial), _listed(full), _listed(partial.mT), _listed(full.mT)
@@ -128,16 +128,16 @@ def _compiled_lists() -> Any:
 
 
 def _block_kinds(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which pairs of blocks are allowed in part and which in full, bool (B, N, N) each.
+    """Return the pairs of blocks that are allowed in part and those in full, bool (B, N, N) each.
 
-    A block allowed "in part" may hold no allowed pair if documents are not numbered in order of position. Padding (-1)
+    A block allowed in part may hold no allowed pair if documents are not numbered in order of position. Padding (-1)
     counts as the last document.
     """
     numbers = documents.int().where(documents >= 0, _BEYOND - 1)
     blocks = F.pad(numbers, (0, -documents.shape[1] % BLOCK), value=_BEYOND).unflatten(1, (-1, BLOCK))
     lowest, highest = blocks.amin(2), blocks.amax(2)  # (B, N)
     overlap = (lowest.unsqueeze(2) <= highest.unsqueeze(1)) & (lowest.unsqueeze(1) <= highest.unsqueeze(2))
-    uniform = lowest == highest  # never a block with positions beyond the row's end: it begins with one within
+    uniform = lowest == highest  # False for a block that extends beyond the row's end: it begins within the row
     same = uniform.unsqueeze(2) & uniform.unsqueeze(1) & (lowest.unsqueeze(2) == lowest.unsqueeze(1))
     some, every = _blocks_by_distance(causal, window, blocks.shape[1], documents.device)
     full = same & every
@@ -147,7 +147,7 @@ def _block_kinds(causal: bool | Tensor, window: int | None, documents: Tensor) -
 def _blocks_by_distance(
     causal: bool | Tensor, window: int | None, blocks: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return which pairs of blocks hold a pair at an allowed distance, and which only such, bool (B or 1, N, N)."""
+    """Return the pairs of blocks with some, and with only, allowed distances, bool (B or 1, N, N) each."""
     starts = torch.arange(blocks, device=device) * BLOCK
     between = (starts.unsqueeze(1) - starts).unsqueeze(0)  # first query minus first key
     nearest, furthest = between - (BLOCK - 1), between + (BLOCK - 1)  # of any query and any key
@@ -163,7 +163,7 @@ def _blocks_by_distance(
 
 
 def _listed(blocks: Tensor) -> BlockList:
-    """Return how many blocks each row of `blocks` (B, N, N) holds, and their numbers first."""
+    """Return the number of blocks in each row of `blocks`, bool (B, N, N), and all indices, those blocks' first."""
     count = blocks.sum(-1, dtype=torch.int32)
     rank = torch.where(blocks, blocks.cumsum(-1), count.unsqueeze(-1) + (~blocks).cumsum(-1)) - 1
     numbers = torch.arange(blocks.shape[-1], device=blocks.device, dtype=torch.int32).expand_as(rank)

@@ -1,4 +1,4 @@
-"""Rotary positions: each pair of channels of a head turns by an angle that grows with the position."""
+"""Rotary positions: rotate each pair of a head's channels by an angle proportional to the position."""
 
 import math
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from pretrain.models.config import RopeScaling, RopeScalingConfig
 
 
-def rotary_frequencies(width: int, base: float, scaling: RopeScalingConfig) -> Tensor:
-    """Return the angle per position of each channel pair, float32 (width / 2,), in radians.
+def rotary_frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -> Tensor:
+    """Return the angle per position of each channel pair, float32 (head_dim / 2,), in radians.
 
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.4.2.
     """
-    pairs = torch.arange(0, width, 2, dtype=torch.float32, device="cpu")
-    frequencies = base ** (-pairs / width)
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies = base ** (-pairs / head_dim)
     if scaling.kind is RopeScaling.linear:
         return frequencies / scaling.factor
     if scaling.kind is RopeScaling.llama3:
@@ -31,12 +31,12 @@ def _llama3(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
 
 
 def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, float32 (B, 1, T, width / 2), for positions (B, T)."""
-    angles = positions.unsqueeze(-1).float() * frequencies  # (B, T, width / 2)
+    """Return cosines and sines, float32 (B, 1, T, head_dim / 2), for positions (B, T)."""
+    angles = positions.unsqueeze(-1).float() * frequencies  # (B, T, head_dim / 2)
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (B, H, T, width) with channel i turned against channel i + width / 2."""
+    """Return x (B, H, T, head_dim) with each pair of channels (i, i + head_dim / 2) rotated."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

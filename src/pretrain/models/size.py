@@ -1,4 +1,4 @@
-"""What a model costs, from its settings alone: parameters and floating-point operations."""
+"""Count a model's parameters and floating-point operations from its settings."""
 
 from pretrain.models.config import Head, Norm, NormPosition, Position, TransformerConfig
 
@@ -35,17 +35,17 @@ def _feed_forward(config: TransformerConfig) -> int:
 def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_share: float = 1.0) -> float:
     """Return floating-point operations of one forward and backward pass, per token of a full row.
 
-    Two operations per weight of every matrix multiplication forward, four backward, and 12 d_attention T for the
-    attention scores of a layer that sees T tokens, not halved for causal masks. `head_share` is the share of positions
-    that reach the head (a masked model computes its head at the targets only).
+    Each weight of a matmul costs two operations forward and four backward; a layer that attends to T tokens adds
+    12 n_heads head_dim T for its scores, not halved for causal masks. `head_share` is the fraction of positions that
+    reach the head (a masked model computes its head at the targets only).
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; Kaplan et al. 2020, section 2.1.
     """
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     matrices = config.d_model * (2 * inner + 2 * inner_kv)
     matrices += (3 if config.gated else 2) * config.d_model * config.ff_width
     head = vocab_size * config.d_model + (config.d_model**2 if config.head is Head.mlm else 0)
-    seen = sum(
+    attended_tokens = sum(
         min(config.layer_window(layer) or config.context_length, config.context_length)
         for layer in range(config.n_layers)
     )
-    return 6.0 * (config.n_layers * matrices + head_share * head) + 12.0 * inner * seen
+    return 6.0 * (config.n_layers * matrices + head_share * head) + 12.0 * inner * attended_tokens

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
-from pretrain.models.feed_forward import FeedForward, activate
+from pretrain.models.layers import FeedForward, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
-from pretrain.models.norm import build_norm
 from pretrain.models.position import rotary_frequencies, rotation
 
 
 class Embeddings(nn.Module):
-    """Token embeddings with what is added to them: learned positions, token types, a norm, dropout."""
+    """Token embeddings plus learned positions and token types, then a norm and dropout; all but tokens optional."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
@@ -24,7 +23,7 @@ class Embeddings(nn.Module):
         self.tokens = nn.Embedding(vocab_size, config.d_model)
         self.positions = nn.Embedding(config.context_length, config.d_model) if learned else None
         self.types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
-        self.norm = build_norm(config, config.d_model) if config.embedding_norm else None
+        self.norm = build_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -46,9 +45,9 @@ class Block(nn.Module):
         super().__init__()
         self.post = config.norm_position is NormPosition.post
         first = layer == 0 and not config.norm_first_block
-        self.attention_norm = nn.Identity() if first else build_norm(config, config.d_model)
+        self.attention_norm = nn.Identity() if first else build_norm(config)
         self.attention = Attention(config, layer)
-        self.feed_forward_norm = build_norm(config, config.d_model)
+        self.feed_forward_norm = build_norm(config)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -68,20 +67,20 @@ class Block(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """From hidden states to the vocabulary; `weight` may be the token embedding's own matrix."""
+    """Map hidden states to logits over the vocabulary; `tied_to` is the token embedding's matrix if shared."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, tied_to: nn.Parameter | None) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int, tied_to: Tensor | None) -> None:
         super().__init__()
         mlm = config.head is Head.mlm
         self.matmul = Matmul()
         self.activation = Activation.gelu if config.gated else config.feed_forward
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
-        self.norm = build_norm(config, config.d_model) if mlm else None
+        self.norm = build_norm(config) if mlm else None
         self.bias: Tensor | None = nn.Parameter(torch.empty(vocab_size)) if mlm else None
         self.weight: Tensor = tied_to if tied_to is not None else nn.Parameter(torch.empty(vocab_size, config.d_model))
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Return what the vocabulary matrix multiplies, same shape as hidden (..., d_model)."""
+        """Return the input of the vocabulary matmul, same shape as hidden (..., d_model)."""
         if self.dense is None or self.norm is None:
             return hidden
         return self.norm(activate(self.dense(hidden), self.activation))
@@ -92,7 +91,7 @@ class VocabularyHead(nn.Module):
 
 
 class LabelHead(nn.Module):
-    """From what stands for a text to its labels; C labels."""
+    """Map the hidden state of a text to logits over C labels."""
 
     def __init__(self, config: TransformerConfig, n_labels: int) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class LabelHead(nn.Module):
         self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels))
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Return what the matrix of labels multiplies, same shape as hidden (..., d_model)."""
+        """Return the input of the label matmul, same shape as hidden (..., d_model)."""
         return self.dropout(hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -110,16 +109,11 @@ class LabelHead(nn.Module):
         return self.matmul.linear(self.features(hidden), self.weight, self.bias)
 
 
-def _shared(embeddings: Embeddings) -> nn.Parameter:
-    weight = embeddings.tokens.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
 class Transformer(nn.Module):
-    """Embeddings, blocks, final norm and head. `causal` says whether a position may see only those before it.
+    """Embeddings, blocks, final norm and head.
 
-    With `n_labels` the head tells so many labels apart, and stands where the vocabulary's would.
+    With `causal` a position attends to itself and those before it, otherwise to the whole row. With `n_labels` the
+    head maps to that many labels instead of the vocabulary.
     """
 
     head: VocabularyHead | LabelHead
@@ -132,9 +126,9 @@ class Transformer(nn.Module):
         self.embeddings = Embeddings(config, vocab_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         post = config.norm_position is NormPosition.post
-        self.final_norm = nn.Identity() if post else build_norm(config, config.d_model)
+        self.final_norm = nn.Identity() if post else build_norm(config)
         self.head = (
-            VocabularyHead(config, vocab_size, _shared(self.embeddings) if config.tie_embeddings else None)
+            VocabularyHead(config, vocab_size, self.embeddings.tokens.weight if config.tie_embeddings else None)
             if n_labels is None
             else LabelHead(config, n_labels)
         )
@@ -142,7 +136,7 @@ class Transformer(nn.Module):
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 
     def tie(self) -> None:
-        """Have the head share the embedding's matrix again, after a wrapper or a move has made copies of it."""
+        """Share the embedding's matrix with the head again, after a wrapper or a move has copied it."""
         if self.config.tie_embeddings and isinstance(self.head, VocabularyHead):
             self.head.weight = self.embeddings.tokens.weight
 
@@ -157,9 +151,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Return the last hidden states (B, T, d_model) of tokens (B, T).
 
-        `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, none meaning
-        one per row; `is_causal` (bool (B,)) says which rows are read from left to right and which both ways, none
-        meaning as `self.causal` says. Generation passes `kv_cache` with its own `masks`, one for every window in use.
+        `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, by default
+        one per row; `is_causal`, bool (B,), chooses causal or bidirectional attention by row, by default `self.causal`
+        for all. Generation passes `kv_cache` and `masks`, one for every window in use.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
@@ -176,8 +170,8 @@ class Transformer(nn.Module):
     ) -> dict[int | None, AttentionMask]:
         """Return one mask for every window in use, shared by the layers that have it.
 
-        With `in_blocks` they are FlexAttention's, for compiled layers on a GPU, and of one kind for every batch, so
-        that layers are compiled once.
+        With `in_blocks` they are FlexAttention block masks, for compiled layers on a GPU: of one kind for every batch,
+        so that layers are compiled once.
         """
         length, device = tokens.shape[1], tokens.device
         causal = self.causal if is_causal is None else is_causal
@@ -189,11 +183,11 @@ class Transformer(nn.Module):
         }
 
     def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:
-        """Return cosines and sines for every window in use: local layers may have a base of their own."""
+        """Return cosines and sines for every window in use; local layers use `rope_base_local` if it is set."""
         config = self.config
         if config.position is not Position.rope:
             return dict.fromkeys(self.windows)
-        if positions.device not in self._rotations:  # computed once, and on the CPU, so that every device agrees
+        if positions.device not in self._rotations:  # computed once and on the CPU: equal on every device
             self._rotations[positions.device] = {
                 window: rotary_frequencies(
                     config.attention_head_dim,

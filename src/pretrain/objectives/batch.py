@@ -1,4 +1,4 @@
-"""What a step trains on: rows of tokens with the targets that an objective chose."""
+"""A micro-batch: rows of tokens with the targets of an objective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TokenRows(Protocol):
-    """Packed rows as the store gives them; all arrays (B, T)."""
+    """Packed rows as read from the store; all arrays (B, T)."""
 
     @property
     def tokens(self) -> np.ndarray: ...
@@ -33,30 +33,30 @@ class Batch:
     tokens: Tensor  # int64 (B, T)
     positions: Tensor  # int64 (B, T)
     documents: Tensor | None  # int32 (B, T); none: every row is one document
-    targets: Tensor  # int64 (B, M); IGNORE where there is nothing to predict
-    target_positions: (
-        Tensor | None
-    )  # int64 (B, M): position of each target; none: M = T and target i stands at position i
-    sample_indices: Tensor  # int64 (B,): place of each row in the run's endless stream of rows
-    is_causal: Tensor | None = None  # bool (B,): rows read from left to right; none: all as the model does by itself
+    targets: Tensor  # int64 (B, M); IGNORE where a position has no target
+    target_positions: Tensor | None  # int64 (B, M): position that predicts each target; none: M = T, each its own
+    sample_indices: Tensor  # int64 (B,): index of each row in the run's stream of rows
+    is_causal: Tensor | None = None  # bool (B,): rows with causal attention; none: the model's default for all
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from which copies to a GPU need not wait."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        """Return the batch in page-locked memory, which is copied to a GPU asynchronously."""
+        return self.map(lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with `function` applied to every tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if value is None else change(value) for name, value in values.items()})  # type: ignore[arg-type]
+        return Batch(**{name: None if value is None else function(value) for name, value in values.items()})  # type: ignore[arg-type]
 
 
 def visible_documents(rows: TokenRows, causal: bool) -> Tensor | None:
-    """Return document numbers (B, T), or none where plain attention sees the same.
+    """Return document numbers (B, T), or None if plain causal or full attention gives the same result.
 
-    Padding (document -1) stands at the end of a row: a causal model cannot see it, a bidirectional one must be told.
+    Padding (document -1) is at the end of a row: causal attention does not reach it, bidirectional attention needs a
+    mask.
     """
     if rows.documents.max() <= 0 and (causal or rows.documents.min() >= 0):
         return None

@@ -7,7 +7,7 @@ from pretrain.objectives.objective import Objective
 
 
 class Causal(Objective):
-    """Next-token prediction; a document's last token predicts nothing, for the next document is another text."""
+    """Next-token prediction within a document; its last token has no target."""
 
     causal = True
 

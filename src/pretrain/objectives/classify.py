@@ -1,4 +1,4 @@
-"""Say which label a text has."""
+"""Predict the label of a text."""
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from pretrain.objectives.objective import Objective
 
 
 class Classify(Objective):
-    """One target for each document of a row: its label, predicted from what stands for the document.
+    """One target for each document of a row: its label, predicted from the document's pooled hidden states.
 
-    Documents that share a row do not see one another, so each is classified as if it stood alone. Targets are (B, M)
-    with M the most documents in a row of this batch. Source: Radford et al. 2018, section 3.2 (last position, read from
-    left to right); Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.2 (first position).
+    Documents that share a row do not attend to each other, so the prediction is that of the document alone. Targets are
+    (B, M) with M the most documents in a row of this batch. Source: Radford et al. 2018, section 3.2 (last position,
+    causal); Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.2 (first position).
     """
 
     def __init__(self, causal: bool, pooling: Pooling) -> None:
@@ -25,25 +25,25 @@ class Classify(Objective):
         self.pooling = pooling
 
     def targets_per_sequence(self, length: int) -> int:
-        """Return 1, the least: how many documents share a sequence depends on the texts."""
+        """Return 1, the minimum: the number of documents in a sequence depends on the texts."""
         return 1
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
-        """Return rows whose targets are the labels of their documents, and places the positions that stand for them.
+        """Return rows whose targets are their documents' labels; `target_positions` are the pooled positions.
 
-        With pooling=mean `target_positions` are the first positions, and all positions of the document stand for it.
+        With pooling=mean, which pools all positions of a document, they are the first ones.
         """
-        assert rows.labels is not None, "only rows of labelled texts can be classified"
+        assert rows.labels is not None, "only rows of labeled texts can be classified"
         numbers = rows.documents
-        width = max(1, int(numbers.max()) + 1)
+        most_documents = max(1, int(numbers.max()) + 1)
         before = np.pad(numbers, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
         after = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)[:, 1:]
         at_end = self.pooling is Pooling.last
-        row, place = np.nonzero((numbers >= 0) & (numbers != (after if at_end else before)))
-        target_positions = np.zeros((len(numbers), width), np.int64)
-        targets = np.full((len(numbers), width), IGNORE, np.int64)
-        target_positions[row, numbers[row, place]] = place
-        targets[row, numbers[row, place]] = rows.labels[row, place]
+        row, position = np.nonzero((numbers >= 0) & (numbers != (after if at_end else before)))
+        target_positions = np.zeros((len(numbers), most_documents), np.int64)
+        targets = np.full((len(numbers), most_documents), IGNORE, np.int64)
+        target_positions[row, numbers[row, position]] = position
+        targets[row, numbers[row, position]] = rows.labels[row, position]
         return Batch(
             tokens=torch.from_numpy(rows.tokens),
             positions=torch.from_numpy(rows.positions),
@@ -66,5 +66,5 @@ class Classify(Objective):
         numbers = torch.arange(batch.targets.shape[1], device=hidden.device)
         within = batch.documents.unsqueeze(1) == numbers[:, None]  # (B, M, T)
         total = (within.to(hidden.dtype) @ hidden).float()
-        mean = total / within.sum(-1, keepdim=True).clamp(min=1)  # by whole numbers: bf16 knows few of them
+        mean = total / within.sum(-1, keepdim=True).clamp(min=1)  # an integer count: bf16 is exact to 256 only
         return head.features(mean.to(hidden.dtype).flatten(0, 1)), batch.targets.flatten()

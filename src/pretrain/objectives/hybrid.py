@@ -1,4 +1,4 @@
-"""Continue some rows and fill the masks of the others, with one model and one head."""
+"""Next-token prediction on some rows and masked prediction on the others, with one model and one head."""
 
 import torch
 from torch import Tensor
@@ -9,15 +9,15 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
 
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fraction in units of 2^-64, as a signed number
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fractional part in units of 2^-64, as a signed number
 
 
 class Hybrid(Objective):
     """Next-token prediction on some rows, masked next-token prediction on the others.
 
-    In a masked row attention looks both ways, and a hidden token is predicted at the place before it: every place of
-    either kind of row predicts what follows it. Every target counts once, so a causal row weighs as much as its more
-    numerous targets. Source: Charpentier and Samuel 2024, https://arxiv.org/abs/2410.24159, section 2.
+    Masked rows have bidirectional attention, and the position before a hidden token predicts it, so that positions of
+    both kinds of rows predict the next token. Every target has the same weight, so a causal row, with more targets,
+    weighs more than a masked one. Source: Charpentier and Samuel 2024, https://arxiv.org/abs/2410.24159, section 2.
     """
 
     causal = True
@@ -29,11 +29,11 @@ class Hybrid(Objective):
 
     @property
     def parts(self) -> dict[str, Objective]:
-        """Both kinds of rows, by name."""
+        """The objective of either kind of rows, by name."""
         return {"causal": Causal(), "masked": self.masked}
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
-        """Return rows of both kinds, with a target (or none) at every place: targets are (B, T)."""
+        """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
         causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())
         assert masked.target_positions is not None
         next_targets = torch.full_like(causal.targets, IGNORE)
@@ -51,10 +51,11 @@ class Hybrid(Objective):
         )
 
     def is_masked(self, sample_indices: Tensor) -> Tensor:
-        """Return which rows of the stream are masked, bool (B,): of any rows in a row nearly the share.
+        """Return which rows of the stream are masked, bool (B,): close to `masked_rows` of any consecutive rows.
 
-        The multiples of the golden ratio, without their whole parts, are spread evenly over [0, 1), and keep no time
-        with batches or ranks: none of them gets rows of one kind only (Knuth 1973, volume 3, section 6.4, theorem S).
+        The fractional parts of the multiples of the golden ratio are spread evenly over [0, 1) and have no period in
+        common with batches or ranks: none of them gets rows of one kind only (Knuth 1973, volume 3, section 6.4,
+        theorem S).
         """
-        turn = sample_indices * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # 53 bits of the fraction; the product wraps around
-        return turn.double() / 2**53 < self.masked_rows
+        fraction = sample_indices * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # its first 53 bits; the multiplication wraps
+        return fraction.double() / 2**53 < self.masked_rows

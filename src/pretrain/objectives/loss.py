@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, without ever holding all logits.
+"""Cross-entropy over a large vocabulary, in chunks of targets so that memory never holds all logits.
 
 Shapes: N targets, V vocabulary.
 """
@@ -17,11 +17,9 @@ from pretrain.kernels.compile import compile_or_leave
 from pretrain.kernels.matmul import Matmul, matmul_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
-MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this many (128 MiB in float32) are computed at once, the fastest way
-MAX_CHUNK_LOGITS = (
-    1 << 25
-)  # logits of one chunk above that: of fewer, a processor mostly reads the matrix again and again
-MAX_CHUNK_LOGITS_GPU = 1 << 28  # there each chunk also reads and writes the gradient of the matrix
+MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this (128 MiB in float32) are computed in one chunk, which is fastest
+MAX_CHUNK_LOGITS = 1 << 25  # logits of a chunk; smaller chunks read the vocabulary matrix too often
+MAX_CHUNK_LOGITS_GPU = 1 << 28  # larger, as each chunk also reads and writes the matrix's gradient
 
 
 class Head(Protocol):
@@ -31,7 +29,7 @@ class Head(Protocol):
     bias: Tensor | None  # (V,)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Return what `weight` multiplies, same shape as hidden (..., d_model)."""
+        """Return the input of the matmul with `weight`, same shape as hidden (..., d_model)."""
         ...
 
 
@@ -40,30 +38,31 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
-    Targets equal to IGNORE count nothing. With many logits it works in chunks of the targets, forming the gradient on
-    the way, so that memory holds one chunk of logits instead of all (N, V) of them and their gradient. Where devices
-    split the vocabulary, each holds its own logits only, and all of them return the whole loss. `compiled` has a GPU
-    pass over each chunk twice, by one kernel, instead of about ten times.
+    Targets equal to IGNORE add nothing. With many logits, loss and gradient are computed together in chunks of the
+    targets, so that memory holds one chunk of logits instead of all (N, V) and their gradient. If devices split the
+    vocabulary, each computes the logits of its shard, and all return the full loss. With `compiled`, one GPU kernel
+    reads each chunk twice; eager operations read it about ten times.
 
-    `z_loss` adds that many times (log Z)^2 of each target to what is differentiated, and nothing to what is returned:
+    `z_loss` adds z_loss (log Z)^2 of each target to the gradient, but not to the returned loss, which stays comparable:
     it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
-    section 5), and losses stay comparable.
+    section 5).
     """
     weight, bias, matmul = head.weight, head.bias, matmul_of(head)
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
         logits = matmul.linear(features, weight, bias).float()
-        found = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         if z_loss and torch.is_grad_enabled():
             penalty = z_loss * logits.logsumexp(-1).square().where(targets != IGNORE, 0.0).sum()
-            found = found + (penalty - penalty.detach())
-        return found
+            loss = loss + (penalty - penalty.detach())
+        return loss
     if not torch.is_grad_enabled():
         return token_losses(features, head, targets)[0].sum()
     local_bias = None if bias is None else local(bias)
     fused = compiled and features.is_cuda and shard.group is None
     settings = _Chunking(shard, matmul, fused, z_loss)
-    loss: Tensor = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, settings)
+    loss = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, settings)
+    assert isinstance(loss, Tensor)
     return loss
 
 
@@ -78,8 +77,8 @@ class _Chunking:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradient of each chunk together: matmuls in autocast's dtype, sums in float32.
 
-    `F.linear_cross_entropy` does the same, but outside of autocast, and with bfloat16 inputs it adds up the loss and
-    the gradient in bfloat16: with 64 chunks the loss is off by 1 % (torch 2.13).
+    `F.linear_cross_entropy` ignores autocast, and with bfloat16 inputs it sums loss and gradient in bfloat16: with 64
+    chunks the loss is off by 1 % (torch 2.13).
     """
 
     @staticmethod
@@ -107,17 +106,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 loss += losses
             else:
                 counts = (targets[part] != IGNORE).unsqueeze(1)
-                grad_logits, each = _grad_logits(
-                    _logits(matmul, x[part], matrix, bias), targets[part], counts, shard, z_loss
-                )
-                loss += each.where(counts, 0.0).sum()
+                logits = matmul.linear(x[part], matrix).float()
+                if bias is not None:
+                    logits += bias
+                grad_logits, losses = _grad_logits(logits, targets[part], counts, shard, z_loss)
+                del logits
+                loss += losses.where(counts, 0.0).sum()
                 grad_of_bias = None if bias is None else grad_logits.sum(0)
                 grad_logits = grad_logits.to(dtype)
             if grad_bias is not None:
                 grad_bias += grad_of_bias
             grad_x[part] = matmul.linear(grad_logits, matrix.T)
             matmul.add_gradient(grad_weight, grad_logits, x[part])
-            del grad_logits  # before the next chunk's logits are there
+            del grad_logits  # before the next chunk allocates its logits
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         return loss
 
@@ -128,35 +129,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _logits(matmul: Matmul, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = matmul.linear(features, weight).float()
-    if bias is not None:
-        logits += bias
-    return logits
-
-
 def _grad_logits(
     logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the logits, softmax x (1 + 2 z_loss log Z) - 1 at the target, and losses (N, 1)."""
+    """Return the gradient (1 + 2 z_loss log Z) softmax - one-hot, in the memory of `logits`, and losses (N, 1)."""
     largest = shard.maximum(logits.amax(-1, keepdim=True))
     logits -= largest
-    target, here = shard.find(targets)
-    of_target = logits.gather(1, target).where(here, 0.0)
+    target, is_local = shard.find(targets)
+    of_target = logits.gather(1, target).where(is_local, 0.0)
     grad_logits = logits.exp_()
     of_target, total = shard.total(torch.cat([of_target, grad_logits.sum(-1, keepdim=True)], 1)).split(1, 1)
-    more = 2.0 * z_loss * (largest + total.log()) if z_loss else 0.0
-    grad_logits *= ((1.0 + more) / total).where(counts, 0.0)
-    grad_logits.scatter_add_(1, target, -(counts & here).float())
+    penalty = 2.0 * z_loss * (largest + total.log()) if z_loss else 0.0
+    grad_logits *= ((1.0 + penalty) / total).where(counts, 0.0)
+    grad_logits.scatter_add_(1, target, -(counts & is_local).float())
     return grad_logits, total.log() - of_target
 
 
 def fused_grad_logits(
     logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return what `_grad_logits` does in the format of the logits, its sum over the targets, and the summed loss.
+    """Return the gradient of the logits in their dtype, that of the bias if any, and the summed loss.
 
-    Written for a compiler: it changes nothing in place, and what has the size of the logits is made once.
+    Written for torch.compile: nothing is changed in place, and each tensor of the logits' size is computed once.
     """
     exact = logits.float() if bias is None else logits.float() + bias
     counts = targets != IGNORE
@@ -177,7 +171,7 @@ def _compiled_grad_logits() -> Any:
 
 
 def chunk_size(vocab_size: int, gpu: bool) -> int:
-    """Return how many targets make a chunk: on a GPU a power of two, which is fast and as a rule leaves no rest."""
+    """Return the number of targets in a chunk; on a GPU a power of two, which is fast and seldom leaves a rest."""
     rows = max(128, (MAX_CHUNK_LOGITS_GPU if gpu else MAX_CHUNK_LOGITS) // vocab_size)
     return 1 << rows.bit_length() - 1 if gpu else rows
 
@@ -189,7 +183,7 @@ def _chunks(features: Tensor, vocab_size: int) -> list[slice]:
 
 @torch.no_grad()
 def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each target's cross-entropy in nats, float32 (N,), and the predicted id, int64 (N,).
+    """Return each target's cross-entropy in nats, float32 (N,), and the predicted id (argmax), int64 (N,).
 
     Ignored targets have loss 0, and no prediction equals IGNORE.
     """
@@ -198,22 +192,24 @@ def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor,
     for part in _chunks(features, shard.largest_size):
         logits = matmul.linear(features[part], weight, bias).float()
         if shard.group is not None:
-            loss, first = _shard_losses(logits, targets[part], shard)
+            loss, prediction = _shard_losses(logits, targets[part], shard)
         else:
             loss = F.cross_entropy(logits, targets[part], ignore_index=IGNORE, reduction="none")
-            first = logits.argmax(-1)
+            prediction = logits.argmax(-1)
         losses.append(loss)
-        predictions.append(first)
+        predictions.append(prediction)
     return torch.cat(losses), torch.cat(predictions)
 
 
 def _shard_losses(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
-    """Return what `token_losses` does of logits that each device holds a part of."""
-    largest = logits.amax(-1, keepdim=True)
-    most = shard.maximum(largest.clone())
-    answer = (logits.argmax(-1) + shard.start).where((largest == most).squeeze(1), torch.iinfo(torch.int64).max)
-    logits -= most
-    target, here = shard.find(targets)
-    own = torch.cat([logits.gather(1, target).where(here, 0.0), logits.exp().sum(-1, keepdim=True)], 1)
-    of_target, total = shard.total(own).unbind(1)
-    return (total.log() - of_target).where(targets != IGNORE, 0.0), shard.minimum(answer)
+    """Return losses and predictions as `token_losses`, from this device's shard of the logits."""
+    local_max = logits.amax(-1, keepdim=True)
+    largest = shard.maximum(local_max.clone())
+    prediction = (logits.argmax(-1) + shard.start).where(
+        (local_max == largest).squeeze(1), torch.iinfo(torch.int64).max
+    )
+    logits -= largest
+    target, is_local = shard.find(targets)
+    parts = torch.cat([logits.gather(1, target).where(is_local, 0.0), logits.exp().sum(-1, keepdim=True)], 1)
+    of_target, total = shard.total(parts).unbind(1)
+    return (total.log() - of_target).where(targets != IGNORE, 0.0), shard.minimum(prediction)

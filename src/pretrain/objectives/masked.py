@@ -1,4 +1,4 @@
-"""Predict hidden tokens from both sides."""
+"""Predict masked tokens from the tokens on both sides."""
 
 import math
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from pretrain.objectives.objective import Objective
 class Masked(Objective):
     """Masked-token prediction with targets drawn anew each time a row is read.
 
-    The draw is a pure function of (seed, place of the row in the stream): it resumes exactly and does not depend on
-    ranks, workers or micro-batches. Every row has the same number of target places, so that shapes are static and the
-    head runs at the targets only. Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
+    The draw is a pure function of (seed, sample index): it resumes exactly and does not depend on ranks, workers or
+    micro-batches. Every row has room for the same number of targets, so that shapes are static and the head runs at the
+    targets only. Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
     """
 
     causal = False
@@ -39,21 +39,21 @@ class Masked(Objective):
         self.mask_id = mask_id
         self.vocab_size = vocab_size
         self.seed = seed
-        self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; needed for whole words alone
-        self.shift_targets = shift_targets  # a hidden token is predicted at the place before it, as the next token is
+        self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; for unit=whole_word only
+        self.shift_targets = shift_targets  # the position before a hidden token predicts it
         self.special_ids = np.fromiter(special_ids, dtype=np.int64)
 
     def targets_per_sequence(self, length: int) -> int:
         return max(1, math.ceil(self.config.mask_probability * length))
 
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
-        """Return rows with hidden tokens; targets and places are (B, ceil(mask_probability T)), sorted by place."""
+        """Return rows with hidden tokens; targets are (B, ceil(mask_probability T)), sorted by position."""
         tokens = rows.tokens.copy()
-        width = self.targets_per_sequence(tokens.shape[1])
-        target_positions = np.zeros((len(tokens), width), dtype=np.int64)
-        targets = np.full((len(tokens), width), IGNORE, dtype=np.int64)
+        n_targets = self.targets_per_sequence(tokens.shape[1])
+        target_positions = np.zeros((len(tokens), n_targets), dtype=np.int64)
+        targets = np.full((len(tokens), n_targets), IGNORE, dtype=np.int64)
         maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)
-        if self.shift_targets:  # what begins a piece of a document has no place before it
+        if self.shift_targets:  # no position before a document's first token in the row can predict it
             maskable[:, 0] = False
             maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
         for row, sample in enumerate(sample_indices.tolist()):
@@ -73,7 +73,7 @@ class Masked(Objective):
     def _hide(
         self, tokens: np.ndarray, candidates: np.ndarray, target_positions: np.ndarray, targets: np.ndarray, sample: int
     ) -> None:
-        """Choose the targets of one row among `candidates`; writes to the three other arrays in place."""
+        """Choose one row's targets among positions `candidates`; writes to the three other arrays in place."""
         if not len(candidates):
             return
         draw = np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))
@@ -90,9 +90,9 @@ class Masked(Objective):
     def _choose(
         self, tokens: NDArray[np.int64], candidates: NDArray[np.int64], count: int, draw: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Return up to `count` of the candidates: single ones, or whole words or spans as long as they fit.
+        """Return up to `count` of the candidates: single tokens, or whole words or spans while they fit.
 
-        At least one is returned: of a first word or span that is too long, its beginning.
+        A first word or span that is longer than `count` is cut to its first `count` tokens.
         """
         if self.config.unit is MaskingUnit.token:
             return draw.permutation(candidates)[:count]
@@ -106,5 +106,5 @@ class Masked(Objective):
         group = np.cumsum(starts) - 1
         order = draw.permutation(group[-1] + 1)
         total = np.cumsum(np.bincount(group)[order])
-        taken = order[total <= count] if total[0] <= count else order[:1]
-        return candidates[np.isin(group, taken)][:count]
+        chosen = order[total <= count] if total[0] <= count else order[:1]
+        return candidates[np.isin(group, chosen)][:count]

@@ -1,4 +1,4 @@
-"""What the objectives share: from hidden states to a loss, at the targets only."""
+"""The base of all objectives: from hidden states to the loss at the targets."""
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +9,23 @@ from pretrain.objectives.loss import Head, cross_entropy_sum, token_losses
 
 
 class Objective(nn.Module):
-    """Chooses targets and scores predictions; a subclass says which tokens are targets."""
+    """Chooses targets and computes their loss; a subclass chooses by `collate`."""
 
     causal: bool
-    compiled = False  # the loss is, where it is computed on a GPU
-    z_loss = 0.0  # share of (log Z)^2 in what is differentiated
+    compiled = False  # on a GPU, compute the loss by compiled kernels
+    z_loss = 0.0  # weight of (log Z)^2 in the gradient
 
     @property
     def parts(self) -> "dict[str, Objective]":
-        """The objectives that validation scores each by itself; one that is not a blend of several is its only one."""
+        """The objectives that validation scores separately, by name; itself alone unless it blends several."""
         return {"": self}
 
     def targets_per_sequence(self, length: int) -> int:
-        """Return how many positions of a packed sequence reach the head; a batch's `targets` are (B, this)."""
+        """Return the number of positions of a packed sequence that reach the head, M of `Batch.targets` (B, M)."""
         return length
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
-        """Return the micro-batch of packed rows; `sample_indices` (B,) are their places in the stream of rows."""
+        """Return the micro-batch of packed rows; `sample_indices` (B,) are their indices in the stream of rows."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ class Objective(nn.Module):
         return loss, (targets != IGNORE).sum()
 
     def evaluate(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
         features, targets = self._at_targets(hidden, head, batch)
         losses, predictions = token_losses(features, head, targets)
         return losses.view_as(batch.targets), predictions.view_as(batch.targets)
@@ -54,7 +54,7 @@ class ModelWithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.use_block_masks = False  # of compiled layers, where they are computed on a GPU
+        self.use_block_masks = False  # on a GPU, for compiled layers
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
@@ -64,7 +64,7 @@ class ModelWithLoss(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats and the likeliest answer in its place, int64 (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
         hidden = self._hidden(batch)
         head: Head = self.model.head  # type: ignore[assignment]
         return self.objective.evaluate(hidden, head, batch)

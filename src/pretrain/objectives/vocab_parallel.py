@@ -1,4 +1,4 @@
-"""A vocabulary that several devices split: what a loss must ask the others.
+"""A vocabulary split over devices: each one's shard, and the reductions that the loss needs.
 
 Source: Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3 (the cross-entropy of a parallel output layer).
 """
@@ -15,44 +15,44 @@ from torch.distributed.tensor import DTensor
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """The tokens from `start` on, `size` of them, whose rows of the vocabulary matrix this process holds."""
+    """The rows `start` to `start + size` of the vocabulary matrix, which this process holds."""
 
     start: int
     size: int
     largest_size: int  # of any shard
-    group: ProcessGroup | None = None  # the processes that hold the vocabulary together; none: it is whole
+    group: ProcessGroup | None = None  # the processes that share the vocabulary; None: it is not split
 
     @classmethod
     def of(cls, weight: Tensor) -> VocabularyShard:
-        """Return the shard that this process holds of a vocabulary matrix (V, d_model)."""
+        """Return this process's shard of a vocabulary matrix (V, d_model)."""
         if not isinstance(weight, DTensor):
             return cls(0, len(weight), len(weight))
         mesh = weight.device_mesh
-        most = -(-len(weight) // mesh.size())  # every process has so many but the last ones
-        start = min(mesh.get_local_rank() * most, len(weight))
-        return cls(start, min(most, len(weight) - start), most, mesh.get_group())
+        largest = -(-len(weight) // mesh.size())  # of every process but the last ones
+        start = min(mesh.get_local_rank() * largest, len(weight))
+        return cls(start, min(largest, len(weight) - start), largest, mesh.get_group())
 
     def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each target's row here, 0 where it is not, and whether it is here; both (N, 1)."""
+        """Return each target's local row, 0 if another shard holds it, and whether it is local; both (N, 1)."""
         rows = targets.unsqueeze(1) - self.start
-        here = (rows >= 0) & (rows < self.size)
-        return rows.where(here, 0), here
+        is_local = (rows >= 0) & (rows < self.size)
+        return rows.where(is_local, 0), is_local
 
     def maximum(self, values: Tensor) -> Tensor:
-        """Return the largest value over all shards, element by element; of the same shape, in place."""
+        """Return the element-wise maximum over all shards, same shape, in place."""
         return self._reduce(values, ReduceOp.MAX)
 
     def minimum(self, values: Tensor) -> Tensor:
-        """Return the smallest value over all shards, element by element; of the same shape, in place."""
+        """Return the element-wise minimum over all shards, same shape, in place."""
         return self._reduce(values, ReduceOp.MIN)
 
     def total(self, values: Tensor) -> Tensor:
-        """Return the sum over all shards, element by element; of the same shape, in place."""
+        """Return the element-wise sum over all shards, same shape, in place."""
         return self._reduce(values, ReduceOp.SUM)
 
-    def _reduce(self, values: Tensor, how: ReduceOp.RedOpType) -> Tensor:
+    def _reduce(self, values: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
         if self.group is not None:
-            torch.distributed.all_reduce(values, how, self.group)
+            torch.distributed.all_reduce(values, operation, self.group)
         return values
 
 

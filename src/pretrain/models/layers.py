@@ -1,10 +1,28 @@
-"""The feed-forward layer of a block, plain or gated."""
+"""The norms and the feed-forward layer of a block."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.kernels.gelu import gelu_tanh
-from pretrain.models.config import Activation, TransformerConfig
+from pretrain.models.config import Activation, Norm, TransformerConfig
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm; its weight is cast to the input's dtype, which the fused kernel requires.
+
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (..., C) divided by its root mean square and scaled, same shape and dtype."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def build_norm(config: TransformerConfig) -> nn.Module:
+    """Return the norm of `config.norm` over the last axis, d_model channels."""
+    if config.norm is Norm.rms:
+        return RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -17,7 +35,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two or, gated, three matrices with a non-linearity between them."""
+    """Two matrices with a non-linearity between them, or three if gated."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
