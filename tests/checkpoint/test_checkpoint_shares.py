@@ -16,7 +16,7 @@ import torch
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.checkpoint.safetensors_file import TensorShard
-from pretrain.checkpoint.write import write
+from pretrain.checkpoint.write import Contents, Writers, write
 from pretrain.errors import CheckpointError
 from pretrain.files.records import sealed
 
@@ -33,7 +33,7 @@ class TwoProcesses:
         self.barrier = threading.Barrier(2, timeout=30)
         self.given: list[Any] = [None, None]
 
-    def everyone(self, rank: int, value: Any) -> list[Any]:
+    def all_gather(self, rank: int, value: Any) -> list[Any]:
         self.given[rank] = value
         self.barrier.wait()
         found = list(self.given)
@@ -43,10 +43,8 @@ class TwoProcesses:
     def write(self, folder: Path, shares: list[dict[str, dict[str, Any]]]) -> list[Path | CheckpointError]:
         def one(rank: int) -> Path | CheckpointError:
             try:
-                return write(
-                    folder, 12, shares[rank], config={}, progress={}, save_tokenizer=save_tokenizer,
-                    rank=rank, ranks=2, everyone=partial(self.everyone, rank),
-                )  # fmt: skip
+                contents = Contents(shares[rank], {"config": {}, "progress": {}}, save_tokenizer)
+                return write(folder, 12, contents, Writers(rank, 2, partial(self.all_gather, rank)))
             except CheckpointError as error:
                 return error
 
@@ -120,7 +118,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 import torch
-from pretrain.checkpoint.write import write
+from pretrain.checkpoint.write import Contents, write
 from pretrain.training.run_state import RunState
 
 def peak():
@@ -133,12 +131,13 @@ def tokenizer(folder):
 
 parts = {"model": {f"w{number}": torch.randn(1_000_000) for number in range(60)}}
 size, before, folder = 240_000_000, peak(), Path(sys.argv[1])
-write(folder, 1, parts, config={}, progress={}, save_tokenizer=tokenizer)
+manifest = {"config": {}, "progress": {}}
+write(folder, 1, Contents(parts, manifest, tokenizer))
 at_once = peak() - before
 state = RunState.__new__(RunState)
 state._copies = {}
 for step in (2, 3):
-    write(folder, step, state._copy(parts), config={}, progress={}, save_tokenizer=tokenizer)
+    write(folder, step, Contents(state._copy(parts), manifest, tokenizer))
 print(at_once / size, (peak() - before) / size)
 """
 

@@ -256,7 +256,7 @@ def test_whole_numbers_are_no_weights(make: Make) -> None:
     folder = make()
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, folder / "model.safetensors")
-    assert "model.norm.weight is of format I8, and weights are of one of F64, F32, F16, BF16" in refused(folder)
+    assert "model.norm.weight is of dtype I8, weights are of F64, F32, F16, BF16" in refused(folder)
 
 
 def test_damaged_files_are_refused(make: Make) -> None:
@@ -326,7 +326,7 @@ def test_pickles_are_never_opened(make: Make, tmp_path: Path, name: str) -> None
     assert f"holds its weights as {name}, a pickle, which can run code and is never read." in message
     assert not marker.exists()
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(marker)))
-    assert "model.safetensors cannot be read: " in refused(folder) or "claims a header" in refused(folder)
+    assert "model.safetensors cannot be read: " in refused(folder) or "declares a header" in refused(folder)
     (folder / "modeling_mine.py").write_text(f"open({str(marker)!r}, 'w')")
     shutil.rmtree(folder)
     own = make("llama", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})

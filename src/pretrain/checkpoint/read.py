@@ -7,9 +7,8 @@
         tokenizer/              tokenizer.json and its roles
         manifest.json           written last: format, step, progress, settings, every file's size and sha256, own hash
 
-Of a sharded run each process writes its own part: model-rank-00000.safetensors, model-rank-00001.safetensors, ...
-A folder without a manifest, or whose files do not match it, is no checkpoint. Nothing in it is pickled, and nothing in
-it is a link.
+In a sharded run each process writes its shards: model-rank-00000.safetensors, model-rank-00001.safetensors, ...
+A folder without a manifest, or with files that do not match it, is not a checkpoint. It holds no pickle and no link.
 """
 
 import hashlib
@@ -30,20 +29,13 @@ from pretrain.models.config import Head, TransformerConfig
 from pretrain.models.size import parameter_count
 
 FORMAT_VERSION = 1
-
-
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
-
-
 EMBEDDING = "embeddings.tokens.weight"
 
-
-_SLACK, _SLACK_PARAMETERS = 4, 1_000_000  # of a model's size above what was saved, for messages that say where
-
-
-_LATEST_S = 2.0**36  # in some 2,000 years; a later time is no clock's
-
-
+# the settings may describe a model larger than the saved tensors by this factor and this many parameters: smaller
+# mismatches are reported by name when the weights are loaded
+_SLACK, _SLACK_PARAMETERS = 4, 1_000_000
+_LATEST_S = 2.0**36  # in about 2,000 years; a later recorded time is invalid
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -57,7 +49,7 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The trainer state in the manifest; earlier versions wrote fewer keys, and some runs write more."""
+    """The trainer state in the manifest; earlier versions wrote fewer keys, some runs write more."""
 
     tokens_seen: Count = 0
     skipped_steps: Count = 0
@@ -92,7 +84,7 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Settings of the run, as `pretrain.config.serialize.to_dict` gave them."""
+        """Settings of the run, in the form of `pretrain.config.serialize.to_dict`."""
         return dict(self.manifest["config"])
 
     @property
@@ -101,9 +93,9 @@ class Checkpoint:
         return dict(self.manifest["progress"])
 
     def run_config(self) -> RunConfig:
-        """Return the settings of the run after comparing the size of their model with the saved tensors.
+        """Return the settings of the run.
 
-        Raises CheckpointError where they are not settings of this version, or the tensors are those of another model.
+        Raises CheckpointError if this version cannot read them, or their model is far larger than the saved tensors.
         """
         try:
             run: RunConfig = from_dict(self.config)
@@ -113,9 +105,9 @@ class Checkpoint:
         return run
 
     def _check_size(self, run: RunConfig) -> None:
-        """Refuse settings of a model far larger than the saved tensors: building it would take forever.
+        """Raise CheckpointError if the settings describe a model far larger than the saved tensors.
 
-        Other mismatches are found where the weights are read, parameter by parameter.
+        Building it could exhaust memory. Smaller mismatches are reported when the weights are loaded.
         """
         shapes, model = self.tensors("model").shapes, run.model
         if not isinstance(model, TransformerConfig) or len(shapes.get(EMBEDDING, ())) != 2:
@@ -126,69 +118,67 @@ class Checkpoint:
         else:
             described = parameter_count(replace(model, tie_embeddings=True, head=Head.linear), vocabulary)
             described += labels * (model.d_model + 1)
-        held = sum(shape.numel() for shape in shapes.values())
-        if model.n_layers > len(shapes) or described > _SLACK * held + _SLACK_PARAMETERS:
+        saved = sum(shape.numel() for shape in shapes.values())
+        if model.n_layers > len(shapes) or described > _SLACK * saved + _SLACK_PARAMETERS:
             raise CheckpointError(
                 f"{self.folder}: its settings describe a model of {described:,} parameters, and its files hold "
-                f"{held:,}. Take another checkpoint of the run."
+                f"{saved:,}. Take another checkpoint of the run."
             )
 
     @property
     def typed(self) -> list[str]:
-        """Overrides of the command lines that started and resumed the run; empty where none were recorded."""
-        words = self.manifest.get("typed")
-        return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+        """Overrides of the command lines that started and resumed the run; empty if none were recorded."""
+        overrides = self.manifest.get("typed")
+        return [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
 
     @property
     def working_folder(self) -> str | None:
-        """The folder that relative paths of the settings start from, relative to the run's; None: not recorded."""
+        """Folder that relative paths of the settings start from, relative to the run folder; None: not recorded."""
         folder = self.manifest.get("working_folder")
         return folder if isinstance(folder, str) else None
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Folder of the tokenizer that the weights were trained with."""
+        """Folder of the run's tokenizer."""
         return self.folder / "tokenizer"
 
     def tensors(self, part: str) -> TensorFiles:
-        """Return the tensors of `model`, `optimizer` or `random`; each is read in full, to the CPU, on access."""
+        """Return the tensors of `model`, `optimizer` or `random`; each is read in full to the CPU on access."""
         return TensorFiles([self.folder / name for name in _files_of(self.manifest, part)])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, a checkpoint's folder or a run's folder (then the newest that verifies).
+    """Return the checkpoint at `path`, which is a checkpoint's folder, or a run's (then the newest that verifies).
 
-    Raises CheckpointError with the reason where there is none or it is damaged.
+    Raises CheckpointError with the reason if there is none or it is damaged.
     """
     if _STEP.fullmatch(path.name) or os.path.lexists(path / "manifest.json"):
-        if path.is_symlink():  # typed by the user, such as best -> checkpoints/step-00001200
+        if path.is_symlink():  # made by the user, such as best -> checkpoints/step-00001200
             path = path.resolve()
         problem = problem_of(path)
         if problem:
             raise CheckpointError(f"{path} is not a usable checkpoint: {problem}.")
         return Checkpoint(path, read_manifest(path))
-    found, passed_over = newest(path)
-    if found is None:
-        reasons = "".join(f" {folder.name}: {reason}." for folder, reason in passed_over)
-        raise CheckpointError(
-            f"{path} holds no usable checkpoint.{reasons or ' There is none in its checkpoints folder.'}"
-        )
-    return found
+    checkpoint, skipped = newest(path)
+    if checkpoint is None:
+        reasons = "".join(f" {folder.name}: {reason}." for folder, reason in skipped)
+        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or ' Its checkpoints folder has none.'}")
+    return checkpoint
 
 
 def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """Return the newest checkpoint of a run that verifies, and each newer one with the reason it was skipped."""
-    passed_over: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         problem = problem_of(folder)
         if problem is None:
-            return Checkpoint(folder, read_manifest(folder)), passed_over
-        passed_over.append((folder, problem))
-    return None, passed_over
+            return Checkpoint(folder, read_manifest(folder)), skipped
+        skipped.append((folder, problem))
+    return None, skipped
 
 
 def unverified(path: Path) -> Checkpoint | None:
-    """Return the newest checkpoint at `path` (as `open_checkpoint` has it) by its manifest alone; None without one."""
+    """Return the newest checkpoint at `path` (as of `open_checkpoint`) whose manifest is valid, or None."""
     folders = [path] if _STEP.fullmatch(path.name) else reversed(step_folders(path / "checkpoints"))
     for folder in folders:
         try:
@@ -199,21 +189,21 @@ def unverified(path: Path) -> Checkpoint | None:
 
 
 def latest_run(logs_folder: str | Path) -> Path:
-    """Return the run folder below `logs_folder` whose newest checkpoint was written last; raises CheckpointError.
+    """Return the run folder below `logs_folder` with the newest checkpoint: the run that `auto` stands for.
 
-    `auto` means this run everywhere. Times are those that checkpoints recorded, so that names, copies, time zones and a
-    clock that was set back change nothing.
+    Compares the times recorded in checkpoints, which do not depend on names, copies, time zones or a clock set back.
+    Raises CheckpointError if there is no such run.
     """
-    found = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
-    if not found:
+    times = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
+    if not times:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
-    return max(found, key=lambda folder: (found[folder], folder.name))
+    return max(times, key=lambda folder: (times[folder], folder.name))
 
 
 def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:
-    """Return the run folder that resume=auto resumes: the given one, else the newest run of this name, if any.
+    """Return the run folder that resume=auto resumes, or None.
 
-    Without a name it is the newest run of all.
+    It is `run_dir` if set and holding checkpoints, else the newest run called `name`, without a name the newest run.
     """
     if run_dir:
         return Path(run_dir) if step_folders(Path(run_dir) / "checkpoints") else None
@@ -224,18 +214,18 @@ def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> P
 
 
 def newest_save(logs_folder: Path, run_folder: Path) -> float:
-    """Return the newest time that a run below either folder recorded, in seconds of Unix time; 0 where there is none.
+    """Return the newest time that a run below either folder recorded, in seconds of Unix time; 0 if none.
 
-    Later saves record a later time, even where the clock was set back.
+    Later saves record a later time, even if the clock was set back.
     """
     folders = {*_runs_below(logs_folder), run_folder}
     return max((saved_at(folder) or 0.0 for folder in folders), default=0.0)
 
 
 def saved_at(run_folder: Path) -> float | None:
-    """Return when a run's newest checkpoint was written, in seconds of Unix time; None where it has none.
+    """Return the time of a run's newest checkpoint, in seconds of Unix time; None if it has none.
 
-    Where it is not recorded or cannot be read, this is the manifest's modification time.
+    A time that is not recorded or cannot be read is replaced by the manifest's modification time.
     """
     for folder in reversed(step_folders(run_folder / "checkpoints")):
         try:
@@ -250,10 +240,10 @@ def saved_at(run_folder: Path) -> float | None:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Yield every folder below this one, or it itself, that has a folder of checkpoints; links are not followed."""
+    """Yield this folder and those below it that have a folder `checkpoints`; links are not followed."""
     for path, folders, _ in os.walk(folder):
         if "checkpoints" in folders:
-            folders.clear()  # no run lies in another
+            folders.clear()  # runs are not nested
             yield Path(path)
 
 
@@ -266,12 +256,12 @@ def step_folders(parent: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint, every field that is used checked for type and range.
+    """Return the manifest of a checkpoint after checking the type and range of every field in use.
 
-    The files that it lists are not looked at. Raises OSError, or ValueError with what is wrong.
+    Does not read the files that it lists. Raises OSError, or ValueError with the problem.
     """
     if folder.is_symlink():
-        raise ValueError("it is a link, and a run's checkpoints are folders in its own")
+        raise ValueError("it is a link, and links are not read")
     try:
         manifest = read_json(folder / "manifest.json", MAX_MANIFEST_BYTES, follow_links=False)
     except ValueError as error:
@@ -287,7 +277,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, in one printable line; None if every file matches its manifest."""
+    """Return the problem of a checkpoint in one printable line; None if every file matches its manifest."""
     problem = _problem_of(folder)
     return None if problem is None else printable(problem, one_line=True)
 
@@ -309,16 +299,16 @@ def _problem_of(folder: Path) -> str | None:
 
 
 def _unlisted(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """Return the problem where the tokenizer's folder holds a file without a hash in the manifest."""
-    found = sorted(path.name for path in (folder / "tokenizer").glob("*") if not path.name.startswith("."))
-    unlisted = [name for name in found if f"tokenizer/{name}" not in manifest["files"]]
+    """Return the problem if the tokenizer's folder holds a file without a hash in the manifest."""
+    names = sorted(path.name for path in (folder / "tokenizer").glob("*") if not path.name.startswith("."))
+    unlisted = [name for name in names if f"tokenizer/{name}" not in manifest["files"]]
     return f"manifest.json does not list tokenizer/{unlisted[0]}" if unlisted else None
 
 
 def _files_of(manifest: dict[str, Any], part: str) -> list[str]:
-    """Return the names of the files that hold a part: one, or one for each process that held a shard."""
-    named = re.compile(rf"{part}(-rank-\d{{5,}})?\.safetensors")
-    return sorted(name for name in manifest["files"] if named.fullmatch(name))
+    """Return the names of a part's files: one, or one for each process that wrote shards."""
+    pattern = re.compile(rf"{part}(-rank-\d{{5,}})?\.safetensors")
+    return sorted(name for name in manifest["files"] if pattern.fullmatch(name))
 
 
 def _file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
@@ -326,7 +316,7 @@ def _file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | No
     if Path(name).is_absolute() or ".." in parts or len(parts) > 2:
         return f"manifest.json names a file outside the folder: {name}"
     if (folder / name).parent.is_symlink():
-        return f"{parts[0]} is a link, and only what is in the folder itself is read"
+        return f"{parts[0]} is a link, and links are not read"
     try:
         with open_regular(folder / name, follow_links=False) as file:
             size = os.fstat(file.fileno()).st_size

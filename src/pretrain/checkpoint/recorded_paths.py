@@ -1,4 +1,4 @@
-"""Settings of a checkpoint with relative paths resolved from the folder where the run was started."""
+"""Settings of a checkpoint, relative paths resolved from the folder in which the run was started."""
 
 import glob
 import os
@@ -12,14 +12,14 @@ from pretrain.config.run import RunConfig
 from pretrain.data.config import MixtureConfig
 from pretrain.evaluation.config import FROM_FILES
 
-_PLACES = ("path", "validation_path")
+_FILE_SETTINGS = ("path", "validation_path")
 
 
 def settings_of(checkpoint: Checkpoint, report: Callable[[str], None] = lambda text: None) -> RunConfig:
     """Return the settings of the run that wrote a checkpoint; `report` gets a line for each path that changes.
 
-    A relative path of text, tokenizer or examples starts from the folder where the run was started: if it exists there,
-    it becomes absolute; else it stays. Raises CheckpointError as `run_config` does.
+    A relative path of text, tokenizer or examples becomes absolute if it exists below the folder in which the run was
+    started. Raises CheckpointError as `run_config` does.
     """
     config = checkpoint.run_config()
     if checkpoint.working_folder is None:
@@ -28,28 +28,24 @@ def settings_of(checkpoint: Checkpoint, report: Callable[[str], None] = lambda t
     if home == Path.cwd():
         return config
     for key, holder, name in _path_settings(config):
-        typed = holder[name] if isinstance(holder, list) else getattr(holder, name)
-        place = str(home / typed) if typed and not Path(typed).is_absolute() else ""
-        if place and (Path(place).exists() or glob.glob(place)):  # noqa: PTH207  (as text_files reads a pattern)
-            _assign(holder, name, place)
-            report(f"  {key}: {typed} is {place}")
+        values = holder if isinstance(holder, list) else vars(holder)
+        saved = values[name]
+        path = str(home / saved) if saved and not Path(saved).is_absolute() else ""
+        if path and (Path(path).exists() or glob.glob(path)):  # noqa: PTH207  (as text_files reads a pattern)
+            values[name] = path
+            report(f"  {key}: {saved} is {path}")
     return config
 
 
-def _assign(holder: Any, name: Any, value: str) -> None:
-    if isinstance(holder, list):
-        holder[name] = value
-    else:
-        setattr(holder, name, value)
-
-
 def _path_settings(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the full name of each setting that names files, the object or list that holds it, and its place there."""
+    """Yield each path setting's full name, the object or list that holds it, and its attribute or index."""
     parts: dict[str, Any] = {"data": config.data, "tokenizer": config.tokenizer}
     if isinstance(config.data, MixtureConfig):
         parts |= {f"data.sources.{name}": source.text for name, source in config.data.sources.items()}
     for key, part in parts.items():
-        yield from ((f"{key}.{name}", part, name) for name in _PLACES if is_dataclass(part) and hasattr(part, name))
+        yield from (
+            (f"{key}.{name}", part, name) for name in _FILE_SETTINGS if is_dataclass(part) and hasattr(part, name)
+        )
     for task in FROM_FILES:
         files = getattr(config.scores, task.name)
         yield from ((f"scores.{task.name}", files, number) for number in range(len(files)))

@@ -1,4 +1,4 @@
-"""Write checkpoint folders: to a temporary name, committed by a rename, verified before older ones are deleted."""
+"""Write checkpoint folders under a temporary name, commit them by a rename, delete old ones after verifying the new."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,58 +26,67 @@ _WRITTEN = re.compile(
 )
 
 
-def write(
-    parent: Path,
-    step: int,
-    parts: Mapping[str, Mapping[str, Tensor | TensorShard]],
-    *,
-    config: dict[str, Any],
-    progress: dict[str, Any],
-    origin: Mapping[str, Any] | None = None,
-    save_tokenizer: Callable[[Path], None],
-    rank: int = 0,
-    ranks: int = 1,
-    everyone: Callable[[Any], list[Any]] = lambda value: [value],
-) -> Path:
+Tensors = Mapping[str, Mapping[str, Tensor | TensorShard]]  # model, optimizer and random: by name
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The contents of a checkpoint; each process has its own shards in `tensors`."""
+
+    tensors: Tensors
+    manifest: Mapping[str, Any]  # config, progress and further keys, as JSON values
+    save_tokenizer: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The processes that write a checkpoint together; by default this one alone."""
+
+    rank: int = 0
+    size: int = 1
+    all_gather: Callable[[Any], list[Any]] = lambda value: [value]  # a value of each process, by rank
+
+
+def write(parent: Path, step: int, contents: Contents, writers: Writers = Writers()) -> Path:
     """Write a checkpoint below `parent` and return its folder, once it would survive a loss of power.
 
-    Every process of a run calls it with its own shards: `parts` maps model, optimizer and random to tensors or shards
-    by name. `everyone(value)` gathers a value from each process, in their order. `origin` holds further manifest keys:
-    the run's command line and the time of this save. An existing checkpoint of the same step stays if it verifies.
-    Raises CheckpointError, on all processes, where the storage fails for one; what was there before is untouched.
+    Every process of a run calls it. An existing checkpoint of the same step stays if it verifies. Raises
+    CheckpointError on all processes if the storage fails for one; earlier checkpoints are untouched.
     """
     final = parent / f"step-{step:08d}"
     temporary = parent / f"{final.name}.tmp"
-    needed = sum(everyone(_bytes(parts)))
+    needed_bytes = sum(writers.all_gather(_bytes(contents.tensors)))
 
-    def together(work: Callable[[], Any], of_all: bool = False) -> list[Any]:
-        """Return the result of the work on each process; without `of_all` only rank 0 does any."""
-        found, problem = None, None
+    def run(work: Callable[[], Any], on_all_ranks: bool = False) -> list[Any]:
+        """Return the result of `work` by rank; without `on_all_ranks` only rank 0 works."""
+        result, problem = None, None
         try:
-            found = work() if of_all or rank == 0 else None
+            result = work() if on_all_ranks or writers.rank == 0 else None
         except (OSError, RuntimeError, CheckpointError) as error:
-            problem = _cause(error, rank)
-        answers = everyone((found, problem))
-        for _, problem in answers:
+            problem = _cause(error, writers.rank)
+        results = writers.all_gather((result, problem))
+        for _, problem in results:
             if problem is not None:
-                raise CheckpointError(_storage_message(parent, step, needed, problem))
-        return [answer for answer, _ in answers]
+                raise CheckpointError(_storage_message(parent, step, needed_bytes, problem))
+        return [result for result, _ in results]
 
     try:
-        if together(lambda: _begin(final, temporary, needed))[0]:
+        if run(lambda: _begin(final, temporary, needed_bytes))[0]:
             return final
-        files = together(lambda: _write_own(temporary, parts, rank), of_all=True)
-        manifest = {"format": FORMAT_VERSION, "step": step, "ranks": ranks, **(origin or {})}
-        manifest |= {"progress": progress, "config": config}
-        together(lambda: _commit(final, temporary, manifest, files, save_tokenizer))
+        hashes = run(lambda: _write_shards(temporary, contents.tensors, writers.rank), on_all_ranks=True)
+        manifest = {"format": FORMAT_VERSION, "step": step, "ranks": writers.size, **contents.manifest}
+        run(lambda: _commit(final, temporary, manifest, hashes, contents.save_tokenizer))
     finally:
-        if rank == 0 and _why_not_ours(temporary, whole=False) is None:
+        if writers.rank == 0 and _foreign_content(temporary, complete=False) is None:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def _begin(final: Path, temporary: Path, needed: int) -> bool:
-    """Return True if the checkpoint exists already; else make the folder to write to."""
+def _begin(final: Path, temporary: Path, needed_bytes: int) -> bool:
+    """Return True if the checkpoint exists and verifies; else create the empty temporary folder.
+
+    Raises OSError of a full disk, before anything is written.
+    """
     if os.path.lexists(final):
         if problem_of(final) is None:
             return True
@@ -84,33 +94,34 @@ def _begin(final: Path, temporary: Path, needed: int) -> bool:
     if os.path.lexists(temporary):
         _remove(temporary)
     temporary.mkdir(parents=True)
-    _check_disk_space(temporary, needed)
+    if shutil.disk_usage(temporary).free < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return False
 
 
-def _write_own(folder: Path, parts: Mapping[str, Mapping[str, Tensor | TensorShard]], rank: int) -> dict[str, str]:
+def _write_shards(folder: Path, parts: Tensors, rank: int) -> dict[str, str]:
     """Write the shards of this process and return the sha256 of each file by name."""
     if not folder.is_dir():
         raise OSError(errno.ENOENT, "the run folder is not on storage that all machines share")
-    found = {}
+    hashes = {}
     for part, tensors in parts.items():
         if not tensors and rank > 0:
             continue
-        spread = any(isinstance(tensor, TensorShard) for tensor in tensors.values())
-        name = f"{part}-rank-{rank:05d}.safetensors" if spread else f"{part}.safetensors"
-        found[name] = write_tensors(folder / name, tensors)
-    return found
+        sharded = any(isinstance(tensor, TensorShard) for tensor in tensors.values())
+        name = f"{part}-rank-{rank:05d}.safetensors" if sharded else f"{part}.safetensors"
+        hashes[name] = write_tensors(folder / name, tensors)
+    return hashes
 
 
 def _commit(
     final: Path,
     temporary: Path,
     manifest: dict[str, Any],
-    files: list[dict[str, str]],
+    hashes_by_rank: list[dict[str, str]],
     save_tokenizer: Callable[[Path], None],
 ) -> None:
     """Add tokenizer and manifest to the files of all processes, and give the folder its final name."""
-    hashes = {name: sha for of_rank in files for name, sha in of_rank.items()}
+    hashes = {name: sha for rank_hashes in hashes_by_rank for name, sha in rank_hashes.items()}
     save_tokenizer(temporary / "tokenizer")
     for path in sorted((temporary / "tokenizer").iterdir()):
         sync_to_disk(path)
@@ -126,35 +137,31 @@ def _commit(
     sync_to_disk(final.parent)
 
 
-def _check_disk_space(folder: Path, needed: int) -> None:
-    """Raise the error of a full disk before anything is written rather than in the middle."""
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _bytes(parts: Mapping[str, Mapping[str, Tensor | TensorShard]]) -> int:
+def _bytes(parts: Tensors) -> int:
     tensors = (tensor for part in parts.values() for tensor in part.values())
     return sum((tensor.values if isinstance(tensor, TensorShard) else tensor).nbytes for tensor in tensors)
 
 
 def _cause(error: Exception, rank: int) -> str:
-    """Return what failed, with the rank if not 0; torch hides the system's error in the context."""
+    """Return the failure's message, with the rank if not 0; torch hides the system's error in the context."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     return f"{cause}{f' (rank {rank})' if rank else ''}"
 
 
-def _storage_message(parent: Path, step: int, needed: int, problem: str) -> str:
-    """Return what failed and how much disk space there was."""
-    room = ""
+def _storage_message(parent: Path, step: int, needed_bytes: int, problem: str) -> str:
+    """Return the error message with the needed and the free disk space."""
+    space = ""
     if parent.exists():
-        room = f" It needs {needed / 2**20:,.1f} MiB, and {shutil.disk_usage(parent).free / 2**20:,.1f} MiB are free."
-    return f"the checkpoint of step {step} could not be written below {parent}: {problem}.{room}"
+        free_bytes = shutil.disk_usage(parent).free
+        space = f" It needs {needed_bytes / 2**20:,.1f} MiB, and {free_bytes / 2**20:,.1f} MiB are free."
+    return f"the checkpoint of step {step} could not be written below {parent}: {problem}.{space}"
 
 
 def prune(parent: Path, keep: int) -> dict[Path, str]:
-    """Delete all but the newest `keep` checkpoints, after the newest has been read back and verified; 0 keeps all.
+    """Verify the newest checkpoint, then delete all but the newest `keep`; 0 keeps all.
 
-    Returns the folders that are named like checkpoints but hold other files, which stay, with the reason.
+    Folders that are named like checkpoints but hold other files stay; returns them with the reason. Raises
+    CheckpointError if the newest does not verify or an old one cannot be deleted.
     """
     folders = step_folders(parent)
     if not keep or len(folders) <= keep:
@@ -162,41 +169,44 @@ def prune(parent: Path, keep: int) -> dict[Path, str]:
     problem = problem_of(folders[-1])
     if problem:
         raise CheckpointError(f"{folders[-1]} does not verify after writing, so nothing older was deleted: {problem}.")
-    strangers = {folder: reason for folder in folders if (reason := _why_not_ours(folder, whole=True))}
+    foreign = {folder: reason for folder in folders if (reason := _foreign_content(folder, complete=True))}
     try:
-        for folder in [folder for folder in folders if folder not in strangers][:-keep]:
+        for folder in [folder for folder in folders if folder not in foreign][:-keep]:
             _remove(folder)
     except OSError as error:
         raise CheckpointError(f"an old checkpoint below {parent} could not be deleted: {error}.") from error
-    return strangers
+    return foreign
 
 
 def sweep(parent: Path) -> dict[Path, str]:
-    """Delete leftovers of interrupted writes; return folders named so that hold other files, with the reason."""
-    drafts = [path for path in parent.glob("step-*.tmp") if re.fullmatch(r"step-\d{8,}\.tmp", path.name)]
-    strangers = {path: reason for path in drafts if (reason := _why_not_ours(path, whole=False))}
-    for path in drafts:
-        if path not in strangers:
+    """Delete temporary folders of interrupted writes; return those that hold other files, with the reason."""
+    temporary = [path for path in parent.glob("step-*.tmp") if re.fullmatch(r"step-\d{8,}\.tmp", path.name)]
+    foreign = {path: reason for path in temporary if (reason := _foreign_content(path, complete=False))}
+    for path in temporary:
+        if path not in foreign:
             shutil.rmtree(path, ignore_errors=True)
-    return strangers
+    return foreign
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that a half-deleted one never looks like one; OSError where it holds something else."""
-    doomed = folder.with_name(f"{folder.name}.tmp")
-    for path in (folder, doomed):
-        if os.path.lexists(path) and (reason := _why_not_ours(path, whole=False)):
+    """Rename a checkpoint to its temporary name and delete it; raises OSError if it holds other files.
+
+    A deletion that is interrupted leaves a temporary folder and never a damaged checkpoint.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    for path in (folder, temporary):
+        if os.path.lexists(path) and (reason := _foreign_content(path, complete=False)):
             raise OSError(errno.EEXIST, f"{path} is in the way: {reason}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
 
 
-def _why_not_ours(folder: Path, whole: bool) -> str | None:
-    """Return why a folder is not known to be a checkpoint of ours, or with `whole=False` a part of one; else None."""
+def _foreign_content(folder: Path, complete: bool) -> str | None:
+    """Return why a folder is not a checkpoint, with `complete=False` not a part of one; None if it is."""
     try:
-        if whole:
+        if complete:
             read_manifest(folder)
         for path in [*folder.iterdir(), *(folder / "tokenizer").glob("*")]:
             name = path.relative_to(folder).as_posix()

@@ -205,9 +205,8 @@ def _shard_losses(logits: Tensor, targets: Tensor, shard: VocabularyShard) -> tu
     """Return losses and predictions as `token_losses`, from this device's shard of the logits."""
     local_max = logits.amax(-1, keepdim=True)
     largest = shard.maximum(local_max.clone())
-    prediction = (logits.argmax(-1) + shard.start).where(
-        (local_max == largest).squeeze(1), torch.iinfo(torch.int64).max
-    )
+    prediction = logits.argmax(-1) + shard.start
+    prediction = prediction.where((local_max == largest).squeeze(1), torch.iinfo(torch.int64).max)
     logits -= largest
     target, is_local = shard.find(targets)
     parts = torch.cat([logits.gather(1, target).where(is_local, 0.0), logits.exp().sum(-1, keepdim=True)], 1)

@@ -193,17 +193,12 @@ class RunState(Callback):
         """Write and prune; return what went wrong, for all processes to know."""
         problem = None
         try:
+            manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
             checkpoint_writing.write(
                 self.settings.folder,
                 step,
-                parts,
-                config=self.settings.config,
-                progress=progress,
-                origin=self._origin(),
-                save_tokenizer=self.settings.save_tokenizer,
-                rank=self.trainer.global_rank,
-                ranks=self.trainer.world_size,
-                everyone=self._everyone,
+                checkpoint_writing.Contents(parts, manifest, self.settings.save_tokenizer),
+                checkpoint_writing.Writers(self.trainer.global_rank, self.trainer.world_size, self._everyone),
             )
             if self.trainer.is_global_zero:
                 self._report(checkpoint_writing.prune(self.settings.folder, self.settings.keep))
