@@ -40,14 +40,8 @@ def save(folder: Path, model: Transformer, config: TransformerConfig, tokenizer:
         schedule=CosineConfig(),
     )
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
-    checkpoint_writing.write(
-        folder / "checkpoints",
-        5,
-        parts,
-        config=to_dict(run),
-        progress={"tokens_seen": 70},
-        save_tokenizer=tokenizer.save,
-    )
+    manifest = {"config": to_dict(run), "progress": {"tokens_seen": 70}}
+    checkpoint_writing.write(folder / "checkpoints", 5, checkpoint_writing.Contents(parts, manifest, tokenizer.save))
     return folder
 
 
@@ -238,9 +232,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> None:
-    save_tokenizer = byte_tokenizer().save
-    record = {"model": {"kind": "perceptron"}}
-    checkpoint_writing.write(tmp_path, 1, {"model": {}}, config=record, progress={}, save_tokenizer=save_tokenizer)
+    manifest = {"config": {"model": {"kind": "perceptron"}}, "progress": {}}
+    contents = checkpoint_writing.Contents({"model": {}}, manifest, byte_tokenizer().save)
+    checkpoint_writing.write(tmp_path, 1, contents)
     with pytest.raises(CheckpointError, match=r"model\.kind=perceptron is unknown\."):
         LanguageModel.load(tmp_path / "step-00000001")
 

@@ -136,9 +136,7 @@ def test_tensors_are_made_and_read_one_at_a_time(tmp_path: Path) -> None:
     files.check_weight("a", torch.Size([2, 3]), "why")
     with pytest.raises(CheckpointError, match=r"one: a has shape \(2, 3\), the model's \(3, 2\)\. why"):
         files.check_weight("a", torch.Size([3, 2]), "why")
-    with pytest.raises(
-        CheckpointError, match=r"two: c is of dtype I64, weights are of F64, F32, F16, BF16\."
-    ):
+    with pytest.raises(CheckpointError, match=r"two: c is of dtype I64, weights are of F64, F32, F16, BF16\."):
         files.check_weight("c", torch.Size([4]), "why")
     with pytest.raises(CheckpointError, match=r"one and one both hold 'a'\."):
         TensorFiles([tmp_path / "one", tmp_path / "one"])

@@ -138,9 +138,8 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(context, optimizer):
 def test_the_runs_own_checkpoint_is_verified(context, tmp_path, monkeypatch):
     folder = tmp_path / "logs" / "run" / "checkpoints"
     parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}
-    written = checkpoint_writing.write(
-        folder, 7, parts, config={}, progress={}, save_tokenizer=lambda to: to.mkdir(), ranks=1
-    )
+    contents = checkpoint_writing.Contents(parts, {"config": {}, "progress": {}}, lambda to: to.mkdir())
+    written = checkpoint_writing.write(folder, 7, contents)
     for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"]):
         finding = machine.own_checkpoint(context(*words))
         assert finding.passed

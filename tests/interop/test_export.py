@@ -43,9 +43,8 @@ def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: An
     model = lively(config, config.vocabulary(BYTES.vocab_size), causal)
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
     progress = {"tokens_seen": 7000, "data_fingerprint": "d" * 64, "tokenizer_fingerprint": BYTES.fingerprint}
-    checkpoint_writing.write(
-        folder / "checkpoints", 5, parts, config=to_dict(run), progress=progress, save_tokenizer=BYTES.save
-    )
+    manifest = {"config": to_dict(run), "progress": progress}
+    checkpoint_writing.write(folder / "checkpoints", 5, checkpoint_writing.Contents(parts, manifest, BYTES.save))
     (folder / "report.json").write_text(json.dumps({"steps": 5, "validation": {"val/loss": 1.25}}))
     return folder
 
