@@ -231,14 +231,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         LanguageModel.load(tmp_path)
 
 
-def test_a_checkpoint_with_settings_of_no_model_is_refused(tmp_path: Path) -> None:
-    manifest = {"config": {"model": {"kind": "perceptron"}}, "progress": {}}
-    contents = checkpoint_writing.Contents({"model": {}}, manifest, byte_tokenizer().save)
-    checkpoint_writing.write(tmp_path, 1, contents)
-    with pytest.raises(CheckpointError, match=r"model\.kind=perceptron is unknown\."):
-        LanguageModel.load(tmp_path / "step-00000001")
-
-
 def test_a_text_is_embedded_as_the_mean_of_its_states(load: Load) -> None:
     llm = load("bert", False)
     texts = ["the quick brown", "a dog"]

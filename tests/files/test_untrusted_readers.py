@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.errors import printable
 from pretrain.files.untrusted_files import (
     MAX_DEPTH,
     open_regular,
@@ -101,7 +100,3 @@ def test_written_yaml_is_read_back(tmp_path: Path):
     value = {"name": "a: b", "rate": 1e-3, "prompts": ["x", "é 😀"], "none": None, "model": {"n_layers": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf8")
     assert read_yaml(tmp_path / "config.yaml") == value
-
-
-def test_a_terminal_gets_no_control_characters():
-    assert printable("a\x1b[31mb\tc\nd\x07\u202e") == "a\\x1b[31mb\tc\nd\\x07\\u202e"

@@ -1,12 +1,11 @@
 """The text of a completion: whole characters, up to a stop string, with the log-probability of each token."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import lively, shape
-from folders import BYTES, quiet_transformers
+from folders import BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,23 +135,3 @@ def test_ids_are_prompts_too_and_unknown_options_are_named(llm: LanguageModel) -
     misspelt: Any = {"top_kk": 3}
     with pytest.raises(ConfigError, match=r"top_kk is not an option of generate\(\)\. Did you mean top_k\?"):
         llm.generate("a", **misspelt)
-
-
-def test_greedy_completions_are_those_of_transformers(assets: Path) -> None:
-    """Prompts of unequal length, padded on the left there as here."""
-    from transformers import AutoModelForCausalLM
-
-    folder = assets / "models" / "stories260K" / "hf"
-    ours = LanguageModel.load(folder)
-    prompts = ["Once upon a time", "The", "Lily and her mom went to the park. They saw a big"]
-    found = ours.complete(prompts, temperature=0, max_new_tokens=40)
-    with quiet_transformers():
-        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
-    rows = [ours.prompt_ids(prompt) for prompt in prompts]
-    longest = max(len(row) for row in rows)
-    padded = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    with torch.no_grad():
-        whole = theirs.generate(padded, attention_mask=mask, max_new_tokens=40, do_sample=False, pad_token_id=0)
-    assert [list(each.tokens) for each in found] == whole[:, longest:].tolist()
-    assert all(len(each.tokens) == 40 for each in found)

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
-from pretrain.errors import ConfigError
 from pretrain.inference.fill_mask import mask_probabilities, text_with_masks
 
 VOCAB, MASK = 50, 3
@@ -29,19 +28,6 @@ def test_probabilities_at_each_mask_are_those_of_the_whole_text(family: str) -> 
     with torch.no_grad():
         expected = model.head(model(torch.tensor([tokens])))[0, [2, 5, 6], 4:].softmax(-1)
     assert_close(found[:, 4:].clone(), expected)
-
-
-def test_a_text_without_a_mask_is_refused() -> None:
-    model = lively(shape("bert"), VOCAB, causal=False)
-    with pytest.raises(ConfigError, match=r"the text has no \[MASK\] to fill\. Try: The quick \[MASK\] fox"):
-        mask_probabilities(model, [1, 10, 2], MASK, SUPPRESSED)
-
-
-def test_a_text_longer_than_the_context_is_refused() -> None:
-    model = lively(shape("bert"), VOCAB, causal=False)
-    assert len(mask_probabilities(model, [MASK] * 32, MASK, SUPPRESSED)) == 32
-    with pytest.raises(ConfigError, match=r"the text has 33 tokens, the model's context 32\. Try a shorter text"):
-        mask_probabilities(model, [MASK] * 33, MASK, SUPPRESSED)
 
 
 def word_piece() -> Tokenizer:

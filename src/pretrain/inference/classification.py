@@ -1,29 +1,18 @@
 """Label probabilities of texts under a classifier."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.collate import Rows
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig
 
 BATCH_SIZE = 32  # texts
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Rows of one text each; all arrays (B, T)."""
-
-    tokens: np.ndarray
-    next_tokens: np.ndarray
-    positions: np.ndarray
-    documents: np.ndarray  # 0, and -1 in padding
-    labels: np.ndarray  # unknown: 0 everywhere
 
 
 @torch.inference_mode()
@@ -49,11 +38,12 @@ def label_probabilities(
     return probabilities
 
 
-def _padded(documents: Sequence[np.ndarray], pad_id: int) -> _Texts:
+def _padded(documents: Sequence[np.ndarray], pad_id: int) -> Rows:
+    """Return rows of one document each, without targets; labels are unknown: 0 everywhere."""
     lengths = np.array([len(document) for document in documents])
     positions = np.broadcast_to(np.arange(lengths.max()), (len(documents), lengths.max()))
     filled = positions < lengths[:, None]
     tokens = np.full(filled.shape, pad_id, np.int64)
     tokens[filled] = np.concatenate(documents)
     zeros = np.zeros(filled.shape, np.int64)
-    return _Texts(tokens, zeros, np.where(filled, positions, 0), filled.astype(np.int32) - 1, zeros)
+    return Rows(tokens, zeros, np.where(filled, positions, 0), filled.astype(np.int32) - 1, zeros)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pretrain.data.tokenizers.tokenizer_json import steps_of, vocabulary
+from pretrain.data.tokenizers.tokenizer_json import STAGES, steps_of, vocabulary
 
 MAX_TOKEN_BYTES = 65_536
 MAX_CONTENT_BYTES = 1_000  # of one replacement in a normalizer or decoder
@@ -18,7 +18,6 @@ MAX_GROWTH = 64  # bytes of output for one byte of input
 MAX_BYTE_LEVELS = 4  # ByteLevel steps; each can double the bytes
 MAX_WORD_PIECE_WORD = 1_000  # characters; the time for a word grows with their cube
 SPARE_IDS = 65_536  # unused ids that a vocabulary may have, beside three times its size
-STAGES = ("normalizer", "pre_tokenizer", "decoder")
 
 
 def check_tokenizer(state: Any) -> None:

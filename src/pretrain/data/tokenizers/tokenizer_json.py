@@ -16,7 +16,11 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
-_MEMBERS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+STAGES = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "decoder": "decoders",
+}  # key of a sequence's steps
 
 
 def vocabulary(state: dict[str, Any]) -> dict[str, int]:
@@ -31,7 +35,7 @@ def steps_of(state: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     while queue:
         step = queue.pop(0)
         if step.get("type") == "Sequence":
-            queue = [*step.get(_MEMBERS[stage], []), *queue]
+            queue = [*step.get(STAGES[stage], []), *queue]
         else:
             steps.append(step)
     return steps
