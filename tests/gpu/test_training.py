@@ -14,7 +14,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.gather import load_parameters
+from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.parity import TrainingTask
 

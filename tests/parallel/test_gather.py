@@ -4,7 +4,7 @@ import torch
 from families import shape
 
 from pretrain.models.init import initial_tensor
-from pretrain.parallel.gather import load_parameters
+from pretrain.parallel.mesh import load_parameters
 
 
 def test_values_do_not_depend_on_the_callers_device() -> None:

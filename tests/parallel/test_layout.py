@@ -28,11 +28,8 @@ def test_neighbours_split_matrices_and_read_the_same_rows():
         ({"tensor_parallel": 0}, r"parallel\.tensor_parallel=0 is below 1\. Try parallel\.tensor_parallel=1\."),
         ({"prefetch_blocks": -1}, r"parallel\.prefetch_blocks=-1 is negative\. Try parallel\.prefetch_blocks=0\."),
         ({"sequence_parallel": True}, r"parallel\.tensor_parallel=1 has none\. Try parallel\.tensor_parallel=2\."),
-        (
-            {"selective_checkpointing": True},
-            r"parallel\.selective_checkpointing=true says .* Try parallel\.activation_",
-        ),
-        ({"checkpoint_every_blocks": 2}, r"parallel\.checkpoint_every_blocks=2 says .* Try parallel\.activation_"),
+        ({"selective_checkpointing": True}, r"selective_checkpointing=true needs .* Try parallel\.activation_"),
+        ({"checkpoint_every_blocks": 2}, r"parallel\.checkpoint_every_blocks=2 needs .* Try parallel\.activation_"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str):
@@ -44,7 +41,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
     ("parallel", "trainer", "model", "message"),
     [
         (ParallelConfig(tensor_parallel=2), replace(FSDP8, strategy=Strategy.ddp), families.GPT,
-         r"parallel\.tensor_parallel=2 arranges sharded models, and trainer\.strategy=ddp shards none\. Try trainer="),
+         r"parallel\.tensor_parallel=2 needs a sharded model, and trainer\.strategy=ddp shards none\. Try trainer="),
         (ParallelConfig(tensor_parallel=4, replicas=4), FSDP8, families.GPT,
          r"tensor_parallel=4 x parallel\.replicas=4 do not divide the 8 devices.* Try trainer\.devices=16\."),
         (ParallelConfig(tensor_parallel=4), FSDP8, families.LLAMA,
@@ -52,7 +49,7 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
         (ParallelConfig(tensor_parallel=2, sequence_parallel=True), FSDP8, replace(families.GPT, context_length=31),
          r"does not divide model\.context_length=31, which the devices split\. Try parallel\.tensor_parallel=1\."),
         (ParallelConfig(tensor_parallel=2), FSDP8, ModelConfig(kind="mine"),
-         r"knows the matrices of a Transformer of ours, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
+         r"matrices of model\.kind=transformer, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
     ],
 )  # fmt: skip
 def test_arrangements_that_cannot_be_are_refused(parallel, trainer, model, message: str):

@@ -21,7 +21,7 @@ from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
-from pretrain.parallel.gather import load_parameters
+from pretrain.parallel.mesh import load_parameters
 from pretrain.training.strategy import choose_device
 
 LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample, because planning rows takes long

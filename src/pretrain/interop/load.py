@@ -22,7 +22,7 @@ from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
-from pretrain.parallel.gather import load_parameters
+from pretrain.parallel.mesh import load_parameters
 
 LoadParameter = Callable[[str, torch.Size], Tensor]
 

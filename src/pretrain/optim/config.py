@@ -47,7 +47,7 @@ class AdamWConfig(OptimizerConfig):
     eps: float = setting(1e-8, "Added to the root of the second moment.", bounds="(0.0, inf)")
 
     def build(self, model: nn.Module) -> Optimizer:
-        from pretrain.optim.adamw import build_adamw
+        from pretrain.optim.groups import build_adamw
 
         return build_adamw(self, model)
 

@@ -1,12 +1,15 @@
-"""Which parameters are treated alike: decided by the module that owns them, before anything is wrapped or sharded."""
+"""Parameter groups by the module that owns each parameter, and AdamW over them."""
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
+
+from pretrain.optim.config import AdamWConfig
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model, shared ones once, under names without the marks that wrappers leave in them."""
+    """Return the parameters of a model, shared ones once, by name without the prefixes of wrappers."""
     return {
         name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): parameter
         for name, parameter in model.named_parameters()
@@ -15,15 +18,15 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass
 class ParameterNames:
-    """Names of all parameters of a model by their role; every parameter is in exactly one list."""
+    """Names of a model's parameters by role; every parameter is in exactly one list."""
 
-    matrices: list[str] = field(default_factory=list)  # weights of linear layers inside blocks: decay, and Muon's part
-    head: list[str] = field(default_factory=list)  # other linear weights, an untied head's among them: decay
+    matrices: list[str] = field(default_factory=list)  # weights of linear layers inside blocks: decay, Muon
+    head: list[str] = field(default_factory=list)  # other linear weights, as of an untied head: decay
     rest: list[str] = field(default_factory=list)  # embeddings, norms, biases: no decay
 
 
 def parameter_names(model: nn.Module) -> ParameterNames:
-    """Sort the parameters of `model` by role; a head that shares the embedding's matrix counts as an embedding."""
+    """Return the parameters of `model` by role; a head tied to the embedding counts as an embedding."""
     names = ParameterNames()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
@@ -35,3 +38,19 @@ def parameter_names(model: nn.Module) -> ParameterNames:
         else:
             names.head.append(name)
     return names
+
+
+def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
+    """Return fused AdamW over two groups: matrices, which decay, and the rest, which does not."""
+    names, parameters = parameter_names(model), parameters_by_name(model)
+    groups = [
+        {"params": [parameters[name] for name in names.matrices + names.head], "weight_decay": config.weight_decay},
+        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )

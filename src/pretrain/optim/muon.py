@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
 
-# of the quintic that pushes singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
+# quintic polynomial that moves singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Return matrices (N, rows, columns) with their singular values brought close to 1, same shape and dtype.
+    """Return matrices (N, rows, columns) with singular values moved close to 1, same shape and dtype.
 
-    Newton-Schulz iteration, all matrices at once, over the shorter side.
+    Newton-Schulz iteration over the shorter side, batched over the matrices.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -30,11 +30,11 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """One optimizer over both kinds of groups: those with `matrices` set take Muon's step, the others AdamW's."""
+    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step of every group; returns what `closure` returns."""
+        """Take one step of every group; returns the loss of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _matrix_step(self, group: dict[str, object]) -> None:
-        """Step matrices of one shape together: stacked, they keep the processor busy where one alone is too small."""
+        """Step matrices of one shape in a batch: a single one is too small to use all cores."""
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:  # type: ignore[attr-defined]
             if parameter.grad is not None:
@@ -73,10 +73,9 @@ class Muon(torch.optim.AdamW):
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
-    """Return Muon over three groups: the blocks' matrices, the other matrices that decay, and the rest."""
-    names = parameter_names(model)
-    parameters = parameters_by_name(model)
-    plain = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
+    """Return Muon over three groups: the blocks' matrices, other matrices (decay), the rest (no decay)."""
+    names, parameters = parameter_names(model), parameters_by_name(model)
+    adamw = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
     groups = [
         {
             "params": [parameters[name] for name in names.matrices],
@@ -87,8 +86,8 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
             "newton_schulz_steps": config.newton_schulz_steps,
             "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
         },
-        {"params": [parameters[name] for name in names.head], "weight_decay": config.weight_decay, **plain},
-        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0, **plain},
+        {"params": [parameters[name] for name in names.head], "weight_decay": config.weight_decay, **adamw},
+        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0, **adamw},
     ]
     return Muon(
         [group for group in groups if group["params"]],

@@ -1,4 +1,4 @@
-"""Optimizer state by parameter name, so that it does not depend on order, groups, ranks or wrapping."""
+"""Optimizer state by parameter name: independent of order, groups, ranks and wrapping."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,7 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]
     """Return every state tensor of `optimizer` as <parameter name>/<key>."""
     state = {}
     for name, parameter in parameters_by_name(model).items():
-        for key, value in sorted(optimizer.state.get(parameter, {}).items()):  # equal states are equal files
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):  # sorted: equal states give equal files
             state[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return state
 
@@ -25,23 +25,27 @@ def load_optimizer_state(
     saved: Mapping[str, Tensor],
     distribute: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value.to(parameter.device),
 ) -> None:
-    """Put saved state back; raises CheckpointError where it does not belong to this model or this optimizer.
+    """Load saved state; raises CheckpointError if it does not fit this model or this optimizer.
 
-    `distribute(value, parameter)` places a whole value as its parameter is placed.
+    `distribute(value, parameter)` returns a full value with the device and sharding of its parameter.
     """
     parameters = parameters_by_name(model)
-    slots = _slots(optimizer)
+    expected_slots = _slots(optimizer)
     for key in saved:
         name, _, slot = key.rpartition("/")
         if name not in parameters:
-            raise CheckpointError(f"the saved optimizer state holds {key}, but the model has no parameter {name!r}.")
+            raise CheckpointError(
+                f"the saved optimizer state holds {key}, but the model has no parameter {name!r}. Take the settings of "
+                "that run, or start a new one from its weights: init_from=..."
+            )
         value, parameter = saved[key], parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise CheckpointError(
-                f"the saved optimizer state {key} has shape {tuple(value.shape)}, "
-                f"and the parameter {tuple(parameter.shape)}."
+                f"the saved optimizer state {key} has shape {tuple(value.shape)}, the parameter "
+                f"{tuple(parameter.shape)}. Take the settings of that run, or start a new one from its weights: "
+                "init_from=..."
             )
-        if slot not in slots.get(parameter, {slot}):
+        if slot not in expected_slots.get(parameter, {slot}):
             raise CheckpointError(
                 f"the saved optimizer state holds {key}, and {type(optimizer).__name__} keeps no {slot} there: another "
                 "optimizer wrote it. Take the optimizer of that run, or start a new one from its weights: init_from=..."
@@ -50,7 +54,7 @@ def load_optimizer_state(
 
 
 def _slots(optimizer: Optimizer) -> dict[Tensor, set[str]]:
-    """Return what our optimizers keep for each parameter; of others we do not know it."""
+    """Return the state keys of each parameter for AdamW and Muon; empty for other optimizers."""
     if not isinstance(optimizer, torch.optim.AdamW):
         return {}
     return {

@@ -24,10 +24,8 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
-from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelConfig, ParallelDims
-from pretrain.parallel.gather import full_tensor, load_parameters
-from pretrain.parallel.mesh import build_mesh
+from pretrain.parallel.mesh import build_mesh, full_tensor, global_norm, load_parameters, scale_by
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.process_group import end_process
 from pretrain.stop_signals import join_no_group, keep_from_children

@@ -29,9 +29,8 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import HybridConfig, MaskedConfig
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelDims
-from pretrain.parallel.mesh import build_mesh
+from pretrain.parallel.mesh import build_mesh, global_norm, scale_by
 from pretrain.parallel.parallelize import parallelize
 from pretrain.planning.workload import PlannedVocabulary, Workload
 

@@ -17,7 +17,7 @@ from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.gather import load_parameters
+from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.fine_tuning import values_of_base

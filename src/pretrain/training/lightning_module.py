@@ -17,8 +17,8 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
-from pretrain.parallel.clip import global_norm, scale_by
 from pretrain.parallel.config import ParallelDims
+from pretrain.parallel.mesh import global_norm, scale_by
 from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule

@@ -25,8 +25,7 @@ from pretrain.launch.rank import log
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import ParallelDims
-from pretrain.parallel.gather import distribute_like
-from pretrain.parallel.local_shards import local_shards
+from pretrain.parallel.mesh import distribute_like, local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.datamodule import TextDataModule

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from pretrain.optim.groups import parameters_by_name
-from pretrain.parallel.clip import global_norm
+from pretrain.parallel.mesh import global_norm
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.lightning_module import TrainingModule
 

@@ -17,7 +17,7 @@ from pretrain.launch.rank import rank
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig
 from pretrain.optim.groups import parameters_by_name
-from pretrain.parallel.gather import full_tensor
+from pretrain.parallel.mesh import full_tensor
 from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
 from pretrain.training.config import SampleConfig
 from pretrain.training.lightning_module import TrainingModule
