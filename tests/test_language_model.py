@@ -30,7 +30,7 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 def save(folder: Path, model: Transformer, config: TransformerConfig, tokenizer: Tokenizer) -> Path:
-    """Write what a run of this model would have written, and return the run's folder."""
+    """Write the folder of a run of this model and return it."""
     run = RunConfig(
         data=PythonDocsConfig(),
         tokenizer=BytesTokenizerConfig(),
@@ -163,7 +163,7 @@ def test_what_cannot_be_filled_is_refused(load: Load) -> None:
 
 @torch.no_grad()
 def slow_score(language_model: LanguageModel, text: str) -> float:
-    """One position at a time; a text longer than the context starts anew where a context is full."""
+    """One position at a time; a text longer than the context restarts when a context is full."""
     tokenizer, model, total = language_model.tokenizer, language_model.model, 0.0
     if model.causal:
         tokens = [tokenizer.bos_id, *text.encode()]

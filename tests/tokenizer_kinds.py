@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that others publish, learned from a few lines, with special tokens in their models."""
+"""Small tokenizers of every published kind, trained on a few lines, with special tokens in their models."""
 
 import random
 from collections.abc import Callable
@@ -46,16 +46,16 @@ def _trained_bpe(pre_tokenizer: Any, normalizer: Any = None) -> Inner:
 
 
 def _llama() -> Inner:
-    """BPE without a pre-tokenizer behind a normalizer that begins each text with a space."""
+    """BPE with a normalizer that begins each text with a space, without a pre-tokenizer."""
     spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    learned = _trained_bpe(pre_tokenizers.Metaspace())
-    learned.normalizer, learned.pre_tokenizer = spaces, None
-    learned.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return learned
+    inner = _trained_bpe(pre_tokenizers.Metaspace())
+    inner.normalizer, inner.pre_tokenizer = spaces, None
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return inner
 
 
 def _bpe_with_merged_special() -> Inner:
-    """BPE behind a split at spaces, whose merges make a special token: its text was in what it learned from."""
+    """BPE after a split at spaces, whose merges make special tokens: the training text spelled them."""
     inner = Inner(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.train_from_iterator(
@@ -77,9 +77,9 @@ def _whole_words(model: Callable[..., Any]) -> Inner:
 
 def _ignoring_merges() -> Inner:
     """BPE that looks up whole words before it merges, as Llama 3 does, with special tokens in its vocabulary."""
-    learned = _trained_bpe(pre_tokenizers.WhitespaceSplit())
-    learned.model.ignore_merges = True
-    return learned
+    inner = _trained_bpe(pre_tokenizers.WhitespaceSplit())
+    inner.model.ignore_merges = True
+    return inner
 
 
 def _word_pairs() -> Inner:

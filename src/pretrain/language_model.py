@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
@@ -27,7 +28,7 @@ from pretrain.objectives.config import ClassifyConfig
 
 Prompt = TypeVar("Prompt", str, list[str])
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SAMPLING = {field.name for field in fields(Sampling)}
 
 
 class LanguageModel:

@@ -15,7 +15,7 @@ from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 
 
-def written(text: bytes, *stop: str) -> tuple[list[str], GenerationState]:
+def detokenized(text: bytes, *stop: str) -> tuple[list[str], GenerationState]:
     """Return the pieces that come out as the bytes of a text go in, token by token, and their state."""
     generation = GenerationState(BYTES, [BYTES.bos_id], StopStrings(stop))
     pieces = []
@@ -28,7 +28,7 @@ def written(text: bytes, *stop: str) -> tuple[list[str], GenerationState]:
 
 
 def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
-    pieces, generation = written(b"One.\n\nTwo.", "\n\n")
+    pieces, generation = detokenized(b"One.\n\nTwo.", "\n\n")
     assert "".join(pieces) == "One."
     found = generation.completion()
     assert (found.text, found.finish_reason) == ("One.", FinishReason.stop_string)
@@ -37,13 +37,13 @@ def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
 
 
 def test_text_is_delayed_only_while_it_may_begin_a_stop_string() -> None:
-    assert written(b"abac", "abad")[0] == ["abac"]
-    assert written(b"ababad", "abad")[0] == ["ab"]
-    assert written(b"abx", "abc", "x")[0] == ["ab"]
-    assert written(b"ab", "abc")[0] == ["ab"]  # the text ends first
-    assert written("é€€b".encode(), "€b")[0] == ["é", "€"]
-    assert written(b"a\xc3", "\ufffd")[0] == ["a"]  # half a character at the end is shown as U+FFFD
-    assert written(b"abc")[0] == ["a", "b", "c"]
+    assert detokenized(b"abac", "abad")[0] == ["abac"]
+    assert detokenized(b"ababad", "abad")[0] == ["ab"]
+    assert detokenized(b"abx", "abc", "x")[0] == ["ab"]
+    assert detokenized(b"ab", "abc")[0] == ["ab"]  # the text ends first
+    assert detokenized("é€€b".encode(), "€b")[0] == ["é", "€"]
+    assert detokenized(b"a\xc3", "\ufffd")[0] == ["a"]  # half a character at the end is shown as U+FFFD
+    assert detokenized(b"abc")[0] == ["a", "b", "c"]
 
 
 def test_an_end_by_the_model_differs_from_one_by_length() -> None:
@@ -52,7 +52,7 @@ def test_an_end_by_the_model_differs_from_one_by_length() -> None:
     assert generation.add(None) == ""
     assert generation.end(FinishReason.length) == ""
     assert generation.completion().finish_reason is FinishReason.model
-    assert written(b"ab", "x")[1].completion().finish_reason is FinishReason.length
+    assert detokenized(b"ab", "x")[1].completion().finish_reason is FinishReason.length
 
 
 @given(st.text("ab€", max_size=12), st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3))
@@ -65,7 +65,7 @@ def test_a_text_ends_before_the_first_stop_string_whatever_its_tokens(text: str,
         if found:
             expected = text[: min(found)]
             break
-    assert "".join(written(text.encode(), *stop)[0]) == expected
+    assert "".join(detokenized(text.encode(), *stop)[0]) == expected
 
 
 def test_an_empty_stop_string_is_refused() -> None:
@@ -81,7 +81,7 @@ def llm() -> LanguageModel:
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 1, "top_k": 5, "min_p": 0.01}])
 def test_log_probabilities_are_those_of_the_score(llm: LanguageModel, options: Any) -> None:
-    """Whatever steers the choice, they are the model's own: the whole text's score less the prompt's."""
+    """Whatever the sampling options, they are the model's: the whole text's score minus the prompt's."""
     options = {**options, "repetition_penalty": 1.3, "max_new_tokens": 12}
     found = llm.complete(["The quick", "a"], **options)
     for prompt, each in zip(("The quick", "a"), found, strict=True):

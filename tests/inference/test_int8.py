@@ -1,4 +1,4 @@
-"""Weights in 8 bits: the same model but for the rounding of its weights, to read and for nothing else."""
+"""Weights in 8 bits: the same model but for the rounding of its weights, for inference only."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def rounded(weight: Tensor) -> Tensor:
     return (weight / scales).round() * scales
 
 
-def written(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
+def completed(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
     """Return the 15 tokens of each prompt's greedy completion."""
     nothing = torch.zeros(VOCAB, dtype=torch.bool)
     steps = generate_tokens(model, prompts, Decoding(15, Sampling(temperature=0), -1, nothing, use_cache))
@@ -112,9 +112,9 @@ def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
     model = prepare_for_inference(lively(shape(family), VOCAB, causal=True), "cpu", InferenceDtype.int8)
-    together = written(model, PROMPTS)
-    assert together == written(model, PROMPTS, use_cache=False)
-    assert together == [written(model, [prompt])[0] for prompt in PROMPTS]
+    together = completed(model, PROMPTS)
+    assert together == completed(model, PROMPTS, use_cache=False)
+    assert together == [completed(model, [prompt])[0] for prompt in PROMPTS]
     assert len({token for column in together for token in column}) > 5  # not one token over and over
 
 

@@ -82,8 +82,8 @@ def test_a_prompt_is_tokenized_apart_where_its_response_would_change_it(tmp_path
     assert store.annotations is not None
     first = store.document(0)
     assert tokenizer.decode(first[1:-1]) == "abcd"
-    given = int(store.annotations.values[0])
-    assert first[1:given].tolist() == tokenizer.encode("ab")
+    prompt_length = int(store.annotations.values[0])
+    assert first[1:prompt_length].tolist() == tokenizer.encode("ab")
 
 
 def test_labels_are_sorted_and_reach_every_token(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_document_longer_than_a_row_is_read_from_its_beginning(tmp_path: Path)
 
 
 def changed(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    """Return what edits a store's manifest as a careful hand would."""
+    """Return a function that edits a store's manifest and renews its hashes."""
 
     def edit(store: Path) -> None:
         manifest = json.loads((store / "manifest.json").read_text())

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def edit(folder: Path, change: dict[str, Any], consistent: bool = False) -> None:
-    """Change fields of a manifest, as a hostile or careless hand would."""
+    """Change fields of a manifest and renew its seal."""
     path = folder / "manifest.json"
     manifest = {**json.loads(path.read_text()), **change}
     if consistent:
@@ -37,7 +37,7 @@ def edit(folder: Path, change: dict[str, Any], consistent: bool = False) -> None
 
 
 def hash_again(folder: Path) -> None:
-    """Have the manifest agree with the files, as one who wrote them so."""
+    """Make the manifest match the files."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"]:
         for suffix, file in shard["files"].items():
@@ -222,7 +222,7 @@ def test_each_piece_is_checked_once_and_before_its_first_item_is_used(tmp_path: 
 
 
 def without_pieces(folder: Path) -> None:
-    """Make a manifest what an earlier version wrote."""
+    """Turn a manifest into one of an earlier version."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"]:
         for file in shard["files"].values():

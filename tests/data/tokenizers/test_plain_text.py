@@ -135,10 +135,10 @@ def test_a_prepared_corpus_holds_no_special_token(tmp_path: Path) -> None:
         tmp_path / "cache",
         report=lambda line: None,
     )
-    never = found.tokenizer.never_text
+    special = found.tokenizer.never_text
     store = found.train[""]
     ids = np.concatenate([store.document(number) for number in range(store.n_documents)])
-    assert int(never[ids].sum()) == 2 * store.n_documents  # what begins and ends each document
+    assert int(special[ids].sum()) == 2 * store.n_documents  # what begins and ends each document
 
 
 def test_merges_are_read_in_both_spellings() -> None:

@@ -106,11 +106,8 @@ class Tokenizer:
         for anchor in (".", "\n", "a") if self.ids_version else ():
             first, both = self.encode(anchor), self.encode(anchor + text)
             ids = both[len(first) :]
-            if (
-                first
-                and both[: len(first)] == first
-                and _starts_with_space(self.decode_after(first, ids)) == _starts_with_space(text)
-            ):
+            same_start = self.decode_after(first, ids)[:1].isspace() == text[:1].isspace()
+            if first and both[: len(first)] == first and same_start:
                 return ids
         return self.encode(text)
 
@@ -301,10 +298,6 @@ def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
 
 def _begins(texts: Sequence[str]) -> str:
     return f"a text that begins {texts[0][:40]!a}" if len(texts) == 1 else f"one of {len(texts):,} texts"
-
-
-def _starts_with_space(text: str) -> bool:
-    return text[:1].isspace()
 
 
 def _check_surrogates(text: str) -> None:
