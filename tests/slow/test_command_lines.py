@@ -120,6 +120,22 @@ def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):
         assert found.stderr.count("\n") == 1
 
 
+def hparams_page(logs: Path) -> list[str]:
+    """Return the settings of TensorBoard's HParams page in its order."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import backend_context
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    for folder in logs.iterdir():
+        events = EventAccumulator(str(folder)).Reload()
+        for metadata in events.summary_metadata.values():
+            content = HParamsPluginData.FromString(metadata.plugin_data.content)
+            if content.experiment.hparam_infos:
+                backend_context._sort_and_reduce_to_hparams_limit(content.experiment)
+                return [info.name for info in content.experiment.hparam_infos if info.differs]
+    return []
+
+
 @pytest.mark.fault("F17")
 def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path, corpus: Path):
     words = ["-m", "data=text_files", f"data.path={corpus}", "tokenizer=bytes", "model.n_layers=1", "model.d_model=16"]
@@ -137,6 +153,8 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     assert sum(row.startswith("*") for row in rows) == 1
     jobs = list((tmp_path / "my runs" / "é = $x, 😀" / "sweep").iterdir())
     assert len(jobs) == 4
+    settings = hparams_page(tmp_path / "my runs" / "é = $x, 😀" / "sweep")
+    assert settings[:2] == ["init_from", "schedule.kind"]  # the first five are shown, so those of the sweep are
     next(path / "report.json" for path in jobs if (path / "report.json").exists()).unlink()  # as if interrupted
     again = call(*words, cwd=tmp_path)
     assert again.stdout.count("finished before") == 1

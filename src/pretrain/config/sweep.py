@@ -15,7 +15,7 @@ from types import FrameType
 
 from pretrain.config.overrides import quoted, unquoted
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
-from pretrain.launch.run_folder import finished_run
+from pretrain.launch.run_folder import SWEPT, finished_run
 from pretrain.stop_signals import heeded
 
 
@@ -112,6 +112,7 @@ def _run(job: Job) -> int:
     if any(job.folder.glob("checkpoints/step-*")):  # of a sweep that was interrupted
         words.append("resume=auto")
     command = [sys.executable, sys.argv[0], *words]
+    swept = ",".join(word.partition("=")[0].lstrip("+") for word in job.swept)
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
 
@@ -123,7 +124,7 @@ def _run(job: Job) -> int:
 
     previous = {number: signal.signal(number, pass_on) for number in heeded()}  # first: no job is left behind
     try:
-        process = subprocess.Popen(command, env=os.environ)
+        process = subprocess.Popen(command, env=os.environ | {SWEPT: swept})
         for number in early:
             process.send_signal(number)
         code = process.wait()

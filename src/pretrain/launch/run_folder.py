@@ -31,6 +31,9 @@ CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv
 CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
 
 
+SWEPT = "PRETRAIN_SWEPT"  # environment variable of a sweep's jobs: the settings that differ between them, by commas
+
+
 MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger names every row of a step
 
 

@@ -1,14 +1,16 @@
 """TensorBoard: curves, text, and the settings of a sweep beside their validation loss."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import hparams
 
-from pretrain.launch.run_folder import read_rows as read_rows
+from pretrain.launch.run_folder import SWEPT
 
 # settings of the HParams page, by how their full names begin
 _SHAPING = (
@@ -37,18 +39,33 @@ class RunTensorBoard(TensorBoardLogger):
 
 
 def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:
-    """Have TensorBoard's HParams page show the run: what shaped it, beside the last values of its final figures."""
+    """Add the run to TensorBoard's HParams page: its settings beside the last values of its final figures.
+
+    The page shows five settings at first: in a sweep those that differ between its jobs.
+    """
+    swept = tuple(filter(None, os.environ.get(SWEPT, "").split(",")))
     flat = {
         key: value
         for key, value in _flat(settings, "").items()
-        if key.startswith(_SHAPING) or key.endswith((".weight", ".epochs"))  # the parts of a mixture
+        if key.startswith(_SHAPING + swept) or key.endswith((".weight", ".epochs"))  # the parts of a mixture
     }
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and figures:
             writer = logger.experiment._get_file_writer()
-            for summary in hparams(flat, figures):  # names the figures; their values are the scalars written before
+            experiment, *session = hparams(flat, figures)  # figures by name; their values are the scalars before
+            for summary in (_with_swept(experiment, swept), *session):
                 writer.add_summary(summary)
             writer.flush()
+
+
+def _with_swept(experiment: Any, swept: tuple[str, ...]) -> Any:
+    """Return the summary of an experiment with the swept settings marked, which TensorBoard lists first."""
+    data = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = any(f"{info.name}.".startswith(f"{key}.") for key in swept)
+    data.content = content.SerializeToString()
+    return experiment
 
 
 def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | float | str]:
