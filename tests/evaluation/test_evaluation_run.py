@@ -196,12 +196,12 @@ def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
 
 def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) -> None:
     report = run(tiny.place("model=gpt_nano"))
-    with pytest.raises(ConfigError, match=r"dtype=int4 is no number format .* one of: fp32, bf16, int8\."):
+    with pytest.raises(ConfigError, match=r"dtype=int4 is not a number format .* one of: fp32, bf16, int8\."):
         score(settings(tiny, dtype="int4"), report.folder)
     try:
         held = LanguageModel.load(report.folder, dtype="int8")
     except ConfigError:
-        pytest.skip("this processor does not multiply bytes")
+        pytest.skip("this processor has no int8 matmul")
     text = tmp_path / "text.txt"
     text.write_text("the lazy dog sings")
     exact, found = (score(settings(tiny, dtype=each, path=str(text)), report.folder) for each in ("fp32", "int8"))
