@@ -59,7 +59,7 @@ listen()
 try:
     print("ready", flush=True)
     time.sleep(0.5)
-    print([number.name for number in stop_signals.heeded()], flush=True)
+    print([number.name for number in stop_signals.handled_signals()], flush=True)
     time.sleep(30)
 except AskedToStop as asked:
     print(asked)

@@ -1,7 +1,7 @@
 """Signals that ask a process to stop: SIGINT of Ctrl-C, SIGHUP of a closed terminal, SIGTERM, and SIGUSR1 of Slurm.
 
-From `listen` on, only the process itself receives them. Its children start with these signals blocked, so that one to
-the whole process group, as a terminal sends it, does what one to this process does: it decides, and ends them.
+After `listen`, only the process itself receives them. Its children start with these signals blocked, so a signal to the
+whole process group, as a terminal sends it, has the same effect as one to this process, which ends its children.
 """
 
 import os
@@ -13,19 +13,13 @@ from collections import deque
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-
-
 SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
-
-
-CLEAN_UP_S = 15.0  # for a process to end by itself: where the exception is lost or code is deaf, it is ended
-
-
-_RELAY = signal.SIGURG  # wakes the main thread; ignored by whoever does not know it
+CLEAN_UP_S = 15.0  # time for a process to end by itself, before it is ended
+_RELAY = signal.SIGURG  # wakes the main thread; ignored by default
 
 
 class AskedToStop(BaseException):
-    """Raised in the main thread by a stop signal; no Exception, so that no library takes it for a fault of its own."""
+    """Raised in the main thread by a stop signal; not an Exception, so that no library handles it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,43 +27,33 @@ class AskedToStop(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of a process that was asked to stop: 130 by the keyboard, 129 by its terminal, else 143."""
+        """Exit code after the signal: 130 for SIGINT, 129 for SIGHUP, else 143."""
         return 128 + (self.number if self.number in (signal.SIGINT, signal.SIGHUP) else signal.SIGTERM)
 
 
 _received: deque[int] = deque()
-
-
 _raised: AskedToStop | None = None
-
-
 _raised_at = 0.0
-
-
-_told = False
-
-
+_is_reported = False  # whether the process has printed its last line
 _listening = False
-
-
 _terminals: list[int] = []  # file descriptors of this process that are terminals
 
 
-def heeded() -> list[signal.Signals]:
-    """Return the signals that stop this process: not SIGHUP where that is ignored, as behind nohup."""
-    return [each for each in STOP_SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that stop this process: all but SIGHUP if that is ignored, as under nohup."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def listen() -> None:
-    """Have stop signals raise AskedToStop in the main thread, and keep them from all processes started from here on.
+    """Raise AskedToStop in the main thread on stop signals, and keep them from processes started from now on.
 
-    They are blocked in every thread but one, which waits for them and has the main thread call whatever handler
-    `signal.signal` has set by then. Blocked signals are inherited, unlike handlers: that is what shields children.
+    They are blocked in every thread but one, which waits for them and makes the main thread call the handler that
+    `signal.signal` has set by then. Blocked signals are inherited, unlike handlers, which shields children.
     """
     global _listening
     _listening = True
     _terminals[:] = [number for number in (0, 1, 2) if os.isatty(number)]
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, _raise)
     signal.signal(_RELAY, _hand_over)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -77,36 +61,36 @@ def listen() -> None:
 
 
 def keep_from_children() -> None:
-    """Block stop signals once more before a process is started by multiprocessing, which may have unblocked them."""
+    """Block stop signals again before multiprocessing, which may have unblocked them, starts a process."""
     if _listening:
         from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()  # Python's own helper: as it starts, the main thread gets them again
+        resource_tracker.ensure_running()  # starting Python's helper process unblocks them in the main thread
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def join_no_group() -> None:
-    """Take a helper process out of its parent's process group, and let SIGTERM end it again."""
+    """Move a helper process into a process group of its own, and unblock SIGTERM in it."""
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def end_at_once(asked: AskedToStop) -> None:
-    """End the process without cleaning up, with one line unless it was told already."""
-    if not _told:
+    """End the process without cleaning up, with one line unless it has printed its last one."""
+    if not _is_reported:
         os.write(2, f"Interrupted: {asked}: ended at once\n".encode())
     os._exit(asked.exit_code)
 
 
 def cause_of(error: BaseException) -> AskedToStop | None:
-    """Return the request to stop that an error comes from: a library may have put its own in its place."""
+    """Return the stop signal behind an error, which a library may have replaced by one of its own, or None."""
     return error if isinstance(error, AskedToStop) else _raised
 
 
 def stop_listening() -> None:
-    """Let no further signal interrupt a process that tells its last line and ends; it may not take long."""
-    global _told
-    _told = True
+    """Ignore further signals while the process prints its last line and ends."""
+    global _is_reported
+    _is_reported = True
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -132,15 +116,15 @@ def _wait_for_signals() -> None:
         if number == signal.SIGHUP and signal.getsignal(number) != signal.SIG_IGN:
             _leave_terminals()
         _received.append(number)
-        signal.pthread_kill(main, _RELAY)  # a system call that the main thread waits in ends, too
+        signal.pthread_kill(main, _RELAY)  # also ends a system call that the main thread waits in
 
 
 def _leave_terminals() -> None:
-    """Put nothing in the place of terminals: to write to a closed one is an error, and the run is still to save."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+    """Redirect closed terminals to /dev/null: writing to one is an error, and the run has yet to save."""
+    null = os.open(os.devnull, os.O_RDWR)
     for number in _terminals:
-        os.dup2(nothing, number)
-    os.close(nothing)
+        os.dup2(null, number)
+    os.close(null)
 
 
 def _hand_over(relay: int, frame: FrameType | None) -> None:
@@ -154,12 +138,12 @@ def _hand_over(relay: int, frame: FrameType | None) -> None:
 
 
 def _quiet(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Show Ctrl-C before `listen` as one line; Python ends the process as the signal would."""
+    """Print Ctrl-C before `listen` as one line; Python then ends the process as the signal would."""
     if issubclass(kind, KeyboardInterrupt):
         print("Interrupted: SIGINT", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
 
-if sys.excepthook is sys.__excepthook__:  # at import: what is loaded next takes a while, and can be interrupted too
+if sys.excepthook is sys.__excepthook__:  # at import: the slow imports that follow can be interrupted too
     sys.excepthook = _quiet

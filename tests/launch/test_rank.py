@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError
 from pretrain.inference.config import GenerateConfig
 from pretrain.launch import rank as launcher
 from pretrain.launch.rank import check_agent, check_launcher, rank, under_launcher
-from pretrain.training.launch import _notice_wait
+from pretrain.training.launch import _print_wait_notice
 
 OF_TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -126,7 +126,7 @@ def test_the_doctor_is_started_alone(environment: dict[str, str], monkeypatch, c
 
 def test_who_waits_long_for_others_says_for_what(environment: dict[str, str], capsys):
     environment |= OF_TORCHRUN
-    _notice_wait("localhost:29500", 1800.0)
+    _print_wait_notice("localhost:29500", 1800.0)
     assert re.fullmatch(
         r"rank 3 waits at localhost:29500 for the other processes \(3\) .* unset TORCHELASTIC_RUN_ID RANK\n",
         capsys.readouterr().err,

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.inference.config import GenerateConfig
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
 from pretrain.optim.config import MatrixPrecision
+from pretrain.training.auto_settings import resolve_auto_settings
 from pretrain.training.config import Precision
-from pretrain.training.launch import _resolve_auto_settings
 from pretrain.training.train import run
 
 
@@ -54,7 +55,7 @@ def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixtu
     config = compose("train", words)
     first = resolve_run(config, words)
     first.config.trainer.max_steps = 2
-    first = _resolve_auto_settings(first)
+    first = replace(first, config=resolve_auto_settings(first.config))
     run(first)
     saved = open_checkpoint(first.folder)
     assert saved.config["trainer"]["precision"] in ("fp32", "bf16")

@@ -179,7 +179,7 @@ def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
     workers_of(process)[-1].kill()
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "a process was lost; all go on from step" in out
+    assert "a process was lost; all resume from step" in out
     assert out.count("Report") == 1
     assert files(job.folder / "back") == files(job.run("whole", *words))
 

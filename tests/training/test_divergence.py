@@ -88,7 +88,7 @@ def test_a_run_goes_back_leaves_out_what_is_to_blame_and_goes_on(poisoned, capsy
     assert report.steps == 150
     assert report.skipped_steps == 0
     out = capsys.readouterr().out
-    assert "leaving out rows" in out
+    assert "excluding rows" in out
     assert "rewinding to step" in out
     assert f"left out           {named(report.excluded)} (rows to blame for spikes)" in str(report)
     assert report.waited_s["rewinds"] > 0
@@ -140,7 +140,7 @@ def test_a_spike_is_skipped_where_that_is_asked_for(poisoned):
 @pytest.mark.fault("F08")
 def test_a_spike_ends_the_run_where_that_is_asked_for(poisoned):
     with pytest.raises(
-        DivergenceError, match=r"the loss of step \d+ is .*, above .*deviations\. It read rows \d+"
+        DivergenceError, match=r"the loss of step \d+ is .*, above .*deviations\. The step read rows \d+"
     ) as e:
         train(poisoned.place("divergence.on_spike=stop"))
     assert e.value.exit_code == 5

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.errors import DataError, Interrupted, RankLostError
 from pretrain.stop_signals import AskedToStop
-from pretrain.training.elastic import _how_stopped, _what_failed
+from pretrain.training.elastic import first_failure, interruption
 
 
 def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
@@ -22,29 +22,31 @@ def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
     failures = tmp_path / "failures"
     failures.mkdir()
     leave(failures, 0, 5.0, 1, "Connection closed by peer")
-    error = _what_failed(failures, 2, 0, 1)
+    error = first_failure(failures, 2, 0, 1)
     assert isinstance(error, RankLostError)
     assert str(error) == "rank 1 was lost; nothing was saved yet"
     (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
-    assert str(_what_failed(failures, 2, 0, 1)) == "rank 1 was lost; go on from the last checkpoint with resume=auto"
+    assert (
+        str(first_failure(failures, 2, 0, 1)) == "rank 1 was lost; continue from the last checkpoint with resume=auto"
+    )
     (failures / "rank-0.json").unlink()
-    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
+    assert "rank 1 was lost (SIGKILL)" in str(first_failure(failures, 2, 1, -9))
 
 
 def test_a_lost_process_is_told_from_the_launchers_signal(tmp_path: Path):
     failures = tmp_path / "failures"
     failures.mkdir()
     leave(failures, 0, 5.0, 143, "SIGTERM at step 15: saved; go on with resume=auto")
-    assert "rank 1 was lost (SIGKILL)" in str(_what_failed(failures, 2, 1, -9))
-    assert isinstance(_what_failed(failures, 2, 1, 3), RankLostError)
-    assert isinstance(_what_failed(failures, 2, 1, -signal.SIGTERM), Interrupted)
+    assert "rank 1 was lost (SIGKILL)" in str(first_failure(failures, 2, 1, -9))
+    assert isinstance(first_failure(failures, 2, 1, 3), RankLostError)
+    assert isinstance(first_failure(failures, 2, 1, -signal.SIGTERM), Interrupted)
 
 
 def test_the_first_that_said_why_is_believed(tmp_path: Path):
     leave(tmp_path, 0, 1.0, 1, "Connection closed by peer")
     leave(tmp_path, 2, 3.0, 3, "later")
     leave(tmp_path, 1, 2.0, 3, "shard 7 is damaged")
-    error = _what_failed(tmp_path, 3, 0, 1)
+    error = first_failure(tmp_path, 3, 0, 1)
     assert isinstance(error, DataError)
     assert str(error) == "shard 7 is damaged"
 
@@ -52,25 +54,25 @@ def test_the_first_that_said_why_is_believed(tmp_path: Path):
 def test_a_signal_keeps_its_exit_code(tmp_path: Path):
     leave(tmp_path, 0, 1.0, 143, "SIGTERM at step 3")
     leave(tmp_path, 1, 1.0, 143, "SIGTERM at step 3")
-    error = _what_failed(tmp_path, 2, 0, 0)
+    error = first_failure(tmp_path, 2, 0, 0)
     assert isinstance(error, Interrupted)
     assert error.exit_code == 143
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)])
 def test_processes_that_were_stopped_before_they_began_were_not_lost(tmp_path: Path, number: int, code: int):
-    error = _how_stopped(tmp_path / "failures", AskedToStop(number))
+    error = interruption(tmp_path / "failures", AskedToStop(number))
     assert isinstance(error, Interrupted)
     assert (error.exit_code, str(error)) == (code, f"{signal.Signals(number).name} at step 0: nothing was trained yet")
     (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
-    told = str(_how_stopped(tmp_path / "failures", AskedToStop(number)))
+    told = str(interruption(tmp_path / "failures", AskedToStop(number)))
     assert told.endswith("at step 7: saved; go on with resume=auto")
 
 
 def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
     for rank in range(2):
         leave(tmp_path, rank, float(rank), 1, f"Traceback of {rank}")
-    assert str(_what_failed(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
+    assert str(first_failure(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
 
 
 def test_a_run_whose_output_is_read_no_more_goes_on():

@@ -7,8 +7,8 @@ import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
-from pretrain.training.learning_rate import rate_change
 from pretrain.training.run_length import batch_sizes_of, run_length
+from pretrain.training.startup_summary import rate_change
 
 COSINE = ["schedule=cosine", "schedule.warmup_steps=0", "schedule.min_lr_ratio=0.1", "optimizer.learning_rate=0.01"]
 CONSTANT = ["schedule=constant", "schedule.warmup_steps=0"]

@@ -65,7 +65,7 @@ def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: p
     words = ["model=gpt_nano", f"paths.run_dir={folder}"]
     run(tiny.place(*words, "trainer.max_steps=2"))
     run(tiny.place(*words, "resume=auto", "seed=3", "allow_change=[seed]", "trainer.max_steps=3"))
-    told = "the rows come in another order from here on: some are read twice, others not, until an epoch has ended"
+    told = "the order of rows changes from here on: until the epoch ends, some are read twice and some not at all"
     assert capsys.readouterr().out.count(told) == 1
     assert len(list(rows_of_step(folder, 3))) == 4
     with pytest.raises(ConfigError, match=r"step=2 read rows in another order: after step 2 .* Try step=3 or later"):

@@ -21,7 +21,7 @@ from pretrain.training.config import PathsConfig
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.run_length import batch_sizes_of
-from pretrain.training.train import _build_data, run
+from pretrain.training.train import build_data, run
 
 SHARES = {"numbers": 0.3, "words": 0.7}
 
@@ -174,7 +174,7 @@ def test_each_source_scores_its_share_of_the_most_rows(mixed):
     config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
     sizes = batch_sizes_of(config, None)
-    data = _build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed), frozenset(), sizes)
+    data = build_data(config, prepared, config.objective.build(prepared.tokenizer, config.seed), frozenset(), sizes)
     for ranks in (1, 2):
         scored = []
         for rank in range(ranks):

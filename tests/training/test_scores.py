@@ -85,7 +85,7 @@ def test_scores_settings_are_typed_and_survive_being_saved(tiny: Any, files: dic
 def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.cloze=nowhere does not exist"):
         open_tasks(ScoresConfig(every_n_steps=1, cloze=["nowhere"]), causal=True)
-    with pytest.raises(ConfigError, match=r"scores\.cloze=\['x'\] continues passages, and this run trains a model to"):
+    with pytest.raises(ConfigError, match=r"scores\.cloze=\['x'\] completes passages, and this run trains a model to"):
         open_tasks(ScoresConfig(cloze=["x"]), causal=False)
     long = Path(files["cloze"]).with_name("long.jsonl")
     long.write_text(json.dumps({"context": "a", "continuation": "b" * 2000}))
@@ -102,4 +102,4 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
 
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
     model = lively(shape("gpt"), 259, causal=True)
-    assert Writer(tiny.config(), byte_tokenizer()).whole_model(model) is model
+    assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model

@@ -90,7 +90,7 @@ def test_training_on_a_stream_equals_training_on_the_read_corpus(
 ):
     prepared, words = begin(tiny, "trainer.max_steps=40", f"data.prefetch={prefetch}")
     folder = tiny.folder / "ahead"
-    monkeypatch.setattr(text_ahead, "TELL_S", 0.3)
+    monkeypatch.setattr(text_ahead, "LOG_S", 0.3)
     with Held(hold_lock, prepared.corpora[""].folder, waits) as held:
         ahead = run(tiny.place(*words, f"paths.run_dir={folder}"))
     assert held.eras == 1

@@ -287,11 +287,11 @@ def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
     data[-1] ^= 1
     weights.write_bytes(data)
     assert tiny.place(*words, "resume=auto").resumed.step == 8
-    assert "passes over" in capsys.readouterr().out
+    assert "resume=auto skips" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="does not match its sha256"):
         tiny.place(*words, f"resume={folders[-1]}")
     (folders[0] / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="none verifies"):
+    with pytest.raises(CheckpointError, match="all are damaged"):
         tiny.place(*words, "resume=auto")
     assert tiny.place(*CAUSAL, "resume=auto").resumed is None
 
@@ -338,7 +338,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch)
 @pytest.mark.fault("F08")
 def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
     plant_nan(monkeypatch, range(2, 100))
-    with pytest.raises(DivergenceError, match="not finite in 10 steps in a row") as caught:
+    with pytest.raises(
+        DivergenceError, match=r"10 steps in a row were skipped.*the gradient was not finite\. The last"
+    ) as caught:
         run(tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}", "checkpoint.every_n_steps=2"))
     assert caught.value.exit_code == 5
     saved = open_checkpoint(tiny.folder / "run")
@@ -355,7 +357,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_run(tiny):
 @pytest.mark.fault("F04")
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(tiny, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
-    with pytest.raises(CheckpointError, match=r"no room for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):
+    with pytest.raises(CheckpointError, match=r"too full for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):
         run(tiny.place(*CAUSAL))
 
 
@@ -371,7 +373,7 @@ def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
     assert "epochs" in capsys.readouterr().out
     run(tiny.place(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))
-    assert "the warm-up takes 1 steps and the run 1: its learning rate never comes down" in capsys.readouterr().out
+    assert "the warm-up takes 1 steps and the run 1: the learning rate never decays" in capsys.readouterr().out
 
 
 def test_the_last_validation_is_logged_once(tiny):

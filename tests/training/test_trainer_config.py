@@ -7,8 +7,9 @@ import lightning as L
 import pytest
 
 from pretrain.errors import ConfigError
+from pretrain.training.auto_settings import choose_device
 from pretrain.training.config import TrainerConfig
-from pretrain.training.strategy import build_strategy, choose_device
+from pretrain.training.strategy import build_strategy
 
 
 def test_trainer_settings_are_arguments_of_the_trainer():

@@ -16,7 +16,7 @@ from types import FrameType
 from pretrain.config.overrides import quoted, unquoted
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
 from pretrain.launch.run_folder import SWEPT, finished_run
-from pretrain.stop_signals import heeded
+from pretrain.stop_signals import handled_signals
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _run(job: Job) -> int:
         else:
             process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in heeded()}  # first: no job is left behind
+    previous = {number: signal.signal(number, pass_on) for number in handled_signals()}  # first: no job is left behind
     try:
         process = subprocess.Popen(command, env=os.environ | {SWEPT: swept})
         for number in early:

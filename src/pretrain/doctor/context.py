@@ -22,7 +22,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.parallel.mesh import load_parameters
-from pretrain.training.strategy import choose_device
+from pretrain.training.auto_settings import choose_device
 
 LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample, because planning rows takes long
 SAMPLE_TOKENS = 200_000  # of each source

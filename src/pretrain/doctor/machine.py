@@ -25,8 +25,8 @@ from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.optim.groups import parameter_names
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parallelize import parallelize
+from pretrain.training.auto_settings import choose_device
 from pretrain.training.config import Precision
-from pretrain.training.strategy import choose_device
 
 VERSIONS = {  # at least the first, below the second; those of pyproject.toml
     "torch": ("2.13", None),

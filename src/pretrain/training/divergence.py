@@ -1,4 +1,4 @@
-"""Losses that jump: which step is one, which rows are to blame, and what is done about it."""
+"""Loss spikes: detect the step, find its outlier sequences, rewind or stop."""
 
 from __future__ import annotations
 
@@ -19,60 +19,56 @@ from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.datamodule import TextDataModule
 
-_FLAT = 0.01  # of the mean: the least deviation, for the losses of a text known by heart hardly differ
+_MIN_DEVIATION = 0.01  # of the mean: the losses of a memorized text hardly differ
+_MAX_NAMED = 20  # rows in a message
+_MAD_TO_DEVIATION = 1.4826  # standard deviation of normal values / their median absolute deviation
 
 
-_SHOWN = 20  # rows named in a message
-
-
-_NORMAL = 1.4826  # of the median distance from the median: the standard deviation where values are normal
-
-
-class Rewind(Exception):  # noqa: N818  (not an error: the run goes on)
-    """The run is to go back to its last checkpoint and to leave out rows, `excluded` being all of them so far."""
+class Rewind(Exception):  # noqa: N818  (not an error: the run continues)
+    """Sends the run back to its last checkpoint, without the rows `excluded` (all of them so far)."""
 
     def __init__(self, message: str, step: int, excluded: frozenset[str], seconds: float) -> None:
         super().__init__(message)
-        self.step = step  # that jumped
+        self.step = step  # of the spike
         self.excluded = excluded
-        self.seconds = seconds  # of the run so far, which do not come back
+        self.seconds = seconds  # training time so far, which a rewind does not undo
 
 
 class Spikes:
-    """Tells a step whose loss is far above those of the steps before it.
+    """Detects a step whose loss is far above those of the last steps, by their mean and standard deviation.
 
-    The measure is the mean of the last losses and their standard deviation. OLMo-core's SkipStepOptimizer, too, takes
-    6 deviations of the last 128 steps (https://olmo-core.readthedocs.io/en/latest/optim.html).
+    OLMo-core's SkipStepOptimizer also takes 6 deviations of the last 128 steps
+    (https://olmo-core.readthedocs.io/en/latest/optim.html).
     """
 
     def __init__(self, config: DivergenceConfig) -> None:
         self.on_spike = config.on_spike
         self.deviations = config.deviations
-        self.losses: deque[float] = deque(maxlen=config.window)  # of the newest steps that were none
+        self.losses: deque[float] = deque(maxlen=config.window)  # of the last steps without a spike
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses of the window, in nats per target."""
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the window by that of `state`, of which as many of the newest losses stay as it holds."""
+        """Load the losses of the window; the newest ones if this window is smaller."""
         self.losses = deque(state.get("losses", []), maxlen=self.losses.maxlen)
 
     @property
-    def watches(self) -> bool:
-        """Whether anything is to be done about a spike."""
+    def is_on(self) -> bool:
+        """Whether spikes are looked for at all."""
         return self.on_spike is not OnSpike.ignore
 
     def limit(self) -> float:
-        """Return the loss in nats from which on a step is a spike: none is, before half of the window is known."""
+        """Return the loss in nats above which a step is a spike; inf until half of the window is known."""
         if len(self.losses) < max(2, (self.losses.maxlen or 0) // 2):
             return math.inf
         mean = statistics.fmean(self.losses)
-        return mean + self.deviations * max(statistics.pstdev(self.losses, mean), _FLAT * abs(mean))
+        return mean + self.deviations * max(statistics.pstdev(self.losses, mean), _MIN_DEVIATION * abs(mean))
 
     def is_spike(self, loss: float) -> bool:
-        """Return whether a step of this loss, in nats per target, is a spike; else count it among the usual ones."""
-        if not self.watches or not math.isfinite(loss):
+        """Return whether a loss in nats per target is a spike; if not, add it to the window."""
+        if not self.is_on or not math.isfinite(loss):
             return False
         if loss > self.limit():
             return True
@@ -80,7 +76,7 @@ class Spikes:
         return False
 
     def describe(self, step: int, loss: float) -> str:
-        """Return what stood out."""
+        """Return a phrase with the loss of a spike, the limit and how it was computed."""
         return (
             f"the loss of step {step} is {loss:.4f}, above {self.limit():.4f}: the mean of the {len(self.losses)} "
             f"steps before, {statistics.fmean(self.losses):.4f}, and {self.deviations:g} deviations"
@@ -93,54 +89,53 @@ def outlier_sequences(
     samples: np.ndarray,
     deviations: float,
     parallel_dims: ParallelDims,
-    rank: int,
 ) -> list[str]:
-    """Return the ids of the rows of a step that are to blame for its loss: those far above the step's others.
+    """Return the ids of a step's rows whose loss is far above the others, or of all rows if there are none.
 
-    `samples` are the places of the rows that process `rank` read; all processes take part. Where no row stands out, all
-    are to blame.
+    `samples` are the sample indices that this process read. A collective call.
     """
     ids = [row.id for row in data.train_stream.row_origins(samples)]
     losses = _row_losses(model_with_loss, data, samples)
     if parallel_dims.ranks > 1:
-        everyone: list[tuple[list[str], list[float]]] = [([], [])] * parallel_dims.ranks
-        torch.distributed.all_gather_object(everyone, (ids, losses.tolist()))
-        everyone = everyone[:: parallel_dims.tensor]
-        ids = [name for names, _ in everyone for name in names]
-        losses = torch.tensor([loss for _, own in everyone for loss in own], dtype=torch.float64)
-    scored = ~losses.isnan()  # a row that was left out before has no targets
+        gathered: list[tuple[list[str], list[float]]] = [([], [])] * parallel_dims.ranks
+        torch.distributed.all_gather_object(gathered, (ids, losses.tolist()))
+        gathered = gathered[:: parallel_dims.tensor]
+        ids = [name for names, _ in gathered for name in names]
+        losses = torch.tensor([loss for _, values in gathered for loss in values], dtype=torch.float64)
+    scored = ~losses.isnan()  # an excluded row has no targets
     if not bool(scored.any()):
         return sorted(set(ids))
-    middle = losses[scored].median()
-    spread = _NORMAL * (losses[scored] - middle).abs().median()
-    far = losses > middle + deviations * spread.clamp(min=_FLAT * float(middle))
-    chosen = far if bool(far.any()) else scored
-    return sorted({name for name, blamed in zip(ids, chosen.tolist(), strict=True) if blamed})
+    median = losses[scored].median()
+    deviation = _MAD_TO_DEVIATION * (losses[scored] - median).abs().median()
+    is_outlier = losses > median + deviations * deviation.clamp(min=_MIN_DEVIATION * float(median))
+    chosen = is_outlier if bool(is_outlier.any()) else scored
+    return sorted({name for name, is_chosen in zip(ids, chosen.tolist(), strict=True) if is_chosen})
 
 
 def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: np.ndarray) -> Tensor:
-    """Return the mean loss of each row in nats per target, float64 (samples,); NaN for one without targets."""
+    """Return the mean loss of each row in nats per target, float64 (samples,); NaN for a row without targets."""
     training = model_with_loss.training
     model_with_loss.eval()
     device = next(model_with_loss.parameters()).device
-    found = []
+    row_losses = []
     for start in range(0, len(samples), data.size):
         batch = data.training_batch(samples[start : start + data.size]).to(device)
         losses, _ = model_with_loss.evaluate(batch)
-        found.append(losses.cpu().double().sum(1) / (batch.targets != IGNORE).sum(1).cpu())
+        row_losses.append(losses.cpu().double().sum(1) / (batch.targets != IGNORE).sum(1).cpu())
     model_with_loss.train(training)
-    return torch.cat(found)
+    return torch.cat(row_losses)
 
 
 def named(rows: Iterable[str]) -> str:
-    """Return row ids as text, the first few of them."""
+    """Return row ids as text: the first few in order, and the number of the others."""
     rows = sorted(rows, key=lambda row: (row.rpartition(":")[0], int(row.rpartition(":")[2])))
-    return ", ".join(rows[:_SHOWN]) + (f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else "")
+    return ", ".join(rows[:_MAX_NAMED]) + (f" and {len(rows) - _MAX_NAMED:,} more" if len(rows) > _MAX_NAMED else "")
 
 
-def stop(what: str, rows: Iterable[str]) -> DivergenceError:
+def spike_error(description: str, rows: Iterable[str]) -> DivergenceError:
     """Return the error that ends a run at a spike."""
     return DivergenceError(
-        f"{what}. It read rows {named(rows)}. Look at them: python src/prepare.py inspect run=<run folder> step=...; "
-        "then go on by resume=auto with divergence.on_spike=rewind, or with a lower optimizer.learning_rate."
+        f"{description}. The step read rows {named(rows)}. Look at them: python src/prepare.py inspect "
+        "run=<run folder> step=...; then continue by resume=auto with divergence.on_spike=rewind, or with a lower "
+        "optimizer.learning_rate."
     )

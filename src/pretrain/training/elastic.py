@@ -1,4 +1,4 @@
-"""The processes of a run: one for each device, started by torch's elastic agent from one set of settings."""
+"""The processes of a run, one per device, started by torch's elastic agent."""
 
 import json
 import logging
@@ -27,11 +27,9 @@ from pretrain.files.records import Count
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import FAILURES, record_of, saved_step, stopped
 from pretrain.parallel.process_group import leave_group
-from pretrain.stop_signals import STOP_SIGNALS, AskedToStop, heeded, keep_from_children, listen
+from pretrain.stop_signals import STOP_SIGNALS, AskedToStop, handled_signals, keep_from_children, listen
 
-SHUTDOWN_S = 25  # to save after a signal, before a process is killed
-
-
+SHUTDOWN_S = 25  # time to save after a signal, before a process is killed
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, DataError, CheckpointError, DivergenceError, RankLostError)}
 
 
@@ -46,10 +44,9 @@ class Failure:
 
 
 def spawn(record: dict[str, Any]) -> str:
-    """Run the placement that `record` holds in one process for each device; return the report of the first.
+    """Run the run plan in `record` in one process per device; return the report of rank 0.
 
-    The data is prepared here, once. Raises what the process that failed first raised, and RankLostError where one was
-    killed.
+    The data is prepared here, once. Raises the error of the process that failed first, RankLostError if one was killed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -59,10 +56,10 @@ def spawn(record: dict[str, Any]) -> str:
 
     config = from_record(record).config
     prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
-    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+    for name in list(logging.root.manager.loggerDict):  # each logger has its own level
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # else processes started again find the addresses of those they replace in the agent's store, and wait for them
+    # else restarted processes find the addresses of the lost ones in the agent's store, and wait for them
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     failures = Path(record["folder"]) / FAILURES
     for path in failures.glob("rank-*.json"):
@@ -78,30 +75,30 @@ def spawn(record: dict[str, Any]) -> str:
         monitor_interval=0.1,
         start_method="spawn",
         shutdown_timeout=SHUTDOWN_S,
-        signals_to_handle=",".join(["SIGQUIT", *(number.name for number in heeded())]),
+        signals_to_handle=",".join(["SIGQUIT", *(number.name for number in handled_signals())]),
     )
-    before = {number: signal.getsignal(number) for number in heeded()}
-    keep_from_children()  # the processes hear of a signal to all of the group through the launcher
+    handlers = {number: signal.getsignal(number) for number in handled_signals()}
+    keep_from_children()  # the launcher passes a signal to the process group on to the processes
     try:
         return str(elastic_launch(agent, work)(json.dumps(record))[0])
     except ChildFailedError as error:
-        number, first = error.get_first_failure()
-        raise _what_failed(failures, config.trainer.devices, number, first.exitcode) from None
+        lost_rank, first = error.get_first_failure()
+        raise first_failure(failures, config.trainer.devices, lost_rank, first.exitcode) from None
     except SignalException as error:
-        raise _how_stopped(failures, AskedToStop(error.sigval)) from None
+        raise interruption(failures, AskedToStop(error.sigval)) from None
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def work(text: str) -> str:
-    """Run one process's part; a failure is left in the run folder for the launcher to read.
+    """Train in one process of the run and return its report; write a failure into the run folder for the launcher.
 
-    Started again by the launcher, because one was lost, it goes on from the newest checkpoint.
+    Restarted by the launcher after the loss of a process, it continues from the newest checkpoint.
     """
     record = json.loads(text)
     if int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
-        _go_on(record)
+        _resume_newest(record)
     try:
         listen()
         report = _train(record)
@@ -112,8 +109,8 @@ def work(text: str) -> str:
         path = Path(record["folder"]) / FAILURES / f"rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
         failure = {"time": time.time(), "rank": rank(), "exit_code": code, "message": message}
-        write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process any moment
-        os._exit(code)  # a process that waits for others must not wait while it cleans up
+        write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process at any moment
+        os._exit(code)  # without cleaning up, which could wait for other processes
     leave_group()
     return report
 
@@ -129,37 +126,41 @@ def _train(record: dict[str, Any]) -> str:
     return str(train(from_record(record)))
 
 
-def _go_on(record: dict[str, Any]) -> None:
-    """Have the record resume the newest checkpoint; what failed for a reason that stays is not tried again."""
+def _resume_newest(record: dict[str, Any]) -> None:
+    """Set the newest checkpoint in the record; end the process if the failure would occur again."""
     folder = Path(record["folder"])
     for failure in _failures(folder / FAILURES):
         if failure.exit_code != 1:
             os._exit(failure.exit_code)
-    found, _ = newest(folder)
-    record["resumed"] = str(found.folder) if found else None
-    log(f"a process was lost; all go on from {f'step {found.step}' if found else 'the start'}")
+    resumed, _ = newest(folder)
+    record["resumed"] = str(resumed.folder) if resumed else None
+    log(f"a process was lost; all resume from {f'step {resumed.step}' if resumed else 'the start'}")
 
 
-def _how_stopped(failures: Path, asked: AskedToStop) -> PretrainError:
-    """Return the error of processes that were asked to stop; those that had not begun leave no word."""
+def interruption(failures: Path, asked: AskedToStop) -> PretrainError:
+    """Return the error of processes that a signal ended; those that had not started training write no failure."""
     if any(failures.glob("rank-*.json")):
-        return _what_failed(failures, 0, 0, 0)
+        return first_failure(failures, 0, 0, 0)
     return stopped(asked, saved_step(failures.parent))
 
 
-def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> PretrainError:
-    """Return the error of what failed first; a process that left no word was lost, and the others fell with it."""
-    told = _failures(failures)
-    silent = sorted(set(range(ranks)) - {failure.rank for failure in told})
-    lost_first = number in silent and -exit_code not in STOP_SIGNALS  # the launcher asked the others to stop for that
-    own_words = [each for each in told if each.exit_code != 1 and not (lost_first and each.exit_code > 128)]
-    if not own_words and silent:
-        lost = number if number in silent else silent[0]
+def first_failure(failures: Path, ranks: int, failed_rank: int, exit_code: int) -> PretrainError:
+    """Return the error of the process that failed first.
+
+    A process that wrote no failure was lost, and made the others fail. `failed_rank` and its `exit_code` are the first
+    failure that the launcher saw.
+    """
+    written = _failures(failures)
+    silent = sorted(set(range(ranks)) - {failure.rank for failure in written})
+    was_lost = failed_rank in silent and -exit_code not in STOP_SIGNALS  # then the launcher stopped the others
+    causes = [item for item in written if item.exit_code != 1 and not (was_lost and item.exit_code > 128)]
+    if not causes and silent:
+        lost = failed_rank if failed_rank in silent else silent[0]
         name = f" ({signal.Signals(-exit_code).name})" if exit_code < 0 else ""
         saved = saved_step(failures.parent)
-        go_on = "go on from the last checkpoint with resume=auto" if saved else "nothing was saved yet"
-        return RankLostError(f"rank {lost} was lost{name}; {go_on}")
-    first = min(own_words or told, key=lambda failure: failure.time)
+        advice = "continue from the last checkpoint with resume=auto" if saved else "nothing was saved yet"
+        return RankLostError(f"rank {lost} was lost{name}; {advice}")
+    first = min(causes or written, key=lambda failure: failure.time)
     code, message = first.exit_code, first.message
     if code > 128:
         return Interrupted(message, code - 128)
@@ -167,5 +168,5 @@ def _what_failed(failures: Path, ranks: int, number: int, exit_code: int) -> Pre
 
 
 def _failures(folder: Path) -> list[Failure]:
-    """Return what failed processes have written into a run's folder."""
+    """Return the failures that processes have written into a run's folder."""
     return [record_of(path, Failure) for path in sorted(folder.glob("rank-*.json"))]

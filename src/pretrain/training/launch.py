@@ -1,4 +1,4 @@
-"""Start a run: resolve the settings, then train in this process or in one for each device."""
+"""Start a run: resolve its settings, then train in this process or in one per device."""
 
 import json
 import os
@@ -21,29 +21,26 @@ from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
 
-_QUIET_S = 20.0  # of waiting for other processes before it is said
+_NOTICE_S = 20.0  # time to wait for other processes before a notice
 
-
-_met_at: list[Any] = []  # where processes of torchrun or srun met: closed, those that are late would find nobody
+_stores: list[Any] = []  # rendezvous stores of torchrun or srun; closing one early would shut out late processes
 
 
 def launch(config: RunConfig | None, overrides: list[str]) -> None:
-    """Train as `config` says, in this process or in one for each device, and print the report.
+    """Train with the settings `config`, in this process or in one per device, and print the report.
 
-    Under torchrun or srun the first process decides settings and folder and hands them to the others, which have no
-    `config`.
+    Under torchrun or srun rank 0 resolves settings and folder and sends them to the others, whose `config` is None.
     """
     check_launcher()
     if under_launcher():
-        log(_run(_agreed_run_plan(config, overrides)))
+        log(_run(_agree_on_run_plan(config, overrides)))
         leave_group()
         return
     assert config is not None
     config = with_devices(config)
     check_files(config.data)
-    run_plan = _resolve_auto_settings(resolve_run(config, overrides))
-    alone = run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts
-    if alone:
+    run_plan = _resolve(config, overrides)
+    if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
         log(_run(run_plan))
         return
     with only_run_in(run_plan.folder):
@@ -58,24 +55,22 @@ def _run(run_plan: RunPlan) -> str:
 
 
 def _train(run_plan: RunPlan) -> str:
-    from pretrain.training.train import train  # here: a wrong folder is told before Lightning is loaded
+    from pretrain.training.train import train  # here: a wrong folder is reported before Lightning is loaded
 
     return str(train(run_plan))
 
 
-def _resolve_auto_settings(run_plan: RunPlan) -> RunPlan:
-    """Return the run plan with every `auto` measured, once, as several processes could find different answers."""
-    from pretrain.training.compilation import resolve_compile  # here: reading settings loads no torch
-    from pretrain.training.strategy import choose_device, resolve_precision
+def _resolve(config: RunConfig, overrides: list[str]) -> RunPlan:
+    run_plan = resolve_run(config, overrides)
+    from pretrain.training.auto_settings import resolve_auto_settings  # here: it loads torch
 
-    device = choose_device(run_plan.config.trainer)
-    return replace(run_plan, config=resolve_compile(resolve_precision(run_plan.config, device), device))
+    return replace(run_plan, config=resolve_auto_settings(run_plan.config))
 
 
 def with_devices(config: RunConfig) -> RunConfig:
-    """Return the settings with the number of devices that `trainer.devices=-1` means here.
+    """Return the settings with the number of this machine's GPUs in place of `trainer.devices=-1`.
 
-    Raises ConfigError where a strategy for several devices finds no GPU and was not told to use processors.
+    Raises ConfigError if a strategy for several devices finds no GPU and the settings do not ask for CPUs.
     """
     trainer = config.trainer
     if trainer.strategy is Strategy.single:
@@ -86,31 +81,29 @@ def with_devices(config: RunConfig) -> RunConfig:
     if not gpus and (trainer.accelerator != "cpu" or trainer.devices == -1):
         raise ConfigError(
             f"trainer={trainer.strategy.name} shares a run between GPUs, and this machine has none. "
-            "Its processors can do it with trainer.accelerator=cpu trainer.devices=2."
+            "To share it between CPU processes, try trainer.accelerator=cpu trainer.devices=2."
         )
     if trainer.devices != -1:
         return config
-    record = to_dict(config)
-    record["trainer"]["devices"] = gpus
-    return as_config(record)
+    return replace(config, trainer=replace(trainer, devices=gpus))
 
 
-def _agreed_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
-    """Return the same placement on every process: the first one places, the others receive it through the store."""
+def _agree_on_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
+    """Return the same run plan on every process: rank 0 resolves it, the others receive it through the store."""
     from torch.distributed.rendezvous import rendezvous
 
     timeout_s = config.trainer.timeout_s if config else TrainerConfig.timeout_s
     check_agent()
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    notice = Timer(_QUIET_S, _notice_wait, (address, timeout_s))
+    notice = Timer(_NOTICE_S, _print_wait_notice, (address, timeout_s))
     notice.start()
     try:
         store, number, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-        _met_at.append(store)
-    except RuntimeError as error:  # the class of all that torch says of its stores
+        _stores.append(store)
+    except RuntimeError as error:  # the class of all errors of torch's stores
         raise RankLostError(
-            f"the processes of the run did not find each other at {address}: {str(error).splitlines()[0]} Look whether "
-            f"all {os.environ['WORLD_SIZE']} of them run, and the port is free: torchrun --master-port <another>."
+            f"the processes of the run did not find each other at {address}: {str(error).splitlines()[0]} Check that "
+            f"all {os.environ['WORLD_SIZE']} of them run, and that the port is free: torchrun --master-port <another>."
         ) from error
     finally:
         notice.cancel()
@@ -119,17 +112,17 @@ def _agreed_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPlan:
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        run_plan = _resolve_auto_settings(resolve_run(as_config(record), overrides))
+        run_plan = _resolve(as_config(record), overrides)
         prepare(run_plan.config.data, run_plan.config.tokenizer, Path(run_plan.config.paths.cache_dir))
-        store.set("pretrain/placement", json.dumps(to_record(run_plan)))
-    return from_record(json.loads(store.get("pretrain/placement")))
+        store.set("pretrain/run_plan", json.dumps(to_record(run_plan)))
+    return from_record(json.loads(store.get("pretrain/run_plan")))
 
 
-def _notice_wait(address: str, timeout_s: float) -> None:
-    """Print what a process waits for that has waited for some time."""
+def _print_wait_notice(address: str, timeout_s: float) -> None:
+    """Print that this process waits for the others, where, and for how long at most."""
     others = int(os.environ["WORLD_SIZE"]) - 1
     line = (
         f"rank {rank()} waits at {address} for the other processes ({others}) that torchrun or srun starts, for up to "
-        f"{timeout_s:,.0f} s (trainer.timeout_s). Where nothing has started them: unset TORCHELASTIC_RUN_ID RANK"
+        f"{timeout_s:,.0f} s (trainer.timeout_s). If nothing has started them: unset TORCHELASTIC_RUN_ID RANK"
     )
     print(printable(line, one_line=True), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The LightningModule: what one training step does, for every model and objective alike."""
+"""The LightningModule: one training step, the same for every model and objective."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,39 +23,38 @@ from pretrain.parallel.mesh import global_norm, scale_by
 from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, stop
+from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
 from pretrain.training.run_length import RunLength
+from pretrain.training.run_state import end_after_step
 from pretrain.training.validation_metrics import ValidationScores
 
 MAX_SKIPPED_IN_A_ROW = 10
-
-
-NO_TARGET = "no token of the step's rows was to be predicted"
+NO_TARGET = "the step's rows had no target token"
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the steps of a run need to know beside the model."""
+    """Settings of a run's optimizer steps."""
 
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     parallel_dims: ParallelDims
     clip_norm: float  # 0: no clipping
-    expected_targets: float  # of a global batch, about: keeps gradients near their final scale
+    expected_targets: float  # approximate number in a global batch: keeps gradients near their final scale
     sum_dtype: torch.dtype  # of summed losses
     keeps_ledger: bool
-    materialize: Callable[[DeviceMesh | None, torch.device], None]  # gives the model its weights, on device and mesh
+    materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
 
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What all ranks together trained on in one optimizer step."""
+    """Totals of one optimizer step over all ranks."""
 
     targets: Tensor  # int64 (): tokens or labels to predict in the global batch
 
 
 class TrainingModule(L.LightningModule):
-    """Trains a learner with gradients of the mean over every target of the global batch."""
+    """Trains a model on the gradient of the mean loss over all targets of the global batch."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class TrainingModule(L.LightningModule):
         self.expected_targets = settings.expected_targets
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, at the latest reduction
-        self._signal_reduction: tuple[Any, Tensor] | None = None  # all-reduce of signals that is under way
-        self._ready = False
-        self.validated: dict[str, float] = {}  # figures of the latest validation; empty without a target
+        self._signal_reduction: tuple[Any, Tensor] | None = None  # pending all-reduce of signals
+        self._is_materialized = False
+        self.validated: dict[str, float] = {}  # metrics of the latest validation; empty without targets
         self.validation_targets: dict[str, int] = {}  # of the latest validation, by source
         self.validated_at: int | None = None  # step of the latest validation
-        self.first_validated: dict[str, float] = {}  # figures before the first step, if it was validated
+        self.first_validated: dict[str, float] = {}  # metrics before the first step, with trainer.validate_first
         self.grad_norm = torch.zeros(())  # of the latest step, before clipping
         self.gradient_hook: Callable[[Tensor], None] | None = None  # called with the scale of the mean gradient
         self.skipped_steps = 0
@@ -94,7 +94,7 @@ class TrainingModule(L.LightningModule):
         self._samples: list[Tensor] = []
 
     def counters(self) -> dict[str, Any]:
-        """Return what the module has counted; `state_dict` holds its weights."""
+        """Return the module's counters; `state_dict` holds its weights."""
         return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated}
 
     def load_counters(self, state: dict[str, Any]) -> None:
@@ -103,20 +103,22 @@ class TrainingModule(L.LightningModule):
         self.first_validated = dict(state.get("first_validation", {}))
 
     def configure_model(self) -> None:
-        """Spread the model over the devices and give it its weights, once."""
-        if not self._ready:
-            self.settings.materialize(self.device_mesh, self.trainer.strategy.root_device)
-            self._ready = True
+        """Shard the model over the devices and load its weights, once."""
+        if not self._is_materialized:
+            strategy = self.trainer.strategy
+            mesh = strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
+            self.settings.materialize(mesh, strategy.root_device)
+            self._is_materialized = True
 
     def on_train_start(self) -> None:
         """Start the clock of the run."""
         self.length.start()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return this micro-batch's part of the loss, for Lightning to differentiate.
+        """Return this micro-batch's part of the loss, a scalar for Lightning to differentiate.
 
-        It is the sum over targets divided by a constant; `optimizer_step` divides by the true count of the global batch
-        once that is known. Causal or masked is the objective's business: nothing here may ask which.
+        The loss is summed over targets and divided by a constant; `optimizer_step` then divides by the true number of
+        targets in the global batch. The code is the same for every objective.
         """
         loss_sum, count = self.model_with_loss(batch)
         self._step_targets = self._step_targets.to(count.device) + count
@@ -125,7 +127,7 @@ class TrainingModule(L.LightningModule):
         return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer; the learning rate is a function of the run's place and needs no scheduler object."""
+        """Return the optimizer; `set_learning_rate` computes the rate of each step, without a scheduler object."""
         optimizer = self.settings.optimizer.build(self.model_with_loss.model)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -134,12 +136,12 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take one optimizer step, or skip it: everything between the last micro-batch and the next step's first.
+        """Run the last micro-batch, then take one optimizer step or skip it.
 
         A skipped step advances `global_step`, the schedule and the batch-end hooks like any other.
         """
         assert optimizer_closure is not None
-        optimizer_closure()  # the last micro-batch: the earlier ones ran before this hook
+        optimizer_closure()  # the last micro-batch; Lightning has run the earlier ones before this hook
         totals = self.reduce_step_totals()
         self.set_learning_rate(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -149,17 +151,17 @@ class TrainingModule(L.LightningModule):
         else:
             self.average_and_clip(gradients, scale)
             self.count_step(totals)
-            optimizer.step()  # Lightning's own: on_before_optimizer_step fires, and sees averaged, clipped gradients
+            optimizer.step()  # Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients
         optimizer.optimizer.zero_grad(set_to_none=True)
         self.end_step()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing at the start of a step: `optimizer_step` has freed the gradients of the step before."""
+        """Do nothing: `optimizer_step` has freed the gradients of the previous step."""
 
     def reduce_step_totals(self) -> StepTotals:
-        """Sum the step's targets and loss over all ranks, and agree on a stop signal and the run's clock.
+        """Return the step's targets summed over all ranks; agree on loss, stop signal and the run's clock.
 
-        One all-reduce serves all four; rank 0's clock counts.
+        One all-reduce carries all four; the clock is that of rank 0.
         """
         seconds, loss_sum, targets = self.length.clock(), self._step_loss_sum, self._step_targets
         if self.trainer.world_size == 1:
@@ -169,7 +171,7 @@ class TrainingModule(L.LightningModule):
             clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
             device = targets.device
             sums = torch.stack([targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
-            # float64 holds whole numbers below 2^53 exactly
+            # float64 is exact for integers below 2^53
             sums = torch.cat([sums, torch.tensor([*signals, clock], device=device, dtype=sums.dtype)])
             torch.distributed.all_reduce(sums)
             targets, loss_sum = sums[0].long(), sums[1]
@@ -177,24 +179,24 @@ class TrainingModule(L.LightningModule):
             self.signal_agreed = _first_signal(counts)
             seconds = clock / 1000
         self.length.record_step(seconds)
-        if self.spikes.watches or self.settings.keeps_ledger:  # waits for the device
+        if self.spikes.is_on or self.settings.keeps_ledger:  # waits for the device
             count = int(targets)
             self.step_loss = float(loss_sum) / count if count else math.nan
         return StepTotals(targets)
 
     def set_learning_rate(self, optimizer: Any) -> None:
-        """Set this step's learning rate, and have the trainer stop after this step where it is the last."""
+        """Set this step's learning rate; if the step is the last, end the training after it."""
         step = self.global_step
         multiplier = self.settings.schedule.lr_multiplier(step, self.length.planned_steps(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         if self.length.is_last_step(step):
-            self.trainer.fit_loop.epoch_loop.max_steps = step + 1
+            end_after_step(self.trainer, step)
 
     def measure_gradients(self, gradients: list[Tensor], targets: Tensor) -> Tensor:
-        """Set `grad_norm`, and return the factor that makes the gradients a mean over the global batch's targets.
+        """Set `grad_norm`; return the factor that makes gradients a mean over the global batch's targets.
 
-        DDP and FSDP2 have averaged them over the data ranks; each micro-batch divided by `expected_targets`.
+        DDP and FSDP2 have averaged them over the data ranks, and each micro-batch was divided by `expected_targets`.
         """
         scale = self.expected_targets * self.parallel_dims.data_ranks / targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
@@ -203,9 +205,9 @@ class TrainingModule(L.LightningModule):
         return scale
 
     def reason_to_skip(self, totals: StepTotals) -> str:
-        """Return why this step must not change the weights; empty where it may.
+        """Return why this step must not change the weights; empty if it may.
 
-        Raises Rewind or DivergenceError where the loss jumped and the settings do not ask to skip the step.
+        Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip.
         """
         if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
             return "the gradient was not finite"
@@ -217,24 +219,24 @@ class TrainingModule(L.LightningModule):
         return ""
 
     def average_and_clip(self, gradients: list[Tensor], scale: Tensor) -> None:
-        """Multiply the gradients by `scale`, and clip their norm, in one pass over them."""
+        """Multiply the gradients by `scale` and clip their norm, in one pass over them."""
         if self.settings.clip_norm:
             scale = scale * (self.settings.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         scale_by(gradients, scale)
 
     def count_step(self, totals: StepTotals) -> None:
-        """Add a step that changes the weights to the training loss that is logged next."""
+        """Add a step that changes the weights to the next logged training loss."""
         self._skipped_in_a_row = 0
         self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
         self._logged_targets = self._logged_targets.to(totals.targets.device) + totals.targets
 
     def agree_on_signal(self) -> None:
-        """Set `signal_agreed` between two steps; all processes take part."""
+        """Set `signal_agreed` between two steps; a collective call."""
         self.start_signal_reduction()
         self.finish_signal_reduction()
 
     def start_signal_reduction(self) -> None:
-        """Start to reduce the stop signals over all processes, without waiting."""
+        """Start the all-reduce of stop signals, without waiting for it."""
         if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
             return
@@ -242,7 +244,7 @@ class TrainingModule(L.LightningModule):
         self._signal_reduction = torch.distributed.all_reduce(counts, async_op=True), counts
 
     def finish_signal_reduction(self) -> None:
-        """Wait for the reduction that `start_signal_reduction` started, if any, and set `signal_agreed`."""
+        """Wait for the pending all-reduce of stop signals, if any, and set `signal_agreed`."""
         if self._signal_reduction is None:
             return
         (work, counts), self._signal_reduction = self._signal_reduction, None
@@ -250,25 +252,24 @@ class TrainingModule(L.LightningModule):
         self.signal_agreed = _first_signal(counts.tolist())
 
     def _handle_spike(self) -> None:
-        """Raise what the settings ask for at a spike: Rewind, or DivergenceError; where it is only skipped, return."""
+        """Raise Rewind or DivergenceError at a spike, as `divergence.on_spike` asks; return if it is skip."""
         if self.spikes.on_spike is OnSpike.skip:
             return
         data: TextDataModule = self.trainer.datamodule
         samples = torch.cat(self._samples).cpu().numpy()
-        rows = outlier_sequences(
-            self.model_with_loss, data, samples, self.spikes.deviations, self.parallel_dims, self.global_rank
-        )
+        rows = outlier_sequences(self.model_with_loss, data, samples, self.spikes.deviations, self.parallel_dims)
         step = self.global_step + 1
-        what = self.spikes.describe(step, self.step_loss)
+        description = self.spikes.describe(step, self.step_loss)
         new = frozenset(rows) - data.excluded
         if self.spikes.on_spike is OnSpike.rewind and new:
-            raise Rewind(f"{what}; leaving out rows {named(new)}", step, data.excluded | new, self.length.clock())
-        raise stop(what, rows)
+            message = f"{description}; excluding rows {named(new)}"
+            raise Rewind(message, step, data.excluded | new, self.length.clock())
+        raise spike_error(description, rows)
 
     def skip_step(self, reason: str) -> None:
-        """Count a step that leaves the weights alone.
+        """Count a step that does not change the weights.
 
-        Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW of them in a row.
+        Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW consecutive ones.
         """
         self.skipped_steps += 1
         self.skipped_because = reason
@@ -276,16 +277,16 @@ class TrainingModule(L.LightningModule):
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
             rows = data.train_stream.row_origins(self._all_samples().cpu().numpy())
-            what = (
-                f"{reason} in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {self.global_step + 1}; the last of "
-                f"them read rows {named(row.id for row in rows)}. "
+            description = (
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, up to step {self.global_step + 1}: {reason}. "
+                f"The last one read rows {named(row.id for row in rows)}. "
             )
             if reason == NO_TARGET:
-                raise DataError(f"{what}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
-            raise DivergenceError(f"{what}Try a lower optimizer.learning_rate, then resume=auto.")
+                raise DataError(f"{description}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
+            raise DivergenceError(f"{description}Try a lower optimizer.learning_rate, then resume=auto.")
 
     def end_step(self) -> None:
-        """Start the sums of the next step, and keep the sample indices of this one where the ledger needs them."""
+        """Reset the sums of the step; keep its sample indices if the ledger needs them."""
         self._step_targets = torch.zeros_like(self._step_targets)
         self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
         if self.settings.keeps_ledger:
@@ -293,28 +294,28 @@ class TrainingModule(L.LightningModule):
         self._samples.clear()
 
     def _all_samples(self) -> Tensor:
-        """Return the places of the rows that all processes read in this step, int64 (batch_size,)."""
-        own = torch.cat(self._samples)
+        """Return the sample indices of this step over all processes, int64 (batch_size,)."""
+        samples = torch.cat(self._samples)
         if self.trainer.world_size == 1:
-            return own
-        found = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(found, own)
-        return torch.cat(found[:: self.parallel_dims.tensor])
+            return samples
+        gathered = [torch.empty_like(samples) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(gathered, samples)
+        return torch.cat(gathered[:: self.parallel_dims.tensor])
 
     def _is_tp_rank_zero(self) -> bool:
-        """Whether this process adds what it found to the sum over all: of those that read the same rows, one does."""
+        """Return whether this process contributes to sums: ranks of one tensor-parallel group read the same rows."""
         return self.parallel_dims.is_tp_rank_zero(self.global_rank)
 
     def learning_rate(self) -> float:
-        """Return the learning rate of the newest step, of the first group of parameters."""
+        """Return the learning rate of the latest step, of the first parameter group."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
         return float(optimizer.param_groups[0]["lr"])
 
     def take_training_loss(self) -> float | None:
-        """Return the mean loss in nats per target since the last call; this waits for the device.
+        """Return the mean loss since the last call, in nats per target; this waits for the device.
 
-        None where every step since then was skipped.
+        None if every step since then was skipped.
         """
         if self.trainer.world_size > 1:
             self._logged_loss *= self._is_tp_rank_zero()
@@ -326,20 +327,20 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        """Score one batch of validation rows; each source has its own loader."""
+        """Evaluate one batch of validation rows; each source has its own loader."""
         losses, predictions = self.model_with_loss.evaluate(batch)
         self.validation.update(dataloader_idx, batch, losses, predictions)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep and log the figures of this validation: of all rows scored, then of each part and source."""
+        """Compute and log the metrics of this validation: of all rows, then of each part and source."""
         self.validated, self.validation_targets = self.validation.compute()
         self.validated_at = self.trainer.global_step
-        if self.validated:  # for callbacks that monitor a figure: ours and the loggers read `validated`
+        if self.validated:  # for callbacks that monitor a metric; ours and the loggers read `validated`
             self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)
-        if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for one before the first step
+        if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for the one before the first step
             self.first_validated = self.validated
 
 
 def _first_signal(counts: list[int]) -> int:
-    """Return the first of STOP_SIGNALS that any process received, 0 if none did; `counts` are in their order."""
+    """Return the first of STOP_SIGNALS with a nonzero count, 0 if none; `counts` are in their order."""
     return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)

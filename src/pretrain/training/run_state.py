@@ -1,4 +1,6 @@
-"""The state of a run: what is saved, and how a new process takes it up again exactly."""
+"""Save and load the whole state of a run, so that a resume is exact. Only this file touches Lightning's internals."""
+
+from __future__ import annotations
 
 import os
 import random
@@ -9,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -27,31 +29,33 @@ from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import distribute_like, local_shards
 from pretrain.parallel.parallelize import reshard
-from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Spikes
-from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.run_length import RunLength
+
+if TYPE_CHECKING:
+    from pretrain.training.callbacks.metrics import Metrics
+    from pretrain.training.lightning_module import TrainingModule
 
 
 @dataclass(frozen=True)
 class SaveSettings:
-    """Where and how a run saves its checkpoints, and what they hold beside its state."""
+    """Where and how a run saves its checkpoints, and their constant metadata."""
 
     folder: Path
-    keep: int  # newest checkpoints that are not deleted
+    keep: int  # newest checkpoints to keep
     asynchronous: bool
     config: dict[str, Any]
-    facts: dict[str, Any]  # constant during the run: fingerprints, family, parameters
+    facts: dict[str, Any]  # constant metadata: fingerprints, objective, parameters
     typed: list[str]  # command-line overrides of all starts
-    after: float  # Unix time of the newest save in a run folder nearby; later saves get a later time
+    after: float  # Unix time of the newest save in logs_dir; this run's saves get later ones
     save_tokenizer: Callable[[Path], None]
 
 
 class RunState(Callback):
-    """Saves a run and loads it again: weights, optimizer, random generators and counters.
+    """Saves and loads a run: weights, optimizer, random generators and counters.
 
-    The position in the data and the learning rate are functions of the step and of the batch sizes so far.
+    Position in the data and learning rate are functions of the step and of the batch sizes so far.
     """
 
     def __init__(
@@ -66,15 +70,15 @@ class RunState(Callback):
         self._loaded: Checkpoint | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if settings.asynchronous else None
         self._writing: Future[str | None] | None = None
-        self._left: set[Path] = set()  # folders that are not deleted, because another program may own them
-        self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save uses the memory again
-        self._group: Any = None  # gloo group of all processes for checkpoints: their threads run beside the training
+        self._undeletable: set[Path] = set()  # folders that another program may own, already reported
+        self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save reuses the memory
+        self._group: Any = None  # gloo group for checkpoints only: their threads run beside the training
 
     def load(self, saved: Checkpoint | None) -> None:
-        """Continue from a checkpoint, if any: load the counters now, the rest before the first step.
+        """Load the counters of a checkpoint, if any; the rest is loaded before the first step.
 
-        The weights are loaded where the model is materialized, the optimizer and the random generators in
-        `on_train_start`, because they exist only then.
+        `configure_model` loads the weights, `on_train_start` the optimizer and the random generators, because they
+        exist only then.
         """
         self._loaded = saved
         if saved is None:
@@ -85,7 +89,7 @@ class RunState(Callback):
         set_step(self.trainer, saved.step)
 
     def counters(self) -> dict[str, Any]:
-        """Return the `progress` of a checkpoint's manifest: the facts of the run and all of its counters."""
+        """Return the `progress` of a checkpoint's manifest: the run's metadata and all of its counters."""
         state = self.settings.facts | self.module.counters()
         for part in self._parts():
             state |= part.state_dict()
@@ -95,27 +99,26 @@ class RunState(Callback):
         return self.metrics, self.module.length, self.module.spikes, self.data
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load optimizer and random generators; a process that the saved run did not have keeps its fresh generators.
+        """Load optimizer and random generators. A rank that the saved run did not have keeps fresh generators.
 
-        The last callback, so that nothing draws random numbers between this and the first step.
+        This is the last callback, so nothing draws random numbers between it and the first step.
         """
         if self._loaded is None:
             return
         model_with_loss = self.module.model_with_loss
-        reshard(model_with_loss)  # a validation before has gathered weights, which the optimizer does not have
+        reshard(model_with_loss)  # a first validation has gathered weights; the optimizer state is sharded
         optimizer = self._loaded.tensors("optimizer")
         load_optimizer_state(trainer.optimizers[0], model_with_loss.model, optimizer, distribute_like)
         prefix = f"{self.module.parallel_dims.data_rank(trainer.global_rank)}/"
-        random = self._loaded.tensors("random")
-        own = {name.removeprefix(prefix): state for name, state in random.items() if name.startswith(prefix)}
-        if own:
-            set_random_state(own)
+        states = self._loaded.tensors("random").items()
+        if own_states := {name.removeprefix(prefix): state for name, state in states if name.startswith(prefix)}:
+            set_random_state(own_states)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint of this step and delete what is no longer kept; asynchronously, only begin to.
+        """Write a checkpoint of this step and delete old ones; return before it is written if asynchronous.
 
-        Every process takes part and writes its own share. Where one cannot, or could not the last time, every process
-        raises CheckpointError.
+        A collective call: every process writes its own shards. If one fails, now or in the last asynchronous save,
+        every process raises CheckpointError.
         """
         self._raise(self.wait())
         reshard(self.module.model_with_loss)
@@ -128,68 +131,69 @@ class RunState(Callback):
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
             "random": every_random_state(self.module.parallel_dims, self.trainer.strategy.root_device),
         }
-        parts = {part: local_shards(own, rank, self.module.parallel_dims) for part, own in tensors.items()}
+        parts = {part: local_shards(whole, rank, self.module.parallel_dims) for part, whole in tensors.items()}
         if self._thread is None:
             self._raise(self._write(step, parts, self.counters()))
         else:
             self._writing = self._thread.submit(self._write, step, self._copy(parts), self.counters())
 
     def finish(self) -> None:
-        """Return once the last checkpoint would survive a loss of power; every process raises where it does not."""
+        """Wait until the last checkpoint is safe on disk; raise CheckpointError on every process if it failed."""
         self._raise(self.wait())
 
     def wait(self) -> str | None:
-        """Wait for the checkpoint being written, if any; return what went wrong with it, on all processes alike."""
+        """Wait for the checkpoint being written, if any; return its error message, the same on every process."""
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
-    def _report(self, strangers: dict[Path, str]) -> None:
-        """Print once of each folder that is named like a checkpoint why it is not deleted."""
-        for folder, reason in strangers.items():
-            if folder not in self._left:
+    def _report_undeletable(self, reasons: dict[Path, str]) -> None:
+        """Log once for each folder that is named like a checkpoint why it is not deleted."""
+        for folder, reason in reasons.items():
+            if folder not in self._undeletable:
                 log(printable(f"warning: {folder} is never deleted: {reason}"))
-        self._left |= strangers.keys()
+        self._undeletable |= reasons.keys()
 
     def _raise(self, problem: str | None) -> None:
         if problem is not None:
             raise CheckpointError(problem)
 
-    def _everyone(self, value: Any) -> list[Any]:
-        """Return what each process gave, in their order."""
+    def _all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes by rank."""
         if self._group is None:
             return [value]
-        found: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(found, value, self._group)
-        return found
+        values: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(values, value, self._group)
+        return values
 
     def _origin(self) -> dict[str, Any]:
-        """Return how the run was typed, in which folder as seen from its own, and when this checkpoint was written."""
+        """Return time of the save, the working folder relative to the run folder's parent, and the overrides."""
         self.saved_at = max(time.time(), self.saved_at + 0.001)
         folder = os.path.relpath(Path.cwd(), self.settings.folder.parent)
         return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.settings.typed}
 
     def _copy(self, parts: dict[str, dict[str, Tensor | TensorShard]]) -> dict[str, dict[str, Tensor | TensorShard]]:
-        """Return the parts as they are now, in memory of the processor that every save uses again."""
+        """Return a copy of the parts in CPU memory that every save reuses."""
 
         def copy(key: str, tensor: Tensor | TensorShard) -> Tensor | TensorShard:
             if isinstance(tensor, TensorShard):
-                return replace(tensor, values=kept(key, tensor.values))
-            return kept(key, tensor)
+                return replace(tensor, values=copy_values(key, tensor.values))
+            return copy_values(key, tensor)
 
-        def kept(key: str, tensor: Tensor) -> Tensor:
-            found = self._copies.get(key)
-            if found is None or found.shape != tensor.shape:
-                found = self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
-            return found.copy_(tensor)
+        def copy_values(key: str, tensor: Tensor) -> Tensor:
+            buffer = self._copies.get(key)
+            if buffer is None or buffer.shape != tensor.shape:
+                buffer = self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            return buffer.copy_(tensor)
 
         return {
-            part: {name: copy(f"{part}/{name}", tensor) for name, tensor in own.items()} for part, own in parts.items()
+            part: {name: copy(f"{part}/{name}", tensor) for name, tensor in tensors.items()}
+            for part, tensors in parts.items()
         }
 
     def _write(
         self, step: int, parts: dict[str, dict[str, Tensor | TensorShard]], progress: dict[str, Any]
     ) -> str | None:
-        """Write and prune; return what went wrong, for all processes to know."""
+        """Write a checkpoint and delete old ones; return the error message of the first process that failed."""
         problem = None
         try:
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
@@ -197,27 +201,27 @@ class RunState(Callback):
                 self.settings.folder,
                 step,
                 checkpoint_writing.Contents(parts, manifest, self.settings.save_tokenizer),
-                checkpoint_writing.Writers(self.trainer.global_rank, self.trainer.world_size, self._everyone),
+                checkpoint_writing.Writers(self.trainer.global_rank, self.trainer.world_size, self._all_gather),
             )
             if self.trainer.is_global_zero:
-                self._report(checkpoint_writing.prune(self.settings.folder, self.settings.keep))
+                self._report_undeletable(checkpoint_writing.prune(self.settings.folder, self.settings.keep))
         except CheckpointError as error:
             problem = str(error)
-        return next(filter(None, self._everyone(problem)), None)
+        return next(filter(None, self._all_gather(problem)), None)
 
 
-def check_room(folder: Path, parameters: int) -> None:
-    """Raise CheckpointError, before any work, where the first checkpoint would not fit on the disk."""
-    needed, free = 12 * parameters, shutil.disk_usage(folder).free  # weights and two moments of the optimizer, 32 bits
+def check_disk_space(folder: Path, parameters: int) -> None:
+    """Raise CheckpointError before any work if the first checkpoint would not fit on the disk."""
+    needed, free = 12 * parameters, shutil.disk_usage(folder).free  # weights and two optimizer moments in 32 bits
     if free < needed:
         raise CheckpointError(
-            f"the run folder {folder} has no room for a checkpoint: it needs {needed / 2**20:,.1f} MiB, and "
-            f"{free / 2**20:,.1f} MiB are free. Make room, or choose another disk by paths.logs_dir=<folder>."
+            f"the disk of the run folder {folder} is too full for a checkpoint: it needs {needed / 2**20:,.1f} MiB, "
+            f"and {free / 2**20:,.1f} MiB are free. Free some space, or choose another disk: paths.logs_dir=<folder>."
         )
 
 
 def set_step(trainer: L.Trainer, step: int) -> None:
-    """Have a trainer that has not started count from `step`, as if it had taken all steps before."""
+    """Set the step counters of a trainer that has not started, as if it had taken `step` steps."""
     loop = trainer.fit_loop.epoch_loop
     batches = step * trainer.accumulate_grad_batches
     for name in ("ready", "started", "processed", "completed"):
@@ -227,24 +231,34 @@ def set_step(trainer: L.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
+def end_after_step(trainer: L.Trainer, step: int) -> None:
+    """Make `step` (from 0) the last of a running training; callbacks see it as `trainer.max_steps`."""
+    trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+
+def keep_own_signal_handlers(trainer: L.Trainer) -> None:
+    """Register no signal handlers of Lightning's, which would communicate in the middle of a step."""
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
 def every_random_state(parallel_dims: ParallelDims, device: torch.device) -> dict[str, Tensor]:
     """Return the states of all random generators as <data rank>/<generator>, on every process.
 
-    Processes that read the same rows draw the same numbers: what all of them hold must stay equal.
+    Ranks of one tensor-parallel group draw the same numbers, so one state stands for the group.
     """
-    own = random_state(device)
+    own_states = random_state(device)
     if parallel_dims.ranks == 1:
-        return {f"0/{name}": state for name, state in own.items()}
-    found: dict[str, Tensor] = {}
-    for name, state in own.items():
+        return {f"0/{name}": state for name, state in own_states.items()}
+    states: dict[str, Tensor] = {}
+    for name, state in own_states.items():
         parts = [torch.empty_like(state, device=device) for _ in range(parallel_dims.ranks)]
         torch.distributed.all_gather(parts, state.to(device))
-        found |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts[:: parallel_dims.tensor])}
-    return found
+        states |= {f"{rank}/{name}": part.cpu() for rank, part in enumerate(parts[:: parallel_dims.tensor])}
+    return states
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of this process's random generators, of Python, NumPy, torch and its GPU, as tensors."""
+    """Return the states of this process's random generators as tensors: Python, NumPy, torch and its GPU."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  (the global one is meant)
     state = {
@@ -260,7 +274,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
-    """Put the states of `random_state` back."""
+    """Restore the states that `random_state` returned."""
     version, *words = state["python"].tolist()
     has_python_gauss, python_gauss = state["python_gauss"].tolist()
     random.setstate((version, tuple(words), python_gauss if has_python_gauss else None))

@@ -1,65 +1,106 @@
-"""What a run says before its first step: what it is about to do, and what speaks against it."""
+"""Startup summary and warnings of a run, logged before its first step."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
+from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.models.transformer import Transformer
+from pretrain.optim.schedules import WSDConfig
 from pretrain.planning.scaling import data_warnings, source_warnings
-from pretrain.training.config import Precision
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.fine_tuning import pairs_left_out
-from pretrain.training.learning_rate import shortened_decay
-from pretrain.training.run_length import run_length
+from pretrain.training.run_length import RunLength, run_length
 from pretrain.training.validation import validation_warnings
 
-WAITS = "; the first step and the first validation wait for the compiler, up to a few minutes"
+COMPILE_NOTICE = "; the first step and the first validation wait for the compiler, up to a few minutes"
 
 
-def startup_summary(
-    config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device, precision: Precision
-) -> str:
-    """Return one line: the model, the machine, the length of the run and its data."""
+def startup_summary(config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device) -> str:
+    """Return one line: model, machine, length of the run and its data."""
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
-    shared = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
+    strategy = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     shares = ", ".join(f"{name} {float(share):.1%}" for name, share in stream.shares.items() if name)
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
-        f"({name}{threads}) in {precision.name}{shared}: {run_length(config, batch_sizes=data.batch_sizes)} of "
+        f"({name}{threads}) in {config.trainer.precision.name}{strategy}: "
+        f"{run_length(config, batch_sizes=data.batch_sizes)} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.is_open() else "")
         + (f" ({shares})" if shares else "")
-        + (WAITS if config.parallel.compile else "")
+        + (COMPILE_NOTICE if config.parallel.compile else "")
     )
 
 
 def startup_warnings(
     config: RunConfig, model: Transformer, data: TextDataModule, without_validation: Mapping[str, str]
 ) -> list[str]:
-    """Return a sentence with the figures for each doubt about the plan; of a corpus still being read, few.
+    """Return warnings about data, warm-up and validation; fewer while a streamed corpus is still being read.
 
-    `without_validation` is what `not_validated` returns.
+    `without_validation` is the result of `not_validated`.
     """
     steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
-    found = []
-    fine_tunes = isinstance(config.data, AnnotatedConfig)  # a model far larger than its data, which it reads often
+    warnings = []
+    fine_tunes = isinstance(config.data, AnnotatedConfig)  # few data and many epochs are usual
     if not data.train_stream.is_open() and not fine_tunes:
-        rows = data.batch_sizes.samples(steps or 0)  # by the clock nobody knows how many
+        rows = data.batch_sizes.samples(steps or 0)  # unknown for a run that ends by the clock
         tokens = data.train_stream.tokens()
         epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
         parameters = sum(p.numel() for p in model.parameters())
-        found += data_warnings(parameters, sum(tokens.values()), data.batch_sizes.tokens(steps or 0))
-        found += source_warnings(epochs, tokens)
+        warnings += data_warnings(parameters, sum(tokens.values()), data.batch_sizes.tokens(steps or 0))
+        warnings += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
-        found.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: its learning rate never comes down.")
-    elif steps is not None and (shorter := shortened_decay(config, steps, warmup)):
-        found.append(shorter)
-    return found + pairs_left_out(data) + validation_warnings(without_validation, data.validation_streams)
+        warnings.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never decays.")
+    elif steps is not None and (shortened := _shortened_decay(config, steps, warmup)):
+        warnings.append(shortened)
+    return warnings + pairs_left_out(data) + validation_warnings(without_validation, data.validation_streams)
+
+
+def _shortened_decay(config: RunConfig, steps: int, warmup: int) -> str | None:
+    """Return a warning if the warm-up leaves fewer steps than `schedule.decay_fraction` asks for."""
+    if not isinstance(config.schedule, WSDConfig):
+        return None
+    fraction = config.schedule.decay_fraction
+    remaining, requested = steps - warmup, round(fraction * steps)
+    if requested <= remaining:
+        return None
+    return (
+        f"schedule.decay_fraction={fraction:g} asks for {requested:,} steps of decay, and the warm-up of {warmup:,} "
+        f"steps leaves {remaining:,} of {steps:,}: the decay takes those."
+    )
+
+
+def rate_change(resumed: Checkpoint, config: RunConfig, length: RunLength, batch_sizes: BatchSizes) -> str | None:
+    """Return one line with both learning rates if new settings change that of a resumed run's next step.
+
+    A longer run is at an earlier point of its schedule. `length` and `batch_sizes` follow from the new settings
+    `config`. None if the rate is the same.
+    """
+    saved, step = resumed.run_config(), resumed.step
+    saved_sizes = BatchSizes.saved(resumed.progress, saved.step_size())
+    saved_length = run_length(saved, length.seconds, saved_sizes)
+    expected, after = _rate(saved, saved_length, saved_sizes, step), _rate(config, length, batch_sizes, step)
+    if math.isclose(expected, after, rel_tol=1e-9, abs_tol=1e-15):
+        return None
+    reason = "its settings have changed"
+    if str(saved_length) != str(length):
+        reason = f"schedule={config.schedule.kind} ran over {saved_length} before, and over {length} from here on"
+    before = _rate(saved, saved_length, saved_sizes, max(0, step - 1))
+    return f"the learning rate goes from {before:.3g} at step {step:,} to {after:.3g} at step {step + 1:,}: {reason}."
+
+
+def _rate(config: RunConfig, length: RunLength, batch_sizes: BatchSizes, step: int) -> float:
+    """Return the learning rate of a step (from 0)."""
+    schedule = replace(config.schedule, warmup_steps=config.warmup_steps(batch_sizes))
+    return config.optimizer.learning_rate * schedule.lr_multiplier(step, length.planned_steps(step))

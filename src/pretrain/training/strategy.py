@@ -1,57 +1,90 @@
-"""On what a run computes, and in which number format."""
+"""Lightning strategies: one device, DDP, or FSDP2 with tensor parallelism on a mesh of our own."""
 
-from __future__ import annotations
-
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.kernels.device import bf16_is_fast
-from pretrain.optim.config import MatrixPrecision, MuonConfig
-from pretrain.training.config import Precision, TrainerConfig
+from pretrain.parallel.config import ParallelConfig, ParallelDims
+from pretrain.parallel.mesh import build_mesh
 from pretrain.training.config import Strategy as Sharing
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
+from pretrain.training.lightning_module import TrainingModule
 
 
-def choose_device(config: TrainerConfig) -> torch.device:
-    """Return the device of this process; raises ConfigError where the machine has none of the kind asked for."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
-    if wanted == "auto":
-        wanted = next(kind for kind, available in available.items() if available)
-    if not available[wanted]:
-        raise ConfigError(
-            f"trainer.accelerator={config.accelerator} finds no such device here. Try trainer.accelerator=cpu."
+class MeshDDPStrategy(DDPStrategy):
+    """DDP built on the compute stream; Lightning builds it on another one, and every backward pass waits for it."""
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+
+
+class MeshFSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 and tensor parallelism on the mesh (replicas, shards, tensor)."""
+
+    def __init__(self, parallel_dims: ParallelDims, settings: ParallelConfig, backend: str, timeout: timedelta) -> None:
+        super().__init__(
+            data_parallel_size=parallel_dims.data_ranks,
+            tensor_parallel_size=parallel_dims.tensor,
+            process_group_backend=backend,
+            timeout=timeout,
         )
-    return torch.device(wanted)
+        self.parallel_dims = parallel_dims
+        self.settings = settings
+        self._mesh: DeviceMesh | None = None
 
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """The mesh (replicas, shards, tensor), in place of Lightning's of two dimensions."""
+        assert self._mesh is not None
+        return self._mesh
 
-def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """Return the settings with fp32 or bf16 wherever a precision is auto.
+    def setup_environment(self) -> None:
+        """Join the process group and build the mesh."""
+        super().setup_environment()
+        self._mesh = build_mesh(self.parallel_dims, self.root_device.type)
 
-    The resolved precision is saved with the run, so a resume does not measure again.
-    """
-    precision, optimizer = config.trainer.precision, config.optimizer
-    if precision is Precision.auto:
-        precision = Precision.bf16 if bf16_is_fast(device) else Precision.fp32
-    if isinstance(optimizer, MuonConfig) and optimizer.newton_schulz_precision is MatrixPrecision.auto:
-        optimizer = replace(optimizer, newton_schulz_precision=MatrixPrecision[precision.name])
-    return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
+    def model_to_device(self) -> None:
+        """Move the module to the GPU, except a model that `parallel.cpu_offload` keeps in CPU memory."""
+        assert self.lightning_module is not None
+        if not self.settings.cpu_offload:
+            super().model_to_device()
+            return
+        for name, part in self.lightning_module.named_children():
+            if name != "model_with_loss":
+                part.to(self.root_device)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Number of data ranks and this process's rank among them."""
+        return {"num_replicas": self.parallel_dims.data_ranks, "rank": self.parallel_dims.data_rank(self.global_rank)}
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Skip gradient reduction in all but a step's last micro-batch, with `parallel.no_sync_accumulation`.
+
+        Lightning does so for DDP alone.
+        """
+        assert isinstance(self.lightning_module, TrainingModule)
+        model_with_loss = self.lightning_module.model_with_loss
+        assert isinstance(model_with_loss, FSDPModule)
+        model_with_loss.set_requires_gradient_sync(not self.settings.no_sync_accumulation)
+        try:
+            yield
+        finally:
+            model_with_loss.set_requires_gradient_sync(True)
 
 
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
-    """Return Lightning's strategy object for the run."""
-    from pretrain.training.lightning_strategies import (  # here: the launcher needs none
-        MeshDDPStrategy,
-        MeshFSDP2Strategy,
-    )
-
+    """Return Lightning's strategy for the run; raise ConfigError for CPU offload without a GPU."""
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.trainer.strategy is Sharing.ddp:
@@ -59,10 +92,10 @@ def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     if config.trainer.strategy is Sharing.fsdp:
         if config.parallel.cpu_offload and device.type == "cpu":
             raise ConfigError(
-                "parallel.cpu_offload=true keeps what a GPU would hold in the processor's memory, and this run has no "
-                "GPU. Try parallel.cpu_offload=false."
+                "parallel.cpu_offload=true keeps weights and optimizer state of a GPU in CPU memory, and this run has "
+                "no GPU. Try parallel.cpu_offload=false."
             )
         if config.parallel.cpu_offload:
-            backend = "cpu:gloo,cuda:nccl"  # gradients, and so their norms, are on the processors
+            backend = "cpu:gloo,cuda:nccl"  # gradients and their norms are in CPU memory
         return MeshFSDP2Strategy(config.parallel_dims(), config.parallel, backend, timeout)
     return "auto"

@@ -1,4 +1,4 @@
-"""A training run, in reading order: data, model, objective, optimizer, trainer, and off it goes."""
+"""A training run in reading order: data, model, objective, module, trainer, callbacks, report."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,7 +25,7 @@ from pretrain.files.atomic_files import delete_drafts
 from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
-from pretrain.launch.run_folder import CHECKPOINTS, TABLE, saved_step, stopped
+from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, saved_step, stopped
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import training_flops_per_token
@@ -33,10 +33,10 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import ClassifyConfig, MaskedConfig
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.stop_signals import AskedToStop
+from pretrain.training.auto_settings import choose_device, resolve_precision
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
 from pretrain.training.callbacks.ledger import Ledger
-from pretrain.training.callbacks.metrics import Metrics
-from pretrain.training.callbacks.norms import Norms
+from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer, log_text
@@ -47,108 +47,99 @@ from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
-from pretrain.training.learning_rate import rate_change
 from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.report import Report, check_outcome
-from pretrain.training.run_length import batch_sizes_of, run_length
-from pretrain.training.run_state import RunState, SaveSettings, check_room
-from pretrain.training.startup_summary import startup_summary, startup_warnings
-from pretrain.training.strategy import choose_device, resolve_precision
+from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
+from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
+from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
-from pretrain.training.trainer import _build_trainer, _leave_signals, _quiet_lightning
+from pretrain.training.trainer import build_trainer, quiet_lightning
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
 
 
 def train(run_plan: RunPlan) -> Report:
-    """Train as planned, going back to the last checkpoint at each rewind, and return the report.
+    """Run the plan, going back to the last checkpoint at each rewind, and return the report.
 
     All processes of a run rewind together. Raises DivergenceError after more than `divergence.max_rewinds` rewinds.
     """
-    most, throughput = run_plan.config.divergence.max_rewinds, Throughput()
-    for _ in range(most + 1):
-        start, since_s = run_plan.resumed.step if run_plan.resumed else 0, throughput.training_s
+    max_rewinds, throughput = run_plan.config.divergence.max_rewinds, Throughput()
+    for _ in range(max_rewinds + 1):
+        start, since_s = run_plan.start, throughput.training_s
         try:
             return run(run_plan, throughput)
         except Rewind as rewind:
             throughput.pause("rewinds")
-            found, _passed_over = newest(run_plan.folder)
-            wasted = rewind.step - (found.step if found else 0)
+            resumed, _ = newest(run_plan.folder)
+            wasted = rewind.step - (resumed.step if resumed else 0)
             throughput.lose(since_s, wasted / max(wasted, rewind.step - start), "rewinds")
-            run_plan = replace(run_plan, resumed=found, excluded=rewind.excluded, seconds=rewind.seconds)
-            log(f"{rewind}\nrewinding to {f'step {found.step}' if found else 'the start'}")
+            run_plan = replace(run_plan, resumed=resumed, excluded=rewind.excluded, seconds=rewind.seconds)
+            log(f"{rewind}\nrewinding to {f'step {resumed.step}' if resumed else 'the start'}")
             last = rewind
-        except AskedToStop as asked:  # before the first step, behind the last, or between two trainings
+        except AskedToStop as asked:  # before the first step, after the last, or between two trainings
             raise stopped(asked, saved_step(run_plan.folder)) from None
     raise DivergenceError(
-        f"the run has gone back {most} times, and now {last}. Look at the data, try a lower "
-        f"optimizer.learning_rate, or allow more: divergence.max_rewinds={2 * most or 10}."
+        f"the run has gone back {max_rewinds} times, and now {last}. Look at the data, try a lower "
+        f"optimizer.learning_rate, or allow more: divergence.max_rewinds={2 * max_rewinds or 10}."
     )
 
 
 def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequence[Callback] = ()) -> Report:
-    """Train as planned and return the report.
+    """Run the plan once and return the report.
 
-    `throughput` holds what came before a rewind; `callbacks` are any of Lightning's, called after the run's own.
-    Raises a PretrainError where the run cannot go on, Rewind where it must go back to a checkpoint.
+    `throughput` holds the time before a rewind; `callbacks` are any of Lightning's, called after the run's own.
+    Raises a PretrainError if the run cannot continue, Rewind if it must go back to a checkpoint.
     """
-    config, folder, resumed = run_plan.config, run_plan.folder, run_plan.resumed
     throughput = throughput or Throughput()
-    _quiet_lightning()
+    quiet_lightning()
+    folder, resumed, start = run_plan.folder, run_plan.resumed, run_plan.start
     if rank() == 0:
-        for left, reason in sweep(folder / CHECKPOINTS).items():
-            log(f"warning: {left} is never deleted: {reason}")
-        delete_drafts(folder)
-    device = choose_device(config.trainer)
-    config = resolve_precision(config, device)
-    precision = config.trainer.precision
+        _delete_leftovers(folder)
+    device = choose_device(run_plan.config.trainer)
+    config = resolve_precision(run_plan.config, device)
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
     config = with_labels(config, prepared)
     run_plan = replace(run_plan, config=config)
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    batch_sizes = batch_sizes_of(config, resumed)
-    data = _build_data(config, prepared, objective, run_plan.excluded, batch_sizes)
+    data = build_data(config, prepared, objective, run_plan.excluded, batch_sizes_of(config, resumed))
     reasons = not_validated(config.data, prepared, data.validation_streams)
     check_first_validation(config, reasons, bool(data.validation_streams))
+
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
-    model_with_loss = ModelWithLoss(model, objective)
-    check_room(folder, _count(model))
-    start = resumed.step if resumed else 0
-    length = run_length(config, run_plan.seconds or 0.0, batch_sizes)
-    settings = _step_settings(config, data, model_with_loss, initial_weights(run_plan, prepared, model), device)
-    factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
-    validation_scores = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
-    module = TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation_scores)
-    validates = bool(data.validation_streams)
-    trainer = _build_trainer(config, folder, device, precision, start, validates, length.max_steps)
-    metrics = _build_metrics(run_plan, throughput, model, peak_flops_per_s(device, precision is Precision.bf16)[0])
+    check_disk_space(folder, _count(model))
+    weights = initial_weights(run_plan, prepared, model)
+    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes)
+    module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
+
+    trainer = build_trainer(run_plan, device, length.max_steps, bool(data.validation_streams))
+    keep_own_signal_handlers(trainer)
+    metrics = _build_metrics(run_plan, throughput, model, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
     skipped_before = module.skipped_steps
-    parts = _Parts(config, folder, start, trainer, module, data, metrics, state, Writer(config, prepared.tokenizer))
-    own = _own_callbacks(parts)
-    trainer.callbacks.extend([*own, *callbacks])
-    trainer._signal_connector.register_signal_handlers = _leave_signals
+    parts = _Parts(run_plan, trainer, module, data, metrics, state, Writer(config, prepared.tokenizer))
+    own_callbacks = _build_callbacks(parts)
+    trainer.callbacks.extend([*own_callbacks, *callbacks])
 
     is_done = length.is_done(start)
-    warnings = [*startup_warnings(config, model, data, reasons)]
-    if resumed and not is_done and (changed := rate_change(resumed, config, length, batch_sizes)):
+    warnings = startup_warnings(config, model, data, reasons)
+    if resumed and not is_done and (changed := rate_change(resumed, config, length, data.batch_sizes)):
         warnings.append(changed)
     for warning in warnings:
         log(f"warning: {warning}")
-    log(startup_summary(config, model, data, device, precision))
+    log(startup_summary(config, model, data, device))
     _seed_everything(parts)
     log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
     validation = final_validation(trainer, module, data)
-    for scores in own if is_done else ():
+    for scores in own_callbacks if is_done else ():
         if isinstance(scores, Scores):
-            scores.make_up(trainer, module)
+            scores.score_if_missing(trainer, module)
     report = _build_report(parts, prepared, validation)
     if trainer.is_global_zero:
         report.save()
@@ -160,11 +151,9 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts of a run, as `run` has built them."""
+    """The objects of a run, as `run` has built them."""
 
-    config: RunConfig
-    folder: Path
-    start: int  # the step it starts from
+    run_plan: RunPlan
     trainer: L.Trainer
     module: TrainingModule
     data: TextDataModule
@@ -173,66 +162,141 @@ class _Parts:
     writer: Writer
 
     @property
+    def config(self) -> RunConfig:
+        return self.run_plan.config
+
+    @property
     def throughput(self) -> Throughput:
         return self.metrics.throughput
+
+
+def _delete_leftovers(folder: Path) -> None:
+    for path, reason in sweep(folder / CHECKPOINTS).items():
+        log(f"warning: {path} is never deleted: {reason}")
+    delete_drafts(folder)
 
 
 def _count(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _build_metrics(run_plan: RunPlan, throughput: Throughput, model: Transformer, peak_flops_per_s: float) -> Metrics:
-    config, start = run_plan.config, run_plan.resumed.step if run_plan.resumed else 0
+def build_data(
+    config: RunConfig, prepared: Prepared, objective: Any, excluded: frozenset[str], batch_sizes: BatchSizes
+) -> TextDataModule:
+    """Return the micro-batches of the run and its validation."""
+    length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
+    train_stream = training_rows(prepared, config.data, length, config.seed)
+    validation = {
+        name: validation_rows(store, config.data, length, pad_id) for name, store in prepared.validation.items()
+    }
+    return TextDataModule(
+        train_stream,
+        {name: rows for name, rows in validation.items() if rows is not None},
+        objective,
+        size=config.rows_per_micro_batch(),
+        batch_size=config.batch_size,
+        batch_sizes=batch_sizes,
+        max_validation_rows=config.data.max_validation_rows,
+        prefetch=config.data.prefetch,
+        excluded=excluded,
+    )
+
+
+def _build_module(
+    config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, weights: LoadParameter, length: RunLength
+) -> TrainingModule:
+    objective = model_with_loss.objective
+    targets_per_row = objective.targets_per_sequence(config.model.context_length)
+    settings = StepSettings(
+        optimizer=config.optimizer,
+        schedule=replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
+        parallel_dims=config.parallel_dims(),
+        clip_norm=config.trainer.gradient_clip_val,
+        expected_targets=float(targets_per_row * config.batch_size),
+        sum_dtype=sum_dtype(choose_device(config.trainer)),
+        keeps_ledger=config.logging.ledger,
+        materialize=materializer(model_with_loss, config, weights),
+    )
+    factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
+    validation = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
+    return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
+
+
+def _build_metrics(run_plan: RunPlan, throughput: Throughput, model: Transformer, device: torch.device) -> Metrics:
+    config, start = run_plan.config, run_plan.start
     shape = config.model
     assert isinstance(shape, TransformerConfig)
     return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
-        flops_per_token=training_flops_per_token(shape, model.vocab_size, _head_share(config)),
-        peak_flops_per_s=peak_flops_per_s,
+        flops_per_token=training_flops_per_token(shape, model.vocab_size, _fraction_with_logits(config)),
+        peak_flops_per_s=peak_flops_per_s(device, config.trainer.precision is Precision.bf16)[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
 
 
+def _fraction_with_logits(config: RunConfig) -> float:
+    """Return the fraction of positions that the vocabulary's head computes logits for."""
+    if isinstance(config.objective, ClassifyConfig):
+        return 0.0
+    return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
+
+
 def _save_settings(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> SaveSettings:
     config = run_plan.config
+    sources = ", ".join(filter(None, prepared.corpora))
+    facts = {
+        "objective": config.objective.kind,
+        "data": f"{config.data.kind} of {sources}" if sources else config.data.kind,
+        "parameters": _count(model),
+        **fixed_facts(prepared),
+        "torch": torch.__version__,
+    }
     return SaveSettings(
         folder=run_plan.folder / CHECKPOINTS,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
         config=to_dict(config),
-        facts=_facts(config, prepared, model),
+        facts=facts,
         typed=run_plan.typed,
         after=run_plan.after,
         save_tokenizer=prepared.tokenizer.save,
     )
 
 
-def _own_callbacks(parts: _Parts) -> list[Callback]:
-    """Return the run's own callbacks in the order in which a step's end calls them."""
-    config, folder, throughput = parts.config, parts.folder, parts.throughput
+def _build_callbacks(parts: _Parts) -> list[Callback]:
+    """Return the run's own callbacks in the order in which the end of a step calls them."""
+    config, folder, throughput = parts.config, parts.run_plan.folder, parts.throughput
     checkpoints = Checkpoints(parts.state, throughput, config.checkpoint.every_n_steps)
-    found: list[Callback] = [parts.metrics]
+    callbacks: list[Callback] = [parts.metrics]
     if config.trainer.enable_progress_bar:
-        found.append(Progress(parts.metrics))
+        callbacks.append(Progress(parts.metrics))
     if config.logging.ledger:
-        found.append(Ledger(folder / "ledger.jsonl", resumed_at=parts.start))
+        callbacks.append(Ledger(folder / LEDGER, resumed_at=parts.run_plan.start))
     if config.logging.norms:
-        found.append(Norms(config.trainer.log_every_n_steps))
-    found += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
+        callbacks.append(Norms(config.trainer.log_every_n_steps))
+    callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
     if config.scores.every_n_steps:
-        found.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
+        callbacks.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
     if isinstance(parts.data.train_stream, StreamingDataset):
-        found.append(_text_ahead(config, parts.data, parts.data.train_stream, checkpoints, throughput))
+        callbacks.append(_build_text_ahead(parts, parts.data.train_stream, checkpoints))
     if config.trainer.profile_steps:
-        found.append(Profile(folder / "profile", config.trainer.profile_steps))
-    return [*found, parts.state]
+        callbacks.append(Profile(folder / PROFILE, config.trainer.profile_steps))
+    return [*callbacks, parts.state]
+
+
+def _build_text_ahead(parts: _Parts, rows: StreamingDataset, checkpoints: Checkpoints) -> TextAhead:
+    config, batch_sizes, stream = parts.config, parts.data.batch_sizes, rows.stream
+    steps = config.max_steps(batch_sizes)
+    needed = ALL if steps is None else batch_sizes.samples(steps + 1)  # the prefetch thread reads one step ahead
+    reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
+    return TextAhead(rows, reader, parts.throughput, checkpoints.stop_if_asked, batch_sizes)
 
 
 def _seed_everything(parts: _Parts) -> None:
-    """Seed the generators of this process: processes that read the same rows draw the same numbers."""
-    rank_in_data = parts.module.parallel_dims.data_rank(parts.trainer.global_rank)
-    L.seed_everything((parts.config.seed + rank_in_data) % (MAX_SEED + 1), workers=False, verbose=False)
+    """Seed the generators of this process; ranks of one tensor-parallel group draw the same numbers."""
+    data_rank = parts.module.parallel_dims.data_rank(parts.trainer.global_rank)
+    L.seed_everything((parts.config.seed + data_rank) % (MAX_SEED + 1), workers=False, verbose=False)
 
 
 def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float]) -> Report:
@@ -240,9 +304,9 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
     model = module.model_with_loss.model
     assert isinstance(model, Transformer)
     targets = {name: count for name, count in module.validation_targets.items() if count}
-    steps = max(parts.start, parts.trainer.global_step)
+    steps = max(parts.run_plan.start, parts.trainer.global_step)
     return Report(
-        folder=str(parts.folder),
+        folder=str(parts.run_plan.folder),
         steps=steps,
         tokens_seen=parts.metrics.tokens_seen,
         parameters=_count(model),
@@ -261,70 +325,3 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         not_validated=not_validated(config.data, prepared, list(targets)),
         validation_targets=targets,
     )
-
-
-def _build_data(
-    config: RunConfig, prepared: Prepared, objective: Any, excluded: frozenset[str], batch_sizes: BatchSizes
-) -> TextDataModule:
-    length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
-    train = training_rows(prepared, config.data, length, config.seed)
-    validation = {
-        name: validation_rows(store, config.data, length, pad_id) for name, store in prepared.validation.items()
-    }
-    return TextDataModule(
-        train,
-        {name: rows for name, rows in validation.items() if rows is not None},
-        objective,
-        size=config.rows_per_micro_batch(),
-        batch_size=config.batch_size,
-        batch_sizes=batch_sizes,
-        max_validation_rows=config.data.max_validation_rows,
-        prefetch=config.data.prefetch,
-        excluded=excluded,
-    )
-
-
-def _text_ahead(
-    config: RunConfig, data: TextDataModule, rows: StreamingDataset, checkpoints: Checkpoints, throughput: Throughput
-) -> TextAhead:
-    steps = config.max_steps(data.batch_sizes)
-    needed = (
-        ALL if steps is None else data.batch_sizes.samples(steps + 1)
-    )  # one step more: the prefetch thread reads ahead
-    stream = rows.stream
-    reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
-    return TextAhead(rows, reader, throughput, checkpoints.stop_where_asked, data.batch_sizes)
-
-
-def _step_settings(
-    config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, values: LoadParameter, device: torch.device
-) -> StepSettings:
-    per_row = model_with_loss.objective.targets_per_sequence(config.model.context_length)
-    return StepSettings(
-        optimizer=config.optimizer,
-        schedule=replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
-        parallel_dims=config.parallel_dims(),
-        clip_norm=config.trainer.gradient_clip_val,
-        expected_targets=float(per_row * config.batch_size),
-        sum_dtype=sum_dtype(device),
-        keeps_ledger=config.logging.ledger,
-        materialize=materializer(model_with_loss, config, values),
-    )
-
-
-def _facts(config: RunConfig, prepared: Prepared, model: Transformer) -> dict[str, Any]:
-    sources = ", ".join(filter(None, prepared.corpora))
-    return {
-        "objective": config.objective.kind,
-        "data": f"{config.data.kind} of {sources}" if sources else config.data.kind,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **fixed_facts(prepared),
-        "torch": torch.__version__,
-    }
-
-
-def _head_share(config: RunConfig) -> float:
-    """Return the share of positions that reach the vocabulary's head."""
-    if isinstance(config.objective, ClassifyConfig):
-        return 0.0
-    return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -10,11 +9,11 @@ import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
-from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.rank import rank, under_launcher
 from pretrain.launch.run_folder import CONFIG, TABLE
+from pretrain.launch.run_plan import RunPlan
 from pretrain.training.config import Precision, Strategy
 from pretrain.training.loggers.csv_table import LongCSVLogger
 from pretrain.training.loggers.tensorboard import RunTensorBoard
@@ -22,27 +21,26 @@ from pretrain.training.strategy import build_strategy
 from pretrain.training.validation import validates_first
 
 
-def _build_trainer(
-    config: RunConfig, folder: Path, device: torch.device, precision: Precision, start: int, validates: bool,
-    max_steps: int | None,
-) -> L.Trainer:  # fmt: skip
+def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None, validates: bool) -> L.Trainer:
+    """Return the trainer of a run; `validates`: whether it has validation data."""
+    config, folder, start = run_plan.config, run_plan.folder, run_plan.start
     accumulation = config.accumulation_steps()
-    sharded = config.trainer.strategy is Strategy.fsdp  # computes in bf16 by a policy of its own
+    autocast = config.trainer.precision is Precision.bf16 and config.trainer.strategy is not Strategy.fsdp
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config, device),
         plugins=[TorchElasticEnvironment() if under_launcher() else LightningEnvironment()],  # never a guess
-        precision="bf16-mixed" if precision is Precision.bf16 and not sharded else "32-true",
+        precision="bf16-mixed" if autocast else "32-true",  # FSDP2 casts by a policy of its own
         max_steps=max_steps or -1,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         val_check_interval=config.trainer.val_check_interval * accumulation,
         check_val_every_n_epoch=None,
-        log_every_n_steps=1,  # ours go straight to the loggers; this only keeps Lightning from warning
+        log_every_n_steps=1,  # only silences a warning: our metrics go to the loggers directly
         deterministic=config.trainer.deterministic,
-        logger=_loggers(config, folder, start),
+        logger=_loggers(run_plan),
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=-1 if validates_first(config, folder, start) else 0,
         enable_checkpointing=False,
@@ -53,9 +51,10 @@ def _build_trainer(
     )
 
 
-def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
+def _loggers(run_plan: RunPlan) -> list[Logger]:
     if rank() > 0:
         return []
+    config, folder, start = run_plan.config, run_plan.folder, run_plan.start
     write_atomically(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     loggers: list[Logger] = []
     if config.logger.tensorboard:
@@ -65,12 +64,8 @@ def _loggers(config: RunConfig, folder: Path, start: int) -> list[Logger]:
     return loggers
 
 
-def _leave_signals() -> None:
-    """In the place of Lightning's handler, which talks to all processes wherever a signal meets them."""
-
-
-def _quiet_lightning() -> None:
-    """Keep Lightning's banners and advice to itself: what matters here, the run says."""
+def quiet_lightning() -> None:
+    """Hide Lightning's banners and advice; the run logs what matters itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")

@@ -1,20 +1,25 @@
-"""Figures of the run, every n steps: nothing waits for the device in between."""
+"""Training metrics every n steps; in between nothing waits for the device."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import lightning as L
 import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 
 from pretrain.objectives.batch import Batch
+from pretrain.optim.groups import parameters_by_name
+from pretrain.parallel.mesh import global_norm
+from pretrain.training.callbacks import StepCallback
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.throughput import Throughput
 
 
 class Metrics(Callback):
-    """Logs losses, learning rate, gradient norm, speed and memory; the unit of its axis is the optimizer step."""
+    """Logs loss, learning rate, gradient norm, speed and memory by optimizer step."""
 
     def __init__(
         self, throughput: Throughput, *, every_n_steps: int, flops_per_token: float, peak_flops_per_s: float,
@@ -24,16 +29,16 @@ class Metrics(Callback):
         self.every_n_steps = every_n_steps
         self.flops_per_token = flops_per_token
         self.peak_flops_per_s = peak_flops_per_s
-        self.tokens_seen = 0  # over the whole run, what was read before a resume included
-        self.validated_at = validated_at  # the step of a validation whose figures a resume finds there already
+        self.tokens_seen = 0  # over the whole run, including those before a resume
+        self.validated_at = validated_at  # step whose validation metrics are logged already; -1: none
         self.newest: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokens read so far."""
+        """Return the number of tokens seen."""
         return {"tokens_seen": self.tokens_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue counting from the tokens of `state_dict`."""
+        """Load the number of tokens seen."""
         self.tokens_seen = int(state_dict.get("tokens_seen", 0))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -43,7 +48,7 @@ class Metrics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count tokens; at a step to be logged, log."""
+        """Count the tokens of a micro-batch; log the metrics every n steps and at the last."""
         assert isinstance(pl_module, TrainingModule)
         tokens = batch.tokens.numel() * pl_module.parallel_dims.data_ranks
         self.throughput.add(tokens)
@@ -66,20 +71,20 @@ class Metrics(Callback):
             "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
-        if utilization <= 1.0:  # above, the measured peak was too low: something else ran on the processor
+        if utilization <= 1.0:  # above: the peak was measured too low, while another process used the CPU
             self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:
             self.newest["speed/data_wait_s"] = self.throughput.other_s["text"]
-        # for callbacks that monitor a figure; `log_dict` copies each result, 2 ms a logged step
+        # for callbacks that monitor a metric; `log_dict` copies each result, 2 ms a logged step
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.newest.items()})
         write(trainer, self.newest, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock while validating."""
+        """Stop the clock during validation."""
         self.throughput.pause("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the validation's figures."""
+        """Log the validation metrics."""
         assert isinstance(pl_module, TrainingModule)
         if pl_module.validated and trainer.global_step != self.validated_at:
             write(trainer, pl_module.validated, trainer.global_step)
@@ -91,16 +96,59 @@ class Metrics(Callback):
         self.throughput.pause("the end")
 
 
-def write(trainer: L.Trainer, figures: dict[str, float], step: int, *, with_nan: bool = False) -> None:
-    """Log figures once over all ranks; NaN, a mean over nothing, is left out unless it is what one looks for."""
+class Norms(StepCallback):
+    """Logs `weights/grad_norm/<part>`, before clipping, and `weights/norm/<part>`, before the step, every n steps.
+
+    A part is a block, the embeddings, the final norm or the head. A collective call on sharded models.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self._norms: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the module's gradient hook, which computes the norms of steps to log."""
+        assert isinstance(pl_module, TrainingModule)
+        parts = parts_of(pl_module.model_with_loss.model)
+
+        def compute_norms(scale: Tensor) -> None:
+            step = trainer.global_step + 1
+            if step % self.every_n_steps == 0 or step == trainer.max_steps:
+                for name, parameters in parts.items():
+                    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                    self._norms[f"weights/grad_norm/{name}"] = global_norm(gradients) * scale
+                    self._norms[f"weights/norm/{name}"] = global_norm([p.detach() for p in parameters])
+
+        pl_module.gradient_hook = compute_norms
+
+    def on_step_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Log the norms of this step, if it computed any."""
+        if self._norms:
+            norms = {name: float(norm) for name, norm in self._norms.items()}
+            write(trainer, norms, trainer.global_step, with_nan=True)  # NaN shows the part in which divergence begins
+            self._norms.clear()
+
+
+def parts_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the trained parameters by part: block_00, block_01, ..., and the other modules by name."""
+    parts: defaultdict[str, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters_by_name(model).items():
+        first, second, *_ = name.split(".")
+        if parameter.requires_grad:
+            parts[f"block_{int(second):02}" if first == "blocks" else first].append(parameter)
+    return dict(parts)
+
+
+def write(trainer: L.Trainer, metrics: dict[str, float], step: int, *, with_nan: bool = False) -> None:
+    """Log metrics on rank zero; without `with_nan`, omit NaN, the mean of nothing."""
     if trainer.is_global_zero:
-        found = {name: value for name, value in figures.items() if with_nan or not math.isnan(value)}
+        logged = {name: value for name, value in metrics.items() if with_nan or not math.isnan(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(found, step)
+            logger.log_metrics(logged, step)
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the most memory that the GPU has held, or what the process holds now on a processor, in GiB."""
+    """Return the GPU's peak allocated memory, or the process's current memory on a CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,19 +1,20 @@
-"""Where the time of a training step goes: a trace of a few steps, by torch's profiler."""
+"""A profile of a few training steps, by torch's profiler."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile, schedule
 
-_WAIT, _WARM_UP = 3, 1  # steps left out: the first ones allocate, compile, and start the profiler itself
+from pretrain.training.callbacks import StepCallback
+from pretrain.training.lightning_module import TrainingModule
+
+_WAIT, _WARM_UP = 3, 1  # steps not profiled: the first ones allocate, compile, and start the profiler itself
 _ROWS = 30  # of the table
 
 
-class Profile(Callback):
-    """Profiles some steps and leaves a trace and a table in `folder`, one of each for every process.
+class Profile(StepCallback):
+    """Profiles `steps` steps and writes a trace and a table per process into `folder`.
 
     The trace, `*.pt.trace.json`, opens in https://ui.perfetto.dev, and in TensorBoard with its profiler plugin.
     """
@@ -39,15 +40,13 @@ class Profile(Callback):
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=write)
         self._profiler.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Go on to the next step at the end of one."""
-        if self._profiler is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+    def on_step_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Advance the profiler by a step."""
+        if self._profiler is not None:
             self._profiler.step()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop; of a run shorter than planned, what there is of it is written."""
+        """Stop the profiler; a run shorter than planned writes the steps it has profiled."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -1,11 +1,9 @@
-"""How the model does on tasks with right answers while it trains: curves beside those of the loss."""
+"""Scores on benchmark tasks during training, as curves beside those of the loss."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
@@ -15,7 +13,8 @@ from pretrain.evaluation.tasks import score_tasks
 from pretrain.launch.rank import rank
 from pretrain.launch.run_folder import TABLE
 from pretrain.models.transformer import Transformer
-from pretrain.training.callbacks.checkpoints import Checkpoints, unless_asked
+from pretrain.training.callbacks import StepCallback
+from pretrain.training.callbacks.checkpoints import Checkpoints, interruptible
 from pretrain.training.callbacks.metrics import write
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.lightning_module import TrainingModule
@@ -24,34 +23,34 @@ from pretrain.training.throughput import Throughput
 
 
 def open_tasks(config: ScoresConfig, causal: bool) -> list[ExampleSet]:
-    """Return the fixed examples that a run is scored on; read before it starts, so that a wrong file ends it at once.
+    """Return the fixed examples that a run is scored on.
 
     Raises ConfigError for a task that a masked model cannot do, DataError for a file without examples.
     """
     if config.cloze and not causal:
         raise ConfigError(
-            f"scores.cloze={config.cloze} continues passages, and this run trains a model to fill masks. "
+            f"scores.cloze={config.cloze} completes passages, and this run trains a model to fill masks. "
             "Try scores.minimal_pairs or scores.multiple_choice."
         )
-    found = [
+    tasks = [
         read_examples(task, path, config.max_examples, config.delimiter, key=f"scores.{task.name}")
         for task, path in config.files()
     ]
-    distinct_names(found, "scores")
-    return found
+    distinct_names(tasks, "scores")
+    return tasks
 
 
-class Scores(Callback):
-    """Logs `eval/<file>/<figure>` every n steps and at the end; the training's random numbers are left alone.
+class Scores(StepCallback):
+    """Logs `eval/<file>/<metric>` every n steps and at the end, without drawing the training's random numbers.
 
-    The first process scores, on a gathered copy where the model is sharded, while the others wait. A signal ends that
-    at once. A resume makes up for a step that was saved and not scored any more.
+    Rank 0 scores, on a gathered copy if the model is sharded, while the others wait. A signal ends that at once. A
+    resume scores a step that was saved but not yet scored.
     """
 
     def __init__(
         self, config: ScoresConfig, writer: Writer, throughput: Throughput, folder: Path, checkpoints: Checkpoints
     ) -> None:
-        """Read the examples; `folder` is the run's. Raises what `open_tasks` does."""
+        """Read the examples before the run starts; `folder` is the run's. Raises like `open_tasks`."""
         self.config = config
         self.checkpoints = checkpoints
         self.table = folder / TABLE
@@ -61,58 +60,53 @@ class Scores(Callback):
         self.tasks = open_tasks(config, causal)
         for task in self.tasks:
             check_examples(task, writer.tokenizer, writer.config.model.context_length, causal)
-        self.newest: dict[str, float] = {}
         self._scored_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the weights that a run goes on from, if it ended before that was done."""
+        """Score the step that a run resumes from, if it was due and is missing."""
         step = trainer.global_step
         due = self.writer.config.logger.csv and step > 0 and step % self.config.every_n_steps == 0
         if due and not has_figures(self.table, step, "eval/"):
             self._score_between_steps(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Score where it is time to, at the end of a step."""
-        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if ended and trainer.global_step % self.config.every_n_steps == 0:
-            self._score_between_steps(trainer, pl_module)
+    def on_step_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Score every n steps."""
+        if trainer.global_step % self.config.every_n_steps == 0:
+            self._score_between_steps(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the weights at the end, if that has not been done."""
+        """Score the final weights, if the last step was not scored."""
         assert isinstance(pl_module, TrainingModule)
         if trainer.global_step != self._scored_step:
-            self._keep(trainer, self._score(pl_module))
+            self._log(trainer, self._score(pl_module))
 
-    def make_up(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        """Score a run that found nothing left to train, if it was cut off before it did that at its end."""
+    def score_if_missing(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Score a finished run that was interrupted before its last scores."""
         step = trainer.global_step
         if self.writer.config.logger.csv and not has_figures(self.table, step, "eval/"):
-            self._keep(trainer, self._score(module))
+            self._log(trainer, self._score(module))
 
     def _score_between_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
         with self.throughput.paused("scores"):
-            self._keep(trainer, self._score(module))
-            self.checkpoints.stop_where_asked_meanwhile(trainer, module)
+            self._log(trainer, self._score(module))
+            self.checkpoints.agree_and_stop_if_asked(trainer, module)
 
     def _score(self, module: TrainingModule) -> dict[str, float] | None:
-        """Return the figures, on the first process alone; none where a signal ends the scoring."""
+        """Return the metrics on rank 0; None on other ranks, and if a signal ended the scoring. A collective call."""
         model = module.model_with_loss.model
         assert isinstance(model, Transformer)
-        whole = self.writer.whole_model(model)  # every process takes part where the model is sharded
+        gathered = self.writer.gathered_model(model)
         if rank() > 0:
             return None
 
         def score() -> dict[str, float]:
-            with torch.compiler.set_stance("force_eager"):  # blocks compiled to train are not compiled again to score
-                return score_tasks(whole, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
+            with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
+                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
 
-        return unless_asked(module, score)
+        return interruptible(module, score)
 
-    def _keep(self, trainer: L.Trainer, figures: dict[str, float] | None) -> None:
+    def _log(self, trainer: L.Trainer, metrics: dict[str, float] | None) -> None:
         self._scored_step = trainer.global_step
-        if figures is not None:
-            self.newest = figures
-            write(trainer, figures, trainer.global_step)
+        if metrics is not None:
+            write(trainer, metrics, trainer.global_step)

@@ -15,9 +15,8 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
-from pretrain.training import compilation
-from pretrain.training.compilation import resolve_compile
-from pretrain.training.config import Precision
+from pretrain.training import auto_settings
+from pretrain.training.auto_settings import resolve_compile
 from pretrain.training.startup_summary import startup_summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
@@ -75,9 +74,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
     config = settings("parallel.compile=true")
     config = resolve_compile(config, CPU)
     assert config.parallel.compile is False
-    assert "warning: parallel.compile=false: compiled, a block's gradient is another one, off by" in (
-        capsys.readouterr().out
-    )
+    assert "warning: parallel.compile=false: the gradient of a compiled block differs by" in (capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
@@ -108,7 +105,7 @@ def test_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    monkeypatch.setattr(compilation, "peak_flops_per_s", lambda *_: (1e15, "documented"))
+    monkeypatch.setattr(auto_settings, "peak_flops_per_s", lambda *_: (1e15, "documented"))
     monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     config = settings(*LONG)
@@ -125,8 +122,8 @@ def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: boo
     stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, is_open=lambda: False)
     data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes())
     model: Any = torch.nn.Linear(2, 2)
-    told = startup_summary(config, model, data, CPU, Precision.fp32)
-    assert told.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
+    summary = startup_summary(config, model, data, CPU)
+    assert summary.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
 
 
 @pytest.mark.parametrize("lacks", ["Triton", "a compiler"])

@@ -1,0 +1,109 @@
+"""Resolve settings that are `auto`: device, precision, and whether to compile."""
+
+from dataclasses import replace
+
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigError
+from pretrain.kernels.block_gradient import TrialBlock
+from pretrain.kernels.compile import can_compile, compiler
+from pretrain.kernels.device import bf16_is_fast, peak_flops_per_s
+from pretrain.launch.rank import log
+from pretrain.models.config import TransformerConfig
+from pretrain.models.size import training_flops_per_token
+from pretrain.optim.config import MatrixPrecision, MuonConfig
+from pretrain.training.config import Precision, TrainerConfig
+
+MIN_COMPILED_S = 300.0  # shortest run that is compiled by default: compiling takes up to a minute
+MAX_GRADIENT_ERROR = 0.05  # of a compiled block, relative to its norm; 0.01 is usual in bf16
+
+
+def resolve_auto_settings(config: RunConfig) -> RunConfig:
+    """Return the settings with every `auto` resolved. Called once per run, so that all processes agree."""
+    device = choose_device(config.trainer)
+    return resolve_compile(resolve_precision(config, device), device)
+
+
+def choose_device(config: TrainerConfig) -> torch.device:
+    """Return the device of this process; raise ConfigError if the machine has none of the requested kind."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
+    if kind == "auto":
+        kind = next(name for name, is_available in available.items() if is_available)
+    if not available[kind]:
+        raise ConfigError(
+            f"trainer.accelerator={config.accelerator} finds no such device here. Try trainer.accelerator=cpu."
+        )
+    return torch.device(kind)
+
+
+def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
+    """Return the settings with fp32 or bf16 in place of an `auto` precision.
+
+    A run saves its resolved precision, so a resume on another machine computes in the same one.
+    """
+    precision, optimizer = config.trainer.precision, config.optimizer
+    if precision is Precision.auto:
+        precision = Precision.bf16 if bf16_is_fast(device) else Precision.fp32
+    if isinstance(optimizer, MuonConfig) and optimizer.newton_schulz_precision is MatrixPrecision.auto:
+        optimizer = replace(optimizer, newton_schulz_precision=MatrixPrecision[precision.name])
+    return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
+
+
+def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
+    """Return the settings with true or false as `parallel.compile`.
+
+    Null compiles long runs on GPUs. A CPU compiles when asked, unless the gradient of a compiled block differs; each
+    start checks that, as a resume may run on another machine. Raises ConfigError if the compiler is missing.
+    """
+    compiled = bool(config.parallel.compile)
+    able = can_compile(device)
+    if compiled and not able and device.type == "cuda":
+        raise ConfigError(
+            "parallel.compile=true needs Triton and a C compiler on a GPU, and one of them is missing. Install a "
+            "compiler, or set the environment variable CC to yours. Try parallel.compile=null, which compiles only "
+            "with a compiler."
+        )
+    if compiled and not able:
+        raise ConfigError(
+            f"parallel.compile=true needs a C++ compiler on a CPU, and {compiler()} is missing. Install one, or set "
+            "the environment variable CXX to yours. Try parallel.compile=false."
+        )
+    if config.parallel.compile is None:
+        compiled = able and device.type == "cuda" and _is_long(config, device)
+    elif compiled and device.type == "cpu" and config.parallel.tensor_parallel == 1:
+        compiled = _compiles_correctly(config, device)
+    return replace(config, parallel=replace(config.parallel, compile=compiled))
+
+
+def _is_long(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the run takes at least MIN_COMPILED_S at a third of the device's peak FLOP/s."""
+    trainer, model = config.trainer, config.model
+    if not isinstance(model, TransformerConfig) or config.parallel.tensor_parallel > 1:
+        return False  # tensor parallelism compiles only if the settings ask for it
+    bf16 = trainer.precision is Precision.bf16
+    tokens = [float(config.batch_size * model.context_length * trainer.max_steps)] if trainer.max_steps > 0 else []
+    tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
+    tokens_per_s = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / training_flops_per_token(model, 0)
+    seconds = [limit / tokens_per_s for limit in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])
+    return min(seconds, default=float("inf")) >= MIN_COMPILED_S
+
+
+def _compiles_correctly(config: RunConfig, device: torch.device) -> bool:
+    """Return whether a block has the same gradient compiled and eager; log a warning if not."""
+    if not isinstance(config.model, TransformerConfig):
+        return True
+    rows, length = config.rows_per_micro_batch(), config.model.context_length
+    bf16 = config.trainer.precision is Precision.bf16
+    block = TrialBlock(config.model, rows, length, config.objective.causal, bf16, device)
+    expected = block.gradient()
+    block.compile()
+    error = float((block.gradient() - expected).norm() / expected.norm())
+    if error < MAX_GRADIENT_ERROR:
+        return True
+    log(
+        f"warning: parallel.compile=false: the gradient of a compiled block differs by {error:.2g} of its norm, so "
+        f"the compiler ({compiler()}) generates wrong code here."
+    )
+    return False
