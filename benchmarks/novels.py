@@ -28,7 +28,7 @@ from comparison import Result, typed
 
 from pretrain.inference.config import GenerationOptions
 from pretrain.language_model import LanguageModel
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 KINDS = {"causal": "novels_small", "masked": "novels_small_masked"}

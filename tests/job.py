@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 ROOT = Path(__file__).parents[1]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint.read import newest, open_checkpoint, step_folders
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 KILLS = 20
 PHASES = ["before_data", "amid_data", "before_manifest", "before_rename", "after_rename", "amid_prune"]

@@ -75,7 +75,7 @@ def test_a_run_that_would_write_elsewhere_does_not_begin(
         os.mkfifo(place_of_it)
     else:
         place_of_it.symlink_to(tmp_path / "nowhere" if kind == "dangling" else precious)
-    message = rf"{name} is (a link|a FIFO|a regular file of 2 names), where a run writes to a (regular file|folder)"
+    message = rf"{name} is (a link|a FIFO|a regular file of 2 names), and a run writes only to a (regular file|folder)"
     with pytest.raises(CheckpointError, match=message):
         check_folder(run_folder)
     with pytest.raises(CheckpointError, match=message), only_run_in(run_folder):

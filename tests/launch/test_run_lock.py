@@ -38,4 +38,4 @@ def test_the_second_is_told_who_was_first_and_a_killed_one_lets_go(tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["", "[]", '{"pid": "x", "host": 1}', "\x1b[2J", "9" * 5000])
 def test_what_stands_in_the_file_is_not_believed(text: str) -> None:
-    assert _holder(text) == "which has not given its name"
+    assert _holder(text) == "an unknown process"

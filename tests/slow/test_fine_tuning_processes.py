@@ -7,7 +7,7 @@ import pytest
 from job import TWO, Job, assert_same_weights, losses
 
 from pretrain.language_model import LanguageModel
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 pytestmark = pytest.mark.slow
 FIGURES = ("val/loss", "val/accuracy", "val/f1")

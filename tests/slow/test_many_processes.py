@@ -13,7 +13,7 @@ import pytest
 from job import TINY, TWO, Job, assert_same_weights, files, losses, validation, wait_for, workers_of
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 pytestmark = pytest.mark.slow
 

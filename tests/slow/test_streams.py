@@ -15,7 +15,7 @@ import pytest
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.training.loggers.csv_table import read_rows
+from pretrain.launch.run_folder import read_rows
 
 ROOT = Path(__file__).parents[2]
 STREAM = [

@@ -90,7 +90,7 @@ def test_a_run_goes_back_leaves_out_what_is_to_blame_and_goes_on(poisoned, capsy
     out = capsys.readouterr().out
     assert "excluding rows" in out
     assert "rewinding to step" in out
-    assert f"left out           {named(report.excluded)} (rows to blame for spikes)" in str(report)
+    assert f"excluded           {named(report.excluded)} (outlier sequences of spikes)" in str(report)
     assert report.waited_s["rewinds"] > 0
     assert 0 < report.training_s < report.wall_s
     folder = Path(report.folder)

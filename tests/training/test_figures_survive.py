@@ -17,11 +17,12 @@ from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.config.compose import register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import Interrupted
+from pretrain.launch.run_folder import read_rows
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.callbacks import samples, scores
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.loggers.csv_table import LongCSVLogger, has_figures, read_rows
+from pretrain.training.loggers.csv_table import LongCSVLogger, has_figures
 from pretrain.training.loggers.tensorboard import RunTensorBoard
 from pretrain.training.train import run, train
 

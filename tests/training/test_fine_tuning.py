@@ -23,9 +23,9 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
+from pretrain.launch.run_folder import read_rows
 from pretrain.planning.answer import answer
 from pretrain.planning.config import PlanConfig
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import Report
 from pretrain.training.train import run
 
@@ -253,7 +253,7 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     train = reviews(tmp_path / "train.tsv", 20, 1)
     words = tune(tiny, "classify", base, f"data.path={train}", "objective.left_to_right=false")
     with pytest.raises(
-        ConfigError, match=r"objective\.left_to_right=false, and init_from=.* the other way\. Try .*=true"
+        ConfigError, match=r"objective\.left_to_right=false, and init_from=.* is the opposite\. Try .*=true"
     ):
         run(tiny.place(*words))
 

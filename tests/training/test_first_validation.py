@@ -13,8 +13,8 @@ import torch
 
 from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.errors import ConfigError, Interrupted
+from pretrain.launch.run_folder import read_rows
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.train import run, train
 from pretrain.training.validation import changes
 

@@ -17,9 +17,9 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
 from pretrain.language_model import LanguageModel
+from pretrain.launch.run_folder import read_rows
 from pretrain.training.config import PathsConfig
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.run_length import batch_sizes_of
 from pretrain.training.train import build_data, run
 
@@ -198,9 +198,9 @@ def test_two_files_are_validated_and_a_store_without_validation_is_named(mixed, 
     report = run(mixed.place(*words))
     out = capsys.readouterr().out
     assert "val/numbers/loss" in report.validation
-    assert "warning: the validation of source numbers has 36 tokens: too few to compare runs by. Try a larger" in out
+    assert "warning: the validation of source numbers has 36 tokens: too few to compare runs. Try a larger" in out
     (line,) = [line for line in str(report).splitlines() if line.startswith("    numbers  ")]
-    assert line.endswith("35 tokens: too few to compare runs by")
+    assert line.endswith("35 tokens: too few to compare runs")
     assert "alone" not in str(report)
 
     config = mixed.config(*words)

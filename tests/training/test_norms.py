@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pretrain.checkpoint.read import open_checkpoint
+from pretrain.launch.run_folder import read_rows
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.train import run
 
 PARTS = ["embeddings", "block_00", "block_01", "final_norm"]

@@ -14,10 +14,10 @@ from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.evaluation.run import score
+from pretrain.launch.run_folder import read_rows
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.callbacks.scores import Scores, open_tasks
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.throughput import Throughput
 from pretrain.training.train import run
 

@@ -19,9 +19,9 @@ from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.errors import DataError, Interrupted
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
+from pretrain.launch.run_folder import read_rows
 from pretrain.training.callbacks import text_ahead
 from pretrain.training.config import PathsConfig
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.train import run, train
 
 STREAM = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=1024", "data.validation_fraction=0.2"]

@@ -20,9 +20,9 @@ from pretrain.evaluation.run import score_documents
 from pretrain.kernels import onednn_linear
 from pretrain.language_model import LanguageModel
 from pretrain.launch import resume as resuming
+from pretrain.launch.run_folder import read_rows
 from pretrain.training.callbacks.samples import Samples
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import Report
 from pretrain.training.train import run
 

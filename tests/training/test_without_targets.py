@@ -18,11 +18,11 @@ from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.run import score
 from pretrain.interop.export import _scores
 from pretrain.interop.load import open_model
+from pretrain.launch.run_folder import read_rows
 from pretrain.objectives.masked import Masked
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.loggers.csv_table import read_rows
 from pretrain.training.report import check_outcome
 from pretrain.training.train import run
 
@@ -52,14 +52,14 @@ def test_pairs_without_a_response_are_left_out_and_not_validated(
     pairs(held_out, longer)
     report = run(tiny.place(*words, "trainer.max_steps=3", f"paths.run_dir={tmp_path / 'run'}"))
     out = capsys.readouterr().out
-    assert out.count("have no response to learn and are left out: 1 of 7 to train on. Try model.context_length=") == 1
-    assert out.count("warning: no validation: nothing of what is held out is to be predicted.") == 1
+    assert out.count("have no response to learn and are excluded: 1 of 7 to train on. Try model.context_length=") == 1
+    assert out.count("warning: no validation: the held-out documents have no target token.") == 1
     found = figures(report.folder)
     assert found["train/loss"] > 0
     assert all(math.isfinite(value) for value in found.values())
     assert not any(name.startswith("val/") for name in found)
     assert report.validation == {}
-    assert "  validation loss    none: nothing of what is held out is to be predicted" in str(report).splitlines()
+    assert "  validation loss    none: the held-out documents have no target token" in str(report).splitlines()
     saved = json.loads((Path(report.folder) / "report.json").read_text())
     assert saved["validation"] == {"val/loss": None}
     job = Job(["a=1"], ["a=1"], Path(report.folder), exit_code=0)
@@ -140,7 +140,7 @@ def test_a_run_that_diverged_at_its_end_is_no_success(tiny: Any, monkeypatch: py
     assert (tiny.folder / "run" / "report.json").exists()
     assert not {"train/loss", "optim/grad_norm"} & figures(tiny.folder / "run").keys()
     check_outcome(3, 2, "the loss jumped", {"val/loss": 2.0})
-    with pytest.raises(DivergenceError, match=r"val/loss of its last validation is nan, which is no figure") as error:
+    with pytest.raises(DivergenceError, match=r"val/loss of its last validation is nan, not a finite number") as error:
         check_outcome(3, 0, "", {"val/loss": math.nan})
     assert error.value.exit_code == 5
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.run import RunConfig
+from pretrain.launch.run_folder import read_rows
 from pretrain.launch.run_plan import resolve_run, to_record
 from pretrain.training.elastic import spawn
-from pretrain.training.loggers.csv_table import read_rows
 
 PARTS = ("model", "optimizer", "random")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)

@@ -1,7 +1,7 @@
-"""What torchrun says to the processes that it starts, checked before anything relies on it.
+"""The environment variables of torchrun, checked before anything relies on them.
 
-Source of the variables: https://docs.pytorch.org/docs/stable/elastic/run.html, section "Environment Variables".
-`launch/slurm.py` gives the processes of srun the same ones.
+Source: https://docs.pytorch.org/docs/stable/elastic/run.html, section "Environment Variables". `launch/slurm.py` sets
+the same ones for the processes of srun.
 """
 
 import os
@@ -9,106 +9,90 @@ import re
 import socket
 import time
 
-from pretrain.errors import (
-    ConfigError,
-    show,
-)
+from pretrain.errors import ConfigError, show
 
-MOST = 1_000_000  # processes of a run
-
-
-AGENT_S = 10.0  # for the agent of torchrun to answer: it was there before the processes that it started
-
-
-_MARK = "TORCHELASTIC_RUN_ID"  # set by torchrun and nothing else
-
-
-_SMALLEST = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "NODE_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-
-
-_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
+MAX_RANKS = 1_000_000
+AGENT_S = 10.0  # timeout for an answer of torchrun's agent, which starts before its processes
+_RUN_ID = "TORCHELASTIC_RUN_ID"  # set by torchrun and nothing else
+_MINIMA = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "NODE_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _READ_BY_LIBRARIES = ("SLURM_PROCID", "JSM_NAMESPACE_RANK")  # Lightning takes them for the rank as it is imported
 
 
 def under_launcher() -> bool:
-    """Whether torchrun or srun started this process, and others beside it."""
-    return _MARK in os.environ
+    """Return whether torchrun or srun started this process."""
+    return _RUN_ID in os.environ
 
 
 def rank() -> int:
-    """Return the number of this process in its run; 0 where no launcher started it."""
-    return whole_number("RANK", 0, MOST) if under_launcher() else 0
+    """Return the rank of this process in its run; 0 if no launcher started it."""
+    return whole_number("RANK", 0, MAX_RANKS) if under_launcher() else 0
 
 
-def whole_number(name: str, least: int, most: int) -> int:
-    """Return the value of an environment variable; raises ConfigError where it is no whole number of this range."""
+def whole_number(name: str, minimum: int, maximum: int) -> int:
+    """Return the value of an environment variable; raise ConfigError if it is not a whole number in this range."""
     text = os.environ[name]
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not minimum <= int(text) <= maximum:
         raise ConfigError(
-            f"the environment has {name}={text[:80]!r}, which is no whole number from {least} to {most}. "
-            f"Where no launcher has set it: unset {name}"
+            f"the environment has {name}={text[:80]!r}, which is no whole number from {minimum} to {maximum}. "
+            f"If no launcher has set it: unset {name}"
         )
     return int(text)
 
 
 def check_launcher() -> None:
-    """Look whether the variables of a launcher make sense together; leave none behind where there is no launcher.
+    """Check that a launcher's variables are consistent; without a launcher, delete them.
 
-    Raises ConfigError where one is missing or nonsense, and where they say that this process is one of several though
-    no launcher started it: it would then wait for others, or stay silent and save nothing.
+    Raises ConfigError if one is missing or invalid, or if they make this process one of several though no launcher
+    started it: it would wait for the others, or log and save nothing.
     """
     if under_launcher():
-        _check_place()
+        _check_ranks()
         return
-    given = {name: os.environ[name] for name in _SMALLEST if os.environ.get(name)}
-    for name in given:
-        whole_number(name, _SMALLEST[name], MOST)
-    several = [name for name, text in given.items() if name != "GROUP_RANK" and int(text) != _SMALLEST[name]]
+    values = {name: os.environ[name] for name in _MINIMA if os.environ.get(name)}
+    for name in values:
+        whole_number(name, _MINIMA[name], MAX_RANKS)
+    several = [name for name, text in values.items() if name != "GROUP_RANK" and int(text) != _MINIMA[name]]
     if several:
         raise ConfigError(
-            f"the environment has {', '.join(f'{name}={given[name]}' for name in several)}, as if this process were "
-            "one of several, and neither torchrun nor srun started it. Where that is left over: "
+            f"the environment has {', '.join(f'{name}={values[name]}' for name in several)}, as if this process were "
+            "one of several, but neither torchrun nor srun started it. If that is left over: "
             f"unset {' '.join(several)}. For several devices: torchrun --nproc-per-node=2 src/train.py trainer=ddp"
         )
     for name in filter(os.environ.get, _READ_BY_LIBRARIES):
-        whole_number(name, 0, MOST)
-    for name in (*_SMALLEST, *_READ_BY_LIBRARIES):
+        whole_number(name, 0, MAX_RANKS)
+    for name in (*_MINIMA, *_READ_BY_LIBRARIES):
         os.environ.pop(name, None)
 
 
-def _check_place() -> None:
-    """Check the place of this process among those that the launcher started."""
-    run = os.environ[_MARK][:80]
-    for name in _NEEDED:
+def _check_ranks() -> None:
+    """Check the ranks and sizes that the launcher has set."""
+    run = os.environ[_RUN_ID][:80]
+    for name in _REQUIRED:
         if not os.environ.get(name):
             raise ConfigError(
-                f"the environment has {_MARK}={run!r}, as torchrun sets it, and no {name}. Where that is left over: "
-                f"unset {_MARK}. Else start by torchrun, which sets both."
+                f"the environment has {_RUN_ID}={run!r}, as torchrun sets it, but no {name}. If that is left over: "
+                f"unset {_RUN_ID}. Otherwise start with torchrun, which sets both."
             )
-    world = whole_number("WORLD_SIZE", 1, MOST)
+    world = whole_number("WORLD_SIZE", 1, MAX_RANKS)
     local = whole_number("LOCAL_WORLD_SIZE", 1, world)
     whole_number("RANK", 0, world - 1)
     whole_number("LOCAL_RANK", 0, local - 1)
     whole_number("MASTER_PORT", 1, 65_535)
     for name in ("GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"):
         if name in os.environ:
-            whole_number(name, 0, MOST)
+            whole_number(name, 0, MAX_RANKS)
     if world % local:
         raise ConfigError(
-            f"the environment has WORLD_SIZE={world} and LOCAL_WORLD_SIZE={local}: a run needs as many processes on "
-            "each machine. Try the same torchrun --nproc-per-node on all of them."
+            f"the environment has WORLD_SIZE={world} and LOCAL_WORLD_SIZE={local}: a run needs the same number of "
+            "processes on each machine. Try the same torchrun --nproc-per-node on all of them."
         )
 
 
 def check_agent() -> None:
-    """Look whether the torchrun that set the variables is still there to meet the others through.
-
-    Raises ConfigError where nobody listens at its address: the variables were left over by a run that has ended.
-    """
+    """Raise ConfigError if no torchrun listens at its address: a run that has ended left the variables."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return  # the first process of the run listens, which may come later than this one
+        return  # rank 0 listens instead, and may start later than this process
     host, port = os.environ["MASTER_ADDR"], whole_number("MASTER_PORT", 1, 65_535)
     until = time.monotonic() + AGENT_S
     while True:
@@ -118,14 +102,14 @@ def check_agent() -> None:
         except OSError as error:
             if time.monotonic() > until:
                 raise ConfigError(
-                    f"the environment has {_MARK}={os.environ[_MARK][:80]!r}, MASTER_ADDR={host} and MASTER_PORT="
-                    f"{port}, as torchrun sets them, and no torchrun answers there ({error}). Where they are left "
-                    f"over: unset {_MARK} RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE"
+                    f"the environment has {_RUN_ID}={os.environ[_RUN_ID][:80]!r}, MASTER_ADDR={host} and MASTER_PORT="
+                    f"{port}, as torchrun sets them, but no torchrun answers there ({error}). If they are left over: "
+                    f"unset {_RUN_ID} RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE"
                 ) from error
             time.sleep(0.2)
 
 
 def log(text: str, *, one_line: bool = False) -> None:
-    """Print on the first process only, as `show` does."""
+    """Print a text on rank 0 only, like `show`."""
     if rank() == 0:
         show(text, one_line=one_line)

@@ -1,6 +1,6 @@
-"""The files of a run folder, which may come from a stranger: opened as they are, never through a link, within limits.
+"""The files of a run folder, which are not trusted: never opened through a link, and limited in size.
 
-    config.yaml, metrics.csv, ledger.jsonl, report.json, lock      written by the run's first process
+    config.yaml, metrics.csv, ledger.jsonl, report.json, lock      written by rank 0
     checkpoints/, failures/, profile/                              folders of files
 
 A run writes inside its folder only. Every problem is a CheckpointError that names the file.
@@ -26,36 +26,26 @@ from pretrain.files.untrusted_files import MAX_YAML_BYTES, kind_of_file, open_re
 from pretrain.stop_signals import AskedToStop
 
 CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"
-
-
 CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
-
-
 SWEPT = "PRETRAIN_SWEPT"  # environment variable of a sweep's jobs: the settings that differ between them, by commas
-
-
-MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger names every row of a step
-
-
+MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger lists every row of a step
 MAX_LINES_BYTES = 1 << 32
-
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What report.json says of a run that has ended, as far as other runs and plans use it."""
+    """The part of report.json that other runs and plans read."""
 
     steps: Count
     tokens_seen: Count
     parameters: Count
-    tokens_per_s: float | None  # as any figure that there is none of
+    tokens_per_s: float | None  # None: unknown, as for every figure
     validation: dict[str, float | None]
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CheckpointError where a file or folder that a run writes to is a link, or no regular file or folder."""
+    """Raise CheckpointError if a file or folder that a run writes to is a link, or no regular file or folder."""
     for name in (CONFIG, REPORT, TABLE, LEDGER, LOCK):
         _check_entry(folder / name, stat.S_ISREG, "a regular file of one name")
     for name in (CHECKPOINTS, FAILURES, PROFILE):
@@ -69,21 +59,21 @@ def _check_entry(path: Path, fits: Any, expected: str) -> None:
     try:
         status = path.lstat()
     except OSError:
-        return  # not there, or what opens it says why it cannot be reached
+        return  # missing, or unreachable: opening it reports the error
     names = 1 if stat.S_ISDIR(status.st_mode) else status.st_nlink
     if not fits(status.st_mode) or names > 1:
-        found = kind_of_file(status.st_mode) + (f" of {names} names" if names > 1 else "")
+        kind = kind_of_file(status.st_mode) + (f" of {names} names" if names > 1 else "")
         raise CheckpointError(
-            f"{path} is {found}, where a run writes to {expected}: it would change something outside of its folder. "
-            "Copy what it stands for to this place, or delete it."
+            f"{path} is {kind}, and a run writes only to {expected}, or it could change something outside of its "
+            "folder. Replace it by a copy of its content, or delete it."
         )
 
 
 @contextmanager
 def opened_to_append(path: Path) -> Iterator[IO[str]]:
-    """Open a file of a run folder for reading and appending text, made where it is missing.
+    """Open a text file of a run folder for reading and appending; create it if it is missing.
 
-    Raises CheckpointError for a link and anything but a regular file of one name, and where the storage fails.
+    Raises CheckpointError for anything but a regular file of one name, and if the storage fails.
     """
     _check_entry(path, stat.S_ISREG, "a regular file of one name")
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -95,9 +85,9 @@ def opened_to_append(path: Path) -> Iterator[IO[str]]:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file of a run folder without their ends; none where there is no file.
+    """Yield the lines of a text file of a run folder without line ends; none if there is no file.
 
-    Raises CheckpointError where it is no regular file of UTF-8, or a line is longer than any that a run writes.
+    Raises CheckpointError if it is not a regular UTF-8 file, or is larger than any that a run writes.
     """
     total = 0
     try:
@@ -114,18 +104,18 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv whose step and value are numbers, none where there is no such file.
+    """Return the complete rows of a metrics.csv; [] if there is no such file.
 
-    Raises CheckpointError where it is no table.
+    Raises CheckpointError if it is not a table.
     """
     try:
-        return [row for row in csv.DictReader(lines_of(path)) if _is_figure(row)]
+        return [row for row in csv.DictReader(lines_of(path)) if _is_complete(row)]
     except csv.Error as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
-def _is_figure(row: dict[str, Any]) -> bool:
-    """Whether a row is whole; a kill may have left half of the last one."""
+def _is_complete(row: dict[str, Any]) -> bool:
+    """Return whether a row has name, step and value; a kill may leave half of the last one."""
     try:
         float(row["value"])
         return re.fullmatch(r"[0-9]{1,18}", row["step"]) is not None and isinstance(row["name"], str)
@@ -134,9 +124,9 @@ def _is_figure(row: dict[str, Any]) -> bool:
 
 
 def record_of(path: Path, kind: type[T]) -> T:
-    """Return the record that a JSON file of a run folder holds.
+    """Return the record in a JSON file of a run folder.
 
-    Raises CheckpointError where there is no such file, it is damaged, or a value has another type than it should.
+    Raises CheckpointError if the file is missing or damaged, or a value has the wrong type.
     """
     try:
         return read_record(kind, read_json(path, follow_links=False), "it")
@@ -145,13 +135,13 @@ def record_of(path: Path, kind: type[T]) -> T:
 
 
 def finished_run(folder: Path) -> FinishedRun | None:
-    """Return what the report of a run says; None where there is none. Raises CheckpointError where it is damaged."""
+    """Return the report of a finished run, None if there is none; raise CheckpointError if it is damaged."""
     path = folder / REPORT
     return record_of(path, FinishedRun) if os.path.lexists(path) else None
 
 
 def saved_settings(folder: Path) -> RunConfig:
-    """Return the settings in the config.yaml of a run folder; raises CheckpointError where it holds none of ours."""
+    """Return the settings in the config.yaml of a run folder; raise CheckpointError if they cannot be read."""
     path = folder / CONFIG
     try:
         settings = read_yaml(path, MAX_YAML_BYTES, follow_links=False)
@@ -160,23 +150,23 @@ def saved_settings(folder: Path) -> RunConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} holds no settings.")
     try:
-        found: RunConfig = from_dict(with_whole_numbers(settings, RunConfig))
+        config: RunConfig = from_dict(with_whole_numbers(settings, RunConfig))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return found
+    return config
 
 
 def saved_step(folder: Path) -> int:
-    """Return the step of a run's newest checkpoint, 0 without one."""
-    from pretrain.checkpoint.read import step_folders  # here: a wrong setting is reported without loading torch
+    """Return the step of a run's newest checkpoint; 0 if it has none."""
+    from pretrain.checkpoint.read import step_folders  # here: a wrong setting is reported before torch is loaded
 
     return max((int(path.name.split("-")[1]) for path in step_folders(folder / CHECKPOINTS)), default=0)
 
 
 def stopped(signal: AskedToStop, step: int) -> Interrupted:
-    """Return the error that ends a run on a stop signal, its state at `step` being on disk."""
-    left = "saved; go on with resume=auto" if step else "nothing was trained yet"
-    return Interrupted(f"{signal} at step {step}: {left}", signal.exit_code - 128)
+    """Return the error that ends a run on a stop signal after its state at `step` was saved."""
+    outcome = "saved; go on with resume=auto" if step else "nothing was trained yet"
+    return Interrupted(f"{signal} at step {step}: {outcome}", signal.exit_code - 128)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

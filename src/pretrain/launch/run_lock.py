@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the system itself drops when its holder dies."""
+"""The lock of a run folder, which the kernel releases when its holder dies."""
 
 import fcntl
 import json
@@ -15,10 +15,10 @@ from pretrain.launch.run_folder import LOCK, check_folder, opened_to_append
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; raises CheckpointError naming host and process where another run holds it.
+    """Hold the lock of a run folder; raise CheckpointError with host and process if another run holds it.
 
-    A lock whose holder was killed is free: the file may stay, the lock on it does not. It excludes other processes, not
-    this one. On a network file system it holds between machines only if its record locks do.
+    The lock excludes other processes, not this one. On a network file system it excludes other machines only if the
+    file system supports record locks between them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
@@ -29,7 +29,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise CheckpointError(
                 f"{folder} is in use by another run ({_holder(file.read(1000))}). "
-                "Wait for it, stop it, or choose another folder by paths.run_dir=<folder>."
+                "Wait for it, stop it, or choose another folder: paths.run_dir=<folder>."
             ) from None
         file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
@@ -41,9 +41,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def _holder(text: str) -> str:
-    """Return who wrote the lock file, which need not be what we would write."""
+    """Return the process that wrote the lock file, whose content is not trusted."""
     try:
         holder = parse_json(text)
         return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!a}"
     except (ValueError, TypeError, KeyError, OverflowError):
-        return "which has not given its name"
+        return "an unknown process"

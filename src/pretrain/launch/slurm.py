@@ -1,44 +1,42 @@
-"""A run that srun started, one process for each device: Slurm's words for it become those of torchrun.
+"""Environment variables of srun, translated to those of torchrun.
 
-Source of the variables: https://slurm.schedmd.com/srun.html, section "OUTPUT ENVIRONMENT VARIABLES".
+Source: https://slurm.schedmd.com/srun.html, section "OUTPUT ENVIRONMENT VARIABLES".
 """
 
 import os
 import re
 
 from pretrain.errors import ConfigError
-from pretrain.launch.rank import MOST, under_launcher, whole_number
+from pretrain.launch.rank import MAX_RANKS, under_launcher, whole_number
 
 _TASKS = "SLURM_STEP_NUM_TASKS"
-
-
-_FIRST_PORT, _PORTS = 29_500, 1_000  # where the processes of a job meet, by its number
+_FIRST_PORT, _PORTS = 29_500, 1_000  # the rendezvous port of a job follows from its number
 
 
 def adopt_slurm() -> None:
-    """Give this process its place among those that srun started, where it did and torchrun did not.
+    """Set torchrun's variables from srun's, if srun started this process and torchrun did not.
 
-    Raises ConfigError where the machines have unequal numbers of processes, and where a variable is missing, nonsense
-    or at odds with another.
+    Raises ConfigError if the machines have unequal numbers of processes, or a variable is missing, invalid or
+    contradicts another.
     """
-    given = os.environ
-    if under_launcher() or not given.get(_TASKS) or whole_number(_TASKS, 1, MOST) < 2:
+    environment = os.environ
+    if under_launcher() or not environment.get(_TASKS) or whole_number(_TASKS, 1, MAX_RANKS) < 2:
         return
     _check_step()
-    tasks, nodes = int(given[_TASKS]), int(given.get("SLURM_STEP_NUM_NODES", "1"))
-    if tasks % nodes or not re.fullmatch(r"\d+(\(x\d+\))?", given.get("SLURM_STEP_TASKS_PER_NODE", "1")):
+    tasks, nodes = int(environment[_TASKS]), int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+    if tasks % nodes or not re.fullmatch(r"\d+(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")):
         raise ConfigError(
-            f"srun started {given['SLURM_STEP_TASKS_PER_NODE']} processes on {nodes} machines, and a run needs as many "
-            "on each. Try srun --ntasks-per-node=8."
+            f"srun started {environment['SLURM_STEP_TASKS_PER_NODE']} processes on {nodes} machines, and a run needs "
+            "the same number on each. Try srun --ntasks-per-node=8."
         )
-    job = int(given["SLURM_JOB_ID"])
-    os.environ |= {
-        "RANK": given["SLURM_PROCID"],
-        "LOCAL_RANK": given["SLURM_LOCALID"],
+    job = int(environment["SLURM_JOB_ID"])
+    environment |= {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": str(tasks),
         "LOCAL_WORLD_SIZE": str(tasks // nodes),
-        "GROUP_RANK": given["SLURM_NODEID"],
-        "MASTER_ADDR": first_machine(given["SLURM_STEP_NODELIST"]),
+        "GROUP_RANK": environment["SLURM_NODEID"],
+        "MASTER_ADDR": first_machine(environment["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": str(_FIRST_PORT + job % _PORTS),
         "TORCHELASTIC_RUN_ID": f"slurm-{job}",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -46,14 +44,14 @@ def adopt_slurm() -> None:
 
 
 def _check_step() -> None:
-    """Check the variables of a step of several processes before they are taken for this process's place."""
+    """Check srun's variables for a step of several processes."""
     for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NODELIST"):
         if not os.environ.get(name):
             raise ConfigError(
-                f"the environment has {_TASKS}={os.environ[_TASKS]}, as srun sets it, and no {name}. Where that is "
-                f"left over: unset {_TASKS}. Else start by srun, which sets both."
+                f"the environment has {_TASKS}={os.environ[_TASKS]}, as srun sets it, but no {name}. If that is left "
+                f"over: unset {_TASKS}. Otherwise start with srun, which sets both."
             )
-    tasks = whole_number(_TASKS, 1, MOST)
+    tasks = whole_number(_TASKS, 1, MAX_RANKS)
     nodes = whole_number("SLURM_STEP_NUM_NODES", 1, tasks) if "SLURM_STEP_NUM_NODES" in os.environ else 1
     whole_number("SLURM_JOB_ID", 0, 2**32)
     whole_number("SLURM_PROCID", 0, tasks - 1)
@@ -62,13 +60,13 @@ def _check_step() -> None:
     if os.environ.get("RANK") and os.environ["RANK"] != os.environ["SLURM_PROCID"]:
         raise ConfigError(
             f"the environment has RANK={os.environ['RANK'][:80]!r} and SLURM_PROCID={os.environ['SLURM_PROCID']}, and "
-            "both give this process its number. Where the first is left over: unset RANK"
+            "the rank of this process cannot be both. If the first is left over: unset RANK"
         )
 
 
 def first_machine(names: str) -> str:
-    """Return the first name of a list as Slurm shortens it, such as `gpu[03-07,12],cpu1`."""
-    found = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\]([^,]*))?", names)
-    if found is None:
-        raise ConfigError(f"SLURM_STEP_NODELIST={names} names no machine. Try torchrun in place of srun.")
-    return "".join(filter(None, found.groups()))
+    """Return the first name of a list in Slurm's short form, such as `gpu[03-07,12],cpu1`."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\]([^,]*))?", names)
+    if match is None:
+        raise ConfigError(f"SLURM_STEP_NODELIST={names} names no machine. Try torchrun instead of srun.")
+    return "".join(filter(None, match.groups()))

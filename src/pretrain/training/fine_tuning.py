@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a run: labels found in the data, and a new head on the weights of a base."""
+"""Fine-tuning: labels from the data, and a new head on the weights of a base model."""
 
 from dataclasses import replace
 
@@ -22,72 +22,72 @@ _HEAD = "head."
 
 
 def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
-    """Return the settings with the labels of the training data, which are saved with the model; others unchanged.
+    """Return the settings with the labels of the training data; settings without labels are unchanged.
 
-    Raises DataError where `objective.labels` are given and the data has others.
+    Raises DataError if `objective.labels` differ from those of the data.
     """
-    objective, found = config.objective, prepared.labels
+    objective, labels = config.objective, prepared.labels
     if not isinstance(objective, ClassifyConfig):
         return config
-    if objective.labels and objective.labels != found:
+    if objective.labels and objective.labels != labels:
         raise DataError(
             f"objective.labels=[{','.join(objective.labels)}], and the training data has the labels "
-            f"[{','.join(found)}]. Try objective.labels=[], which takes those of the data."
+            f"[{','.join(labels)}]. Try objective.labels=[], which takes those of the data."
         )
-    return replace(config, objective=replace(objective, labels=found))
+    return replace(config, objective=replace(objective, labels=labels))
 
 
-def pairs_left_out(data: TextDataModule) -> list[str]:
-    """Return a sentence for each source of which pairs are left out, as their prompts leave nothing to predict."""
+def excluded_pairs(data: TextDataModule) -> list[str]:
+    """Return a warning for each source with pairs whose prompts fill the context, so that no target remains."""
     if not isinstance(data.train_stream, MixtureDataset):
         return []
-    found = []
+    warnings = []
     for name, train in data.train_stream.streams.items():
         validation = data.validation_streams.get(name)
         parts = [(train, "to train on"), *([(validation, "to validate on")] if validation else [])]
-        counts = [(rows, _left_out(rows), use) for rows, use in parts if _left_out(rows)]
+        counts = [(rows, count, use) for rows, use in parts if (count := _n_excluded(rows))]
         if counts:
-            shown = " and ".join(f"{count:,} of {rows.store.n_documents:,} {use}" for rows, count, use in counts)
+            numbers = " and ".join(f"{count:,} of {rows.store.n_documents:,} {use}" for rows, count, use in counts)
             longest = max(rows.fitting_length() for rows, _, _ in counts)
-            found.append(
+            warnings.append(
                 f"{f'source {name}: ' if name else ''}pairs whose prompts fill the context of {train.plan.row_length} "
-                f"tokens have no response to learn and are left out: {shown}. Try model.context_length={longest}, "
+                f"tokens have no response to learn and are excluded: {numbers}. Try model.context_length={longest}, "
                 "or shorter prompts."
             )
-    return found
+    return warnings
 
 
-def _left_out(rows: ShuffledRows) -> int:
+def _n_excluded(rows: ShuffledRows) -> int:
     return 0 if rows.without_target is None else int(rows.without_target.sum())
 
 
-def values_of_base(config: RunConfig, given: ModelFolder, prepared: Prepared, model: Transformer) -> LoadParameter:
-    """Return the values of the base that `init_from` names; of a head that it does not have, fresh ones.
+def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model: Transformer) -> LoadParameter:
+    """Return the weights of the base model `init_from` by name, and initial ones for a head that it lacks.
 
-    Raises ConfigError where the base cannot become what the run trains, CheckpointError where its weights do not fit.
+    Raises ConfigError if the base cannot be fine-tuned with this objective, CheckpointError if its weights do not fit.
     """
-    theirs, ours = given.objective, config.objective
-    if not isinstance(ours, ClassifyConfig):
-        if isinstance(theirs, ClassifyConfig):
+    if not isinstance(config.objective, ClassifyConfig):
+        if isinstance(base.objective, ClassifyConfig):
             raise ConfigError(
                 f"init_from={config.init_from} is a classifier and has no head over the vocabulary, which "
-                f"objective={ours.kind} needs. Start from the base that it was made of."
+                f"objective={config.objective.kind} needs. Start from the model that it was fine-tuned from."
             )
-        return given.values(model)
-    if ours.left_to_right is not theirs.causal and not (theirs.fills_masks and not ours.left_to_right):
+        return base.values(model)
+    left_to_right, labels = config.objective.left_to_right, config.objective.labels
+    if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):
         raise ConfigError(
-            f"objective.left_to_right={str(ours.left_to_right).lower()}, and init_from={config.init_from} was trained "
-            f"to read the other way. Try objective.left_to_right={str(theirs.causal).lower()}."
+            f"objective.left_to_right={str(left_to_right).lower()}, and the attention of init_from={config.init_from} "
+            f"is the opposite. Try objective.left_to_right={str(base.objective.causal).lower()}."
         )
-    if isinstance(theirs, ClassifyConfig) and theirs.labels == ours.labels:
-        return given.values(model)
-    base = given.values(build_without_weights(config.model, theirs, prepared.tokenizer))
+    if isinstance(base.objective, ClassifyConfig) and base.objective.labels == labels:
+        return base.values(model)
+    weights = base.values(build_without_weights(config.model, base.objective, prepared.tokenizer))
     new = [name for name, _ in model.named_parameters() if name.startswith(_HEAD)]
-    log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(ours.labels)} labels)")
+    log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(labels)} labels)")
     shape, seed = config.model, config.seed
     assert isinstance(shape, TransformerConfig)
 
-    def value(name: str, size: torch.Size) -> Tensor:
-        return initial_tensor(name, size, shape, seed) if name.startswith(_HEAD) else base(name, size)
+    def load(name: str, size: torch.Size) -> Tensor:
+        return initial_tensor(name, size, shape, seed) if name.startswith(_HEAD) else weights(name, size)
 
-    return value
+    return load

@@ -1,4 +1,4 @@
-"""Where a run's first weights come from, and how they reach the devices."""
+"""The first weights of a run: from a checkpoint, a base model or an initializer, onto its devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,35 +20,35 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.training.config import Precision, Strategy
-from pretrain.training.fine_tuning import values_of_base
+from pretrain.training.fine_tuning import base_weights
 
 
 def initial_weights(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> LoadParameter:
-    """Return the value of each parameter by its name: of the run resumed, of `init_from`, or fresh.
+    """Return the parameters of the resumed run, of `init_from`, or newly initialized ones, by name.
 
-    Raises DataError where the run resumed had other data, ConfigError where `init_from` had another tokenizer or shape,
-    and CheckpointError where saved weights do not fit the model.
+    Raises DataError if the resumed run had other data, ConfigError if `init_from` has another tokenizer or shape,
+    CheckpointError if saved weights do not fit the model.
     """
     config, resumed = run_plan.config, run_plan.resumed
     if resumed is not None:
         _check_same_data(resumed.progress, prepared)
         return saved_values(resumed, model)
     if config.init_from:
-        given = open_model(config.init_from)
-        _check_same_tokenizer(config, given, prepared)
-        _check_same_shape(config, given.shape)
-        return values_of_base(config, given, prepared, model)
+        base = open_model(config.init_from)
+        _check_same_tokenizer(config, base, prepared)
+        _check_same_shape(config, base.shape)
+        return base_weights(config, base, prepared, model)
     shape, seed = config.model, config.seed
     assert isinstance(shape, TransformerConfig)
     return lambda name, size: initial_tensor(name, size, shape, seed)
 
 
 def materializer(
-    model_with_loss: ModelWithLoss, config: RunConfig, values: LoadParameter
+    model_with_loss: ModelWithLoss, config: RunConfig, weights: LoadParameter
 ) -> Callable[[DeviceMesh | None, torch.device], None]:
-    """Return what gives a learner without weights its own, on this process's device and sharded over the mesh.
+    """Return a function that shards a meta model over a mesh and loads its weights onto the device.
 
-    No process ever holds more than its shard and one whole parameter.
+    No process holds more than its shard and one full parameter.
     """
     bf16 = config.trainer.precision is Precision.bf16
 
@@ -58,14 +58,14 @@ def materializer(
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
         model_with_loss.to_empty(device="cpu" if config.parallel.cpu_offload else device)
         model.tie()
-        load_parameters(model, values)
+        load_parameters(model, weights)
         model_with_loss.train()
 
     return materialize
 
 
 def fixed_facts(prepared: Prepared) -> dict[str, Any]:
-    """Return what a resume must find unchanged."""
+    """Return the metadata that a resume must find unchanged."""
     return {
         "tokenizer_fingerprint": prepared.tokenizer.fingerprint,
         "data_fingerprint": prepared.fingerprint,
@@ -74,26 +74,25 @@ def fixed_facts(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _check_same_tokenizer(config: RunConfig, given: ModelFolder, prepared: Prepared) -> None:
-    theirs, ours = given.tokenizer.fingerprint, prepared.tokenizer.fingerprint
-    if theirs != ours:
+def _check_same_tokenizer(config: RunConfig, base: ModelFolder, prepared: Prepared) -> None:
+    saved, current = base.tokenizer.fingerprint, prepared.tokenizer.fingerprint
+    if saved != current:
         raise ConfigError(
-            f"init_from={config.init_from} was trained with another tokenizer ({theirs[:12]}) than this run's "
-            f"({ours[:12]}). Try model=imported, which takes it along, or tokenizer=pretrained "
-            f"tokenizer.path={given.tokenizer_folder}."
+            f"init_from={config.init_from} was trained with another tokenizer ({saved[:12]}) than this run's "
+            f"({current[:12]}). Try model=imported, which brings its tokenizer, or tokenizer=pretrained "
+            f"tokenizer.path={base.tokenizer_folder}."
         )
 
 
-def _check_same_shape(config: RunConfig, theirs: ModelConfig) -> None:
-    """Refuse settings that would read other weights into the same names, but for those that may differ by name."""
-    ours = config.model
-    if not isinstance(ours, TransformerConfig) or not isinstance(theirs, TransformerConfig):
+def _check_same_shape(config: RunConfig, shape: ModelConfig) -> None:
+    """Raise ConfigError if a setting changes what the base's weights compute and is not in `allow_change`."""
+    if not isinstance(config.model, TransformerConfig) or not isinstance(shape, TransformerConfig):
         return
-    for name, (before, after) in theirs.differences(ours).items():
+    for name, (before, after) in shape.differences(config.model).items():
         if f"model.{name}" not in config.allow_change:
             raise ConfigError(
                 f"init_from={config.init_from} has model.{name}={shown(before)}, and this run has "
-                f"model.{name}={shown(after)}. Take the whole shape from there with model=imported, or allow the "
+                f"model.{name}={shown(after)}. Take the whole shape from the base with model=imported, or allow the "
                 f"change: 'allow_change=[model.{name}]'."
             )
 
@@ -102,6 +101,6 @@ def _check_same_data(progress: dict[str, Any], prepared: Prepared) -> None:
     for name, value in fixed_facts(prepared).items():
         if progress.get(name) != value:
             raise DataError(
-                f"the run resumed was trained with {name} {progress.get(name)}, and here it is {value}: the text or "
-                "the program has changed since. Bring the old one back, or start anew with init_from=<run>."
+                f"the resumed run was trained with {name} {progress.get(name)}, and here it is {value}: the text or "
+                "the program has changed since. Restore the old one, or start anew with init_from=<run>."
             )

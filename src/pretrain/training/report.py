@@ -1,4 +1,4 @@
-"""What a run prints at its end, and leaves in its folder."""
+"""The report of a finished run, printed and saved as report.json, and whether the run is a success."""
 
 import json
 import math
@@ -18,40 +18,40 @@ from pretrain.training.lightning_module import NO_TARGET
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
-_SCRIPTS = Path(__file__).resolve().parents[2]  # train.py, generate.py and the others
+_SCRIPTS = Path(__file__).resolve().parents[2]  # the folder of train.py and generate.py
 _PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of a finished run and the commands to type next."""
+    """Results of a finished run and commands to type next."""
 
     folder: str
     steps: int
     tokens_seen: int
     parameters: int
     objective: str  # its kind
-    validation: dict[str, float]  # without a figure for what had no target
-    first_validation: dict[str, float]  # before the first step; empty where there was none
+    validation: dict[str, float]  # without metrics that had no target
+    first_validation: dict[str, float]  # before the first step; empty without one
     tokens_per_s: float
     training_s: float  # in steps
-    wall_s: float  # since the run began to set up
-    waited_s: dict[str, float]  # what the steps had to wait for
-    checkpoint_s: float  # that a step waits for a checkpoint
+    wall_s: float  # since the start of the process
+    waited_s: dict[str, float]  # seconds in which steps waited, by reason
+    checkpoint_s: float  # mean wait for a checkpoint
     skipped_steps: int
-    excluded: list[str]  # rows to blame for spikes
+    excluded: list[str]  # outlier sequences of spikes
     sample: str
-    longer: str  # the settings that have the run go on, twice as long
-    not_validated: dict[str, str] = field(default_factory=dict)  # why a source has no validation; a single one is ""
-    validation_targets: dict[str, int] = field(default_factory=dict)  # predicted in the last validation, by source
+    longer: str  # settings that double the length of the run
+    not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
+    validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
 
     def save(self) -> None:
-        """Write report.json into the run folder; what found nothing left to do leaves the run's own report there.
+        """Write report.json into the run folder, unless the run had nothing left to do and has a report.
 
-        A figure that there is none of, or that is no number, is null.
+        A missing or non-finite number is null.
         """
         path = Path(self.folder) / REPORT
-        if self.training_s or _steps_told(path) != self.steps:
+        if self.training_s or _saved_steps(path) != self.steps:
             record = asdict(self)
             missing = [f"val/{name}/loss" if name else "val/loss" for name in self.not_validated]
             record["validation"] = dict.fromkeys(["val/loss", *missing]) | self.validation
@@ -71,7 +71,7 @@ class Report:
         if self.skipped_steps:
             lines += [f"  skipped            {self.skipped_steps:,} steps"]
         if self.excluded:
-            lines += [f"  left out           {named(self.excluded)} (rows to blame for spikes)"]
+            lines += [f"  excluded           {named(self.excluded)} (outlier sequences of spikes)"]
         lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
             ("val/perplexity", "perplexity"),
@@ -80,8 +80,8 @@ class Report:
             ("val/f1", "macro F1"),
         ):
             if key in self.validation:
-                of_masks = self.objective == "masked" and label in ("perplexity", "accuracy")
-                lines.append(f"  {'masked ' * of_masks + label:<18} {self.validation[key]:.4f}")
+                is_masked = self.objective == "masked" and label in ("perplexity", "accuracy")
+                lines.append(f"  {'masked ' * is_masked + label:<18} {self.validation[key]:.4f}")
         lines += self._sources()
         lines += changes(self.first_validation, self.validation)
         if self.sample:
@@ -90,12 +90,13 @@ class Report:
         return "\n".join(lines)
 
     def _commands(self) -> list[list[str]]:
-        """Return what to type next, word by word: with the script that ran, and the one beside it."""
+        """Return the next commands as lists of words, with the paths of the script that ran and its generate.py."""
         script = Path(sys.argv[0])
         if script.suffix != ".py" or script.name == "__main__.py" or not script.is_file():  # a notebook, or a package
             script = _SCRIPTS / "train.py"
-        beside = script.with_name("generate.py")
-        generate = beside if beside.is_file() else _SCRIPTS / "generate.py"
+        generate = script.with_name("generate.py")
+        if not generate.is_file():
+            generate = _SCRIPTS / "generate.py"
         prompt = _PROMPTS.get(self.objective, "The")
         return [
             ["python", _from_here(generate), f"checkpoint={self.folder}", f"prompt={prompt}"],
@@ -104,19 +105,19 @@ class Report:
         ]
 
     def _loss(self) -> str:
-        """Return the validation loss, and what it is not: of all sources, or of enough text to compare runs by it."""
+        """Return the validation loss, and warnings if sources are missing or targets are few."""
         if "val/loss" not in self.validation:
             reasons = dict.fromkeys(self.not_validated.values())
             return "none" + (f": {'; '.join(reasons)}" if reasons else "")
-        startup_warnings = []
+        warnings = []
         if self.not_validated:
-            startup_warnings.append(f"of {', '.join(self.validation_targets)} alone")
+            warnings.append(f"of {', '.join(self.validation_targets)} alone")
         if self.validation_targets and sum(self.validation_targets.values()) < FEW_TARGETS:
-            startup_warnings.append(too_few(sum(self.validation_targets.values())))
-        return f"{self.validation['val/loss']:.4f}" + (f" ({'; '.join(startup_warnings)})" if startup_warnings else "")
+            warnings.append(too_few(sum(self.validation_targets.values())))
+        return f"{self.validation['val/loss']:.4f}" + (f" ({'; '.join(warnings)})" if warnings else "")
 
     def _goodput(self) -> str:
-        """Return which share of the time went into steps, and where the rest of it went."""
+        """Return the share of the wall time spent in steps, and how the rest was spent."""
         rest = self.wall_s - self.training_s - sum(self.waited_s.values())
         parts = [f"{reason} {seconds:.1f} s" for reason, seconds in {**self.waited_s, "start and end": rest}.items()]
         return f"{self.training_s / max(1e-9, self.wall_s):.1%} of {self.wall_s:,.0f} s ({', '.join(parts)})"
@@ -128,62 +129,59 @@ class Report:
         return f"{self.checkpoint_s:.2f} s each; at a failure a day, one in {best:,.0f} s{steps} loses least"
 
     def _sources(self) -> list[str]:
-        """Return a line for each source of a mixture: `validation` holds its figures as val/<source>/<figure>."""
-        found: dict[str, list[str]] = {}
+        """Return a line per source of a mixture; its metrics are `validation["val/<source>/<metric>"]`."""
+        sources: dict[str, list[str]] = {}
         for key, value in self.validation.items():
-            _, *source, figure = key.split("/")
+            _, *source, metric = key.split("/")
             if source:
-                found.setdefault(source[0], []).append(f"{figure.replace('_', ' ')} {value:.4f}")
-        for source_name, figures in found.items():
-            targets = self.validation_targets.get(source_name, FEW_TARGETS)
-            figures += [too_few(targets)] if targets < FEW_TARGETS else []
-        for source_name, reason in self.not_validated.items():
-            if source_name:
-                found[source_name] = [f"none: {reason}"]
-        width = max([16, *map(len, found)])
-        return [f"    {source:<{width}} {', '.join(figures)}" for source, figures in found.items()]
+                sources.setdefault(source[0], []).append(f"{metric.replace('_', ' ')} {value:.4f}")
+        for name, texts in sources.items():
+            targets = self.validation_targets.get(name, FEW_TARGETS)
+            texts += [too_few(targets)] if targets < FEW_TARGETS else []
+        sources |= {name: [f"none: {reason}"] for name, reason in self.not_validated.items() if name}
+        width = max([16, *map(len, sources)])
+        return [f"    {name:<{width}} {', '.join(texts)}" for name, texts in sources.items()]
 
 
 def _from_here(path: Path) -> str:
-    """Return a path as it is typed in this folder."""
+    """Return a path relative to the working folder, absolute if it lies outside."""
     here = path.absolute()
     return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _with_nulls(value: Any) -> Any:
-    """Return a record with None in the place of each number that is not finite, for JSON has none of those."""
+    """Return a record with None for each number that is not finite, as JSON has no NaN or infinity."""
     if isinstance(value, dict):
         return {key: _with_nulls(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _steps_told(path: Path) -> int | None:
-    """Return the steps of an earlier report; none where there is no whole one."""
+def _saved_steps(path: Path) -> int | None:
+    """Return the steps of a saved report; None if it is missing or damaged."""
     try:
-        found = finished_run(path.parent)
+        report = finished_run(path.parent)
     except CheckpointError:
         return None
-    return None if found is None else found.steps
+    return None if report is None else report.steps
 
 
-def check_outcome(steps: int, skipped: int, skipped_because: str, figures: Mapping[str, float]) -> None:
-    """Raise where a run must not end as a success.
+def check_outcome(steps: int, skipped: int, skipped_because: str, metrics: Mapping[str, float]) -> None:
+    """Raise an error for a run that must not end as a success.
 
-    `steps` are those that this process has taken, `skipped` how many of them left the weights as they were, and
-    `figures` those of the last validation. Raises DivergenceError where all steps were skipped for their loss or
-    gradient or a figure is no finite number, DataError where no step had a token to predict.
+    `steps` of this process, of them `skipped` did not change the weights; `metrics` of the last validation. Raises
+    DataError if no step had a target, DivergenceError if all were skipped otherwise or a metric is not finite.
     """
     if steps and skipped >= steps:
-        what = f"the run has learned nothing: each of its {steps:,} steps was skipped, the last one because"
+        message = f"the run has learned nothing: each of its {steps:,} steps was skipped, the last one because"
         if skipped_because == NO_TARGET:
             raise DataError(
-                f"{what} {skipped_because}. Look at them: python src/prepare.py inspect step=1; a tokenizer that does "
-                "not know the text's characters leaves nothing to predict. Try tokenizer=bpe, or tokenizer=bytes."
+                f"{message} {skipped_because}. Look at the rows: python src/prepare.py inspect step=1; a tokenizer "
+                "without the text's characters leaves no targets. Try tokenizer=bpe, or tokenizer=bytes."
             )
-        raise DivergenceError(f"{what} {skipped_because}. Try a lower optimizer.learning_rate.")
-    wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        raise DivergenceError(f"{message} {skipped_because}. Try a lower optimizer.learning_rate.")
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise DivergenceError(
-            f"the run has ended, and {wrong[0]} of its last validation is {figures[wrong[0]]}, which is no figure. "
+            f"the run has ended, and {wrong[0]} of its last validation is {metrics[wrong[0]]}, not a finite number. "
             "Go back to an earlier checkpoint, or start anew with a lower optimizer.learning_rate."
         )

@@ -1,4 +1,4 @@
-"""When a run ends: after so many steps or so much time, and where in between it stands."""
+"""The length of a run, in steps, tokens or time, and its progress."""
 
 import time
 from collections import deque
@@ -10,10 +10,10 @@ from pretrain.data.batch_sizes import BatchSizes
 
 
 class RunLength:
-    """The end of a run, by steps, by time, or by whichever comes first.
+    """Ends a run by steps or by time, whichever comes first.
 
-    The clock runs from the first step to the last, over validations, samples and checkpoints too. A schedule asks for
-    `planned_steps`, so that by the clock as well it has come to its end when the run has.
+    The clock runs from the first step to the last, including validations, samples and checkpoints. The learning-rate
+    schedule uses `planned_steps`, so that it also completes in a run that ends by the clock.
     """
 
     def __init__(
@@ -21,10 +21,10 @@ class RunLength:
         max_steps_typed: int | None = None,
     ) -> None:  # fmt: skip
         self.max_steps = max_steps
-        self.max_tokens = max_tokens  # which the steps come of, where it ends the run before `max_steps_typed`
+        self.max_tokens = max_tokens  # `max_steps` follows from it if it ends the run before `max_steps_typed`
         self.max_steps_typed = max_steps if max_tokens is None else max_steps_typed
         self.max_seconds = max_seconds
-        self.seconds = seconds  # so far, over the whole run: what was spent before a resume counts
+        self.seconds = seconds  # of the whole run so far, including those before a resume
         self._started_at: float | None = None
         self._steps: deque[float] = deque(maxlen=5)  # seconds of the newest steps
 
@@ -33,11 +33,11 @@ class RunLength:
         return {"seconds": self.clock()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the seconds of `state`; after a rewind the later time stands, as time is not undone."""
+        """Load the seconds of the run; after a rewind the later time stays."""
         self.seconds = max(self.seconds, float(state.get("seconds", 0.0)))
 
     def start(self) -> None:
-        """Start the clock, or go on."""
+        """Start the clock at the seconds so far."""
         self._started_at = time.perf_counter() - self.seconds
 
     def clock(self) -> float:
@@ -45,12 +45,12 @@ class RunLength:
         return self.seconds if self._started_at is None else time.perf_counter() - self._started_at
 
     def record_step(self, seconds: float) -> None:
-        """Note that a step is about to end at this time, on which all processes agree."""
+        """Record the time at which a step ends; `seconds` is the same on all processes."""
         self._steps.append(seconds - self.seconds)
         self.seconds = seconds
 
     def planned_steps(self, step: int) -> float:
-        """Return how many steps the run will have at its present pace; `step` (from 0) is the one under way."""
+        """Estimate the run's total number of steps at the current pace; `step` is the current step, from 0."""
         by_steps = float("inf") if self.max_steps is None else self.max_steps
         if self.max_seconds is None or self.seconds <= 0:
             return by_steps
@@ -59,20 +59,20 @@ class RunLength:
         return min(by_steps, (step + 1) * self.max_seconds / self.seconds)
 
     def is_last_step(self, step: int) -> bool:
-        """Return whether the step under way is the last: one more would take the run further beyond its time."""
+        """Return whether the current step is the last: the next would end more than half a step too late."""
         if self.max_steps is not None and step + 1 >= self.max_steps:
             return True
-        # the shortest of the newest steps: a validation or a checkpoint may stand between two others
+        # the shortest of the newest steps: others may include a validation or a checkpoint
         return self.max_seconds is not None and self.seconds + min(self._steps, default=0) / 2 >= self.max_seconds
 
     def is_done(self, step: int) -> bool:
-        """Return whether a run that has taken `step` steps has nothing left to do, not even half a step."""
+        """Return whether a run after `step` steps has less than half a step left to do."""
         if self.max_steps is not None and step >= self.max_steps:
             return True
         return self.max_seconds is not None and self.seconds * (1 + 0.5 / max(1, step)) >= self.max_seconds
 
     def doubled(self, steps: int) -> str:
-        """Return the settings that take a run of so many steps twice as far."""
+        """Return the settings that double the length of a run after `steps` steps."""
         words = [] if self.max_tokens is None else [f"trainer.max_tokens={2 * self.max_tokens}"]
         words += [] if self.max_steps_typed is None else [f"trainer.max_steps={2 * steps}"]
         words += [] if self.max_seconds is None else [f"trainer.max_time={self.max_seconds / 30:g}"]
@@ -85,7 +85,7 @@ class RunLength:
 
 
 def run_length(config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes | None = None) -> RunLength:
-    """Return the length of a run from its settings; `seconds` were spent on it before, with these `batch_sizes`."""
+    """Return the length of a run from its settings, its seconds so far and its batch sizes so far."""
     trainer = config.trainer
     max_seconds = None if trainer.max_time is None else 60 * trainer.max_time
     typed = None if trainer.max_steps == -1 else trainer.max_steps
@@ -93,7 +93,7 @@ def run_length(config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes 
 
 
 def batch_sizes_of(config: RunConfig, resumed: Checkpoint | None) -> BatchSizes:
-    """Return the batch sizes of a run, those before a resume among them; raises CheckpointError as `saved` does."""
+    """Return the batch sizes of a run, including those before a resume; raises CheckpointError like `saved`."""
     if resumed is None:
         return config.batch_sizes()
     saved = resumed.run_config()

@@ -16,7 +16,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.optim.schedules import WSDConfig
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.fine_tuning import pairs_left_out
+from pretrain.training.fine_tuning import excluded_pairs
 from pretrain.training.run_length import RunLength, run_length
 from pretrain.training.validation import validation_warnings
 
@@ -64,7 +64,7 @@ def startup_warnings(
         warnings.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never decays.")
     elif steps is not None and (shortened := _shortened_decay(config, steps, warmup)):
         warnings.append(shortened)
-    return warnings + pairs_left_out(data) + validation_warnings(without_validation, data.validation_streams)
+    return warnings + excluded_pairs(data) + validation_warnings(without_validation, data.validation_streams)
 
 
 def _shortened_decay(config: RunConfig, steps: int, warmup: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: steps, and what is not steps."""
+"""The time of a run: in steps, and in what steps wait for."""
 
 import time
 from collections import Counter, defaultdict
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 class Throughput:
-    """A stopwatch over steps, on the monotonic clock, so that clock changes do not matter."""
+    """A stopwatch over the steps of a process, on the monotonic clock."""
 
     def __init__(self) -> None:
         self.started_at = time.perf_counter()
         self._counted_s = 0.0  # in steps, up to the last pause
-        self.other_s: defaultdict[str, float] = defaultdict(float)  # seconds and
-        self.times: Counter[str] = Counter()  # how often, by what the steps had to wait for
+        self.other_s: defaultdict[str, float] = defaultdict(float)  # seconds of waiting, by reason
+        self.times: Counter[str] = Counter()  # number of waits, by reason
         self.tokens = 0
         self._marked = (0.0, 0)
         self._resumed_at: float | None = None
@@ -21,11 +21,11 @@ class Throughput:
 
     @property
     def training_s(self) -> float:
-        """Seconds in steps, since the start of the process's training."""
+        """Seconds in steps since the process started to train."""
         return self._counted_s + (0.0 if self._resumed_at is None else time.perf_counter() - self._resumed_at)
 
     def resume(self) -> None:
-        """Start or go on counting steps."""
+        """Start or continue to count time as steps."""
         self._resumed_at = time.perf_counter()
         if self._paused is not None:
             reason, since = self._paused
@@ -34,7 +34,7 @@ class Throughput:
             self._paused = None
 
     def pause(self, reason: str) -> None:
-        """Stop counting steps; until `resume` the time is that of the reason."""
+        """Count the time until `resume` for this reason."""
         now = time.perf_counter()
         if self._resumed_at is not None:
             self._counted_s += now - self._resumed_at
@@ -43,7 +43,7 @@ class Throughput:
 
     @contextmanager
     def paused(self, reason: str) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Count the time of the block for this reason."""
         self.pause(reason)
         try:
             yield
@@ -51,7 +51,7 @@ class Throughput:
             self.resume()
 
     def lose(self, since_s: float, share: float, reason: str) -> None:
-        """Count a share of the time in steps since `training_s` was `since_s` as lost, for the reason."""
+        """Move a share of the time in steps since `training_s` was `since_s` to this reason."""
         lost = share * (self.training_s - since_s)
         self._counted_s -= lost
         self._marked = (self._marked[0] - lost, self._marked[1])
@@ -59,7 +59,7 @@ class Throughput:
         self.times[reason] += 1
 
     def add(self, tokens: int) -> None:
-        """Count the tokens of a step that has ended."""
+        """Count the tokens of a micro-batch that has ended."""
         self.tokens += tokens
 
     def tokens_per_s(self) -> float:
@@ -82,5 +82,5 @@ class Throughput:
         return self.training_s / max(1e-9, self.wall_s())
 
     def checkpoint_s(self) -> float:
-        """Return how long a step had to wait for a checkpoint, on average; 0 where there was none."""
+        """Return the mean seconds that a step waited for a checkpoint; 0 if there was none."""
         return self.other_s["checkpoints"] / max(1, self.times["checkpoints"])

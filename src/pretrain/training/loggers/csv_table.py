@@ -1,4 +1,4 @@
-"""metrics.csv: a long table of step, name and value that any program reads."""
+"""The table metrics.csv: one row of step, name and value per metric."""
 
 import csv
 import io
@@ -9,16 +9,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from pretrain.files.atomic_files import write_atomically
-from pretrain.launch.run_folder import opened_to_append
-from pretrain.launch.run_folder import read_rows as read_rows
+from pretrain.launch.run_folder import opened_to_append, read_rows
 
 
 class LongCSVLogger(Logger):
-    """Appends step, name, value; a resume first drops rows beyond the step it goes on from, so none stands twice.
-
-    A run that goes back to its start drops all, also what it wrote before the first step.
-    """
+    """Appends step, name, value. A resume first drops rows beyond its step, a restart from step 0 all rows."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
@@ -28,21 +23,21 @@ class LongCSVLogger(Logger):
         writer = csv.DictWriter(text, ["step", "name", "value"])
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(path, text.getvalue().encode())  # a kill here loses no figure of the steps before
+        write_atomically(path, text.getvalue().encode())  # a kill here loses no earlier row
 
     @property
     def name(self) -> str:
-        """Return the name by which Lightning knows the logger."""
+        """Lightning's name of the logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Return nothing: a run folder has one table."""
+        """An empty version: a run folder has one table."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row for each figure."""
+        """Append one row per metric."""
         with opened_to_append(self.path) as file:
             csv.writer(file).writerows([step, name, repr(float(value))] for name, value in metrics.items())
 
@@ -52,5 +47,5 @@ class LongCSVLogger(Logger):
 
 
 def has_figures(table: Path, step: int, prefix: str) -> bool:
-    """Whether a run's table has figures of this step whose names begin so."""
+    """Return whether a run's table has metrics of this step whose names start with `prefix`."""
     return any(row["step"] == str(step) and row["name"].startswith(prefix) for row in read_rows(table))

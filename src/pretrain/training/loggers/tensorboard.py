@@ -1,4 +1,4 @@
-"""TensorBoard: curves, text, and the settings of a sweep beside their validation loss."""
+"""TensorBoard: curves, text, and the HParams page that compares the runs of a sweep."""
 
 import os
 from pathlib import Path
@@ -12,18 +12,17 @@ from torch.utils.tensorboard.summary import hparams
 
 from pretrain.launch.run_folder import SWEPT
 
-# settings of the HParams page, by how their full names begin
-_SHAPING = (
+# prefixes of the settings on the HParams page
+_HPARAMS = (
     "name", "seed", "batch_size", "data.kind", "tokenizer.", "objective.", "optimizer.", "schedule.",
     "trainer.max_steps", "model.n_layers", "model.d_model", "model.n_heads", "model.context_length", "model.dropout",
 )  # fmt: skip
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """TensorBoard's event files in the run folder itself, so that TensorBoard calls the run by its folder.
+    """Writes event files into the run folder itself, so that TensorBoard names the run by its folder.
 
-    A resume has figures beyond the step it goes on from taken back, for they would stand twice; a run that goes back to
-    its start, all.
+    A resume purges metrics beyond its step, a restart from step 0 all of them.
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
@@ -33,13 +32,13 @@ class RunTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is pending; unlike the parent's, leave no hparams.yaml: the settings are in config.yaml."""
+        """Flush the event file; unlike the base class, write no hparams.yaml, as config.yaml has the settings."""
         if self._experiment is not None:
             self.experiment.flush()
 
 
-def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: dict[str, float]) -> None:
-    """Add the run to TensorBoard's HParams page: its settings beside the last values of its final figures.
+def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Add the run to TensorBoard's HParams page: its main settings and its final metrics.
 
     The page shows five settings at first: in a sweep those that differ between its jobs.
     """
@@ -47,12 +46,12 @@ def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], figures: d
     flat = {
         key: value
         for key, value in _flat(settings, "").items()
-        if key.startswith(_SHAPING + swept) or key.endswith((".weight", ".epochs"))  # the parts of a mixture
+        if key.startswith(_HPARAMS + swept) or key.endswith((".weight", ".epochs"))  # of a mixture's sources
     }
     for logger in trainer.loggers:
-        if isinstance(logger, RunTensorBoard) and figures:
+        if isinstance(logger, RunTensorBoard) and metrics:
             writer = logger.experiment._get_file_writer()
-            experiment, *session = hparams(flat, figures)  # figures by name; their values are the scalars before
+            experiment, *session = hparams(flat, metrics)  # only names the metrics: the logged scalars are their values
             for summary in (_with_swept(experiment, swept), *session):
                 writer.add_summary(summary)
             writer.flush()
@@ -69,10 +68,10 @@ def _with_swept(experiment: Any, swept: tuple[str, ...]) -> Any:
 
 
 def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | float | str]:
-    found: dict[str, bool | float | str] = {}
+    flat: dict[str, bool | float | str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
