@@ -50,7 +50,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({**OF_TORCHRUN, "RANK": "4"}, "RANK='4', which is no whole number from 0 to 3"),
         ({**OF_TORCHRUN, "LOCAL_RANK": "2"}, "LOCAL_RANK='2', which is no whole number from 0 to 1"),
         ({**OF_TORCHRUN, "LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE='5', which is no whole number from 1 to 4"),
-        ({**OF_TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 and LOCAL_WORLD_SIZE=3: a run needs as many"),
+        ({**OF_TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 and LOCAL_WORLD_SIZE=3: a run needs the same"),
         ({**OF_TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT='x', which is"),
         ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS='many', which is"),
     ],

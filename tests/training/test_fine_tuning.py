@@ -227,7 +227,7 @@ def test_what_a_classifier_cannot_do_is_told_in_one_sentence(tiny, tmp_path):
         ):
             wrong("a [MASK] film")
     for task in ("pseudo_perplexity", "documents"):
-        with pytest.raises(ConfigError, match=r"was trained to classify texts"):
+        with pytest.raises(ConfigError, match=r"is a classifier, and eval\.py scores predictions of tokens"):
             score(EvalConfig(task=task, path=str(tmp_path / "dev.tsv")), report.folder)
     with pytest.raises(ConfigError, match=r"is a classifier, and its head .* Export the base"):
         export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
@@ -253,7 +253,7 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     train = reviews(tmp_path / "train.tsv", 20, 1)
     words = tune(tiny, "classify", base, f"data.path={train}", "objective.left_to_right=false")
     with pytest.raises(
-        ConfigError, match=r"objective\.left_to_right=false, and init_from=.* is the opposite\. Try .*=true"
+        ConfigError, match=r"objective\.left_to_right=false, and the attention of init_from=.* is the opposite\. Try .*=true"
     ):
         run(tiny.place(*words))
 

@@ -66,7 +66,7 @@ def test_what_does_not_fit_the_folder_is_named(tiny, llama):
     ):
         tiny.config("model=imported")
     words = imported(tiny, llama)
-    with pytest.raises(ConfigError, match=r"was trained with another tokenizer .* Try model=imported, which takes it"):
+    with pytest.raises(ConfigError, match=r"was trained with another tokenizer .* Try model=imported, which brings"):
         run(tiny.place(*words, "tokenizer=bpe", "tokenizer.vocab_size=300"))
 
 

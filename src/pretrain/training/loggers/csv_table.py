@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import opened_to_append, read_rows
 
 
