@@ -253,7 +253,8 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     train = reviews(tmp_path / "train.tsv", 20, 1)
     words = tune(tiny, "classify", base, f"data.path={train}", "objective.left_to_right=false")
     with pytest.raises(
-        ConfigError, match=r"objective\.left_to_right=false, and the attention of init_from=.* is the opposite\. Try .*=true"
+        ConfigError,
+        match=r"objective\.left_to_right=false, and the attention of init_from=.* is the opposite\. Try .*=true",
     ):
         run(tiny.place(*words))
 
@@ -261,9 +262,9 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective=classify"], r"objective=classify learns the labels of texts, and data\.kind=python_docs has"),
-        (["data=labelled", "data.path=x"], r"data\.kind=labelled has labels, and objective=causal does not learn"),
-        (["data=pairs", "data.path=x", "objective=masked"], r"data\.kind=pairs has responses .* objective=masked"),
+        (["objective=classify"], r"objective=classify predicts labels of texts, and data\.kind=python_docs has"),
+        (["data=labelled", "data.path=x"], r"data\.kind=labelled has labels, and objective=causal does not predict"),
+        (["data=pairs", "data.path=x", "objective=masked"], r"data\.kind=pairs trains a causal model .* objective=masked"),
         (
             ["data=labelled", "data.path=x", "objective=classify", "scores.every_n_steps=5", "scores.cloze=[x]"],
             r"scores\.every_n_steps=5 scores probabilities of tokens, and objective=classify",
@@ -271,11 +272,11 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
         (
             ["data=mixture", "objective=masked", "data.packing=whole",
              "data.sources={a: {kind: pairs, path: x, weight: 1}, b: {kind: pairs, path: y, weight: 1}}"],
-            r"data\.sources\.a\.kind=pairs has responses",
+            r"data\.sources\.a\.kind=pairs trains a causal model",
         ),
         (
             ["data=mixture", "data.sources={a: {kind: pairs, path: x, weight: 1}, b: {kind: python_docs, weight: 1}}"],
-            r"data\.packing=best_fit may cut .* Try data\.packing=whole",
+            r"data\.packing=best_fit may split .* Try data\.packing=whole",
         ),
         (["experiment=instruct", "data.path=x"], r"model=imported takes shape and tokenizer of the model"),
     ],

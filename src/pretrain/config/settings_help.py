@@ -16,6 +16,7 @@ from pretrain.config.declared import alternatives, type_hints
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
+from pretrain.errors import printable
 
 _COLUMN = 44  # at which the help of a setting starts
 
@@ -134,4 +135,4 @@ def _first_line(config_class: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(settings_page(), end="")
+    print(printable(settings_page()), end="")
