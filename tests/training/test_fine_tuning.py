@@ -264,7 +264,7 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     [
         (["objective=classify"], r"objective=classify predicts labels of texts, and data\.kind=python_docs has"),
         (["data=labelled", "data.path=x"], r"data\.kind=labelled has labels, and objective=causal does not predict"),
-        (["data=pairs", "data.path=x", "objective=masked"], r"data\.kind=pairs trains a causal model .* objective=masked"),
+        (["data=pairs", "data.path=x", "objective=masked"], r"data\.kind=pairs trains a causal .* objective=masked"),
         (
             ["data=labelled", "data.path=x", "objective=classify", "scores.every_n_steps=5", "scores.cloze=[x]"],
             r"scores\.every_n_steps=5 scores probabilities of tokens, and objective=classify",
