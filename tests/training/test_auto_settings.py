@@ -1,11 +1,14 @@
-"""parallel.compile=null: tried before long runs, where there is a compiler, and kept where it is quicker."""
+"""Settings that are auto: the device, and parallel.compile, on for long runs on GPUs and on CPUs when asked."""
 
+import inspect
 import platform
 import shutil
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.utils._triton
@@ -16,8 +19,10 @@ from pretrain.errors import ConfigError
 from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.training import auto_settings
-from pretrain.training.auto_settings import resolve_compile
+from pretrain.training.auto_settings import choose_device, resolve_compile
+from pretrain.training.config import TrainerConfig
 from pretrain.training.startup_summary import startup_summary
+from pretrain.training.strategy import build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
 CPU = torch.device("cpu")
@@ -145,3 +150,26 @@ def test_a_compiled_block_really_has_the_same_gradient() -> None:
     config = settings("parallel.compile=true")
     config = resolve_compile(config, CPU)
     assert config.parallel.compile is True
+
+
+def test_trainer_settings_are_arguments_of_the_trainer() -> None:
+    ours = {"max_tokens", "max_restarts", "profile_steps", "timeout_s", "validate_first"}
+    names = {field.name for field in fields(TrainerConfig)} - ours
+    assert names <= set(inspect.signature(L.Trainer.__init__).parameters)
+
+
+def test_an_accelerator_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no such device here"):
+        choose_device(TrainerConfig(accelerator="gpu"))
+
+
+def test_offloading_needs_a_gpu_to_offload_from() -> None:
+    config = settings("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "parallel.cpu_offload=true")
+    with pytest.raises(ConfigError, match=r"parallel\.cpu_offload=true .* Try parallel\.cpu_offload=false"):
+        build_strategy(config, choose_device(config.trainer))
+
+
+def test_a_run_without_a_limit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=-1 sets no limit, .* Try trainer\.max_time=60"):
+        TrainerConfig(max_steps=-1)

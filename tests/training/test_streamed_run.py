@@ -16,7 +16,7 @@ from same_state import assert_same_state
 from pretrain.data.prepare import Prepared, finish_stream, prepare
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.read_ahead import ReadAhead
-from pretrain.errors import DataError, Interrupted
+from pretrain.errors import Interrupted
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
 from pretrain.launch.run_folder import read_rows
@@ -142,13 +142,3 @@ def test_a_signal_before_the_first_rows_ends_the_run_unsaved(tiny, hold_lock, wa
         pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"),
     ):
         train(tiny.place(*words))
-
-
-def test_another_corpus_is_refused_on_resume(tiny, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("one two three four five " * 200)
-    words = [*STREAM, f"data.path={text}", f"paths.run_dir={tiny.folder / 'run'}"]
-    run(tiny.place(*words, "trainer.max_steps=2"))
-    text.write_text("six seven eight nine ten " * 200)
-    with pytest.raises(DataError, match="was trained with data_fingerprint"):
-        run(tiny.place(*words, "resume=auto", "trainer.max_steps=4"))

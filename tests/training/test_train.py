@@ -56,7 +56,7 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
         (CAUSAL, signal.SIGINT, 5),
         (LARGE, signal.SIGHUP, 7),
     ],
-    ids=["causal", "masked", "where a validation comes next", "products large enough for oneDNN"],
+    ids=["causal", "masked", "where a validation comes next", "matmuls large enough for oneDNN"],
 )
 @pytest.mark.fault("F06")
 def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number, step):
@@ -297,10 +297,11 @@ def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
 
 
 @pytest.mark.fault("F10")
-def test_changed_data_is_refused_on_resume(tiny, tmp_path):
+@pytest.mark.parametrize("mode", ["prepare", "stream"])
+def test_changed_data_is_refused_on_resume(tiny, tmp_path, mode):
     text = tmp_path / "text.txt"
     text.write_text("one two three four five " * 200)
-    words = [*CAUSAL, f"data.path={text}", f"paths.run_dir={tiny.folder / 'run'}"]
+    words = [*CAUSAL, f"data.path={text}", f"data.mode={mode}", f"paths.run_dir={tiny.folder / 'run'}"]
     run(tiny.place(*words, "trainer.max_steps=2"))
     text.write_text("six seven eight nine ten " * 200)
     with pytest.raises(DataError, match="was trained with data_fingerprint"):
@@ -348,20 +349,20 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
 
 
 @pytest.mark.fault("F05")
-def test_a_folder_that_cannot_be_written_is_told_before_the_run(tiny):
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tiny):
     (tiny.folder / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
 
 
 @pytest.mark.fault("F04")
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(tiny, monkeypatch):
+def test_a_disk_too_full_for_a_checkpoint_is_refused_before_the_run(tiny, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
     with pytest.raises(CheckpointError, match=r"too full for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):
         run(tiny.place(*CAUSAL))
 
 
-def test_doubts_about_the_plan_come_before_the_first_step(tiny, capsys):
+def test_warnings_about_the_plan_come_before_the_first_step(tiny, capsys):
     run(tiny.place(*CAUSAL, "trainer.max_steps=2", "model.d_model=32", "schedule.warmup_steps=1"))
     out = capsys.readouterr().out
     assert "parameters, the data" in out
