@@ -1,4 +1,4 @@
-"""GELU by tanh in pieces: torch's values and slopes, where it takes torch's place and where it does not."""
+"""GELU by tanh in chunks has the values and derivatives of torch, and is used only where it is faster."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from pretrain.kernels import gelu
 from pretrain.kernels.gelu import gelu_tanh
 
 
-def value_and_slope(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_derivative(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     found = function(x)
     found.backward(torch.ones_like(found))
@@ -20,15 +20,15 @@ def value_and_slope(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("piece", [7, 1000, 1 << 20])
-def test_values_and_slopes_are_those_of_torch(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gelu, "FEW", 0)
-    monkeypatch.setattr(gelu, "PIECE", piece)
+def test_values_and_derivatives_are_those_of_torch(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gelu, "MIN_NUMEL", 0)
+    monkeypatch.setattr(gelu, "CHUNK", piece)
     monkeypatch.setattr(gelu._GeluTanh, "forward", counted := Counted(gelu._GeluTanh.forward))
     x = torch.cat([torch.linspace(-12, 12, 2000), torch.tensor([0.0, -0.0, 1e-30, 1e4, -1e4, 1.0])]).view(2, -1)
-    found, derivative = value_and_slope(gelu_tanh, x[:, :-1])  # not contiguous
-    expected, expected_slope = value_and_slope(lambda x: F.gelu(x, approximate="tanh"), x[:, :-1].double())
+    found, derivative = value_and_derivative(gelu_tanh, x[:, :-1])  # not contiguous
+    expected, expected_derivative = value_and_derivative(lambda x: F.gelu(x, approximate="tanh"), x[:, :-1].double())
     torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(derivative, expected_slope.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(derivative, expected_derivative.float(), rtol=1e-5, atol=1e-5)
     assert counted.calls == 1
 
 
@@ -45,7 +45,7 @@ class Counted:
 
 def test_what_is_no_training_in_float32_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gelu._GeluTanh, "apply", None)  # cannot be called
-    x = torch.randn(gelu.FEW, requires_grad=True)
+    x = torch.randn(gelu.MIN_NUMEL, requires_grad=True)
     with torch.no_grad():
         assert torch.equal(gelu_tanh(x), F.gelu(x, approximate="tanh"))
     for other in (x[:-1], x.detach(), x.double(), x.bfloat16(), x.to("meta")):

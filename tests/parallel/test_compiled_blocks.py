@@ -1,4 +1,4 @@
-"""What the compiler makes of a block: what it says, and one graph, or each break costs what compiling was to save."""
+"""A compiled block is one graph with the gradients of an eager one; a graph that fails runs uncompiled."""
 
 import shutil
 
@@ -67,7 +67,7 @@ def test_a_compiled_block_has_the_gradients_of_a_plain_one(family: str, bf16: bo
 def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
     fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A compiler killed or out of memory, of which one line of thousands is told, once for all blocks."""
+    """The compiler may be killed or out of memory: one line is printed for all blocks."""
     from torch._inductor import compile_fx
 
     def broken(graph: object, inputs: object, *_: object, **named: object) -> object:
@@ -90,6 +90,5 @@ def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
     torch.compiler.reset()
     assert fails in tried
     assert torch.equal(found, expected)
-    told = capsys.readouterr().out.splitlines()
-    what = "a part of the model could not be compiled and runs as it is, more slowly"
-    assert told == [f"warning: {what}: RuntimeError: C++ compile error"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["warning: a part of the model runs uncompiled, more slowly: RuntimeError: C++ compile error"]

@@ -1,4 +1,4 @@
-"""The gradient of one block of a model, compiled and not, to compare before a run compiles its blocks."""
+"""The gradient of one block of a model, to compare compiled and eager before a run compiles its blocks."""
 
 from dataclasses import replace
 
@@ -10,44 +10,41 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initialize
 from pretrain.models.transformer import Transformer
 
-_VOCABULARY = 64  # of the model that is tried: hardly any head
+_VOCAB_SIZE = 64  # small, so that the head costs little
 
 
 class TrialBlock:
-    """A model of one block, and rows for it to read."""
+    """A model of one block and random tokens (B, T); `size` is (B, T)."""
 
     def __init__(
-        self, shape: TransformerConfig, rows: int, length: int, causal: bool, bf16: bool, device: torch.device
+        self, config: TransformerConfig, size: tuple[int, int], causal: bool, bf16: bool, device: torch.device
     ) -> None:
-        one = replace(shape, n_layers=1)
+        config = replace(config, n_layers=1)
         with torch.random.fork_rng():
-            self.model = Transformer(one, _VOCABULARY, causal=causal)
-            initialize(self.model, one, seed=0)
+            self.model = Transformer(config, _VOCAB_SIZE, causal=causal)
+            initialize(self.model, config, seed=0)
         self.model.to(device)
-        draw = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(_VOCABULARY, (rows, length), generator=draw).to(device)
-        self.direction = torch.randn(shape.d_model, generator=draw).to(device)
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(_VOCAB_SIZE, size, generator=generator).to(device)
+        self.direction = torch.randn(config.d_model, generator=generator).to(device)
         self.bf16 = bf16
-        self.drops = bool(shape.dropout or shape.attention_dropout)
+        self.has_dropout = bool(config.dropout or config.attention_dropout)
 
     def compile(self) -> None:
-        """Compile the block, at its next pass."""
+        """Compile the block at its next forward pass."""
         block = self.model.blocks[0]
         assert isinstance(block, torch.nn.Module)
         compile_block(block)
 
     def gradient(self) -> Tensor:
-        """Return the gradient of one pass over all weights, float32 (parameters,); dropout is left out."""
+        """Return the gradient of all weights after one pass without dropout, float32 (parameters,)."""
         training = self.model.training
         self.model.zero_grad()
-        self.model.train(training and not self.drops)
-        self._pass()
-        self.model.train(training)
-        found = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
-        self.model.zero_grad()
-        return found
-
-    def _pass(self) -> None:
+        self.model.train(training and not self.has_dropout)
         with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = self.model(self.tokens)
         (hidden.float() @ self.direction).mean().backward()
+        self.model.train(training)
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        self.model.zero_grad()
+        return gradient

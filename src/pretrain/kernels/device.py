@@ -1,4 +1,4 @@
-"""Peak speed of the device: documented for GPUs, measured for CPUs."""
+"""Peak speed and number formats of a device: documented for GPUs, measured for CPUs."""
 
 import os
 import platform
@@ -42,7 +42,7 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float 
 
 
 def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
-    """Return the peak that utilization is measured against, and its origin: documented or measured."""
+    """Return the peak speed for utilization (MFU) and its origin, "documented for ..." or "measured"."""
     if device.type == "cuda" and bf16:
         name = torch.cuda.get_device_name(device)
         for model, teraflops in DOCUMENTED_BF16.items():
@@ -52,10 +52,10 @@ def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Return whether the device multiplies matrices in bf16 by instructions of its own, as a rule twice as fast.
+    """Return whether the device has bf16 matmul instructions, which are up to twice as fast as float32.
 
-    On a CPU the instructions decide and not a measurement: the same command must train in the same format whatever
-    else runs on the machine. On an AMD EPYC with avx512_bf16 five measurements gave 1.4 to 1.9 times float32's speed.
+    A CPU's instructions decide, not a measurement: the same command must train in the same format whatever else runs
+    on the machine. On an AMD EPYC with avx512_bf16, five measurements gave 1.4 to 1.9 times float32's speed.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -67,5 +67,5 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the number format for sums over many targets: float64, where the device has it."""
+    """Return the dtype for sums over many targets: float64 if the device has it, else float32."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""The matmuls of a head and its loss, as one object that a faster kernel can replace."""
+"""The matmuls of a head and its loss, as an object that a faster kernel can replace."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class Matmul:
-    """Matmuls with a vocabulary's or labels' weight, by torch; `onednn_linear.install` replaces it where that pays."""
+    """A head's matmuls by torch; `onednn_linear.install` replaces it if oneDNN is faster."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return `F.linear` of x (..., K) with weight (N, K) and bias (N,): (..., N)."""
         return F.linear(x, weight, bias)
 
     def add_gradient(self, total: Tensor, grad: Tensor, x: Tensor) -> None:
-        """Add the transposed grad (M, N) times x (M, K) to a float32 total (N, K), in place."""
+        """Add grad^T @ x, of grad (M, N) and x (M, K), to the float32 total (N, K), in place."""
         if grad.dtype == total.dtype:
             total.addmm_(grad.t(), x)
         elif total.is_cuda:
@@ -23,6 +23,6 @@ class Matmul:
 
 
 def matmul_of(head: object) -> Matmul:
-    """Return a head's own matmuls, or torch's for a head that has none."""
+    """Return `head.matmul`, or torch's matmuls if the head has none."""
     matmul = getattr(head, "matmul", None)
     return matmul if isinstance(matmul, Matmul) else Matmul()

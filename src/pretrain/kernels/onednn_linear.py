@@ -1,14 +1,14 @@
-"""oneDNN's float32 matmuls for CPUs on which torch's own, by MKL, are slower.
+"""float32 matmuls by oneDNN, for CPUs on which torch's default, MKL, is slower.
 
-- Training: on AMD processors with AVX-512 MKL keeps to 256 bits, and oneDNN takes half of its time
-  (`benchmarks/matmul.py` races the two). `install` swaps the matmuls of a built model there.
-- Inference: a new token multiplies every matrix by one position, or by a few. On an AMD EPYC the matmul of one
-  position with GPT-2's vocabulary takes MKL 6.8 ms if the matrix is stored by columns and 12.0 ms if by rows, as in
-  training; oneDNN takes 10. Of eight positions MKL takes 27 ms, oneDNN 17. `install_for_inference` stores wide
-  matrices by columns and leaves to MKL only one position with such a matrix.
+- Training: on AMD CPUs with AVX-512, MKL uses 256-bit instructions only, and oneDNN takes half its time
+  (`benchmarks/matmul.py` compares them). `install` swaps the matmuls of a built model on such CPUs.
+- Inference: each new token is a matmul of one or a few positions with every matrix. On an AMD EPYC, one position with
+  GPT-2's vocabulary takes MKL 6.8 ms if the matrix is stored by columns and 12.0 ms if by rows, as in training; oneDNN
+  takes 10 ms. Eight positions take MKL 27 ms and oneDNN 17 ms. `install_for_inference` stores wide matrices by columns
+  and uses MKL only for one position with such a matrix.
 
 Models are built of `nn.Linear` and `Matmul`; both functions change a built model in place. Parameters, their names and
-values, and `isinstance(layer, nn.Linear)` stay.
+values, and `isinstance(layer, nn.Linear)` stay the same.
 """
 
 import re
@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.kernels.matmul import Matmul
 
-MIN_MULTIPLICATIONS = 1 << 22  # a smaller matmul is over before Python has chosen
-MAX_CACHED = 1 << 21  # numbers of a large gradient that are computed at once, so that caches hold them
+MIN_MULTIPLICATIONS = 1 << 22  # a smaller matmul takes less time than the choice in Python
+MAX_CACHED = 1 << 21  # numbers of a large gradient computed in one chunk, which fits into the caches
 
 
 @cache
@@ -39,7 +39,7 @@ def amd_with_avx512() -> bool:
 
 
 def install(model: nn.Module) -> None:
-    """Swap in oneDNN's matmuls where they pay on this CPU; does nothing on others or a second time."""
+    """Swap in oneDNN's matmuls if they are faster on this CPU; a second call changes nothing."""
     if amd_with_avx512():
         for module in model.modules():
             if type(module) is nn.Linear:
@@ -49,10 +49,10 @@ def install(model: nn.Module) -> None:
 
 
 def install_for_inference(model: nn.Module, vocabulary_head: nn.Module | None) -> None:
-    """Swap in the matmuls that are fastest without gradients; a model that is not float32 on an x86 CPU stays."""
+    """Swap in the fastest matmuls without gradients, if the model is float32 on an x86 CPU."""
     parameter = next(model.parameters())
-    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not libraries:
+    available = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32 or not available:
         return
     for module in model.modules():
         if isinstance(module, nn.Linear) and type(module) in (nn.Linear, OneDnnLinear):
@@ -69,7 +69,7 @@ def _store_by_columns(weight: Any) -> None:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `F.linear` of x (..., K) with weight (N, K) and bias (N,), (..., N): by oneDNN if large and float32."""
+    """Return `F.linear` of x (..., K), weight (N, K) and bias (N,): (..., N), by oneDNN if large and float32."""
     if not _suits_onednn(x, weight):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
@@ -79,16 +79,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def inference_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what `linear` does, for weights stored by columns; with gradients, or not in float32, by torch."""
+    """Return `F.linear` as `linear`, for weights stored by columns; with gradients or not float32, by torch."""
     one_position = x.numel() == x.shape[-1] and not weight.is_contiguous()
-    elsewhere = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if one_position or elsewhere or torch.is_grad_enabled():
+    unsuitable = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    if one_position or unsuitable or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     return by_onednn(x, weight, bias)
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer that multiplies by `linear`."""
+    """An `nn.Linear` that computes `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., K) through the layer, (..., N)."""
@@ -96,7 +96,7 @@ class OneDnnLinear(nn.Linear):
 
 
 class InferenceLinear(nn.Linear):
-    """A linear layer that multiplies by `inference_linear`."""
+    """An `nn.Linear` that computes `inference_linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., K) through the layer, (..., N)."""
@@ -104,7 +104,7 @@ class InferenceLinear(nn.Linear):
 
 
 class OneDnnMatmul(Matmul):
-    """The matmuls of a head and its loss, by oneDNN where it is faster."""
+    """The matmuls of a head and its loss by oneDNN."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x, weight, bias)
@@ -144,9 +144,9 @@ class _OneDnnLinearFunction(torch.autograd.Function):
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the transposed grad (M, N) times x (M, K), contiguous (N, K)."""
+    """Return grad^T @ x, of grad (M, N) and x (M, K), contiguous (N, K)."""
     parts = _parts(grad.shape[1], x.shape[1])
-    if len(parts) == 1 or grad.shape[1] < 8 * x.shape[1]:  # no vocabulary
+    if len(parts) == 1 or grad.shape[1] < 8 * x.shape[1]:  # too few outputs to be a vocabulary
         return _transposed_matmul(grad, x).contiguous()
     gradient = grad.new_empty(grad.shape[1], x.shape[1])
     for part in parts:
@@ -161,10 +161,10 @@ def _parts(rows: int, columns: int) -> list[slice]:
 
 
 def _transposed_matmul(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the transposed grad (M, N) times x (M, K), in the order that transposes fewer numbers.
+    """Return grad^T @ x, of grad (M, N) and x (M, K), in the order that transposes fewer numbers.
 
-    oneDNN takes its second matrix in either layout, its first by rows only. torch transposes a contiguous matrix
-    several times as fast as a part of one.
+    oneDNN accepts its second matrix in either layout, its first by rows only. torch transposes a contiguous matrix
+    several times as fast as a slice of one.
     """
     grad = grad.contiguous()
     if 2 * (x.numel() + grad.shape[1] * x.shape[1]) < grad.numel():
@@ -174,8 +174,8 @@ def _transposed_matmul(grad: Tensor, x: Tensor) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS  # first, as it decides most often
-        and type(weight) in (Tensor, nn.Parameter)  # neither a DTensor nor a matrix in int8
+        x.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS  # first: most often the reason to refuse
+        and type(weight) in (Tensor, nn.Parameter)  # not a DTensor or an int8 matrix
         and x.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -191,8 +191,8 @@ def onednn_matmul_ops() -> tuple[Any, ...]:
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return oneDNN's `F.linear` of x (..., K), weight (N, K) and bias (N,), float32 on the CPU; no gradients."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()  # a part of a matrix takes it a hundred times as long
-    if torch.compiler.is_compiling():  # the compiler takes oneDNN's operator for weights that never change
+        weight = weight.contiguous()  # oneDNN takes a hundred times as long for a strided slice
+    if torch.compiler.is_compiling():  # the compiler would treat oneDNN's operator as one with constant weights
         return _opaque(x, weight, bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from pretrain.kernels.compile import compile_or_leave
+from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.models.config import TransformerConfig
 
 BLOCK = 128  # positions, both of queries and of keys
@@ -124,7 +124,7 @@ def block_lists(
 
 @cache
 def _compiled_lists() -> Any:
-    return torch.compile(block_lists, backend=compile_or_leave, dynamic=False)
+    return torch.compile(block_lists, backend=compile_or_run_eager, dynamic=False)
 
 
 def _block_kinds(causal: bool | Tensor, window: int | None, documents: Tensor) -> tuple[Tensor, Tensor]:

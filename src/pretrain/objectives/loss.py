@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.data.collate import IGNORE
-from pretrain.kernels.compile import compile_or_leave
+from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.kernels.matmul import Matmul, matmul_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
@@ -167,7 +167,7 @@ def fused_grad_logits(
 
 @cache
 def _compiled_grad_logits() -> Any:
-    return torch.compile(fused_grad_logits, backend=compile_or_leave, dynamic=False)
+    return torch.compile(fused_grad_logits, backend=compile_or_run_eager, dynamic=False)
 
 
 def chunk_size(vocab_size: int, gpu: bool) -> int:

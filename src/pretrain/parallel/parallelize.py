@@ -28,7 +28,7 @@ from pretrain.parallel.mesh import TENSOR, data_mesh
 from pretrain.parallel.tensor_parallel import split_matrices
 
 _aten = torch.ops.aten
-_COSTLY = {  # operations that selective checkpointing keeps the results of: matrix products and attention
+_KEPT_OPS = {  # selective checkpointing keeps the results of matmuls and attention
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -40,16 +40,16 @@ _COSTLY = {  # operations that selective checkpointing keeps the results of: mat
     *onednn_matmul_ops(),
 }
 
-# FSDP2 warns of blocks that return views, as those do whose last matrix or norm is split: it matters only to code that
-# changes what a block returned in place, and none of ours does
+# FSDP2 warns of blocks that return views, as blocks with a split last matrix or norm do; it matters only to code that
+# changes a block's output in place, and there is none
 warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
 
 
 def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
-    """Parallelize in place: install kernels, split matrices, checkpoint, compile, shard over a mesh of `build_mesh`.
+    """Parallelize in place: install kernels, split matrices, checkpoint activations, compile, shard over the mesh.
 
-    Without a mesh only the steps for one device run. With `bf16` a sharded model computes in bf16 and keeps weights
-    and reduces gradients in 32 bits.
+    Without a mesh (of `build_mesh`) only the steps for one device run. With `bf16` a sharded model computes in bf16,
+    with weights and reduced gradients in float32.
     """
     model, blocks = model_with_loss.model, model_with_loss.model.blocks
     assert isinstance(blocks, nn.ModuleList)
@@ -66,10 +66,7 @@ def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, setting
 
 
 def _compile(model_with_loss: ModelWithLoss) -> None:
-    """Have each block compiled, and on a GPU the loss as well.
-
-    A GPU's compiled layers take masks in blocks where they can.
-    """
+    """Compile each block; on a GPU also the loss, with FlexAttention block masks if the model can use them."""
     model = model_with_loss.model
     assert isinstance(model.blocks, nn.ModuleList)
     for block in model.blocks:
@@ -82,19 +79,19 @@ def _compile(model_with_loss: ModelWithLoss) -> None:
 def _checkpoint_activations(blocks: nn.ModuleList, settings: ParallelConfig) -> None:
     contexts: dict[str, Any] = {}
     if settings.selective_checkpointing:
-        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_costly)
+        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _selective_policy)
     for index in range(0, len(blocks), settings.checkpoint_every_blocks):
         blocks[index] = checkpoint_wrapper(blocks[index], **contexts)
 
 
-def _keep_costly(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+def _selective_policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelConfig, bf16: bool) -> None:
-    """Shard each block, and the learner as the outermost unit, which gathers embedding, head and loss together.
+    """Shard each block, then the `ModelWithLoss` as the outermost unit.
 
-    So a matrix that embedding and head share is gathered once.
+    The outermost unit gathers embedding and head together, so a tied matrix is gathered once.
     """
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
@@ -111,14 +108,14 @@ def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelC
 
 
 def reshard(model_with_loss: ModelWithLoss) -> None:
-    """Free gathered weights: a validation leaves those of the outermost unit gathered until the next step."""
+    """Free gathered weights; validation leaves those of the outermost unit gathered until the next step."""
     for module in model_with_loss.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def _prefetch(blocks: list[FSDPModule], ahead: int) -> None:
-    """Have each block's weights gathered while the `ahead` blocks before it compute, in either direction."""
+    """Gather each block's weights while the `ahead` blocks before it compute, forward and backward."""
     for index, block in enumerate(blocks):
         block.set_modules_to_forward_prefetch(blocks[index + 1 : index + 1 + ahead])
         block.set_modules_to_backward_prefetch(blocks[max(0, index - ahead) : index][::-1])

@@ -1,7 +1,7 @@
-"""Tensor parallelism: neighbouring devices split every matrix of a Transformer, and the vocabulary.
+"""Tensor parallelism: neighboring devices split every matrix of a Transformer, and the vocabulary.
 
-Source: Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3; with rows split between the matrices,
-Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4.2.
+Source: Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism: Korthikanti et al. 2022,
+https://arxiv.org/abs/2205.05198, section 4.2.
 """
 
 from torch import nn
@@ -19,14 +19,14 @@ from torch.distributed.tensor.parallel import (
 
 from pretrain.models.transformer import Transformer, VocabularyHead
 
-_HEADS = 1  # the axis of queries and keys, (B, H, T, D), along which they are split
+_HEADS = 1  # axis of queries and keys (B, H, T, D) that is split
 
 
 def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool) -> None:
-    """Change the model in place: attention by heads, feed-forward by its width, embedding and head by tokens.
+    """Split a model in place: attention by heads, feed-forward by hidden width, embedding and head by tokens.
 
-    Hidden states are whole on every device, or with `sequence_parallel` each holds its run of positions between the
-    matrices. What a model returns is whole.
+    Hidden states are replicated; with `sequence_parallel` they are split by position between the matrices. The model's
+    output is replicated.
     """
     between: Placement = Shard(1) if sequence_parallel else Replicate()
     parallelize_module(
@@ -45,31 +45,31 @@ def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool
             )
     if sequence_parallel:
         _split_rows(model, mesh)
-    for name in ("weight", "bias") if isinstance(model.head, VocabularyHead) else ():  # labels are few
-        whole = getattr(model.head, name)
-        if whole is not None:
-            setattr(model.head, name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)))
+    for name in ("weight", "bias") if isinstance(model.head, VocabularyHead) else ():  # a label head is small
+        full = getattr(model.head, name)
+        if full is not None:
+            setattr(model.head, name, nn.Parameter(distribute_tensor(full, mesh, [Shard(0)], src_data_rank=None)))
     model.tie()
 
 
 def _attention_plan(between: Placement) -> dict[str, ParallelStyle]:
-    whole = PrepareModuleInput(
+    gather = PrepareModuleInput(
         input_layouts=(between, None, None, None), desired_input_layouts=(Replicate(), None, None, None)
     )
     plan: dict[str, ParallelStyle] = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
-    return {"attention": whole, **plan, "attention.output": RowwiseParallel(output_layouts=between)}
+    return {"attention": gather, **plan, "attention.output": RowwiseParallel(output_layouts=between)}
 
 
 def _feed_forward_plan(between: Placement) -> dict[str, ParallelStyle]:
-    whole = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    gather = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
     plan: dict[str, ParallelStyle] = {f"feed_forward.{name}": ColwiseParallel() for name in ("gate", "up")}
-    return {"feed_forward": whole, **plan, "feed_forward.down": RowwiseParallel(output_layouts=between)}
+    return {"feed_forward": gather, **plan, "feed_forward.down": RowwiseParallel(output_layouts=between)}
 
 
 def _split_rows(model: Transformer, mesh: DeviceMesh) -> None:
-    """Have the blocks work on runs of positions: split behind the embeddings, gathered behind the last norm."""
-    cut = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
-    parallelize_module(model.embeddings, mesh, cut)
+    """Split hidden states by position after the embeddings and gather them after the last norm."""
+    split = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
+    parallelize_module(model.embeddings, mesh, split)
     for block in model.blocks:
         for name in ("attention_norm", "feed_forward_norm"):
             _style(block, name, mesh, SequenceParallel(use_local_output=True))

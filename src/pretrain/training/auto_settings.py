@@ -96,7 +96,7 @@ def _compiles_correctly(config: RunConfig, device: torch.device) -> bool:
         return True
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
-    block = TrialBlock(config.model, rows, length, config.objective.causal, bf16, device)
+    block = TrialBlock(config.model, (rows, length), config.objective.causal, bf16, device)
     expected = block.gradient()
     block.compile()
     error = float((block.gradient() - expected).norm() / expected.norm())
