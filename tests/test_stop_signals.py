@@ -1,4 +1,4 @@
-"""Who receives a signal to stop, what it does there, and how a process ends that does not hear it."""
+"""Which process receives a stop signal, what it does there, and how a process ends that ignores it."""
 
 import fcntl
 import os
@@ -101,17 +101,17 @@ def signalled(code: str, *numbers: int, words: tuple[str, ...] = (), apart_s: fl
     ids=str,
 )
 @pytest.mark.parametrize("words", [(), ("replaced",)], ids=["as it is", "replaced by a library's error"])
-def test_a_signal_ends_what_waits_and_is_known_whatever_becomes_of_it(
+def test_a_signal_ends_a_wait_and_survives_a_librarys_own_error(
     number: signal.Signals, code: int, words: tuple[str, ...]
 ) -> None:
     assert signalled(ENDS, number, words=words) == (0, f"AskedToStop('{number.name}') {code}\n", "")
 
 
-def test_children_do_not_hear_what_is_sent_to_all_of_the_group() -> None:
+def test_children_receive_no_signal_sent_to_the_group() -> None:
     assert signalled(SHIELDS, signal.SIGINT, signal.SIGTERM) == (0, "lived\n", "")
 
 
-def test_who_swallows_it_is_ended() -> None:
+def test_a_process_that_swallows_the_exception_is_ended() -> None:
     assert signalled(DEAF, signal.SIGTERM) == (143, "", "Interrupted: SIGTERM: ended at once\n")
 
 
@@ -133,7 +133,7 @@ def test_behind_nohup_a_closed_terminal_changes_nothing() -> None:
     assert signalled(UNDER_NOHUP, signal.SIGHUP, signal.SIGTERM, apart_s=1.5) == (0, f"{names}\nSIGTERM\n", "")
 
 
-def test_what_is_written_to_a_closed_terminal_keeps_nobody_from_saving(tmp_path: Path) -> None:
+def test_a_closed_terminal_keeps_no_run_from_saving(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", BEGIN + LOSES_TERMINAL, str(tmp_path / "state")],

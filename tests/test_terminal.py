@@ -59,7 +59,7 @@ def test_each_way_to_a_terminal_is_seen(line: str):
     assert unescaped(line) == [1]
 
 
-def test_what_does_not_move_the_cursor_stays():
+def test_characters_that_do_not_move_the_cursor_stay():
     for text in ("naïve\u00a0text", "全角\u3000空白", "می\u200cخواهم", "👨\u200d👩\u200d👧", "a\tb\nc"):
         assert printable(text) == text
 
@@ -71,7 +71,7 @@ def test_what_does_not_move_the_cursor_stays():
         ("\ud800", "\\ud800"), ("\u2028", "\\u2028"), ("\U000e0001", "\\U000e0001"),
     ],
 )  # fmt: skip
-def test_what_does_is_escaped(text: str, shown: str):
+def test_characters_that_move_the_cursor_are_escaped(text: str, shown: str):
     assert printable(text) == shown
 
 

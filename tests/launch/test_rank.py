@@ -1,4 +1,4 @@
-"""What a launcher left in the environment: named where it makes no sense, and never taken for a launcher."""
+"""Variables that a launcher left in the environment: an error if invalid, and never taken for a launcher."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS='many', which is"),
     ],
 )
-def test_what_makes_no_sense_ends_before_anything_is_written(
+def test_invalid_variables_end_a_run_before_anything_is_written(
     environment: dict[str, str], monkeypatch, capsys, tmp_path: Path, change: dict[str, str], named: str
 ):
     environment |= change
@@ -81,7 +81,7 @@ def test_one_process_that_is_called_one_is_alone(environment: dict[str, str]):
     assert not environment.keys() & {"RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "SLURM_PROCID"}
 
 
-def test_what_torchrun_sets_stays(environment: dict[str, str]):
+def test_variables_of_torchrun_stay(environment: dict[str, str]):
     environment |= OF_TORCHRUN
     check_launcher()
     assert environment.items() >= OF_TORCHRUN.items()
@@ -124,7 +124,7 @@ def test_the_doctor_is_started_alone(environment: dict[str, str], monkeypatch, c
     assert "Start it alone: python src/doctor.py" in capsys.readouterr().err
 
 
-def test_who_waits_long_for_others_says_for_what(environment: dict[str, str], capsys):
+def test_a_long_wait_for_other_processes_prints_a_notice(environment: dict[str, str], capsys):
     environment |= OF_TORCHRUN
     _print_wait_notice("localhost:29500", 1800.0)
     assert re.fullmatch(

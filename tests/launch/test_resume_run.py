@@ -1,4 +1,4 @@
-"""Typing again what was typed before is always right; which run `auto` means follows from what the runs recorded."""
+"""The same command resumes a run; which run `auto` means follows from the times that runs have recorded."""
 
 import json
 import os
@@ -48,7 +48,7 @@ SAME_WORDS = ["model=gpt_nano", "trainer=cpu", "trainer.precision=auto", "optimi
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["recorded", "from before words were recorded"])
-def test_the_same_words_again_go_on(tiny, old: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_resumes(tiny, old: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """What was resolved in between (a number format, a compiler, devices) is no change."""
     words = [*SAME_WORDS, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
     words += [word for word in tiny.words if not word.startswith("trainer.precision")]
@@ -90,7 +90,7 @@ def test_a_preset_typed_again_takes_nothing_back_that_was_typed_beside_it(tiny, 
         resumed("experiment=novels_small", "data.path=x")
 
 
-def test_a_base_and_resume_auto_start_and_go_on(tiny, once) -> None:
+def test_init_from_with_resume_auto_starts_and_then_resumes(tiny, once) -> None:
     base = once("optimizer=adamw")
     words = ["model=imported", f"init_from={base}", f"paths.run_dir={tiny.folder / 'tuned'}", "resume=auto"]
     words += [word for word in tiny.words if not word.startswith(("model.", "tokenizer", "trainer.max_steps"))]
@@ -151,7 +151,7 @@ def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.
         latest_run(logs)
 
 
-def test_a_run_is_gone_on_with_from_any_folder(tiny, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_from_any_working_folder(tiny, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its relative paths are those of where it was typed; the text may also have moved."""
     home, elsewhere = tiny.folder / "a", tiny.folder / "b"
     (home / "texts").mkdir(parents=True)

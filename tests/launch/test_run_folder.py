@@ -1,4 +1,4 @@
-"""A run folder from a stranger: nothing is written outside of it, and what is damaged in it is told in one line."""
+"""An untrusted run folder: nothing is written outside of it, and a damaged file is a short error."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def test_a_run_that_would_write_elsewhere_does_not_begin(
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "FIFO", "folder"])
-def test_what_is_appended_to_is_a_file_of_the_folder(tmp_path: Path, kind: str):
+def test_only_a_regular_file_of_the_folder_is_appended_to(tmp_path: Path, kind: str):
     """Where the folder has changed since it was looked at."""
     (tmp_path / "precious").write_text("mine")
     path = tmp_path / "metrics.csv"
@@ -103,13 +103,13 @@ def test_what_is_appended_to_is_a_file_of_the_folder(tmp_path: Path, kind: str):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_a_disk_that_refuses_is_told(tmp_path: Path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path):
     gone = tmp_path / "gone" / "metrics.csv"
     with pytest.raises(CheckpointError, match=r"metrics\.csv cannot be written: No such file"), opened_to_append(gone):
         pass
 
 
-def test_a_draft_that_somebody_has_placed_is_not_followed(tmp_path: Path):
+def test_a_planted_link_is_not_followed_by_an_atomic_write(tmp_path: Path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / f".report.json.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
     write_atomically(tmp_path / "report.json", b"{}")
@@ -145,7 +145,7 @@ def test_only_drafts_of_ours_are_deleted(tmp_path: Path):
         ("metrics.csv", "step,name,value\n1,speed/tokens_per_s,1\n2,speed/tokens_per_s,nan", "measured no speed"),
     ],
 )
-def test_a_damaged_file_is_told_in_a_line(run_folder: Path, name: str, text: str, message: str):
+def test_a_damaged_file_is_a_short_error(run_folder: Path, name: str, text: str, message: str):
     (run_folder / name).write_text(text)
     with pytest.raises(CheckpointError, match=message) as refusal:
         measured_by(run_folder)
@@ -177,7 +177,7 @@ def test_whole_numbers_of_saved_settings_may_have_exponents(run_folder: Path, co
     assert isinstance(read.seed, int)
 
 
-def test_rows_that_are_no_figures_are_passed_over(tmp_path: Path):
+def test_incomplete_rows_are_skipped(tmp_path: Path):
     table = tmp_path / "metrics.csv"
     assert read_rows(table) == []
     table.write_text("step,name,value\n1,a,2.5\n²,a,1\n2,a,x\n,a,1\n3,a\n" + "9" * 30 + ",a,1\n4,b,inf\n5,a,1.")
@@ -186,7 +186,7 @@ def test_rows_that_are_no_figures_are_passed_over(tmp_path: Path):
     assert read_rows(table) == []
 
 
-def test_a_field_that_no_table_has_is_told(tmp_path: Path):
+def test_an_oversized_field_of_a_table_is_an_error(tmp_path: Path):
     limit = csv.field_size_limit(1000)
     try:
         (tmp_path / "metrics.csv").write_text("step,name,value\n" + "x" * 2000)

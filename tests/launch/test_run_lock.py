@@ -1,4 +1,4 @@
-"""Two runs never write to one folder; a run that was killed blocks nobody."""
+"""Two runs never write to one folder; a killed run does not block it."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ HOLD += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sl
 
 
 @pytest.mark.fault("F12")
-def test_the_second_is_told_who_was_first_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -37,5 +37,5 @@ def test_the_second_is_told_who_was_first_and_a_killed_one_lets_go(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"pid": "x", "host": 1}', "\x1b[2J", "9" * 5000])
-def test_what_stands_in_the_file_is_not_believed(text: str) -> None:
+def test_the_content_of_the_lock_file_is_not_trusted(text: str) -> None:
     assert _holder(text) == "an unknown process"

@@ -1,4 +1,4 @@
-"""Processes that srun started find their place in the run."""
+"""Processes that srun started get their ranks in the run."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def test_nonsense_is_named(environment, name: str, value: str):
 @pytest.mark.parametrize(
     "name", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NODELIST"]
 )
-def test_a_step_without_a_place_in_it_is_left_over(environment, name: str):
+def test_a_slurm_step_with_a_missing_variable_is_refused(environment, name: str):
     del environment[name]
     with pytest.raises(ConfigError, match=rf"SLURM_STEP_NUM_TASKS=16.*no {name}.*unset SLURM_STEP_NUM_TASKS"):
         adopt_slurm()

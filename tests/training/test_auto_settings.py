@@ -92,7 +92,7 @@ def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
     assert block.model.training
 
 
-def test_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_against_wrong_code_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
     monkeypatch.setattr(sys, "platform", "linux")
@@ -122,7 +122,7 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_the_start_says_that_the_first_step_waits_for_the_compiler(compiled: bool) -> None:
+def test_the_startup_summary_mentions_the_wait_for_the_compiler(compiled: bool) -> None:
     config = settings(f"parallel.compile={str(compiled).lower()}")
     stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, is_open=lambda: False)
     data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes())

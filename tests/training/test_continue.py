@@ -59,7 +59,7 @@ def change(report: Report, source: str) -> float:
     return report.validation[key] - report.first_validation[key]
 
 
-def test_the_domain_is_learnt_and_replay_keeps_the_stories(words: list[str]):
+def test_the_domain_is_learned_and_replay_keeps_the_stories(words: list[str]):
     def trained(*more: str) -> Report:
         typed = [*words, *SHORT, *more]
         return run(resolve_run(compose("train", typed), typed))
@@ -73,7 +73,7 @@ def test_the_domain_is_learnt_and_replay_keeps_the_stories(words: list[str]):
     assert "    domain           " in str(replayed).split("since the start")[1]
 
 
-def test_what_is_typed_is_all_that_is_needed_and_may_be_changed(words: list[str]):
+def test_the_preset_needs_two_paths_and_takes_overrides(words: list[str]):
     config: RunConfig = compose("train", words)
     sources = config.data.sources
     assert {name: (each.text.kind, each.weight) for name, each in sources.items()} == {

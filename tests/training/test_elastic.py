@@ -1,4 +1,4 @@
-"""Which process is blamed when a run of several ends badly."""
+"""The error of a run of several processes is that of the process that failed first."""
 
 import json
 import signal
@@ -14,11 +14,11 @@ from pretrain.training.elastic import first_failure, interruption
 
 
 def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
-    told = {"time": time, "rank": rank, "exit_code": exit_code, "message": message}
-    (folder / f"rank-{rank}.json").write_text(json.dumps(told))
+    failure = {"time": time, "rank": rank, "exit_code": exit_code, "message": message}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(failure))
 
 
-def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
+def test_a_process_that_wrote_no_failure_was_lost(tmp_path: Path):
     failures = tmp_path / "failures"
     failures.mkdir()
     leave(failures, 0, 5.0, 1, "Connection closed by peer")
@@ -33,7 +33,7 @@ def test_who_left_no_word_was_lost_and_the_others_fell_with_it(tmp_path: Path):
     assert "rank 1 was lost (SIGKILL)" in str(first_failure(failures, 2, 1, -9))
 
 
-def test_a_lost_process_is_told_from_the_launchers_signal(tmp_path: Path):
+def test_a_lost_process_differs_from_one_that_the_launcher_stopped(tmp_path: Path):
     failures = tmp_path / "failures"
     failures.mkdir()
     leave(failures, 0, 5.0, 143, "SIGTERM at step 15: saved; go on with resume=auto")
@@ -42,7 +42,7 @@ def test_a_lost_process_is_told_from_the_launchers_signal(tmp_path: Path):
     assert isinstance(first_failure(failures, 2, 1, -signal.SIGTERM), Interrupted)
 
 
-def test_the_first_that_said_why_is_believed(tmp_path: Path):
+def test_the_first_failure_with_a_reason_is_raised(tmp_path: Path):
     leave(tmp_path, 0, 1.0, 1, "Connection closed by peer")
     leave(tmp_path, 2, 3.0, 3, "later")
     leave(tmp_path, 1, 2.0, 3, "shard 7 is damaged")
@@ -65,8 +65,8 @@ def test_processes_that_were_stopped_before_they_began_were_not_lost(tmp_path: P
     assert isinstance(error, Interrupted)
     assert (error.exit_code, str(error)) == (code, f"{signal.Signals(number).name} at step 0: nothing was trained yet")
     (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
-    told = str(interruption(tmp_path / "failures", AskedToStop(number)))
-    assert told.endswith("at step 7: saved; go on with resume=auto")
+    message = str(interruption(tmp_path / "failures", AskedToStop(number)))
+    assert message.endswith("at step 7: saved; go on with resume=auto")
 
 
 def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
@@ -75,9 +75,9 @@ def test_a_fault_of_the_program_shows_its_traceback(tmp_path: Path):
     assert str(first_failure(tmp_path, 2, 1, 1)) == "rank 0 failed:\nTraceback of 0"
 
 
-def test_a_run_whose_output_is_read_no_more_goes_on():
-    told = "log('1'), input(), log('2'), log('3'), print('ran on', file=sys.stderr)"
-    words = [sys.executable, "-c", f"import sys\nfrom pretrain.launch.rank import log\n{told}"]
+def test_a_run_whose_output_is_no_longer_read_continues():
+    code = "log('1'), input(), log('2'), log('3'), print('ran on', file=sys.stderr)"
+    words = [sys.executable, "-c", f"import sys\nfrom pretrain.launch.rank import log\n{code}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None

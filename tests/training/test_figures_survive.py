@@ -1,4 +1,4 @@
-"""The figures of a run that was cut off and resumed are those of one that was not: each step once, none missing."""
+"""A run that was interrupted and resumed logs the metrics of one that was not: each step once, none missing."""
 
 import json
 import signal
@@ -131,7 +131,7 @@ def shared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.mark.parametrize(
     ("work", "killed"), [("validating", True), ("scoring", True), *((work, False) for work in WORK)]
 )
-def test_what_was_cut_off_is_made_up_for(
+def test_an_interrupted_run_makes_up_for_missing_work(
     shared: TinyRun, monkeypatch: pytest.MonkeyPatch, work: str, killed: bool
 ) -> None:
     """Killed, or told by a signal to stop in the middle of its work, a run saves, stops, and ends as one left alone."""

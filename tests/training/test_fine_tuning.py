@@ -218,7 +218,7 @@ def test_other_labels_than_those_of_the_data_are_refused(tiny, tmp_path):
         run(tiny.place(*words))
 
 
-def test_what_a_classifier_cannot_do_is_told_in_one_sentence(tiny, tmp_path):
+def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
     report, _ = classified(tiny, tmp_path, None, "trainer.max_steps=1")
     llm = LanguageModel.load(report.folder)
     for wrong in (llm.generate, llm.predict_mask, llm.embed, llm.score, lambda text: next(llm.stream(text))):
@@ -295,7 +295,7 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     assert {"val/b/bits_per_byte", "val/bits_per_byte"} < set(report.validation)
 
 
-def test_doctor_and_plan_say_what_they_do_not_examine():
+def test_doctor_and_plan_refuse_fine_tuning():
     register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, and doctor\.py examines pre-training"):
         shrink(compose("train", ["data=pairs", "data.path=x"]))

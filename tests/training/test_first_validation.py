@@ -1,4 +1,4 @@
-"""The loss before the first step is known at the end, whatever happened in between, and learning it changes nothing."""
+"""The loss before the first step is in the final report, even after a kill, and computing it changes nothing."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeyp
     assert longer.first_validation["val/loss"] == first
 
 
-def test_a_signal_meanwhile_ends_the_run_behind_the_batch_under_way(tiny, monkeypatch):
+def test_a_signal_during_first_validation_ends_the_run_after_the_batch(tiny, monkeypatch):
     original, scored = TrainingModule.validation_step, []
 
     def signalled(self, *arguments):

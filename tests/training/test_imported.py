@@ -1,4 +1,4 @@
-"""A run starts from a model made elsewhere: its shape, its tokenizer and its weights, or says what does not fit."""
+"""A run starts from an imported model: its shape, its tokenizer and its weights, or an error that names the misfit."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_a_masked_model_brings_its_objective_along(tiny, tmp_path):
     assert tiny.config(*imported(tiny, folder, "objective=causal")).objective.kind == "causal"
 
 
-def test_what_does_not_fit_the_folder_is_named(tiny, llama):
+def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
     with pytest.raises(
         ConfigError, match=r"model=imported takes shape and tokenizer of the model that init_from names"
     ):

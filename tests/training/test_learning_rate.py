@@ -1,4 +1,4 @@
-"""A resume that changes the learning rate says so in one line, with both rates."""
+"""A resume that changes the learning rate warns with both rates."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +41,7 @@ def config(*words: str) -> RunConfig:
          "over 100 steps before, and over 75 steps"),
     ],
 )  # fmt: skip
-def test_a_resume_says_which_rate_it_comes_from_and_goes_to(
+def test_a_resume_warns_of_a_changed_learning_rate(
     saved: list[str], now: list[str], step: int, told: str | None
 ) -> None:
     then, new = config(*saved), config(*saved, *now)

@@ -1,4 +1,4 @@
-"""The ledger says what every step read, and `inspect` finds the same rows again from nothing but the settings."""
+"""The ledger lists what every step read, and `inspect` finds the same rows from the settings alone."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
 
 
 @pytest.mark.parametrize("words", [[], ["data.mode=stream", "data.era_tokens=1024"]], ids=["prepared", "streamed"])
-def test_a_changed_batch_size_goes_on_behind_the_last_row_read(tiny, words: list[str]):
+def test_a_changed_batch_size_continues_after_the_last_row_read(tiny, words: list[str]):
     """By steps, by tokens and back: no row is passed over, none read twice, and what is reported is what was read."""
     folder = tiny.folder / "run"
     words = ["model=gpt_nano", "logging.ledger=true", f"paths.run_dir={folder}", *words]
@@ -72,7 +72,7 @@ def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: p
         list(rows_of_step(folder, 2))
 
 
-def test_a_ledger_goes_on_from_the_step_of_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_ledger_continues_from_the_step_of_the_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"step":1}\n{"step":2}\n{"step":3}\n{"st')
 
@@ -84,7 +84,7 @@ def test_a_ledger_goes_on_from_the_step_of_the_resume(tmp_path: Path, monkeypatc
     assert read_lines(tmp_path / "none") == []
 
 
-def test_what_cannot_be_inspected_is_told(tiny):
+def test_steps_that_cannot_be_inspected_are_refused(tiny):
     with pytest.raises(CheckpointError, match=r"run=.* is not a run folder\. Try run=auto"):
         list(rows_of_step(tiny.folder, 1))
     run(tiny.place("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))

@@ -1,4 +1,4 @@
-"""Norms part by part: together they are the norm that is logged anyway, and looking at them changes nothing."""
+"""Norms by part: together they are the logged gradient norm, and computing them changes nothing."""
 
 import math
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""What a run prints on its way where nobody watches a terminal."""
+"""Progress lines of a run without a terminal."""
 
 import pytest
 
 from pretrain.training.callbacks.progress import PacedLog
 
 
-def test_a_log_of_a_hundred_lines_goes_on_with_one_in_thirty_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_a_hundred_lines_a_log_prints_one_in_thirty_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     now = 1000.0
     log = PacedLog(clock=lambda: now)
     for step in range(1, 111):

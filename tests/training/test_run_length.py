@@ -48,7 +48,7 @@ def test_by_the_clock_a_run_ends_on_time_and_decayed(schedule: CosineConfig, pac
     assert length.is_done(step + 1)
 
 
-def test_the_clock_goes_on_where_it_stood_and_only_while_training() -> None:
+def test_the_clock_resumes_and_runs_only_during_training() -> None:
     length = RunLength(10, 60.0, seconds=30.0)
     assert length.clock() == 30.0
     length.start()

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, on a clock of the test's own."""
+"""The time of a run by reason, on a fake clock."""
 
 import pytest
 

@@ -225,7 +225,7 @@ def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
     assert a != b
 
 
-def test_a_run_ends_by_the_clock_decayed_and_goes_on_with_more_time(tiny):
+def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     words = [*CAUSAL, "trainer.max_steps=-1", "trainer.val_check_interval=50", "checkpoint.every_n_steps=10000"]
     words += ["schedule=linear", "schedule.warmup_tokens=640", f"paths.run_dir={tiny.folder / 'run'}"]
     started = time.perf_counter()

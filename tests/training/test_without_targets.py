@@ -178,7 +178,7 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
     assert ["speed/mfu" in names for names in logged] == [True, True, False]
 
 
-def test_what_is_no_number_is_no_figure() -> None:
+def test_nan_is_not_logged() -> None:
     logged: list[dict[str, float]] = []
     logger = SimpleNamespace(log_metrics=lambda found, step: logged.append(found))
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger])
