@@ -1,4 +1,4 @@
-"""Faster products of a model that is only read: the same numbers, from the same parameters."""
+"""Inference matmuls give the same numbers, from the same parameters."""
 
 import pytest
 import torch

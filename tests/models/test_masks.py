@@ -1,4 +1,4 @@
-"""Masks in blocks say exactly what masks pair by pair say; what only a GPU computes by them is in tests/gpu."""
+"""Block masks allow exactly the pairs of dense masks; the kernels that only a GPU has are tested in tests/gpu."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def documents(length: int) -> Tensor:
 
 
 def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tensor, AttentionMask]:
-    """Return who sees whom as bool (3, 1, T, T), and the mask in blocks."""
+    """Return the dense mask, bool (3, 1, T, T), and the block mask."""
     rule = CAUSAL_ROWS if causal is None else causal
     allowed = build_mask(rule, window, numbers, numbers.shape[1], numbers.device).allowed
     assert allowed is not None
@@ -33,7 +33,7 @@ def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tens
 
 
 def by_block(allowed: Tensor) -> Tensor:
-    """Return a mask as (3, N, N, BLOCK x BLOCK) pairs, with nobody seeing what lies beyond the row's end."""
+    """Return a mask as (3, N, N, BLOCK x BLOCK) pairs, none allowed beyond the row's end."""
     beyond = -allowed.shape[-1] % BLOCK
     whole = torch.nn.functional.pad(allowed.squeeze(1), (0, beyond, 0, beyond))
     return whole.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).transpose(2, 3).flatten(3)
@@ -51,7 +51,7 @@ def listed(count: Tensor, numbers: Tensor) -> Tensor:
 @pytest.mark.parametrize("length", [384, 300, 90])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("causal", WAYS)
-def test_blocks_are_listed_as_they_are_seen(causal: bool | None, window: int | None, length: int) -> None:
+def test_block_lists_are_those_of_the_dense_mask(causal: bool | None, window: int | None, length: int) -> None:
     allowed, mask = both(causal, window, documents(length))
     pairs, blocks = by_block(allowed), mask.blocks
     assert blocks is not None
@@ -106,7 +106,7 @@ def test_who_can_use_block_masks() -> None:
 
 @torch.no_grad()
 def test_layers_are_compiled_once_for_all_batches() -> None:
-    """A batch of rows that are one document each has no other kind of mask: compiling takes a minute."""
+    """Batches with and without documents have the same kind of mask: compiling again would take a minute."""
     model, graphs = lively(shape("local", d_model=64), 50, True), []
 
     def count(module: torch.fx.GraphModule, _: object) -> object:

@@ -1,4 +1,4 @@
-"""Who sees whom, and what attention computes: each against a slow formula; sizes against published ones."""
+"""Masks and attention against slow formulas; model sizes against published ones."""
 
 import math
 from collections.abc import Callable
@@ -272,7 +272,7 @@ def test_the_head_shares_the_embedding_again_after_copies_were_made() -> None:
 
 @pytest.mark.parametrize("seen", ["causal", "both ways", "documents"])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_attention_by_products_in_bf16_equals_the_fused_one(kv_heads: int, seen: str) -> None:
+def test_eager_attention_in_bf16_equals_the_fused_one(kv_heads: int, seen: str) -> None:
     documents = torch.tensor([[0] * 9 + [1] * 7, [0] * 16]) if seen == "documents" else None
     mask = build_mask(seen != "both ways", None, documents, 16, torch.device("cpu"))
     made = torch.Generator().manual_seed(5)
@@ -289,16 +289,16 @@ def test_attention_by_products_in_bf16_equals_the_fused_one(kv_heads: int, seen:
 
 
 def test_attention_is_fused_for_many_scores_and_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
-    products = []
-    monkeypatch.setattr(attention, "_eager_attention", lambda q, *_: products.append(q.shape) or q)
+    eager = []
+    monkeypatch.setattr(attention, "_eager_attention", lambda q, *_: eager.append(q.shape) or q)
     mask = build_mask(True, None, None, 64, torch.device("cpu"))
     few, many = (torch.zeros(1, heads, 64, 8, dtype=torch.bfloat16) for heads in (2, MAX_EAGER_SCORES // 64**2 + 1))
     for q in (few, many):
         attend(q, q, q, mask, dropout=0.0)
         with torch.no_grad():
             attend(q, q, q, mask, dropout=0.0)
-    assert products == [few.shape]
+    assert eager == [few.shape]
     with torch.autocast("cpu", torch.bfloat16):
         attend(few.float(), few.float(), few.float(), mask, dropout=0.0)
     attend(few.float(), few.float(), few.float(), mask, dropout=0.0)
-    assert products == [few.shape] * 2
+    assert eager == [few.shape] * 2

@@ -19,7 +19,7 @@ class NoVocabulary:
 
 
 def packed() -> Rows:
-    """One row of two documents (5 and 3 tokens) and two places of padding."""
+    """One row of two documents (5 and 3 tokens) and two positions of padding."""
     tokens = np.array([[7, 8, 9, 10, 11, 20, 21, 22, 0, 0]])
     following = np.array([[8, 9, 10, 11, IGNORE, 21, 22, IGNORE, IGNORE, IGNORE]])
     positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0]])
@@ -43,13 +43,13 @@ def test_targets_are_the_tokens_that_follow() -> None:
     assert batch.sample_indices.tolist() == [3]
 
 
-@pytest.mark.parametrize(("last", "told"), [(0, False), (-1, False), (1, True)])
-def test_documents_are_told_only_where_a_causal_model_could_see_across(last: int, told: bool) -> None:
+@pytest.mark.parametrize(("last", "passed"), [(0, False), (-1, False), (1, True)])
+def test_documents_are_passed_only_if_causal_attention_crosses_them(last: int, passed: bool) -> None:
     documents = np.zeros((2, 6), np.int32)
     documents[1, 4:] = last  # padding stands at the end, where a causal model does not look
     rows = Rows(np.ones((2, 6), np.int64), np.ones((2, 6), np.int64), np.ones((2, 6), np.int64), documents)
     batch = CausalConfig().build(NoVocabulary(), seed=0).collate(rows, torch.arange(2))
-    assert (batch.documents is not None) is told
+    assert (batch.documents is not None) is passed
 
 
 def test_the_loss_of_a_packed_row_is_that_of_its_documents() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.data.collate import IGNORE, Rows
-from pretrain.errors import ConfigError
 from pretrain.objectives import loss
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.causal import Causal
@@ -93,7 +92,7 @@ def test_both_paths_agree_at_the_threshold(bias: bool, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("small_chunks")
 def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
-    """Adding up in bfloat16 would be off by percents: the matrix products alone are rounded."""
+    """Adding up in bfloat16 would be off by percents: only the matmuls are rounded."""
     draw = torch.Generator().manual_seed(0)
     values = [torch.randn(size, 16, generator=draw).requires_grad_() for size in (4000, 70)]
     targets = torch.randint(70, (4000,), generator=draw)
@@ -132,7 +131,7 @@ def test_a_gpu_has_larger_chunks_of_round_numbers() -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_each_target_has_its_loss_and_the_likeliest_answer() -> None:
+def test_each_target_has_its_loss_and_the_prediction() -> None:
     values, targets = problem(bias=True, ignored="some")
     losses, predictions = loss.token_losses(values[0], head_of(*values[1:]), targets)
     logits = F.linear(*values)
@@ -221,12 +220,6 @@ def test_a_batch_moves_as_a_whole() -> None:
     causal = Batch(batch.tokens, batch.positions, None, batch.targets, None, batch.sample_indices)
     assert causal.to("cpu").documents is None
     assert causal.to("cpu").target_positions is None
-
-
-@pytest.mark.parametrize("wrong", [-1e-4, float("nan"), float("inf")])
-def test_a_penalty_that_makes_no_sense_is_refused(wrong: float) -> None:
-    with pytest.raises(ConfigError, match=rf"objective.z_loss={wrong} is not a number from 0 up. Try .*=0.0001"):
-        CausalConfig(z_loss=wrong)
 
 
 def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:

@@ -6,7 +6,6 @@ import torch
 
 from pretrain.data.collate import IGNORE, Rows
 from pretrain.data.tokenizers.train_bpe import train_bpe
-from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import MaskedConfig, MaskingUnit
 from pretrain.objectives.masked import Masked
@@ -26,7 +25,7 @@ def rows(tokens: np.ndarray) -> Rows:
 
 
 def hidden(batch: Batch, length: int) -> np.ndarray:
-    """Return bool (B, T): the places to predict."""
+    """Return bool (B, T): the positions to predict."""
     assert batch.target_positions is not None
     found = np.zeros((len(batch.tokens), length), bool)
     row, slot = np.nonzero(batch.targets.numpy() != IGNORE)
@@ -83,8 +82,3 @@ def test_words_begin_where_the_tokenizer_spells_a_beginning(assets) -> None:
     words = bpe.encode("the quick, brown fox")
     text = [bpe.decode([token]) for token in words]
     assert [not piece[0].isalnum() for piece in text] == bpe.word_starts[words].tolist()
-
-
-def test_a_span_below_one_token_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"objective\.mean_span=0\.5 is not a number of tokens from 1 up"):
-        MaskedConfig(mean_span=0.5)

@@ -21,7 +21,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("family", ["llama", "modern_bert"])
-@pytest.mark.parametrize("few", [onednn_linear.MIN_MULTIPLICATIONS, 1000], ids=["small products", "large products"])
+@pytest.mark.parametrize("few", [onednn_linear.MIN_MULTIPLICATIONS, 1000], ids=["small matmuls", "large matmuls"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_a_block_is_one_graph(family: str, few: int, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced forward and back as for the C++ compiler, which is not called: that takes a quarter of a minute."""

@@ -1,14 +1,17 @@
-"""How processes are arranged, and which arrangements are refused."""
+"""The shape of the device mesh, the shapes that are refused, and initial weights over it."""
 
 from dataclasses import replace
 from typing import Any
 
 import families
 import pytest
+import torch
 
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig
+from pretrain.models.init import initial_tensor
 from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
+from pretrain.parallel.mesh import load_parameters
 from pretrain.training.config import Strategy, TrainerConfig
 
 FSDP8 = TrainerConfig(strategy=Strategy.fsdp, devices=4, num_nodes=2)
@@ -25,14 +28,12 @@ def test_neighbours_split_matrices_and_read_the_same_rows():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tensor_parallel": 0}, r"parallel\.tensor_parallel=0 is below 1\. Try parallel\.tensor_parallel=1\."),
-        ({"prefetch_blocks": -1}, r"parallel\.prefetch_blocks=-1 is negative\. Try parallel\.prefetch_blocks=0\."),
         ({"sequence_parallel": True}, r"parallel\.tensor_parallel=1 has none\. Try parallel\.tensor_parallel=2\."),
         ({"selective_checkpointing": True}, r"selective_checkpointing=true needs .* Try parallel\.activation_"),
         ({"checkpoint_every_blocks": 2}, r"parallel\.checkpoint_every_blocks=2 needs .* Try parallel\.activation_"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str):
+def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         ParallelConfig(**settings)
 
@@ -52,6 +53,17 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
          r"matrices of model\.kind=transformer, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
     ],
 )  # fmt: skip
-def test_arrangements_that_cannot_be_are_refused(parallel, trainer, model, message: str):
+def test_impossible_mesh_shapes_are_refused(parallel, trainer, model, message: str):
     with pytest.raises(ConfigError, match=message):
         build_parallel_dims(parallel, trainer, model)
+
+
+def test_values_do_not_depend_on_the_callers_device() -> None:
+    """Lightning builds models inside `with torch.device(...)` of the GPU: here of a device that can draw nothing."""
+    config = families.shape("llama")
+    models = [config.build(50, True) for _ in range(2)]
+    load_parameters(models[0], lambda name, size: initial_tensor(name, size, config, 0))
+    with torch.device("meta"):
+        load_parameters(models[1], lambda name, size: initial_tensor(name, size, config, 0))
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other), name
