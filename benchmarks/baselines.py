@@ -218,9 +218,10 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Batch]]:
     """Return our model with its objective, and the batches that our runs read."""
+    from pretrain.data.batch_sizes import BatchSizes, StepSize
     from pretrain.data.prepare import prepare, training_rows
     from pretrain.models.init import initialize
-    from pretrain.training.datamodule import MicroBatches
+    from pretrain.training.datamodule import MicroBatches, RankSlice
 
     config = _config(shape, folder)
     prepared = prepare(config.data, config.tokenizer, folder / "cache")
@@ -228,7 +229,8 @@ def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Bat
     model = config.model.build(shape.vocab_size, not shape.masked)  # type: ignore[attr-defined]
     objective = config.objective.build(prepared.tokenizer, config.seed)
     initialize(model, model.config, config.seed)
-    found = MicroBatches(rows, objective, size=shape.rows, batch_size=shape.rows)
+    sizes = BatchSizes.constant(StepSize(shape.rows, shape.rows * shape.length, order=""))
+    found = MicroBatches(rows, objective, RankSlice(shape.rows), sizes)
     return ModelWithLoss(model, objective), (found[number] for number in range(2**62))
 
 

@@ -26,6 +26,7 @@ from corpora import assets, novels, texts
 from data_loading_peers import PEERS
 from turns import Turn, race
 
+from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import DataConfig
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.token_store.build import open_writer
@@ -35,7 +36,7 @@ from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
-from pretrain.training.datamodule import BatchLoader, MicroBatches
+from pretrain.training.datamodule import BatchLoader, MicroBatches, RankSlice
 
 ROWS, LENGTH, STEP = 8, 1024, 10**9
 OURS = ("causal", "causal, of a mixture", "masked")
@@ -68,7 +69,8 @@ def rows_of(folders: dict[str, Path]) -> MixtureDataset:
 
 def loader(stream: MixtureDataset, objective: Objective, step: int) -> Iterator[Any]:
     """Return the micro-batches from a step on, as the trainer is given them."""
-    batches = MicroBatches(stream, objective, size=ROWS, batch_size=ROWS)
+    sizes = BatchSizes.constant(StepSize(ROWS, ROWS * LENGTH, order=""))
+    batches = MicroBatches(stream, objective, RankSlice(ROWS), sizes)
     return iter(BatchLoader(batches, step * batches.accumulation, 2**62))
 
 

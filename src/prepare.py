@@ -1,4 +1,4 @@
-"""Text to a token store: `python src/prepare.py --help`. What a step read: `python src/prepare.py inspect step=1`."""
+"""Write token stores: `python src/prepare.py --help`. Show a step's rows: `python src/prepare.py inspect step=1`."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pretrain.config.scripts import InspectConfig, PrepareConfig
 
 
 def prepare(config: PrepareConfig, overrides: list[str]) -> None:
-    """Make the tokenizer and the token stores of every source, or find them in the cache, and say what they hold."""
+    """Prepare the tokenizer and the token stores of every source, and print their totals."""
     from pretrain.data.prepare import finish_stream
     from pretrain.data.prepare import prepare as prepare_corpus
     from pretrain.errors import printable
@@ -35,7 +35,7 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
-    """Print the rows that a step of a run read: their ids, the documents in them, and their text."""
+    """Print the rows of a step of a run: their ids, documents and text."""
     from pretrain.errors import printable
     from pretrain.evaluation.inspect_step import rows_of_step
     from pretrain.interop.load import chosen_model

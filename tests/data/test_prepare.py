@@ -101,7 +101,7 @@ def test_what_is_skipped_of_a_validation_set_is_counted_too(tmp_path: Path) -> N
         (
             {"path": "rows.txt"},
             DataError,
-            r"JSON lines, not like .* by data\.sources\.owls\.format=jsonl, or as it stands",
+            r"JSON lines, not like .* by data\.sources\.owls\.format=jsonl, or as plain text",
         ),
         ({"text_column": "body"}, DataError, r"has no data\.sources\.owls\.text_column=body\. Try one .*: text\."),
         ({"separator": ""}, ConfigError, r"data\.sources\.owls\.separator='' separates nothing\. .*owls\.separator="),

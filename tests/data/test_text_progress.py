@@ -104,9 +104,7 @@ def test_who_waits_for_another_reader_says_how_long(tmp_path: Path, monkeypatch:
         if "has waited" in line:
             stopped.set()
 
-    data = TextFilesConfig(path=str(tmp_path), mode=Mode.stream)
     with locked(tmp_path):
-        producer.produce(
-            tmp_path, None, data, None, enough=lambda: False, report=report, stopped=stopped.is_set  # type: ignore[arg-type]
-        )  # fmt: skip
+        job = producer.StreamJob(tmp_path, None, None, report)  # type: ignore[arg-type]
+        producer.produce(job, enough=lambda: False, stopped=stopped.is_set)
     assert said[-1] == "has waited 0:00 for the run that reads this corpus ..."

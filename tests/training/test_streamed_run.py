@@ -99,7 +99,7 @@ def test_training_on_a_stream_equals_training_on_the_read_corpus(
     assert eras > 2
     said = capfd.readouterr().out
     assert "tokens of data so far" in said
-    assert "going on with what it reads" in said
+    assert "using what it reads" in said
     assert f"waiting for text, {prepared.corpora[''].train.n_tokens:,} tokens so far, for 0:0" in said
     waited = [float(value) for value in rows_of(folder, "speed/data_wait_s").values()]
     assert waited[0] < 0.5

@@ -1,6 +1,6 @@
-"""Which samples each step of a run reads, where its batch size may have changed on the way.
+"""The samples of each step of a run whose batch size may have changed.
 
-A run's place in its data is the number of samples that it has read: a changed batch size goes on behind the last one.
+A run's position in its data is the number of samples read: after a change, the next step reads the next sample.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ MAX_CHANGES = 10_000
 
 @dataclass(frozen=True)
 class StepSize:
-    """What one optimizer step reads."""
+    """The samples and tokens of one optimizer step."""
 
     batch_size: Annotated[int, AtLeast(1)]  # samples
     tokens_per_step: Annotated[int, AtLeast(1)]  # padding included
-    order: str  # digest of the settings that decide which row a sample is
+    order: str  # digest of the settings that decide the row of a sample
 
 
 @dataclass(frozen=True)
 class _Stretch(StepSize):
-    """Successive steps of one size."""
+    """Consecutive steps of one size."""
 
     steps: Count  # optimizer steps of the run before it
     samples: Count  # read in them
@@ -35,20 +35,20 @@ class _Stretch(StepSize):
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The sizes of a run's steps, one after another; the last holds for all steps to come."""
+    """The sizes of a run's steps; the last one holds for all further steps."""
 
     _stretches: tuple[_Stretch, ...]
 
     @classmethod
     def constant(cls, size: StepSize) -> BatchSizes:
-        """Return those of a run whose steps are all alike."""
+        """Return the sizes of a run whose steps all have one size."""
         return cls((_Stretch(**asdict(size), steps=0, samples=0, tokens=0),))
 
     @classmethod
     def saved(cls, progress: dict[str, Any], size: StepSize) -> BatchSizes:
-        """Return those in a checkpoint's progress; `size` is by its settings, and of one without them always was.
+        """Return the sizes in a checkpoint's trainer state; constant if it has none.
 
-        Raises CheckpointError where they cannot be those of a run.
+        `size` is the size by the checkpoint's settings. Raises CheckpointError for sizes that no run can have.
         """
         if "batch_sizes" not in progress:
             return cls.constant(size)
@@ -58,17 +58,17 @@ class BatchSizes:
             written = []
         if not _is_sound(written) or written[-1].batch_size != size.batch_size:
             raise CheckpointError(
-                "the checkpoint's progress.batch_sizes in manifest.json is damaged, so what its run has read is not "
-                "known. Take another checkpoint, or start anew with init_from=<run>."
+                "the checkpoint's progress.batch_sizes in manifest.json is damaged, so the samples that its run has "
+                "read are unknown. Take another checkpoint, or start anew with init_from=<run>."
             )
         return cls(tuple(written))
 
     def record(self) -> list[dict[str, Any]]:
-        """Return what `saved` reads again, as plain data."""
+        """Return the sizes as plain data, for `saved`."""
         return [asdict(stretch) for stretch in self._stretches]
 
     def changed(self, steps: int, size: StepSize) -> BatchSizes:
-        """Return those of the run where all steps behind the first `steps` have this size."""
+        """Return the sizes if all steps after the first `steps` have this size."""
         last = self._stretches[-1]
         if all(getattr(last, name) == value for name, value in asdict(size).items()):
             return self
@@ -77,35 +77,40 @@ class BatchSizes:
         return BatchSizes((*before, new))
 
     @property
+    def batch_size(self) -> int:
+        """The current batch size in samples."""
+        return self._stretches[-1].batch_size
+
+    @property
     def offset(self) -> int:
-        """The sample at which step 0 would have begun, had all steps been of the newest size: 0 where they were."""
+        """The first sample of step 0 if all steps had the current size; 0 if they have."""
         last = self._stretches[-1]
         return last.samples - last.steps * last.batch_size
 
     def samples(self, steps: int) -> int:
-        """Return how many samples the first `steps` steps read: the number of the next one."""
+        """Return the number of samples that the first `steps` steps read."""
         stretch = self._at(steps)
         return stretch.samples + (steps - stretch.steps) * stretch.batch_size
 
     def tokens(self, steps: int) -> int:
-        """Return how many tokens, padding included, the first `steps` steps read."""
+        """Return the number of tokens that the first `steps` steps read, padding included."""
         stretch = self._at(steps)
         return stretch.tokens + (steps - stretch.steps) * stretch.tokens_per_step
 
     def steps_within(self, tokens: int) -> int:
-        """Return the most steps that read no more than so many tokens."""
-        stretch = next(each for each in reversed(self._stretches) if each.tokens <= tokens)
+        """Return the largest number of steps that read at most `tokens` tokens."""
+        stretch = next(stretch for stretch in reversed(self._stretches) if stretch.tokens <= tokens)
         return stretch.steps + (tokens - stretch.tokens) // stretch.tokens_per_step
 
     def steps_to(self, tokens: int) -> int:
-        """Return the fewest steps that read so many tokens or more."""
+        """Return the smallest number of steps that read at least `tokens` tokens."""
         steps = self.steps_within(tokens)
         return steps if self.tokens(steps) >= tokens else steps + 1
 
     def order_changed_at(self, step: int) -> int | None:
-        """Return after which step, at or behind `step` (from 1), the order of the rows last changed; none: it did not.
+        """Return the last step, `step` (from 1) or later, after which the row order changed, or None.
 
-        The rows of steps up to there cannot be found again by the newest settings.
+        The rows of steps up to that one cannot be found by the current settings.
         """
         newest = self._stretches[-1].order
         later = [
@@ -123,7 +128,7 @@ class _Saved:
 
 
 def _is_sound(written: list[_Stretch]) -> bool:
-    """Return whether each stretch begins with the steps, samples and tokens that those before it end with."""
+    """Return whether each stretch starts with the totals at the end of the one before."""
     if not 1 <= len(written) <= MAX_CHANGES or (written[0].steps, written[0].samples, written[0].tokens) != (0, 0, 0):
         return False
     for before, after in pairwise(written):

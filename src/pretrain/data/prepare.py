@@ -1,4 +1,4 @@
-"""From text to token stores, once: what was made is found again by the hash of what it was made from."""
+"""Text to token stores, once: stores are cached under the hash of everything that decides their content."""
 
 import hashlib
 import json
@@ -18,96 +18,96 @@ from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.data.streaming.producer import STREAM_VERSION, produce
+from pretrain.data.streaming.producer import STREAM_VERSION, StreamJob, produce
 from pretrain.data.token_store.build import Report, with_splits, write_stores
 from pretrain.data.token_store.format import read_json, storage_errors
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import build_tokenizer, head
+from pretrain.data.train_stream import ShuffledRows, validation_rows
 from pretrain.errors import DataError
 from pretrain.files.untrusted_files import read_text
 
-PREPARE_VERSION = 1  # of everything that decides what a store holds; raise it and old stores are left aside
-_TRAINED = "tokenizer.json"  # there once a tokenizer is
-_FINGERPRINT = "fingerprint.txt"  # of a tokenizer, beside it
+PREPARE_VERSION = 1  # of the rules that decide a store's content; raise it and older stores are no longer used
+_TRAINED = "tokenizer.json"  # exists once the tokenizer is trained
+_FINGERPRINT = "fingerprint.txt"  # of the tokenizer in the same folder
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One source of text, cut into tokens."""
+    """The tokens of one source of text."""
 
     folder: Path
-    train: Store | Stream  # a stream holds one finished era at least
-    validation: Store | None  # none where data.validation_fraction is 0, or a stream's first era has none
+    train: Store | Stream  # a stream has at least one finished era
+    validation: Store | None  # None if data.validation_fraction is 0, or a stream's first era has no such document
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains on: a tokenizer, and the corpus of each source by its name; one alone has the name ""."""
+    """A tokenizer and the corpus of each source by name; a single source is named ""."""
 
     tokenizer: Tokenizer
     corpora: dict[str, Corpus]
 
     @property
     def train(self) -> dict[str, Store]:
-        """The training documents of each source that was read whole."""
+        """The training documents of each source, unless it is streamed."""
         return {name: corpus.train for name, corpus in self.corpora.items() if isinstance(corpus.train, Store)}
 
     @property
     def stream(self) -> Stream | None:
-        """The corpus that is read while the run trains; none where all was read before."""
+        """The corpus that is read while the run trains, or None."""
         return next((corpus.train for corpus in self.corpora.values() if isinstance(corpus.train, Stream)), None)
 
     @property
     def validation(self) -> dict[str, Store]:
-        """The validation documents of each source that has any."""
+        """The validation documents of each source with any."""
         return {name: corpus.validation for name, corpus in self.corpora.items() if corpus.validation is not None}
 
     @property
     def labels(self) -> list[str]:
-        """The labels of the documents, by their numbers; none where they have none."""
-        found = [store.annotations for store in self.train.values() if store.annotations is not None]
-        return list(found[0].labels) if found else []
+        """The labels of the documents, by class index; empty without labels."""
+        annotations = (store.annotations for store in self.train.values() if store.annotations is not None)
+        return next((list(annotation.labels) for annotation in annotations), [])
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of all training documents; of a stream, of its source and first era."""
-        found = {name: corpus.train.fingerprint for name, corpus in self.corpora.items()}
-        if "" in found:
-            return found[""]
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        by_source = {name: corpus.train.fingerprint for name, corpus in self.corpora.items()}
+        if "" in by_source:
+            return by_source[""]
+        return hashlib.sha256(json.dumps(by_source, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
-    """Return the tokenizer and the stores of every source, from the cache or made now; of a stream, its first era.
+    """Return the tokenizer and the stores of every source, from the cache or made now.
 
-
-    A source's stores do not depend on what it is mixed with, but for the tokenizer where that is trained.
-    Raises DataError where a source cannot be read or holds nothing, CheckpointError where the cache cannot be written.
+    Of a stream, the first era is read. The stores of a source do not depend on the other sources, unless a tokenizer is
+    trained. Raises DataError if a source cannot be read or is empty, CheckpointError if the cache cannot be written.
     """
-    sources, fingerprints = _open(data)
+    sources = _open(data)
     with storage_errors(cache):
-        trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report)
+        trained = _cached_tokenizer(sources, tokenizer, cache, report)
         corpora = {}
         for name, source in sources.items():
             with errors_of(name):
-                corpora[name] = _corpus(source, fingerprints[name], trained, cache, _naming(name, report))
+                corpora[name] = _corpus(source, trained, cache, _naming(name, report))
     return Prepared(trained, corpora)
 
 
 def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Prepared | None:
-    """Return what `prepare` would return where nothing is left for it to do, else None; nothing is written or fetched.
+    """Return the result of `prepare` if all of it is cached, else None.
 
-    Files of this machine are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
+    Nothing is written or downloaded; local files are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
     """
     if any(isinstance(part, HuggingFaceConfig) and not Path(part.path).is_dir() for part in data.parts().values()):
-        return None  # only the hub knows which commit is the newest
-    sources, fingerprints = _open(data)
-    if tokenizer.kind == "bpe" and not (_tokenizer_folder(sources, fingerprints, tokenizer, cache) / _TRAINED).exists():
+        return None  # the newest commit can be looked up on the hub only
+    sources = _open(data)
+    if tokenizer.kind == "bpe" and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
         return None
-    trained = _cached_tokenizer(sources, fingerprints, tokenizer, cache, report=lambda line: None)
-    for name, source in sources.items():
-        folder = _store_folder(source, fingerprints[name], trained, cache)
+    trained = _cached_tokenizer(sources, tokenizer, cache, report=lambda line: None)
+    for source in sources.values():
+        folder = _store_folder(source, trained, cache)
         streamed = source.config.mode is Mode.stream
         if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
             return None
@@ -115,69 +115,69 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
 
 
 def check_files(data: DataConfig) -> None:
-    """Raise DataError where files of this machine that the settings name are not there; nothing is read."""
+    """Raise DataError if local files named by the settings do not exist; nothing is read."""
     for name, part in data.parts().items():
         if isinstance(part, TextFilesConfig | AnnotatedConfig):
             with errors_of(name):
                 open_source(part)
 
 
-def _open(data: DataConfig) -> tuple[dict[str, Source], dict[str, str]]:
-    """Return the sources of a corpus and their fingerprints, by name."""
-    sources, fingerprints = {}, {}
+def _open(data: DataConfig) -> dict[str, Source]:
+    """Return the sources of a corpus by name, each with its fingerprint in `identity`."""
+    sources = {}
     for name, part in data.parts().items():
         with errors_of(name):
             sources[name] = open_source(part)
-            fingerprints[name] = sources[name].identity = sources[name].fingerprint()
-    return sources, fingerprints
+            sources[name].identity = sources[name].fingerprint()
+    return sources
 
 
 def _naming(source: str, report: Report) -> Report:
-    """Return `report` with the name of a mixture's source before each line."""
+    """Return `report` with the source's name before each line, in a mixture."""
     return (lambda line: report(f"source {source}: {line}")) if source else report
 
 
-def _corpus(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
+def _corpus(source: Source, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
     """Return the stores of one source."""
-    data, folder = source.config, _store_folder(source, fingerprint, tokenizer, cache)
+    data, folder = source.config, _store_folder(source, tokenizer, cache)
     if data.mode is Mode.stream:
         return _begin_stream(folder, source, tokenizer, report)
     if not (folder / "done.json").exists():
         _fill(folder, source, data, tokenizer, report)
     written = _written_splits(folder)
-    found = Corpus(folder, Store(folder / "train"), Store(folder / "validation") if "validation" in written else None)
-    for store in (found.train, found.validation):
+    corpus = Corpus(folder, Store(folder / "train"), Store(folder / "validation") if "validation" in written else None)
+    for store in (corpus.train, corpus.validation):
         if store is not None:
             store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
-    return found
+    return corpus
 
 
 def _written_splits(folder: Path) -> set[str]:
-    """Return the splits that have documents by done.json, once each is found to be there still.
+    """Return the splits with documents by done.json, after a check that their stores exist.
 
-    Raises DataError where one is gone since: without its validation a run would end without one, and not say so.
+    Raises DataError if one was deleted: a run without its validation store would silently not validate.
     """
     remedy = f"Delete {folder}: it is made again from the same text."
     done = read_json(folder / "done.json")
     counts = done.get("documents") if isinstance(done, dict) else None
     if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
-        raise DataError(f"{folder / 'done.json'} is damaged: it does not say how many documents were written. {remedy}")
+        raise DataError(f"{folder / 'done.json'} is damaged: it has no counts of documents. {remedy}")
     written = {split for split in ("train", "validation") if counts.get(split)}
     for split in sorted(written | {"train"}):
         if not (folder / split / "manifest.json").is_file():
             raise DataError(
-                f"{folder / split} is gone, or its manifest.json is, where {counts.get(split, 0):,} documents were "
-                f"written to. {remedy}"
+                f"{folder / split / 'manifest.json'} does not exist, but {counts.get(split, 0):,} documents were "
+                f"written. {remedy}"
             )
     return written
 
 
-def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache: Path) -> Path:
-    """Return where the stores of one source are, or will be."""
+def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
+    """Return the folder of one source's stores, which need not exist yet."""
     data = source.config
-    metadata = [fingerprint, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
+    metadata = [source.identity, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
     metadata.append(getattr(data, "validation_path", None))
-    if tokenizer.ids_version:  # else the ids are what they always were, and stores made before are found
+    if tokenizer.ids_version:  # else the ids are those of earlier versions, whose stores are found
         metadata.append(f"ids {tokenizer.ids_version}")
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
@@ -185,25 +185,22 @@ def _store_folder(source: Source, fingerprint: str, tokenizer: Tokenizer, cache:
 
 
 def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) -> None:
-    """Read the corpus of a stream to its end, without training; nothing is done for a corpus of another mode.
-
-    Raises what `prepare` raises.
-    """
+    """Read the corpus of a stream to its end, without training; errors as `prepare`."""
     stream = prepared.stream
     if stream is not None:
         with storage_errors(stream.folder):
             source = open_source(data)
             source.hashed = stream.hashed
-            produce(stream.folder, source, data, prepared.tokenizer, enough=lambda: False, report=report)
-        stream.ended()  # takes up what is there now
+            produce(StreamJob(stream.folder, source, prepared.tokenizer, report), enough=lambda: False)
+        stream.ended()  # refreshes its totals
 
 
 def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Report) -> Corpus:
-    """Return a stream with its first era, read now where it is not there; more is read while a run trains."""
+    """Return a stream after reading its first era, unless that exists."""
     data = source.config
     if not Ledger(folder).eras:
-        report(f"reading the beginning of the corpus: {data.era_tokens:,} tokens, and training can start ...")
-        produce(folder, source, data, tokenizer, enough=lambda: bool(Ledger(folder).eras), report=report)
+        report(f"reading the first {data.era_tokens:,} tokens of the corpus, then training can start ...")
+        produce(StreamJob(folder, source, tokenizer, report), enough=lambda: bool(Ledger(folder).eras))
         for remark in source.remarks():
             report(remark)
     stream = Stream(folder)
@@ -217,13 +214,11 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
     return Corpus(folder, stream, stream.validation)
 
 
-def _cached_tokenizer(
-    sources: dict[str, Source], fingerprints: dict[str, str], config: TokenizerConfig, cache: Path, report: Report
-) -> Tokenizer:
-    """Return the tokenizer; one that has to be trained sees the training documents of all sources, and no others."""
+def _cached_tokenizer(sources: dict[str, Source], config: TokenizerConfig, cache: Path, report: Report) -> Tokenizer:
+    """Return the tokenizer; if trained, on the training documents of all sources alone."""
     if config.kind != "bpe":
         return build_tokenizer(config, lambda: iter(()))
-    folder = _tokenizer_folder(sources, fingerprints, config, cache)
+    folder = _tokenizer_folder(sources, config, cache)
     if not (folder / _TRAINED).exists():
         report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
         tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config, report), report)
@@ -237,34 +232,34 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
-    """Return a tokenizer of the cache; DataError where it is no longer the one that was trained."""
+    """Return a tokenizer of the cache; DataError if it changed since it was trained."""
     tokenizer = Tokenizer.load(folder)
     try:
-        right = read_text(folder / _FINGERPRINT, 1000)
+        expected = read_text(folder / _FINGERPRINT, 1000)
     except FileNotFoundError:  # of an earlier version
         return tokenizer
     except (OSError, ValueError) as error:
-        right = str(error)
-    if tokenizer.fingerprint != right:
-        raise DataError(f"the tokenizer in {folder} is not as it was trained. Delete the folder: it is trained again.")
+        expected = str(error)
+    if tokenizer.fingerprint != expected:
+        raise DataError(
+            f"the tokenizer in {folder} has changed since it was trained. Delete the folder: it is trained again."
+        )
     return tokenizer
 
 
-def _tokenizer_folder(
-    sources: dict[str, Source], fingerprints: dict[str, str], config: TokenizerConfig, cache: Path
-) -> Path:
-    """Return where a tokenizer trained on these sources is, or will be."""
-    seen = [part for name in sources for part in (fingerprints[name], sources[name].config.validation_fraction)]
-    seen += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]  # of the corpus
-    return cache / "tokenizers" / f"{config.kind}-{_key(*seen, asdict(config))}"
+def _tokenizer_folder(sources: dict[str, Source], config: TokenizerConfig, cache: Path) -> Path:
+    """Return the folder of a tokenizer trained on these sources, which need not exist yet."""
+    corpus = [part for source in sources.values() for part in (source.identity, source.config.validation_fraction)]
+    corpus += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]
+    return cache / "tokenizers" / f"{config.kind}-{_key(*corpus, asdict(config))}"
 
 
 def _training_texts(sources: dict[str, Source], config: TokenizerConfig, report: Report) -> Iterator[str]:
     limit = getattr(config, "max_training_bytes", None)
     for name, source in sources.items():
-        whole = (document.text for split, document in with_splits(source, source.config) if split == "train")
+        training = (document.text for split, document in with_splits(source, source.config) if split == "train")
         with errors_of(name):
-            texts = head(whole, limit) if source.config.mode is Mode.stream and limit else whole
+            texts = head(training, limit) if source.config.mode is Mode.stream and limit else training
             progress, characters = Progress(_naming(name, report)), 0
             for count, text in enumerate(texts, start=1):
                 yield text
@@ -286,7 +281,7 @@ def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 
 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a folder that appears under its name only when it is whole."""
+    """Let `write` fill a draft folder, and rename it to `folder` when complete."""
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -294,14 +289,14 @@ def _commit(folder: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         if folder.exists() and not (folder / "done.json").exists() and not (folder / "tokenizer.json").exists():
             shutil.rmtree(folder)
-        if not folder.exists():  # else another process was faster, and made the same
+        if not folder.exists():  # else another process has written the same
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _key(*parts: object) -> str:
-    """Return a short hash of everything that decides a result."""
+    """Return a short hash of everything that decides a cached result."""
     text = json.dumps([PREPARE_VERSION, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -309,8 +304,15 @@ def _key(*parts: object) -> str:
 def training_rows(
     prepared: Prepared, config: DataConfig, row_length: int, seed: int
 ) -> MixtureDataset | StreamingDataset:
-    """Return the stream of packed rows of `row_length` tokens; raises DataError where a source has none."""
+    """Return the training rows of `row_length` tokens in their order; DataError if a source has none."""
     pad_id = prepared.tokenizer.padding_id
     if prepared.stream is None:
         return mixture_dataset(prepared.train, config, row_length, pad_id, seed)
     return StreamingDataset(prepared.stream, config, row_length, pad_id, seed)
+
+
+def validation_streams(prepared: Prepared, config: DataConfig, row_length: int) -> dict[str, ShuffledRows]:
+    """Return the validation rows of each source that has a document with a target."""
+    pad_id = prepared.tokenizer.padding_id
+    rows = {name: validation_rows(store, config, row_length, pad_id) for name, store in prepared.validation.items()}
+    return {name: stream for name, stream in rows.items() if stream is not None}

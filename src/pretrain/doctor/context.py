@@ -84,9 +84,8 @@ class Context:
 
     def rows_of(self, prepared: Prepared, config: RunConfig) -> MixtureDataset:
         """Return the training rows of a corpus as a run with these settings reads them."""
-        pad = prepared.tokenizer.pad_id
-        pad_id = prepared.tokenizer.eos_id if pad is None else pad
-        return mixture_dataset(prepared.train, config.data, config.model.context_length, pad_id, config.seed)
+        length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
+        return mixture_dataset(prepared.train, config.data, length, pad_id, config.seed)
 
     def batch(self, n_rows: int) -> Batch:
         """Return the first rows of the small run as its objective collates them, on the CPU."""

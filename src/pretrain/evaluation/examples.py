@@ -1,6 +1,5 @@
 """Read examples of tasks from JSON lines; errors name the file and line."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, TypeVar
 
 from pretrain.data.config import Format
 from pretrain.data.escapes import read_escapes
-from pretrain.data.sources.column_files import lines_of
+from pretrain.data.sources.column_files import json_lines
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import kind_of_file
@@ -178,16 +177,10 @@ def _records(name: str, file: Path) -> list[_Record]:
     """Return the JSON objects of a file; blank lines are skipped."""
     records = []
     with opened(file, kind_of_file(file, Format.jsonl).compression) as stream:
-        for number, line in lines_of(stream, printable(name)):
-            if line.strip():
-                location = f"{printable(name)}:{number}"
-                try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError):
-                    values = None
-                if not isinstance(values, dict):
-                    raise DataError(f"{location} is not a JSON object. Write one example a line.")
-                records.append(_Record(location, values))
+        for location, values in json_lines(stream, printable(name)):
+            if isinstance(values, str):
+                raise DataError(f"{location} is not a JSON object. Write one example a line.")
+            records.append(_Record(location, values))
     return records
 
 

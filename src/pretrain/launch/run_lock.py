@@ -1,6 +1,5 @@
 """The lock of a run folder, which the kernel releases when its holder dies."""
 
-import fcntl
 import json
 import os
 import socket
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.errors import CheckpointError
+from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import parse_json
 from pretrain.launch.run_folder import LOCK, check_folder, opened_to_append
 
@@ -23,14 +23,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
     with opened_to_append(folder / LOCK) as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: child processes would inherit that
-        except (BlockingIOError, PermissionError):
+        if not try_lock(file.fileno(), by_process=True):  # the processes of the run must not inherit it
             file.seek(0)
             raise CheckpointError(
                 f"{folder} is in use by another run ({_holder(file.read(1000))}). "
                 "Wait for it, stop it, or choose another folder: paths.run_dir=<folder>."
-            ) from None
+            )
         file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         file.flush()

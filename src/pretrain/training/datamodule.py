@@ -1,58 +1,66 @@
-"""The LightningDataModule: micro-batches by index, so that a run's position in the data is its step."""
+"""The LightningDataModule: micro-batches by index, so the step is the position in the data."""
 
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 
+from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.collate import IGNORE
 from pretrain.data.mixture import MixtureDataset
+from pretrain.data.prepare import Prepared, training_rows, validation_streams
 from pretrain.data.shuffle import micro_batch_samples
+from pretrain.data.streaming.corpus import POLL_S
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training
+CLOSE_S = 5.0  # for the prefetch thread to finish a batch; it is a daemon, so a process never waits longer
 
-POLL_S = 0.2  # between looks at whether the run has ended, while the queue is full
-CLOSE_S = 5.0  # for the thread to finish a batch; it is a daemon, so that a process never waits longer for it
+
+@dataclass(frozen=True)
+class RankSlice:
+    """The micro-batch size of a process, and its data-parallel rank."""
+
+    size: int  # rows
+    rank: int = 0
+    ranks: int = 1
+
+    def index(self, part: int) -> int:
+        """Return the index, over all ranks, of this rank's micro-batch number `part`."""
+        return part * self.ranks + self.rank
 
 
 class MicroBatches:
     """Micro-batches of this rank by index: rows, tokens and masks are a pure function of the index.
 
-    `offset` is added to every sample index: not 0 if earlier steps had another batch size. An excluded row stays in its
-    batch, without targets.
+    An excluded row stays in its batch, without targets.
     """
 
     def __init__(
         self,
         stream: MixtureDataset | StreamingDataset,
         objective: Objective,
-        *,
-        size: int,
-        batch_size: int,
-        offset: int = 0,
-        rank: int = 0,
-        ranks: int = 1,
+        rank_slice: RankSlice,
+        batch_sizes: BatchSizes,
         excluded: frozenset[str] = frozenset(),
     ) -> None:
         self.stream = stream
-        self.excluded = excluded
         self.objective = objective
-        self.size = size
-        self.batch_size = batch_size
-        self.offset = offset
-        self.rank = rank
-        self.ranks = ranks
-        self.accumulation = batch_size // (size * ranks)
+        self.slice = rank_slice
+        self.batch_size = batch_sizes.batch_size
+        self.offset = batch_sizes.offset
+        self.excluded = excluded
+        self.accumulation = self.batch_size // (rank_slice.size * rank_slice.ranks)
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch(self._samples(index))
@@ -63,7 +71,7 @@ class MicroBatches:
 
     def _samples(self, index: int) -> np.ndarray:
         step, part = divmod(index, self.accumulation)
-        return self.offset + micro_batch_samples(step, part * self.ranks + self.rank, self.size, self.batch_size)
+        return self.offset + micro_batch_samples(step, self.slice.index(part), self.slice.size, self.batch_size)
 
     def batch(self, sample_indices: np.ndarray) -> Batch:
         """Return the micro-batch of these samples."""
@@ -77,25 +85,21 @@ class MicroBatches:
 class ValidationBatches:
     """The same rows of one source at every validation, in a fixed order, with fixed masks."""
 
-    def __init__(
-        self, stream: ShuffledRows, objective: Objective, size: int, max_rows: int, rank: int = 0, ranks: int = 1
-    ) -> None:
+    def __init__(self, stream: ShuffledRows, objective: Objective, rank_slice: RankSlice, max_rows: int) -> None:
         self.stream = stream
         self.objective = objective
-        self.size = size
-        self.rank = rank
-        self.ranks = ranks
+        self.slice = rank_slice
         self.n_rows = min(max_rows or len(stream), len(stream))
 
     def __len__(self) -> int:
-        return -(-self.n_rows // (self.size * self.ranks))
+        return -(-self.n_rows // (self.slice.size * self.slice.ranks))
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        first = (index * self.ranks + self.rank) * self.size
-        positions = np.arange(first, first + self.size)
-        beyond = positions >= self.n_rows  # all ranks have as many batches: padding rows without targets fill the last
+        first = self.slice.index(index) * self.slice.size
+        positions = np.arange(first, first + self.slice.size)
+        beyond = positions >= self.n_rows  # ranks have equally many batches: the last has padding without targets
         positions[beyond] = 0
         batch = self.objective.collate(self.stream.rows(positions), torch.from_numpy(positions + _VALIDATION_SAMPLES))
         batch.targets[torch.from_numpy(beyond)] = IGNORE
@@ -103,10 +107,10 @@ class ValidationBatches:
 
 
 class BatchLoader(Iterable[Batch]):
-    """Micro-batches by number from `start`, assembled up to `prefetch` ahead by one thread, or when asked for if 0.
+    """Micro-batches `start` to `end`; one thread assembles up to `prefetch` of them ahead.
 
-    It leaves the global random generator alone, unlike torch's DataLoader, which draws from it at every start: a run
-    resumed at a step that ends with a validation does not validate again, and must draw the same dropout.
+    Unlike torch's DataLoader it draws nothing from the global random generator at its start: a run resumed at a step
+    that ends with a validation does not validate again, and must draw the same dropout.
     """
 
     def __init__(self, batches: MicroBatches | ValidationBatches, start: int, end: int, prefetch: int = 0) -> None:
@@ -125,18 +129,18 @@ class BatchLoader(Iterable[Batch]):
         return self._thread
 
     def __len__(self) -> int:
-        """Return the length of the whole run: Lightning counts what was read before `start`."""
+        """Return the length of the full run: Lightning counts the batches before `start` too."""
         return self.end
 
     def close(self) -> None:
-        """End the thread, if there is one."""
+        """End the prefetch thread, if there is one."""
         if self._thread is not None:
             self._thread.close()
             self._thread = None
 
 
 class _PrefetchThread(Iterator[Batch]):
-    """Assembles batches in their order; the error of a batch is raised by the `next` that asks for that batch."""
+    """Assembles batches in order; the error of a batch is raised by the `next` of that batch."""
 
     def __init__(self, batches: MicroBatches, numbers: range, prefetch: int) -> None:
         self._batches, self._numbers = batches, numbers
@@ -153,7 +157,7 @@ class _PrefetchThread(Iterator[Batch]):
         return item
 
     def close(self) -> None:
-        """End the thread as soon as it has assembled its current batch."""
+        """End the thread after its current batch."""
         self._stopped.set()
         self._thread.join(CLOSE_S)
 
@@ -179,39 +183,37 @@ class _PrefetchThread(Iterator[Batch]):
 
 
 class TextDataModule(L.LightningDataModule):
-    """Streams packed rows to the Trainer, from the micro-batch of its current step."""
+    """Packed rows for the Trainer, from the micro-batch of its current step on."""
 
     def __init__(
         self,
-        train: MixtureDataset | StreamingDataset,
-        validation: dict[str, ShuffledRows],
+        config: RunConfig,
+        prepared: Prepared,
         objective: Objective,
-        *,
-        size: int,
-        batch_size: int,
         batch_sizes: BatchSizes,
-        max_validation_rows: int,
-        prefetch: int,
         excluded: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
-        self.excluded = excluded
-        self.train_stream = train
-        self.validation_streams = validation
+        length = config.model.context_length
+        self.train_stream = training_rows(prepared, config.data, length, config.seed)
+        self.validation_streams = validation_streams(prepared, config.data, length)
         self.objective = objective
-        self.size = size
-        self.batch_size = batch_size
-        self.batch_sizes = batch_sizes  # of the run so far, `batch_size` last
-        self.max_validation_rows = max_validation_rows
-        self.prefetch = prefetch
+        self.size = config.rows_per_micro_batch()
+        self.batch_sizes = batch_sizes  # of all steps so far; the last stretch is the current one
+        self.excluded = excluded
+        self.max_validation_rows = config.data.max_validation_rows
+        self.prefetch = config.data.prefetch
         self._loader: BatchLoader | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the excluded rows and the batch sizes so far; the position in the data follows from the step."""
+        """Return the excluded rows and the batch sizes; the step gives the position in the data."""
         return {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Exclude the rows of `state_dict` too; `batch_sizes_of` reads its batch sizes before, for the run's length."""
+        """Exclude the rows of `state_dict` too.
+
+        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them.
+        """
         self.excluded |= frozenset(state_dict.get("left_out", []))
 
     def train_dataloader(self) -> Iterable[Batch]:
@@ -224,7 +226,7 @@ class TextDataModule(L.LightningDataModule):
         return self._loader
 
     def close(self) -> None:
-        """End the thread that assembles batches."""
+        """End the prefetch thread."""
         if self._loader is not None:
             self._loader.close()
 
@@ -233,22 +235,12 @@ class TextDataModule(L.LightningDataModule):
         return self._training_batches().batch(sample_indices)
 
     def _training_batches(self) -> MicroBatches:
-        assert self.trainer is not None
-        return MicroBatches(
-            self.train_stream,
-            self.objective,
-            size=self.size,
-            batch_size=self.batch_size,
-            offset=self.batch_sizes.offset,
-            **self._share(),
-            excluded=self.excluded,
-        )
+        return MicroBatches(self.train_stream, self.objective, self._slice(), self.batch_sizes, self.excluded)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return one loader for each source with validation rows and each part of the objective."""
-        assert self.trainer is not None
         sources = [
-            ValidationBatches(stream, objective, self.size, self._rows_to_score(name), **self._share())
+            ValidationBatches(stream, objective, self._slice(), self._rows_to_score(name))
             for name, stream in self.validation_streams.items()
             for objective in self.objective.parts.values()
         ]
@@ -258,16 +250,15 @@ class TextDataModule(L.LightningDataModule):
         """Return the batch on the device; copies to a GPU are asynchronous, from pinned memory."""
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
-    def _share(self) -> dict[str, int]:
-        """Return this process's data-parallel `rank` and the number of `ranks`."""
+    def _slice(self) -> RankSlice:
         assert self.trainer is not None
         if self.trainer.world_size == 1:
-            return {"rank": 0, "ranks": 1}
+            return RankSlice(self.size)
         kwargs = self.trainer.distributed_sampler_kwargs
         assert kwargs is not None
-        return {"rank": kwargs["rank"], "ranks": kwargs["num_replicas"]}
+        return RankSlice(self.size, kwargs["rank"], kwargs["num_replicas"])
 
     def _rows_to_score(self, source: str) -> int:
-        """Return a source's share of `max_validation_rows`, at least 1; 0 if all rows are scored."""
+        """Return a source's share of `max_validation_rows`, at least 1; 0 for all rows."""
         share = self.train_stream.shares[source]
         return self.max_validation_rows and max(1, round(self.max_validation_rows * share))

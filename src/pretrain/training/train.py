@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -15,11 +14,10 @@ from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.write import sweep
 from pretrain.config.run import MAX_SEED, RunConfig
 from pretrain.config.serialize import to_dict
-from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.prepare import Prepared, prepare, training_rows
+from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
-from pretrain.data.streaming.read_ahead import ReadAhead
-from pretrain.data.train_stream import bits_per_byte_of_a_nat, validation_rows
+from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob
+from pretrain.data.train_stream import bits_per_byte_of_a_nat
 from pretrain.errors import DivergenceError
 from pretrain.files.atomic_files import delete_drafts
 from pretrain.interop.load import LoadParameter, build_without_weights
@@ -104,7 +102,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     config = with_labels(config, prepared)
     run_plan = replace(run_plan, config=config)
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    data = build_data(config, prepared, objective, run_plan.excluded, batch_sizes_of(config, resumed))
+    data = TextDataModule(config, prepared, objective, batch_sizes_of(config, resumed), run_plan.excluded)
     reasons = not_validated(config.data, prepared, data.validation_streams)
     check_first_validation(config, reasons, bool(data.validation_streams))
 
@@ -178,28 +176,6 @@ def _delete_leftovers(folder: Path) -> None:
 
 def _count(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def build_data(
-    config: RunConfig, prepared: Prepared, objective: Any, excluded: frozenset[str], batch_sizes: BatchSizes
-) -> TextDataModule:
-    """Return the micro-batches of the run and its validation."""
-    length, pad_id = config.model.context_length, prepared.tokenizer.padding_id
-    train_stream = training_rows(prepared, config.data, length, config.seed)
-    validation = {
-        name: validation_rows(store, config.data, length, pad_id) for name, store in prepared.validation.items()
-    }
-    return TextDataModule(
-        train_stream,
-        {name: rows for name, rows in validation.items() if rows is not None},
-        objective,
-        size=config.rows_per_micro_batch(),
-        batch_size=config.batch_size,
-        batch_sizes=batch_sizes,
-        max_validation_rows=config.data.max_validation_rows,
-        prefetch=config.data.prefetch,
-        excluded=excluded,
-    )
 
 
 def _build_module(
@@ -289,7 +265,8 @@ def _build_text_ahead(parts: _Parts, rows: StreamingDataset, checkpoints: Checkp
     config, batch_sizes, stream = parts.config, parts.data.batch_sizes, rows.stream
     steps = config.max_steps(batch_sizes)
     needed = ALL if steps is None else batch_sizes.samples(steps + 1)  # the prefetch thread reads one step ahead
-    reader = ReadAhead(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
+    job = ReadAheadJob(config.data, stream.folder, config.model.context_length, needed, stream.hashed)
+    reader = ReadAhead(job)
     return TextAhead(rows, reader, parts.throughput, checkpoints.stop_if_asked, batch_sizes)
 
 

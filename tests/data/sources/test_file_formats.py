@@ -87,11 +87,11 @@ def test_a_format_that_is_asked_for_is_obeyed(tmp_path: Path) -> None:
     path.write_bytes(LINES)
     assert texts(text_source(path, format=Format.jsonl)) == ["one", "two"]
     assert texts(text_source(path, format=Format.text)) == [LINES.decode()]
-    asked = {text_source(path, format=form).fingerprint() for form in (Format.jsonl, Format.text, Format.csv)}
-    assert len(asked) == 3
+    fingerprints = {text_source(path, format=form).fingerprint() for form in (Format.jsonl, Format.text, Format.csv)}
+    assert len(fingerprints) == 3
 
 
-def test_the_fingerprint_of_a_file_that_was_always_read_so_is_the_old_one(tmp_path: Path) -> None:
+def test_fingerprints_of_earlier_versions_stay(tmp_path: Path) -> None:
     """Stores that were made before formats were looked for are found again."""
     (tmp_path / "a.txt").write_bytes(b"text")
     (tmp_path / "c.json").write_bytes(LINES)
@@ -104,15 +104,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "page.jsonl": (b"\n<html lang='en'>", "HTML, not like JSON lines"),
     "rows.txt": (
         LINES,
-        "JSON lines, not like plain text. Read it as that by data.format=jsonl, or .* data.format=text",
+        "JSON lines, not like plain text. Read it as such by data.format=jsonl, or .* data.format=text",
     ),
     "pretty.md": (b'{\n  "a": [1, 2]\n}\n', "JSON lines, not like plain text"),
-    "list.text": (b'[{"text": "x"}]', "JSON, not like plain text. Read it as that by data.format=json"),
-    "table.txt": (b"id,text\n1,a\n2,b\n", "CSV, not like plain text. Read it as that by data.format=csv"),
-    "table": (b"id\ttext\n1\ta\n2\tb\n", "TSV, not like plain text. Read it as that by data.format=tsv"),
+    "list.text": (b'[{"text": "x"}]', "JSON, not like plain text. Read it as such by data.format=json"),
+    "table.txt": (b"id,text\n1,a\n2,b\n", "CSV, not like plain text. Read it as such by data.format=csv"),
+    "table": (b"id\ttext\n1\ta\n2\tb\n", "TSV, not like plain text. Read it as such by data.format=tsv"),
     "paper.txt": (b"%PDF-1.7\n1 0 obj", "a PDF document, not like plain text. Extract its text"),
-    "rows.md": (b"PAR1\x15\x04", "parquet, not like plain text. Read it as that by data.format=parquet"),
-    "texts.zip": (b"PK\x03\x04rest", r"an archive \(\.zip\), not like plain text\. Unpack it, and name"),
+    "rows.md": (b"PAR1\x15\x04", "parquet, not like plain text. Read it as such by data.format=parquet"),
+    "texts.zip": (b"PK\x03\x04rest", r"an archive \(\.zip\), not like plain text\. Unpack it and name"),
     "texts.txt": (b"PK\x03\x04rest", "a zip archive .* Unpack it"),
     "rows.jsonl.lz4": (b"\x04\x22\x4d\x18rest", r"an archive \(\.lz4\), not like JSON lines\. Unpack it"),
     "rows.jsonl.br": (b"\x8b\x05\x80rest", r"an archive \(\.br\)"),
@@ -215,9 +215,9 @@ def test_an_array_is_read_value_by_value(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}', '[{"text": "a"} {', '[{"text": "a"}, {"te', "[" * 100_000])
-def test_a_broken_array_is_refused_by_the_place(tmp_path: Path, content: str) -> None:
+def test_a_broken_array_names_the_last_good_value(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(DataError, match=r"a\.json is no JSON array behind its first [01] values\. Mend it"):
+    with pytest.raises(DataError, match=r"a\.json is no JSON array after its first [01] values\. Repair it"):
         texts(text_source(tmp_path / "a.json"))
 
 

@@ -10,7 +10,7 @@ from pretrain.data.config import HuggingFaceConfig, Mode
 from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.data.streaming.producer import produce
+from pretrain.data.streaming.producer import StreamJob, produce
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import DataError
 
@@ -110,13 +110,13 @@ def test_a_folder_that_changes_while_it_is_streamed_is_refused(
     data = HuggingFaceConfig(path=str(folder), mode=Mode.stream, era_tokens=1024, validation_fraction=0.2)
     source, stream = open_source(data), tmp_path / "stream"
     tokenizer = byte_tokenizer()
-    produce(stream, source, data, tokenizer, enough=lambda: bool(Ledger(stream).eras), report=print)
+    produce(StreamJob(stream, source, tokenizer, print), enough=lambda: bool(Ledger(stream).eras))
     kept = len(Ledger(stream).eras)
     assert kept == 1
     change(folder)
     with pytest.raises(
         DataError, match=r"train-\d\.jsonl of data\.path=.* has changed since reading began.*read a copy"
     ):
-        produce(stream, source, data, tokenizer, enough=lambda: False, report=print)
+        produce(StreamJob(stream, source, tokenizer, print), enough=lambda: False)
     assert len(Ledger(stream).eras) == kept
     assert Ledger(stream).end is None

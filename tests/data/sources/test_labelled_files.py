@@ -108,7 +108,7 @@ def test_settings_that_would_split_or_mix_documents_are_refused() -> None:
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("only text\n")
-    with pytest.raises(DataError, match=r"plain\.txt is plain text, and pairs have two columns\. Name a file of JSON"):
+    with pytest.raises(DataError, match=r"plain\.txt is plain text, but pairs need two columns\. Name a file of JSON"):
         found(open_source(PairsConfig(path=str(plain))))
     with pytest.raises(DataError, match=r"plain\.txt:1 has no tab\. Write lines of text, tab, label"):
         found(labelled(plain))

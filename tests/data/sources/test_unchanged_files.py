@@ -29,7 +29,7 @@ from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.prepare import Prepared, finish_stream, prepare
 from pretrain.data.sources import python_docs, unchanged_files
 from pretrain.data.sources.unchanged_files import UnchangedFile, hash_file
-from pretrain.data.streaming.read_ahead import _produce
+from pretrain.data.streaming.read_ahead import ReadAheadJob, _produce
 from pretrain.errors import DataError
 
 BYTES = BytesTokenizerConfig()
@@ -149,7 +149,7 @@ def test_later_eras_are_of_the_text_that_was_hashed(tmp_path: Path, how: str) ->
     resume_readings = {
         "the run": lambda: finish_stream(first, data, lambda line: None),
         "the process that reads ahead": lambda: _produce(
-            data, first.stream.folder, 64, 10**9, first.stream.hashed, threading.Event()
+            ReadAheadJob(data, first.stream.folder, 64, 10**9, first.stream.hashed), threading.Event()
         ),
     }
     with pytest.raises(DataError, match=r"text\.jsonl' has changed since it was hashed"):
@@ -166,7 +166,9 @@ def test_a_data_set_of_this_machine_is_hashed_again_once_it_was_read(tmp_path: P
     path = tmp_path / "set" / "train.jsonl"
     path.write_bytes(lines(30))
     meanwhile(lambda: path.write_bytes(lines(30, "new")))
-    with pytest.raises(DataError, match=r"set, data\.split=train has changed while it was prepared, so nothing of it"):
+    with pytest.raises(
+        DataError, match=r"set, data\.split=train changed while it was being prepared, so the result is"
+    ):
         made(HuggingFaceConfig(path=str(tmp_path / "set")), tmp_path)
     assert not list((tmp_path / "cache").glob("stores/*/done.json"))
 
@@ -175,7 +177,7 @@ def test_a_python_that_is_updated_meanwhile_is_noticed(tmp_path: Path, monkeypat
     prints = iter("ab")
     monkeypatch.setattr(python_docs, "fingerprint", lambda: next(prints))
     monkeypatch.setattr(python_docs, "documents", lambda: iter(DOCUMENTS))
-    with pytest.raises(DataError, match=r"this Python's standard library has changed while it was prepared"):
+    with pytest.raises(DataError, match=r"this Python's standard library changed while it was being prepared"):
         made(PythonDocsConfig(), tmp_path)
 
 
@@ -191,7 +193,7 @@ def test_a_cached_tokenizer_that_is_another_is_refused(tmp_path: Path) -> None:
     whole = (folder / "tokenizer.json").read_text()
     assert ' 9"' not in whole
     (folder / "tokenizer.json").write_text(whole.replace('"z":', '" 9":'))
-    with pytest.raises(DataError, match=r"the tokenizer in .* is not as it was trained\. Delete the folder: it is tr"):
+    with pytest.raises(DataError, match=r"the tokenizer in .* has changed since it was trained\. Delete the folder"):
         made(data, tmp_path, bpe)
     (folder / "tokenizer.json").write_text(whole)
     (folder / "fingerprint.txt").unlink()  # as earlier versions left it

@@ -19,7 +19,7 @@ from pretrain.data.prepare import Corpus, prepare
 from pretrain.data.streaming.corpus import Stream, locked
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.data.streaming.read_ahead import ReadAhead, _produce
+from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob, _produce
 from pretrain.errors import CheckpointError, DataError, RankLostError
 
 
@@ -50,8 +50,8 @@ def test_a_disk_that_refuses_is_one_error_of_storage(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("pretrain.data.streaming.producer.produce", refuse)
     with pytest.raises(CheckpointError, match=r"prepared data cannot be written to .*: No space left on device"):
-        _produce(data, prepared.folder, 64, 1, {}, threading.Event())
-    reader = ReadAhead(data, prepared.folder, 64, 1)
+        _produce(ReadAheadJob(data, prepared.folder, 64, 1), threading.Event())
+    reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, 1))
     reader._connection, theirs = multiprocessing.Pipe()  # type: ignore[assignment]
     reader._process = SimpleNamespace()
     theirs.send_bytes(b'{"kind": "CheckpointError", "message": "full"}')
@@ -83,7 +83,7 @@ def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path
         path.symlink_to(tmp_path / name)
         before = (tmp_path / name).read_bytes()
         with pytest.raises(DataError, match=rf"{name} cannot be (read|used): it is a link"):
-            _produce(data, prepared.folder, 64, 10**9, {}, threading.Event())
+            _produce(ReadAheadJob(data, prepared.folder, 64, 10**9), threading.Event())
         assert (tmp_path / name).read_bytes() == before
         path.unlink()
         (tmp_path / name).rename(path)
@@ -94,7 +94,7 @@ def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path:
     rows = StreamingDataset(Stream(prepared.folder), data, 64, pad_id=0, seed=0)
     assert rows.available() < 100
     for needed, ended in ((100, False), (10**6, True)):
-        reader = ReadAhead(data, prepared.folder, 64, needed)
+        reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, needed))
         reader.check()
         reader.start()
         while rows.is_waiting(needed):
@@ -110,9 +110,9 @@ def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path:
 def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     Path(data.path).write_text("something else")
-    reader = ReadAhead(data, prepared.folder, 64, 10**6)
+    reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, 10**6))
     reader.start()
-    with pytest.raises(DataError, match="the corpus is no longer the one that was read"):
+    with pytest.raises(DataError, match="the corpus has changed since it was read"):
         wait_until(reader.check)
     reader.stop()
     (prepared.folder / "tokenizer" / "tokenizer.json").unlink()
@@ -127,7 +127,7 @@ def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
 def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     data.validation_fraction = "much"  # type: ignore[assignment]
-    reader = ReadAhead(data, prepared.folder, 64, 10**6)
+    reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, 10**6))
     reader.start()
     with pytest.raises(DataError, match=r"reading the corpus into .* failed: TypeError: "):
         wait_until(reader.check)
@@ -137,7 +137,7 @@ def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
 
 def test_a_kill_is_noticed_and_signals_to_the_run_are_ignored(tmp_path: Path):
     data, prepared = begin(tmp_path)
-    reader = ReadAhead(data, prepared.folder, 64, 10**6)
+    reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, 10**6))
     with locked(prepared.folder):  # so that it has nothing to do but wait
         reader.start()
         time.sleep(3)
@@ -154,7 +154,7 @@ def test_a_kill_is_noticed_and_signals_to_the_run_are_ignored(tmp_path: Path):
 
 
 def test_an_end_without_a_word_is_noticed(tmp_path: Path):
-    reader = ReadAhead(settings(tmp_path), tmp_path, 64, 1)
+    reader = ReadAhead(ReadAheadJob(settings(tmp_path), tmp_path, 64, 1))
     reader._connection, theirs = multiprocessing.Pipe()
     theirs.close()
     reader._process = SimpleNamespace(is_alive=lambda: False, exitcode=1)
@@ -170,10 +170,10 @@ def test_it_dies_with_the_process_that_started_it(tmp_path: Path):
         "import sys, time\n"
         "from pathlib import Path\n"
         "from pretrain.data.config import Mode, TextFilesConfig\n"
-        "from pretrain.data.streaming.read_ahead import ReadAhead\n"
+        "from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob\n"
         "if __name__ == '__main__':\n"
         "    data = TextFilesConfig(path=sys.argv[1], mode=Mode.stream, era_tokens=2000, separator='|')\n"
-        "    reader = ReadAhead(data, Path(sys.argv[2]), 64, 10**6)\n"
+        "    reader = ReadAhead(ReadAheadJob(data, Path(sys.argv[2]), 64, 10**6))\n"
         "    reader.start()\n"
         "    print(reader._process.pid, flush=True)\n"
         "    time.sleep(float(sys.argv[3]))\n"

@@ -28,7 +28,7 @@ from pretrain.data.streaming import ledger as ledger_file
 from pretrain.data.streaming import producer
 from pretrain.data.streaming.corpus import Stream, era_folder, locked
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.data.streaming.producer import produce
+from pretrain.data.streaming.producer import StreamJob, produce
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, head
 from pretrain.errors import DataError
@@ -92,10 +92,8 @@ def after(count: int) -> Callable[[], bool]:
 
 
 def read(folder: Path, data: DataConfig, stopped: Callable[[], bool] = lambda: False, source: Source | None = None):
-    produce(
-        folder, source or open_source(data), data, byte_tokenizer(),
-        enough=lambda: False, report=lambda line: None, stopped=stopped,
-    )  # fmt: skip
+    job = StreamJob(folder, source or open_source(data), byte_tokenizer(), lambda line: None)
+    produce(job, enough=lambda: False, stopped=stopped)
 
 
 # What a stream holds
@@ -137,7 +135,7 @@ def test_how_far_it_is_is_said_now_and_then(text: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(progress, "LINES_S", 0.0)
     said: list[str] = []
     prepare(settings(text), BytesTokenizerConfig(), tmp_path, said.append)
-    assert said[0] == "reading the beginning of the corpus: 1,024 tokens, and training can start ..."
+    assert said[0] == "reading the first 1,024 tokens of the corpus, then training can start ..."
     assert re.fullmatch(
         r"read 1 documents of the corpus, [0-9]+ tokens so far, 0 MB at .* MB/s, [0-9]+%, 0:00 left \.\.\.", said[1]
     )
@@ -244,11 +242,9 @@ def test_a_hugging_face_stream_is_read_on_without_reading_what_was_read(tmp_path
                 yield document
 
         monkeypatch.setattr(source, "_screened", counted)
-        produce(
-            folder, source, data, byte_tokenizer(),
-            enough=lambda eras=eras: len(Ledger(folder).eras) > eras, report=said.append,
-        )  # fmt: skip
-        assert not any("is of no use" in line for line in said)
+        job = StreamJob(folder, source, byte_tokenizer(), said.append)
+        produce(job, enough=lambda eras=eras: len(Ledger(folder).eras) > eras)
+        assert not any("cannot be used" in line for line in said)
         counts.append(given)
     assert len(counts) > 5
     assert max(counts) < 500  # an era, the batch that it ends in, and a few documents to find the place
@@ -263,9 +259,8 @@ def test_a_bookmark_that_is_no_use_costs_only_time(text: Path, whole: Path, tmp_
         assert last.exists()
         last.write_text(damage)
         said: list[str] = []
-        source, data = open_source(settings(text)), settings(text)
-        produce(folder, source, data, byte_tokenizer(), enough=after(2), report=said.append)
-        assert any("is of no use" in line for line in said)
+        produce(StreamJob(folder, open_source(settings(text)), byte_tokenizer(), said.append), enough=after(2))
+        assert any("cannot be used" in line for line in said)
         read(folder, settings(text))
         assert contents(folder) == contents(whole)
     assert json.loads((era_folder(whole, 9) / "bookmark.json").read_text())["place"] > 0
@@ -275,7 +270,7 @@ def test_a_corpus_that_has_changed_is_not_read_on(text: Path, tmp_path: Path):
     folder = tmp_path / "stream"
     read(folder, settings(text), stopped=after(50))
     other = write_corpus(tmp_path / "other", seed=1)
-    with pytest.raises(DataError, match=r"no longer the one that was read: its document [0-9]+ is another one"):
+    with pytest.raises(DataError, match=r"has changed since it was read: its document [0-9]+ is another one"):
         read(folder, settings(other))
 
 
@@ -402,7 +397,7 @@ def test_eras_that_lie_elsewhere_are_not_written_to_or_deleted(text: Path, whole
         (folder / name).rename(tmp_path / "elsewhere" / name)
         before = contents(tmp_path / "elsewhere")
         (folder / name).symlink_to(tmp_path / "elsewhere" / name)
-        with pytest.raises(DataError, match=rf"{name} is a link, and what is prepared is kept in its own folder"):
+        with pytest.raises(DataError, match=rf"{name} is a link, but prepared data must lie in its own folder"):
             read(folder, settings(text))
         assert contents(tmp_path / "elsewhere") == before
 
@@ -428,10 +423,7 @@ def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: 
     done = threading.Event()
 
     def second() -> None:
-        produce(
-            folder, open_source(settings(text)), settings(text), byte_tokenizer(),
-            enough=lambda: False, report=said.append,
-        )  # fmt: skip
+        produce(StreamJob(folder, open_source(settings(text)), byte_tokenizer(), said.append), enough=lambda: False)
         done.set()
 
     with locked(folder) as first:
@@ -441,7 +433,7 @@ def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: 
         thread = threading.Thread(target=second)
         thread.start()
         assert not done.wait(1.0)
-        assert said == ["another run reads this corpus: going on with what it reads"]
+        assert said == ["another run reads this corpus: using what it reads"]
         assert not (folder / "ledger.jsonl").exists()
     thread.join(60)
     assert done.is_set()

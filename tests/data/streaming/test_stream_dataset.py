@@ -17,7 +17,7 @@ from pretrain.data.streaming import dataset as streamed_rows
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
-from pretrain.data.streaming.producer import produce
+from pretrain.data.streaming.producer import StreamJob, produce
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import DataError
 
@@ -34,10 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TextFilesConfig:
 
 
 def read_eras(folder: Path, data: TextFilesConfig, eras: int = 10**9) -> None:
-    produce(
-        folder, open_source(data), data, byte_tokenizer(),
-        enough=lambda: len(Ledger(folder).eras) >= eras, report=lambda line: None,
-    )  # fmt: skip
+    job = StreamJob(folder, open_source(data), byte_tokenizer(), lambda line: None)
+    produce(job, enough=lambda: len(Ledger(folder).eras) >= eras)
 
 
 @pytest.fixture(scope="module")

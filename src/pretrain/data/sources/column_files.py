@@ -1,7 +1,7 @@
 """Records of files with columns: JSON lines, a JSON array, CSV, TSV and parquet, read as a stream.
 
-Every reader yields each record with its place, <file>:<line or number>, and counts in `skipped` what is no record, by
-reason. `columns` are those that have to be there, by the setting that names each.
+Every reader yields each record with its origin, <file>:<line or number>, and counts in `skipped`, by reason, what is
+not a record. `columns` maps settings to the columns that they name, which the file must have.
 """
 
 import codecs
@@ -12,46 +12,57 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from pretrain.data.config import Format
-from pretrain.data.sources.compressed_files import one_line
+from pretrain.data.sources.compressed_files import BYTE_ORDER_MARK, head_of, one_line
 from pretrain.data.sources.source import printable
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
 from pretrain.errors import DataError
 
-MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory whole: beyond this it is a mistake or a decompression bomb
-
-
-MAX_FIELD_CHARACTERS = 1 << 26  # of CSV, whose parser holds four bytes for each
-
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
+MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory: a larger one is a mistake or a decompression bomb
+MAX_FIELD_CHARACTERS = 1 << 26  # of CSV, whose parser needs four bytes for each
 
 Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def read_records(form: Format, stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
-    """Yield the records of a file in one of the formats that have columns.
+    """Yield the records of a file in one of the formats with columns.
 
-    Raises DataError where the file lacks one of the columns, or is not of that format at all.
+    Raises DataError if the file lacks one of the columns or has another format.
     """
     return _READERS[form](stream, name, columns, skipped)
 
 
 def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file with their numbers, from 1 on; DataError for one that no memory should hold."""
+    """Yield each line with its number, from 1; DataError above MAX_DOCUMENT_BYTES."""
     for number, line in enumerate(iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
         if len(line) > MAX_DOCUMENT_BYTES:
             raise too_large(f"{name}:{number}", "Write one document a line.")
         yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
-def too_large(place: str, remedy: str) -> DataError:
-    """Return the error for a document that no memory should hold."""
-    return DataError(f"{place} is over {MAX_DOCUMENT_BYTES:,} bytes as one document. {remedy}")
+def json_lines(stream: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Yield each line's JSON object, or the reason why it is none, with its origin; blank lines are skipped."""
+    for number, line in lines_of(stream, name):
+        if not line.strip():
+            continue
+        value: Any
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError:
+            value = "invalid UTF-8"
+        except (ValueError, RecursionError):
+            value = "not JSON"
+        else:
+            value = value if isinstance(value, dict) else _NO_OBJECT
+        yield f"{name}:{number}", value
+
+
+def too_large(origin: str, remedy: str) -> DataError:
+    """Return the error for a document above MAX_DOCUMENT_BYTES."""
+    return DataError(f"{origin} is over {MAX_DOCUMENT_BYTES:,} bytes as one document. {remedy}")
 
 
 def missing_column(name: str, column: str, present: Any, setting: str = "data.text_column") -> DataError:
-    """Return the error for a file whose records have no such column; `present` names those that they have."""
+    """Return the error for a file without a column; `present` are its column names."""
     columns = ", ".join(printable(key)[:80] for key in sorted(present)[:40])
     return DataError(f"{name} has no {setting}={printable(column)}. Try one of its columns: {columns or 'none'}.")
 
@@ -62,68 +73,60 @@ def _check_columns(name: str, columns: dict[str, str], present: Any) -> None:
             raise missing_column(name, column, present, setting)
 
 
+_NO_OBJECT = "not a JSON object"
+
+
+def _objects(
+    values: Iterator[tuple[str, dict[str, Any] | str]], name: str, columns: dict[str, str], skipped: Counter[str]
+) -> Records:
+    """Yield the objects, after a check of the first one's columns; count the others by reason."""
+    is_first = True
+    for origin, value in values:
+        if isinstance(value, str):
+            skipped[value] += 1
+            continue
+        if is_first:
+            _check_columns(name, columns, value)
+        is_first = False
+        yield origin, value
+
+
+def _is_array(stream: IO[bytes]) -> bool:
+    return head_of(stream, 64).lstrip().startswith(b"[")
+
+
 def _json_lines(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
     """Yield the JSON object of each line."""
-    first_record = True
-    for number, line in lines_of(stream, name):
-        record = _parse(line, name, number)
-        if isinstance(record, str):
-            skipped[record] += 1
-        elif record is not None:
-            if first_record:
-                _check_columns(name, columns, record)
-            first_record = False
-            yield f"{name}:{number}", record
-
-
-def _parse(line: bytes, name: str, number: int) -> dict[str, Any] | str | None:
-    """Return the JSON object of a line, or the reason to skip it, or None for a blank line."""
-    if number == 1 and line.startswith(b"["):
+    if _is_array(stream):
         raise DataError(
             f'{name} is one JSON array. Read it by data.format=json, or write one object a line: {{"text": "..."}}.'
         )
-    if not line.strip():
-        return None
-    try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return "invalid UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return record if isinstance(record, dict) else "not a JSON object"
+    return _objects(json_lines(stream, name), name, columns, skipped)
 
 
 def _json(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
-    """Yield the objects of one JSON array; where the file does not begin with one, of its lines."""
-    head = stream.peek(64) if hasattr(stream, "peek") else b""
-    if not head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        yield from _json_lines(stream, name, columns, skipped)
-        return
-    first_record = True
-    for number, record in enumerate(_Array(stream, name), start=1):
-        if not isinstance(record, dict):
-            skipped["not a JSON object"] += 1
-            continue
-        if first_record:
-            _check_columns(name, columns, record)
-        first_record = False
-        yield f"{name}:{number}", record
+    """Yield the objects of a JSON array; of the lines, if the file does not begin with an array."""
+    if not _is_array(stream):
+        return _json_lines(stream, name, columns, skipped)
+    values = ((f"{name}:{number}", value) for number, value in enumerate(_Array(stream, name), start=1))
+    objects = ((origin, value if isinstance(value, dict) else _NO_OBJECT) for origin, value in values)
+    return _objects(objects, name, columns, skipped)
 
 
 class _Array:
-    """The values of a JSON array, read as a stream that holds little more than one of them."""
+    """The values of a JSON array, read as a stream: memory holds little more than one value."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self.stream, self.name = stream, name
-        self.decode = codecs.getincrementaldecoder("utf8")("surrogateescape").decode  # a bad byte is its document's
+        self.decode = codecs.getincrementaldecoder("utf8")("surrogateescape").decode  # bad bytes spoil one document
         self.parse = json.JSONDecoder().raw_decode
-        self.text, self.place, self.ended, self.count = "", 0, False, 0
+        self.text, self.position, self.ended, self.count = "", 0, False, 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the values; DataError where the file is no array, or is broken off."""
+        """Yield the values; DataError if the file is no array, or is truncated."""
         expected = "["
         while (sign := self._next_sign()) == expected or (sign == "]" and expected == ","):
-            self.place += 1
+            self.position += 1
             if sign == "]" or self._next_sign() == "]":
                 return
             value = self._value()
@@ -132,41 +135,41 @@ class _Array:
         raise self._broken()
 
     def _value(self) -> Any:
-        """Return the value that begins at `place`."""
+        """Return the value that begins at `position`."""
         while True:
             try:
-                value, end = self.parse(self.text, self.place)
+                value, end = self.parse(self.text, self.position)
             except RecursionError:
                 raise self._broken() from None
-            except ValueError:  # perhaps the rest of it has not been read yet
+            except ValueError:  # its rest may not have been read yet
                 if self.ended:
                     raise self._broken() from None
             else:
                 if end < len(self.text) or self.ended:
-                    self.place, self.count = end, self.count + 1
+                    self.position, self.count = end, self.count + 1
                     return value
             self._read()
 
     def _next_sign(self) -> str:
-        """Return the next character that is no white space; nothing at the end of the file."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
-            while self.place < len(self.text) and self.text[self.place] in " \t\r\n\ufeff":
-                self.place += 1
-            if self.place < len(self.text) or self.ended:
-                return self.text[self.place : self.place + 1]
+            while self.position < len(self.text) and self.text[self.position] in " \t\r\n\ufeff":
+                self.position += 1
+            if self.position < len(self.text) or self.ended:
+                return self.text[self.position : self.position + 1]
             self._read()
 
     def _read(self) -> None:
-        """Read on: as much again as is waiting, so that no value is parsed often."""
-        waiting = self.text[self.place :]
-        if len(waiting) > MAX_DOCUMENT_BYTES:
+        """Read at least as much as is unparsed, so that no value is parsed often."""
+        rest = self.text[self.position :]
+        if len(rest) > MAX_DOCUMENT_BYTES:
             raise too_large(f"{self.name}:{self.count + 1}", "Write one JSON object a line.")
-        block = self.stream.read(max(BLOCK_BYTES, len(waiting)))
-        self.text, self.place, self.ended = waiting + self.decode(block, final=not block), 0, not block
+        block = self.stream.read(max(BLOCK_BYTES, len(rest)))
+        self.text, self.position, self.ended = rest + self.decode(block, final=not block), 0, not block
 
     def _broken(self) -> DataError:
         return DataError(
-            f"{self.name} is no JSON array behind its first {self.count:,} values. Mend it, or write one JSON object "
+            f"{self.name} is no JSON array after its first {self.count:,} values. Repair it, or write one JSON object "
             "a line."
         )
 
@@ -180,9 +183,9 @@ def _tsv(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter
 
 
 def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str], delimiters: str) -> Records:
-    """Yield the rows below the heading, as Python's csv module reads them: fields may be quoted and hold line ends.
+    """Yield the rows below the heading, read by Python's csv module.
 
-    The delimiter is the first of those under which the heading has the columns.
+    Fields may be quoted and hold line ends. The delimiter is the first of those that give the heading the columns.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in lines_of(stream, name))
@@ -190,7 +193,7 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     names, delimiter = _heading(heading, name, columns, delimiters)
     rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
     while True:
-        number = first + rows.line_num + 1  # of the line that the row begins with
+        number = first + rows.line_num + 1  # first line of the row
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -199,7 +202,7 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
         if row is None:
             return
         if len(row) != len(names):
-            skipped["wrong number of fields"] += 1 if row else 0  # a blank line is none
+            skipped["wrong number of fields"] += 1 if row else 0  # a blank line has none
         elif not _is_utf8(row):
             skipped["invalid UTF-8"] += 1
         else:
@@ -207,7 +210,7 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
 
 
 def _is_utf8(row: list[str]) -> bool:
-    """Return whether no byte of a row had to be read as a surrogate."""
+    """Return whether all bytes of a row were decodable, so that it has no surrogate."""
     try:
         "".join(row).encode()
     except UnicodeEncodeError:
@@ -217,7 +220,7 @@ def _is_utf8(row: list[str]) -> bool:
 
 def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) -> tuple[list[str], str]:
     """Return the names of the columns and the delimiter between them."""
-    found = []
+    headings = []
     for delimiter in delimiters:
         try:
             names = next(csv.reader([heading], delimiter=delimiter, strict=True), [])
@@ -228,14 +231,14 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
             if doubled:
                 raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
             return names, delimiter
-        found.append(names)
-    names = max(found, key=len, default=[])
+        headings.append(names)
+    names = max(headings, key=len, default=[])
     _check_columns(name, columns, names)
     raise AssertionError  # a column was missing
 
 
 def _parquet(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
-    """Yield the rows of some columns, read a few at a time; all but a label's column have to hold text."""
+    """Yield the wanted columns of each row; every column but the label must hold text."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -262,7 +265,7 @@ def _parquet(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Cou
 
 
 def _values(array: Any, may_be_number: bool) -> list[Any]:
-    """Return the values of a column, text as bytes: a bad row must not stop the rest."""
+    """Return the values of a column; text as bytes, so that a bad row stops no other."""
     import pyarrow as pa
 
     if may_be_number and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):

@@ -1,4 +1,4 @@
-"""Files as streams of bytes, decompressed on the way; damage becomes a DataError that names the file."""
+"""Files as streams of decompressed bytes; damage raises a DataError that names the file."""
 
 import bz2
 import gzip
@@ -14,23 +14,16 @@ from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile, Uncha
 from pretrain.errors import DataError, printable
 from pretrain.files.untrusted_files import open_regular
 
-PACKED_BLOCK_BYTES = 1 << 12  # zstd shrinks zeros 30,000-fold, and what one block becomes is held whole
-
-
-MAX_WINDOW_BYTES = 1 << 31  # of what a decompressor may look back on: zstd --long=31, the most that there is
-
-
-_MAGIC = {
-    b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-}  # fmt: skip
-
-
-_BZ2_BLOCK = (b"1AY&SY", b"\x17rE8P\x90")  # what stands behind "BZh" and a digit: a block, or the end of an empty file
+PACKED_BLOCK_BYTES = 1 << 12  # zstd compresses zeros 30,000-fold, and the output of a block is held in memory
+MAX_WINDOW_BYTES = 1 << 31  # history of a decompressor: zstd --long=31, the maximum
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BZ2_BLOCK = (b"1AY&SY", b"\x17rE8P\x90")  # after "BZh" and a digit: a block, or the end of an empty file
 
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn what opening, reading and decompressing a file raise into a DataError that names it."""
+    """Raise errors of opening, reading and decompressing a file as a DataError that names it."""
     import zstandard
 
     try:
@@ -49,10 +42,10 @@ def opened(
     on_open: Callable[[IO[bytes]], object] | None = None,
     hashed: HashedFile | None = None,
 ) -> Iterator[IO[bytes]]:
-    """Open a regular file for reading bytes, through gzip, xz, zstd or bz2; `on_open` is given the file beneath.
+    """Open a regular file for reading bytes, decompressed by gzip, xz, zstd or bz2.
 
-    Raises DataError, naming the file, where it cannot be opened or read, is no regular file, is truncated or damaged,
-    or is no longer what it was when it was `hashed`.
+    `on_open` receives the compressed file. Raises DataError, naming the file, if it cannot be opened or read, is no
+    regular file, is truncated or damaged, or differs from the block hashes `hashed`.
     """
     with file_errors(path):
         try:
@@ -68,24 +61,29 @@ def opened(
 
 
 def one_line(error: Exception) -> str:
-    """Return what a library says of a file, fit for one line of a terminal: it may quote the file."""
+    """Return a library's message about a file as one printable line of at most 300 characters."""
     return printable(" ".join(str(error).split()), one_line=True)[:300].rstrip(".")
 
 
 def not_regular(file: str, reason: ValueError) -> DataError:
-    """Return the error for a named file that is a FIFO, a device, a socket or a folder where a file is to be read."""
+    """Return the error for a FIFO, a device, a socket or a folder named as a file."""
     return DataError(f"{file} cannot be read as text: {reason}. Write its text to a file, and name that.")
 
 
+def head_of(stream: IO[bytes], size: int) -> bytes:
+    """Return about `size` first bytes of a stream, without a byte order mark and without consuming them."""
+    return stream.peek(size).removeprefix(BYTE_ORDER_MARK)  # type: ignore[attr-defined]
+
+
 def compression_of(head: bytes) -> str | None:
-    """Return the compression that the first 16 bytes of a file show, or None."""
+    """Return the compression of a file by its first 16 bytes, or None."""
     if head[:3] == b"BZh" and head[4:10] in _BZ2_BLOCK:
         return "bz2"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def decompressed(file: IO[bytes], compression: str | None) -> IO[bytes]:
-    """Return a stream of what a file holds; memory is bounded by MAX_WINDOW_BYTES and what one block becomes."""
+    """Return the decompressed stream; memory: MAX_WINDOW_BYTES and the output of one block."""
     if compression == "gzip":
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
     if compression in _FRAMES:
@@ -94,7 +92,7 @@ def decompressed(file: IO[bytes], compression: str | None) -> IO[bytes]:
 
 
 class _ZstdFrame:
-    """One zstd frame, as the standard library's decompressors have it. What one block becomes is held whole."""
+    """One zstd frame with the interface of the standard library's decompressors."""
 
     def __init__(self) -> None:
         import zstandard
@@ -122,12 +120,12 @@ _FRAMES: dict[str | None, Callable[[], Any]] = {
 
 
 class _Unpacked(io.RawIOBase):
-    """One or more frames of a compression, each to its end: a library's own reader may take half a file for all."""
+    """One or more frames, each read to its end: a library's own reader may stop early without an error."""
 
     def __init__(self, file: IO[bytes], new_frame: Callable[[], Any]) -> None:
         self.file, self.new_frame = file, new_frame
-        self.frame: Any = None  # the decompressor of the frame being read; none between frames
-        self.frames = 0  # begun so far
+        self.frame: Any = None  # decompressor of the current frame; None between frames
+        self.frames = 0  # started so far
         self.output = memoryview(b"")
         self.pending = b""  # compressed bytes read but not decompressed
 
@@ -136,7 +134,7 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with decompressed bytes and return how many; 0 at the end. Raises EOFError if truncated."""
+        """Fill the buffer and return the number of bytes, 0 at the end; EOFError if truncated."""
         while not self.output:
             if self.frame is None and not self._begin_frame():
                 return 0
@@ -147,9 +145,9 @@ class _Unpacked(io.RawIOBase):
         return count
 
     def _begin_frame(self) -> bool:
-        """Start the next frame; return False where the file ends."""
+        """Start the next frame; return False at the end of the file."""
         while block := self._next_block():
-            self.pending = block.lstrip(b"\0") if self.frames else block  # xz may pad what it has written with zeros
+            self.pending = block.lstrip(b"\0") if self.frames else block  # xz may pad its output with zeros
             if self.pending:
                 self.frame = self.new_frame()
                 self.frames += 1

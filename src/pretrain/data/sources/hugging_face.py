@@ -1,4 +1,4 @@
-"""Documents of a Hugging Face data set: a folder of this machine, or a name on the hub, read as a stream."""
+"""Documents of a Hugging Face data set, a local folder or a hub name, read as a stream."""
 
 import json
 from collections.abc import Iterator
@@ -13,35 +13,35 @@ from pretrain.errors import DataError
 
 
 class HuggingFace(Source):
-    """One or two splits of a data set; nothing of it is copied into a cache."""
+    """One or two splits of a data set; nothing is copied into a cache."""
 
     config: HuggingFaceConfig
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         super().__init__(config)
-        place = Path(config.path).expanduser()
-        self.folder = place if place.is_dir() else None
-        # raises where the library would wait for a FIFO or read a device
+        path = Path(config.path).expanduser()
+        self.folder = path if path.is_dir() else None
+        # raises DataError for a FIFO or device, which the library would wait for or read
         self._files = {} if self.folder is None else _state_of_files(self.folder)
         self._rows_read = 0
-        self._opened: Any = None  # the data set that `documents` reads
-        if self.folder is None and (place.exists() or config.path.startswith(("/", ".", "~"))):
+        self._opened: Any = None  # the data set of `documents`
+        if self.folder is None and (path.exists() or config.path.startswith(("/", ".", "~"))):
             raise DataError(
                 f"data.path={printable(config.path)} is not a folder. "
                 "Name a folder or a hub data set such as HuggingFaceFW/fineweb-edu; files are read by data=text_files."
             )
 
     def validation_documents(self) -> Iterator[Document] | None:
-        """Return the documents of `data.validation_split`; None where it is not set."""
+        """Return the documents of `data.validation_split`; None if it is not set."""
         split = self.config.validation_split
         if split is None:
             return None
         return self._screened(self._read_split(split, "data.validation_split"), f"data.validation_split={split}")
 
     def resume_token(self) -> ResumeToken | None:
-        """Return the newest row that was read, so that nothing before it is fetched again.
+        """Return the position after the last row read, from which no earlier row is fetched again.
 
-        A streamed data set tells its place by `state_dict`, which is exact as no buffer shuffles it.
+        The `state_dict` of a streamed data set is exact, as no buffer shuffles it.
         """
         if self._opened is None:
             return None
@@ -49,12 +49,12 @@ class HuggingFace(Source):
         return ResumeToken(self.kept, dict(self.skipped), [self._rows_read, state])
 
     def share_read(self) -> float | None:
-        """Return which share of the rows has been read, where their number is known without reading them."""
+        """Return the fraction of rows read; None if their number is unknown before reading."""
         rows = self.config.max_documents or (len(self._opened) if hasattr(self._opened, "__len__") else 0)
         return min(1.0, self._rows_read / rows) if rows else None
 
     def fingerprint(self) -> str:
-        """Return the hash of a folder's bytes, or of a hub repository's commit, and of what is read of it."""
+        """Return the hash of the reading settings and of a folder's bytes or a hub repository's commit."""
         import xxhash
 
         config = self.config
@@ -67,9 +67,9 @@ class HuggingFace(Source):
         return xxhash.xxh3_128(json.dumps([identity, reading]).encode()).hexdigest()
 
     def check_as_opened(self) -> None:
-        """Raise DataError where a file of the folder came, went, or has another size or time since.
+        """Raise DataError if a file of the folder was added, removed or changed in size or time.
 
-        The library reads the files itself, so their bytes cannot be compared as they are read.
+        The library opens the files itself, so their blocks cannot be compared while it reads.
         """
         if self.folder is None:
             return
@@ -78,7 +78,7 @@ class HuggingFace(Source):
         if changed:
             raise DataError(
                 f"{printable(changed[0])} of data.path={printable(self.config.path)} has changed since reading began, "
-                "so what was read with it is not kept. Start again once nothing changes the folder, or read a copy."
+                "so the rows read with it are dropped. Start again once nothing changes the folder, or read a copy."
             )
 
     def _commit(self) -> str:
@@ -96,8 +96,8 @@ class HuggingFace(Source):
     def _origin(self) -> str:
         return f"data.path={printable(self.config.path)}, data.split={self.config.split}"
 
-    def _read(self, place: Any = None) -> Iterator[Document]:
-        rows_before, state = place or (0, None)
+    def _read(self, position: Any = None) -> Iterator[Document]:
+        rows_before, state = position or (0, None)
         yield from self._read_split(self.config.split, "data.split", rows_before, state)
 
     def _read_split(self, split: str, key: str, rows_before: int = 0, state: Any = None) -> Iterator[Document]:
@@ -114,7 +114,7 @@ class HuggingFace(Source):
                 return
 
     def _rows(self, split: str, key: str, rows_before: int, state: Any) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a split, whatever fails in the library becoming a DataError."""
+        """Yield the rows of a split; errors of the library are raised as DataError."""
         import datasets
 
         try:
@@ -138,9 +138,9 @@ class HuggingFace(Source):
         splits = datasets.load_dataset(path, name=config.subset, revision=config.revision, streaming=True)
         return self._chosen(splits, split, key)
 
-    def _chosen(self, found: Any, split: str, key: str) -> Any:
-        """Return one split; a saved data set without splits counts as "train"."""
-        splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+    def _chosen(self, loaded: Any, split: str, key: str) -> Any:
+        """Return one split; a saved data set without splits is "train"."""
+        splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
         if split not in splits:
             raise DataError(
                 f"{key}={split} is not a split of data.path={printable(self.config.path)}. "
@@ -157,14 +157,14 @@ class HuggingFace(Source):
 
 
 def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return size, time of change and number of each file of a folder, by its path."""
-    found = {}
+    """Return size (bytes), modification time (ns) and inode of each file, by name."""
+    states = {}
     for name, path in all_files(folder).items():
         status = path.stat()
-        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
-    return found
+        states[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return states
 
 
 def _only(rows: Any, column: str) -> Any:
-    """Return the rows with nothing but the wanted column where the columns are known, so the others are not decoded."""
+    """Return the rows with only one column, if columns are known: others are not decoded."""
     return rows.select_columns([column]) if column in (rows.column_names or []) else rows

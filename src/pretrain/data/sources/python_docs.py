@@ -1,4 +1,4 @@
-"""The English that every Python carries: its help topics and the docstrings of its standard library.
+"""The English text in every Python installation: help topics and docstrings of the standard library.
 
 About 2 MB of prose with nothing to download. Files are parsed, never imported, so no module's code runs.
 """
@@ -13,26 +13,35 @@ import warnings
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from pretrain.data.sources.source import Document
+from pretrain.data.sources.source import Document, Source
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"})
-
-
-VERSION = 1  # of how documents are made from the files; raise it and stores made before are left aside
-
-
+VERSION = 1  # of the rules that make documents from files; raise it and older stores are no longer used
 MIN_BYTES = 40  # shorter paragraphs are headings, shorter documents titles without a text
-
-
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def documents() -> Iterator[Document]:
-    """Yield every help topic, then one document for each module: its docstring and those of what it defines.
+class PythonDocs(Source):
+    """The help topics and docstrings of the running Python."""
 
-    The order is fixed. Topics quote one another and modules share passages: a paragraph appears once, so that nothing
-    is held out for validation that was read in training. Documents under 40 bytes are left out.
+    def fingerprint(self) -> str:
+        """Return the hash of the Python version and of the files read."""
+        return fingerprint()
+
+    def _read(self, position: Any = None) -> Iterator[Document]:
+        return documents()
+
+    def _origin(self) -> str:
+        return f"data.kind={self.config.kind}: this Python's standard library"
+
+
+def documents() -> Iterator[Document]:
+    """Yield every help topic, then all docstrings of each module as one document, in fixed order.
+
+    Topics quote one another and modules share passages: a paragraph appears once, so that no held-out text occurs in
+    the training documents. Documents under 40 bytes are dropped.
     """
     seen: set[str] = set()
     for name, passages in chain(_topics(), _modules()):
@@ -42,25 +51,25 @@ def documents() -> Iterator[Document]:
 
 
 def _fresh(passage: str, seen: set[str]) -> str:
-    """Return a passage without the paragraphs in `seen`, and add the others to it; headings and the like stay.
+    """Return a passage without the paragraphs in `seen`, and add the new ones to `seen`.
 
-    Nothing is returned where half of the passage or more is known: what remains would be fragments.
+    Short paragraphs such as headings stay. Returns "" if half of the passage or more was seen: the rest is fragments.
     """
-    kept, known, whole = [], 0, 0
+    fresh, repeated, total = [], 0, 0
     for paragraph in re.split(r"\n\s*\n", passage.strip()):
         key = " ".join(paragraph.split())
-        whole += len(key)
+        total += len(key)
         if key in seen:
-            known += len(key)
+            repeated += len(key)
             continue
         if len(key) >= MIN_BYTES:
             seen.add(key)
-        kept.append(paragraph)
-    return "\n\n".join(kept) if known < whole / 2 else ""
+        fresh.append(paragraph)
+    return "\n\n".join(fresh) if repeated < total / 2 else ""
 
 
 def fingerprint() -> str:
-    """Return 32 hexadecimal digits (xxh3_128) of the Python version and the bytes of every file that is read."""
+    """Return the xxh3_128 (32 hexadecimal digits) of the Python version and all files read."""
     import xxhash
 
     digest = xxhash.xxh3_128(f"{VERSION} {sys.version}".encode())
@@ -71,15 +80,15 @@ def fingerprint() -> str:
 
 def _files() -> list[Path]:
     """Return the source files of the standard library in sorted order, without its tests."""
-    found = []
+    files = []
     for folder, folders, names in os.walk(sysconfig.get_paths()["stdlib"]):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        found += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(found)
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(files)
 
 
 def _topics() -> Iterator[tuple[str, list[str]]]:
-    """Yield the texts of Python's `help("...")` topics by name; none where this Python was packaged without them."""
+    """Yield the name and text of each `help("...")` topic; none if this Python has no topics."""
     tree = _parse(Path(sysconfig.get_paths()["stdlib"], "pydoc_data", "topics.py"))
     for statement in tree.body if tree else []:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Dict):
@@ -108,7 +117,7 @@ def _parse(path: Path) -> ast.Module | None:
 
 
 def _docstrings(node: ast.Module | Definition) -> Iterator[str]:
-    """Yield the docstring of a module or definition, then those of what it contains."""
+    """Yield the docstring of a module or definition, then those of its members."""
     docstring = ast.get_docstring(node, clean=False)
     if docstring:
         yield inspect.cleandoc(docstring).strip()

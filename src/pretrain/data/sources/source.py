@@ -1,8 +1,7 @@
-"""Where text comes from: every source gives its documents one by one, in an order that never changes.
+"""The base of all sources: each yields its documents in an order that never changes.
 
-1. `open_source` picks the source by the settings' class.
-2. The source's file reads raw documents: `python_docs.py`, `text_files.py`, `hugging_face.py`, `annotated_files.py`.
-3. `Source` drops what no tokenizer can use, and counts it by reason: documents in = kept + skipped.
+`open_source` picks the source by the class of the settings; a subclass of `Source` reads the raw documents; `Source`
+drops those that no tokenizer can use and counts them by reason: documents in = kept + skipped.
 """
 
 from collections import Counter
@@ -14,10 +13,11 @@ from typing import Any
 from pretrain.data.config import DataConfig
 from pretrain.data.sources.unchanged_files import HashedFile
 from pretrain.errors import DataError
+from pretrain.files.records import Count
 
 
 class Part(Enum):
-    """How much of a document of the source a `Document` is."""
+    """Which part of a source's document a `Document` is."""
 
     full = auto()
     head = auto()  # its end comes next
@@ -29,19 +29,19 @@ class Document:
     """One text of a corpus."""
 
     text: str
-    name: str  # where it came from, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
-    prompt_characters: int | None = None  # the text begins with a prompt of so many, and the rest is its response
-    label: str | None = None  # what kind of text it is
+    name: str  # its origin, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
+    prompt_characters: int | None = None  # length of the prompt that the text begins with; the rest is the response
+    label: str | None = None
     part: Part = Part.full
 
 
 @dataclass(frozen=True)
 class ResumeToken:
-    """A place in a source from which its documents can be read on, without reading all those before it again."""
+    """A position of a source, from which it can be read without reading the documents before it."""
 
-    documents: int  # before this place
-    skipped: dict[str, int]  # before this place, by reason
-    place: Any  # as the source itself understands it: plain data that JSON can hold
+    documents: Count  # before the position
+    skipped: dict[str, Count]  # before the position, by reason
+    position: Any  # in the source's own terms: plain JSON data
 
 
 class Source:
@@ -49,17 +49,17 @@ class Source:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.skipped: Counter[str] = Counter()  # documents dropped since `documents` was last called, by reason
-        self.kept = 0  # documents given since then
-        self.identity = ""  # what `fingerprint` returned when the source was opened to be prepared
-        self.hashed: dict[str, HashedFile] = {}  # what its files were then, by their paths: none may change
-        self.passed_over: Counter[str] = Counter()  # files that are not read, by suffix or by what they are
+        self.skipped: Counter[str] = Counter()  # documents dropped since the last call of `documents`, by reason
+        self.kept = 0  # documents yielded since then
+        self.identity = ""  # result of `fingerprint` when the source was opened for preparation
+        self.hashed: dict[str, HashedFile] = {}  # block hashes of its files at that time, by path
+        self.passed_over: Counter[str] = Counter()  # files that are not read, by suffix or kind
 
     def documents(self, resume_token: ResumeToken | None = None) -> Iterator[Document]:
-        """Return the training documents, or all of them where no validation set of its own is configured.
+        """Return the training documents; all documents if no separate validation set is configured.
 
-        `skipped` and `kept` start again from nothing, or from the counts of the bookmark from which reading goes on.
-        Raises DataError for a source that cannot be read or holds no text.
+        `skipped` and `kept` restart at zero, or at the counts of the resume token.
+        Raises DataError if the source cannot be read or has no text.
         """
         self.skipped.clear()
         self.kept = 0
@@ -67,70 +67,70 @@ class Source:
             return self._screened(self._read(), self._origin())
         self.skipped.update(resume_token.skipped)
         self.kept = resume_token.documents
-        return self._screened(self._read(resume_token.place), self._origin(), may_be_empty=True)
+        return self._screened(self._read(resume_token.position), self._origin(), may_be_empty=True)
 
     def resume_token(self) -> ResumeToken | None:
-        """Return the newest place to which `documents` can return at once; None where there is only the beginning."""
+        """Return the latest position that `documents` can resume from; None if only the start."""
         return None
 
     def validation_documents(self) -> Iterator[Document] | None:
-        """Return the documents of the configured validation set; None where the caller is to split off its own.
+        """Return the documents of the configured validation set; None if there is none.
 
-        `skipped` counts on. Raises DataError as `documents` does.
+        `skipped` goes on counting. Raises DataError as `documents` does.
         """
         return None
 
     def remarks(self) -> list[str]:
-        """Return what whoever prepares the source should know of it, once its documents have been read."""
+        """Return lines for the user about the source, after its documents have been read."""
         if not self.passed_over:
             return []
         return [f"{self._origin()}: files passed over: {self.passed_over.total():,} ({counted(self.passed_over)})"]
 
     def share_read(self) -> float | None:
-        """Return which share of the training documents has been read, 0 to 1; None where that is not known."""
+        """Return the fraction of the training documents read, 0 to 1; None if unknown."""
         return None
 
     def fingerprint(self) -> str:
-        """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents would."""
+        """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents do."""
         raise NotImplementedError
 
     def check_unchanged(self) -> None:
-        """Raise DataError where what was read need not be what `identity` stands for.
+        """Raise DataError if the source no longer has the fingerprint in `identity`.
 
-        Files that are hashed block by block have been compared while they were read.
+        Files with block hashes were already compared while they were read.
         """
         if not self.hashed and self.fingerprint() != self.identity:
             raise DataError(
-                f"{self._origin()} has changed while it was prepared, so nothing of it is kept. Start again "
-                "once nothing changes it."
+                f"{self._origin()} changed while it was being prepared, so the result is dropped. Start again once "
+                "nothing changes it."
             )
 
     def check_as_opened(self) -> None:
-        """Raise DataError where a file is another one than when the source was opened; cheap, and asked in between.
+        """Raise DataError if a file changed since the source was opened: a cheap check between eras.
 
-        Of files that are compared block by block as they are read, nothing is left to ask.
+        Sources whose files are compared block by block need none.
         """
 
-    def _read(self, place: Any = None) -> Iterator[Document]:
-        """Return the raw documents, or those from a bookmark's place on."""
+    def _read(self, position: Any = None) -> Iterator[Document]:
+        """Return the raw documents, or those from the position of a resume token on."""
         raise NotImplementedError
 
     def _origin(self) -> str:
-        """Return the setting and value to name when the source turns out to be empty."""
+        """Return the setting and value that an error message names."""
         raise NotImplementedError
 
-    def _screened(self, found: Iterator[Document], origin: str, may_be_empty: bool = False) -> Iterator[Document]:
+    def _screened(self, documents: Iterator[Document], origin: str, may_be_empty: bool = False) -> Iterator[Document]:
         """Yield the usable documents; count the others in `skipped`."""
-        none = True
-        for document in found:
+        is_empty = True
+        for document in documents:
             text = document.text.removeprefix("\ufeff")
             if fault := _fault(text):
                 self.skipped[fault] += 1
             else:
-                none = False
+                is_empty = False
                 self.kept += 1
                 yield replace(document, text=text)
-        if none and not may_be_empty:
+        if is_empty and not may_be_empty:
             raise DataError(
                 f"{origin} holds no text (documents skipped: {counted(self.skipped) or 'none'}). "
                 "Name a source with non-empty UTF-8 text."
@@ -138,12 +138,12 @@ class Source:
 
 
 def printable(name: object) -> str:
-    """Return a file or column name with control characters and lone surrogates escaped: safe to print and to store."""
+    """Return a file or column name, escaped so that it is safe to print and to store."""
     return repr(str(name))[1:-1]
 
 
 def counted(counts: Counter[str]) -> str:
-    """Return counts with what is counted, the most frequent first: "12 .png, 3 .pdf"; foreign names are escaped."""
+    """Return counts as text, largest first, names escaped: "12 .png, 3 .pdf"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
 

@@ -1,7 +1,7 @@
 """The validation split, and batches of documents to tokenize.
 
 The hash of its text decides the split of a document. If a small corpus has no validation document by hash, one document
-of about the right size is held out, or the end of the longest one.
+of about the right size is held out, or the end of the longest document.
 """
 
 from collections import Counter
@@ -14,29 +14,23 @@ import xxhash
 from pretrain.data.sources.source import Document, Part
 
 SPLIT_PARTS = 10_000
-
-
 BATCH = 256  # documents tokenized together
-
-
-LOOKED_AT = 200_000  # documents scanned for one that its hash holds out
-
-
+MAX_SCANNED = 200_000  # documents scanned for a validation document by hash
 Item = TypeVar("Item")
 
 
 def split_of(document: Document, share: float) -> str:
-    """Return "validation" for about this share of all documents, else "train", by the hash of the text alone."""
+    """Return "validation" for about `share` of all documents, else "train", by the text's hash."""
     part = _digest(document.text) % SPLIT_PARTS
     return "validation" if part < round(share * SPLIT_PARTS) else "train"
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """The held-out document of a corpus whose hashes give only one split."""
+    """The held-out document of a corpus whose hashes give one split only."""
 
     digest: int | None  # of the document's text; None: nothing can be held out
-    share: float  # of the document, from its end; 1: the full document
+    share: float  # fraction of the document, from its end; 1: the full document
 
     def split(self, document: Document) -> Iterator[tuple[str, Document]]:
         """Yield a document with its split, or both parts of the document that is split."""
@@ -49,32 +43,32 @@ class Reserve:
 
 
 def reserve_of(documents: Iterator[Document], share: float, whole_only: bool) -> Reserve | None:
-    """Return what to hold out of a corpus of which a split would be empty by the hashes of its texts; else None.
+    """Return the held-out document of a corpus with an empty split by hash; else None.
 
-    `documents` are read until both splits have one, about 1/share of them. With `whole_only` none is cut, and no more
-    than twice the share is held out; nor is a document whose label no other one has.
+    `documents` are read until both splits have one, about 1/share of them. With `whole_only` no document is cut, and at
+    most twice the share is held out. A document with a unique label is never held out.
     """
-    found: dict[int, tuple[int, str | None]] = {}  # the size and the label of each text
+    sizes: dict[int, tuple[int, str | None]] = {}  # size and label of each text, by digest
     splits = set()
     for document in documents:
         splits.add(split_of(document, share))
-        found[_digest(document.text)] = (1 if whole_only else len(document.text), document.label)
-        if len(splits) == 2 or len(found) == LOOKED_AT:
+        sizes[_digest(document.text)] = (1 if whole_only else len(document.text), document.label)
+        if len(splits) == 2 or len(sizes) == MAX_SCANNED:
             return None
-    total, labels = sum(size for size, _ in found.values()), Counter(label for _, label in found.values())
+    total, labels = sum(size for size, _ in sizes.values()), Counter(label for _, label in sizes.values())
     least, most = (0.0 if whole_only else share * total / 2), max(2 * share, 0.01) * total
     fitting = [
         digest
-        for digest, (size, label) in found.items()
+        for digest, (size, label) in sizes.items()
         if least <= size <= most and (label is None or labels[label] > 1)
     ]
     if fitting:
         return Reserve(min(fitting, key=lambda digest: (digest % SPLIT_PARTS, digest)), 1.0)
-    if whole_only or not found:
+    if whole_only or not sizes:
         return Reserve(None, 0.0)
-    longest = max(found, key=lambda digest: (found[digest][0], digest))
-    # of one document the share is exact: it is cut where it always was
-    return Reserve(longest, share if len(found) == 1 else min(0.5, share * total / found[longest][0]))
+    longest = max(sizes, key=lambda digest: (sizes[digest][0], digest))
+    # the share of a single document is exact: earlier versions cut it there
+    return Reserve(longest, share if len(sizes) == 1 else min(0.5, share * total / sizes[longest][0]))
 
 
 def _digest(text: str) -> int:
@@ -82,48 +76,48 @@ def _digest(text: str) -> int:
 
 
 def split_document(document: Document, share: float) -> Iterator[tuple[str, Document]]:
-    """Yield the head of a document for training and its tail for validation, split at a line end if possible.
+    """Yield the head of a document for training and its end for validation.
 
-    If no line end follows the exact position, the document is split at that position.
+    The split is at the first line end after the exact position; at that position if there is none.
     """
     text = document.text
-    place = max(1, int(len(text) * (1 - share)))
-    place = text.find("\n", place) + 1 or place
-    if not text[place:].strip():
-        place = max(1, int(len(text.rstrip()) * (1 - share)))
-    if not text[place:].strip():
+    cut = max(1, int(len(text) * (1 - share)))
+    cut = text.find("\n", cut) + 1 or cut
+    if not text[cut:].strip():
+        cut = max(1, int(len(text.rstrip()) * (1 - share)))
+    if not text[cut:].strip():
         yield "train", document
         return
-    yield "train", Document(text[:place], document.name, part=Part.head)
-    yield "validation", Document(text[place:], f"{document.name} (end)", part=Part.end)
+    yield "train", Document(text[:cut], document.name, part=Part.head)
+    yield "validation", Document(text[cut:], f"{document.name} (end)", part=Part.end)
 
 
 class ExactDuplicates:
-    """Finds exact duplicates and counts them; a document may come in two parts."""
+    """Counter of exact duplicates; a document may come in two parts."""
 
     def __init__(self) -> None:
         self.count = 0  # documents without new text
         self.in_both_splits = 0  # documents split in two, with new text in both parts
         self._seen: set[int] = set()
-        self._beginning_was_new = False
+        self._head_was_new = False
 
     def is_new(self, document: Document, text: bytes) -> bool:
-        """Return whether the text of a document, or of its part, is new; `text` is its UTF-8."""
+        """Return whether the text of a document or part is new; `text` is its UTF-8."""
         digest = xxhash.xxh3_64_intdigest(text)
         new = digest not in self._seen
         self._seen.add(digest)
         if document.part is Part.head:
-            self._beginning_was_new = new
+            self._head_was_new = new
         elif document.part is Part.end:
-            self.in_both_splits += new and self._beginning_was_new
-            self.count += not (new or self._beginning_was_new)
+            self.in_both_splits += new and self._head_was_new
+            self.count += not (new or self._head_was_new)
         else:
             self.count += not new
         return new
 
 
 def in_batches(items: Iterator[Item], text_of: Callable[[Item], str]) -> Iterator[list[Item]]:
-    """Yield lists of at most 256 documents and about 4 MB of text, so that memory stays bounded."""
+    """Yield lists of at most 256 documents and about 4 MB of text, to bound memory."""
     batch: list[Item] = []
     characters = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""Corpus files that must not change after they were hashed: each block is verified before it is used.
+"""Corpus files that must not change after they are hashed: each block is verified before use.
 
 Prepared data is cached under the hash of the corpus files, so it must be made from exactly the bytes that were hashed:
 a changed block is an error, and bytes appended later are not read.
@@ -28,12 +28,12 @@ class HashedFile:
 
 def hash_file(file: IO[bytes]) -> tuple[bytes, HashedFile]:
     """Read a file to its end; return its xxh3_128 and its block hashes."""
-    whole, blocks, size = xxhash.xxh3_128(), [], 0
+    digest, blocks, size = xxhash.xxh3_128(), [], 0
     while block := file.read(BLOCK_BYTES):
-        whole.update(block)
+        digest.update(block)
         blocks.append(xxhash.xxh3_64_intdigest(block))
         size += len(block)
-    return whole.digest(), HashedFile(size, np.array(blocks, np.uint64))
+    return digest.digest(), HashedFile(size, np.array(blocks, np.uint64))
 
 
 class UnchangedFile(io.RawIOBase):
@@ -42,7 +42,7 @@ class UnchangedFile(io.RawIOBase):
     def __init__(self, file: IO[bytes], hashed: HashedFile, path: Path) -> None:
         super().__init__()
         self._file, self._hashed, self._path = file, hashed, path
-        self._place = 0
+        self._position = 0
         self._number, self._block = -1, b""  # the last block read
 
     def readable(self) -> bool:
@@ -55,24 +55,24 @@ class UnchangedFile(io.RawIOBase):
 
     def tell(self) -> int:
         """Return the position of the next byte."""
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to another position and return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._hashed.size}[whence]
-        self._place = max(0, base + offset)
-        return self._place
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._hashed.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from one block and return the number of bytes; 0 at the end of the hashed bytes."""
-        if self._place >= self._hashed.size:
+        """Fill the buffer from one block; return the number of bytes, 0 at the end."""
+        if self._position >= self._hashed.size:
             return 0
-        number, first = divmod(self._place, BLOCK_BYTES)
+        number, first = divmod(self._position, BLOCK_BYTES)
         if number != self._number:
             self._block, self._number = self._checked_block(number), number
         part = self._block[first : first + len(buffer)]
         buffer[: len(part)] = part
-        self._place += len(part)
+        self._position += len(part)
         return len(part)
 
     def _checked_block(self, number: int) -> bytes:
@@ -81,7 +81,7 @@ class UnchangedFile(io.RawIOBase):
         block = self._file.read(min(BLOCK_BYTES, self._hashed.size - start))
         if xxhash.xxh3_64_intdigest(block) != int(self._hashed.blocks[number]):
             raise DataError(
-                f"{printable(repr(str(self._path)))} has changed since it was hashed at the start: its bytes from "
-                f"{start:,} on are others. Start again once nothing changes it, or read a copy; to append does no harm."
+                f"{printable(repr(str(self._path)))} has changed since it was hashed at the start, at byte {start:,} "
+                "or later. Start again once nothing changes it, or read a copy; appending to it is safe."
             )
         return block

@@ -1,19 +1,18 @@
-"""A stream: a corpus as far as it has been read, kept so that what was trained on can be read again exactly.
+"""A stream: the part of a corpus read so far, stored so that a run can read the same rows again.
 
-    ledger.jsonl                    what is finished; see ledger.py
-    eras/00000/train/               a token store: the training documents of one stretch of the corpus
-    eras/00000/validation/          of era 0 only, where the corpus gave documents to hold out
-    eras/00000/documents.u64        hashes of the era's documents, so that a later one with the same text is dropped
-    eras/00000/bookmark.json        where the source can be read on; a hint that saves time, never needed
-    tokenizer/                      what wrote the stores
-    lock                            held by the one process that writes here; the system lets go when it dies
+    ledger.jsonl                    the finished eras; see ledger.py
+    eras/00000/train/               a token store: the training documents of one section of the corpus
+    eras/00000/validation/          in era 0 only, if documents are held out
+    eras/00000/documents.u64        hashes of the era's documents, to drop later documents with the same text
+    eras/00000/bookmark.json        a resume token of the source; a hint that saves time, never needed
+    tokenizer/                      the tokenizer of the stores
+    lock                            held by the one process that writes here; the system releases it when it dies
 
-Where an era ends depends on the documents and the settings alone, never on time: a stream made in one go equals one
-made by ten processes that were killed one after another.
+The end of an era depends on the documents and the settings alone, never on time: a stream written by one process equals
+one written by ten processes that were killed one after another.
 """
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +22,17 @@ from pretrain.data.sources.unchanged_files import HashedFile
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
+from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import open_own
+
+POLL_S = 0.2  # between reads of what another process writes
 
 
 class Stream:
-    """The finished eras of a stream that has one at least. The totals are of what was read when last asked `ended`."""
+    """The finished eras of a stream, at least one. Totals are as of the last call of `ended`."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a stream; raises DataError where it has no era yet, or its ledger or validation store is damaged."""
+        """Open a stream; DataError if it has no era, or a damaged ledger or validation store."""
         self.folder = folder
         self.ledger = Ledger(folder)
         if not self.ledger.eras:
@@ -38,40 +40,40 @@ class Stream:
         first = self.ledger.eras[0]
         self.fingerprint: str = first.chain  # of the source, the settings and the first era's tokens
         self.validation: Store | None = None
-        self.hashed: dict[str, HashedFile] = {}  # what the corpus's files were when the run began, by their paths
+        self.hashed: dict[str, HashedFile] = {}  # block hashes of the corpus files when the run began, by path
         if first.validation is not None:
             self.validation = self._store(0, "validation", first.validation)
 
     def ended(self) -> bool:
-        """Read what the ledger holds by now, and return whether the corpus has been read to its end."""
+        """Refresh the ledger; return whether the corpus has been read to its end."""
         self.ledger.refresh()
         return self.ledger.end is not None
 
     @property
     def n_tokens(self) -> int:
-        """The tokens to train on, so far."""
+        """The training tokens so far."""
         return sum(era.tokens for era in self.ledger.eras)
 
     @property
     def n_documents(self) -> int:
-        """The documents to train on, so far."""
+        """The training documents so far."""
         return sum(era.documents for era in self.ledger.eras)
 
     @property
     def text_bytes(self) -> int:
-        """The bytes of their text, so far."""
+        """The bytes of their text."""
         return sum(era.text_bytes for era in self.ledger.eras)
 
     def era(self, number: int) -> Store:
-        """Return the store of an era; raises DataError where it is damaged or is not the one that the ledger lists."""
+        """Return the store of an era; DataError if it is damaged or not the listed one."""
         return self._store(number, "train", self.ledger.eras[number].fingerprint)
 
     def check_tokenizer(self, fingerprint: str, vocab_size: int) -> None:
-        """Refuse a tokenizer other than the one that wrote the stream."""
+        """Raise DataError for a tokenizer other than that of the stream."""
         self.era(0).check_tokenizer(fingerprint, vocab_size)
 
     def verify(self) -> None:
-        """Read all eras whole, about 1 GB/s; DataError names the first file, and offset, that is not as written."""
+        """Read all files, about 1 GB/s; DataError names the first damaged file and offset."""
         for era in self.ledger.eras:
             self.era(era.number).verify()
 
@@ -91,15 +93,15 @@ def era_folder(folder: Path, number: int) -> Path:
 
 
 def remedy(folder: Path) -> str:
-    """Return what to do about a stream that is damaged."""
-    return f"Delete {folder}: the corpus is read again, and becomes the same eras."
+    """Return the remedy for a damaged stream."""
+    return f"Delete {folder}: the corpus is read again into the same eras."
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold the stream's lock inside, where it is free; yields whether it was. It never waits.
+    """Hold the stream's lock if it is free; yields whether it was. Never waits.
 
-    Where the storage is read-only nobody writes, and there is nothing to hold.
+    On read-only storage nobody writes, so True is yielded without a lock.
     """
     try:
         handle = open_own(folder / "lock", os.O_RDWR)
@@ -111,11 +113,6 @@ def locked(folder: Path) -> Iterator[bool]:
         yield True
         return
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield try_lock(handle)
     finally:
         os.close(handle)

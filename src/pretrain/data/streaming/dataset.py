@@ -10,19 +10,12 @@ import numpy as np
 from pretrain.data.collate import Rows
 from pretrain.data.config import DataConfig
 from pretrain.data.shuffle import Ints, permute
-from pretrain.data.streaming.corpus import Stream, locked
+from pretrain.data.streaming.corpus import POLL_S, Stream, locked
 from pretrain.data.train_stream import RowOrigin, ShuffledRows
 from pretrain.errors import DataError
 
-POLL_S = 0.2  # between reads of the ledger
-
-
 UNREAD_S = 60.0  # with no process reading the corpus until waiting is an error; a starting process needs some seconds
-
-
 OPEN_ERAS = 4  # kept open; an epoch reads one after another
-
-
 ALL = 2**62  # samples: an ended corpus is repeated without limit
 
 
@@ -42,7 +35,7 @@ class StreamingDataset:
         self._ends: list[int] = []  # rows up to the end of each era
         self._open: OrderedDict[int, ShuffledRows] = OrderedDict()
         self._lock = threading.RLock()  # the prefetch thread and the main thread share this object
-        self._unread_since: float | None = None  # time since no process reads the corpus
+        self._unread_since: float | None = None  # clock time since which no process reads the corpus
 
     @property
     def shares(self) -> dict[str, Fraction]:
@@ -63,7 +56,7 @@ class StreamingDataset:
         return {"": samples / self._ends[-1]}
 
     def available(self) -> int:
-        """Return how many samples, from the first of the run, exist by now; `ALL` once the corpus has ended.
+        """Return the number of samples that exist by now; `ALL` once the corpus has ended.
 
         Raises DataError if an era is damaged.
         """
@@ -88,8 +81,8 @@ class StreamingDataset:
         self._unread_since = self._unread_since or time.monotonic()
         if time.monotonic() - self._unread_since > UNREAD_S:
             raise DataError(
-                f"the run waits for more text, but no process has been reading the corpus into {self.stream.folder} "
-                f"for {UNREAD_S:.0f} s. Continue with resume=auto, or read it to its end: python src/prepare.py ..."
+                f"the run is waiting for more text, but for {UNREAD_S:.0f} s no process has been reading the corpus "
+                f"into {self.stream.folder}. Continue with resume=auto, or read all of it: python src/prepare.py ..."
             )
         return True
 
@@ -100,12 +93,12 @@ class StreamingDataset:
         return self.read(self.order(sample_indices))
 
     def row_origins(self, sample_indices: np.ndarray) -> list[RowOrigin]:
-        """Return the origin of each sample's row; its id is the row's number, counted through all eras."""
-        found = []
+        """Return the origin of each sample's row; its id is the row number over all eras."""
+        origins = []
         for number in self.order(np.asarray(sample_indices, np.int64)).tolist():
             ((era, first, _),) = self._by_era(np.array([number]))
-            found.append(RowOrigin(str(number), f"era {era}", self._era(era), number - first))
-        return found
+            origins.append(RowOrigin(str(number), f"era {era}", self._era(era), number - first))
+        return origins
 
     def order(self, sample_indices: np.ndarray) -> Ints:
         """Return the row number of each sample, counted through all eras; both int64, any shape.
@@ -121,14 +114,14 @@ class StreamingDataset:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Return rows by number, counted through all eras: (len(rows), row_length)."""
-        found = [(chosen, self._era(era).read(rows[chosen] - first)) for era, first, chosen in self._by_era(rows)]
-        if len(found) == 1:
-            return found[0][1]
-        back = np.argsort(np.concatenate([np.flatnonzero(chosen) for chosen, _ in found]))
-        return Rows.joined([part for _, part in found])[back]
+        parts = [(chosen, self._era(era).read(rows[chosen] - first)) for era, first, chosen in self._by_era(rows)]
+        if len(parts) == 1:
+            return parts[0][1]
+        positions = np.argsort(np.concatenate([np.flatnonzero(chosen) for chosen, _ in parts]))
+        return Rows.joined([part for _, part in parts])[positions]
 
     def _by_era(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-        """Return each era that holds some of `rows`, the number of its first row, and a mask of `rows`."""
+        """Return the eras of `rows`: number, first row, and mask of `rows`."""
         if not self._ends:
             self.available()
         eras = np.searchsorted(self._ends, rows, side="right")

@@ -36,7 +36,7 @@ class Era:
     """One finished era: its token store, and the stream position after its last document."""
 
     number: Count
-    documents: Count  # to train on
+    documents: Count  # for training
     tokens: Count
     text_bytes: Count
     fingerprint: str  # of the store
@@ -82,14 +82,14 @@ class Ledger:
                     return
                 raise DataError(
                     f"{self.path} is damaged in line {len(self.eras) + 1}. Delete {self.path.parent}: the corpus is "
-                    "read again, and becomes the same eras."
+                    "read again into the same eras."
                 )
             self._bytes += len(line) + 1
 
     def append(self, era: dict[str, Any] | None, reached: StreamPosition) -> None:
-        """Append the line of an era, or of the end of the corpus if `era` is None; drop a torn last line.
+        """Append the line of an era; if `era` is None, of the end of the corpus.
 
-        Only the process that holds the stream's lock may call it.
+        A torn last line is dropped. Only the process that holds the stream's lock may call it.
         """
         record = {"era": era, "reached": asdict(reached)}
         line = json.dumps(record | {"chain": self._chained(record)}).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""From a corpus to the eras of a stream: what is finished stays, and who comes next goes on from there."""
+"""The writer of a stream: a corpus becomes eras; another process continues after the last finished era."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pretrain.data.config import DataConfig
 from pretrain.data.progress import LINES_S, Progress, minutes
 from pretrain.data.sources.source import Document, ResumeToken, Source
 from pretrain.data.sources.splits import in_batches
-from pretrain.data.streaming.corpus import era_folder, locked, remedy
+from pretrain.data.streaming.corpus import POLL_S, era_folder, locked, remedy
 from pretrain.data.streaming.ledger import Era, Ledger, StreamPosition
 from pretrain.data.streaming.resume_reading import Reading, resume_readings, save_resume_token
 from pretrain.data.token_store.build import open_writer
@@ -28,85 +27,70 @@ from pretrain.errors import DataError
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_bytes
 
-STREAM_VERSION = 1  # of everything that decides what the eras hold; raise it and old streams are left aside
-
-
-POLL_S = 0.2  # between tries to become the one that writes
-
-
-REPORT_S = 60.0  # between words on how far it is, beside a run that trains
-
-
+STREAM_VERSION = 1  # of the rules that decide the content of eras; raise it and older streams are no longer used
+REPORT_S = 60.0  # between progress lines while a run trains
 HASHES = "documents.u64"
-
-
 MAX_HASHES_BYTES = 1 << 32
-
-
-_LEFT = re.compile(r"\d{5,}(\.tmp-\d+)?|tokenizer\.tmp-\d+")  # of what a process that died may have left
-
-
-Report = Callable[[str], object]
-
+_LEFTOVER = re.compile(r"\d{5,}(\.tmp-\d+)?|tokenizer\.tmp-\d+")  # names that a killed process may have left
 
 Encoded = tuple[Reading, int, npt.NDArray[np.uint32] | None]
 
 
-def produce(
-    folder: Path,
-    source: Source,
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    enough: Callable[[], bool],
-    report: Report,
-    stopped: Callable[[], bool] = lambda: False,
-) -> None:
-    """Read the corpus on into the stream in `folder` until `enough`, its end, or `stopped`.
+@dataclass(frozen=True)
+class StreamJob:
+    """A corpus to read, and the stream to write."""
 
-    One process writes at a time: where another one does, this waits until that made enough, or goes on in its place
-    when it ends or dies. Raises DataError where the corpus cannot be read, has changed, or leaves nothing to train on.
+    folder: Path
+    source: Source
+    tokenizer: Tokenizer
+    report: Callable[[str], object]
+
+
+def produce(job: StreamJob, enough: Callable[[], bool], stopped: Callable[[], bool] = lambda: False) -> None:
+    """Read the corpus into the stream until `enough`, its end, or `stopped`.
+
+    One process writes at a time. While another one does, this waits until there is enough, and takes over when the
+    other ends or dies. Raises DataError if the corpus cannot be read, has changed, or has no training document.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
     tries = 0
     waiting_since = reported_at = time.monotonic()
-    while not (Ledger(folder).end or enough() or stopped()):
-        with locked(folder) as held:
+    while not (Ledger(job.folder).end or enough() or stopped()):
+        with locked(job.folder) as held:
             if held:
-                _Production(folder, source, data, tokenizer, report).run(enough, stopped)
+                _Production(job).run(enough, stopped)
                 continue
         tries += 1
-        if tries == 2:  # who waits for text looks at the lock for a moment
-            report("another run reads this corpus: going on with what it reads")
+        if tries == 2:  # a run that waits for text holds the lock for a moment only
+            job.report("another run reads this corpus: using what it reads")
         time.sleep(POLL_S)
         if time.monotonic() - reported_at > LINES_S:
             reported_at = time.monotonic()
-            report(f"has waited {minutes(reported_at - waiting_since)} for the run that reads this corpus ...")
+            job.report(f"has waited {minutes(reported_at - waiting_since)} for the run that reads this corpus ...")
 
 
 class _Production:
-    """The work of the one process that holds the lock: era after era, each appearing in one piece."""
+    """The work of the process that holds the lock: one era after another, each renamed into place when complete."""
 
-    def __init__(self, folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, report: Report) -> None:
-        self.folder, self.source, self.data, self.tokenizer = folder, source, data, tokenizer
-        self.report = report
+    def __init__(self, job: StreamJob) -> None:
+        self.job, self.folder, self.source = job, job.folder, job.source
         self.text_bytes = 0  # read by this process
-        self.ledger = Ledger(folder)
-        self.progress = Progress(report, REPORT_S if self.ledger.eras else None)  # for the first era a run waits
-        _sweep(folder, self.ledger)
-        if not (folder / "tokenizer").exists():
-            tokenizer.save(_draft(folder / "tokenizer"))
-            _draft(folder / "tokenizer").rename(folder / "tokenizer")
-        self.seen = {digest for era in self.ledger.eras for digest in _load_hashes(folder, era)}
+        self.ledger = Ledger(job.folder)
+        self.progress = Progress(job.report, REPORT_S if self.ledger.eras else None)  # a run waits for the first era
+        _sweep(job.folder, self.ledger)
+        if not (job.folder / "tokenizer").exists():
+            job.tokenizer.save(_draft(job.folder / "tokenizer"))
+            _draft(job.folder / "tokenizer").rename(job.folder / "tokenizer")
+        self.seen = {digest for era in self.ledger.eras for digest in _load_hashes(job.folder, era)}
         self.reached = self.ledger.eras[-1].reached if self.ledger.eras else StreamPosition(0, 0, 0, {}, "")
 
     def run(self, enough: Callable[[], bool], stopped: Callable[[], bool]) -> None:
-        """Write eras until there are enough or the corpus ends; what is not finished when stopped is dropped."""
+        """Write eras until `enough` or the corpus ends; an unfinished era is dropped when stopped."""
         reached = self.reached if self.ledger.eras else None
         hint = era_folder(self.folder, max(0, len(self.ledger.eras) - 1)) / "bookmark.json"
-        encoded = self._encoded(resume_readings(self.source, self.data, reached, hint, self.report))
+        encoded = self._encoded(resume_readings(self.source, self.source.config, reached, hint, self.job.report))
         while self.ledger.end is None and not (enough() or stopped()):
-            era = _EraDraft(self.folder, len(self.ledger.eras), self.data, self.tokenizer)
+            era = _EraDraft(self.job, len(self.ledger.eras))
             try:
                 ended = self._fill(era, encoded, stopped)
                 if ended is None:
@@ -120,7 +104,7 @@ class _Production:
                 era.discard()
 
     def _encoded(self, readings: Iterator[Reading]) -> Iterator[Encoded]:
-        """Yield each reading with the hash of its text, and its tokens unless the same text came before."""
+        """Yield each reading with its text's hash, and its tokens unless a duplicate."""
         for batch in in_batches(readings, lambda reading: reading.document.text):
             encoded = [reading.document.text.encode() for reading in batch]
             self.text_bytes += sum(map(len, encoded))
@@ -130,15 +114,15 @@ class _Production:
                 fresh.append(digest not in self.seen)
                 self.seen.add(digest)
             texts = [reading.document.text for reading, new in zip(batch, fresh, strict=True) if new]
-            tokens = iter(self.tokenizer.encode_documents(texts))
+            tokens = iter(self.job.tokenizer.encode_documents(texts))
             for reading, digest, new in zip(batch, hashes, fresh, strict=True):
                 yield reading, digest, next(tokens) if new else None
 
     def _fill(self, era: "_EraDraft", encoded: Iterator[Encoded], stopped: Callable[[], bool]) -> bool | None:
-        """Add documents until the era is full; return whether the corpus ended before it was, or None if stopped."""
+        """Add documents until the era is full; return whether the corpus ended, None if stopped."""
         for reading, digest, tokens in encoded:
             late = reading.split == "validation" and era.number > 0
-            if reading.read:  # not of a validation set of its own
+            if reading.read:  # not from a separate validation set
                 self.reached = StreamPosition(
                     documents=reading.read,
                     duplicates=self.reached.duplicates + (tokens is None),
@@ -152,23 +136,24 @@ class _Production:
             self._report_progress(era)
             if stopped():
                 return None
-            if era.tokens >= self.data.era_tokens:
+            if era.tokens >= self.source.config.era_tokens:
                 return False
         return True
 
     def _report_progress(self, era: "_EraDraft") -> None:
-        """Say now and then how far it is; of the first era also the time until training can start."""
+        """Report progress if due; during the first era also the time until training can start."""
         if self.progress.is_due():
             tokens = sum(done.tokens for done in self.ledger.eras) + era.tokens
-            share = None if self.ledger.eras else min(1.0, era.tokens / self.data.era_tokens)
+            share = None if self.ledger.eras else min(1.0, era.tokens / self.source.config.era_tokens)
             what = f"read {self.reached.documents:,} documents of the corpus, {tokens:,} tokens so far"
             self.progress(what, self.text_bytes, share)
 
     def _end(self) -> None:
-        """Write that the corpus has been read to its end."""
+        """Append the end of the corpus to the ledger and report the totals."""
         if not self.ledger.eras:
             raise DataError(
-                f"no document is left to train on: all {self.reached.documents} went into the validation split."
+                f"no document is left to train on: all {self.reached.documents} went into the validation split. "
+                f"Try a smaller data.validation_fraction than {self.source.config.validation_fraction}."
             )
         self.reached = replace(self.reached, skipped=dict(self.source.skipped))
         self.ledger.append(None, self.reached)
@@ -177,42 +162,41 @@ class _Production:
             "held out after the first era": self.reached.held_out,
         }
         documents, tokens = (sum(getattr(era, name) for era in self.ledger.eras) for name in ("documents", "tokens"))
-        self.report(
-            f"the corpus has been read to its end: {documents:,} documents to train on, {tokens:,} tokens"
-            + "".join(f", {count:,} left out ({reason})" for reason, count in sorted(dropped.items()) if count)
+        self.job.report(
+            f"the corpus has been read to its end: {documents:,} training documents, {tokens:,} tokens"
+            + "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(dropped.items()) if count)
         )
 
 
 class _EraDraft:
-    """An era being written, in a folder that gets its name when it is whole."""
+    """An era being written, in a folder that gets its final name when complete."""
 
-    def __init__(self, folder: Path, number: int, data: DataConfig, tokenizer: Tokenizer) -> None:
-        self.number, self.data, self.tokenizer = number, data, tokenizer
-        self.stream = folder.name
-        self.folder = era_folder(folder, number)
+    def __init__(self, job: StreamJob, number: int) -> None:
+        self.job, self.number = job, number
+        self.folder = era_folder(job.folder, number)
         self.draft = _draft(self.folder)
         self.draft.mkdir(parents=True)
-        self.tokens = 0  # to train on
+        self.tokens = 0  # for training
         self.resume_token: ResumeToken | None = None
         self.hashes: list[int] = []
         self.writers: dict[str, StoreWriter] = {}
 
     def add(self, digest: int, split: str | None, document: Document, tokens: npt.NDArray[np.uint32]) -> None:
-        """Add a document to the store of its split, or, where that is None, only remember that it came."""
+        """Add a document to the store of its split; only its hash if `split` is None."""
         self.hashes.append(digest)
         if split is None:
             return
         if split not in self.writers:
-            self.writers[split] = open_writer(self.draft / split, self.tokenizer, self.data.shard_tokens)
+            self.writers[split] = open_writer(
+                self.draft / split, self.job.tokenizer, self.job.source.config.shard_tokens
+            )
         self.writers[split].add(tokens, len(document.text.encode()), document.name)
         self.tokens += tokens.size if split == "train" else 0
 
     def finish(self) -> dict[str, Any]:
-        """Give the folder its name and return what the ledger says of it."""
-        stores = {
-            split: writer.finish({"split": split, "source": self.data.kind, "stream": self.stream, "era": self.number})
-            for split, writer in self.writers.items()
-        }
+        """Give the folder its final name and return its line of the ledger."""
+        metadata = {"source": self.job.source.config.kind, "stream": self.job.folder.name, "era": self.number}
+        stores = {split: writer.finish({"split": split, **metadata}) for split, writer in self.writers.items()}
         hashes = np.array(self.hashes, "<u8").tobytes()
         write_atomically(self.draft / HASHES, hashes)
         if self.resume_token is not None:
@@ -231,7 +215,7 @@ class _EraDraft:
         }
 
     def discard(self) -> None:
-        """Remove what was not finished."""
+        """Remove the draft if the era was not finished."""
         shutil.rmtree(self.draft, ignore_errors=True)
 
 
@@ -240,18 +224,18 @@ def _draft(folder: Path) -> Path:
 
 
 def _sweep(folder: Path, ledger: Ledger) -> None:
-    """Remove what an earlier process left unfinished: drafts, and an era that was not yet in the ledger."""
+    """Remove the drafts of a killed process and its era that the ledger does not list."""
     listed = {era_folder(folder, era.number) for era in ledger.eras}
-    for place in (folder / "eras", folder / "tokenizer"):
-        if place.is_symlink():
-            raise DataError(f"{place} is a link, and what is prepared is kept in its own folder. Delete {folder}.")
-    for left in [*(folder / "eras").glob("*"), *folder.glob("tokenizer.tmp-*")]:
-        if left not in listed and _LEFT.fullmatch(left.name) and not left.is_symlink():
-            shutil.rmtree(left)
+    for path in (folder / "eras", folder / "tokenizer"):
+        if path.is_symlink():
+            raise DataError(f"{path} is a link, but prepared data must lie in its own folder. Delete {folder}.")
+    for path in [*(folder / "eras").glob("*"), *folder.glob("tokenizer.tmp-*")]:
+        if path not in listed and _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _load_hashes(folder: Path, era: Era) -> list[int]:
-    """Return the hashes of an era's documents; raises DataError where the file is not as it was written."""
+    """Return the hashes of an era's documents; DataError if the file is damaged."""
     path = era_folder(folder, era.number) / HASHES
     try:
         data = read_bytes(path, MAX_HASHES_BYTES)

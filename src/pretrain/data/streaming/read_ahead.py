@@ -1,4 +1,4 @@
-"""A process of its own that reads a corpus on while this one trains on what is there."""
+"""The process that reads a corpus ahead while another process trains on the finished eras."""
 
 import atexit
 import json
@@ -9,43 +9,48 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.config import DataConfig
+from pretrain.data.sources.unchanged_files import HashedFile
 from pretrain.errors import CheckpointError, ConfigError, DataError, PretrainError, RankLostError, printable
 from pretrain.stop_signals import STOP_SIGNALS, keep_from_children
 
-STOP_S = 5.0  # for the process to leave by itself: it may be waiting for a network
-
-
-WATCH_S = 0.5  # between looks at whether the process that trains still lives
-
-
+STOP_S = 5.0  # for the process to end by itself: it may be waiting for a network
+WATCH_S = 0.5  # between checks that the training process is alive
 _BY_NAME: dict[str, type[PretrainError]] = {kind.__name__: kind for kind in (ConfigError, DataError, CheckpointError)}
 
 
-class ReadAhead:
-    """Starts, watches and ends the process. It reads until `rows` rows are there, or the corpus has ended.
+@dataclass(frozen=True)
+class ReadAheadJob:
+    """A corpus to read into the stream in `folder`, until it has `rows` rows of `row_length` tokens."""
 
-    It dies with the process that started it, however that one dies, and leaves signals to it.
+    data: DataConfig
+    folder: Path
+    row_length: int
+    rows: int
+    hashed: dict[str, HashedFile] = field(default_factory=dict)  # as `Stream.hashed`
+
+
+class ReadAhead:
+    """Starts, watches and ends the process, which reads until the job is done or the corpus ends.
+
+    The process ignores stop signals and ends with the process that started it, however that one ends.
     """
 
-    def __init__(
-        self, data: DataConfig, folder: Path, row_length: int, rows: int, hashed: dict[str, Any] | None = None
-    ) -> None:
-        """`hashed`: what the corpus's files were when the run began, by their paths, as `Stream.hashed`."""
-        self.data, self.folder, self.row_length, self.rows, self.hashed = data, folder, row_length, rows, hashed or {}
+    def __init__(self, job: ReadAheadJob) -> None:
+        self.job = job
         self._process: Any = None
         self._connection: Connection | None = None
 
     def start(self) -> None:
-        """Start the process; it needs a few seconds before the first new text is there."""
+        """Start the process; its first new text takes a few seconds."""
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
-        words = (self.data, str(self.folder), self.row_length, self.rows, self.hashed, theirs)
-        process = context.Process(target=_run, args=words, name="read-ahead", daemon=True)
+        process = context.Process(target=_run, args=(self.job, theirs), name="read-ahead", daemon=True)
         keep_from_children()
         process.start()
         theirs.close()
@@ -53,10 +58,10 @@ class ReadAhead:
         atexit.register(self.stop)
 
     def check(self) -> None:
-        """Return where all is well: the process reads, or has read enough, or was never started.
+        """Raise the error that ended the process; nothing if it reads, is done or was never started.
 
-        Raises the ConfigError, DataError or CheckpointError that ended it, DataError for any other, RankLostError where
-        it was killed.
+        ConfigError, DataError and CheckpointError keep their class, others become DataError; RankLostError if it was
+        killed.
         """
         if self._process is None or self._connection is None:
             return
@@ -72,7 +77,7 @@ class ReadAhead:
             )
 
     def stop(self) -> None:
-        """End the process; what it has not finished is dropped, and made again by the next."""
+        """End the process; its unfinished era is dropped and read again by the next."""
         if self._process is None or self._connection is None:
             return
         with suppress(OSError):
@@ -87,56 +92,47 @@ class ReadAhead:
         atexit.unregister(self.stop)
 
 
-def _run(
-    data: DataConfig, folder: str, row_length: int, rows: int, hashed: dict[str, Any], connection: Connection
-) -> None:
-    """What the process does; how it fails goes through the connection."""
+def _run(job: ReadAheadJob, connection: Connection) -> None:
+    """Run the process; its error is sent through the connection."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the process that trains saves first, and then ends this one
+        signal.signal(number, signal.SIG_IGN)  # the training process saves first, and then ends this one
     stopped = threading.Event()
     threading.Thread(target=_watch, args=(connection, stopped, os.getppid()), daemon=True).start()
     try:
-        _produce(data, Path(folder), row_length, rows, hashed, stopped)
+        _produce(job, stopped)
     except Exception as error:
         if not isinstance(error, PretrainError):
             print(printable(traceback.format_exc()), file=sys.stderr)
         message = str(error) if isinstance(error, PretrainError) else (
-            f"reading the corpus into {folder} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"reading the corpus into {job.folder} failed: {type(error).__name__}: {' '.join(str(error).split())}"
         )  # fmt: skip
-        with suppress(OSError):  # where nobody listens any more
+        with suppress(OSError):  # the training process may be gone
             connection.send_bytes(json.dumps({"kind": type(error).__name__, "message": message}).encode())
         sys.exit(1)
 
 
-def _produce(
-    data: DataConfig, folder: Path, row_length: int, rows: int, hashed: dict[str, Any], stopped: threading.Event
-) -> None:
+def _produce(job: ReadAheadJob, stopped: threading.Event) -> None:
+    # imported here: signals are ignored before anything large is loaded
     from pretrain.data.sources.open_source import open_source
     from pretrain.data.streaming.corpus import Stream
     from pretrain.data.streaming.dataset import StreamingDataset
-    from pretrain.data.streaming.producer import (
-        produce,  # here: the signals are left alone before anything large is loaded
-    )
+    from pretrain.data.streaming.producer import StreamJob, produce
     from pretrain.data.token_store.format import storage_errors
     from pretrain.data.tokenizers.tokenizer import Tokenizer
 
-    source = open_source(data)
-    source.hashed = hashed
-    have = StreamingDataset(Stream(folder), data, row_length, pad_id=0, seed=0)  # counts rows, and leaves their plans
-    with storage_errors(folder):
-        produce(
-            folder,
-            source,
-            data,
-            Tokenizer.load(folder / "tokenizer"),
-            enough=lambda: have.available() >= rows,
-            report=lambda text: print(printable(text), flush=True),
-            stopped=stopped.is_set,
-        )
+    source = open_source(job.data)
+    source.hashed = job.hashed
+    rows = StreamingDataset(
+        Stream(job.folder), job.data, job.row_length, pad_id=0, seed=0
+    )  # counts and plans rows only
+    with storage_errors(job.folder):
+        tokenizer = Tokenizer.load(job.folder / "tokenizer")
+        writing = StreamJob(job.folder, source, tokenizer, lambda text: print(printable(text), flush=True))
+        produce(writing, enough=lambda: rows.available() >= job.rows, stopped=stopped.is_set)
 
 
 def _watch(connection: Connection, stopped: threading.Event, parent: int) -> None:
-    """Set `stopped` once this process is to end, and end it where it does not come to look."""
+    """Set `stopped` on request or at the parent's death; end the process STOP_S later."""
     while not connection.poll(WATCH_S) and os.getppid() == parent:
         pass
     stopped.set()

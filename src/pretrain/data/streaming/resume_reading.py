@@ -1,8 +1,8 @@
-"""A source's documents from the place that a stream has reached, each with where the source stands after it."""
+"""The documents of a source from a stream position on, each with the position after it."""
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -14,38 +14,38 @@ from pretrain.data.sources.splits import split_document, split_of
 from pretrain.data.streaming.ledger import StreamPosition
 from pretrain.data.token_store.format import read_json
 from pretrain.errors import DataError
+from pretrain.files.records import read_record
 
 RESUME_TOKEN_EVERY = 64  # documents
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One document, with the split that it falls in and where its source stood right after it."""
+    """One document with its split, and the state of its source right after it."""
 
     split: str  # train or validation
     document: Document
-    read: int  # documents of the source, up to and with this one
-    skipped: dict[str, int]  # by the source, before this one
-    last_document: str  # as `StreamPosition` has it
-    resume_token: ResumeToken | None  # the newest place before this document where its source can be read on
+    read: int  # documents of the source up to and with this one
+    skipped: dict[str, int]  # by the source before this document, by reason
+    last_document: str  # as in `StreamPosition`
+    resume_token: ResumeToken | None  # latest position before this document from which the source can be read
 
 
 def resume_readings(
     source: Source, data: DataConfig, reached: StreamPosition | None, hint: Path, report: Callable[[str], object]
 ) -> Iterator[Reading]:
-    """Yield what comes behind the place reached, or everything from the beginning on where that is None.
+    """Yield the documents after the stream position `reached`, or all if that is None.
 
-    `hint` is the file of a bookmark, which may be missing or useless: documents are counted, and the last one before
-    the place is compared. At the beginning a validation set of its own comes first, and the end of a corpus that is a
-    single document. Raises DataError where the corpus is no longer the one that was read.
+    `hint` is the file of a resume token, which may be missing or useless: documents are counted, and the last one
+    before the position is compared. At the start, a separate validation set comes first, and so does the end of a
+    corpus of a single document. Raises DataError if the corpus is not the one read before.
     """
-    has_own = source.validation_documents() is not None
-    share = 0.0 if has_own else data.validation_fraction
+    separate = source.validation_documents()
+    share = 0.0 if separate is not None else data.validation_fraction
     if reached is not None:
-        yield from _behind(source, share, reached, hint, report)
+        yield from _after(source, share, reached, hint, report)
         return
-    own = source.validation_documents()
-    for document in own or ():
+    for document in separate or ():
         yield Reading("validation", document, 0, {}, "", None)
     readings = _readings(source, share)
     first = list(islice(readings, 2))
@@ -57,13 +57,19 @@ def resume_readings(
     yield from chain(first, readings)
 
 
-def save_resume_token(resume_token: ResumeToken, path: Path) -> None:
-    """Write a bookmark for `resume_readings` to find."""
-    path.write_text(json.dumps(asdict(resume_token)), encoding="utf8")
+def save_resume_token(token: ResumeToken, path: Path) -> None:
+    """Write a resume token to a file for `resume_readings`."""
+    record = {"documents": token.documents, "skipped": token.skipped, "place": token.position}
+    path.write_text(json.dumps(record), encoding="utf8")
+
+
+def _load_resume_token(path: Path) -> ResumeToken:
+    record = read_json(path)
+    return read_record(ResumeToken, {**record, "position": record["place"]}, str(path))
 
 
 def _readings(source: Source, share: float, resume_token: ResumeToken | None = None) -> Iterator[Reading]:
-    """Yield every document of a source, or those from a bookmark on."""
+    """Yield the documents of a source, from a resume token on if there is one."""
     documents = source.documents(resume_token)
     start = resume_token.documents if resume_token else 0
     for number in count(start):
@@ -76,30 +82,30 @@ def _readings(source: Source, share: float, resume_token: ResumeToken | None = N
         yield Reading(split_of(document, share), document, number + 1, dict(source.skipped), last, resume_token)
 
 
-def _behind(
+def _after(
     source: Source, share: float, reached: StreamPosition, hint: Path, report: Callable[[str], object]
 ) -> Iterator[Reading]:
-    """Return the readings behind a place, by its bookmark or by counting from the beginning on."""
+    """Return the readings after a position, found by its resume token or by counting."""
     try:
-        resume_token = ResumeToken(**read_json(hint))
+        resume_token = _load_resume_token(hint)
         readings = _readings(source, share, resume_token)
         if _skip_to(reached, readings, resume_token.documents):
             return readings
     except FileNotFoundError:
-        pass  # a source that can only be read from its beginning
-    except Exception as error:  # whatever a damaged hint sets off, counting finds the place
-        report(f"{hint} is of no use ({type(error).__name__}): the corpus is read again up to its place")
+        pass  # the source can be read from its start only
+    except Exception as error:  # whatever a damaged hint causes, counting finds the position
+        report(f"{hint} cannot be used ({type(error).__name__}): the corpus is read again up to its position")
     readings = _readings(source, share)
     if not _skip_to(reached, readings, 0):
         raise DataError(
-            f"the corpus is no longer the one that was read: its document {reached.documents:,} is another one. "
-            "Bring the old text back, or delete the stream's folder to start anew: "
+            f"the corpus has changed since it was read: its document {reached.documents:,} is another one. "
+            "Restore the old text, or delete the stream's folder to start anew: "
             f"{hint.parents[2]}"
         )
     return readings
 
 
 def _skip_to(reached: StreamPosition, readings: Iterator[Reading], start: int) -> bool:
-    """Skip documents up to the place reached; return whether the last of them is the one that was there."""
+    """Skip documents up to a position; return whether the last one is the expected one."""
     last = next(islice(readings, reached.documents - start - 1, None), None)
     return last is not None and last.last_document == reached.last_document

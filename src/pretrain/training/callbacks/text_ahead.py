@@ -8,7 +8,8 @@ import torch
 
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.progress import minutes
-from pretrain.data.streaming.dataset import POLL_S, StreamingDataset
+from pretrain.data.streaming.corpus import POLL_S
+from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead
 from pretrain.launch.rank import log
 from pretrain.training.callbacks import StepCallback
@@ -42,7 +43,7 @@ class TextAhead(StepCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the reading process unless enough is read already, and wait for the first step's rows."""
         assert isinstance(pl_module, TrainingModule)
-        if trainer.is_global_zero and self.rows.available() < self.reader.rows:
+        if trainer.is_global_zero and self.rows.available() < self.reader.job.rows:
             self.reader.start()
         self.throughput.other_s["text"] = 0.0  # a streamed run reports this wait even if it is 0
         self._wait(trainer, pl_module)
