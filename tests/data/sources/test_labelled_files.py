@@ -95,7 +95,7 @@ def test_a_template_has_the_two_placeholders_and_no_other_braces(template: str) 
 
 
 def test_settings_that_would_split_or_mix_documents_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.packing=best_fit may cut .* Try data\.packing=whole"):
+    with pytest.raises(ConfigError, match=r"data\.packing=best_fit may split .* Try data\.packing=whole"):
         PairsConfig(path="x", packing=Packing.best_fit)
     with pytest.raises(
         ConfigError, match=r"data\.document_mask=False .*, and texts with labels are .*document_mask=true"
