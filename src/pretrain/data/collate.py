@@ -94,10 +94,10 @@ class _Spans:
 
     shape: tuple[int, int]
     pieces: Ints  # (pieces,) the span of each piece
-    begins: Ints  # (spans,) place of its first token
+    begins: Ints  # (spans,) index of its first token
     lengths: Ints  # (spans,)
     number: Ints  # (spans,) within its row; -1 of padding
-    padding: list[slice]  # the places of each row's padding, where it has any
+    padding: list[slice]  # the padding of each row that has any
 
     def fill(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what each token's span has, (B, L)."""
@@ -110,7 +110,7 @@ class _Spans:
         return found
 
     def offsets(self) -> Ints:
-        """Return each token's place within its piece, 0 in padding, (B, L)."""
+        """Return each token's position within its piece, 0 in padding, (B, L)."""
         found = np.arange(self.shape[0] * self.shape[1])
         found -= np.repeat(self.begins, self.lengths)
         for gap in self.padding:

@@ -1,4 +1,4 @@
-"""How documents share rows: the plan of which pieces of which documents make up each row of a fixed length."""
+"""The plan of packed rows: the pieces of documents in each row of a fixed length."""
 
 import errno
 import hashlib
@@ -57,7 +57,7 @@ class Plan:
         return len(self.row_ends)
 
     def pieces(self, rows: Array) -> tuple[Ints, Ints, Ints, npt.NDArray[np.int32]]:
-        """Return how many pieces each of `rows` has, then the document, offset and length of each, row after row."""
+        """Return the pieces of each row: counts, then documents, offsets and lengths, row after row."""
         ends = self.row_ends[rows]
         counts = ends - self.row_ends[rows - 1] * (rows > 0)
         which = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
@@ -68,9 +68,9 @@ class Plan:
 
         Every file is written atomically and depends on the plan alone, so any number of processes may do it at once.
         """
-        for place in (folder, folder.parent):
-            if place.is_symlink():
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+        for path in (folder, folder.parent):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         folder.mkdir(parents=True, exist_ok=True)
         hashes = {}
         for name, dtype in ARRAYS.items():
@@ -153,7 +153,7 @@ def documents_without_target(store: Store, row_length: int) -> npt.NDArray[np.bo
 
 
 def concat(lengths: Array, row_length: int) -> Plan:
-    """Return the plan that puts documents end to end and cuts the stream every `row_length` tokens.
+    """Return the plan that concatenates documents and cuts every `row_length` tokens.
 
     `lengths` are the tokens of each document. The last row may be shorter.
     """
@@ -222,9 +222,9 @@ def _pack(histogram: Ints, capacity: int) -> tuple[Ints, int]:
     for length in np.flatnonzero(histogram)[::-1].tolist():
         left = int(histogram[length])
         while left:
-            place = bisect_left(rooms, length)
-            if place < len(rooms):
-                room = rooms.pop(place)
+            index = bisect_left(rooms, length)
+            if index < len(rooms):
+                room = rooms.pop(index)
                 group = np.concatenate(groups.pop(room))
             else:
                 room = capacity
@@ -254,7 +254,7 @@ def _check_row_length(row_length: int) -> None:
 
 
 def _load_array(path: Path, dtype: str, count: int, sha256: object) -> npt.NDArray[Any]:
-    """Return an array of a plan once its size and hash are what they should be."""
+    """Return an array of a plan; DataError if its size or hash is wrong."""
     expected = count * np.dtype(dtype).itemsize
     found = path.stat().st_size if path.is_file() else 0
     if found != expected:

@@ -52,7 +52,7 @@ class ShuffledRows:
         return int(self.store.annotations.values.max())
 
     def rows(self, sample_indices: np.ndarray) -> Rows:
-        """Return the rows at these places of the stream, (len(samples), row_length)."""
+        """Return the rows of these samples, (len(sample_indices), row_length)."""
         return self.read(self.order(sample_indices))
 
     def read(self, rows: np.ndarray) -> Rows:
