@@ -75,7 +75,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
 
 
 def _as_pretrain_error(error: BaseException) -> PretrainError | None:
-    """Return what ended the process as one message: a request to stop, an error of ours, or memory that ended.
+    """Return the error that ended the process: a request to stop, an error of ours, or memory that ended.
 
     None for any other.
     """

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.imported import IMPORTED, words_of_imported
+from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads
 from pretrain.config.registry import choices, groups, kind_of, registered
@@ -51,7 +51,7 @@ def compose(config_name: str, overrides: list[str]) -> Any:
 
 def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
     """Let a recipe's micro_batch_size follow a smaller batch_size, and print one line; a typed one must fit."""
-    keys = {word.partition("=")[0].lstrip("+") for word in overrides}
+    keys = {override.partition("=")[0].lstrip("+") for override in overrides}
     batch, micro = tree.get("batch_size"), tree.get("micro_batch_size")
     if "micro_batch_size" not in keys and isinstance(batch, int) and isinstance(micro, int) and 0 < batch < micro:
         tree.micro_batch_size = None
@@ -59,20 +59,20 @@ def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
 
 
 def _composed(config_name: str, overrides: list[str]) -> Any:
-    """Return the tree that Hydra composes, its own settings among it; raises ConfigError where a word does not fit."""
+    """Return the tree that Hydra composes, with its own settings; raises ConfigError for an override that does not fit."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from pretrain.config.preset_files import read_presets_for
+    from pretrain.config.whole_numbers import read_presets_for
 
     GlobalHydra.instance().clear()
     config_class = _classes.get(config_name)
     if config_class:
         read_presets_for(config_class)
-    overrides = [as_hydra_reads(word, config_class) if config_class else word for word in overrides]
+    overrides = [as_hydra_reads(override, config_class) if config_class else override for override in overrides]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
         _check_words(overrides)
         try:
@@ -81,7 +81,7 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
             error: Exception = first
         if (in_preset := _explain_preset(error)) is not None:
             raise in_preset from error
-        chosen = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        chosen = [override for override in overrides if is_group(override.split("=")[0].lstrip("+~"))]
         bare = hydra_compose(config_name, overrides=chosen)
         if implied := _implied(config_name, overrides, bare):
             try:
@@ -95,12 +95,14 @@ def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any
     """Return the tree that Hydra composes from what is typed, on top of what that implies."""
     from hydra import compose as hydra_compose
 
-    words = [f"++{word.lstrip('+')}" if _declared(word) in NAMED_BY_USER else word for word in overrides]
-    tree = hydra_compose(config_name, overrides=[*implied, *words], return_hydra_config=True)
+    typed = [
+        f"++{override.lstrip('+')}" if _declared(override) in NAMED_BY_USER else override for override in overrides
+    ]
+    tree = hydra_compose(config_name, overrides=[*implied, *typed], return_hydra_config=True)
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
-        imported = words_of_imported(tree, chosen, overrides)
-        tree = hydra_compose(config_name, overrides=[*implied, *imported, *words], return_hydra_config=True)
+        imported = imported_overrides(tree, chosen, overrides)
+        tree = hydra_compose(config_name, overrides=[*implied, *imported, *typed], return_hydra_config=True)
     return tree
 
 
@@ -109,7 +111,7 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
 
     Of a run resumed, a group's kind is the run's own; of a new one, a data.path alone is that of text files.
     """
-    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     wanted: dict[str, set[str]] = {}
     for group in groups():
         if group in tree and group not in keys:
@@ -126,7 +128,7 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
 
 
 def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:
-    """Return words that choose, for each group wanted, the settings of the run that is resumed; none where none is."""
+    """Return overrides that choose the resumed run's settings for each group of `wanted`; none without such a run."""
     from hydra import compose as hydra_compose
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -134,7 +136,11 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
     from pretrain.checkpoint.read import run_meant_by_auto, unverified  # here: only who resumes waits for torch
     from pretrain.checkpoint.recorded_paths import settings_of
 
-    where = [word for word in overrides if is_group(key := word.partition("=")[0].lstrip("+")) or key in _WHICH_RUN]
+    where = [
+        override
+        for override in overrides
+        if is_group(key := override.partition("=")[0].lstrip("+")) or key in _WHICH_RUN
+    ]
     tree = hydra_compose(config_name, overrides=where)
     path = Path(tree.resume)
     if tree.resume == "auto":
@@ -144,7 +150,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
         return []
     try:
         record = to_dict(settings_of(saved))
-    except CheckpointError:  # which resuming says in its own words
+    except CheckpointError:  # resuming raises it itself
         return []
     for group in wanted:
         declared = choices(group)[record[group]["kind"]]
@@ -153,9 +159,9 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
     return [f"{group}={_OF_THE_RUN}" for group in wanted]
 
 
-def _declared(word: str) -> str:
-    """Return the key of a word as far as a dataclass declares it."""
-    key = word.partition("=")[0].lstrip("+")
+def _declared(override: str) -> str:
+    """Return the key of an override as far as a dataclass declares it."""
+    key = override.partition("=")[0].lstrip("+")
     return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
 
 
@@ -170,25 +176,31 @@ def presets(group: str) -> list[str]:
 
 
 def _check_words(overrides: list[str]) -> None:
-    """Refuse words that are no `key=value`, and presets that do not exist."""
+    """Raise ConfigError for an override without a value, and for a preset that does not exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    for word in overrides:
-        key, equals, value = word.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         key = key.lstrip("+")
         if key.startswith("~"):
-            raise ConfigError(f"{word} would delete a setting, and every setting has a place. Give it another value.")
+            raise ConfigError(
+                f"{override} would delete a setting, and a run needs every setting. Give it another value."
+            )
         if not equals or not key:
             raise ConfigError(
-                f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
+                f"{override!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
             )
         try:
-            (parsed,) = OverridesParser.create().parse_overrides([word])
+            (parsed,) = OverridesParser.create().parse_overrides([override])
         except OverrideParseException as error:
-            raise ConfigError(f"""{word!r} cannot be read. Quote special characters twice: '{key}="..."'.""") from error
+            raise ConfigError(
+                f"""{override!r} cannot be read. Quote special characters twice: '{key}="..."'."""
+            ) from error
         if parsed.is_sweep_override():
-            raise ConfigError(f"{word!r} gives several values, which is a sweep. Add -m to run one after the other.")
+            raise ConfigError(
+                f"{override!r} gives several values, which is a sweep. Add -m to run one after the other."
+            )
         if is_group(key):
             known = presets(key)
             for item in [item.strip() for item in value.strip("[]").split(",")]:
@@ -197,7 +209,7 @@ def _check_words(overrides: list[str]) -> None:
 
 
 def _explain_preset(error: Exception) -> ConfigError | None:
-    """Say which setting of which preset's file is at fault, where it is one's."""
+    """Return the error of a setting in a preset's file; None where the error is not of a file."""
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     where, cause = re.match(r"In '([^']+)'", str(error)), error.__context__
@@ -212,16 +224,16 @@ def _explain_preset(error: Exception) -> ConfigError | None:
 
 
 def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
-    """Say which word is at fault, given the tree that the presets alone make."""
+    """Return the error of the override at fault; `tree` is what the presets alone make."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for word in overrides:
-        key, _, value = word.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         key = key.lstrip("+")
         if is_group(key):
             continue
-        declared = _declared(word)
+        declared = _declared(override)
         unknown = _explain_unknown(declared, tree, class_of(tree))
         if unknown is not None:
             return unknown
@@ -237,7 +249,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
 
 
 def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:
-    """Say which part of a key is no setting, where one is none."""
+    """Return the error of the first part of a key that is not a setting; None if all are."""
     from omegaconf import OmegaConf
 
     known = tree
@@ -275,16 +287,16 @@ def register_schemas(config_name: str, config_class: type) -> None:
             store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
-def _hand_to_hydra(config_name: str, words: list[str]) -> None:
+def _hand_to_hydra(config_name: str, overrides: list[str]) -> None:
     """Let Hydra act on its own flags, such as --cfg and --info."""
     import hydra
 
-    from pretrain.config.preset_files import read_presets_for
+    from pretrain.config.whole_numbers import read_presets_for
 
-    if "-m" in words or "--multirun" in words:
+    if "-m" in overrides or "--multirun" in overrides:
         raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
     read_presets_for(_classes[config_name])
-    sys.argv[1:] = words
+    sys.argv[1:] = overrides
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
 
 

@@ -1,4 +1,4 @@
-"""model=imported: shape, tokenizer and objective of a model that was trained before, as words of the command line."""
+"""model=imported: shape, tokenizer and objective of a model that was trained before, as overrides."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,27 +10,27 @@ from pretrain.errors import ConfigError, shown
 IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
 
 
-def words_of_imported(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
-    """Return the words that stand for model=imported: shape, tokenizer and objective of the model in `init_from`."""
+def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
+    """Return the overrides behind model=imported: shape, tokenizer and objective of the model in `init_from`."""
     own_tokenizer = chosen["tokenizer"] != "pretrained"
-    if tree.resume and (tree.resume != "auto" or _finds_run(tree)):  # the run resumed knows
+    if tree.resume and (tree.resume != "auto" or _finds_run(tree)):  # the run that is resumed has them
         return [] if own_tokenizer else ["tokenizer.path=."]
     if not tree.init_from:
         raise ConfigError(
             f"model={IMPORTED} takes shape and tokenizer of the model that init_from names, and init_from is not "
             "given. Add init_from=<a run or a Hugging Face folder>."
         )
-    from pretrain.interop.load import open_model  # here: only who imports a model waits for torch
+    from pretrain.interop.load import open_model  # here: loads torch
 
     found = open_model(tree.init_from)
-    shape = _flat(to_dict(found.shape), "model.")  # numbers, flags and our own words: nothing else gets through
-    words = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
-    if chosen["objective"] == "causal" and not any(word.startswith("objective=") for word in overrides):
-        words.append(f"objective={found.objective.kind}")
+    shape = _flat(to_dict(found.shape), "model.")  # numbers, flags and names of our own enumerations only
+    implied = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
+    if chosen["objective"] == "causal" and not any(each.startswith("objective=") for each in overrides):
+        implied.append(f"objective={found.objective.kind}")
     if chosen["objective"] == "classify":  # a hybrid model reads both ways, too
         reads_both_ways = found.objective.fills_masks or not found.objective.causal
-        words.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")
-    return words if own_tokenizer else [*words, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
+        implied.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")
+    return implied if own_tokenizer else [*implied, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
 
 
 def _finds_run(tree: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What was meant by a word that is no setting, no preset or no value: the field's other words for ours lead to them."""
+"""Hints for a mistyped setting, preset or value: other projects' names for ours, then the nearest spelling."""
 
 from __future__ import annotations
 

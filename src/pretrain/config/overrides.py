@@ -1,4 +1,4 @@
-"""Words as the shell passed them on, made into words of Hydra's grammar: quoting once, in the shell, is enough.
+"""Overrides as the shell passes them, made into overrides of Hydra's grammar: quoting once, in the shell, is enough.
 
 What a setting is declared as decides how its value is read: text is text, whatever characters it holds, and 1e9 is a
 whole number where one is asked for. A text in Hydra's own quotes ('...' or "...") is what stands inside them.
@@ -14,7 +14,7 @@ from pretrain.config.declared import types_of
 from pretrain.config.whole_numbers import is_whole, written_out
 
 # last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
-_PLACES = (
+_PATHS = (
     "path", "validation_path", "logs_dir", "cache_dir", "run_dir", "resume", "init_from", "checkpoint", "run", "output",
 )  # fmt: skip
 
@@ -25,25 +25,25 @@ _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|fl
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
-def as_hydra_reads(word: str, config_class: type, *, sweep: bool = False) -> str:
-    """Return a word `key=value` with the value quoted for Hydra's grammar where that would refuse or change it.
+def as_hydra_reads(override: str, config_class: type, *, sweep: bool = False) -> str:
+    """Return an override `key=value` with the value quoted for Hydra's grammar where that would refuse or change it.
 
     In a `sweep`, commas separate values; those of folders do not, as a sweep has one of each.
     """
-    key, equals, value = word.partition("=")
+    key, equals, value = override.partition("=")
     name = key.lstrip("+")
     kinds = types_of(config_class, name) if equals else set()
     if str in kinds:
         several = sweep and not name.startswith("paths.")
         if several and _FUNCTION.fullmatch(value):
-            return word
+            return override
         values = split(value) if several else [value]
         return f"{key}={','.join(_text(each, name) for each in values)}"
     if equals and is_whole(config_class, name):
         return f"{key}={','.join(map(written_out, value.split(',')))}"
     if value[:1] in ("[", "{") and _parsed(value) is _UNREADABLE:
         return f"{key}={_from_yaml(value)}"
-    return word
+    return override
 
 
 def quoted(text: str, *, interpolates: bool = False) -> str:
@@ -53,10 +53,10 @@ def quoted(text: str, *, interpolates: bool = False) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"
 
 
-def quote(word: str, free_text: str) -> str:
-    """Return `prompt=any text` with the text quoted for Hydra's grammar, other words as they are."""
-    key, equals, value = word.partition("=")
-    return f"{key}={quoted(value)}" if free_text and key == free_text and equals else word
+def quote(override: str, free_text: str) -> str:
+    """Return `prompt=any text` with the text quoted for Hydra's grammar, other overrides as they are."""
+    key, equals, value = override.partition("=")
+    return f"{key}={quoted(value)}" if free_text and key == free_text and equals else override
 
 
 def unquoted(value: str) -> str:
@@ -76,7 +76,7 @@ def split(value: str) -> list[str]:
 
 
 class _Unreadable:
-    """What Hydra's grammar has no place for."""
+    """A value outside Hydra's grammar."""
 
 
 _UNREADABLE = _Unreadable()
@@ -99,7 +99,7 @@ def _text(value: str, name: str) -> str:
     found = _parsed(value)
     if found is None or (isinstance(found, str) and (found == value or _QUOTED.fullmatch(value) or "\\" in value)):
         return value  # null, a text that needs no quotes, has them, or is written with Hydra's escapes
-    if name.rpartition(".")[2] in _PLACES and (value == "~" or value.startswith("~/")):
+    if name.rpartition(".")[2] in _PATHS and (value == "~" or value.startswith("~/")):
         value = str(Path.home()) + value[1:]
     return quoted(value, interpolates=True)
 
@@ -126,10 +126,10 @@ def _written(value: Any) -> str:
         return str(value)
     if isinstance(value, str):
         return quoted(value, interpolates=True)
-    raise ValueError("it is no plain data")
+    raise ValueError("not plain data")
 
 
 def _key(key: Any) -> str:
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
-        raise ValueError("it is no name")
+        raise ValueError("not a name")
     return key

@@ -27,12 +27,12 @@ RENAMED = {
 _ON_THE_COMMAND_LINE = RENAMED | {"weights": "dtype"}  # of generate.py and eval.py, whose settings no run saves
 
 
-def with_current_name(word: str) -> str:
-    """Return an override `key=value` with the current name of its setting; any other word as it is."""
-    key, equals, value = word.partition("=")
+def with_current_name(override: str) -> str:
+    """Return an override `key=value` with the current name of its setting; any other override as it is."""
+    key, equals, value = override.partition("=")
     bare = key.lstrip("+")
     names = _ON_THE_COMMAND_LINE
-    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if equals and bare in names else word
+    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if equals and bare in names else override
 
 
 def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
     return current
 
 
-def notes_on(words: list[str]) -> list[str]:
-    """Return one line for each word that uses an old name, naming the new one."""
-    keys = [word.partition("=")[0].lstrip("+") for word in words if "=" in word]
+def notes_on(overrides: list[str]) -> list[str]:
+    """Return one line for each override that uses an old name, naming the new one."""
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides if "=" in override]
     known = [key for key in keys if key in _ON_THE_COMMAND_LINE]
     return [
         f"{key} is now called {_ON_THE_COMMAND_LINE[key]}; the old name is read for one version more." for key in known
