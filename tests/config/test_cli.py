@@ -64,7 +64,7 @@ MISTYPED = [
     (["+seed=7"], "Could not append to config. An item is already at 'seed'."),
     (["seed='a"], '"seed=\'a" cannot be read. Quote special characters twice: \'seed="..."\'.'),
     (["model.n_layers={"], "'model.n_layers={' cannot be read."),
-    (["~model.n_layers"], "~model.n_layers would delete a setting, and every setting has a place."),
+    (["~model.n_layers"], "~model.n_layers would delete a setting, and a run needs every setting."),
     (["~model"], "~model would delete a setting"),
     (["data=text_files", "data.path=x", "model.n_layer=3"], "model.n_layer is not a setting."),
 ]

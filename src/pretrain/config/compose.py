@@ -59,7 +59,7 @@ def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
 
 
 def _composed(config_name: str, overrides: list[str]) -> Any:
-    """Return the tree that Hydra composes, with its own settings; raises ConfigError for an override that does not fit."""
+    """Return the tree that Hydra composes, its own settings among it; raises ConfigError for a wrong override."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
