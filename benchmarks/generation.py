@@ -70,7 +70,7 @@ def theirs(model: Transformer, folder: Path) -> Write:
     from transformers import AutoModelForCausalLM
 
     from pretrain.data.tokenizers.train_bpe import byte_tokenizer
-    from pretrain.interop.writing import write_settings, write_weights
+    from pretrain.interop.write import write_settings, write_weights
 
     family = choose_family(model.config, True, FAMILIES)
     write_weights(folder, family, model, lambda name, size: model.get_parameter(name).detach(), 10**10)

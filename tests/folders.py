@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.interop.family import Family
-from pretrain.interop.writing import write_settings, write_tokenizer, write_weights
+from pretrain.interop.write import write_settings, write_tokenizer, write_weights
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.errors import CheckpointError
+from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family
 from pretrain.interop.load import open_model
-from pretrain.interop.record import Record
 
 SIZES = {
     "vocab_size": BYTES.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -169,7 +169,7 @@ class OurLogits:
     @torch.no_grad()
     def __call__(self, record: dict[str, Any]) -> Tensor | None:
         try:
-            shape = repr(self.family.read(Record(record, "config.json")))  # most are refused here
+            shape = repr(self.family.read(ConfigJson(record, "config.json")))  # most are refused here
         except CheckpointError:
             return None
         if shape not in self.by_shape:

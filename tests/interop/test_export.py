@@ -107,14 +107,14 @@ def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_pat
         "| optimizer steps | 5 |",
         "| seed | 3 |",
         "| loss | 1.2500 |",
-        "Weights: apache-2.0. That of the data is in the table above where it is known.",
+        "Weights: apache-2.0. The license of the data, if known, is in the table above.",
     ):
         assert line in page.splitlines()
     assert "trained with `pretrain`. A base model" in page
     again = tmp_path / "again"
     export_model(ExportConfig(output=str(again)), tmp_path / "mine")
     assert "| converted from | mine |" in (again / "README.md").read_text()
-    assert "from a model made elsewhere" in (again / "README.md").read_text()
+    assert "from a model trained elsewhere" in (again / "README.md").read_text()
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (again / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
 
@@ -123,6 +123,9 @@ def test_the_card_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     secret = tmp_path / "alice"
     data = TextFilesConfig(path=str(secret / "te|xts"))
     run = run_of(tmp_path / "run", shape("gpt"), True, data=data, init_from=str(secret / "first"))
+    (run / "report.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"report\.json cannot be read: it has no steps"):
+        export_model(ExportConfig(output=str(tmp_path / "out")), run)
     (run / "report.json").write_text(json.dumps({"steps": 9, "validation": {"val/loss": 1.25}}))  # of other weights
     export_model(ExportConfig(output=str(tmp_path / "out")), run)
     page = (tmp_path / "out" / "README.md").read_text()
@@ -214,12 +217,12 @@ def test_a_tokenizer_that_transformers_reads_otherwise_is_not_exported(
 ) -> None:
     original = export.write_tokenizer
 
-    def write(folder: Path, tokenizer: Tokenizer, frame: Any, config: Any) -> None:
+    def write(folder: Path, tokenizer: Tokenizer, added_ids: Any, config: Any) -> None:
         original(folder, tokenizer, ([], []), config)
 
     with monkeypatch.context() as patched:
         patched.setattr(export, "write_tokenizer", write)
-        assert "transformers' tokenizer gives 'The quick brown fox" in failed(tmp_path / "out", runs["causal"])
+        assert "transformers' tokenizer encodes 'The quick brown fox" in failed(tmp_path / "out", runs["causal"])
 
     def write_roles(folder: Path, *arguments: Any) -> None:
         original(folder, *arguments)
@@ -236,7 +239,7 @@ def test_without_transformers_the_export_says_that_nothing_was_compared(
     monkeypatch.setattr(comparison, "find_spec", lambda name: None)
     found = export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
     assert found.largest_difference is None
-    assert "not at all: transformers is not installed, so nothing was compared with the original" in str(found)
+    assert "compared  no: transformers is not installed" in str(found)
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
@@ -244,16 +247,16 @@ def test_what_cannot_be_exported_is_refused(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match=r"there is there already\. Choose another folder, or delete it\."):
+    with pytest.raises(ConfigError, match=r"there exists already\. Choose another folder, or delete it\."):
         export_model(ExportConfig(output=str(tmp_path / "there")), runs["causal"])
     (tmp_path / "file").write_text("")
     assert "cannot be written: " in failed(tmp_path / "file" / "out", runs["causal"])
     masked_gpt = run_of(tmp_path / "run", shape("gpt"), causal=False)
-    with pytest.raises(ConfigError, match="stand in the way of the nearest, "):
+    with pytest.raises(ConfigError, match=r"no supported architecture .* because of "):
         export_model(ExportConfig(output=str(tmp_path / "out")), masked_gpt)
     found = open_model(runs["causal"])
     object.__setattr__(found, "shape", ModelConfig(kind="perceptron"))
     monkeypatch.setattr(export, "open_model", lambda path: found)
-    with pytest.raises(ConfigError, match=r"model\.kind=perceptron is not one that can be written for transformers\."):
+    with pytest.raises(ConfigError, match=r"model\.kind=perceptron cannot be exported, only model\.kind=transformer\."):
         export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The architecture that computes exactly the same is found, or the settings that stand in the way are named."""
+"""The family that computes exactly the same is chosen, or the error names the settings that none has."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ FITTING = [
     ("modern_bert", False, {"head": Head.linear}, "ModernBertModel"),
     ("llama", False, LLAMA, "EuroBertForMaskedLM"),
 ]
-IN_THE_WAY = [
+UNSUPPORTED = [
     ("gpt", True, {"norm_bias": False}, "model.norm_bias=false", "model.norm_bias=true"),
     ("gpt", True, {"bias": False, "qkv_bias": True}, "model.bias=false", "model.bias=true"),
     ("gpt", True, {"n_kv_heads": 2}, "model.n_kv_heads=2", "model.n_kv_heads=4"),
@@ -71,14 +71,14 @@ def test_the_architecture_that_computes_the_same_is_found(
     assert family.auto_class(config) == ("AutoModel" if architecture.endswith("BertModel") else auto)
 
 
-@pytest.mark.parametrize(("name", "causal", "changes", "ours", "theirs"), IN_THE_WAY)
-def test_what_stands_in_the_way_is_named(
+@pytest.mark.parametrize(("name", "causal", "changes", "ours", "theirs"), UNSUPPORTED)
+def test_settings_without_a_family_are_named(
     name: str, causal: bool, changes: dict[str, Any], ours: str, theirs: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         choose_family(shape(name, **changes), causal, FAMILIES)
-    before, _, after = str(caught.value).partition(" stand in the way of the nearest, ")
-    assert before.startswith("no architecture of transformers that we know computes exactly this model: ")
+    before, _, after = str(caught.value).partition(". The nearest, ")
+    assert before.startswith("no supported architecture of transformers computes exactly this model, because of ")
     assert ours in before
     assert theirs in after
 
@@ -86,13 +86,13 @@ def test_what_stands_in_the_way_is_named(
 def test_a_family_may_be_asked_for() -> None:
     plain = shape("llama", qk_norm=False)
     assert choose_family(plain, True, FAMILIES, "mistral").architecture == "MistralForCausalLM"
-    with pytest.raises(ConfigError, match=r"family=lama is none of auto, gpt2, llama, mistral, "):
+    with pytest.raises(ConfigError, match=r"family=lama does not exist\. Try auto, gpt2, llama, mistral, "):
         choose_family(plain, True, FAMILIES, "lama")
-    with pytest.raises(ConfigError, match=r"family=bert fills masks, and this model was trained to continue texts\."):
+    with pytest.raises(ConfigError, match=r"family=bert is masked, and this model is causal\."):
         choose_family(plain, True, FAMILIES, "bert")
-    with pytest.raises(ConfigError, match=r"family=gpt2 continues texts, and this model was trained to fill masks\."):
+    with pytest.raises(ConfigError, match=r"family=gpt2 is causal, and this model is masked\."):
         choose_family(plain, False, FAMILIES, "gpt2")
-    with pytest.raises(ConfigError, match=r"model\.qkv_bias=false stand in the way of the nearest, Qwen2ForCausalLM"):
+    with pytest.raises(ConfigError, match=r"because of model\.qkv_bias=false\. The nearest, Qwen2ForCausalLM"):
         choose_family(plain, True, FAMILIES, "qwen2")
 
 

@@ -72,7 +72,9 @@ def test_only_plain_files_are_fetched_from_the_hub(llama: Path, monkeypatch: pyt
 
 
 def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nobody/nothing is neither a folder here nor a model to be had from the"):
+    with pytest.raises(
+        CheckpointError, match="nobody/nothing is neither a folder here nor a model that the hub returns"
+    ):
         open_model("nobody/nothing")
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()

@@ -262,7 +262,7 @@ def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_fa
 
     family = choose_family(found.shape, found.objective.causal, FAMILIES)  # type: ignore[arg-type]
     again = TensorFiles(sorted(write_ours(tmp_path_factory.mktemp("ours"), family, ours).glob("*.safetensors")))
-    state = {family.names.normal(name): value for name, value in model.state_dict().items()}
+    state = {family.names.canonical(name): value for name, value in model.state_dict().items()}
     assert again.shapes.keys() <= state.keys()
     for name in again.shapes:
         assert torch.equal(again.read(name), state[name]), name

@@ -53,7 +53,7 @@ def test_a_sharded_model_copies_what_it_gathers_and_reduces(plan: Plan) -> None:
     words = ("model=gpt_nano", "trainer.accelerator=cpu", "trainer.devices=2", "batch_size=16")
     copied, sharded = (workload_of(plan(*words, f"trainer={kind}"), 2048, bf16=False) for kind in ("ddp", "fsdp"))
     blocks = 4 * (12 * 128 * 128 + 2 * 128 + 2 * 64)
-    held = sum(sharded.held(name) for name in sharded.shapes)
+    held = sum(sharded.local_size(name) for name in sharded.shapes)
     fewer_to_step = 10 * 4 * (copied.parameters - held)
     extra = 2 * 4 * (2 * copied.parameters + blocks)
     assert bytes_moved(sharded) - bytes_moved(copied) == pytest.approx(extra - fewer_to_step)

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
-from pretrain.interop.writing import Frame
+from pretrain.interop.write import AddedIds
 from pretrain.models.transformer import Transformer
 
-TOLERANCE = 1e-4  # of logits in float32, as long as they are no larger than
-USUAL_LOGIT = 10.0  # since float32 keeps seven digits
+TOLERANCE = 1e-4  # of logits in float32 up to MAX_ABSOLUTE_LOGIT; larger ones have TOLERANCE / 10 of the largest
+MAX_ABSOLUTE_LOGIT = 10.0  # float32 has seven digits
 ROWS, LENGTH = 3, 256
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "naïve café – 中文 😀", "def f(x):\n\treturn x  # 1984", "")
 
 
-def transformers_is_there() -> bool:
+def has_transformers() -> bool:
     """Whether transformers is installed."""
     return find_spec("transformers") is not None
 
 
 def random_rows(model: Transformer) -> Tensor:
-    """Return rows of random tokens, int64 (3, length), longer than a window where the context allows."""
+    """Return rows of random tokens, int64 (3, length), longer than a sliding window if the context allows."""
     longest = max((window or 0 for window in model.windows), default=0)
     length = min(model.config.context_length, max(LENGTH, min(2 * longest, 4 * LENGTH)))
     return torch.randint(model.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def random_rows(model: Transformer) -> Tensor:
 
 @torch.inference_mode()
 def our_outputs(model: Transformer, rows: Tensor, bare: bool) -> list[Tensor]:
-    """Return for each row the logits (length, V), or the last hidden states (length, d_model) of a `bare` model."""
+    """Return the logits (length, V) of each row; the last hidden states (length, d_model) for a `bare` model."""
     hidden = [model.eval()(row.unsqueeze(0))[0] for row in rows]
     return hidden if bare else [model.head(states) for states in hidden]
 
@@ -41,18 +41,18 @@ def our_outputs(model: Transformer, rows: Tensor, bare: bool) -> list[Tensor]:
 def compare(folder: Path, architecture: str, rows: Tensor, ours: Sequence[Tensor]) -> float:
     """Return the largest difference between our outputs and those of transformers with the folder.
 
-    Raises CheckpointError where transformers cannot load the folder, finds weights missing or too many, or where the
-    difference is above 1e-4; where logits are larger than 10, above 1e-5 of the largest.
+    Raises CheckpointError if transformers cannot load the folder, reports missing or unexpected weights, or differs by
+    more than 1e-4, or 1e-5 of the largest logit if that is above 10.
     """
     theirs = _load(folder, architecture)
     differences = []
     with torch.inference_mode():
         for row, expected in zip(rows.unsqueeze(1), ours, strict=True):
             output = theirs(input_ids=row, attention_mask=torch.ones_like(row))
-            found = output.logits if "logits" in output else output.last_hidden_state
-            differences.append((found[0] - expected).abs().max())
-    largest = float(torch.stack(differences).max())  # not a number if one of them is not
-    allowed = TOLERANCE * max(1.0, float(max(each.abs().max() for each in ours)) / USUAL_LOGIT)
+            actual = output.logits if "logits" in output else output.last_hidden_state
+            differences.append((actual[0] - expected).abs().max())
+    largest = float(torch.stack(differences).max())  # NaN if any is NaN
+    allowed = TOLERANCE * max(1.0, float(max(row.abs().max() for row in ours)) / MAX_ABSOLUTE_LOGIT)
     if not largest <= allowed:
         raise CheckpointError(
             f"transformers computes other outputs with the exported folder: logits differ by up to {largest:.2g}, "
@@ -67,39 +67,39 @@ def _load(folder: Path, architecture: str) -> Any:
     showed_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, found = getattr(transformers, architecture).from_pretrained(
+        model, info = getattr(transformers, architecture).from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
-    except Exception as error:  # whatever it says, the folder is of no use
+    except Exception as error:  # any: the folder cannot be used
         raise _cannot_load(error) from error
     finally:
         if showed_bars:
             transformers.utils.logging.enable_progress_bar()
-    wrong = [name for name in (*found["missing_keys"], *found["unexpected_keys"]) if "pooler." not in name]
+    wrong = [name for name in (*info["missing_keys"], *info["unexpected_keys"]) if "pooler." not in name]
     if wrong:
         raise CheckpointError(f"transformers and the exported folder disagree on {wrong[:3]}. Nothing was exported.")
     return model.eval()
 
 
 def _cannot_load(error: Exception) -> CheckpointError:
-    said = " ".join(str(error).split())
-    return CheckpointError(f"transformers cannot load the exported folder: {said}. Nothing was exported.")
+    reason = " ".join(str(error).split())
+    return CheckpointError(f"transformers cannot load the exported folder: {reason}. Nothing was exported.")
 
 
-def compare_tokenizers(folder: Path, tokenizer: Tokenizer, frame: Frame) -> None:
-    """Raise CheckpointError where transformers' AutoTokenizer gives a text other ids than ours, or other roles."""
+def compare_tokenizers(folder: Path, tokenizer: Tokenizer, added_ids: AddedIds) -> None:
+    """Raise CheckpointError if transformers' AutoTokenizer returns other ids than ours, or has other roles."""
     from transformers import AutoTokenizer
 
     try:
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever it says, the folder is of no use
+    except Exception as error:  # any: the folder cannot be used
         raise _cannot_load(error) from error
     masked = [f"The {theirs.mask_token} fox"] if tokenizer.mask_id is not None else []
     for text in (*TEXTS, *masked):
-        expected = [*frame[0], *tokenizer.encode_prompt(text), *frame[1]]
+        expected = [*added_ids[0], *tokenizer.encode_prompt(text), *added_ids[1]]
         if theirs(text)["input_ids"] != expected:
             raise CheckpointError(
-                f"transformers' tokenizer gives {text!r} the ids {theirs(text)['input_ids'][:8]}..., ours "
+                f"transformers' tokenizer encodes {text!r} as {theirs(text)['input_ids'][:8]}..., ours as "
                 f"{expected[:8]}.... Nothing was exported."
             )
     roles = {role: getattr(theirs, role) for role in tokenizer.roles}

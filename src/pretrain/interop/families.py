@@ -1,4 +1,4 @@
-"""The families: what config.json of each says, in our settings.
+"""The supported families: the keys of config.json of each, and our settings for them.
 
 Source of keys, defaults and architectures: https://github.com/huggingface/transformers,
 src/transformers/models/<model_type>/configuration_<model_type>.py and modeling_<model_type>.py, version 5.
@@ -19,7 +19,7 @@ PLAIN = {
 }
 GATED = {"silu": Activation.swiglu, "swish": Activation.swiglu, "gelu": Activation.geglu}
 
-_PLAIN = {  # what versions of transformers have had for all architectures, and what none of ours has
+_PLAIN = {  # options of all architectures in some version of transformers, which none of ours has
     "is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {},
 }  # fmt: skip
 _DECODER = _PLAIN | {"is_causal": True}
@@ -104,7 +104,7 @@ QWEN3_FAMILY = replace(
     required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
 )
 
-APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, and a feed-forward layer without a gate
+APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no gate in the feed-forward layer
     model_type="apertus",
     architecture="ApertusForCausalLM",
     causal=True,
@@ -186,7 +186,7 @@ MODERN_BERT_FAMILY = Family(
     harmless=OF_MODERN_BERT,
 )  # fmt: skip
 
-EURO_BERT_FAMILY = replace(  # Llama's shape, reading both ways
+EURO_BERT_FAMILY = replace(  # Llama's shape with bidirectional attention
     LLAMA_FAMILY,
     model_type="eurobert",
     architecture="EuroBertForMaskedLM",

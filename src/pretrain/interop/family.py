@@ -1,4 +1,4 @@
-"""A Hugging Face architecture: names of its tensors, and config.json in terms of our settings."""
+"""A Hugging Face architecture: names of its tensors, and the keys of config.json for our settings."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pretrain.errors import CheckpointError, ConfigError, shown
+from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.names import NameTable
-from pretrain.interop.record import Record
 from pretrain.models.config import Head, TransformerConfig
 
-# Keys of config.json that leave the logits alone: transformers computes the same without them. A family reads a key,
-# demands one value of it, or lists it here; any other key is refused by name. Names of the keys:
-# https://github.com/huggingface/transformers, configuration_utils.py, generation/configuration_utils.py and
-# models/<model_type>/configuration_<model_type>.py, with those that earlier versions wrote.
+# Keys of config.json that do not change the logits. A family reads a key, requires one value of it, or lists it here;
+# any other key is an error. Source: https://github.com/huggingface/transformers, configuration_utils.py,
+# generation/configuration_utils.py and models/<model_type>/configuration_<model_type>.py, earlier versions included.
 _ALL_FAMILIES = """
     architectures model_type name_or_path _name_or_path _commit_hash transformers_version transformers.js_config
     is_llama_config unsloth_version unsloth_fixed tokenizer_class language license
@@ -50,108 +49,107 @@ _MODERN_BERT = """
 """
 
 EVERYWHERE = frozenset(_ALL_FAMILIES.split())
-OF_DECODERS = frozenset({"is_decoder"})  # their attention is causal without it
+OF_DECODERS = frozenset({"is_decoder"})  # without effect: their attention is always causal
 OF_GPT2 = frozenset(_GPT2.split())
 OF_BERT = frozenset(_BERT.split())
 OF_MODERN_BERT = frozenset(_MODERN_BERT.split())
 
 Settings = dict[str, Any]
-NEEDED = object()  # instead of a default: config.json must say
+REQUIRED = object()  # instead of a default
 
 
 @dataclass(frozen=True)
 class Key:
-    """A setting of ours with a key of its own in config.json."""
+    """A setting of ours that corresponds to one key of config.json."""
 
     ours: str
     theirs: str
-    kind: str | Mapping[str, Any]  # count, layers, ..., as `Record` reads them; or the words for our choices
-    default: Any = NEEDED  # what the architecture takes where config.json does not say
-    also: tuple[str, ...] = ()  # keys that get the same value in a file that we write
+    kind: str | Mapping[str, Any]  # a method of `ConfigJson` (count, layers, ...), or our choices by their names
+    default: Any = REQUIRED  # of the architecture
+    also: tuple[str, ...] = ()  # keys that are written with the same value
 
-    def read(self, record: Record) -> Any:
-        """Return our value; raises CheckpointError for one that is missing, or that we have no name for.
+    def read(self, record: ConfigJson) -> Any:
+        """Return our value; raises CheckpointError for one that is missing or not supported.
 
-        A null stands for the default where the default is null, too; else versions of transformers differ on it.
+        Null means the default if that is null too; otherwise versions of transformers differ on it.
         """
-        if self.default is NEEDED and record.values.get(self.theirs) is None:
-            raise CheckpointError(f"{record.where} has no {self.theirs}, which a model needs.")
+        if self.default is REQUIRED and record.values.get(self.theirs) is None:
+            raise CheckpointError(f"{record.location} has no {self.theirs}, which a model needs.")
         if self.default is not None:
-            record.refuse_null(self.theirs)
+            record.reject_null(self.theirs)
         if isinstance(self.kind, str):
             return getattr(record, self.kind)(self.theirs, self.default)
-        word = record.text(self.theirs, self.default)
-        if word not in self.kind:
-            raise record.refuse(self.theirs, f"is not supported, only {', '.join(self.kind)}")
-        return self.kind[word]
+        name = record.text(self.theirs, self.default)
+        if name not in self.kind:
+            raise record.error(self.theirs, f"is not supported, only {', '.join(self.kind)}")
+        return self.kind[name]
 
     def write(self, config: TransformerConfig) -> Settings:
-        """Return what config.json says for our value; the first word where the architecture has none for it."""
-        filled = {"n_kv_heads": config.kv_heads, "head_dim": config.attention_head_dim, "d_ff": config.ff_width}
-        filled["token_types"] = max(1, config.token_types)  # an architecture that has types has at least one
-        value = filled.get(self.ours, getattr(config, self.ours))
+        """Return the key with our value; the first name if the architecture has none for it."""
+        resolved = {"n_kv_heads": config.kv_heads, "head_dim": config.attention_head_dim, "d_ff": config.ff_width}
+        resolved["token_types"] = max(1, config.token_types)  # an architecture with token types has at least one
+        value = resolved.get(self.ours, getattr(config, self.ours))
         if not isinstance(self.kind, str):
-            value = next((word for word, ours in self.kind.items() if ours is value), next(iter(self.kind)))
+            value = next((name for name, ours in self.kind.items() if ours is value), next(iter(self.kind)))
         return dict.fromkeys((self.theirs, *self.also), value)
 
 
 class Group(NamedTuple):
-    """Settings of ours that stand in several keys of config.json, in both directions."""
+    """Settings of ours that correspond to several keys of config.json, in both directions."""
 
-    read: Callable[[Record], Settings]
+    read: Callable[[ConfigJson], Settings]
     write: Callable[[TransformerConfig], Settings]
     keys: Sequence[str]  # of config.json that `read` reads
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture of transformers. What it cannot say is found by writing a shape and reading it back."""
+    """An architecture of transformers; writing a shape and reading it back finds the settings that it lacks."""
 
     model_type: str
     architecture: str  # the class of transformers with the head
     causal: bool
     names: NameTable
-    fixed: Settings  # settings of ours that it always has
+    fixed: Settings  # settings of ours that have one value in it
     keys: Sequence[Key]
     groups: Sequence[Group] = ()
-    required: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value if they are there
-    harmless: frozenset[str] = frozenset()  # keys that change nothing in this family, besides those of all families
-    bare: str | None = None  # the class without the head, where a model may come without one
-    even_heads: bool = False  # its width must split into its heads, whatever the width of one head
+    required: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value, if present
+    harmless: frozenset[str] = frozenset()  # keys without effect in this family, besides those of all families
+    bare: str | None = None  # the class without a head, if the family has one
+    even_heads: bool = False  # hidden_size must be divisible by the heads, whatever head_dim is
 
-    def read(self, record: Record) -> TransformerConfig:
-        """Return our settings of the shape that config.json describes.
+    def read(self, record: ConfigJson) -> TransformerConfig:
+        """Return our settings for the shape in config.json.
 
-        Raises CheckpointError, naming the key, for what is damaged or what we do not compute, and for a key of which we
-        do not know what it changes.
+        Raises CheckpointError naming the key whose value is damaged or not supported, or that is unknown.
         """
         self._check_keys(record)
         for key, value in self.required.items():
             if record.values.get(key, value) != value:
-                raise record.refuse(key, f"is not supported, only {json.dumps(value)}")
+                raise record.error(key, f"is not supported, only {json.dumps(value)}")
         settings = dict(self.fixed) | {key.ours: key.read(record) for key in self.keys}
         if self.bare in (record.texts("architectures") or ()):
-            settings |= {"head": Head.linear, "tie_embeddings": True}  # which adds nothing to the body's parameters
+            settings |= {"head": Head.linear, "tie_embeddings": True}  # no parameters besides the body's
         for group in self.groups:
             settings |= group.read(record)
         try:
             return TransformerConfig(**settings)
         except ConfigError as error:
-            raise CheckpointError(f"{record.where} describes no model: as settings of ours, {error}") from error
+            raise CheckpointError(f"{record.location} describes a model that cannot be built: {error}") from error
 
-    def _check_keys(self, record: Record) -> None:
+    def _check_keys(self, record: ConfigJson) -> None:
         known = EVERYWHERE | self.harmless | self.required.keys() | {"vocab_size"}
         known |= {name for key in self.keys for name in (key.theirs, *key.also)}
         known |= {name for group in self.groups for name in group.keys}
         for key, value in record.values.items():
             if key not in known and value is not None:
-                raise record.refuse(
+                raise record.error(
                     key,
-                    f"is not known in a {self.model_type}, and may change what it computes. Remove it if it does not",
+                    f"is unknown in a {self.model_type} and may change its outputs. Remove it if it does not",
                 )
 
     def write(self, config: TransformerConfig) -> Settings:
-        """Return config.json for this shape, as far as the architecture has keys for it."""
+        """Return config.json for this shape; settings without a key are left out."""
         record: Settings = {"architectures": [self.class_of(config)], "model_type": self.model_type}
         parts: list[Key | Group] = [*self.keys, *self.groups]
         for part in parts:
@@ -170,55 +168,55 @@ class Family:
         return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
 
     def obstacles(self, config: TransformerConfig) -> dict[str, tuple[Any, Any]]:
-        """Return each setting that the architecture does not have as it is, with its value and the one it would have.
+        """Return the settings that the architecture changes: (ours, theirs) by name.
 
-        Without any, the architecture computes exactly what the model computes.
+        If there are none, the architecture computes exactly the same outputs.
         """
         try:
-            found = config.differences(self.read(Record(self.write(config), "config.json")))
-        except CheckpointError:  # no model has these numbers and what is fixed here
-            always = self.fixed.items()
-            found = {name: (getattr(config, name), value) for name, value in always if getattr(config, name) != value}
-            found["head_dim"] = (config.attention_head_dim, None)
+            changed = config.differences(self.read(ConfigJson(self.write(config), "config.json")))
+        except CheckpointError:  # these numbers and the fixed settings make no valid model
+            fixed = self.fixed.items()
+            changed = {name: (getattr(config, name), value) for name, value in fixed if getattr(config, name) != value}
+            changed["head_dim"] = (config.attention_head_dim, None)
         if self.even_heads and config.d_model % config.n_heads:
-            found["head_dim"] = (config.attention_head_dim, None)
-        return found
+            changed["head_dim"] = (config.attention_head_dim, None)
+        return changed
 
 
-def open_family(record: Record, families: Sequence[Family]) -> Family:
-    """Return the family that config.json names; raises CheckpointError for one that we do not have."""
+def open_family(record: ConfigJson, families: Sequence[Family]) -> Family:
+    """Return the family of `model_type` in config.json; raises CheckpointError for one that is not supported."""
     if "auto_map" in record.values:
-        raise record.refuse("auto_map", "asks for code of the model's own, which is never run")
+        raise record.error("auto_map", "names code in the model's folder, which is never run")
     if "quantization_config" in record.values:
-        raise record.refuse("quantization_config", "means quantized weights; only float weights are read")
-    named = record.text("model_type", "")
+        raise record.error("quantization_config", "means quantized weights; only float weights are read")
+    model_type = record.text("model_type", "")
     for family in families:
-        if family.model_type == named:
+        if family.model_type == model_type:
             return family
-    raise record.refuse("model_type", f"is not supported, only {', '.join(f.model_type for f in families)}")
+    raise record.error("model_type", f"is not supported, only {', '.join(f.model_type for f in families)}")
 
 
 def choose_family(config: TransformerConfig, causal: bool, families: Sequence[Family], name: str = "auto") -> Family:
-    """Return the family that computes exactly what a model of this shape computes, or the one of this name if it does.
+    """Return the first family, or the one of this name, that computes exactly the outputs of this shape.
 
-    Raises ConfigError naming the settings that stand in the way, and what they would have to be.
+    Raises ConfigError naming the settings that no family supports, and the values that the nearest one has.
     """
     candidates = [family for family in families if name in ("auto", family.model_type)]
     if not candidates:
-        raise ConfigError(f"family={name} is none of auto, {', '.join(f.model_type for f in families)}.")
+        raise ConfigError(f"family={name} does not exist. Try auto, {', '.join(f.model_type for f in families)}.")
     candidates = [family for family in candidates if family.causal is causal]
     if not candidates:
         raise ConfigError(
-            f"family={name} {'fills masks' if causal else 'continues texts'}, and this model was trained to "
-            f"{'continue texts' if causal else 'fill masks'}. Try family=auto."
+            f"family={name} is {'masked' if causal else 'causal'}, and this model is "
+            f"{'causal' if causal else 'masked'}. Try family=auto."
         )
     nearest = min(candidates, key=lambda family: len(family.obstacles(config)))
-    found = nearest.obstacles(config)
-    if found:
-        ours = ", ".join(f"model.{key}={shown(value)}" for key, (value, _) in found.items())
-        theirs = ", ".join(f"model.{key}={shown(value)}" for key, (_, value) in found.items())
+    changed = nearest.obstacles(config)
+    if changed:
+        ours = ", ".join(f"model.{key}={shown(value)}" for key, (value, _) in changed.items())
+        theirs = ", ".join(f"model.{key}={shown(value)}" for key, (_, value) in changed.items())
         raise ConfigError(
-            f"no architecture of transformers that we know computes exactly this model: {ours} stand in the way of the "
-            f"nearest, {nearest.architecture}, which has {theirs}. Train with those to export."
+            f"no supported architecture of transformers computes exactly this model, because of {ours}. The nearest, "
+            f"{nearest.architecture}, needs {theirs}. Train with those to export."
         )
     return nearest

@@ -1,17 +1,17 @@
-"""Settings that take several keys of config.json: rotary positions, sliding windows, biases."""
+"""Settings of ours that correspond to several keys of config.json: rotary positions, sliding windows, biases."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from pretrain.errors import CheckpointError
+from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.family import Group, Settings
-from pretrain.interop.record import Record
 from pretrain.models.config import Position, RopeScaling, RopeScalingConfig, TransformerConfig
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _SCALINGS = {"default": RopeScaling.none, "linear": RopeScaling.linear, "llama3": RopeScaling.llama3}
 _IN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_OF_SCALING = {  # what else the parameters of each kind may say, changing nothing where the kind does not use it
+_OF_SCALING = {  # further keys of each kind; those that a kind does not use change nothing
     "default": {"factor"},
     "linear": {"factor", "original_max_position_embeddings"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -19,97 +19,97 @@ _OF_SCALING = {  # what else the parameters of each kind may say, changing nothi
 
 
 def rope(base: float = 10_000.0, default: Settings | None = None) -> Group:
-    """Return rotary positions that all layers share, turning with this base where config.json does not say another.
+    """Return rotary positions that all layers share; `base` is the default of `rope_theta`.
 
-    `default` are the parameters that the architecture takes where nothing is said; `rope_scaling` goes before
+    `default` holds the architecture's parameters for a config.json with none. `rope_scaling` overrides
     `rope_parameters`, as in transformers.
     """
 
-    def read(record: Record) -> Settings:
-        record.refuse_null("rope_theta")
-        said = record.section("rope_scaling")
-        if not said.values and record.values.get("rope_parameters") is None and default is not None:
+    def read(record: ConfigJson) -> Settings:
+        record.reject_null("rope_theta")
+        parameters = record.section("rope_scaling")
+        if not parameters.values and record.values.get("rope_parameters") is None and default is not None:
             if "rope_theta" in record.values:
-                raise record.refuse("rope_theta", "does not stand in rope_parameters, where versions of transformers "
-                                    "differ on it. Write it there, with the rope_type")  # fmt: skip
-            said = Record(default, record.where)
-        elif not said.values:
-            said = record.section("rope_parameters")
-        found, scaling = _read_rope(said, record, record.positive("rope_theta", base) or base)
-        return {"rope_base": found, "rope_scaling": scaling}
+                raise record.error("rope_theta", "is not inside rope_parameters, and versions of transformers read it "
+                                   "differently. Move it there, beside the rope_type")  # fmt: skip
+            parameters = ConfigJson(default, record.location)
+        elif not parameters.values:
+            parameters = record.section("rope_parameters")
+        rope_base, scaling = _read_rope(parameters, record, record.positive("rope_theta", base) or base)
+        return {"rope_base": rope_base, "rope_scaling": scaling}
 
     def write(config: TransformerConfig) -> Settings:
         if config.position is not Position.rope:
             return {}
         local_only = all(config.layer_window(layer) is not None for layer in range(config.n_layers))
-        said = _write_rope(config, config.rope_base_local if local_only else None)
-        before = {"rope_theta": said["rope_theta"]}  # where versions of transformers before 5 look
+        parameters = _write_rope(config, config.rope_base_local if local_only else None)
+        older = {"rope_theta": parameters["rope_theta"]}  # keys that transformers read before version 5
         if config.rope_scaling.kind is not RopeScaling.none:
-            before["rope_scaling"] = said
-        return {"rope_parameters": said, **before}
+            older["rope_scaling"] = parameters
+        return {"rope_parameters": parameters, **older}
 
     return Group(read, write, ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"))
 
 
-def _read_rope(said: Record, record: Record, base: float) -> tuple[float, RopeScalingConfig]:
-    for key, value in said.values.items():
+def _read_rope(parameters: ConfigJson, record: ConfigJson, base: float) -> tuple[float, RopeScalingConfig]:
+    for key, value in parameters.values.items():
         if isinstance(value, dict):
-            raise said.refuse(key, "differs from layer to layer, which is not supported here")
-    for part in (said, record):
+            raise parameters.error(key, "differs from layer to layer, which is not supported here")
+    for part in (parameters, record):
         if part.number("partial_rotary_factor", 1.0) != 1.0:
-            raise part.refuse("partial_rotary_factor", "is not supported, only 1.0")
+            raise part.error("partial_rotary_factor", "is not supported, only 1.0")
     for key in ("rope_theta", "rope_type", "factor"):
-        said.refuse_null(key)
-    word = "rope_type" if "rope_type" in said.values else "type"
-    kind = said.text(word, "default")
+        parameters.reject_null(key)
+    word = "rope_type" if "rope_type" in parameters.values else "type"
+    kind = parameters.text(word, "default")
     if kind not in _SCALINGS:
-        raise said.refuse(word, f"is not supported, only {', '.join(_SCALINGS)}")
-    for key, value in said.values.items():
+        raise parameters.error(word, f"is not supported, only {', '.join(_SCALINGS)}")
+    for key, value in parameters.values.items():
         if key not in _IN_ROPE | _OF_SCALING[kind] and value is not None:
-            raise said.refuse(key, f"does not belong to the rope type {kind}. Remove it if it means nothing")
-    return said.positive("rope_theta", base) or base, _read_scaling(said, record, kind)
+            raise parameters.error(key, f"does not belong to the rope type {kind}. Remove it if it has no effect")
+    return parameters.positive("rope_theta", base) or base, _read_scaling(parameters, record, kind)
 
 
-def _read_scaling(said: Record, record: Record, kind: str) -> RopeScalingConfig:
+def _read_scaling(parameters: ConfigJson, record: ConfigJson, kind: str) -> RopeScalingConfig:
     if kind == "default":
-        if said.number("factor", 1.0) != 1.0:
-            raise said.refuse("factor", "has no effect with the rope type default. Remove it, or name the type")
+        if parameters.number("factor", 1.0) != 1.0:
+            raise parameters.error("factor", "has no effect with the rope type default. Remove it, or name the type")
         return RopeScalingConfig()
-    needed = _OF_SCALING[kind] - {"original_max_position_embeddings"}
-    lacking = sorted(key for key in needed if said.values.get(key) is None)
-    if lacking:
-        raise CheckpointError(f"{said.where} has no {lacking[0]}, which the rope type {kind} needs.")
-    found = RopeScalingConfig(_SCALINGS[kind], factor=said.positive("factor") or 1.0)
+    required = _OF_SCALING[kind] - {"original_max_position_embeddings"}
+    missing = sorted(key for key in required if parameters.values.get(key) is None)
+    if missing:
+        raise CheckpointError(f"{parameters.location} has no {missing[0]}, which the rope type {kind} needs.")
+    scaling = RopeScalingConfig(_SCALINGS[kind], factor=parameters.positive("factor") or 1.0)
     if kind == "llama3":
-        said.refuse_null("original_max_position_embeddings")
-        usual = record.length("max_position_embeddings")
-        found.low_freq_factor = said.positive("low_freq_factor") or found.low_freq_factor
-        found.high_freq_factor = said.positive("high_freq_factor") or found.high_freq_factor
-        found.original_context_length = (
-            said.length("original_max_position_embeddings", usual) or found.original_context_length
+        parameters.reject_null("original_max_position_embeddings")
+        context_length = record.length("max_position_embeddings")
+        scaling.low_freq_factor = parameters.positive("low_freq_factor") or scaling.low_freq_factor
+        scaling.high_freq_factor = parameters.positive("high_freq_factor") or scaling.high_freq_factor
+        scaling.original_context_length = (
+            parameters.length("original_max_position_embeddings", context_length) or scaling.original_context_length
         )
-    return found
+    return scaling
 
 
 def _write_rope(config: TransformerConfig, base: float | None = None) -> Settings:
     scaling = config.rope_scaling
     word = next(word for word, kind in _SCALINGS.items() if kind is scaling.kind)
-    said: Settings = {"rope_type": word, "rope_theta": base or config.rope_base}
+    parameters: Settings = {"rope_type": word, "rope_theta": base or config.rope_base}
     if scaling.kind is not RopeScaling.none:
-        said["factor"] = scaling.factor
+        parameters["factor"] = scaling.factor
     if scaling.kind is RopeScaling.llama3:
-        said |= {
+        parameters |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context_length,
         }
-    return said
+    return parameters
 
 
-def _read_everywhere(record: Record) -> Settings:
+def _read_everywhere(record: ConfigJson) -> Settings:
     window = record.length("sliding_window", 4096) if record.values.get("sliding_window", 0) is not None else None
     if record.values.get("layer_types") is not None:
-        raise record.refuse("layer_types", "is not supported here, only windows that are alike in all layers")
+        raise record.error("layer_types", "is not supported here, only one window in all layers")
     return {"sliding_window": window, "global_attention_every": 1 if window is None else 0}
 
 
@@ -121,15 +121,15 @@ def _write_everywhere(config: TransformerConfig) -> Settings:
 WINDOW_EVERYWHERE = Group(_read_everywhere, _write_everywhere, ("sliding_window", "layer_types"))  # Mistral
 
 
-def _read_by_layer(record: Record) -> Settings:
+def _read_by_layer(record: ConfigJson) -> Settings:
     for key in ("use_sliding_window", "max_window_layers"):
-        record.refuse_null(key)
+        record.reject_null(key)
     layers, first = record.layers("num_hidden_layers") or 0, record.number("max_window_layers", 28)
     has_window = record.flag("use_sliding_window", False) and record.values.get("sliding_window", 0) is not None
-    usual = [_LOCAL if has_window and layer >= (first or 0) else _GLOBAL for layer in range(layers)]
-    kinds = record.texts("layer_types") or usual
+    default = [_LOCAL if has_window and layer >= (first or 0) else _GLOBAL for layer in range(layers)]
+    kinds = record.texts("layer_types") or default
     if _LOCAL in kinds and not has_window:
-        raise record.refuse("layer_types", "names a window, and use_sliding_window and sliding_window give none")
+        raise record.error("layer_types", "names a window, and use_sliding_window or sliding_window turns it off")
     return _pattern(record, kinds, record.length("sliding_window", 4096))
 
 
@@ -148,22 +148,22 @@ WINDOW_BY_LAYER = Group(  # Qwen2 and Qwen3
 )
 
 
-def _read_modern(record: Record) -> Settings:
+def _read_modern(record: ConfigJson) -> Settings:
     for key in ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers", "local_attention"):
-        record.refuse_null(key)
+        record.reject_null(key)
     layers, every = record.layers("num_hidden_layers") or 0, record.length("global_attn_every_n_layers", 3) or 3
     kinds = record.texts("layer_types") or [_LOCAL if layer % every else _GLOBAL for layer in range(layers)]
     settings = _pattern(record, kinds, record.length("local_attention", 128))
-    said = record.section("rope_parameters")
-    for key in said.values:
+    parameters = record.section("rope_parameters")
+    for key in parameters.values:
         if key not in (_LOCAL, _GLOBAL):
-            raise said.refuse(key, f"belongs into {_GLOBAL} or {_LOCAL}")
+            raise parameters.error(key, f"must be inside {_GLOBAL} or {_LOCAL}")
     base = record.positive("global_rope_theta", 160_000.0) or 160_000.0
     local = record.positive("local_rope_theta", 10_000.0) or 10_000.0
-    settings["rope_base"], scaling = _read_rope(said.section(_GLOBAL), record, base)
-    settings["rope_base_local"], scaling_local = _read_rope(said.section(_LOCAL), record, local)
+    settings["rope_base"], scaling = _read_rope(parameters.section(_GLOBAL), record, base)
+    settings["rope_base_local"], scaling_local = _read_rope(parameters.section(_LOCAL), record, local)
     if _LOCAL in kinds and _GLOBAL in kinds and scaling != scaling_local:
-        raise record.refuse("rope_parameters", "stretches positions in some layers only, which is not supported")
+        raise record.error("rope_parameters", "scales positions in some layers only, which is not supported")
     return settings | {"rope_scaling": scaling if _GLOBAL in kinds else scaling_local}
 
 
@@ -173,7 +173,7 @@ def _write_modern(config: TransformerConfig) -> Settings:
         "layer_types": _kinds(config),
         "local_attention": config.sliding_window or 128,
         "rope_parameters": parameters,
-        "global_rope_theta": parameters[_GLOBAL]["rope_theta"],  # where versions of transformers before 5 look
+        "global_rope_theta": parameters[_GLOBAL]["rope_theta"],  # this and the next: read before version 5
         "local_rope_theta": parameters[_LOCAL]["rope_theta"],
     }
     every = 1 if config.sliding_window is None else config.global_attention_every
@@ -192,28 +192,28 @@ def _kinds(config: TransformerConfig) -> list[str]:
     return [_GLOBAL if config.layer_window(layer) is None else _LOCAL for layer in range(config.n_layers)]
 
 
-def _pattern(record: Record, kinds: Sequence[str], window: int | None) -> Settings:
-    """Return our settings for layers of these kinds: those numbered 0, n, 2n, ... see everything, or none does."""
+def _pattern(record: ConfigJson, kinds: Sequence[str], window: int | None) -> Settings:
+    """Return our settings for layers of these kinds: global attention in layers 0, n, 2n, ... or in none."""
     if len(kinds) != record.layers("num_hidden_layers") or not set(kinds) <= {_LOCAL, _GLOBAL}:
-        raise record.refuse("layer_types", f"does not say {_LOCAL} or {_GLOBAL} of each of the layers")
+        raise record.error("layer_types", f"is not {_LOCAL} or {_GLOBAL} for each layer")
     if _LOCAL not in kinds:
         return {"sliding_window": None}
     numbers = [layer for layer, kind in enumerate(kinds) if kind == _GLOBAL]
     every = 0 if not numbers else numbers[1] if len(numbers) > 1 else len(kinds)
     if numbers != (list(range(0, len(kinds), every)) if every else []):
-        raise record.refuse("layer_types", "is not supported, only every n-th layer from the first may see everything")
+        raise record.error("layer_types", "is not supported, only full attention in every n-th layer from the first")
     return {"sliding_window": window, "global_attention_every": every}
 
 
 def one_bias(*keys: str) -> Group:
-    """Return a bias in all linear layers or in none, which these keys (by default false) must agree on."""
+    """Return a bias in all linear layers or in none; these keys, false by default, must agree."""
 
-    def read(record: Record) -> Settings:
+    def read(record: ConfigJson) -> Settings:
         for key in keys:
-            record.refuse_null(key)
+            record.reject_null(key)
         values = [record.flag(key, False) for key in keys]
         if len(set(values)) > 1:
-            raise record.refuse(keys[0], f"differs from {', '.join(keys[1:])}, which is not supported")
+            raise record.error(keys[0], f"differs from {', '.join(keys[1:])}, which is not supported")
         return {"bias": values[0]}
 
     def write(config: TransformerConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Open a trained model from a run, a checkpoint or a Hugging Face folder, in one form."""
+"""Open a trained model: a run, a checkpoint, a Hugging Face folder or a hub name."""
 
 from __future__ import annotations
 
@@ -29,30 +29,28 @@ LoadParameter = Callable[[str, torch.Size], Tensor]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A trained model without its weights, which are read one at a time."""
+    """A trained model; its weights are read on demand, one at a time."""
 
     folder: Path
     tokenizer_folder: Path
     tokenizer: Tokenizer
     shape: ModelConfig
-    objective: ObjectiveConfig  # it was trained with; of a model made elsewhere the usual one
-    starts_with_bos: bool  # whether a prompt begins with the token that begins a document
-    metadata: dict[str, Any]  # step, tokens seen and the like
-    values: Callable[
-        [Transformer], LoadParameter
-    ]  # each parameter by its name, once all names and shapes were found to fit
-    run: RunConfig | None = None  # the run that wrote it, if one of ours did
+    objective: ObjectiveConfig  # of its training; for a Hugging Face folder the default of its family
+    starts_with_bos: bool  # whether prompts begin with BOS
+    metadata: dict[str, Any]  # step, tokens seen and so on
+    values: Callable[[Transformer], LoadParameter]  # checks all names and shapes, then reads parameters by name
+    run: RunConfig | None = None  # settings of the run that wrote it; None for a Hugging Face folder
 
     def without_weights(self) -> Transformer:
-        """Return the model on the meta device: shapes, and no memory."""
+        """Return the model on the meta device, which takes no memory."""
         return build_without_weights(self.shape, self.objective, self.tokenizer)
 
     def load(self) -> Transformer:
-        """Return the model with its weights, float32 on the CPU; raises CheckpointError where they do not fit."""
+        """Return the model with its weights, float32 on the CPU; raises CheckpointError if they do not fit."""
         try:
             model = self.without_weights()
         except (RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{self.folder} describes a model that no memory can hold: {error}") from error
+            raise CheckpointError(f"{self.folder} describes a model that is too large to build: {error}") from error
         values = self.values(model)
         model.to_empty(device="cpu")
         model.tie()
@@ -62,28 +60,28 @@ class ModelFolder:
 
 
 def open_model(path: str | Path) -> ModelFolder:
-    """Return the model at `path`: of a run's newest checkpoint, a checkpoint, a Hugging Face folder or a hub name.
+    """Return the model at `path`: a run, a folder of runs, a checkpoint, a Hugging Face folder or a hub name.
 
-    A folder of runs stands for the newest of them. A hub name is owner/name, or owner/name@revision, where there is no
-    folder of the owner's name here. Raises CheckpointError where there is no model or it is damaged, ConfigError where
-    its settings are not ours.
+    A run means its newest checkpoint, a folder of runs the newest run. A hub name is owner/name or owner/name@revision,
+    if no folder here has the owner's name. Raises CheckpointError for a missing or damaged model, ConfigError for
+    settings that are not ours.
     """
     folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(Path(path))
-    return _made_elsewhere(folder) if _is_hugging_face(folder) else _made_here(open_checkpoint(folder))
+    return _of_hugging_face(folder) if _is_hugging_face(folder) else _of_checkpoint(open_checkpoint(folder))
 
 
 def run_or_model(path: Path) -> Path:
-    """Return the folder itself if it is a run's or a model's; for a folder of runs the newest run.
+    """Return the folder if it is a run or a model, or the newest run in it.
 
-    Raises CheckpointError where `path` does not exist, is a file, or holds neither.
+    Raises CheckpointError if `path` does not exist, is a file, or holds neither.
     """
     kinds = "a run's folder, a folder of runs, a checkpoint, a Hugging Face folder, or owner/name of the hub"
     if not path.exists():
         raise CheckpointError(f"{path} does not exist. Name {kinds}.")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, and a model is a folder. Name {kinds}.")
-    of_its_own = ("checkpoints", "manifest.json", "config.yaml")
-    if any((path / name).exists() for name in of_its_own) or path.name.startswith("step-") or _is_hugging_face(path):
+    ours = ("checkpoints", "manifest.json", "config.yaml")
+    if any((path / name).exists() for name in ours) or path.name.startswith("step-") or _is_hugging_face(path):
         return path
     try:
         return latest_run(path)
@@ -94,22 +92,21 @@ def run_or_model(path: Path) -> Path:
 
 
 def chosen_model(checkpoint: str, logs_folder: str) -> str:
-    """Return the folder or hub name that a script's setting `checkpoint` or `run` means; "auto" is the newest run.
+    """Return the folder or hub name for a script's setting `checkpoint` or `run`; "auto" is the newest run.
 
-    Prints to standard error which run was chosen, if the setting does not name it. Raises CheckpointError where there
-    is none.
+    Prints to standard error which run was chosen, unless the setting names it. Raises CheckpointError if there is none.
     """
     if checkpoint != "auto" and not Path(checkpoint).is_dir():
-        return checkpoint  # of the hub, or nothing: `open_model` says
-    found = latest_run(logs_folder) if checkpoint == "auto" else run_or_model(Path(checkpoint))
-    if found != Path(checkpoint):
+        return checkpoint  # a hub name, or an error in `open_model`
+    folder = latest_run(logs_folder) if checkpoint == "auto" else run_or_model(Path(checkpoint))
+    if folder != Path(checkpoint):
         searched = logs_folder if checkpoint == "auto" else checkpoint
-        print(printable(f"taking the newest run below {searched}: {found}", one_line=True), file=sys.stderr)
-    return str(found)
+        print(printable(f"taking the newest run below {searched}: {folder}", one_line=True), file=sys.stderr)
+    return str(folder)
 
 
 def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Transformer:
-    """Return the model that the settings describe on the meta device: shapes, and no memory."""
+    """Return the model of these settings on the meta device, which takes no memory."""
     labels = {} if objective.n_labels is None else {"n_labels": objective.n_labels}
     with torch.device("meta"):
         model: Transformer = shape.build(  # type: ignore[attr-defined]
@@ -119,7 +116,7 @@ def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokeni
 
 
 def saved_values(checkpoint: Checkpoint, model: Transformer) -> LoadParameter:
-    """Return the saved value of each parameter by its name; raises CheckpointError naming what does not fit `model`."""
+    """Return a function that reads saved parameters by name; raises CheckpointError naming what does not fit."""
     saved = checkpoint.tensors("model")
     parameters = dict(model.named_parameters())
     missing, unknown = sorted(parameters.keys() - saved.shapes.keys()), sorted(saved.shapes.keys() - parameters.keys())
@@ -134,14 +131,14 @@ def saved_values(checkpoint: Checkpoint, model: Transformer) -> LoadParameter:
 
 
 def _is_hugging_face(folder: Path) -> bool:
-    """Whether a folder is a Hugging Face model: it has files of that format, and no manifest of ours."""
+    """Whether a folder has files of a Hugging Face model, and no manifest of ours."""
     if (folder / "manifest.json").exists() or folder.name.startswith("step-") or not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
     return bool(names & {CONFIG, INDEX, WEIGHTS}) or any(name.endswith(PICKLED) for name in names)
 
 
-def _made_here(checkpoint: Checkpoint) -> ModelFolder:
+def _of_checkpoint(checkpoint: Checkpoint) -> ModelFolder:
     run = settings_of(checkpoint)
     return ModelFolder(
         folder=checkpoint.folder,
@@ -149,22 +146,22 @@ def _made_here(checkpoint: Checkpoint) -> ModelFolder:
         tokenizer=Tokenizer.load(checkpoint.tokenizer_folder),
         shape=run.model,
         objective=run.objective,
-        starts_with_bos=True,  # as the documents that it was trained on
+        starts_with_bos=True,  # like the documents in its training
         metadata={"step": checkpoint.step, **checkpoint.progress},
         values=partial(saved_values, checkpoint),
         run=run,
     )
 
 
-def _made_elsewhere(folder: Path) -> ModelFolder:
-    found = open_folder(folder)
+def _of_hugging_face(folder: Path) -> ModelFolder:
+    model = open_folder(folder)
     return ModelFolder(
         folder=folder,
         tokenizer_folder=folder,
-        tokenizer=found.tokenizer,
-        shape=found.shape,
-        objective=CausalConfig() if found.family.causal else MaskedConfig(),
-        starts_with_bos=found.tokenizer.added_ids[0] == [found.tokenizer.bos_id],
-        metadata={"architecture": found.family.class_of(found.shape)},
-        values=found.values,
+        tokenizer=model.tokenizer,
+        shape=model.shape,
+        objective=CausalConfig() if model.family.causal else MaskedConfig(),
+        starts_with_bos=model.tokenizer.added_ids[0] == [model.tokenizer.bos_id],
+        metadata={"architecture": model.family.class_of(model.shape)},
+        values=model.values,
     )

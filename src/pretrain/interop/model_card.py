@@ -8,7 +8,7 @@ from pretrain.data.sources.source import printable
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The facts of a model card."""
+    """Contents of a model card; `str` of it is the page."""
 
     title: str
     architecture: str
@@ -16,7 +16,7 @@ class ModelCard:
     parameters: int
     context_length: int
     license: str | None  # an SPDX name
-    trained_here: bool  # else converted from what others trained
+    trained_here: bool  # False: converted from a Hugging Face folder
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
 
@@ -29,24 +29,24 @@ class ModelCard:
         header = ["library_name: transformers", f"pipeline_tag: {tasks.get(self.auto_class, 'feature-extraction')}"]
         header += [f"license: {_plain(self.license)}"] if self.license else []
         lines = ["---", *header, "tags:", "- pretrain", "---", "", f"# {_plain(self.title)}", ""]
-        told = (
-            "trained with `pretrain`. A base model: it continues or completes text as its data went on, and was not "
-            "taught to follow instructions or to be safe."
+        origin = (
+            "trained with `pretrain`. A base model: it completes text like its training data. It is not tuned to "
+            "follow instructions or to be safe."
             if self.trained_here
-            else "written by `pretrain` from a model made elsewhere, whose own page says what it is for."
+            else "converted by `pretrain` from a model trained elsewhere; see the original model's page for its use."
         )
         lines += [
             f"{self.architecture} with {self.parameters:,} parameters and a context of {self.context_length:,} tokens, "
-            f"{told}",
+            f"{origin}",
             "", "## Use", "", "```python", f"from transformers import AutoTokenizer, {self.auto_class}", "",
             'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
             f'model = {self.auto_class}.from_pretrained("<this folder>")', "```", "",
-            "## Where it comes from", "", *_table(self.provenance),
+            "## Provenance", "", *_table(self.provenance),
         ]  # fmt: skip
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
-        license_line = f"Weights: {_plain(self.license)}." if self.license else "Of the weights: not stated."
-        lines += ["", "## License", "", f"{license_line} That of the data is in the table above where it is known."]
+        license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."
+        lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the table above."]
         return "\n".join(lines) + "\n"
 
 
@@ -56,5 +56,5 @@ def _table(rows: Mapping[str, object]) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """Return text that Markdown shows as it stands."""
+    """Return text escaped for Markdown."""
     return printable(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,7 +1,7 @@
 """Map tensors of a Hugging Face model to our parameters and back: one table per family.
 
-A table maps modules to modules; `weight` and `bias` follow by themselves. Where several of our modules stand for one of
-theirs, theirs is fused: ours lie in it one below the other. GPT-2's Conv1D keeps its weights transposed.
+A table maps modules to modules, with their `weight` and `bias`. Several of our modules may map to one of theirs, a
+fused matrix with ours stacked along dimension 0. GPT-2's Conv1D stores its weights transposed.
 Source of the names: https://github.com/huggingface/transformers, src/transformers/models/<family>/modeling_<family>.py.
 """
 
@@ -18,7 +18,7 @@ _QKV = ("attention.query", "attention.key", "attention.value")
 
 @dataclass(frozen=True)
 class Stored:
-    """A Hugging Face tensor, and our parameters that it holds, stacked along dimension 0."""
+    """A Hugging Face tensor with our parameters stacked in it along dimension 0."""
 
     name: str
     parts: Mapping[str, torch.Size]  # our parameters with their shapes
@@ -51,57 +51,57 @@ class Stored:
 class NameTable:
     """Names of our modules in a family."""
 
-    body: str  # what stands before every name but those of the head; left out where the model was saved without one
+    body: str  # prefix of every name but those of the head; absent in a model saved without a head
     outside: Mapping[str, str]  # our modules and parameters outside of the blocks
-    layer: str  # what stands before the names of a layer; {} is its number
+    layer: str  # prefix of the names in a layer; {} is its number
     inside: Mapping[str | tuple[str, ...], str]  # our modules in a block
     head: Mapping[str, str]  # our modules and parameters of the head
     transposed: tuple[str, ...] = ()  # of their modules in a layer
-    passed_over: tuple[str, ...] = ()  # patterns of their tensors that a language model has no use for
-    copies: Mapping[str, str] = field(default_factory=dict)  # of their tensors: a second name of one and the same
+    ignored: tuple[str, ...] = ()  # patterns of their tensors that a language model does not use
+    copies: Mapping[str, str] = field(default_factory=dict)  # of their tensors: second name -> first name
 
     def stored(self, parameters: Mapping[str, torch.Size]) -> list[Stored]:
         """Return the tensors that hold these parameters of ours, in the order of the first parameter in each.
 
-        Raises KeyError for a parameter that the family has no name for.
+        Raises KeyError for a parameter without a name in the family.
         """
-        found: dict[str, Stored] = {}
+        tensors: dict[str, Stored] = {}
         for name in parameters:
             theirs, ours, transposed = self._locate(name)
-            if theirs not in found:
-                found[theirs] = Stored(theirs, {other: parameters[other] for other in ours}, transposed)
-        return list(found.values())
+            if theirs not in tensors:
+                tensors[theirs] = Stored(theirs, {other: parameters[other] for other in ours}, transposed)
+        return list(tensors.values())
 
     def _locate(self, name: str) -> tuple[str, tuple[str, ...], bool]:
-        """Return their tensor that holds our parameter, all our parameters in it, and whether it is transposed."""
+        """Return the name of their tensor, all of our parameters in it, and whether it is transposed."""
         module, _, kind = name.rpartition(".")
         in_layer = _IN_LAYER.fullmatch(module)
         if in_layer is None:
-            for table, before in ((self.head, ""), (self.outside, self.body)):
+            for table, prefix in ((self.head, ""), (self.outside, self.body)):
                 if name in table:
-                    return before + table[name], (name,), False
+                    return prefix + table[name], (name,), False
                 if module in table:
-                    return f"{before}{table[module]}.{kind}", (name,), False
+                    return f"{prefix}{table[module]}.{kind}", (name,), False
             raise KeyError(name)
         number, module = in_layer.groups()
         for ours, theirs in self.inside.items():
             modules = (ours,) if isinstance(ours, str) else ours
             if module in modules:
-                turned = theirs in self.transposed and kind == "weight"
-                together = tuple(f"blocks.{number}.{other}.{kind}" for other in modules)
-                return f"{self.body}{self.layer.format(number)}{theirs}.{kind}", together, turned
+                transposed = theirs in self.transposed and kind == "weight"
+                fused = tuple(f"blocks.{number}.{other}.{kind}" for other in modules)
+                return f"{self.body}{self.layer.format(number)}{theirs}.{kind}", fused, transposed
         raise KeyError(name)
 
-    def normal(self, name: str) -> str:
-        """Return their tensor's name in today's spelling, with what stands before the body where it was left out."""
-        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms, before 2019
+    def canonical(self, name: str) -> str:
+        """Return a tensor's name as transformers writes it today, with the prefix of the body."""
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms before 2019
         in_head = (*self.head.values(), *self.copies)
         of_head = any(name == theirs or name.startswith(f"{theirs}.") for theirs in in_head)
-        return name if of_head or name.startswith(self.body) or self.is_passed_over(name) else self.body + name
+        return name if of_head or name.startswith(self.body) or self.is_ignored(name) else self.body + name
 
-    def is_passed_over(self, name: str) -> bool:
-        """Whether a tensor is of no use to a language model: buffers, poolers."""
-        return any(re.fullmatch(pattern, name) for pattern in self.passed_over)
+    def is_ignored(self, name: str) -> bool:
+        """Whether a language model does not use a tensor: buffers, poolers."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
 GPT2 = NameTable(
@@ -118,10 +118,10 @@ GPT2 = NameTable(
     },
     head={"head": "lm_head"},
     transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    passed_over=(r".*\.attn\.(masked_)?bias",),  # causal masks that old files carry
+    ignored=(r".*\.attn\.(masked_)?bias",),  # causal masks in old files
 )
 
-LLAMA = NameTable(  # and what differs from it in options only: Mistral, Qwen, Apertus
+LLAMA = NameTable(  # of Mistral, Qwen and Apertus, too
     body="model.",
     outside={"embeddings.tokens": "embed_tokens", "final_norm": "norm"},
     layer="layers.{}.",
@@ -139,7 +139,7 @@ LLAMA = NameTable(  # and what differs from it in options only: Mistral, Qwen, A
         "feed_forward.down": "mlp.down_proj",
     },
     head={"head": "lm_head"},
-    passed_over=(r".*\.rotary_emb\.inv_freq",),
+    ignored=(r".*\.rotary_emb\.inv_freq",),
 )
 
 BERT = NameTable(
@@ -167,7 +167,7 @@ BERT = NameTable(
         "head.weight": "cls.predictions.decoder.weight",
         "head.bias": "cls.predictions.bias",
     },
-    passed_over=(r"(bert\.)?pooler\..*", r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*"),
+    ignored=(r"(bert\.)?pooler\..*", r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*"),
     copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
 )
 

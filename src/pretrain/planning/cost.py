@@ -16,7 +16,7 @@ class Cost:
     flops_per_token: float  # forward and backward
     recomputed_flops_per_token: float  # by activation checkpointing, which utilization (MFU) does not count
     tokens_per_step: int
-    steps: int | None  # none: the run ends by the clock, and its pace is unknown
+    steps: int | None  # None: the run has no limit
     step_s: float
     device_count: int
 
@@ -32,27 +32,27 @@ class Cost:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all devices together."""
+        """Speed of all devices together."""
         return self.tokens_per_step / self.step_s
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps; validations, checkpoints and samples come on top."""
+        """Time of all steps, without validations, checkpoints and samples."""
         return None if self.steps is None else self.steps * self.step_s
 
 
 def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | None, max_minutes: float | None) -> Cost:
-    """Return the cost of a run of at most so many steps or minutes on these devices.
+    """Return the cost of a run of at most `max_steps` steps and `max_minutes` minutes on these devices.
 
-    A GPU runs at the stated share of its peak. A CPU's time is the sum of three, none of which hides behind another:
-    operations at the speed of a measured matmul, all else moved through memory (Williams et al. 2009,
-    https://doi.org/10.1145/1498765.1498785), and what its processes exchange.
+    A GPU runs at the share `mfu` of its peak. The time of a CPU is a sum without overlap: matmuls at measured speed,
+    bytes moved through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785), and bytes exchanged by
+    its processes.
     """
     share = work.targets_per_row / work.length
     per_token = training_flops_per_token(work.model, work.vocab_size, share)
-    again = _recomputed(work)
+    recomputed = _recomputed(work)
     per_device = work.tokens * work.accumulation
-    flops = per_device * (per_token + again) / work.split
+    flops = per_device * (per_token + recomputed) / work.split
     if hardware.bytes_per_s:
         step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
         if hardware.exchanged_per_s:
@@ -63,84 +63,77 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     if max_minutes is not None:
         by_clock = max(1, int(60 * max_minutes / step_s))
         steps = by_clock if steps is None else min(steps, by_clock)
-    return Cost(per_token, again, per_device * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
+    return Cost(per_token, recomputed, per_device * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
 
 
 def _recomputed(work: Workload) -> float:
-    """Return the operations per token of running blocks' forward pass once more: a third of their training's.
+    """Return the operations per token of recomputing blocks: their forward pass, a third of their training.
 
     Selective checkpointing recomputes no matmul.
     """
     if work.selective_checkpointing:
         return 0.0
-    return (
-        work.checkpointed_blocks
-        / work.model.n_layers
-        * training_flops_per_token(work.model, work.vocab_size, 0.0)
-        / 3.0
-    )
+    of_blocks = training_flops_per_token(work.model, work.vocab_size, 0.0)
+    return work.checkpointed_blocks / work.model.n_layers * of_blocks / 3.0
 
 
 def bytes_moved(work: Workload) -> float:
     """Return the bytes that one step moves on one device outside of matmuls.
 
-    A saved activation is written once forward, read once backward, and has a gradient written and read. The optimizer
-    reads gradient, weight and moments, and writes all but the gradient; norm and clipping read and write the gradient.
-    The logits are passed over about five times. FSDP2 copies gathered weights out of their buffer, and gradients into
-    one to be reduced.
+    An activation is written forward and read backward, its gradient written and read. The optimizer reads gradient,
+    weight and moments, and writes all but the gradient; norm and clipping read and write the gradient. Logits are
+    read or written about five times. FSDP2 copies gathered weights out of a buffer, and gradients into one.
     """
     per_micro_batch = 4.0 * work.model.n_layers * block_bytes(work)
     per_micro_batch += 5.0 * work.targets * work.vocabulary_held * FLOAT_BYTES
     per_micro_batch += 4.0 * work.tokens_between * work.model.d_model * work.stream_bytes
     if work.sharded:
         per_micro_batch += 2.0 * (_gathered(work) + FLOAT_BYTES * _numbers(work))
-    held = sum(work.held(name) for name in work.shapes)
-    return work.accumulation * per_micro_batch + 10.0 * FLOAT_BYTES * held
+    local = sum(work.local_size(name) for name in work.shapes)
+    return work.accumulation * per_micro_batch + 10.0 * FLOAT_BYTES * local
 
 
 def bytes_exchanged(work: Workload) -> float:
     """Return the bytes that one device receives from the others in a step.
 
-    A ring of n devices passes each (n - 1) / n of an array to gather or to reduce it, and twice that to do both
+    In a ring of n devices each receives (n - 1) / n of an array to gather or to reduce it, and twice that for both
     (Thakur et al. 2005, https://doi.org/10.1177/1094342005051521). FSDP2 gathers blocks forward and backward and the
-    rest once, and reduces gradients; replicas reduce their shards; tensor parallelism takes two sums a block in either
+    rest once, and reduces gradients; replicas reduce their shards; tensor parallelism sums twice per block and
     direction.
     """
     parallel_dims, model, numbers = work.parallel_dims, work.model, _numbers(work)
     if not work.sharded:
-        return 2.0 * _passed(parallel_dims.ranks) * FLOAT_BYTES * numbers
-    per_micro_batch = _passed(parallel_dims.shards) * (_gathered(work) + FLOAT_BYTES * numbers)
-    per_micro_batch += 8.0 * _passed(work.split) * model.n_layers * work.tokens * model.d_model * work.stream_bytes
-    return (
-        work.accumulation * per_micro_batch
-        + 2.0 * _passed(parallel_dims.replicas) * FLOAT_BYTES * numbers / parallel_dims.shards
-    )
+        return 2.0 * _ring_share(parallel_dims.ranks) * FLOAT_BYTES * numbers
+    per_micro_batch = _ring_share(parallel_dims.shards) * (_gathered(work) + FLOAT_BYTES * numbers)
+    per_micro_batch += 8.0 * _ring_share(work.split) * model.n_layers * work.tokens * model.d_model * work.stream_bytes
+    of_replicas = 2.0 * _ring_share(parallel_dims.replicas) * FLOAT_BYTES * numbers / parallel_dims.shards
+    return work.accumulation * per_micro_batch + of_replicas
 
 
 def _numbers(work: Workload) -> int:
-    """Return how many numbers a device computes with, once all of a layer's are gathered."""
-    return sum(math.prod(work.computed_with(name)) for name in work.shapes)
+    """Return how many parameters a device computes with, after gathering."""
+    return sum(math.prod(work.gathered_shape(name)) for name in work.shapes)
 
 
 def _gathered(work: Workload) -> float:
-    """Return the bytes of weights that a micro-batch gathers, of its blocks in either direction."""
-    blocks = sum(math.prod(work.computed_with(name)) for name in work.shapes if name.startswith("blocks."))
-    again = blocks if work.reshard_after_forward else 0
-    return float((2 if work.bf16 else FLOAT_BYTES) * (_numbers(work) + again))
+    """Return the bytes of weights that a micro-batch gathers: blocks twice if they are resharded after forward."""
+    blocks = sum(math.prod(work.gathered_shape(name)) for name in work.shapes if name.startswith("blocks."))
+    backward = blocks if work.reshard_after_forward else 0
+    return float((2 if work.bf16 else FLOAT_BYTES) * (_numbers(work) + backward))
 
 
-def _passed(devices: int) -> float:
+def _ring_share(devices: int) -> float:
     return (devices - 1) / devices
 
 
 def checkpoint_bytes(work: Workload) -> int:
-    """Return the bytes of one checkpoint on disk: weights and optimizer state, in float32."""
+    """Return the bytes of one checkpoint on disk: float32 weights and optimizer state."""
     matrices = sum(math.prod(work.shapes[name]) for name in work.matrices)
     return FLOAT_BYTES * (3 * work.parameters - matrices)
 
 
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
-    """Return the seconds between checkpoints that lose least, to writing them and to work done twice.
+    """Return the seconds between checkpoints that minimize the time of writing them and of repeating lost work.
 
     Source: Young 1974, "A first order approximation to the optimum checkpoint interval",
     https://doi.org/10.1145/361147.361115; Daly 2006, https://doi.org/10.1016/j.future.2004.11.016, adds higher orders.

@@ -1,9 +1,8 @@
-"""Run one step of the training code on fake tensors, on any number of simulated devices, and count its memory.
+"""Count the memory of one training step by running it on fake tensors, on any number of simulated devices.
 
-The step runs under FakeTensorMode on a process group of torch's "fake" backend, as rank 0, which holds FSDP2's fullest
-shard. Every storage that an operation makes is counted while it lives, so the peak includes gathered weights,
-temporaries and gradients in transit. Kernels are the CPU's; allocators, their fragmentation and the libraries
-themselves are not part of it.
+The step runs under FakeTensorMode on a process group of torch's "fake" backend, as rank 0, which has FSDP2's fullest
+shard. The storage of every operation is counted while it lives, so the peak includes gathered weights, temporaries and
+gradients in transit. Kernels are the CPU's; allocator fragmentation and the libraries are not counted.
 """
 
 from __future__ import annotations
@@ -37,33 +36,33 @@ from pretrain.planning.workload import PlannedVocabulary, Workload
 
 @dataclass(frozen=True)
 class Simulated:
-    """Bytes on the first device in an optimizer step, when the optimizer's state is there."""
+    """Bytes on rank 0 in an optimizer step after the first."""
 
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # saved for the backward pass by one micro-batch, weights left out
-    peak: int  # of all that lived at one moment
-    seconds: float  # that the simulation took
+    activations: int  # saved for the backward pass by one micro-batch, without weights
+    peak: int
+    seconds: float  # duration of the simulation
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside, and their peak.
+    """Counts the bytes of all storages that operations allocate, and their peak.
 
-    FSDP2 frees a gathered storage by resizing it to nothing, and fills it again by an operation on it. So storages that
-    an operation touches are measured then, and all others again before a new peak is recorded.
+    FSDP2 frees a gathered storage by resizing it to 0, and fills it again by an operation on it. So an operation's
+    storages are measured at once, and all others again before a new peak is recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[int, int] = {}
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._total = 0  # at least what lives
+        self._total = 0  # upper bound of the live bytes
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # it comes back as operations on what this device holds
+            return NotImplemented  # it comes back as operations on local shards
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves((args, kwargs, result)):
             if isinstance(value, Tensor):
@@ -73,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor, once, with the bytes that it has now."""
+        """Count the storage of a tensor, once, at its current size."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._sizes:
@@ -83,7 +82,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes[key] = size
 
     def now(self) -> int:
-        """Return the bytes that live now."""
+        """Return the live bytes."""
         for key, reference in list(self._storages.items()):
             storage = reference()
             size = 0 if storage is None else storage.nbytes()
@@ -97,9 +96,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def dry_run(config: RunConfig, workload: Workload) -> Simulated:
-    """Return the memory of one optimizer step, not the run's first, on the first of its devices.
+    """Return the memory of one optimizer step after the first, on rank 0.
 
-    Gradients of `trainer=ddp` are not put into buckets here. Nothing is allocated, whatever the size of the model.
+    DDP's gradient buckets are not simulated. Nothing is allocated, whatever the size of the model.
     """
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -118,7 +117,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
         batch = _batch(config, workload)
         for parameter in model_with_loss.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # makes its state, which every step but the first finds there
+        optimizer.step()  # creates the optimizer's state
         optimizer.zero_grad(set_to_none=True)
         saved = Saved(model_with_loss)
         live.peak = 0
@@ -135,7 +134,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
 
 @contextmanager
 def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
-    """Yield a mesh of devices of which only the first exists; its collectives do nothing."""
+    """Yield a mesh of simulated devices; its collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel_dims.ranks)
@@ -151,13 +150,13 @@ def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> Mo
         model = workload.model.build(workload.vocab_size, config.objective.causal)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
     model_with_loss = ModelWithLoss(model, objective)
-    settings = replace(config.parallel, compile=False)  # it changes speed, and memory only by what it fuses
+    settings = replace(config.parallel, compile=False)  # compiling changes memory by fusion alone
     parallelize(model_with_loss, mesh, settings, workload.bf16)
     return model_with_loss
 
 
 def _batch(config: RunConfig, workload: Workload) -> Batch:
-    """Return a micro-batch of the shapes that the objective makes."""
+    """Return a micro-batch of zeros in the objective's shapes."""
     rows, length, per_row = workload.rows, workload.length, workload.targets_per_row
     wide = torch.zeros(rows, length, dtype=torch.int64)
     narrow = torch.zeros(rows, per_row, dtype=torch.int64)
@@ -174,30 +173,30 @@ def _batch(config: RunConfig, workload: Workload) -> Batch:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Sums the bytes that the forward pass saves for the backward pass, each storage once, without weights."""
+    """Sums the bytes that autograd saves for the backward pass, each storage once, without weights."""
 
     def __init__(self, model_with_loss: nn.Module) -> None:
         self._model_with_loss = model_with_loss
-        self._found: dict[int, torch.UntypedStorage] = {}
+        self._storages: dict[int, torch.UntypedStorage] = {}
         self.bytes = 0
-        super().__init__(self._note, lambda tensor: tensor)
+        super().__init__(self._record, lambda tensor: tensor)
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         weights = {_local(parameter).untyped_storage()._cdata for parameter in self._model_with_loss.parameters()}
-        # weights that were gathered and let go have no bytes now; those that the root itself gathered are its own
-        self.bytes = sum(storage.nbytes() for key, storage in self._found.items() if key not in weights)
-        self._found.clear()
+        # weights that FSDP2 gathered and freed have 0 bytes now
+        self.bytes = sum(storage.nbytes() for key, storage in self._storages.items() if key not in weights)
+        self._storages.clear()
 
-    def _note(self, tensor: Tensor) -> Tensor:
+    def _record(self, tensor: Tensor) -> Tensor:
         storage = _local(tensor).untyped_storage()
-        self._found[storage._cdata] = storage
+        self._storages[storage._cdata] = storage
         return tensor
 
 
 def _step(model_with_loss: ModelWithLoss, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
     """Take an optimizer step as the training module does, and return the bytes of its gradients."""
-    for index in range(min(2, workload.accumulation)):  # from the second on all are alike
+    for index in range(min(2, workload.accumulation)):  # later ones equal the second
         single_bf16 = workload.bf16 and not workload.sharded
         autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()
         with autocast, saved if index == 0 else nullcontext():

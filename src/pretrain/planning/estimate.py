@@ -1,4 +1,4 @@
-"""Coarse estimate of the fullest device's memory, for searching settings; the dry run counts what the code allocates.
+"""Coarse estimate of the fullest device's memory, for the search of settings; the dry run counts it exactly.
 
 Weights, gradients and optimizer state are exact. Activations are the inputs and outputs of matmuls, norms and attention
 (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 4.1).
@@ -16,7 +16,7 @@ from pretrain.training.config import Strategy
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that holds most."""
+    """Bytes on the fullest device."""
 
     weights: int  # float32, of a shard or of the full model
     gradients: int
@@ -28,75 +28,70 @@ class Memory:
 
 
 def estimate_memory(work: Workload) -> Memory:
-    """Estimate the memory of one optimizer step that is not the run's first."""
-    held = FLOAT_BYTES * sum(work.held(name) for name in work.shapes)
-    matrices = FLOAT_BYTES * sum(work.held(name) for name in work.matrices)
+    """Estimate the memory of one optimizer step after the first."""
+    weights = FLOAT_BYTES * sum(work.local_size(name) for name in work.shapes)
+    matrices = FLOAT_BYTES * sum(work.local_size(name) for name in work.matrices)
     block, outside = _unit_bytes(work)
-    units = 1 + (work.gpu and work.reshard_after_forward) if work.reshard_after_forward else work.model.n_layers
+    units = 1 + work.gpu if work.reshard_after_forward else work.model.n_layers  # a GPU gathers the next one early
     gathered = outside + units * block if work.sharded else 0
-    buckets = held if work.strategy is Strategy.ddp else 0
+    buckets = weights if work.strategy is Strategy.ddp else 0
     activations = activation_bytes(work)
-    running = held + (2 * held - matrices) + buckets + gathered
-    vocabulary = work.vocabulary_held * work.model.d_model * work.weight_bytes
+    vocabulary = work.vocabulary_held * work.model.d_model * work.stream_bytes
     reducing = 3 * block if work.sharded else 0  # gradients of a block in two formats
-    backward = (
-        (held if work.accumulation > 1 else 0) + activations + max(_logits_bytes(work), block_bytes(work), reducing)
-    )
-    tied = 3 * vocabulary if work.model.tie_embeddings else 0  # from the head, from the embedding, and their sum
-    optimizer_step = held + 5 * FLOAT_BYTES * _largest_stack(work) - gathered
+    backward = activations + max(_logits_bytes(work), block_bytes(work), reducing)
+    backward += weights if work.accumulation > 1 else 0  # gradients of the micro-batches before
+    tied = 3 * vocabulary if work.model.tie_embeddings else 0  # gradients of head and embedding, and their sum
+    optimizer_step = weights + 5 * FLOAT_BYTES * _largest_stack(work) - gathered
+    peak = max(backward, weights + max(tied, block_bytes(work)), optimizer_step)
     return Memory(
-        weights=held,
-        gradients=held,
-        optimizer=2 * held - matrices,
+        weights=weights,
+        gradients=weights,
+        optimizer=2 * weights - matrices,
         buckets=buckets,
         gathered=gathered,
         activations=activations,
-        peak=running + max(backward, held + max(tied, block_bytes(work)), optimizer_step),
+        peak=3 * weights - matrices + buckets + gathered + peak,
     )
 
 
 def activation_bytes(work: Workload) -> int:
-    """Return what one micro-batch saves until its backward pass: blocks, norm and head, loss, bf16 copies of weights.
+    """Return the bytes saved by one micro-batch: blocks, norm and head, loss, bf16 copies of weights.
 
-    Checkpointing keeps the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174); selective
-    checkpointing also what its matmuls and attention return.
+    Checkpointing saves the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174); selective
+    checkpointing also the outputs of its matmuls and attention.
     """
     model, stream = work.model, work.tokens_between * work.model.d_model * work.stream_bytes
-    kept = stream
+    checkpointed = stream
     if work.selective_checkpointing:
-        inner = 2 * (model.n_heads + model.kv_heads) * model.attention_head_dim + model.ff_width * (
-            2 if model.gated else 1
-        )
-        kept += work.tokens * (inner // work.split + 2 * model.d_model) * work.compute_bytes
-    again = work.checkpointed_blocks
-    blocks = again * kept + (model.n_layers - again) * block_bytes(work)
+        heads = 2 * (model.n_heads + model.kv_heads) * model.attention_head_dim
+        outputs = heads + model.ff_width * (2 if model.gated else 1)
+        checkpointed += work.tokens * (outputs // work.split + 2 * model.d_model) * work.compute_bytes
+    n = work.checkpointed_blocks
+    blocks = n * checkpointed + (model.n_layers - n) * block_bytes(work)
     features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
     chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
-    of_head = work.vocabulary_held * model.d_model * work.weight_bytes
-    loss = of_head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
+    head = work.vocabulary_held * model.d_model * work.stream_bytes
+    loss = head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
     copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies
 
 
 def block_bytes(work: Workload) -> int:
-    """Return what one block saves for its backward pass without checkpointing."""
+    """Return the bytes that one block saves for its backward pass without checkpointing."""
     model, n, c = work.model, work.tokens, work.compute_bytes
-    inner, inner_kv = (
-        model.n_heads * model.attention_head_dim // work.split,
-        model.kv_heads * model.attention_head_dim // work.split,
-    )
+    heads, kv_heads = (number * model.attention_head_dim // work.split for number in (model.n_heads, model.kv_heads))
     hidden = (4 if model.gated else 2) * model.ff_width // work.split
-    inputs = (5 if model.gated else 4) if work.autocasts else 2  # each linear layer casts its own copy
-    kept = n * c * (inputs * model.d_model + 4 * inner + 2 * inner_kv + hidden)
-    rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU computes it from parts
-    kept += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
-    kept += n * (inner + inner_kv) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
-    kept += 2 * work.tokens_between * model.d_model * (1 if work.gpu else c) if model.dropout else 0
-    return kept + _score_bytes(work)
+    inputs = (5 if model.gated else 4) if work.autocasts else 2  # with one cast copy per linear layer
+    saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
+    rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
+    saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
+    saved += n * (heads + kv_heads) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
+    saved += 2 * work.tokens_between * model.d_model * (1 if work.gpu else c) if model.dropout else 0
+    return saved + _score_bytes(work)
 
 
 def _score_bytes(work: Workload) -> int:
-    """Return the bytes of attention scores, where attention is eager, and of a dense mask."""
+    """Return the bytes of attention scores, if attention is eager, and of a dense mask."""
     model, n, length = work.model, work.tokens, work.length
     scores = n * model.n_heads // work.split * length
     mask = n * length * work.compute_bytes if work.masked else 0
@@ -108,7 +103,7 @@ def _score_bytes(work: Workload) -> int:
 
 
 def _logits_bytes(work: Workload) -> int:
-    """Return the bytes of logits or their gradients that live beside what the loss saves."""
+    """Return the bytes of logits or their gradients, besides those that the loss saves."""
     rows = min(work.targets, chunk_size(work.vocabulary_held, work.gpu))
     if work.split == 1 and work.targets * work.vocab_size <= MAX_UNCHUNKED_LOGITS:
         return 2 * work.targets * work.vocab_size * FLOAT_BYTES
@@ -116,16 +111,16 @@ def _logits_bytes(work: Workload) -> int:
 
 
 def _unit_bytes(work: Workload) -> tuple[int, int]:
-    """Return the bytes of weights in one block, and outside of blocks, as a device computes with them."""
-    sizes = {name: math.prod(work.computed_with(name)) for name in work.shapes}
+    """Return the bytes of gathered weights in one block, and outside of the blocks."""
+    sizes = {name: math.prod(work.gathered_shape(name)) for name in work.shapes}
     inside = sum(size for name, size in sizes.items() if name.startswith("blocks."))
-    return inside // work.model.n_layers * work.weight_bytes, (sum(sizes.values()) - inside) * work.weight_bytes
+    return inside // work.model.n_layers * work.stream_bytes, (sum(sizes.values()) - inside) * work.stream_bytes
 
 
 def _largest_stack(work: Workload) -> int:
-    """Return the numbers in Muon's largest stack of matrices of one shape, of which about five live at once."""
+    """Return the size of Muon's largest stack of equal shapes; about five copies of it live at once."""
     stacks: dict[tuple[int, ...], int] = {}
     for name in work.matrices:
-        shape = work.computed_with(name)
+        shape = work.gathered_shape(name)
         stacks[shape] = stacks.get(shape, 0) + math.prod(shape)
     return max(stacks.values(), default=0)

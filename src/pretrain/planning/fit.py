@@ -1,4 +1,4 @@
-"""Settings that fit the memory of a device and compute the same: the global batch size stays."""
+"""Search settings that fit the memory of a device at the same global batch size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -10,7 +10,7 @@ from pretrain.planning.printing import gib
 from pretrain.training.config import Strategy
 
 KEEPS_LOSSES = "same batch_size, so the same losses"
-ESTIMATE_SLACK = 1.3  # estimates up to so far above the usable memory are checked by a dry run
+ESTIMATE_SLACK = 1.3  # a dry run checks estimates up to this multiple of the usable memory
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Candidate:
 
     @property
     def preference(self) -> tuple[bool, int, int, bool]:
-        """Sort key, smaller for faster settings: recomputation, collectives, small matmuls, gathering twice."""
+        """Sort key, smaller for faster settings: recomputation, collectives, matmul size, gathering twice."""
         work = self.forecast.work
         sharing = [Strategy.single, Strategy.ddp, Strategy.fsdp].index(work.strategy)
         return work.activation_checkpointing, sharing, -work.rows, work.reshard_after_forward
 
     def overrides(self) -> str:
-        """Return the settings to paste behind src/train.py."""
+        """Return the settings as overrides of src/train.py."""
         work, parallel = self.forecast.work, self.config.parallel
         settings = [f"batch_size={self.config.batch_size}", f"micro_batch_size={work.rows}"]
         settings.append(f"parallel.activation_checkpointing={str(parallel.activation_checkpointing).lower()}")
@@ -39,7 +39,7 @@ class Candidate:
             settings += [f"trainer.accelerator={trainer.accelerator}"] if trainer.accelerator == "cpu" else []
         if work.sharded:
             settings.append(f"parallel.reshard_after_forward={str(parallel.reshard_after_forward).lower()}")
-        for setting in fields(ParallelConfig):  # what the search does not vary
+        for setting in fields(ParallelConfig):  # those that the search does not vary
             value = getattr(parallel, setting.name)
             if value != setting.default and setting.name not in ("activation_checkpointing", "reshard_after_forward"):
                 settings.append(f"parallel.{setting.name}={str(value).lower()}")
@@ -47,13 +47,13 @@ class Candidate:
 
 
 def candidates(config: PlanConfig, target: Target) -> list[Candidate]:
-    """Return every combination of settings that keeps the losses of the run, the preferred first."""
-    found = [Candidate(variant, forecast(variant, target, simulate=False)) for variant in _variants(config)]
-    return sorted(found, key=lambda candidate: candidate.preference)
+    """Return every combination of settings with the run's batch size, in order of preference."""
+    every = [Candidate(variant, forecast(variant, target, simulate=False)) for variant in _variants(config)]
+    return sorted(every, key=lambda candidate: candidate.preference)
 
 
 def fit(config: PlanConfig, target: Target) -> Candidate | None:
-    """Return the first candidate whose dry run fits; without dry runs, whose estimate fits; None if none does."""
+    """Return the first candidate whose dry run fits (without dry runs: whose estimate fits), or None."""
     for candidate in candidates(config, target):
         estimated = candidate.forecast
         if not config.dry_run and estimated.fits:
@@ -66,14 +66,14 @@ def fit(config: PlanConfig, target: Target) -> Candidate | None:
 
 
 def settings_that_fit(config: PlanConfig, target: Target) -> list[str]:
-    """Return lines with settings that fit the device; where none do, with other remedies."""
+    """Return lines with settings that fit the device; if none do, with other remedies."""
     best = fit(config, target)
     if best is not None:
         lines = [f"Settings that fit ({_figures(best)}; {KEEPS_LOSSES})", f"  {best.overrides()}"]
         return lines + _dropout(config)
     least = min(candidates(config, target), key=lambda candidate: candidate.forecast.peak)
     lines = [
-        f"No micro-batch, checkpointing or sharding fits {gib(least.forecast.usable_bytes)}: the least is "
+        f"No micro-batch, checkpointing or sharding fits {gib(least.forecast.usable_bytes)}: the smallest is "
         f"{_figures(least)}",
         f"  {least.overrides()}",
     ]
@@ -90,9 +90,9 @@ def settings_that_fit(config: PlanConfig, target: Target) -> list[str]:
 
 
 def devices_that_fit(config: PlanConfig, target: Target, most: int = 4096) -> int | None:
-    """Return the least power of two of devices over which the sharded run fits; None if none does up to `most`.
+    """Return the smallest power of two of devices on which the sharded run fits, up to `most`, or None.
 
-    Only numbers that divide the global batch are tried.
+    Numbers that do not divide the batch are left out.
     """
     devices = 2 * config.trainer.ranks
     while devices <= most and config.batch_size % devices == 0:
@@ -108,10 +108,10 @@ def _figures(candidate: Candidate) -> str:
 
 
 def _dropout(config: PlanConfig) -> list[str]:
-    """Return a note where losses can only be alike, not equal."""
+    """Return a note for a model with dropout, whose losses are similar, not equal."""
     if not (getattr(config.model, "dropout", 0) or getattr(config.model, "attention_dropout", 0)):
         return []
-    return ["  dropout is drawn for each micro-batch, so another micro_batch_size drops other numbers"]
+    return ["  dropout is drawn per micro-batch, so another micro_batch_size has another dropout mask"]
 
 
 def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
@@ -123,13 +123,13 @@ def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
         for rows in (rows for rows in range(1, per_device + 1) if per_device % rows == 0):
             for checkpointing in (False, True):
                 for reshard in (True, False) if sharing is Strategy.fsdp else (True,):
-                    parallel = _how(config.parallel, sharing, checkpointing, reshard)
+                    parallel = _parallel(config.parallel, sharing, checkpointing, reshard)
                     trainer = replace(config.trainer, strategy=sharing)
                     yield replace(config, micro_batch_size=rows, trainer=trainer, parallel=parallel)
 
 
-def _how(parallel: ParallelConfig, sharing: Strategy, checkpointing: bool, reshard: bool) -> ParallelConfig:
-    """Return the settings of one variant, without those that only sharded models have where it is not sharded."""
+def _parallel(parallel: ParallelConfig, sharing: Strategy, checkpointing: bool, reshard: bool) -> ParallelConfig:
+    """Return the settings of one variant; settings of sharded models are reset if it is not sharded."""
     if sharing is not Strategy.fsdp:
         parallel = replace(parallel, tensor_parallel=1, sequence_parallel=False, replicas=1, cpu_offload=False)
     if not checkpointing:

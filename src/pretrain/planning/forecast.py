@@ -1,4 +1,4 @@
-"""A run's forecast before it starts: its target device, memory, cost and checkpoints as one record."""
+"""Forecast a run: its memory, cost and checkpoints on a target device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,20 @@ from pretrain.planning.estimate import Memory, estimate_memory
 from pretrain.planning.hardware import Hardware, hardware_of, uses_bf16
 from pretrain.planning.workload import FLOAT_BYTES, Workload, workload_of
 
-MARGIN = 0.92  # of a device's memory: the rest goes to an allocator's fragments and to buffers of collectives
+MARGIN = 0.92  # usable share of a device's memory: fragmentation and buffers of collectives take the rest
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A corpus that an earlier run or prepare.py left in the cache."""
+    """A prepared corpus in the cache."""
 
     vocab_size: int  # of its tokenizer
-    tokens: int | None  # to train on; None where the corpus is streamed while runs train
+    tokens: int | None  # to train on; None for a stream
 
 
 @dataclass(frozen=True)
 class Target:
-    """The device and data that a run is planned for, measured and looked up once."""
+    """The device and data of a plan, measured and looked up once."""
 
     hardware: Hardware
     bf16: bool
@@ -47,14 +47,14 @@ class Forecast:
     cost: Cost
     checkpoint_bytes: int
     checkpoint_s: float
-    save_interval_s: float  # with the least expected loss of time
+    save_interval_s: float  # minimizes the expected loss of time
     simulated: Simulated | None  # None without a dry run
 
     @property
     def peak(self) -> int:
-        """The most bytes on one device: by the dry run, DDP's buckets added, or by the estimate without one.
+        """Peak bytes on one device: of the dry run plus DDP's buckets, or of the estimate without one.
 
-        A GPU's RMS norm saves its input once where the CPU's, which the dry run executes, also saves a float32 copy.
+        A GPU's RMS norm saves its input once; the CPU's, which the dry run executes, also saves a float32 copy.
         """
         if self.simulated is None:
             return self.estimate.peak
@@ -67,31 +67,30 @@ class Forecast:
 
     @property
     def usable_bytes(self) -> int:
-        """The bytes of one device that tensors may take; processes on a CPU share the machine's memory."""
+        """Bytes of one device for tensors; processes on a CPU share the machine's memory."""
         hardware = self.target.hardware
-        each = hardware.memory if hardware.gpu else hardware.memory // self.work.ranks
-        return max(0, int(MARGIN * (each - hardware.reserved)))
+        memory = hardware.memory if hardware.gpu else hardware.memory // self.work.ranks
+        return max(0, int(MARGIN * (memory - hardware.reserved)))
 
     @property
     def fits(self) -> bool:
-        """Whether the run should not run out of memory."""
+        """Whether the peak is within the usable bytes."""
         return self.peak <= self.usable_bytes
 
 
 def target_of(config: PlanConfig) -> Target:
-    """Return the target of a run; measures for some seconds where it is this machine's CPU.
+    """Return the target of a run; measuring this machine's CPU takes some seconds.
 
-    Raises ConfigError where the size of the vocabulary is unknown, and for a model that is not a Transformer of ours.
+    Raises ConfigError if the size of the vocabulary is unknown.
     """
     data = find_data(config)
-    known = config.vocab_size or (data.vocab_size if data else None)
-    vocab_size = known or vocab_size_of(config.tokenizer)
+    vocab_size = config.vocab_size or (data.vocab_size if data else vocab_size_of(config.tokenizer))
     hardware = hardware_of(config)
     return Target(hardware, uses_bf16(config, hardware), vocab_size, data)
 
 
 def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
-    """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError for settings left open."""
+    """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError like `workload_of`."""
     work = workload_of(config, target.vocab_size, target.bf16, target.hardware.gpu)
     size = checkpoint_bytes(work)
     write_s = size / (1e9 * config.storage_gb_per_s)
@@ -108,21 +107,21 @@ def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
 
 
 def find_data(config: RunConfig) -> PreparedData | None:
-    """Return the run's corpus from the cache; None where it is not prepared, or cannot be read here."""
+    """Return the run's corpus from the cache; None if it is not prepared or its text is not here."""
     try:
-        found = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir))
+        prepared = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir))
     except DataError:  # a plan may be made on a machine without the text
         return None
-    if found is None:
+    if prepared is None:
         return None
-    tokens = sum(store.n_tokens for store in found.train.values()) if found.train else None
-    return PreparedData(found.tokenizer.vocab_size, tokens)
+    tokens = sum(store.n_tokens for store in prepared.train.values()) if prepared.train else None
+    return PreparedData(prepared.tokenizer.vocab_size, tokens)
 
 
 def vocab_size_of(config: TokenizerConfig) -> int:
-    """Return the vocabulary size of the tokenizer settings; the largest possible for one still to be trained.
+    """Return the vocabulary size of a tokenizer; for one that is not trained yet, its largest.
 
-    Raises ConfigError where only the files of the hub hold it.
+    Raises ConfigError for a tokenizer of the hub.
     """
     if isinstance(config, BytesTokenizerConfig):
         from pretrain.data.tokenizers.train_bpe import byte_tokenizer
@@ -135,7 +134,7 @@ def vocab_size_of(config: TokenizerConfig) -> int:
         if folder.is_dir():
             return Tokenizer.load(folder).vocab_size
         raise ConfigError(
-            f"tokenizer.path={config.path} is no folder here, and a plan fetches nothing, so the size of the "
-            "vocabulary is unknown. Set it: vocab_size=50257 (GPT-2)."
+            f"tokenizer.path={config.path} is not a folder here, and plan.py downloads nothing, so the vocabulary "
+            "size is unknown. Set it: vocab_size=50257 (GPT-2)."
         )
-    raise ConfigError(f"tokenizer.kind={config.kind} has no known vocabulary size. Set the number: vocab_size=50257.")
+    raise ConfigError(f"tokenizer.kind={config.kind} has no known vocabulary size. Set it: vocab_size=50257.")

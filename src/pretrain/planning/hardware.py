@@ -1,4 +1,4 @@
-"""Devices that a run can be planned for: documented GPUs, and this machine's CPU, measured."""
+"""Devices of a plan: GPUs by their data sheets, and this machine's CPU, measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretrain.planning.config import Device, PlanConfig
 from pretrain.training.config import Precision, Strategy
 
 GIB = 2**30
-LIBRARIES = int(0.7 * GIB)  # that a training process holds before its first tensor: torch, Lightning, the data's maps
+LIBRARIES = int(0.7 * GIB)  # of a training process before its first tensor: torch, Lightning, memory-mapped data
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Hardware:
     """One device."""
 
     name: str
-    bf16_flops_per_s: float  # dense, the peak that utilization is measured against
+    bf16_flops_per_s: float  # dense peak
     fp32_flops_per_s: float
-    memory: int  # bytes; of a processor: of the machine, which all its processes share
+    memory: int  # bytes; for a CPU those of the machine, shared by all processes
     gpu: bool
-    bytes_per_s: float = 0.0  # between CPU and memory, measured; 0: utilization is a setting instead
+    bytes_per_s: float = 0.0  # between CPU and memory, measured; 0: time follows from the setting mfu
     exchanged_per_s: float = 0.0  # bytes that a process receives from the others, measured; 0: not counted
-    reserved: int = 0  # bytes of each process that libraries and the driver take before any tensor
+    reserved: int = 0  # bytes of each process for libraries and driver
     source: str = ""
 
     def flops_per_s(self, bf16: bool) -> float:
-        """Return the peak in the number format of the matmuls."""
+        """Return the peak in the dtype of the matmuls."""
         return self.bf16_flops_per_s if bf16 else self.fp32_flops_per_s
 
 
@@ -46,7 +46,7 @@ def _gpu(name: str, device: Device, fp32_tera: float, memory_gib: float, source:
 
 
 def _model(device: Device) -> str:
-    """Return the GPU's model as the driver and the table of peaks spell it, such as RTX 4090."""
+    """Return the GPU's model as the driver spells it, such as RTX 4090."""
     return device.value.replace("_", " ").upper()
 
 
@@ -61,15 +61,14 @@ DOCUMENTED = {
 
 
 def hardware_of(config: PlanConfig) -> Hardware:
-    """Return the device that a run is planned for; the setting `memory_gib` replaces its own memory."""
-    device = config.device if config.device is not Device.auto else _usual(config)
-    found = this_processor(config) if device is Device.cpu else DOCUMENTED[device]
-    if config.memory_gib is None:
-        return found
-    return replace(found, memory=int(config.memory_gib * GIB))
+    """Return the device of a plan, with the memory of the setting `memory_gib`."""
+    device = config.device if config.device is not Device.auto else _auto_device(config)
+    hardware = measure_cpu(config) if device is Device.cpu else DOCUMENTED[device]
+    return hardware if config.memory_gib is None else replace(hardware, memory=int(config.memory_gib * GIB))
 
 
-def _usual(config: PlanConfig) -> Device:
+def _auto_device(config: PlanConfig) -> Device:
+    """Return the device that the run would train on here; an H100 if it needs GPUs and there are none."""
     trainer = config.trainer
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
@@ -79,16 +78,16 @@ def _usual(config: PlanConfig) -> Device:
 
 
 def uses_bf16(config: PlanConfig, hardware: Hardware) -> bool:
-    """Return whether the run would compute in bf16 on this device, also with trainer.precision=auto."""
+    """Return whether the run computes in bf16 on this device, with trainer.precision=auto resolved."""
     if config.trainer.precision is not Precision.auto:
         return config.trainer.precision is Precision.bf16
     return True if hardware.gpu else bf16_is_fast(torch.device("cpu"))
 
 
-def this_processor(config: PlanConfig) -> Hardware:
-    """Measure this machine's CPU: the speed of all cores together, shared by the run's processes."""
+def measure_cpu(config: PlanConfig) -> Hardware:
+    """Measure this machine's CPU: all cores together, divided by the run's processes."""
     ranks, threads, cpu = config.trainer.ranks, torch.get_num_threads(), torch.device("cpu")
-    cores = _cores(config)
+    cores = threads if ranks == 1 else (os.cpu_count() or 1)
     torch.set_num_threads(cores)
     try:
         return Hardware(
@@ -106,21 +105,15 @@ def this_processor(config: PlanConfig) -> Hardware:
         torch.set_num_threads(threads)
 
 
-def _cores(config: PlanConfig) -> int:
-    """Return the threads of all processes of the run together."""
-    return torch.get_num_threads() if config.trainer.ranks == 1 else (os.cpu_count() or 1)
-
-
 def _best_matmul(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best of several short measurements, so that other processes do not lower it."""
+    """Return the best FLOP/s of several short measurements, which other processes disturb least."""
     return max(matmul_flops_per_s(device, dtype, 0.1) for _ in range(6))
 
 
 def memory_bytes_per_s(seconds: float = 0.5) -> float:
-    """Measure the most bytes per second, read and written, of adding two arrays far larger than any cache.
+    """Measure the peak bytes per second, read and written, of adding two arrays far larger than any cache.
 
-    The sum is a new array each time, as results in a step are: getting its memory from the system takes as long as
-    filling it, or longer.
+    The sum is a new array each time, as in a training step: its allocation takes as long as filling it, or longer.
     """
     a, b = (torch.ones(1 << 24) for _ in range(2))
     shortest, end = float("inf"), time.perf_counter() + seconds
@@ -133,18 +126,18 @@ def memory_bytes_per_s(seconds: float = 0.5) -> float:
 
 
 def exchanged_bytes_per_s(times: int = 4) -> float:
-    """Measure the bytes per second that each of two processes receives while they gather an array.
+    """Measure the bytes per second that each of two processes receives in an all-gather.
 
-    Two threads stand in for the processes: gloo sends between them as it does between processes.
+    Two threads take the part of processes: gloo sends between them in the same way.
     """
     store, size, shortest = dist.HashStore(), 1 << 22, [float("inf"), float("inf")]  # type: ignore[attr-defined]
 
     def gather(rank: int) -> None:
         group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
-        own, all_of_it = torch.ones(size), torch.empty(2 * size)
+        shard, gathered = torch.ones(size), torch.empty(2 * size)
         for _ in range(times):
             start = time.perf_counter()
-            group._allgather_base(all_of_it, own).wait()  # type: ignore[attr-defined]  # as FSDP2 does
+            group._allgather_base(gathered, shard).wait()  # type: ignore[attr-defined]  # FSDP2's collective
             shortest[rank] = min(shortest[rank], time.perf_counter() - start)
 
     threads = [threading.Thread(target=gather, args=(rank,)) for rank in range(2)]

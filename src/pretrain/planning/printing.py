@@ -1,4 +1,4 @@
-"""A forecast as text, and numbers for people to read."""
+"""A forecast as text, and numbers in readable units."""
 
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast
@@ -15,7 +15,7 @@ _WIDTH = 20
 
 
 def count(number: float) -> str:
-    """Return a number with four digits and a letter for its thousands."""
+    """Return a number with four digits and a suffix: k, M, B, T."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.4g} {letter}"
@@ -28,17 +28,17 @@ def gib(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a duration in seconds, minutes, hours or days."""
     for size, unit in ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
-def describe(found: Forecast, config: PlanConfig) -> str:
-    """Return a forecast as text, part by part."""
-    parts = [_size(found) + _data(found), _optimum(found), _memory(found), _time(found, config)]
-    parts.append(_checkpoints(found, config))
+def describe(forecast: Forecast, config: PlanConfig) -> str:
+    """Return a forecast as text: size, optimum, memory, time, checkpoints."""
+    parts = [_size(forecast) + _data(forecast), _optimum(forecast), _memory(forecast), _time(forecast, config)]
+    parts.append(_checkpoints(forecast, config))
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -46,69 +46,60 @@ def _line(label: str, text: str) -> str:
     return f"  {label:<{_WIDTH}} {text}"
 
 
-def _size(found: Forecast) -> list[str]:
-    work, cost = found.work, found.cost
+def _size(forecast: Forecast) -> list[str]:
+    work, cost = forecast.work, forecast.cost
     lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,})")]
     per_row = f"{cost.flops_per_token * work.length:,.0f} per row of {work.length:,} tokens"
     lines.append(_line("FLOPs", f"{cost.flops_per_token:,.0f} per token, {per_row}, forward and backward:"))
     lines.append(_line("", "6 per weight in a matmul + 12 per channel of the heads and visible token, not halved"))
-    lines.append(
-        _line("", "where attention is causal (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, app. B)")
-    )
-    lines.append(_line("one step", f"{cost.tokens_per_step:,} tokens = {_shape(found)}"))
+    lines.append(_line("", "if attention is causal (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, app. B)"))
+    lines.append(_line("one step", f"{cost.tokens_per_step:,} tokens = {_shape(forecast)}"))
     if cost.steps is None or cost.tokens is None or cost.flops is None:
         return lines
     lines.append(_line("the run", f"{cost.steps:,} steps, {cost.tokens:,} tokens, {cost.flops:.3g} FLOPs"))
     return lines
 
 
-def _data(found: Forecast) -> list[str]:
-    """Return lines on the text, where it is prepared."""
-    data, planned = found.target.data, found.cost.tokens
+def _data(forecast: Forecast) -> list[str]:
+    data, planned = forecast.target.data, forecast.cost.tokens
     if data is None or data.tokens is None:
-        return [_line("data", "not prepared here: python src/prepare.py with the same settings makes its size known")]
+        return [_line("data", "not prepared here: python src/prepare.py with the same settings prints its size")]
     if planned is None:
         return [_line("data", f"{data.tokens:,} tokens")]
     lines = [_line("data", f"{data.tokens:,} tokens, read {planned / data.tokens:.2f} times")]
-    return lines + [_line("", warning) for warning in data_warnings(found.work.parameters, data.tokens, planned)]
+    return lines + [_line("", warning) for warning in data_warnings(forecast.work.parameters, data.tokens, planned)]
 
 
-def _shape(found: Forecast) -> str:
-    work = found.work
+def _shape(forecast: Forecast) -> str:
+    work = forecast.work
     parts = [f"{work.rows} rows x {work.length:,} tokens"]
     parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
     if work.split > 1:
-        parts.append(
-            f"{work.parallel_dims.data_ranks:,} groups that read alike ({work.ranks:,} devices: {_sharing(work)})"
-        )
+        parts.append(f"{work.parallel_dims.data_ranks:,} data ranks ({work.ranks:,} devices: {_sharing(work)})")
     elif work.ranks > 1:
         parts.append(f"{work.ranks:,} devices ({_sharing(work)})")
     return " x ".join(parts)
 
 
 def _sharing(work: Workload) -> str:
-    """Return how devices share the model: by name, or as copies x shards x devices that split each matrix."""
-    parallel_dims = work.parallel_dims
-    parts = {
-        "copies": parallel_dims.replicas,
-        "shards": parallel_dims.shards,
-        "devices that split matrices": parallel_dims.tensor,
-    }
+    """Return how devices share the model: the strategy, or replicas x shards x tensor parallel."""
+    dims = work.parallel_dims
+    parts = {"replicas": dims.replicas, "shards": dims.shards, "tensor parallel": dims.tensor}
     several = " x ".join(f"{size:,} {name}" for name, size in parts.items() if size > 1)
-    return work.strategy.name if parallel_dims.replicas == parallel_dims.tensor == 1 else several
+    return work.strategy.name if dims.replicas == dims.tensor == 1 else several
 
 
-def _optimum(found: Forecast) -> list[str]:
-    tokens = found.cost.tokens
+def _optimum(forecast: Forecast) -> list[str]:
+    tokens = forecast.cost.tokens
     if tokens is None:
         return []
-    parameters = found.work.parameters
+    parameters = forecast.work.parameters
     flops = 6.0 * parameters * tokens
     share = tokens / parameters
     lines = [f"Compute-optimal for C = 6 N D = {flops:.3g} FLOPs: this run has {share:.3g} tokens per parameter"]
     rows = [(law.name, law.optimum(flops), law.loss(parameters, tokens)) for law in (HOFFMANN, BESIROGLU)]
     simple = twenty_per_parameter(flops)
-    rows.append((f"{TOKENS_PER_PARAMETER:.0f} tokens a parameter", simple, BESIROGLU.loss(parameters, tokens)))
+    rows.append((f"{TOKENS_PER_PARAMETER:.0f} tokens per parameter", simple, BESIROGLU.loss(parameters, tokens)))
     for name, best, loss in rows:
         lines.append(
             _line(name, "").rstrip().ljust(38)
@@ -118,36 +109,41 @@ def _optimum(found: Forecast) -> list[str]:
     return lines
 
 
-def _memory(found: Forecast) -> list[str]:
-    estimate, seen = found.estimate, found.simulated
-    selects = found.work.selective_checkpointing  # saves into torch's own store, which is in the peak alone
+def _memory(forecast: Forecast) -> list[str]:
+    estimate, simulated = forecast.estimate, forecast.simulated
+    counted = simulated or estimate
+    selective = forecast.work.selective_checkpointing  # its activations are not saved by hooks, so not counted apart
     rows = {
-        "weights": seen.weights if seen else estimate.weights,
-        "gradients": seen.gradients if seen else estimate.gradients,
-        "optimizer": seen.optimizer if seen else estimate.optimizer,
-        "activations": seen.activations if seen and not selects else estimate.activations,
+        "weights": counted.weights,
+        "gradients": counted.gradients,
+        "optimizer": counted.optimizer,
+        "activations": estimate.activations if selective else counted.activations,
         "FSDP2's gathered": estimate.gathered,
         "DDP's buckets": estimate.buckets,
-        "peak": found.peak,
+        "peak": forecast.peak,
     }
-    device = "the fullest device" if found.work.ranks > 1 else "the device"
-    how = f"counted by a dry run in {seen.seconds:.1f} s" if seen else "a coarse estimate: dry_run=true counts it"
+    device = "the fullest device" if forecast.work.ranks > 1 else "the device"
+    how = "a coarse estimate: dry_run=true counts it"
+    if simulated:
+        how = f"counted by a dry run in {simulated.seconds:.1f} s"
     lines = [f"Memory of {device}, {how}"]
     lines += [_line(name, f"{gib(size):>12}") for name, size in rows.items() if size]
-    if seen and found.target.hardware.gpu:
-        lines.append(_line("", "the dry run saves what a CPU's kernels save: a GPU saves rather less"))
-    verdict = "fits" if found.fits else "does not fit"
-    total = f"{gib(found.target.hardware.memory)} of {found.target.hardware.name}"
-    lines.append(_line("", f"{verdict}: {gib(found.usable_bytes)} of {total} can be used"))
-    if not found.target.hardware.gpu:
-        lines.append(_line("", "MALLOC_MMAP_THRESHOLD_=1000000 before the command keeps it so low on Linux; without,"))
-        lines.append(_line("", "glibc keeps up to about as much again of what was freed"))
+    if simulated and forecast.target.hardware.gpu:
+        lines.append(_line("", "the dry run counts activations of CPU kernels; GPU kernels save less"))
+    verdict = "fits" if forecast.fits else "does not fit"
+    total = f"{gib(forecast.target.hardware.memory)} of {forecast.target.hardware.name}"
+    lines.append(_line("", f"{verdict}: {gib(forecast.usable_bytes)} of {total} can be used"))
+    if not forecast.target.hardware.gpu:
+        lines.append(_line("", "on Linux start with MALLOC_MMAP_THRESHOLD_=1000000: without it glibc keeps freed"))
+        lines.append(_line("", "memory, up to about the same amount again"))
     return lines
 
 
-def _time(found: Forecast, config: PlanConfig) -> list[str]:
-    cost, hardware = found.cost, found.target.hardware
-    peak = f"{hardware.flops_per_s(found.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if found.work.bf16 else 'fp32'}"
+def _time(forecast: Forecast, config: PlanConfig) -> list[str]:
+    cost, hardware = forecast.cost, forecast.target.hardware
+    peak = (
+        f"{hardware.flops_per_s(forecast.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if forecast.work.bf16 else 'fp32'}"
+    )
     how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
@@ -159,26 +155,26 @@ def _time(found: Forecast, config: PlanConfig) -> list[str]:
     hours = cost.seconds / 3600 * cost.device_count
     lines.append(_line("the run", f"{duration(cost.seconds)}, {hours:,.3g} device hours"))
     if config.price_per_hour is None:
-        lines.append(_line("cost", "price_per_hour=... of one device prints it"))
+        lines.append(_line("cost", "set price_per_hour=... of one device"))
     else:
         lines.append(_line("cost", f"{hours * config.price_per_hour:,.2f} at {config.price_per_hour:g} an hour"))
     return lines
 
 
-def _checkpoints(found: Forecast, config: PlanConfig) -> list[str]:
-    size, best, cost = found.checkpoint_bytes, found.save_interval_s, found.cost
+def _checkpoints(forecast: Forecast, config: PlanConfig) -> list[str]:
+    size, best, cost = forecast.checkpoint_bytes, forecast.save_interval_s, forecast.cost
     steps = max(1, round(best / cost.step_s))
     setting = f"checkpoint.every_n_steps={steps}"
     if cost.steps is not None and steps >= cost.steps:
-        setting += " (the run is shorter: the one at its end is enough)"
+        setting += " (the run is shorter: the checkpoint at its end is enough)"
     return [
         "Checkpoints",
-        _line("size", f"{gib(size)} each; checkpoint.keep={config.checkpoint.keep} (0: all) stay"),
+        _line("size", f"{gib(size)} each; checkpoint.keep={config.checkpoint.keep} (0: all) are kept"),
         _line("best interval", f"{duration(best)}: {setting}"),
         _line(
             "",
-            f"written in {duration(found.checkpoint_s)} at storage_gb_per_s={config.storage_gb_per_s:g}, a failure "
-            f"every hours_between_failures={config.hours_between_failures:g} (Young 1974, "
+            f"if written in {duration(forecast.checkpoint_s)} (storage_gb_per_s={config.storage_gb_per_s:g}) with "
+            f"hours_between_failures={config.hours_between_failures:g} (Young 1974, "
             "https://doi.org/10.1145/361147.361115)",
         ),
     ]

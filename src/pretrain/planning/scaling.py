@@ -1,18 +1,18 @@
-"""Scaling laws: the size and tokens that suit a compute budget, and warnings about repeated or scarce data.
+"""Scaling laws: compute-optimal parameters and tokens, and warnings about repeated or scarce data.
 
-L(N, D) = E + A / N^alpha + B / D^beta, in nats per token, for N parameters and D tokens, with C = 6 N D operations.
+L(N, D) = E + A / N^alpha + B / D^beta, in nats per token, for N parameters and D tokens, with C = 6 N D FLOPs.
 """
 
 from dataclasses import dataclass
 
-# up to about four epochs, repeated data is worth almost as much as new
+# up to about four epochs, repeated tokens are worth almost as much as new ones
 # (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)
 MAX_USEFUL_EPOCHS = 4.0
-_REPEATED = f"Beyond about {MAX_USEFUL_EPOCHS:.0f} a repeated token teaches little (Muennighoff et al. 2023)."
+_REPEATED = f"Beyond about {MAX_USEFUL_EPOCHS:.0f} epochs repeated tokens add little (Muennighoff et al. 2023)."
 
 
 def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> list[str]:
-    """Return a warning with its figures where data is repeated too often or scarce for the model."""
+    """Return warnings if the data is repeated too often or scarce for the model."""
     warnings = []
     epochs = tokens_planned / max(1, tokens_in_data)
     if epochs > MAX_USEFUL_EPOCHS:
@@ -22,14 +22,14 @@ def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> 
         )
     if parameters > tokens_in_data:
         warnings.append(
-            f"the model has {parameters:,} parameters, the data {tokens_in_data:,} tokens: it can memorize them. "
+            f"the model has {parameters:,} parameters, the data {tokens_in_data:,} tokens, which it can memorize. "
             "Watch val/loss, take more data, or a smaller model."
         )
     return warnings
 
 
 def source_warnings(epochs: dict[str, float], tokens_in_data: dict[str, int]) -> list[str]:
-    """Return a warning for each source of a mixture that is read more often than is useful."""
+    """Return a warning for each source of a mixture with more than about four epochs."""
     return [
         f"source {name} would be read {times:.1f} epochs: it has {tokens_in_data[name]:,} tokens. {_REPEATED}"
         for name, times in epochs.items()
@@ -39,7 +39,7 @@ def source_warnings(epochs: dict[str, float], tokens_in_data: dict[str, int]) ->
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best use of a budget of operations."""
+    """Compute-optimal parameters and tokens, and the loss there."""
 
     parameters: float
     tokens: float
@@ -58,11 +58,11 @@ class ScalingLaw:
     beta: float
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Return the loss in nats per token that the fit expects on its authors' data."""
+        """Return the loss in nats per token that the fit predicts on its authors' data."""
         return self.floor + self.of_parameters / parameters**self.alpha + self.of_tokens / tokens**self.beta
 
     def optimum(self, flops: float) -> Optimum:
-        """Return the parameters and tokens of least loss with 6 N D = `flops`, in closed form.
+        """Return the parameters and tokens that minimize the loss at 6 N D = `flops`, in closed form.
 
         Source: Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, equation 4.
         """
@@ -80,7 +80,7 @@ TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, table 3, in round numbers
 
 
 def twenty_per_parameter(flops: float) -> Optimum:
-    """Return the size whose 20 tokens per parameter spend the budget, with the loss that the refit expects there."""
+    """Return the size with 20 tokens per parameter at this budget, and the refit's loss there."""
     parameters = (flops / (6 * TOKENS_PER_PARAMETER)) ** 0.5
     tokens = TOKENS_PER_PARAMETER * parameters
     return Optimum(parameters, tokens, BESIROGLU.loss(parameters, tokens))

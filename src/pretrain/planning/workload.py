@@ -1,4 +1,4 @@
-"""Shapes and counts of one optimizer step on the device that holds most, derived from the settings."""
+"""Shapes and counts of one optimizer step on the fullest device, derived from the settings."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _SPLIT_INTO_ROWS = (
 
 @dataclass(frozen=True)
 class PlannedVocabulary:
-    """Stands in for a tokenizer that is not there: what objectives ask of one."""
+    """The part of a tokenizer that objectives need, for a plan without one."""
 
     vocab_size: int
     mask_id: int = 0
@@ -44,19 +44,19 @@ class PlannedVocabulary:
 
 @dataclass(frozen=True)
 class Workload:
-    """One micro-batch on the device that holds most, with the settings that change its memory or time."""
+    """One micro-batch on the fullest device, with the settings that change its memory or time."""
 
     model: TransformerConfig
     vocab_size: int  # rows of the embedding
-    shapes: dict[str, tuple[int, ...]]  # of every parameter by name, shared ones once
-    matrices: frozenset[str]  # names of parameters that Muon steps; empty for AdamW
+    shapes: dict[str, tuple[int, ...]]  # of every parameter by name, tied ones once
+    matrices: frozenset[str]  # names of parameters that Muon updates; empty for AdamW
     rows: int  # of one micro-batch on one device
     targets_per_row: int
     accumulation: int  # micro-batches of one optimizer step
     parallel_dims: ParallelDims
     strategy: Strategy
     bf16: bool
-    masked: bool  # whether attention reads a dense mask, one number for each pair of positions
+    masked: bool  # whether attention reads a dense mask (T, T)
     activation_checkpointing: bool
     checkpoint_every_blocks: int
     selective_checkpointing: bool
@@ -72,12 +72,12 @@ class Workload:
 
     @property
     def split(self) -> int:
-        """Devices that split each matrix."""
+        """Devices of a tensor-parallel group."""
         return self.parallel_dims.tensor
 
     @property
     def tokens_between(self) -> int:
-        """Tokens of a micro-batch that a device holds outside of split matmuls."""
+        """Tokens of a micro-batch on one device between tensor-parallel matmuls."""
         return self.tokens // self.split if self.sequence_parallel else self.tokens
 
     @property
@@ -112,17 +112,12 @@ class Workload:
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of one number of the residual stream: autocast keeps it in float32, FSDP2's policy in bf16."""
+        """Bytes of a number of the residual stream or a weight in use: float32 by autocast, bf16 by FSDP2's policy."""
         return 2 if self.bf16 and self.sharded else FLOAT_BYTES
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of one number of a weight as the forward pass reads it."""
-        return self.stream_bytes
-
-    @property
     def autocasts(self) -> bool:
-        """Whether autocast converts weights and inputs to bf16, each linear layer its own copy."""
+        """Whether autocast converts weights and inputs to bf16, with one copy per linear layer."""
         return self.bf16 and not self.sharded
 
     @property
@@ -132,11 +127,11 @@ class Workload:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the whole model."""
+        """Parameters of the full model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def computed_with(self, name: str) -> tuple[int, ...]:
-        """Return the shape that the fullest device computes with: full, or split by tensor parallelism."""
+    def gathered_shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape on the fullest device after gathering: full, or split by tensor parallelism."""
         shape = list(self.shapes[name])
         if name.endswith(_SPLIT_INTO_COLUMNS):
             shape[1] = math.ceil(shape[1] / self.split)
@@ -144,12 +139,12 @@ class Workload:
             shape[0] = math.ceil(shape[0] / self.split)
         return tuple(shape)
 
-    def held(self, name: str) -> int:
-        """Return how many numbers of a parameter the fullest device holds.
+    def local_size(self, name: str) -> int:
+        """Return how many numbers of a parameter the fullest device stores.
 
         FSDP2 splits the first dimension into equal runs of rows, rounded up, so the first device has the most.
         """
-        shape = self.computed_with(name)
+        shape = self.gathered_shape(name)
         if not self.sharded:
             return math.prod(shape)
         return math.ceil(shape[0] / self.parallel_dims.shards) * math.prod(shape[1:])
@@ -158,20 +153,19 @@ class Workload:
 def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = False) -> Workload:
     """Return the workload of a run with a tokenizer of `vocab_size` ids.
 
-    Raises ConfigError for a model that is not a Transformer of ours, and where the number of devices is left open.
+    Raises ConfigError for a model that is not a Transformer of ours, and for trainer.devices=-1.
     """
     model = config.model
     if not isinstance(model, TransformerConfig):
-        raise ConfigError(f"model.kind={model.kind} cannot be planned: its formulas are not known. Try model=gpt_nano.")
+        raise ConfigError(f"model.kind={model.kind} cannot be planned, only transformers. Try model=gpt_nano.")
     if config.trainer.devices == -1:
         raise ConfigError(
-            "trainer.devices=-1 takes all GPUs of a machine, and a plan does not know how many there are. "
-            "Try trainer.devices=8."
+            "trainer.devices=-1 means all GPUs of a machine, and a plan needs their number. Try trainer.devices=8."
         )
     with torch.device("meta"):
         built = model.build(model.vocabulary(vocab_size), config.objective.causal)
     names = parameter_names(built)
-    compiled = gpu and config.parallel.compile is not False  # as every long run is on a GPU
+    compiled = gpu and config.parallel.compile is not False  # auto compiles every long run on a GPU
     return Workload(
         model=model,
         vocab_size=model.vocabulary(vocab_size),

@@ -18,14 +18,14 @@ from pretrain.interop.names import Stored
 from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
 
-Frame = tuple[list[int], list[int]]  # ids that stand before and after every text
+AddedIds = tuple[list[int], list[int]]  # ids before and after every text
 _BYTES = 4  # of a float32
 
 
 def write_settings(
     folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, suppress_tokens: Sequence[int] = ()
 ) -> None:
-    """Write config.json and, for a causal model, generation_config.json; `suppress_tokens` are never chosen."""
+    """Write config.json and, for a causal model, generation_config.json; `suppress_tokens` are never generated."""
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
     }  # fmt: skip
@@ -47,7 +47,7 @@ def write_weights(
     values: Callable[[str, torch.Size], Tensor],
     max_shard_bytes: int,
 ) -> None:
-    """Write the weights as float32, tensor by tensor; `model` gives names and shapes and needs no memory."""
+    """Write the weights as float32, tensor by tensor; `model` may be on the meta device."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     shards = _shards(family.names.stored(shapes), max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [
@@ -60,23 +60,23 @@ def write_weights(
 
     for name, shard in zip(names, shards, strict=True):
         formats = {stored.name: (torch.float32, stored.shape) for stored in shard}
-        write_each(folder / name, formats, value, metadata={"format": "pt"})  # transformers asks for the metadata
+        write_each(folder / name, formats, value, metadata={"format": "pt"})  # required by transformers
     if len(shards) > 1:
-        where = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
+        weight_map = {stored.name: name for name, shard in zip(names, shards, strict=True) for stored in shard}
         total = sum(_size(stored) for shard in shards for stored in shard)
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _shards(tensors: Sequence[Stored], max_bytes: int) -> list[list[Stored]]:
-    """Return the tensors in order, in lists of at most `max_bytes` where no single one is larger."""
+    """Return the tensors in order, in lists of at most `max_bytes`; a larger tensor is alone."""
     shards: list[list[Stored]] = [[]]
-    room = max_bytes
+    left = max_bytes
     for stored in tensors:
-        if shards[-1] and _size(stored) > room:
+        if shards[-1] and _size(stored) > left:
             shards.append([])
-            room = max_bytes
+            left = max_bytes
         shards[-1].append(stored)
-        room -= _size(stored)
+        left -= _size(stored)
     return shards
 
 
@@ -84,34 +84,34 @@ def _size(stored: Stored) -> int:
     return stored.shape.numel() * _BYTES
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, frame: Frame, config: TransformerConfig) -> None:
-    """Write the tokenizer's files; with them transformers puts the ids of `frame` around a text by itself."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, added_ids: AddedIds, config: TransformerConfig) -> None:
+    """Write the tokenizer's files, so that transformers adds `added_ids` to every text."""
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
     _write_json(path, read_json(path, MAX_JSON_BYTES) | {"model_max_length": config.context_length})
-    if frame != tokenizer.added_ids:
+    if added_ids != tokenizer.added_ids:
         path = folder / "tokenizer.json"
         state = read_json(path, MAX_JSON_BYTES)
         text = json.dumps(
-            state | {"post_processor": _template(tokenizer, frame)}, ensure_ascii=False, separators=(",", ":")
+            state | {"post_processor": _template(tokenizer, added_ids)}, ensure_ascii=False, separators=(",", ":")
         )
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def _template(tokenizer: Tokenizer, frame: Frame) -> dict[str, Any]:
-    """Return the post-processor that puts these ids before and after a text, in the form of tokenizer.json."""
-    before, after = ([tokenizer.token(number) for number in ids] for ids in frame)
+def _template(tokenizer: Tokenizer, added_ids: AddedIds) -> dict[str, Any]:
+    """Return the post-processor of tokenizer.json that adds these ids to a text."""
+    before, after = ([tokenizer.token(number) for number in ids] for ids in added_ids)
 
-    def around(sequence: str, first: bool) -> list[dict[str, Any]]:
+    def template(sequence: str, first: bool) -> list[dict[str, Any]]:
         parts = [{"SpecialToken": {"id": token, "type_id": 0}} for token in before if first]
         parts.append({"Sequence": {"id": sequence, "type_id": 0}})
         return parts + [{"SpecialToken": {"id": token, "type_id": 0}} for token in after]
 
-    numbers = dict(zip([*before, *after], [*frame[0], *frame[1]], strict=True))
+    numbers = dict(zip([*before, *after], [*added_ids[0], *added_ids[1]], strict=True))
     return {
         "type": "TemplateProcessing",
-        "single": around("A", first=True),
-        "pair": around("A", first=True) + around("B", first=False),
+        "single": template("A", first=True),
+        "pair": template("A", first=True) + template("B", first=False),
         "special_tokens": {t: {"id": t, "ids": [number], "tokens": [t]} for t, number in numbers.items()},
     }
 
