@@ -40,7 +40,7 @@ def ours(model_with_loss: ModelWithLoss, batch: Batch) -> Loss:
     return loss
 
 
-def at_all_places(batch: Batch) -> Batch:
+def at_all_positions(batch: Batch) -> Batch:
     """Return the batch with a target for each of its places, IGNORE where nothing is hidden."""
     assert batch.target_positions is not None
     none = torch.full_like(batch.tokens, IGNORE)  # less than any target: a row with fewer targets names place 0 twice
@@ -61,7 +61,7 @@ def theirs(model_with_loss: ModelWithLoss, batch: Batch, shape: Shape) -> Loss:
     predictions.transform.dense.load_state_dict(own.dense.state_dict())
     predictions.transform.LayerNorm.load_state_dict(own.norm.state_dict())
     predictions.decoder.load_state_dict({"weight": own.weight.detach(), "bias": own.bias.detach()})
-    targets = at_all_places(batch).targets.flatten()
+    targets = at_all_positions(batch).targets.flatten()
     return lambda hidden: F.cross_entropy(head(hidden).flatten(0, 1), targets)
 
 
@@ -72,7 +72,7 @@ def measure(shape: Shape, rounds: int, folder: Path) -> Result:
     batch = next(batches)
     torch.manual_seed(0)
     hidden = torch.randn(shape.rows, shape.length, shape.d_model, requires_grad=True)
-    losses = {"ours": ours(model_with_loss, batch), "ours, at all places": ours(model_with_loss, at_all_places(batch))}
+    losses = {"ours": ours(model_with_loss, batch), "ours, at all positions": ours(model_with_loss, at_all_positions(batch))}
     settings = {"rows": shape.rows, "length": shape.length, "vocabulary": shape.vocab_size, "masked": MASKED}
     result = Result("masked_head", typed(), settings | {"rounds": rounds})
     try:

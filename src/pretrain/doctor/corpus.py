@@ -14,7 +14,7 @@ from pretrain.doctor.context import Context
 ROUND_TRIPS = 20  # documents of each source
 ROUND_TRIP_TOKENS = 200_000  # of one document; longer ones are skipped
 MAX_SEARCHED = 2_000  # documents of each source, evenly spaced
-MAX_ORDERED = 2_000_000  # rows whose order is drawn; of more, the first so many places
+MAX_ORDERED = 2_000_000  # rows whose order is drawn; of a larger corpus, the first ones of the order
 READ_ROWS = 64  # of each source, compared with the documents
 DRAWS = 10_000  # of a mixture
 
@@ -99,7 +99,7 @@ def order_is_a_permutation(context: Context) -> CheckResult:
         same += size > 20 and bool((first == second).all())  # a few rows may well come in the same order
     return CheckResult(
         not (repeated or missing or same),
-        f"of {rows:,} places in each of 2 epochs, {repeated:,} repeat a row and {missing:,} name none"
+        f"of {rows:,} positions in each of 2 epochs, {repeated:,} repeat a row and {missing:,} name none"
         + ("; both epochs have one order" if same else ""),
     )
 
@@ -146,7 +146,7 @@ def _row_streams(context: Context) -> Iterator[tuple[str, ShuffledRows]]:
 
 
 def _orders(context: Context) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], int]]:
-    """Yield each function from a place to a row, with the rows of an epoch."""
+    """Yield each function from a position to a row, with the rows of an epoch."""
     corpus, config = context.prepared.stream, context.config
     if corpus is None:
         for stream in _mixed(context).streams.values():

@@ -86,8 +86,8 @@ class ResumedRuns:
 def flip_bit(path: Path) -> None:
     """Flip one bit in the middle of a file; twice leaves it as it was."""
     with path.open("r+b") as file:
-        place = path.stat().st_size // 2
-        file.seek(place)
+        middle = path.stat().st_size // 2
+        file.seek(middle)
         (byte,) = file.read(1)
-        file.seek(place)
+        file.seek(middle)
         file.write(bytes([byte ^ 1]))
