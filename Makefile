@@ -43,6 +43,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	MYPYPATH=src:benchmarks $(VENV)/bin/mypy --config-file benchmarks/mypy.ini benchmarks/*.py
 	$(RUN) -m pytest -q tests/test_layers.py
 
 # the page of all settings, from the code that declares them

@@ -87,7 +87,7 @@ class Training:
             after=0.0,
             save_tokenizer=lambda tokenizer: tokenizer.mkdir(),
         )
-        parts: Any = (trainer, module, _Stateless(), _Stateless())
+        parts: tuple[Any, Any, Any, Any] = (trainer, module, _Stateless(), _Stateless())
         return RunState(*parts, settings)
 
 

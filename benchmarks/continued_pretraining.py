@@ -63,7 +63,7 @@ def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict
         length = config.model.context_length
         stream = ShuffledRows(store, config.data, length, prepared.tokenizer.padding_id, seed=0)
         count, factor = min(rows, len(stream)), bits_per_byte_of_a_nat(store) if config.objective.causal else None
-        found = score_rows(model_with_loss, stream, count, config.batch_size, factor).figures()
+        found = score_rows(model_with_loss, stream, count, config.batch_size, factor).metrics()
         figures |= {f"{TEXTS[source]}/{name}": found[name] for name in ("loss", "bits_per_byte") if name in found}
     return figures
 
