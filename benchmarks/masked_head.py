@@ -72,7 +72,10 @@ def measure(shape: Shape, rounds: int, folder: Path) -> Result:
     batch = next(batches)
     torch.manual_seed(0)
     hidden = torch.randn(shape.rows, shape.length, shape.d_model, requires_grad=True)
-    losses = {"ours": ours(model_with_loss, batch), "ours, at all positions": ours(model_with_loss, at_all_positions(batch))}
+    losses = {
+        "ours": ours(model_with_loss, batch),
+        "ours, at all positions": ours(model_with_loss, at_all_positions(batch)),
+    }
     settings = {"rows": shape.rows, "length": shape.length, "vocabulary": shape.vocab_size, "masked": MASKED}
     result = Result("masked_head", typed(), settings | {"rounds": rounds})
     try:
