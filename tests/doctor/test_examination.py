@@ -138,7 +138,12 @@ def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, co
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["model=gpt_nano"], ["model=bert_nano", "doctor=resume"], ["model=llama_nano", "doctor=machine"]]
+    "words",
+    [
+        ["model=gpt_nano"],
+        pytest.param(["model=bert_nano", "doctor=resume"], marks=pytest.mark.long),
+        pytest.param(["model=llama_nano", "doctor=machine"], marks=pytest.mark.long),
+    ],
 )
 def test_everything_passes_in_three_minutes(tmp_path, words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

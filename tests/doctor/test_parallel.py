@@ -49,6 +49,7 @@ def test_gradients_not_divided_between_two_processes_are_found(context, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_that_split_matrices_are_one(context):
     finding = SharedRuns(context(*WORDS)).tensor()
     assert finding.passed, finding

@@ -107,7 +107,7 @@ def endure(run: Endured, draw: random.Random, kills: int) -> int:
 
 
 @pytest.mark.fault("F01")
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", [pytest.param("sync", marks=pytest.mark.long), "async"])
 def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(
     warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path, mode: str
 ) -> None:

@@ -72,7 +72,7 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, bf16: bool) -> 
         assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
 
 
-@pytest.mark.parametrize("ranks", [64, 1024])
+@pytest.mark.parametrize("ranks", [64, pytest.param(1024, marks=pytest.mark.long)])
 def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     """24 layers of 2,048 channels, in seconds and without the memory."""
     config = plan(*BILLION, f"trainer.devices={ranks}", f"batch_size={4 * ranks}")

@@ -28,8 +28,10 @@ def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedP
 
 @pytest.mark.parametrize(
     ("family", "number", "code"),
-    [("gpt_nano", signal.SIGINT, 130), ("bert_nano", signal.SIGTERM, 143)],
-    ids=["causal", "masked"],
+    [
+        pytest.param("gpt_nano", signal.SIGINT, 130, id="causal"),
+        pytest.param("bert_nano", signal.SIGTERM, 143, id="masked", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.fault("F06")
 def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, family: str, number: int, code: int):
@@ -224,7 +226,9 @@ MASKED_SHAPES = {
 }
 
 
-@pytest.mark.parametrize("architecture", MASKED_SHAPES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=[pytest.mark.long] * ("Modern" in name)) for name in MASKED_SHAPES]
+)
 def test_an_exported_masked_model_fills_alike_in_a_process_without_us(tmp_path: Path, corpus: Path, architecture: str):
     """Trained, exported, and asked by transformers' own pipeline: the same tokens, as likely, in the same order."""
     from pretrain import LanguageModel
@@ -252,6 +256,7 @@ def test_an_exported_masked_model_fills_alike_in_a_process_without_us(tmp_path: 
     assert [answer.probability for answer in ours] == pytest.approx([score for _, score in found], rel=0.01)
 
 
+@pytest.mark.long
 def test_an_exported_model_goes_on_alike_in_a_process_without_us(tmp_path: Path, corpus: Path):
     """Trained, exported, loaded by plain transformers, and started from again: the same greedy text each time."""
     data = ["data=text_files", f"data.path={corpus}"]

@@ -13,6 +13,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 def test_a_compiled_run_goes_on_exactly(job: Job) -> None:
     """With dropout, whose random numbers come from compiled code; the text written between steps is not compiled."""
     words = ["parallel.compile=true", "model.dropout=0.1", "sample.every_n_steps=5"]

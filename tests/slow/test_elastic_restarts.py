@@ -51,6 +51,7 @@ def test_killed_on_two_it_goes_on_as_one_as_two_by_two_and_as_two_again(job: Job
 
 
 @pytest.mark.fault("F08")
+@pytest.mark.long
 def test_a_loss_that_is_no_number_on_one_of_two_is_skipped_by_both(job: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PLANTED_FAULT", "one")
     process = job.start("planted", "trainer=fsdp", *TWO, script=PLANTED)
@@ -75,6 +76,7 @@ def test_ten_in_a_row_on_one_of_two_end_the_run_naming_the_rows(job: Job, monkey
 
 
 @pytest.mark.fault("F07")
+@pytest.mark.long
 def test_a_process_that_hangs_is_given_up(job: Job):
     process = job.start("hung", "trainer=ddp", *TWO, "trainer.max_steps=100000", "trainer.timeout_s=5")
     wait_for(process, 20)

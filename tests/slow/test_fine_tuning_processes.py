@@ -18,6 +18,7 @@ def validated(folder: Path) -> list[float]:
     return [rows[name] for name in FIGURES]
 
 
+@pytest.mark.long
 def test_two_processes_train_and_score_a_classifier_as_one_does(job: Job, tmp_path: Path) -> None:
     draw = random.Random(0)
     lines = []

@@ -81,6 +81,7 @@ def slurm_job(job: Job, name: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_the_slurm_script_saves_requeues_and_resumes_exactly(job: Job):
     job.words += [f"paths.cache_dir={job.folder / 'cache'}", "trainer.max_steps=60", "model.dropout=0.1"]
     first = slurm_job(job, "cut", "checkpoint.every_n_steps=1000")

@@ -42,10 +42,15 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize(
     ("family", "arranged", "goes_on"),
     [
-        (["model=gpt_nano"], [*ARRANGED], [*GOES_ON]),
-        (["model=bert_nano", "optimizer=adamw"], ["ddp", "tensor"], ["back_to_one"]),
+        pytest.param(["model=gpt_nano"], [*ARRANGED], [*GOES_ON], id="gpt"),
+        pytest.param(
+            ["model=bert_nano", "optimizer=adamw"],
+            ["ddp", "tensor"],
+            ["back_to_one"],
+            id="bert",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["gpt", "bert"],
 )
 @pytest.mark.fault("F11")
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
@@ -101,7 +106,7 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
     assert_same_weights(compiled, plain, 1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 @pytest.mark.fault("F06")
 def test_a_signal_to_one_process_saves_all_and_resumes_exactly(job: Job, strategy: str):
     words = [f"trainer={strategy}", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]

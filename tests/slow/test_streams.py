@@ -178,7 +178,7 @@ def test_a_run_killed_twice_while_reading_equals_the_uninterrupted_one(
         assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 def test_two_processes_see_the_rows_of_one(text: Path, whole: Path, tmp_path: Path, strategy: str):
     words = [*STREAM, f"data.path={text}", *TINY, "model.dropout=0", "trainer.max_steps=30", "paths.run_dir=run"]
     two = call("train", *words, f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", cwd=tmp_path)

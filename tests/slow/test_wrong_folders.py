@@ -50,7 +50,13 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", WRONG)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in ("cut config", "truncated weights")))
+        for name in WRONG
+    ],
+)
 def test_every_command_refuses_a_wrong_folder_in_one_sentence(tmp_path: Path, corpus: Path, damage: str):
     config = shape("llama", qk_norm=False)
     folder = write_ours(tmp_path / "model", LLAMA_FAMILY, lively(config, BYTES.vocab_size, causal=True))
