@@ -123,7 +123,7 @@ def read_only() -> None:
     def refuse(original: Callable[..., None], *arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    _at_call(SAVE, "_check_disk_space", refuse)
+    _at_call(SAVE, "_begin", refuse)
 
 
 def clock_jumps() -> None:
