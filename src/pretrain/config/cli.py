@@ -43,7 +43,7 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
     process with its exit code and its message alone. Flags other than --help and -m (--cfg, --info) are Hydra's.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        return  # a process that the run has started imports the script anew, to know what it registers
+        return  # a process of the run imports the script to register its classes
     words = [with_current_name(quote(word, free_text)) for word in sys.argv[1:]]
     keep_freed_memory()
     try:
@@ -85,15 +85,15 @@ def _as_pretrain_error(error: BaseException) -> PretrainError | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return ConfigError(
             f"there is not enough memory for these settings ({_first_line(error)[:200]}). Try a smaller "
-            "micro_batch_size, model.context_length or model; plan.py says what a run takes."
+            "micro_batch_size, model.context_length or model; plan.py prints the memory of a run."
         )
     return error if isinstance(error, PretrainError) else None
 
 
 def _check_environment(config_name: str) -> None:
-    """Refuse to start where the environment tells torch to run code that files hold, or makes no sense of a launcher.
+    """Raise ConfigError if the environment lets torch run code from files, or a launcher's variables do not fit.
 
-    Scripts that compute in one process take no notice of what a launcher says.
+    Scripts that compute in one process ignore launchers.
     """
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     if os.environ.get(name, "0").lower() not in ("", "0", "false"):

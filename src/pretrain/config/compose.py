@@ -29,7 +29,7 @@ _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # as torch says it of processors and of GPUs
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messages, of CPUs and GPUs
 
 
 _classes: dict[str, type] = {}  # of the settings of each script

@@ -14,7 +14,7 @@ from pretrain.errors import ConfigError, nearest
 _EXAMPLE = "{novels: {kind: text_files, path: novels.txt, weight: 0.6}, docs: {kind: python_docs, weight: 0.4}}"
 
 
-_PART = ("weight", "epochs", "validation_fraction")  # what a mixture says of a source; the rest is the source's own
+_PART = ("weight", "epochs", "validation_fraction")  # settings of a source in a mixture; the rest are the source's own
 
 
 def typed_sources(mixture: MixtureConfig, kinds: dict[str, type]) -> MixtureConfig:

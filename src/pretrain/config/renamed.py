@@ -1,6 +1,6 @@
 """Settings that had another name in an earlier version: read under it for one version more.
 
-Saved files hold the old names, and command lines in scripts do. Everything behind these functions knows the new ones.
+Saved files hold the old names, and so do command lines in scripts. All other code has the new names only.
 """
 
 from __future__ import annotations
