@@ -140,9 +140,9 @@ def test_only_drafts_of_ours_are_deleted(tmp_path: Path):
         ("report.json", "[" * 900 + "]" * 900, r"report\.json cannot be read: it is nested deeper than 100"),
         ("report.json", json.dumps(FIGURES | {"parameters": None}), "it has parameters=None, which is no whole number"),
         ("report.json", json.dumps(FIGURES | {"tokens_per_s": "5"}), "it has tokens_per_s='5', which is no number"),
-        ("report.json", json.dumps(FIGURES | {"tokens_seen": 0}), "measured no speed: it read 0 tokens"),
+        ("report.json", json.dumps(FIGURES | {"tokens_seen": 0}), "has no measured speed: it read 0 tokens"),
         ("metrics.csv", "x" * (MAX_LINE_BYTES + 1), r"metrics\.csv cannot be read: it is larger than any that a run"),
-        ("metrics.csv", "step,name,value\n1,speed/tokens_per_s,1\n2,speed/tokens_per_s,nan", "measured no speed"),
+        ("metrics.csv", "step,name,value\n1,speed/tokens_per_s,1\n2,speed/tokens_per_s,nan", "has no measured speed"),
     ],
 )
 def test_a_damaged_file_is_a_short_error(run_folder: Path, name: str, text: str, message: str):
