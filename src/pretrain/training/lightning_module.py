@@ -46,13 +46,6 @@ class StepSettings:
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
 
 
-@dataclass(frozen=True)
-class StepTotals:
-    """Totals of one optimizer step over all ranks."""
-
-    targets: Tensor  # int64 (): tokens or labels to predict in the global batch
-
-
 class TrainingModule(L.LightningModule):
     """Trains a model on the gradient of the mean loss over all targets of the global batch."""
 
@@ -142,15 +135,15 @@ class TrainingModule(L.LightningModule):
         """
         assert optimizer_closure is not None
         optimizer_closure()  # the last micro-batch; Lightning has run the earlier ones before this hook
-        totals = self.reduce_step_totals()
+        targets = self.reduce_step_totals()
         self.set_learning_rate(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        scale = self.measure_gradients(gradients, totals.targets)
-        if reason := self.reason_to_skip(totals):
+        scale = self.measure_gradients(gradients, targets)
+        if reason := self.reason_to_skip(targets):
             self.skip_step(reason)
         else:
             self.average_and_clip(gradients, scale)
-            self.count_step(totals)
+            self.count_step(targets)
             optimizer.step()  # Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients
         optimizer.optimizer.zero_grad(set_to_none=True)
         self.end_step()
@@ -158,8 +151,8 @@ class TrainingModule(L.LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` has freed the gradients of the previous step."""
 
-    def reduce_step_totals(self) -> StepTotals:
-        """Return the step's targets summed over all ranks; agree on loss, stop signal and the run's clock.
+    def reduce_step_totals(self) -> Tensor:
+        """Return the targets of the global batch, int64 (); agree on loss, stop signal and the run's clock.
 
         One all-reduce carries all four; the clock is that of rank 0.
         """
@@ -182,7 +175,7 @@ class TrainingModule(L.LightningModule):
         if self.spikes.is_on or self.settings.keeps_ledger:  # waits for the device
             count = int(targets)
             self.step_loss = float(loss_sum) / count if count else math.nan
-        return StepTotals(targets)
+        return targets
 
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set this step's learning rate; if the step is the last, end the training after it."""
@@ -204,14 +197,14 @@ class TrainingModule(L.LightningModule):
             self.gradient_hook(scale)
         return scale
 
-    def reason_to_skip(self, totals: StepTotals) -> str:
+    def reason_to_skip(self, targets: Tensor) -> str:
         """Return why this step must not change the weights; empty if it may.
 
         Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip.
         """
         if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
             return "the gradient was not finite"
-        if not int(totals.targets):
+        if not int(targets):
             return NO_TARGET
         if self.spikes.is_spike(self.step_loss):
             self._handle_spike()
@@ -224,11 +217,11 @@ class TrainingModule(L.LightningModule):
             scale = scale * (self.settings.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         scale_by(gradients, scale)
 
-    def count_step(self, totals: StepTotals) -> None:
+    def count_step(self, targets: Tensor) -> None:
         """Add a step that changes the weights to the next logged training loss."""
         self._skipped_in_a_row = 0
         self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
-        self._logged_targets = self._logged_targets.to(totals.targets.device) + totals.targets
+        self._logged_targets = self._logged_targets.to(targets.device) + targets
 
     def agree_on_signal(self) -> None:
         """Set `signal_agreed` between two steps; a collective call."""

@@ -75,7 +75,7 @@ class Metrics(Callback):
             self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:
             self.newest["speed/data_wait_s"] = self.throughput.other_s["text"]
-        # for callbacks that monitor a metric; `log_dict` copies each result, 2 ms a logged step
+        # for callbacks that monitor a metric; `log_dict` copies each result: 3.5 ms for ten, this 0.1
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.newest.items()})
         write(trainer, self.newest, step)
 
