@@ -31,6 +31,8 @@ def test_a_cpu_computes_in_bf16_if_it_has_the_instructions(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert bf16_is_fast(CPU) is fast
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert bf16_is_fast(CPU) is fast
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not bf16_is_fast(CPU)
 

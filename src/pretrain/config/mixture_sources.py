@@ -1,6 +1,5 @@
 """The sources of a mixture, from what was written to typed settings, with one sentence where something does not fit."""
 
-import math
 import re
 from dataclasses import fields, replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pretrain.config.setting import check, description
 from pretrain.data.config import COMMON, MixtureConfig, MixtureSource, errors_of
 from pretrain.errors import ConfigError, nearest
 
@@ -110,9 +110,7 @@ def _check_parts(sources: dict[str, MixtureSource]) -> None:
                 f"Give only one, such as {key}.weight={source.weight}."
             )
         for setting in ("weight", "epochs"):
-            value = getattr(source, setting)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{key}.{setting}={value} is not a number above 0. Try {key}.{setting}=1.")
+            check(f"{key}.{setting}", getattr(source, setting), description(MixtureSource, setting))
     weighed = [name for name, source in sources.items() if source.weight is not None]
     if weighed and len(weighed) < len(sources):
         other = next(name for name in sources if name not in weighed)

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, shown
 
 _INTERVAL = re.compile(r"([\[(])\s*(\S+),\s*(\S+)\s*([\])])")
 
@@ -145,9 +145,5 @@ def _number(text: str) -> float:
 
 
 def _plain(value: Any) -> str:
-    """Return a value as one types it on the command line: `0`, `0.5`, `true`, `null`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    return "null" if value is None else str(value)
+    """Return a value as one types it on the command line, without the digits that floats add: `0`, `0.5`, `true`."""
+    return f"{value:.12g}" if isinstance(value, float) else shown(value)

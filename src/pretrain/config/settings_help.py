@@ -16,7 +16,7 @@ from pretrain.config.declared import alternatives, type_hints
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
-from pretrain.errors import printable
+from pretrain.errors import printable, shown
 
 _COLUMN = 44  # at which the help of a setting starts
 
@@ -60,7 +60,7 @@ def _help_lines(tree: Any, config_class: type, prefix: str) -> Iterator[str]:
     inner: dict[str, Any] = {each.name: OmegaConf.get_type(tree, each.name) for each in fields(config_class)}
     nested = {name: kind for name, kind in inner.items() if is_dataclass(kind)}
     for each in fields(config_class):
-        if each.name not in nested and (each.name != "kind" or prefix.count(".") > 1):
+        if each.name not in nested and each.name in type_hints(config_class):
             row = _row(config_class, each, prefix, plain[each.name])
             start = f"  {row.key}={row.value}"
             notes = f" ({row.notes()})" if row.notes() else ""
@@ -104,7 +104,7 @@ def _rows(config_class: type, prefix: str) -> Iterator[_Row]:
         nested = [inner for inner in alternatives(hints.get(each.name)) if is_dataclass(inner)]
         if prefix and nested:
             yield from _rows(typing.cast(type, nested[0]), f"{prefix}{each.name}.")
-        elif not nested and (each.name != "kind" or prefix.count(".") > 1):
+        elif not nested and each.name in hints:
             default = each.default_factory() if each.default_factory is not MISSING else each.default
             yield _row(config_class, each, prefix, default)
 
@@ -121,13 +121,7 @@ def _is_enum(kind: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """Return a value as one types it on the command line."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "null"
-    return f'"{value}"' if isinstance(value, str) and (not value or value != value.strip()) else str(value)
+    return f'"{value}"' if isinstance(value, str) and (not value or value != value.strip()) else shown(value)
 
 
 def _first_line(config_class: Any) -> str:

@@ -131,9 +131,14 @@ class HuggingFaceConfig(DataConfig):
 class MixtureSource:
     """One source of a mixture: its text, and its part of the rows drawn."""
 
+    prefix: ClassVar[str] = "data.sources.<name>."
     text: DataConfig
-    weight: float | None = setting(None, "Part of the rows drawn, relative to the weights of the other sources.")
-    epochs: float | None = setting(None, "Times that the rows of this source are read, instead of a weight.")
+    weight: float | None = setting(
+        None, "Part of the rows drawn, relative to the weights of the other sources.", bounds="(0.0, inf)", example=1
+    )
+    epochs: float | None = setting(
+        None, "Times that the rows of this source are read, instead of a weight.", bounds="(0.0, inf)", example=1
+    )
     validation_fraction: float | None = setting(
         None, "Share of this source's documents for validation; null: the mixture's."
     )
