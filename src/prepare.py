@@ -53,7 +53,6 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["inspect"]:
-        del sys.argv[1]
-        main("inspect", InspectConfig, inspect)
+        main("inspect", InspectConfig, inspect, subcommand="inspect")
     else:
         main("prepare", PrepareConfig, prepare)

@@ -1,14 +1,17 @@
-"""Pre-train a causal or masked Transformer: `python src/train.py --help`."""
+"""Pre-train a causal or masked Transformer: `python src/train.py --help`.
+
+It runs under @hydra.main, so that Hydra's flags, launchers, sweepers and shell completion work.
+"""
 
 from pretrain.config.cli import main
 from pretrain.config.run import RunConfig
 
 
-def train(config: RunConfig | None, overrides: list[str]) -> None:
-    """Run the training that `config` describes."""
+def train(config: RunConfig | None, overrides: list[str]) -> float | None:
+    """Run the training that `config` describes; return its validation loss, which a sweeper minimizes."""
     from pretrain.training.launch import launch  # here: reading settings must not load torch
 
-    launch(config, overrides)
+    return launch(config, overrides)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import compose as command_line
+from pretrain.config import preset_folders
 from pretrain.config.cli import main
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
@@ -157,9 +157,9 @@ def test_settings_arrive_typed() -> None:
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the configuration folder, to be added to."""
-    folder = shutil.copytree(command_line.CONFIG_FOLDER, tmp_path / "configs")
+    folder = shutil.copytree(preset_folders.CONFIG_FOLDER, tmp_path / "configs")
     (folder / "experiment").mkdir(exist_ok=True)
-    monkeypatch.setattr(command_line, "CONFIG_FOLDER", folder)
+    monkeypatch.setattr(preset_folders, "CONFIG_FOLDER", folder)
     return folder
 
 

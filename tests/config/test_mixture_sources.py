@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import compose as command_line
-from pretrain.config import registry
+from pretrain.config import preset_folders, registry
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.registry import register
 from pretrain.config.run import RunConfig
@@ -88,8 +87,8 @@ def test_a_record_says_what_each_source_is_in_full() -> None:
 
 def test_an_experiment_file_may_hold_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is the one that the comments of configs/data/mixture.yaml show."""
-    folder = shutil.copytree(command_line.CONFIG_FOLDER, tmp_path / "configs")
-    monkeypatch.setattr(command_line, "CONFIG_FOLDER", folder)
+    folder = shutil.copytree(preset_folders.CONFIG_FOLDER, tmp_path / "configs")
+    monkeypatch.setattr(preset_folders, "CONFIG_FOLDER", folder)
     comments = (folder / "data" / "mixture.yaml").read_text(encoding="utf8").splitlines()
     start = comments.index("#   defaults:")
     shown = [line.removeprefix("#   ") for line in comments[start:] if line.startswith("#   ")]

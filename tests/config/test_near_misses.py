@@ -8,8 +8,9 @@ import pytest
 
 from pretrain.config import near_misses
 from pretrain.config.cli import main
-from pretrain.config.compose import compose, presets, register_schemas
+from pretrain.config.compose import compose, register_schemas
 from pretrain.config.declared import every_setting
+from pretrain.config.preset_folders import presets
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig
 from pretrain.errors import ConfigError
@@ -109,11 +110,15 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config-dir", "x"], "--config-dir would do nothing: put settings of your own into configs/experiment/"),
-        (["--config-dir=x"], "--config-dir=x would do nothing: put settings"),
-        (["seed=1", "-cd", "x"], "-cd would do nothing: put settings of your own into configs/experiment/<name>.yaml"),
-        (["--config-name", "mine"], "--config-name would do nothing: put settings"),
-        (["-cn", "mine"], "-cn would do nothing"),
+        (["--config-dir", "x"], "--config-dir x is no folder. Name one that holds YAML files of your own."),
+        (["seed=1", "-cd=x"], "--config-dir x is no folder."),
+        (["--config-name", "trian"], "--config-name trian names no file of settings. Did you mean train?"),
+        (["--config-name"], "--config-name needs a value behind it, such as --config-name my_run."),
+        (["--cfg"], "--cfg needs a value behind it, such as --cfg job."),
+        (
+            ["--config-path", "x"],
+            "--config-path would do nothing: the presets stay where they are. Add your own folder",
+        ),
         (["--run"], "--run would do nothing: a script runs without it. Leave it out."),
         (["--experimental-rerun", "x"], "--experimental-rerun would do nothing: a run goes on by resume=<its folder>."),
         (
@@ -122,18 +127,28 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
         ),
         (["--max-steps", "5"], "--max-steps is no flag of this script; settings have no dashes, such as max_steps=5."),
         (["--"], "-- is no flag of this script; settings are typed key=value. All of them: --help"),
-        (["-m", "--config-dir", "x"], "--config-dir would do nothing"),
         (["hydra.run.dir=x"], "hydra.run.dir=x sets something of Hydra's that has no effect here. Try paths.run_dir="),
         (
             ["-m", "hydra.sweep.dir=x"],
             "hydra.sweep.dir=x sets something of Hydra's that has no effect here. Try paths.",
         ),
         (
-            ["+hydra/launcher=joblib"],
-            "+hydra/launcher=joblib sets something of Hydra's that has no effect here. Try -m",
+            ["hydra.output_subdir=x"],
+            "hydra.output_subdir=x sets something of Hydra's that has no effect here. Try paths",
         ),
-        (["hydra/launcher=submitit_slurm"], "hydra/launcher=submitit_slurm sets something of Hydra's"),
-        (["hydra.output_subdir=null"], "hydra.output_subdir=null sets something of Hydra's that has no effect here. L"),
+        (
+            ["-m", "hydra/launcher=slurmit"],
+            "hydra/launcher=slurmit is not installed. joblib, submitit_local, submitit_s",
+        ),
+        (
+            ["-m", "seed=1,2", "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs=0 is below 1. Try hydra.launcher.n_jobs=",
+        ),
+        (["-m", "seed=range(1"], "the sweep cannot be read: "),
+        (
+            ["-m", "optimizer.learning_rate=interval(1,2)"],
+            "optimizer.learning_rate=interval(1,2) has no end. List the ",
+        ),
     ],
 )
 def test_flags_and_settings_that_would_do_nothing_are_refused(

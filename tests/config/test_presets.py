@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.models.size import parameter_count

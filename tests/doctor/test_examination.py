@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
 from pretrain.doctor import examination, machine
 from pretrain.doctor.check import Check, CheckResult, NotApplicableError, Verdict, captured, run_checks

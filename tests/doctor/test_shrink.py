@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pretrain.config.compose import CONFIG_FOLDER, compose, register_schemas
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
 from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dropout
 from pretrain.errors import ConfigError

@@ -1,69 +1,60 @@
-"""The way every script starts: settings from the command line, one task, and errors as one line with an exit code."""
+"""The way every script starts: settings from the command line, the task under Hydra, errors in one line with a code."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pretrain.config.compose import (
-    _NO_MEMORY,
-    _composed,
-    _first_line,
-    _hand_to_hydra,
-    compose,
-    presets,
-    register_schemas,
-)
-from pretrain.config.hydra_words import refuse_idle
-from pretrain.config.overrides import as_hydra_reads, quote
+from pretrain.config.command_line import CommandLine, is_hydras, parse
+from pretrain.config.compose import compose, composed, register_schemas, sweep_words
+from pretrain.config.hydra_job import HydraJob
+from pretrain.config.overrides import first_values, quote, quoted
+from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, presets, use_config_dir
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
-from pretrain.config.sweep import checked_sweep
-from pretrain.errors import (
-    ConfigError,
-    Interrupted,
-    PretrainError,
-    message_of,
-    printable,
-    show,
-)
+from pretrain.config.sweep import SWEEP, combinations, of_the_job, show_table, swept_keys
+from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, printable, show
 from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.launch.rank import check_launcher, rank, under_launcher
 from pretrain.launch.slurm import adopt_slurm
 from pretrain.stop_signals import cause_of, listen, stop_listening
 
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messages, of CPUs and GPUs
 
-def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], object], free_text: str = "") -> None:
-    """Compose the settings of a script from the command line, run `task(settings, overrides)`, and exit.
 
-    `free_text` is a setting whose value needs no quoting beyond the shell's. A PretrainError or a signal ends the
-    process with its exit code and its message alone. Flags other than --help and -m (--cfg, --info) are Hydra's.
+def main(
+    config_name: str, config_class: type, task: Callable[[Any, list[str]], object], *, free_text: str = "",
+    subcommand: str = "",
+) -> None:  # fmt: skip
+    """Compose the settings of a script from the command line, run `task(settings, overrides)` under Hydra, and exit.
+
+    `free_text` is a setting whose value needs no quoting beyond the shell's; `subcommand` the first word typed, which
+    chose this task. A PretrainError or a signal ends the process with its exit code and its message alone.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process of the run imports the script to register its classes
-    words = [with_current_name(quote(word, free_text)) for word in sys.argv[1:]]
+    typed = sys.argv[2:] if subcommand else sys.argv[1:]
     keep_freed_memory()
     try:
         listen()
         _check_environment(config_name)
-        register_schemas(config_name, config_class)
-        for note in notes_on(sys.argv[1:]):
+        for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
-        refuse_idle(words)
-        if words and words[0] in ("-m", "--multirun"):
-            swept = [as_hydra_reads(word, config_class, sweep=True) for word in words[1:]]
-            if code := checked_sweep(swept, lambda given: compose(config_name, given)):
-                sys.exit(code)
-        elif set(words) & {"-h", "--help"}:
-            show(help_page(_composed(config_name, [word for word in words if not word.startswith("-")]), presets))
-        elif any(word.startswith("-") for word in words):
-            _hand_to_hydra(config_name, words)
+        given = parse([with_current_name(quote(word, free_text)) for word in typed])
+        words = [word for word in given.overrides if not is_hydras(word)]
+        program = [sys.executable, sys.argv[0], *([subcommand] if subcommand else [])]
+        job = HydraJob(given.config_name or config_name, config_class, task, words, [*program, *given.where()])
+        if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided
+            task(None, words)
         else:
-            follows = config_name == "train" and rank() > 0  # the first process decides, and hands on what it decided
-            task(None if follows else compose(config_name, words), words)
+            _run(job, given)
     except BaseException as raised:
         error = _as_pretrain_error(raised)
         if error is None:
@@ -72,6 +63,75 @@ def main(config_name: str, config_class: type, task: Callable[[Any, list[str]], 
         print(message_of(error), file=sys.stderr)
         sys.stdout.flush()
         sys.exit(error.exit_code)
+
+
+def _run(job: HydraJob, given: CommandLine) -> None:
+    """Do what a command line asks for."""
+    from pretrain.config.launcher import register_launcher  # here: it loads Hydra
+
+    name = job.config_name
+    use_config_dir(given.config_dir)
+    config_file(name)
+    register_schemas(name, job.config_class)
+    register_launcher()
+    if given.help:
+        show(help_page(composed(name, given.overrides)[0], presets))
+        return
+    if given.completes:
+        _call_hydra(job, given.flags, given.overrides)
+    elif given.multirun:
+        _sweep(job, given)
+    else:
+        tree, overrides = composed(name, given.overrides)
+        if str(tree.hydra.mode) == "RunMode.MULTIRUN" and not given.shows:
+            _sweep(job, given)
+        else:
+            _call_hydra(job, given.flags, overrides)
+
+
+def _sweep(job: HydraJob, given: CommandLine) -> None:
+    """Check the settings of every job, then let Hydra's sweeper and launcher run them, and print the table."""
+    words = sweep_words(job.config_name, given.overrides)
+    tree, _ = composed(job.config_name, first_values(words))
+    choices, settings = dict(tree.hydra.runtime.choices), tree.hydra.sweeper
+    swept = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
+    if choices.get("hydra/sweeper") == "basic":  # what others will choose is not known before
+        for each in combinations(of_the_job([*swept, *words])):
+            compose(job.config_name, each)
+    job.swept = tuple(dict.fromkeys([*swept_keys(swept), *swept_keys(words)]))
+    job.logs_folder = Path(tree.paths.logs_dir)
+    words.append(f"hydra.sweep.dir={quoted(str(job.logs_folder / SWEEP))}")
+    flags = given.flags if "-m" in given.flags or "--multirun" in given.flags else [*given.flags, "-m"]
+    with tempfile.TemporaryDirectory() as records:
+        job.records = Path(records)
+        try:
+            _call_hydra(job, flags, words)
+        finally:
+            if jobs := job.recorded():
+                show_table(jobs)
+
+
+def _call_hydra(job: HydraJob, flags: list[str], overrides: list[str]) -> None:
+    """Let `@hydra.main` act on flags and overrides: run the job, several of them, or print what is asked for."""
+    import hydra
+
+    with _arguments([sys.argv[0], *flags, *overrides]):
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=job.config_name)(job)()
+
+
+@contextmanager
+def _arguments(arguments: list[str]) -> Iterator[None]:
+    """Replace the process's arguments, which Hydra reads, and let it raise errors rather than print them."""
+    before, variable = sys.argv, "HYDRA_FULL_ERROR"
+    known = os.environ.get(variable)
+    sys.argv, os.environ[variable] = arguments, "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        os.environ.pop(variable, None)
+        if known is not None:
+            os.environ[variable] = known
 
 
 def _as_pretrain_error(error: BaseException) -> PretrainError | None:
@@ -83,10 +143,13 @@ def _as_pretrain_error(error: BaseException) -> PretrainError | None:
     if asked is not None and not isinstance(error, Interrupted | SystemExit):
         return Interrupted(str(asked), asked.exit_code - 128)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return ConfigError(
-            f"there is not enough memory for these settings ({_first_line(error)[:200]}). Try a smaller "
+            f"there is not enough memory for these settings ({first}). Try a smaller "
             "micro_batch_size, model.context_length or model; plan.py prints the memory of a run."
         )
+    if type(error).__module__ == "hydra.errors" and isinstance(error.__cause__, PretrainError):  # of a plug-in of ours
+        return error.__cause__
     return error if isinstance(error, PretrainError) else None
 
 

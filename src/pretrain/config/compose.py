@@ -7,21 +7,19 @@ experiment files, wrong types, misspelled presets.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.near_misses import of_preset, of_setting, of_value
-from pretrain.config.overrides import as_hydra_reads
+from pretrain.config.overrides import as_hydra_reads, first_values
+from pretrain.config.preset_folders import hydra_reads_presets, is_group, presets
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, ConfigError, nearest, show
-
-CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
-
 
 _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
 
@@ -29,9 +27,7 @@ _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messages, of CPUs and GPUs
-
-
+LAUNCHER = {"_target_": "hydra_plugins.pretrain.FreshProcessLauncher", "n_jobs": 1}  # of config/launcher.py
 _classes: dict[str, type] = {}  # of the settings of each script
 
 
@@ -42,9 +38,14 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     """
     from omegaconf import open_dict
 
-    tree = _composed(config_name, overrides)
+    tree, _ = composed(config_name, overrides)
     with open_dict(tree):
         del tree.hydra
+    return typed_run(tree, overrides)
+
+
+def typed_run(tree: Any, overrides: list[str]) -> Any:
+    """Return the settings of a composed tree without Hydra's own; raises ConfigError as `compose` does."""
     _lower_micro_batch(tree, overrides)
     return typed(tree)
 
@@ -58,22 +59,22 @@ def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
         show(f"micro_batch_size={micro} of the recipe is above batch_size={batch}, and is lowered to fit.")
 
 
-def _composed(config_name: str, overrides: list[str]) -> Any:
-    """Return the tree that Hydra composes, its own settings among it; raises ConfigError for a wrong override."""
+def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
+    """Return the tree that Hydra composes, its own settings among it, and the overrides that make it.
+
+    These are the given ones in Hydra's grammar, behind those that they imply. Raises ConfigError for a wrong override.
+    """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from pretrain.config.whole_numbers import read_presets_for
 
-    GlobalHydra.instance().clear()
     config_class = _classes.get(config_name)
     if config_class:
         read_presets_for(config_class)
     overrides = [as_hydra_reads(override, config_class) if config_class else override for override in overrides]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_FOLDER)):
+    with hydra_reads_presets():
         _check_words(overrides)
         try:
             return _by_hydra(config_name, overrides, [])
@@ -91,19 +92,41 @@ def _composed(config_name: str, overrides: list[str]) -> Any:
         raise _explain(error, bare, overrides) from error
 
 
-def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any:
-    """Return the tree that Hydra composes from what is typed, on top of what that implies."""
+def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> tuple[Any, list[str]]:
+    """Return the tree that Hydra composes from what is typed, on top of what that implies, and all overrides."""
     from hydra import compose as hydra_compose
 
-    typed = [
-        f"++{override.lstrip('+')}" if _declared(override) in NAMED_BY_USER else override for override in overrides
-    ]
-    tree = hydra_compose(config_name, overrides=[*implied, *typed], return_hydra_config=True)
+    whole = [*implied, *(_new_names_allowed(override) for override in overrides)]
+    tree = hydra_compose(config_name, overrides=whole, return_hydra_config=True)
+    if config_name in _classes and class_of(tree) is not _classes[config_name]:
+        raise ConfigError(
+            f"{config_name}.yaml does not begin with the settings of this script: defaults: [train, _self_], or the "
+            "script's own name in place of train."
+        )
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
-        imported = imported_overrides(tree, chosen, overrides)
-        tree = hydra_compose(config_name, overrides=[*implied, *imported, *typed], return_hydra_config=True)
-    return tree
+        whole = [*imported_overrides(tree, chosen, overrides), *whole]
+        tree = hydra_compose(config_name, overrides=whole, return_hydra_config=True)
+    return tree, whole
+
+
+def _new_names_allowed(override: str) -> str:
+    """Return an override with Hydra's ++ where its key is in a mapping whose names are the user's."""
+    return f"++{override.lstrip('+')}" if _declared(override) in NAMED_BY_USER else override
+
+
+def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
+    """Return the overrides of a sweep in Hydra's grammar, behind the presets that they imply."""
+    from hydra import compose as hydra_compose
+
+    from pretrain.config.whole_numbers import read_presets_for
+
+    read_presets_for(_classes[config_name])
+    swept = [_new_names_allowed(as_hydra_reads(each, _classes[config_name], sweep=True)) for each in overrides]
+    with hydra_reads_presets():
+        one = first_values(swept)
+        chosen = [each for each in one if is_group(each.partition("=")[0].lstrip("+~"))]
+        return [*_implied(config_name, one, hydra_compose(config_name, overrides=chosen)), *swept]
 
 
 def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
@@ -165,16 +188,6 @@ def _declared(override: str) -> str:
     return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
 
 
-def is_group(name: str) -> bool:
-    """Whether `name` chooses a preset (model, trainer, experiment, ...) rather than a value."""
-    return (CONFIG_FOLDER / name.split("@")[0]).is_dir()
-
-
-def presets(group: str) -> list[str]:
-    """Return the names of a group's presets: of its files, and of what plugins and scripts registered."""
-    return sorted({path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")} | registered(group).keys())
-
-
 def _check_words(overrides: list[str]) -> None:
     """Raise ConfigError for an override without a value, and for a preset that does not exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -231,7 +244,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+")
-        if is_group(key):
+        if is_group(key) or is_hydras(override):
             continue
         declared = _declared(override)
         unknown = _explain_unknown(declared, tree, class_of(tree))
@@ -245,7 +258,18 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
-    return ConfigError(_first_line(error))
+    return _explain_hydras_own(error, overrides)
+
+
+def _explain_hydras_own(error: Exception, overrides: list[str]) -> ConfigError:
+    """Return the error of a setting of Hydra's own, or else the first line of Hydra's message."""
+    found = re.search(r"Could not find '(hydra/\w+)/([^']*)'", str(error))
+    if found is None:
+        return ConfigError(_first_line(error))
+    return ConfigError(
+        f"{found[1]}={found[2]} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
+        "pip install 'pretrain[sweep]'; ours needs nothing: hydra/launcher=pretrain."
+    )
 
 
 def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:
@@ -280,24 +304,12 @@ def register_schemas(config_name: str, config_class: type) -> None:
     _classes[config_name] = config_class
     store = ConfigStore.instance()
     store.store(name=config_class.__name__, node=config_class, provider="pretrain")
+    store.store(group="hydra/launcher", name="pretrain", node=LAUNCHER, provider="pretrain")
     for group in groups():
         for choice in choices(group).values():
             store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
         for kind, choice in registered(group).items():  # has no preset file, so its kind is the preset
             store.store(group=group, name=kind, node=choice, provider="pretrain")
-
-
-def _hand_to_hydra(config_name: str, overrides: list[str]) -> None:
-    """Let Hydra act on its own flags, such as --cfg and --info."""
-    import hydra
-
-    from pretrain.config.whole_numbers import read_presets_for
-
-    if "-m" in overrides or "--multirun" in overrides:
-        raise ConfigError("-m comes first: python src/train.py -m optimizer.learning_rate=0.001,0.003")
-    read_presets_for(_classes[config_name])
-    sys.argv[1:] = overrides
-    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
 
 
 # mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them

@@ -12,6 +12,7 @@ from typing import Any
 
 from pretrain.config.declared import types_of
 from pretrain.config.whole_numbers import is_whole, written_out
+from pretrain.errors import ConfigError
 
 # last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
 _PATHS = (
@@ -133,3 +134,36 @@ def _key(key: Any) -> str:
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
         raise ValueError("not a name")
     return key
+
+
+def parsed(words: list[str]) -> list[Any]:
+    """Return Hydra's reading of overrides; `glob` lists presets where Hydra is at work.
+
+    Raises ConfigError for one outside its grammar.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    hydra = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(config_loader=None if hydra is None else hydra.config_loader)
+    try:
+        return list(parser.parse_overrides(words))
+    except OverrideParseException as error:
+        raise ConfigError(f"the sweep cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def first_values(words: list[str]) -> list[str]:
+    """Return overrides with one value each: of those that are swept the first, of an interval its start."""
+    from hydra.core.override_parser.types import IntervalSweep
+
+    first = []
+    for override in parsed(words):
+        value, key = override.value(), override.get_key_element()
+        if isinstance(value, IntervalSweep):
+            first.append(f"{key}={value.start}")
+        elif override.is_sweep_override():
+            first.append(f"{key}={next(iter(override.sweep_string_iterator()))}")
+        else:
+            first.append(str(override.input_line))
+    return first

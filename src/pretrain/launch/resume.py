@@ -7,8 +7,8 @@ from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint, newest, open_checkpoint, run_meant_by_auto
 from pretrain.checkpoint.recorded_paths import settings_of
-from pretrain.config.compose import is_group
 from pretrain.config.imported import IMPORTED
+from pretrain.config.preset_folders import is_group
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict

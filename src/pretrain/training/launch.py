@@ -15,6 +15,7 @@ from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import ConfigError, RankLostError, printable
 from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_launcher
 from pretrain.launch.resume import as_config
+from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
 from pretrain.parallel.process_group import leave_group
@@ -26,25 +27,33 @@ _NOTICE_S = 20.0  # time to wait for other processes before a notice
 _stores: list[Any] = []  # rendezvous stores of torchrun or srun; closing one early would shut out late processes
 
 
-def launch(config: RunConfig | None, overrides: list[str]) -> None:
+def launch(config: RunConfig | None, overrides: list[str]) -> float | None:
     """Train with the settings `config`, in this process or in one per device, and print the report.
 
-    Under torchrun or srun rank 0 resolves settings and folder and sends them to the others, whose `config` is None.
+    Returns the last validation loss in nats per token, None where there is none. Under torchrun or srun rank 0 resolves
+    settings and folder and sends them to the others, whose `config` is None.
     """
     check_launcher()
     if under_launcher():
-        log(_run(_agree_on_run_plan(config, overrides)))
+        run_plan = _agree_on_run_plan(config, overrides)
+        log(_run(run_plan))
         leave_group()
-        return
+        return _validation_loss(run_plan)
     assert config is not None
     config = with_devices(config)
     check_files(config.data)
     run_plan = _resolve(config, overrides)
     if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
         log(_run(run_plan))
-        return
+        return _validation_loss(run_plan)
     with only_run_in(run_plan.folder):
         log(spawn(to_record(run_plan)))
+    return _validation_loss(run_plan)
+
+
+def _validation_loss(run_plan: RunPlan) -> float | None:
+    report = finished_run(run_plan.folder) if rank() == 0 else None
+    return None if report is None else report.validation.get("val/loss")
 
 
 def _run(run_plan: RunPlan) -> str:

@@ -1,0 +1,117 @@
+"""The words behind a script: Hydra's flags apart from overrides, and those that would change nothing here refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pretrain.errors import ConfigError
+
+_WITH_VALUE = {
+    "--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name",
+    "--cfg": "shows", "-c": "shows", "--package": "package", "-p": "package",
+}  # fmt: skip
+_ALONE = {
+    "-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--resolve": "resolve",
+    "--hydra-help": "shows", "--version": "shows", "-sc": "completes", "--shell-completion": "completes",
+}  # fmt: skip
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_IDLE_FLAGS = {
+    ("--config-path", "-cp"): "the presets stay where they are. Add your own folder beside them: --config-dir <folder>",
+    ("--run", "-r"): "a script runs without it. Leave it out",
+    ("--experimental-rerun",): "a run goes on by resume=<its folder>",
+}
+_IDLE_SETTINGS = {
+    "hydra.run.dir": "paths.run_dir=<folder>",
+    "hydra.sweep.dir": "paths.logs_dir=<folder>, where a sweep makes one",
+    "hydra.sweep.subdir": "paths.logs_dir=<folder>, where a sweep makes one for each job",
+    "hydra.output_subdir": "paths.run_dir=<folder>, which holds the run's config.yaml",
+    "hydra.job.name": "name=<name>",
+    "hydra.job.chdir": "paths.run_dir=<folder>, as a run stays in the folder where it is typed",
+    "hydra.verbose": "trainer.log_every_n_steps=1",
+    "hydra.job_logging": "logger=all, csv, tensorboard or none",
+    "hydra.hydra_logging": "logger=all, csv, tensorboard or none",
+}
+
+
+@dataclass
+class CommandLine:
+    """What was typed behind a script."""
+
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)  # those for Hydra, with their values
+    config_dir: str | None = None
+    config_name: str | None = None
+    multirun: bool = False
+    help: bool = False
+    shows: bool = False  # --cfg, --info and the like print something in place of a run
+    completes: bool = False
+
+    def where(self) -> list[str]:
+        """Return the flags that say where settings come from: a job of a sweep needs them as well."""
+        flags = {"--config-dir": self.config_dir, "--config-name": self.config_name}
+        return [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+
+
+def parse(words: list[str]) -> CommandLine:
+    """Return the words of a command line by their meaning; flags and overrides may stand in any order.
+
+    Raises ConfigError for a flag that is none, and for words that Hydra would take and that change nothing here.
+    """
+    given = CommandLine()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("-"):
+            _read_flag(word, rest, given)
+        else:
+            _refuse_idle_setting(word)
+            given.overrides.append(word)
+    given.multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
+    return given
+
+
+def _read_flag(word: str, rest: list[str], given: CommandLine) -> None:
+    """Read one flag into `given`, and its value from the words behind it."""
+    flag, equals, value = word.partition("=")
+    meaning = _WITH_VALUE.get(flag) or _ALONE.get(flag) or ("shows" if flag in ("-i", "--info") else None)
+    if meaning is None:
+        raise _unknown(word, flag)
+    given.flags.append(flag)
+    if flag in _WITH_VALUE:
+        if not equals and not rest:
+            raise ConfigError(f"{flag} needs a value behind it, such as {flag} {_example(flag)}.")
+        value = value if equals else rest.pop(0)
+        given.flags.append(value)
+    elif flag in ("-i", "--info") and (equals or (rest and rest[0] in _INFO)):
+        given.flags.append(value if equals else rest.pop(0))
+    if meaning in ("config_dir", "config_name"):
+        setattr(given, meaning, value)
+    elif meaning in ("help", "multirun", "shows", "completes"):
+        setattr(given, meaning, True)
+
+
+def _example(flag: str) -> str:
+    return {"config_dir": "my_configs", "config_name": "my_run", "shows": "job"}.get(_WITH_VALUE[flag], "model")
+
+
+def _unknown(word: str, flag: str) -> ConfigError:
+    instead = next((ours for names, ours in _IDLE_FLAGS.items() if flag in names), None)
+    if instead is not None:
+        return ConfigError(f"{word} would do nothing: {instead}.")
+    setting = flag.lstrip("-").replace("-", "_")
+    hint = f"settings have no dashes, such as {setting}=5" if setting else "settings are typed key=value"
+    return ConfigError(f"{word} is no flag of this script; {hint}. All of them: --help")
+
+
+def is_hydras(override: str) -> bool:
+    """Whether an override is of a setting of Hydra's own, such as hydra/launcher=joblib."""
+    key = override.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0]
+    return key == "hydra" or key.startswith("hydra.")
+
+
+def _refuse_idle_setting(override: str) -> None:
+    """Raise ConfigError for a setting of Hydra's own in whose place this framework has one."""
+    key = override.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0]
+    instead = next((ours for name, ours in _IDLE_SETTINGS.items() if f"{key}.".startswith(f"{name}.")), None)
+    if instead is not None:
+        raise ConfigError(f"{override} sets something of Hydra's that has no effect here. Try {instead}.")

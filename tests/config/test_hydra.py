@@ -1,0 +1,156 @@
+"""What users of Hydra expect: their own config folder and primary config, its flags, launchers and sweepers."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
+from pretrain.stop_signals import AskedToStop
+
+REPOSITORY = Path(__file__).parents[2]
+Typed = tuple[RunConfig, list[str]]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of configs of the user's own: a primary config, a model and an experiment."""
+    folder = tmp_path / "mine"
+    (folder / "model").mkdir(parents=True)
+    (folder / "experiment").mkdir()
+    (folder / "my_run.yaml").write_text("defaults:\n  - train\n  - _self_\nseed: 5\ntrainer:\n  max_steps: 2e3\n")
+    (folder / "model" / "my_model.yaml").write_text("defaults:\n  - gpt_nano\n  - _self_\nn_layers: 3\n")
+    (folder / "experiment" / "tried.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: my_model\nbatch_size: 6\n"
+    )
+    (folder / "bare.yaml").write_text("seed: 1\n")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str, result: Any = None) -> list[Typed]:
+    seen: list[Typed] = []
+
+    def task(config: RunConfig, overrides: list[str]) -> Any:
+        seen.append((config, overrides))
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    main("train", RunConfig, task)
+    return seen
+
+
+def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--config-dir", str(own), "--config-name", "my_run"]
+    ((config, words),) = run(monkeypatch, "batch_size=4", *flags, "model=my_model")
+    assert (config.seed, config.trainer.max_steps, config.batch_size, config.model.n_layers) == (5, 2000, 4, 3)
+    assert words == ["batch_size=4", "model=my_model"]
+    ((config, _),) = run(monkeypatch, f"--config-dir={own}", "experiment=tried")
+    assert (config.model.n_layers, config.batch_size) == (3, 6)
+    ((config, _),) = run(monkeypatch)  # and nothing of it is left
+    assert (config.seed, config.model.n_layers) == (0, run(monkeypatch, "model=gpt_nano")[0][0].model.n_layers)
+
+
+def test_what_is_wrong_in_ones_own_configs_is_named(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "typo.yaml").write_text("defaults:\n  - train\n  - _self_\ntrainer:\n  max_step: 3\n")
+    for words, message in (
+        (["--config-name", "typo"], "trainer.max_step in typo.yaml is not a setting. Did you mean trainer.max_steps?"),
+        (["--config-name", "bare"], "bare.yaml does not begin with the settings of this script: defaults: [train, _se"),
+        (["model=my_modle"], "model=my_modle is not a preset. Did you mean my_model?"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(monkeypatch, "--config-dir", str(own), *words)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(f"ConfigError: {message}")
+
+
+def test_hydras_flags_show_what_a_run_would_read(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--cfg", "job", "--package", "trainer", "trainer.max_steps=7") == []
+    shown = capsys.readouterr().out
+    assert shown.startswith("# @package trainer\n")
+    assert "\nmax_steps: 7\n" in shown
+    command = [sys.executable, REPOSITORY / "src" / "train.py", "--config-dir", own, "--info", "searchpath"]
+    assert (
+        str(own) in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )  # it logs in its own way
+    run(monkeypatch, "--cfg", "hydra", "--resolve", "data.path=x")
+    shown = capsys.readouterr().out
+    assert "pretrain.FreshProcessLauncher" in shown
+    assert "data=text_files" in shown  # a path alone is that of text files here too
+    run(monkeypatch, "-sc", "install=bash")
+    assert "complete" in capsys.readouterr().out
+
+
+def test_completion_knows_the_presets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "@hydra.main" in (REPOSITORY / "src" / "train.py").read_text()  # bash looks for it
+    line = "python src/train.py model=gpt_n"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    run(monkeypatch, "-sc", "query=bash")
+    assert capsys.readouterr().out.split() == ["model=gpt_nano"]
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
+from pretrain.errors import DataError
+
+def task(config, words):
+    with open("ran.txt", "a") as file:
+        file.write(f"{config.seed} {config.batch_size} {os.environ.get('PRETRAIN_SWEPT')}\\n")
+    if config.seed == 2:
+        raise DataError("no text for seed 2")
+    folder = Path(config.paths.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(
+        '{"steps": 1, "tokens_seen": 1, "parameters": 1, "tokens_per_s": 1.0, "validation": {"val/loss": %f}}'
+        % (config.seed / 2)
+    )
+    return config.seed / 2
+
+main("train", RunConfig, task)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["pretrain", "basic"])
+def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Path, launcher: str) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    words = ["--config-dir", str(own), "--config-name", "my_run", "-m", "seed=1,2,3", "batch_size=4,6"]
+    words += [f"hydra/launcher={launcher}"] + ["hydra.launcher.n_jobs=2"] * (launcher == "pretrain")
+    command = [sys.executable, "mine.py", *words]
+
+    def ran() -> subprocess.CompletedProcess[str]:
+        (tmp_path / "ran.txt").write_text("")
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    first = ran()
+    assert first.returncode == 3, first.stderr
+    table = [row.split() for row in first.stdout.splitlines() if " logs/sweep/" in row and not row.startswith("job ")]
+    shown = {(*(word for word in row if "=" in word), row[-2]) for row in table}
+    lines = sorted((tmp_path / "ran.txt").read_text().splitlines())
+    assert shown == {(f"seed={s}", f"batch_size={b}", "3" if s == 2 else "0") for s in (1, 2, 3) for b in (4, 6)}
+    assert lines == [f"{s} {b} seed,batch_size" for s in (1, 2, 3) for b in (4, 6)]
+    if launcher == "pretrain":
+        assert first.stderr == "JobError: seed=2 batch_size=4 ended with exit code 3.\n"
+        assert len(list((tmp_path / "logs" / "sweep").glob("*/output.log"))) == 6
+    ran()
+    again = sorted((tmp_path / "ran.txt").read_text().splitlines())
+    assert again == [line for line in lines if line.startswith("2 ")]
+
+
+def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, result=ZeroDivisionError())
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, result=AskedToStop(2))
+    assert stopped.value.code == 130
