@@ -19,6 +19,7 @@ from typing import Any
 from pretrain.config.compose import compose, register_schemas, typed_run
 from pretrain.config.imported import IMPORTED
 from pretrain.config.sweep import Job, job_of, of_the_job
+from pretrain.config.whole_numbers import read_presets_for
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import SWEPT
@@ -43,6 +44,12 @@ class HydraJob:
     records: Path | None = None  # folder for what came of jobs that run elsewhere
     jobs: list[Job] = field(default_factory=list)  # of a sweep, those launched so far
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare another process, in which Hydra composes a job's settings as well."""
+        self.__dict__.update(state)
+        register_schemas(self.config_name, self.config_class)
+        read_presets_for(self.config_class)
+
     def __call__(self, tree: Any) -> float | None:
         """Run the task with the settings that Hydra composed; return the validation loss at the end, if it has one."""
         from hydra.core.hydra_config import HydraConfig
@@ -55,7 +62,6 @@ class HydraJob:
             except Exception:
                 without_hydras_line()
                 raise
-        register_schemas(self.config_name, self.config_class)  # in a process of a launcher's own
         job = job_of(of_the_job(list(hydra.overrides.task)), self.swept, self.logs_folder)
         try:
             loss = job.loss if job.finished else self._run(tree, job)
