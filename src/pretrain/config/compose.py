@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.imported import IMPORTED, imported_overrides
+from pretrain.config.named_entries import SECTIONS, SOURCES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads
 from pretrain.config.registry import choices, groups, kind_of, registered
@@ -95,9 +96,7 @@ def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any
     """Return the tree that Hydra composes from what is typed, on top of what that implies."""
     from hydra import compose as hydra_compose
 
-    typed = [
-        f"++{override.lstrip('+')}" if _declared(override) in NAMED_BY_USER else override for override in overrides
-    ]
+    typed = [f"++{override.lstrip('+')}" if _declared(override) in SECTIONS else override for override in overrides]
     tree = hydra_compose(config_name, overrides=[*implied, *typed], return_hydra_config=True)
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
@@ -162,7 +161,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
 def _declared(override: str) -> str:
     """Return the key of an override as far as a dataclass declares it."""
     key = override.partition("=")[0].lstrip("+")
-    return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
+    return key if is_group(key) else section_of(key) or key
 
 
 def is_group(name: str) -> bool:
@@ -239,7 +238,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             return unknown
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
-            OmegaConf.update(tree, key, new, force_add=declared in NAMED_BY_USER)
+            OmegaConf.update(tree, key, new, force_add=declared in SECTIONS)
         except OmegaConfBaseException as problem:
             expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
@@ -300,10 +299,6 @@ def _hand_to_hydra(config_name: str, overrides: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(lambda tree: None)()
 
 
-# mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
-NAMED_BY_USER = {"data.sources": "data=mixture"}
-
-
 def typed(tree: Any) -> Any:
     """Return the dataclasses of a composed tree; raises ConfigError for keys that none of them declares."""
     from omegaconf import OmegaConf
@@ -336,8 +331,8 @@ def no_setting(key: str, known: list[str], config_class: type, whole: str | None
 
     `whole` is what was typed, where the key is only its beginning.
     """
-    preset = NAMED_BY_USER.get(key)
-    if preset:
+    if key == SOURCES.key:
+        preset = SOURCES.presets
         return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
     return ConfigError(of_setting(key, known, config_class, whole or key))
 

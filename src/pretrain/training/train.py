@@ -54,6 +54,7 @@ from pretrain.training.run_state import RunState, SaveSettings, check_disk_space
 from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, quiet_lightning
+from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
 
@@ -117,8 +118,11 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     metrics = _build_metrics(run_plan, throughput, model, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
+    user_callbacks = build_user_callbacks(config, run_facts(run_plan), bool(data.validation_streams))
+    state.add_user_callbacks(user_callbacks)
     skipped_before = module.skipped_steps
-    parts = _Parts(run_plan, trainer, module, data, metrics, state, Writer(config, prepared.tokenizer))
+    writer = Writer(config, prepared.tokenizer)
+    parts = _Parts(run_plan, trainer, module, data, metrics, state, writer, user_callbacks)
     own_callbacks = _build_callbacks(parts)
     trainer.callbacks.extend([*own_callbacks, *callbacks])
 
@@ -158,6 +162,7 @@ class _Parts:
     metrics: Metrics
     state: RunState
     writer: Writer
+    user_callbacks: UserCallbacks
 
     @property
     def config(self) -> RunConfig:
@@ -245,12 +250,13 @@ def _build_callbacks(parts: _Parts) -> list[Callback]:
     config, folder, throughput = parts.config, parts.run_plan.folder, parts.throughput
     checkpoints = Checkpoints(parts.state, throughput, config.checkpoint.every_n_steps)
     callbacks: list[Callback] = [parts.metrics]
-    if config.trainer.enable_progress_bar:
+    if config.trainer.enable_progress_bar and not any(each.replaces_progress for each in config.callbacks.values()):
         callbacks.append(Progress(parts.metrics))
     if config.logging.ledger:
         callbacks.append(Ledger(folder / LEDGER, resumed_at=parts.run_plan.start))
     if config.logging.norms:
         callbacks.append(Norms(config.trainer.log_every_n_steps))
+    callbacks += parts.user_callbacks.callbacks.values()  # a checkpoint has what they counted at its step
     callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
     if config.scores.every_n_steps:
         callbacks.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
@@ -301,4 +307,12 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         longer=module.length.doubled(steps),
         not_validated=not_validated(config.data, prepared, list(targets)),
         validation_targets=targets,
+        ended=_why_ended(parts),
     )
+
+
+def _why_ended(parts: _Parts) -> str:
+    """Return why the run has ended before its length; empty if it has not."""
+    if not parts.trainer.should_stop:
+        return ""
+    return parts.user_callbacks.why_stopped() or "a callback asked to stop"

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pretrain.files.atomic_files import write_atomically
-from pretrain.launch.run_folder import opened_to_append, read_rows
+from pretrain.launch.run_folder import TABLE, opened_to_append, read_rows
 
 
 class LongCSVLogger(Logger):
@@ -45,6 +45,11 @@ class LongCSVLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the settings are in the run folder and in every checkpoint."""
+
+
+def open_table(folder: Path, resumed_at: int) -> LongCSVLogger:
+    """Return the logger of a run folder's metrics.csv."""
+    return LongCSVLogger(folder / TABLE, resumed_at)
 
 
 def has_figures(table: Path, step: int, prefix: str) -> bool:

@@ -1,0 +1,102 @@
+"""Settings of the callbacks that a user adds to a run. Lightning is imported where a callback is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from pretrain.config.setting import Settings, setting
+from pretrain.training.class_paths import check_class_path, check_no_secrets
+from pretrain.training.logger_config import RunFacts
+
+
+class Mode(Enum):
+    """Which way a monitored figure improves."""
+
+    min = "min"
+    max = "max"
+
+
+@dataclass
+class CallbackConfig(Settings):
+    """A callback."""
+
+    prefix: ClassVar[str] = "callbacks.<name>."
+    needs_logger: ClassVar[bool] = False
+    replaces_progress: ClassVar[bool] = False  # whether it shows what our own line of figures shows
+    monitors_validation: ClassVar[bool] = False
+    kind: str = "?"
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return the Lightning callback of this entry, called `name`."""
+        raise NotImplementedError
+
+
+@dataclass
+class EarlyStoppingConfig(CallbackConfig):
+    """Ends the run where a figure of the validation has stopped improving, with checkpoint and report."""
+
+    monitors_validation: ClassVar[bool] = True
+    kind: str = "early_stopping"
+    monitor: str = setting("val/loss", "Figure to watch, such as val/loss or val/accuracy.")
+    patience: int = setting(3, "Validations without improvement after which the run ends.", bounds="[1, inf)")
+    min_delta: float = setting(0.0, "Smallest change that counts as an improvement.", bounds="[0.0, inf)")
+    mode: Mode = setting(Mode.min, "Whether a lower or a higher figure is better.")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a RunEarlyStopping."""
+        from pretrain.training.callbacks.early_stopping import RunEarlyStopping
+
+        return RunEarlyStopping(self.monitor, self.min_delta, self.patience, self.mode.value)
+
+
+@dataclass
+class LRMonitorConfig(CallbackConfig):
+    """Logs the learning rate of every parameter group (Lightning's LearningRateMonitor)."""
+
+    needs_logger: ClassVar[bool] = True
+    kind: str = "lr_monitor"
+    log_momentum: bool = setting(False, "Log the momentum or the betas too.")
+    log_weight_decay: bool = setting(False, "Log the weight decay too.")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a LearningRateMonitor."""
+        from lightning.pytorch.callbacks import LearningRateMonitor
+
+        return LearningRateMonitor("step", log_momentum=self.log_momentum, log_weight_decay=self.log_weight_decay)
+
+
+@dataclass
+class DeviceStatsConfig(CallbackConfig):
+    """Logs figures of the devices: memory, temperature, load (Lightning's DeviceStatsMonitor)."""
+
+    needs_logger: ClassVar[bool] = True
+    kind: str = "device_stats"
+    cpu_stats: bool | None = setting(None, "Log those of the CPU; null: only where the run is on one.")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a DeviceStatsMonitor."""
+        from lightning.pytorch.callbacks import DeviceStatsMonitor
+
+        return DeviceStatsMonitor(cpu_stats=self.cpu_stats)
+
+
+@dataclass
+class ClassPathCallbackConfig(CallbackConfig):
+    """Any Lightning callback, by the path of its class."""
+
+    kind: str = "class_path"
+    class_path: str = setting("???", "The class, as my_package.MyCallback; it must be one of Lightning's callbacks.")
+    init_args: dict[str, Any] = setting(default_factory=dict, about="What the class is called with, by name.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_class_path(f"{self.prefix}class_path", self.class_path)
+        check_no_secrets(f"{self.prefix}init_args", self.init_args)
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return an object of the class."""
+        from pretrain.training.import_class import instance_of_class
+
+        return instance_of_class(f"callbacks.{name}", self, run.classes, "Callback")
