@@ -96,7 +96,7 @@ def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> Any
     """Return the tree that Hydra composes from what is typed, on top of what that implies."""
     from hydra import compose as hydra_compose
 
-    typed = [f"++{override.lstrip('+')}" if _declared(override) in SECTIONS else override for override in overrides]
+    typed = [f"++{override.lstrip('+')}" if _names_entry(override) else override for override in overrides]
     tree = hydra_compose(config_name, overrides=[*implied, *typed], return_hydra_config=True)
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
@@ -161,7 +161,12 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
 def _declared(override: str) -> str:
     """Return the key of an override as far as a dataclass declares it."""
     key = override.partition("=")[0].lstrip("+")
-    return key if is_group(key) else section_of(key) or key
+    return section_of(key) or key
+
+
+def _names_entry(override: str) -> bool:
+    """Return whether an override is of a section whose keys the user names, and no choice of its presets."""
+    return _declared(override) in SECTIONS and not is_group(override.partition("=")[0].lstrip("+"))
 
 
 def is_group(name: str) -> bool:
@@ -238,7 +243,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             return unknown
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
-            OmegaConf.update(tree, key, new, force_add=declared in SECTIONS)
+            OmegaConf.update(tree, key, new, force_add=_names_entry(override))
         except OmegaConfBaseException as problem:
             expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None

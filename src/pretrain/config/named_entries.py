@@ -31,14 +31,9 @@ class Section:
 
 
 SOURCES = Section(
-    "data.sources",
-    "data",
-    "data=mixture",
-    "source",
-    "novels",
-    "{kind: text_files, path: novels.txt, weight: 1}",
+    "data.sources", "data", "data=mixture", "source", "novels", "{kind: text_files, path: novels.txt, weight: 1}",
     "text_files",
-)
+)  # fmt: skip
 CALLBACKS = Section(
     "callbacks", "callback", "callbacks", "callback", "mine", "{kind: early_stopping, patience: 3}", "early_stopping"
 )

@@ -33,7 +33,7 @@ class UserCallbacks:
                 if name not in self._left_out:
                     log(f"warning: the state of callbacks.{name} is not saved, and a resume starts it anew: {error}")
                 self._left_out.add(name)
-        return {"callbacks": states}
+        return {"callbacks": states} if states else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the saved states until `restore`."""

@@ -54,4 +54,4 @@ def from_plain(value: Any) -> Any:
     items = from_plain(value[_TENSOR])
     if not isinstance(dtype, torch.dtype) or not isinstance(items, list):
         raise ValueError("it holds a damaged tensor")
-    return torch.tensor(items, dtype=dtype).reshape(value.get("shape"))
+    return torch.tensor(items, dtype=dtype).reshape(list(value.get("shape", [])))
