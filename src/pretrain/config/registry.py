@@ -31,7 +31,15 @@ from pretrain.training.callback_config import (
     EarlyStoppingConfig,
     LRMonitorConfig,
 )
-from pretrain.training.logger_config import ClassPathLoggerConfig, CSVConfig, TensorBoardConfig, check_one_per_run
+from pretrain.training.logger_config import (
+    ClassPathLoggerConfig,
+    CometConfig,
+    CSVConfig,
+    MLflowConfig,
+    TensorBoardConfig,
+    WandbConfig,
+    check_one_per_run,
+)
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
@@ -41,7 +49,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "callback": (EarlyStoppingConfig, LRMonitorConfig, DeviceStatsConfig, ClassPathCallbackConfig),
-    "logger": (TensorBoardConfig, CSVConfig, ClassPathLoggerConfig),
+    "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),
 }
 _OF_ENTRIES = ("callback", "logger")  # a run has any number of them, each with a name
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +79,78 @@ class CSVConfig(LoggerConfig):
 
 
 @dataclass
+class WandbConfig(LoggerConfig):
+    """Weights & Biases, which reads WANDB_API_KEY: curves, samples and settings at wandb.ai or on this machine."""
+
+    one_per_run: ClassVar[bool] = True  # a process has one run there
+    kind: str = "wandb"
+    project: str = setting("pretrain", "Project of the run.")
+    entity: str | None = setting(None, "User or team; null: the default one of the key.")
+    group: str | None = setting(None, "Group of runs, such as the name of a sweep.")
+    mode: WandbMode = setting(WandbMode.online, "Where the run is kept; offline: in the run folder, for `wandb sync`.")
+    log_checkpoints: bool = setting(False, "Log the last checkpoint's folder as an artifact.")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a RunWandb."""
+        check_installed(f"loggers.{name}", "wandb", "wandb")
+        from pretrain.training.loggers.services import RunWandb
+
+        return RunWandb(self, run, name)
+
+
+@dataclass
+class MLflowConfig(LoggerConfig):
+    """MLflow: curves, samples and settings in its store, at an address or in a local SQLite file."""
+
+    kind: str = "mlflow"
+    experiment: str = setting("pretrain", "Experiment of the run.")
+    tracking_uri: str | None = setting(
+        None, "Address of the store; null: that of MLFLOW_TRACKING_URI, else the file mlflow.db in paths.logs_dir."
+    )
+    log_checkpoints: bool = setting(False, "Log the last checkpoint's folder as an artifact.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_no_secrets(f"{self.prefix}tracking_uri", self.tracking_uri)
+
+    def address(self, logs_dir: str) -> str:
+        """Return the address of the store."""
+        given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return given or f"sqlite:///{(Path(logs_dir) / 'mlflow.db').absolute()}"
+
+    def artifacts(self, address: str) -> str | None:
+        """Return where a local store keeps files, beside its database; None: where the server does."""
+        path = Path(address.removeprefix("sqlite:///"))
+        return (path.parent / "mlflow_artifacts").absolute().as_uri() if address.startswith("sqlite:///") else None
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a RunMLflow."""
+        check_installed(f"loggers.{name}", "mlflow", "mlflow")
+        from pretrain.training.loggers.services import RunMLflow
+
+        return RunMLflow(self, run, name)
+
+
+@dataclass
+class CometConfig(LoggerConfig):
+    """Comet, which reads COMET_API_KEY: curves, samples and settings at comet.com or on this machine."""
+
+    one_per_run: ClassVar[bool] = True
+    kind: str = "comet"
+    project: str = setting("pretrain", "Project of the run.")
+    workspace: str | None = setting(None, "Workspace; null: the default one of the key.")
+    online: bool = setting(True, "Log to comet.com; false: an archive in the run folder, for `comet upload`.")
+    log_checkpoints: bool = setting(False, "Log the last checkpoint's folder as assets.")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a RunComet."""
+        check_installed(f"loggers.{name}", "comet_ml", "comet")
+        from pretrain.training.loggers.services import RunComet
+
+        return RunComet(self, run, name)
+
+
+@dataclass
 class ClassPathLoggerConfig(LoggerConfig):
     """Any Lightning logger, by the path of its class."""
 
@@ -94,6 +168,15 @@ class ClassPathLoggerConfig(LoggerConfig):
         from pretrain.training.import_class import instance_of_class
 
         return instance_of_class(f"loggers.{name}", self, run.classes, "Logger")
+
+
+def check_installed(key: str, package: str, extra: str) -> None:
+    """Raise ConfigError where the package that the entry `key` needs is not installed."""
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"{key} needs the package {package}, which is not installed. Install it: pip install 'pretrain[{extra}]', "
+            f"or leave the entry out: {key}=null."
+        )
 
 
 def check_one_per_run(loggers: dict[str, Any]) -> None:

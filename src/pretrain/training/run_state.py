@@ -64,6 +64,7 @@ class RunState(Callback):
     ) -> None:
         self.trainer = trainer
         self.user_callbacks: UserCallbacks | None = None
+        self.logger_ids: Callable[[], dict[str, str]] = dict  # of the run at the services of its loggers, by name
         self.module = module
         self.metrics = metrics
         self.data = data
@@ -108,6 +109,8 @@ class RunState(Callback):
             state |= part.state_dict()
         if self.user_callbacks is not None:
             state |= self.user_callbacks.state_dict()
+        if ids := self.logger_ids():
+            state["logger_ids"] = ids
         return state
 
     def _parts(self) -> tuple[Metrics, RunLength, Spikes, TextDataModule]:

@@ -21,7 +21,9 @@ from pretrain.training.user_callbacks import build_loggers, run_facts
 from pretrain.training.validation import validates_first
 
 
-def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None, validates: bool) -> L.Trainer:
+def build_trainer(
+    run_plan: RunPlan, device: torch.device, loggers: list[Logger], max_steps: int | None, validates: bool
+) -> L.Trainer:
     """Return the trainer of a run; `validates`: whether it has validation data."""
     config, folder, start = run_plan.config, run_plan.folder, run_plan.start
     accumulation = config.accumulation_steps()
@@ -40,7 +42,7 @@ def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None
         check_val_every_n_epoch=None,
         log_every_n_steps=config.trainer.log_every_n_steps,  # of callbacks that log; ours go to the loggers directly
         deterministic=config.trainer.deterministic,
-        logger=_loggers(run_plan),
+        logger=loggers,
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=-1 if validates_first(config, folder, start) else 0,
         enable_checkpointing=False,
@@ -51,12 +53,13 @@ def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None
     )
 
 
-def _loggers(run_plan: RunPlan) -> list[Logger]:
+def open_loggers(run_plan: RunPlan) -> dict[str, Logger]:
+    """Return the loggers of a run by name, on rank 0 behind the file of its settings."""
     config = run_plan.config
     if rank() > 0:  # Lightning's callbacks that log want one on every process
-        return [DummyLogger()] if config.loggers else []
+        return {name: DummyLogger() for name in list(config.loggers)[:1]}
     write_atomically(run_plan.folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-    return list(build_loggers(config, run_facts(run_plan)).values())
+    return build_loggers(config, run_facts(run_plan))
 
 
 def quiet_lightning() -> None:

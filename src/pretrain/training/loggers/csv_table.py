@@ -11,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import TABLE, opened_to_append, read_rows
+from pretrain.training.loggers.run_log import RunLog
 
 
-class LongCSVLogger(Logger):
+class LongCSVLogger(Logger, RunLog):
     """Appends step, name, value. A resume first drops rows beyond its step, a restart from step 0 all rows."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:

@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # typ
 from torch.utils.tensorboard.summary import hparams
 
 from pretrain.launch.run_folder import SWEPT
+from pretrain.training.loggers.run_log import RunLog
 
 # prefixes of the settings on the HParams page
 _HPARAMS = (
@@ -19,7 +20,7 @@ _HPARAMS = (
 )  # fmt: skip
 
 
-class RunTensorBoard(TensorBoardLogger):
+class RunTensorBoard(TensorBoardLogger, RunLog):
     """Writes event files into the run folder itself, so that TensorBoard names the run by its folder.
 
     A resume purges metrics beyond its step, a restart from step 0 all of them.
@@ -29,6 +30,15 @@ class RunTensorBoard(TensorBoardLogger):
         again = resumed_at or any(folder.glob("events.out.*"))
         purge_step = resumed_at + 1 if resumed_at else 0
         super().__init__(folder, name="", version="", purge_step=purge_step if again else None)
+
+    def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
+        """Log the settings as text."""
+        self.add_text("config", text, step)
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Log text verbatim."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # four spaces: Markdown shows it verbatim
+        self.experiment.add_text(tag, indented, step)
 
     @rank_zero_only
     def save(self) -> None:
