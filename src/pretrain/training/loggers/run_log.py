@@ -64,8 +64,5 @@ def close(loggers: Iterable[Logger], failed: bool) -> None:
 
 def ids_of(loggers: Mapping[str, Logger]) -> dict[str, str]:
     """Return the id of the run at each logger's service, by the logger's name; a resume goes on with them."""
-    return {name: str(each.version) for name, each in loggers.items() if _has_id(each)}
-
-
-def _has_id(logger: Any) -> bool:
-    return bool(logger.version) if isinstance(logger, RunLog) else False
+    versions = {name: getattr(each, "version", None) for name, each in loggers.items() if isinstance(each, RunLog)}
+    return {name: str(version) for name, version in versions.items() if version}

@@ -4,6 +4,7 @@ Each library reads its key and its address from its own environment; none of the
 source code and console output are off.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class RunMLflow(MLFlowLogger, RunLog):
     """A run in MLflow's store: at the address of MLFLOW_TRACKING_URI, or in a local SQLite file."""
 
     def __init__(self, settings: MLflowConfig, run: RunFacts, name: str) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         uri = settings.address(run.config["paths"]["logs_dir"])
         super().__init__(
             experiment_name=settings.experiment,
