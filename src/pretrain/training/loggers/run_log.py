@@ -66,3 +66,14 @@ def ids_of(loggers: Mapping[str, Logger]) -> dict[str, str]:
     """Return the id of the run at each logger's service, by the logger's name; a resume goes on with them."""
     versions = {name: getattr(each, "version", None) for name, each in loggers.items() if isinstance(each, RunLog)}
     return {name: str(version) for name, version in versions.items() if version}
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """Return settings by their full names, such as model.n_layers; what is no number, flag or text as text."""
+    found: dict[str, bool | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

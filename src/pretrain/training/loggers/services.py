@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, MLFlowLogger, WandbLogger
 
 from pretrain.training.logger_config import CometConfig, MLflowConfig, RunFacts, WandbConfig
-from pretrain.training.loggers.run_log import RunLog
+from pretrain.training.loggers.run_log import RunLog, flat
 
 
 class RunWandb(WandbLogger, RunLog):
@@ -82,7 +82,7 @@ class RunMLflow(MLFlowLogger, RunLog):
     def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
         """Log the settings as parameters, which MLflow never changes, and those of every start as a file."""
         if self.is_new:
-            self.log_hyperparams(config)
+            self.log_hyperparams(flat(config))
         self.experiment.log_text(self.run_id, text, f"config/step-{step:08}.yaml")
 
     def add_text(self, tag: str, text: str, step: int) -> None:
@@ -121,9 +121,16 @@ class RunComet(CometLogger, RunLog):
         )
         self.logs_checkpoints = settings.log_checkpoints
 
+    def _create_experiment(self) -> None:
+        if self._online is False:  # for which Lightning turns the experiment off
+            import comet_ml
+
+            self._comet_config = comet_ml.ExperimentConfig(**self._kwargs)
+        super()._create_experiment()
+
     def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
         """Log the settings as parameters."""
-        self.log_hyperparams(config)
+        self.log_hyperparams(flat(config))
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Log the paragraphs one by one; Comet lists them as a table."""

@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # typ
 from torch.utils.tensorboard.summary import hparams
 
 from pretrain.launch.run_folder import SWEPT
-from pretrain.training.loggers.run_log import RunLog
+from pretrain.training.loggers.run_log import RunLog, flat
 
 # prefixes of the settings on the HParams page
 _HPARAMS = (
@@ -53,15 +53,15 @@ def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: d
     The page shows five settings at first: in a sweep those that differ between its jobs.
     """
     swept = tuple(filter(None, os.environ.get(SWEPT, "").split(",")))
-    flat = {
+    shown = {
         key: value
-        for key, value in _flat(settings, "").items()
+        for key, value in flat(settings).items()
         if key.startswith(_HPARAMS + swept) or key.endswith((".weight", ".epochs"))  # of a mixture's sources
     }
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and metrics:
             writer = logger.experiment._get_file_writer()
-            experiment, *session = hparams(flat, metrics)  # only names the metrics: the logged scalars are their values
+            experiment, *session = hparams(shown, metrics)  # only names the metrics, which are logged
             for summary in (_with_swept(experiment, swept), *session):
                 writer.add_summary(summary)
             writer.flush()
@@ -75,13 +75,3 @@ def _with_swept(experiment: Any, swept: tuple[str, ...]) -> Any:
         info.differs = any(f"{info.name}.".startswith(f"{key}.") for key in swept)
     data.content = content.SerializeToString()
     return experiment
-
-
-def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | float | str]:
-    flat: dict[str, bool | float | str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
