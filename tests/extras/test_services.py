@@ -1,6 +1,5 @@
 """Runs logged by the real libraries of the extras, on this machine alone. Skipped where they are not installed."""
 
-import importlib
 import json
 import sqlite3
 import time
@@ -92,4 +91,3 @@ def test_a_missing_library_is_named_with_its_extra(tiny: Any, kind: str, monkeyp
         ConfigError, match=rf"loggers\.{kind} needs the package {PACKAGES[kind]}, .*'pretrain\[{kind}\]'"
     ):
         run(tiny.place(*TINY, f"logger={kind}"))
-    assert importlib.util.find_spec("json")

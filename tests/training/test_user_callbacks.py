@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.write import sealed
+from pretrain.config.scripts import ExportConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.inspect_step import rows_of_step
+from pretrain.evaluation.run import score
+from pretrain.interop.export import export_model
+from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
-from pretrain.launch.run_plan import from_record, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, to_record
 from pretrain.training.callbacks.plain_state import from_plain, to_plain
 from pretrain.training.train import run
 from pretrain.training.user_callbacks import UserCallbacks
@@ -159,3 +167,32 @@ def test_states_are_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
     refusing.load_state_dict({"callbacks": {"mine": {"a": 1}}})
     with pytest.raises(CheckpointError, match=r"the saved state of callbacks\.mine does not fit its class: KeyError"):
         refusing.restore()
+
+
+def test_a_class_in_a_hostile_folder_is_imported_by_nobody(tiny, tmp_path: Path, package: str, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    plain = ("model=gpt_nano", "trainer.max_steps=2", "logger=csv", f"paths.run_dir={folder}")
+    run(tiny.place(*plain))
+    entry = {"kind": "class_path", "class_path": f"{package}.Counter", "init_args": {"start": 1}}
+    manifest = folder / "checkpoints" / "step-00000002" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["config"] |= {"callbacks": {"x": entry}, "loggers": {"y": dict(entry, class_path="os.system")}}
+    record["typed"] += [f"callbacks.x.class_path={package}.Counter", "loggers.y.class_path=os.system"]
+    manifest.write_text(json.dumps(sealed(record)))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"callbacks": {"x": entry}}))
+
+    imported: list[str] = []
+    monkeypatch.setattr("pretrain.training.import_class.import_module", imported.append)
+    model = LanguageModel.load(folder)
+    assert model.generate("The", max_new_tokens=2)
+    assert score(EvalConfig(checkpoint=str(folder)), folder)["loss"] > 0
+    assert list(rows_of_step(folder, 1))
+    export_model(ExportConfig(checkpoint=str(folder), output=str(tmp_path / "exported")), folder)
+    with pytest.raises(ConfigError, match=r"callbacks\.x\.class_path=own_callbacks\.Counter is in the saved settings"):
+        tiny.place(f"resume={folder}", "trainer.max_steps=4")
+    config = open_checkpoint(folder).run_config()  # nor where a plan is made of saved settings alone
+    with pytest.raises(ConfigError, match=r"loggers\.y\.class_path=os\.system is in the saved settings"):
+        run(RunPlan(config, folder, None))
+    assert not imported
+    assert package not in sys.modules

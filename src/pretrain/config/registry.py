@@ -29,6 +29,7 @@ from pretrain.training.callback_config import (
     ClassPathCallbackConfig,
     DeviceStatsConfig,
     EarlyStoppingConfig,
+    GenerateSamplesConfig,
     LRMonitorConfig,
 )
 from pretrain.training.logger_config import (
@@ -48,7 +49,13 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
-    "callback": (EarlyStoppingConfig, LRMonitorConfig, DeviceStatsConfig, ClassPathCallbackConfig),
+    "callback": (
+        EarlyStoppingConfig,
+        LRMonitorConfig,
+        DeviceStatsConfig,
+        GenerateSamplesConfig,
+        ClassPathCallbackConfig,
+    ),
     "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),
 }
 _OF_ENTRIES = ("callback", "logger")  # a run has any number of them, each with a name

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.training.class_paths import check_class_path, check_no_secrets
+from pretrain.training.config import SampleConfig
 from pretrain.training.logger_config import RunFacts
 
 
@@ -26,6 +27,7 @@ class CallbackConfig(Settings):
     needs_logger: ClassVar[bool] = False
     replaces_progress: ClassVar[bool] = False  # whether it shows what our own line of figures shows
     monitors_validation: ClassVar[bool] = False
+    writes_samples: ClassVar[bool] = False  # behind the checkpoint of its step, as samples are
     kind: str = "?"
 
     def build(self, name: str, run: RunFacts) -> Any:
@@ -80,6 +82,33 @@ class DeviceStatsConfig(CallbackConfig):
         from lightning.pytorch.callbacks import DeviceStatsMonitor
 
         return DeviceStatsMonitor(cpu_stats=self.cpu_stats)
+
+
+@dataclass
+class GenerateSamplesConfig(CallbackConfig):
+    """Writes what the model makes of prompts of its own, beside the samples of `sample`, into the loggers."""
+
+    writes_samples: ClassVar[bool] = True
+    kind: str = "generate_samples"
+    prompts: list[str] = setting(default_factory=list, about="Texts to continue; []: a few that suit the objective.")
+    every_n_steps: int = setting(
+        500, "Steps between samples; there are always some at the end.", bounds="[1, inf)", unit="optimizer steps"
+    )
+    max_new_tokens: int = setting(
+        100, "Most tokens of a completion.", bounds=f"[0, {1 << 24}]", unit="tokens", example=200
+    )
+    temperature: float = setting(0.8, "Softness of the choice; 0: always the most likely token.", bounds="[0.0, inf)")
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a callback that writes samples under the tag samples/<name>."""
+        assert run.make_samples is not None
+        settings = SampleConfig(
+            every_n_steps=self.every_n_steps,
+            prompts=self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
+        return run.make_samples(settings, f"samples/{name}")
 
 
 @dataclass

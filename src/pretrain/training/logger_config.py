@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ class RunFacts:
     start: int = 0  # the step that the run starts or goes on from
     tags: tuple[str, ...] = ()
     logger_ids: dict[str, str] = field(default_factory=dict)  # of a resumed run's loggers at their services, by name
+    make_samples: Callable[[Any, str], Any] | None = None  # the callback that writes samples, of settings and a tag
     classes: frozenset[str] = frozenset()  # <entry>=<class path>, as the user's own settings name them
 
 

@@ -40,7 +40,7 @@ from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
-from pretrain.training.config import Precision
+from pretrain.training.config import Precision, SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
@@ -126,12 +126,19 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     metrics = _build_metrics(run_plan, throughput, model, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
-    user_callbacks = build_user_callbacks(config, run_facts(run_plan), bool(data.validation_streams))
+    writer = Writer(config, prepared.tokenizer)
+    checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
+
+    def make_samples(settings: SampleConfig, tag: str) -> Samples:
+        own = Writer(replace(config, sample=settings), prepared.tokenizer)
+        return Samples(own, throughput, checkpoints, tag)
+
+    facts = replace(run_facts(run_plan), make_samples=make_samples)
+    user_callbacks = build_user_callbacks(config, facts, bool(data.validation_streams))
     state.add_user_callbacks(user_callbacks)
     state.logger_ids = lambda: ids_of(loggers)
     skipped_before = module.skipped_steps
-    writer = Writer(config, prepared.tokenizer)
-    parts = _Parts(run_plan, trainer, module, data, metrics, state, writer, user_callbacks)
+    parts = _Parts(run_plan, trainer, module, data, metrics, state, writer, checkpoints, user_callbacks)
     own_callbacks = _build_callbacks(parts)
     trainer.callbacks.extend([*own_callbacks, *callbacks])
 
@@ -173,6 +180,7 @@ class _Parts:
     metrics: Metrics
     state: RunState
     writer: Writer
+    checkpoints: Checkpoints
     user_callbacks: UserCallbacks
 
     @property
@@ -259,7 +267,8 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: Transformer) ->
 def _build_callbacks(parts: _Parts) -> list[Callback]:
     """Return the run's own callbacks in the order in which the end of a step calls them."""
     config, folder, throughput = parts.config, parts.run_plan.folder, parts.throughput
-    checkpoints = Checkpoints(parts.state, throughput, config.checkpoint.every_n_steps)
+    checkpoints, named = parts.checkpoints, parts.user_callbacks.callbacks
+    writing = [callback for name, callback in named.items() if config.callbacks[name].writes_samples]
     callbacks: list[Callback] = [parts.metrics]
     if config.trainer.enable_progress_bar and not any(each.replaces_progress for each in config.callbacks.values()):
         callbacks.append(Progress(parts.metrics))
@@ -267,8 +276,8 @@ def _build_callbacks(parts: _Parts) -> list[Callback]:
         callbacks.append(Ledger(folder / LEDGER, resumed_at=parts.run_plan.start))
     if config.logging.norms:
         callbacks.append(Norms(config.trainer.log_every_n_steps))
-    callbacks += parts.user_callbacks.callbacks.values()  # a checkpoint has what they counted at its step
-    callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
+    callbacks += [each for each in named.values() if each not in writing]  # a checkpoint counts its step
+    callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints), *writing]
     if config.scores.every_n_steps:
         callbacks.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
     if isinstance(parts.data.train_stream, StreamingDataset):

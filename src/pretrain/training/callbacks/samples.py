@@ -77,7 +77,8 @@ class Writer:
 class Samples(StepCallback):
     """Writes samples to the loggers every n steps, from random generators of its own. A signal ends that at once."""
 
-    def __init__(self, writer: Writer, throughput: Throughput, checkpoints: Checkpoints) -> None:
+    def __init__(self, writer: Writer, throughput: Throughput, checkpoints: Checkpoints, tag: str = "samples") -> None:
+        self.tag = tag
         self.writer = writer
         self.throughput = throughput
         self.checkpoints = checkpoints
@@ -92,7 +93,7 @@ class Samples(StepCallback):
                 gathered = self.writer.gathered_model(model)
                 if rank() == 0:
                     text = interruptible(module, lambda: self.writer.write(gathered, seed=step))
-                    log_text(trainer.loggers, "samples", text or "", step)
+                    log_text(trainer.loggers, self.tag, text or "", step)
                 self.checkpoints.agree_and_stop_if_asked(trainer, module)
 
 
