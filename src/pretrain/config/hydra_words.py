@@ -25,8 +25,8 @@ _SETTINGS = {
     "hydra.launcher": "-m, which runs the jobs of a sweep one after another; on a cluster sbatch configs/slurm.sh",
     "hydra.sweeper": "-m with values listed: optimizer.learning_rate=0.001,0.003",
     "hydra.verbose": "trainer.log_every_n_steps=1",
-    "hydra.job_logging": "logger=all, csv, tensorboard or none",
-    "hydra.hydra_logging": "logger=all, csv, tensorboard or none",
+    "hydra.job_logging": "logger=all, csv, tensorboard, wandb, mlflow, comet or none",
+    "hydra.hydra_logging": "logger=all, csv, tensorboard, wandb, mlflow, comet or none",
 }
 
 

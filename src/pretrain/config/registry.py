@@ -31,6 +31,7 @@ from pretrain.training.callback_config import (
     EarlyStoppingConfig,
     GenerateSamplesConfig,
     LRMonitorConfig,
+    RichProgressConfig,
 )
 from pretrain.training.logger_config import (
     ClassPathLoggerConfig,
@@ -54,6 +55,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         LRMonitorConfig,
         DeviceStatsConfig,
         GenerateSamplesConfig,
+        RichProgressConfig,
         ClassPathCallbackConfig,
     ),
     "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),

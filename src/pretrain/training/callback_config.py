@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pretrain.config.setting import Settings, setting
 from pretrain.training.class_paths import check_class_path, check_no_secrets
 from pretrain.training.config import SampleConfig
-from pretrain.training.logger_config import RunFacts
+from pretrain.training.logger_config import RunFacts, check_installed
 
 
 class Mode(Enum):
@@ -82,6 +82,24 @@ class DeviceStatsConfig(CallbackConfig):
         from lightning.pytorch.callbacks import DeviceStatsMonitor
 
         return DeviceStatsMonitor(cpu_stats=self.cpu_stats)
+
+
+@dataclass
+class RichProgressConfig(CallbackConfig):
+    """A bar in colors for a terminal, instead of our own (Lightning's RichProgressBar)."""
+
+    replaces_progress: ClassVar[bool] = True
+    kind: str = "rich_progress"
+    refresh_rate: int = setting(
+        1, "Micro-batches between two refreshes of the bar.", bounds="[1, inf)", unit="micro-batches"
+    )
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a RunRichProgress."""
+        check_installed(f"callbacks.{name}", "rich", "progress")
+        from pretrain.training.callbacks.rich_progress import RunRichProgress
+
+        return RunRichProgress(refresh_rate=self.refresh_rate)
 
 
 @dataclass
