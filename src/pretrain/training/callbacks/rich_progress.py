@@ -26,3 +26,6 @@ class RunRichProgress(RichProgressBar):
         return {
             name: f"{float(trainer.callback_metrics[name]):.3f}" for name in names if name in trainer.callback_metrics
         }
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # Lightning counts epochs, of which a run has one
