@@ -27,7 +27,10 @@ def module_of(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    """Return every module that a file imports, but for those that only the type checker reads."""
+    """Return every module that a file imports, but for those that only the type checker reads.
+
+    Nor does what a config class's `build` imports from its own package count: it makes what the class describes.
+    """
     tree = ast.parse(path.read_text(encoding="utf8"))
     hidden = {
         id(node)
@@ -35,9 +38,16 @@ def imports(path: Path) -> list[str]:
         if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
         for node in ast.walk(branch)
     }
+    by_build = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name == "build"
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:2] == ["pretrain", own_package(path)]
+    }
     found = []
     for node in ast.walk(tree):
-        if id(node) in hidden:
+        if id(node) in hidden | by_build:
             continue
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
@@ -47,6 +57,10 @@ def imports(path: Path) -> list[str]:
                 for alias in node.names
             ]
     return found
+
+
+def own_package(path: Path) -> str:
+    return module_of(path).split(".")[0]
 
 
 def is_module(package: str, name: str) -> bool:

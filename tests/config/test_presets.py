@@ -99,7 +99,7 @@ def test_every_other_preset_composes(word: str) -> None:
     group = word.split("=")[0]
     config: RunConfig = compose("train", [word, *NEEDS.get(word, [])])
     assert from_dict(to_dict(config)) == config
-    assert hasattr(config, group) or group in ("experiment", "recipe")
+    assert hasattr(config, group) or group in ("experiment", "recipe", "logger")
 
 
 def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:

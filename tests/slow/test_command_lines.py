@@ -141,7 +141,7 @@ def hparams_page(logs: Path) -> list[str]:
     from tensorboard.plugins.hparams import backend_context
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    for folder in logs.iterdir():
+    for folder in logs.glob("*/"):
         events = EventAccumulator(str(folder)).Reload()
         for metadata in events.summary_metadata.values():
             content = HParamsPluginData.FromString(metadata.plugin_data.content)
@@ -166,7 +166,7 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     assert rows[0].split() == ["settings", "val/loss", "exit", "folder"]
     assert [row.partition(" my runs")[0].split()[-1] for row in rows[1:]] == ["0", "4", "0", "4"]
     assert sum(row.startswith("*") for row in rows) == 1
-    jobs = list((tmp_path / "my runs" / "é = $x, 😀" / "sweep").iterdir())
+    jobs = list((tmp_path / "my runs" / "é = $x, 😀" / "sweep").glob("*/"))
     assert len(jobs) == 4
     settings = hparams_page(tmp_path / "my runs" / "é = $x, 😀" / "sweep")
     assert settings[:2] == ["init_from", "schedule.kind"]  # the first five are shown, so those of the sweep are

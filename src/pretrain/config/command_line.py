@@ -28,8 +28,8 @@ _IDLE_SETTINGS = {
     "hydra.job.name": "name=<name>",
     "hydra.job.chdir": "paths.run_dir=<folder>, as a run stays in the folder where it is typed",
     "hydra.verbose": "trainer.log_every_n_steps=1",
-    "hydra.job_logging": "logger=all, csv, tensorboard or none",
-    "hydra.hydra_logging": "logger=all, csv, tensorboard or none",
+    "hydra.job_logging": "logger=all, csv, tensorboard, wandb, mlflow, comet or none",
+    "hydra.hydra_logging": "logger=all, csv, tensorboard, wandb, mlflow, comet or none",
 }
 
 

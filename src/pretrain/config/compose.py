@@ -14,6 +14,7 @@ from typing import Any
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
+from pretrain.config.named_entries import SECTIONS, SOURCES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import hydra_reads_presets, is_group, presets
@@ -112,7 +113,7 @@ def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> tup
 
 def _new_names_allowed(override: str) -> str:
     """Return an override with Hydra's ++ where its key is in a mapping whose names are the user's."""
-    return f"++{override.lstrip('+')}" if _declared(override) in NAMED_BY_USER else override
+    return f"++{override.lstrip('+')}" if _names_entry(override) else override
 
 
 def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
@@ -185,7 +186,12 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
 def _declared(override: str) -> str:
     """Return the key of an override as far as a dataclass declares it."""
     key = override.partition("=")[0].lstrip("+")
-    return next((name for name in NAMED_BY_USER if f"{key}.".startswith(f"{name}.")), key)
+    return section_of(key) or key
+
+
+def _names_entry(override: str) -> bool:
+    """Return whether an override is of a section whose keys the user names, and no choice of its presets."""
+    return _declared(override) in SECTIONS and not is_group(override.partition("=")[0].lstrip("+"))
 
 
 def _check_words(overrides: list[str]) -> None:
@@ -252,7 +258,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             return unknown
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
-            OmegaConf.update(tree, key, new, force_add=declared in NAMED_BY_USER)
+            OmegaConf.update(tree, key, new, force_add=_names_entry(override))
         except OmegaConfBaseException as problem:
             expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
@@ -312,10 +318,6 @@ def register_schemas(config_name: str, config_class: type) -> None:
             store.store(group=group, name=kind, node=choice, provider="pretrain")
 
 
-# mappings whose keys are the user's own, where Hydra asks for ++ before a new one, and the preset that has them
-NAMED_BY_USER = {"data.sources": "data=mixture"}
-
-
 def typed(tree: Any) -> Any:
     """Return the dataclasses of a composed tree; raises ConfigError for keys that none of them declares."""
     from omegaconf import OmegaConf
@@ -348,8 +350,8 @@ def no_setting(key: str, known: list[str], config_class: type, whole: str | None
 
     `whole` is what was typed, where the key is only its beginning.
     """
-    preset = NAMED_BY_USER.get(key)
-    if preset:
+    if key == SOURCES.key:
+        preset = SOURCES.presets
         return ConfigError(f"{key} is a setting of {preset} only. Choose that as well: {preset}")
     return ConfigError(of_setting(key, known, config_class, whole or key))
 

@@ -9,10 +9,9 @@ from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
+from pretrain.config.named_entries import SECTIONS, SOURCES
 from pretrain.config.registry import choices, groups
 from pretrain.data.config import MixtureConfig, MixtureSource
-
-_SOURCES = "data.sources"
 
 
 def types_of(config_class: type, key: str) -> set[Any]:
@@ -26,9 +25,9 @@ def types_of(config_class: type, key: str) -> set[Any]:
         found = {kind for hint in hints if hint is not None for kind in alternatives(hint)}
         if at in groups() and found:
             found = set(choices(at).values())
-        elif at == _SOURCES and found and parts:
-            parts.pop(0)  # the name that the user gave the source
-            found = {MixtureSource, *_source_kinds()}
+        elif at in SECTIONS and found and parts:
+            parts.pop(0)  # the name that the user gave the entry
+            found = set(_entry_kinds(at))
     return found
 
 
@@ -50,8 +49,11 @@ def _below(config_class: type, prefix: str) -> Iterator[str]:
         yield from nested or [key]
 
 
-def _source_kinds() -> list[type]:
-    return [each for each in choices("data").values() if not issubclass(each, MixtureConfig)]
+def _entry_kinds(section: str) -> list[type]:
+    """Return the classes of settings that an entry of a section may have."""
+    if section == SOURCES.key:
+        return [MixtureSource, *(each for each in choices("data").values() if not issubclass(each, MixtureConfig))]
+    return list(choices(SECTIONS[section].group).values())
 
 
 @cache

@@ -1,15 +1,14 @@
 """The sources of a mixture, from what was written to typed settings, with one sentence where something does not fit."""
 
-import re
 from dataclasses import fields, replace
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from pretrain.config.named_entries import SOURCES, class_of, fill, mapping_of
 from pretrain.config.setting import check, description
 from pretrain.data.config import COMMON, MixtureConfig, MixtureSource, errors_of
-from pretrain.errors import ConfigError, nearest
+from pretrain.errors import ConfigError
 
 _EXAMPLE = "{novels: {kind: text_files, path: novels.txt, weight: 0.6}, docs: {kind: python_docs, weight: 0.4}}"
 
@@ -40,31 +39,17 @@ def _typed(name: str, written: Any, kinds: dict[str, type]) -> MixtureSource:
     """Return the settings of one source from its mapping; a MixtureSource is one already."""
     if isinstance(written, MixtureSource):
         return written
-    key = f"data.sources.{name}"
-    if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise ConfigError(
-            f"{key} is not a name for a source: letters (a-z, A-Z), digits, _ and - only. "
-            f"Try data.sources.{re.sub('[^A-Za-z0-9_-]+', '_', name) or 'novels'}."
-        )
-    if not isinstance(written, dict):
-        raise ConfigError(
-            f"{key}={written} is not a mapping of settings. "
-            f"Try '{key}={{kind: text_files, path: novels.txt, weight: 1}}'."
-        )
-    text_class = _class_of(f"{key}.kind", written.get("kind"), kinds)
-    own = [f.name for f in fields(text_class) if f.name not in COMMON]
+    key, settings = f"{SOURCES.key}.{name}", mapping_of(SOURCES, name, written)
+    text_class = _class_of(f"{key}.kind", settings.get("kind"), kinds)
     tree = OmegaConf.structured(MixtureSource)
     tree.text = OmegaConf.structured(text_class)
-    for setting, value in written.items():
-        _check_setting(key, setting, value, [*own, *_PART])
-        try:
-            (tree if setting in _PART else tree.text)[setting] = value
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0].replace("'text.", f"'{key}.")
-            raise ConfigError(f"{key}.{setting}={value} does not fit: {reason}") from error
-    for setting in own:
-        if OmegaConf.is_missing(tree.text, setting):
-            raise ConfigError(f"{key}.{setting} has no value, and needs one. Give it as {key}.{setting}=...")
+    nodes = {f.name: tree.text for f in fields(text_class) if f.name not in COMMON} | dict.fromkeys(_PART, tree)
+    for setting, value in settings.items():
+        if setting in COMMON and setting not in nodes:
+            raise ConfigError(
+                f"{key}.{setting}={value} cannot differ from source to source. Set it for all: data.{setting}={value}."
+            )
+    fill(key, settings, nodes)
     with errors_of(name):
         typed: MixtureSource = OmegaConf.to_object(tree)  # type: ignore[assignment]
     return typed
@@ -72,27 +57,9 @@ def _typed(name: str, written: Any, kinds: dict[str, type]) -> MixtureSource:
 
 def _class_of(key: str, kind: Any, kinds: dict[str, type]) -> type:
     single = {name: choice for name, choice in kinds.items() if not issubclass(choice, MixtureConfig)}
-    if kind is None:
-        raise ConfigError(f"{key} has no value, and needs one: {', '.join(sorted(single))}. Try {key}=text_files.")
-    found = single.get(str(kind))
-    if found is None and str(kind) in kinds:
+    if str(kind) in kinds.keys() - single.keys():
         raise ConfigError(f"{key}={kind} would put a mixture into the mixture. Name its sources beside the others.")
-    if found is None:
-        raise ConfigError(f"{key}={kind} is unknown. {nearest(str(kind), single)}")
-    return found
-
-
-def _check_setting(key: str, setting: str, value: Any, known: list[str]) -> None:
-    if setting not in known and setting in COMMON:
-        raise ConfigError(
-            f"{key}.{setting}={value} cannot differ from source to source. Set it for all: data.{setting}={value}."
-        )
-    if setting not in known:
-        raise ConfigError(
-            f"{key}.{setting} is not a setting. {nearest(f'{key}.{setting}', [f'{key}.{name}' for name in known])}"
-        )
-    if "${" in str(value):
-        raise ConfigError(f"{key}.{setting}={value} refers to something else. Write the value itself.")
+    return class_of(SOURCES, key, kind, single)
 
 
 def _check_parts(sources: dict[str, MixtureSource]) -> None:

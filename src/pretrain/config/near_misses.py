@@ -113,7 +113,8 @@ _PRESETS: dict[str, dict[str, str]] = {
     "objective": {"causal": "clm lm autoregressive gpt next_token", "masked": "mlm bert masked_lm",
                   "classify": "classification cls"},
     "trainer": {"gpu": "cuda single", "fsdp": "fsdp2 zero sharded deepspeed", "ddp": "dp distributed multi_gpu"},
-    "logger": {"tensorboard": "wandb tb mlflow", "none": "null false off"},
+    "logger": {"tensorboard": "tb", "wandb": "weights_and_biases w_b", "comet": "comet_ml", "none": "null false off"},
+    "callbacks": {"lr_monitor": "learning_rate_monitor", "early_stopping": "earlystopping", "none": "null false off"},
 }  # fmt: skip
 
 

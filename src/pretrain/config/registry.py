@@ -1,12 +1,14 @@
-"""The closed registry of what a run can choose: model, objective, data, tokenizer, optimizer, schedule."""
+"""The registry of what a run can choose: model, objective, data, tokenizer, optimizer, schedule, callbacks, loggers."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from pretrain.config.mixture_sources import typed_sources
+from pretrain.config.named_entries import CALLBACKS, LOGGERS, typed_entries
 from pretrain.data.config import (
     BPETokenizerConfig,
     BytesTokenizerConfig,
@@ -23,6 +25,23 @@ from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+from pretrain.training.callback_config import (
+    ClassPathCallbackConfig,
+    DeviceStatsConfig,
+    EarlyStoppingConfig,
+    GenerateSamplesConfig,
+    LRMonitorConfig,
+    RichProgressConfig,
+)
+from pretrain.training.logger_config import (
+    ClassPathLoggerConfig,
+    CometConfig,
+    CSVConfig,
+    MLflowConfig,
+    TensorBoardConfig,
+    WandbConfig,
+    check_one_per_run,
+)
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
@@ -31,7 +50,17 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
+    "callback": (
+        EarlyStoppingConfig,
+        LRMonitorConfig,
+        DeviceStatsConfig,
+        GenerateSamplesConfig,
+        RichProgressConfig,
+        ClassPathCallbackConfig,
+    ),
+    "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),
 }
+_OF_ENTRIES = ("callback", "logger")  # a run has any number of them, each with a name
 
 
 _REGISTERED: dict[str, dict[str, type]] = {}
@@ -73,10 +102,22 @@ def _load_plugins() -> None:
 
 
 def groups() -> list[str]:
-    """Return the names of the groups whose settings differ by kind."""
-    return list(_BUILT_IN)
+    """Return the names of the groups of which a run chooses one kind."""
+    return [name for name in _BUILT_IN if name not in _OF_ENTRIES]
 
 
 def with_typed_sources(data: DataConfig) -> DataConfig:
     """Return the data settings with those of a mixture's sources typed, for which the registry must be known."""
     return typed_sources(data, choices("data")) if isinstance(data, MixtureConfig) else data
+
+
+def typed_callbacks(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the callbacks by name, typed; raises ConfigError as `typed_entries` does."""
+    return typed_entries(CALLBACKS, written, choices("callback"))
+
+
+def typed_loggers(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the loggers by name, typed; raises ConfigError also for two that write the same files."""
+    loggers = typed_entries(LOGGERS, written, choices("logger"))
+    check_one_per_run(loggers)
+    return loggers

@@ -21,6 +21,8 @@ RENAMED = {
     "parallel.reduce_once_a_step": "parallel.no_sync_accumulation",
     "logger.norms": "logging.norms",
     "logger.ledger": "logging.ledger",
+    "logger.tensorboard": "loggers.tensorboard",
+    "logger.csv": "loggers.csv",
 }
 
 
@@ -46,6 +48,8 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
             target = current.setdefault(new_group, {})
             if isinstance(target, dict):
                 target.setdefault(new_name, value)
+            if not section:  # the group is no longer one
+                del current[group]
     return current
 
 

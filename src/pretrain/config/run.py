@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
-from pretrain.config.registry import with_typed_sources
+from pretrain.config.registry import typed_callbacks, typed_loggers, with_typed_sources
 from pretrain.config.setting import Settings, setting
 from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import (
@@ -27,7 +28,6 @@ from pretrain.parallel.config import ParallelConfig, ParallelDims, build_paralle
 from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
-    LoggerConfig,
     LoggingConfig,
     PathsConfig,
     SampleConfig,
@@ -69,7 +69,13 @@ class RunConfig(Settings):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    # config/named_entries.py types the entries of both
+    callbacks: dict[str, Any] = setting(
+        default_factory=dict, about="Callbacks by name: kind and the kind's own settings, or class_path and init_args."
+    )
+    loggers: dict[str, Any] = setting(
+        default_factory=dict, about="Loggers by name: kind and the kind's own settings, or class_path and init_args."
+    )
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
@@ -78,6 +84,7 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.data = with_typed_sources(self.data)
+        self.callbacks, self.loggers = typed_callbacks(self.callbacks), typed_loggers(self.loggers)
         _check_tokens_per_step(self)
         if self.trainer.devices != -1:  # else a machine has as many as it has
             self.parallel_dims()
@@ -90,6 +97,11 @@ class RunConfig(Settings):
                 f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one, "
                 "or resume=auto, which starts by init_from where there is nothing to resume."
             )
+
+    @property
+    def keeps_table(self) -> bool:
+        """Whether the run writes metrics.csv."""
+        return any(logger.keeps_table for logger in self.loggers.values())
 
     def parallel_dims(self) -> ParallelDims:
         """Return the shape of the run's device mesh."""

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain.config.registry import _BUILT_IN, choices
+from pretrain.config.registry import choices, groups
 from pretrain.config.renamed import with_current_names
 from pretrain.config.run import RunConfig
 from pretrain.data.config import (
@@ -50,7 +50,7 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
     _refuse_interpolation(saved, "")
     parts: dict[str, type] = {}
     for name, value in saved.items():
-        if name in _BUILT_IN and isinstance(value, dict):
+        if name in groups() and isinstance(value, dict):
             part_class = choices(name).get(str(value.get("kind")), type(None))
             if part_class is type(None):
                 raise ConfigError(

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from pretrain.config.declared import alternatives, type_hints
+from pretrain.config.named_entries import CALLBACKS, LOGGERS
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
@@ -82,6 +83,9 @@ def settings_page() -> str:
             parts.append(_table(name, typing.cast(type, base), f"{name}."))
             for kind, kind_class in choices(name).items() if name in groups() else ():
                 parts.append(_table(f"{name}={kind}", kind_class, f"{name}.", typing.cast(type, base)))
+    for section in (CALLBACKS, LOGGERS):
+        for kind, kind_class in choices(section.group).items():
+            parts.append(_table(f"{section.key}.<name>.kind={kind}", kind_class, f"{section.key}.<name>."))
     return "\n".join(parts)
 
 

@@ -12,7 +12,8 @@ from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
 from pretrain.parallel.config import ParallelConfig
-from pretrain.training.config import LoggerConfig, LoggingConfig, Precision, Strategy
+from pretrain.training.config import LoggingConfig, Precision, Strategy
+from pretrain.training.logger_config import CSVConfig
 
 STEPS = 6
 HALF = 3  # the step at which a run is cut
@@ -62,7 +63,8 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         ),
         parallel=ParallelConfig(activation_checkpointing=config.parallel.activation_checkpointing),
         checkpoint=replace(config.checkpoint, every_n_steps=HALF, keep=0),
-        logger=LoggerConfig(tensorboard=False, csv=True),
+        callbacks={},
+        loggers={"csv": CSVConfig()},
         logging=LoggingConfig(),
         sample=replace(config.sample, every_n_steps=0, prompts=[], max_new_tokens=1),
         paths=replace(config.paths, run_dir=run_dir),

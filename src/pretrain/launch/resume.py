@@ -24,6 +24,7 @@ _RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
 _AUTO = {"trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None}
+_FILLED = {"logger": "loggers"}  # presets whose settings have another name
 _OF_ONE_START = ("resume", "allow_change", "paths.run_dir")  # overrides of one start, not of the run
 
 
@@ -106,6 +107,7 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
     elif not is_group(key):
         _set(merged, key, _get(typed, key))
     elif earlier.get(key) != word.lstrip("+"):
+        key = _FILLED.get(key, key)
         old, new = merged.get(key), typed.get(key)
         merged[key] = new
         for name in earlier:  # earlier overrides within the group stay

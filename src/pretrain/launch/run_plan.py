@@ -12,6 +12,7 @@ from pretrain.errors import CheckpointError
 from pretrain.launch.rank import log
 from pretrain.launch.resume import as_config, find_resumed, merge, overrides_of_the_run
 from pretrain.launch.run_folder import CHECKPOINTS, check_folder
+from pretrain.training.class_paths import classes_of, refuse_unnamed
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RunPlan:
     excluded: frozenset[str] = frozenset()  # ids of outlier sequences, beyond those in the checkpoint
     seconds: float | None = None  # training time so far; None: as in the checkpoint
     typed: list[str] = field(default_factory=list)  # command-line overrides of all starts of the run
+    classes: frozenset[str] = frozenset()  # <entry>=<class path>, as named by the settings composed for this start
     after: float = 0.0  # Unix time of the newest save in logs_dir; this run's saves get later ones
 
     @property
@@ -37,7 +39,7 @@ def to_record(run_plan: RunPlan) -> dict[str, Any]:
     resumed = str(run_plan.resumed.folder) if run_plan.resumed else None
     return {
         "config": to_dict(run_plan.config), "folder": str(run_plan.folder), "resumed": resumed,
-        "typed": run_plan.typed, "after": run_plan.after,
+        "typed": run_plan.typed, "classes": sorted(run_plan.classes), "after": run_plan.after,
     }  # fmt: skip
 
 
@@ -45,20 +47,23 @@ def from_record(record: dict[str, Any]) -> RunPlan:
     """Return the run plan that `to_record` wrote."""
     resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
     config, folder = as_config(record["config"]), Path(record["folder"])
-    return RunPlan(config, folder, resumed, typed=record["typed"], after=record["after"])
+    classes = frozenset(record["classes"])
+    return RunPlan(config, folder, resumed, typed=record["typed"], classes=classes, after=record["after"])
 
 
 def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
     """Return folder and settings of a run; command-line `overrides` win over the settings of a resumed run.
 
-    Raises ConfigError for overrides that would change the result of the resumed run, CheckpointError for a folder that
-    cannot be used.
+    Raises ConfigError for overrides that would change the result of the resumed run and for a class that only the
+    resumed run names, CheckpointError for a folder that cannot be used.
     """
+    classes = classes_of(config.callbacks, config.loggers)
     resumed = find_resumed(config, overrides) if config.resume else None
     if resumed is not None:
         folder = resumed.folder.parent.parent
         log(f"resuming {folder} at step {resumed.step}", one_line=True)
         config = merge(config, overrides, resumed)
+        refuse_unnamed(config.callbacks, config.loggers, classes)
     else:
         folder = Path(config.paths.run_dir or _fresh_folder(config))
         if step_folders(folder / CHECKPOINTS) and config.resume is None:
@@ -68,7 +73,8 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
             )
         _check_writable(folder)
     typed = overrides_of_the_run(overrides, resumed.typed if resumed else [])
-    return RunPlan(config, folder, resumed, typed=typed, after=newest_save(Path(config.paths.logs_dir), folder))
+    after = newest_save(Path(config.paths.logs_dir), folder)
+    return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after)
 
 
 def _fresh_folder(config: RunConfig) -> Path:

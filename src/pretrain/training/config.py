@@ -142,15 +142,6 @@ class CheckpointConfig(Settings):
 
 
 @dataclass
-class LoggerConfig(Settings):
-    """The loggers that the figures go to."""
-
-    prefix: ClassVar[str] = "logger."
-    tensorboard: bool = setting(True, "Write TensorBoard event files into the run folder.")
-    csv: bool = setting(True, "Write metrics.csv into the run folder.")
-
-
-@dataclass
 class LoggingConfig(Settings):
     """What is logged beside the usual figures."""
 

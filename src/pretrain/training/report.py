@@ -44,6 +44,7 @@ class Report:
     longer: str  # settings that double the length of the run
     not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
     validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
+    ended: str = ""  # why a callback ended the run before its length; empty if none did
 
     def save(self) -> None:
         """Write report.json into the run folder, unless the run had nothing left to do and has a report.
@@ -62,6 +63,8 @@ class Report:
         lines += [f"  parameters         {self.parameters:,}"]
         done = "" if self.training_s else "; nothing was left to do"
         lines += [f"  trained            {self.steps:,} steps, {self.tokens_seen:,} tokens{done}"]
+        if self.ended:
+            lines += [f"  ended early        {printable(self.ended, one_line=True)}"]
         if self.training_s:
             speed = f"{self.tokens_per_s:,.0f} tokens/s over {self.training_s:,.0f} s of training"
             lines += [f"  speed              {speed}"]

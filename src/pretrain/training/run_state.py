@@ -36,6 +36,7 @@ from pretrain.training.run_length import RunLength
 if TYPE_CHECKING:
     from pretrain.training.callbacks.metrics import Metrics
     from pretrain.training.lightning_module import TrainingModule
+    from pretrain.training.user_callbacks import UserCallbacks
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class RunState(Callback):
         self, trainer: L.Trainer, module: TrainingModule, metrics: Metrics, data: TextDataModule, settings: SaveSettings
     ) -> None:
         self.trainer = trainer
+        self.user_callbacks: UserCallbacks | None = None
+        self.logger_ids: Callable[[], dict[str, str]] = dict  # of the run at the services of its loggers, by name
         self.module = module
         self.metrics = metrics
         self.data = data
@@ -73,6 +76,17 @@ class RunState(Callback):
         self._undeletable: set[Path] = set()  # folders that another program may own, already reported
         self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save reuses the memory
         self._group: Any = None  # gloo group for checkpoints only: their threads run beside the training
+
+    def add_user_callbacks(self, callbacks: UserCallbacks) -> None:
+        """Save the state of these callbacks too, and load it if a checkpoint was loaded; called behind `load`."""
+        self.user_callbacks = callbacks
+        if self._loaded is not None:
+            callbacks.load_state_dict(self._loaded.progress)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the state of the user's callbacks, which are set up before."""
+        if stage == "fit" and self.user_callbacks is not None:
+            self.user_callbacks.restore()
 
     def load(self, saved: Checkpoint | None) -> None:
         """Load the counters of a checkpoint, if any; the rest is loaded before the first step.
@@ -93,6 +107,10 @@ class RunState(Callback):
         state = self.settings.facts | self.module.counters()
         for part in self._parts():
             state |= part.state_dict()
+        if self.user_callbacks is not None:
+            state |= self.user_callbacks.state_dict()
+        if ids := self.logger_ids():
+            state["logger_ids"] = ids
         return state
 
     def _parts(self) -> tuple[Metrics, RunLength, Spikes, TextDataModule]:

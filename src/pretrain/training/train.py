@@ -1,7 +1,7 @@
 """A training run in reading order: data, model, objective, module, trainer, callbacks, report."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,23 +37,25 @@ from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
-from pretrain.training.callbacks.samples import Samples, Writer, log_text
+from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
-from pretrain.training.config import Precision
+from pretrain.training.config import Precision, SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
+from pretrain.training.loggers.run_log import close, ids_of, log_checkpoint, log_config
 from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
 from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
 from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
-from pretrain.training.trainer import build_trainer, quiet_lightning
+from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightning
+from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
 
@@ -90,7 +92,12 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     `throughput` holds the time before a rewind; `callbacks` are any of Lightning's, called after the run's own.
     Raises a PretrainError if the run cannot continue, Rewind if it must go back to a checkpoint.
     """
-    throughput = throughput or Throughput()
+    with ExitStack() as ending:
+        return _run(run_plan, throughput or Throughput(), callbacks, ending)
+
+
+def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback], ending: ExitStack) -> Report:
+    """Run the plan once; `ending` ends the run at the services of its loggers, whatever happens."""
     quiet_lightning()
     folder, resumed, start = run_plan.folder, run_plan.resumed, run_plan.start
     if rank() == 0:
@@ -112,13 +119,26 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes)
     module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
 
-    trainer = build_trainer(run_plan, device, length.max_steps, bool(data.validation_streams))
+    loggers = open_loggers(run_plan)
+    ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
+    trainer = build_trainer(run_plan, device, list(loggers.values()), length.max_steps, bool(data.validation_streams))
     keep_own_signal_handlers(trainer)
     metrics = _build_metrics(run_plan, throughput, model, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
+    writer = Writer(config, prepared.tokenizer)
+    checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
+
+    def make_samples(settings: SampleConfig, tag: str) -> Samples:
+        own = Writer(replace(config, sample=settings), prepared.tokenizer)
+        return Samples(own, throughput, checkpoints, tag)
+
+    facts = replace(run_facts(run_plan), make_samples=make_samples)
+    user_callbacks = build_user_callbacks(config, facts, bool(data.validation_streams))
+    state.add_user_callbacks(user_callbacks)
+    state.logger_ids = lambda: ids_of(loggers)
     skipped_before = module.skipped_steps
-    parts = _Parts(run_plan, trainer, module, data, metrics, state, Writer(config, prepared.tokenizer))
+    parts = _Parts(run_plan, trainer, module, data, metrics, state, writer, checkpoints, user_callbacks)
     own_callbacks = _build_callbacks(parts)
     trainer.callbacks.extend([*own_callbacks, *callbacks])
 
@@ -130,7 +150,8 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         log(f"warning: {warning}")
     log(startup_summary(config, model, data, device))
     _seed_everything(parts)
-    log_text(trainer, "config", yaml.safe_dump(to_dict(config), sort_keys=False), start)
+    if trainer.is_global_zero:
+        log_config(trainer.loggers, to_dict(config), yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
@@ -141,6 +162,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     report = _build_report(parts, prepared, validation)
     if trainer.is_global_zero:
         report.save()
+        log_checkpoint(trainer.loggers, folder)
         compare_by_settings(trainer, to_dict(config), validation)
     skipped = module.skipped_steps - skipped_before
     check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
@@ -158,6 +180,8 @@ class _Parts:
     metrics: Metrics
     state: RunState
     writer: Writer
+    checkpoints: Checkpoints
+    user_callbacks: UserCallbacks
 
     @property
     def config(self) -> RunConfig:
@@ -243,15 +267,17 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: Transformer) ->
 def _build_callbacks(parts: _Parts) -> list[Callback]:
     """Return the run's own callbacks in the order in which the end of a step calls them."""
     config, folder, throughput = parts.config, parts.run_plan.folder, parts.throughput
-    checkpoints = Checkpoints(parts.state, throughput, config.checkpoint.every_n_steps)
+    checkpoints, named = parts.checkpoints, parts.user_callbacks.callbacks
+    writing = [callback for name, callback in named.items() if config.callbacks[name].writes_samples]
     callbacks: list[Callback] = [parts.metrics]
-    if config.trainer.enable_progress_bar:
+    if config.trainer.enable_progress_bar and not any(each.replaces_progress for each in config.callbacks.values()):
         callbacks.append(Progress(parts.metrics))
     if config.logging.ledger:
         callbacks.append(Ledger(folder / LEDGER, resumed_at=parts.run_plan.start))
     if config.logging.norms:
         callbacks.append(Norms(config.trainer.log_every_n_steps))
-    callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints)]
+    callbacks += [each for each in named.values() if each not in writing]  # a checkpoint counts its step
+    callbacks += [checkpoints, Samples(parts.writer, throughput, checkpoints), *writing]
     if config.scores.every_n_steps:
         callbacks.append(Scores(config.scores, parts.writer, throughput, folder, checkpoints))
     if isinstance(parts.data.train_stream, StreamingDataset):
@@ -301,4 +327,12 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         longer=module.length.doubled(steps),
         not_validated=not_validated(config.data, prepared, list(targets)),
         validation_targets=targets,
+        ended=_why_ended(parts),
     )
+
+
+def _why_ended(parts: _Parts) -> str:
+    """Return why the run has ended before its length; empty if it has not."""
+    if not parts.trainer.should_stop:
+        return ""
+    return parts.user_callbacks.why_stopped() or "a callback asked to stop"

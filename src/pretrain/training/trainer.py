@@ -7,21 +7,23 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from pretrain.config.serialize import to_dict
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.rank import rank, under_launcher
-from pretrain.launch.run_folder import CONFIG, TABLE
+from pretrain.launch.run_folder import CONFIG
 from pretrain.launch.run_plan import RunPlan
 from pretrain.training.config import Precision, Strategy
-from pretrain.training.loggers.csv_table import LongCSVLogger
-from pretrain.training.loggers.tensorboard import RunTensorBoard
 from pretrain.training.strategy import build_strategy
+from pretrain.training.user_callbacks import build_loggers, run_facts
 from pretrain.training.validation import validates_first
 
 
-def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None, validates: bool) -> L.Trainer:
+def build_trainer(
+    run_plan: RunPlan, device: torch.device, loggers: list[Logger], max_steps: int | None, validates: bool
+) -> L.Trainer:
     """Return the trainer of a run; `validates`: whether it has validation data."""
     config, folder, start = run_plan.config, run_plan.folder, run_plan.start
     accumulation = config.accumulation_steps()
@@ -38,9 +40,9 @@ def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None
         accumulate_grad_batches=accumulation,
         val_check_interval=config.trainer.val_check_interval * accumulation,
         check_val_every_n_epoch=None,
-        log_every_n_steps=1,  # only silences a warning: our metrics go to the loggers directly
+        log_every_n_steps=config.trainer.log_every_n_steps,  # of callbacks that log; ours go to the loggers directly
         deterministic=config.trainer.deterministic,
-        logger=_loggers(run_plan),
+        logger=loggers,
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=-1 if validates_first(config, folder, start) else 0,
         enable_checkpointing=False,
@@ -51,17 +53,13 @@ def build_trainer(run_plan: RunPlan, device: torch.device, max_steps: int | None
     )
 
 
-def _loggers(run_plan: RunPlan) -> list[Logger]:
-    if rank() > 0:
-        return []
-    config, folder, start = run_plan.config, run_plan.folder, run_plan.start
-    write_atomically(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-    loggers: list[Logger] = []
-    if config.logger.tensorboard:
-        loggers.append(RunTensorBoard(folder, resumed_at=start))
-    if config.logger.csv:
-        loggers.append(LongCSVLogger(folder / TABLE, resumed_at=start))
-    return loggers
+def open_loggers(run_plan: RunPlan) -> dict[str, Logger]:
+    """Return the loggers of a run by name, on rank 0 behind the file of its settings."""
+    config = run_plan.config
+    if rank() > 0:  # Lightning's callbacks that log want one on every process
+        return {name: DummyLogger() for name in list(config.loggers)[:1]}
+    write_atomically(run_plan.folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    return build_loggers(config, run_facts(run_plan))
 
 
 def quiet_lightning() -> None:
@@ -70,5 +68,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*using `LearningRateMonitor` callback with models that have no learning rate.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")

@@ -25,12 +25,15 @@ def validates_first(config: RunConfig, folder: Path, start: int) -> bool:
     """Return whether a run that starts from step `start` validates before its next step.
 
     A new run does with `trainer.validate_first`. A resume does if its step was due and metrics.csv has no validation of
-    it: the run ended between checkpoint and validation. Without metrics.csv a resume does not.
+    it: the run ended between checkpoint and validation; or if a callback watches validations, which the checkpoint of
+    that step has not counted yet. Otherwise without metrics.csv a resume does not.
     """
     if start == 0:
         return config.trainer.validate_first
-    due = config.logger.csv and start % config.trainer.val_check_interval == 0
-    return due and not has_figures(folder / TABLE, start, "val/")
+    if start % config.trainer.val_check_interval:
+        return False
+    counted = any(callback.monitors_validation for callback in config.callbacks.values())  # a checkpoint comes before
+    return counted or (config.keeps_table and not has_figures(folder / TABLE, start, "val/"))
 
 
 def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[str]) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Samples of the model during training: completions, filled masks or labels of prompts, as text in TensorBoard."""
+"""Samples of the model during training: completions, filled masks or labels of prompts, as text in the loggers."""
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.tensor import DTensor
 
 from pretrain.config.run import RunConfig
@@ -19,6 +18,7 @@ from pretrain.training.callbacks import StepCallback
 from pretrain.training.callbacks.checkpoints import Checkpoints, interruptible
 from pretrain.training.config import SampleConfig
 from pretrain.training.lightning_module import TrainingModule
+from pretrain.training.loggers.run_log import log_text
 from pretrain.training.throughput import Throughput
 
 CAUSAL_PROMPTS = ["The", "If you want to", "Return the"]
@@ -75,9 +75,10 @@ class Writer:
 
 
 class Samples(StepCallback):
-    """Writes samples to TensorBoard every n steps, from random generators of its own. A signal ends that at once."""
+    """Writes samples to the loggers every n steps, from random generators of its own. A signal ends that at once."""
 
-    def __init__(self, writer: Writer, throughput: Throughput, checkpoints: Checkpoints) -> None:
+    def __init__(self, writer: Writer, throughput: Throughput, checkpoints: Checkpoints, tag: str = "samples") -> None:
+        self.tag = tag
         self.writer = writer
         self.throughput = throughput
         self.checkpoints = checkpoints
@@ -92,7 +93,7 @@ class Samples(StepCallback):
                 gathered = self.writer.gathered_model(model)
                 if rank() == 0:
                     text = interruptible(module, lambda: self.writer.write(gathered, seed=step))
-                    log_text(trainer, "samples", text or "", step)
+                    log_text(trainer.loggers, self.tag, text or "", step)
                 self.checkpoints.agree_and_stop_if_asked(trainer, module)
 
 
@@ -137,11 +138,3 @@ def _filled(language_model: LanguageModel, prompt: str) -> str:
     masks = language_model.predict_mask(prompt)
     answers = ["   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in mask) for mask in masks]
     return "\n    ".join([prompt, *answers])
-
-
-def log_text(trainer: L.Trainer, tag: str, text: str, step: int) -> None:
-    """Log text verbatim to TensorBoard, if it is on."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            indented = "\n".join(f"    {line}" for line in text.splitlines())  # four spaces: Markdown shows it verbatim
-            logger.experiment.add_text(tag, indented, step)

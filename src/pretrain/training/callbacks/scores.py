@@ -65,7 +65,7 @@ class Scores(StepCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the step that a run resumes from, if it was due and is missing."""
         step = trainer.global_step
-        due = self.writer.config.logger.csv and step > 0 and step % self.config.every_n_steps == 0
+        due = self.writer.config.keeps_table and step > 0 and step % self.config.every_n_steps == 0
         if due and not has_figures(self.table, step, "eval/"):
             self._score_between_steps(trainer, pl_module)
 
@@ -83,7 +83,7 @@ class Scores(StepCallback):
     def score_if_missing(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Score a finished run that was interrupted before its last scores."""
         step = trainer.global_step
-        if self.writer.config.logger.csv and not has_figures(self.table, step, "eval/"):
+        if self.writer.config.keeps_table and not has_figures(self.table, step, "eval/"):
             self._log(trainer, self._score(module))
 
     def _score_between_steps(self, trainer: L.Trainer, module: L.LightningModule) -> None:

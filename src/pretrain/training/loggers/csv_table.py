@@ -10,10 +10,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pretrain.files.atomic_files import write_atomically
-from pretrain.launch.run_folder import opened_to_append, read_rows
+from pretrain.launch.run_folder import TABLE, opened_to_append, read_rows
+from pretrain.training.loggers.run_log import RunLog
 
 
-class LongCSVLogger(Logger):
+class LongCSVLogger(Logger, RunLog):
     """Appends step, name, value. A resume first drops rows beyond its step, a restart from step 0 all rows."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
@@ -45,6 +46,11 @@ class LongCSVLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the settings are in the run folder and in every checkpoint."""
+
+
+def open_table(folder: Path, resumed_at: int) -> LongCSVLogger:
+    """Return the logger of a run folder's metrics.csv."""
+    return LongCSVLogger(folder / TABLE, resumed_at)
 
 
 def has_figures(table: Path, step: int, prefix: str) -> bool:

@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # typ
 from torch.utils.tensorboard.summary import hparams
 
 from pretrain.launch.run_folder import SWEPT
+from pretrain.training.loggers.run_log import RunLog, flat
 
 # prefixes of the settings on the HParams page
 _HPARAMS = (
@@ -19,7 +20,7 @@ _HPARAMS = (
 )  # fmt: skip
 
 
-class RunTensorBoard(TensorBoardLogger):
+class RunTensorBoard(TensorBoardLogger, RunLog):
     """Writes event files into the run folder itself, so that TensorBoard names the run by its folder.
 
     A resume purges metrics beyond its step, a restart from step 0 all of them.
@@ -29,6 +30,15 @@ class RunTensorBoard(TensorBoardLogger):
         again = resumed_at or any(folder.glob("events.out.*"))
         purge_step = resumed_at + 1 if resumed_at else 0
         super().__init__(folder, name="", version="", purge_step=purge_step if again else None)
+
+    def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
+        """Log the settings as text."""
+        self.add_text("config", text, step)
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Log text verbatim."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # four spaces: Markdown shows it verbatim
+        self.experiment.add_text(tag, indented, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -43,15 +53,15 @@ def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: d
     The page shows five settings at first: in a sweep those that differ between its jobs.
     """
     swept = tuple(filter(None, os.environ.get(SWEPT, "").split(",")))
-    flat = {
+    shown = {
         key: value
-        for key, value in _flat(settings, "").items()
+        for key, value in flat(settings).items()
         if key.startswith(_HPARAMS + swept) or key.endswith((".weight", ".epochs"))  # of a mixture's sources
     }
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and metrics:
             writer = logger.experiment._get_file_writer()
-            experiment, *session = hparams(flat, metrics)  # only names the metrics: the logged scalars are their values
+            experiment, *session = hparams(shown, metrics)  # only names the metrics, which are logged
             for summary in (_with_swept(experiment, swept), *session):
                 writer.add_summary(summary)
             writer.flush()
@@ -65,13 +75,3 @@ def _with_swept(experiment: Any, swept: tuple[str, ...]) -> Any:
         info.differs = any(f"{info.name}.".startswith(f"{key}.") for key in swept)
     data.content = content.SerializeToString()
     return experiment
-
-
-def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | float | str]:
-    flat: dict[str, bool | float | str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

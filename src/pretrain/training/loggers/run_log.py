@@ -1,0 +1,79 @@
+"""What a run logs beside figures, to any logger: its settings, its samples, its last checkpoint.
+
+A logger that can do more than Lightning's interface says so by these methods; any other gets the settings alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from pretrain.checkpoint.read import newest
+
+
+class RunLog:
+    """The part of a logger that Lightning's interface does not have; every method may stay empty."""
+
+    logs_checkpoints = False
+
+    def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
+        """Log the settings of a start at `step`, as plain data and as YAML text."""
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Log text verbatim."""
+
+    def add_checkpoint(self, folder: Path, step: int) -> None:
+        """Log the folder of the last checkpoint; called only with `logs_checkpoints`."""
+
+    def close(self, failed: bool) -> None:
+        """End the run at the service; the process may start another one."""
+
+
+def log_config(loggers: Iterable[Logger], config: dict[str, Any], text: str, step: int) -> None:
+    """Log the settings of a start to every logger."""
+    for logger in loggers:
+        if isinstance(logger, RunLog):
+            logger.add_config(config, text, step)
+        else:
+            logger.log_hyperparams(config)
+
+
+def log_text(loggers: Iterable[Logger], tag: str, text: str, step: int) -> None:
+    """Log text to every logger that takes text."""
+    for logger in loggers:
+        if isinstance(logger, RunLog):
+            logger.add_text(tag, text, step)
+
+
+def log_checkpoint(loggers: Iterable[Logger], run_folder: Path) -> None:
+    """Log the newest checkpoint of a run to every logger whose settings ask for it."""
+    asking = [logger for logger in loggers if isinstance(logger, RunLog) and logger.logs_checkpoints]
+    saved = newest(run_folder)[0] if asking else None  # verified, which takes a while
+    if saved is not None:
+        for logger in asking:
+            logger.add_checkpoint(saved.folder, saved.step)
+
+
+def close(loggers: Iterable[Logger], failed: bool) -> None:
+    """End the run at every logger's service."""
+    for logger in loggers:
+        if isinstance(logger, RunLog):
+            logger.close(failed)
+
+
+def ids_of(loggers: Mapping[str, Logger]) -> dict[str, str]:
+    """Return the id of the run at each logger's service, by the logger's name; a resume goes on with them."""
+    versions = {name: getattr(each, "version", None) for name, each in loggers.items() if isinstance(each, RunLog)}
+    return {name: str(version) for name, version in versions.items() if version}
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """Return settings by their full names, such as model.n_layers; what is no number, flag or text as text."""
+    found: dict[str, bool | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
