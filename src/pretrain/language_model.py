@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
-from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
@@ -82,7 +81,7 @@ class LanguageModel:
             objective.fills_masks,
             folder.starts_with_bos,
             classifier=objective if isinstance(objective, ClassifyConfig) else None,
-            prompt_template=data.prompt_template() if isinstance(data, PairsConfig) else None,
+            prompt_template=data.prompt_template() if data else None,
         )
 
     @property

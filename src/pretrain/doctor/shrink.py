@@ -7,7 +7,6 @@ schedule and packing. Runs are compared on the CPU in float32, where they are pr
 from dataclasses import replace
 
 from pretrain.config.run import RunConfig
-from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
@@ -27,7 +26,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 
     Raises ConfigError for a model that is no Transformer of ours, and for a run that fine-tunes.
     """
-    if any(isinstance(part, AnnotatedConfig) for part in config.data.parts().values()):
+    if any(part.annotated for part in config.data.parts().values()):
         raise ConfigError(
             f"data.kind={config.data.kind} fine-tunes, and doctor.py examines pre-training: what it proves of the base "
             "holds for what is made of it. Try the base's own settings, such as model=gpt_nano."

@@ -11,7 +11,6 @@ import torch
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.models.transformer import Transformer
 from pretrain.optim.schedules import WSDConfig
 from pretrain.planning.scaling import data_warnings, source_warnings
@@ -52,7 +51,7 @@ def startup_warnings(
     """
     steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
     warnings = []
-    fine_tunes = isinstance(config.data, AnnotatedConfig)  # few data and many epochs are usual
+    fine_tunes = config.data.annotated  # few data and many epochs are usual
     if not data.train_stream.is_open() and not fine_tunes:
         rows = data.batch_sizes.samples(steps or 0)  # unknown for a run that ends by the clock
         tokens = data.train_stream.tokens()

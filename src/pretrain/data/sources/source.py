@@ -1,6 +1,6 @@
 """The base of all sources: each yields its documents in an order that never changes.
 
-`open_source` picks the source by the class of the settings; a subclass of `Source` reads the raw documents; `Source`
+The settings' `open()` returns it; a subclass of `Source` reads the raw documents; `Source`
 drops those that no tokenizer can use and counts them by reason: documents in = kept + skipped.
 """
 
