@@ -59,6 +59,10 @@ class RunConfig(Settings):
     allow_change: list[str] = setting(
         default_factory=list, about="Settings that may differ from those of resume or init_from."
     )
+    plugins: list[str] = setting(
+        default_factory=list,
+        about="Packages of your own that register kinds of model, data and so on. Never from a file.",
+    )
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING

@@ -26,8 +26,7 @@ from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import ScoredPart, Totals, validation_metrics
 from pretrain.inference.dtype import prepare_for_inference
 from pretrain.interop.load import ModelFolder, open_model
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
 
 MEMORIZATION_DOCUMENTS = 1000  # default, of training and of validation documents
@@ -40,7 +39,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     CheckpointError for a checkpoint that cannot be read.
     """
     folder = open_model(path)
-    if isinstance(folder.objective, ClassifyConfig):
+    if folder.objective.n_labels is not None:
         raise ConfigError(
             f"checkpoint={path} is a classifier, and eval.py scores predictions of tokens. Its accuracy and F1 are in "
             "report.json; for other texts use LanguageModel.load(...).classify(...)."
@@ -126,7 +125,7 @@ def score_rows(
     return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
 
 
-def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
+def _model(config: EvalConfig, folder: ModelFolder) -> LanguageModule:
     """Return the model on the device and in the dtype of the settings, in evaluation mode."""
     return prepare_for_inference(folder.load(), config.device, config.dtype).eval()
 

@@ -84,6 +84,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     for key, auto in _AUTO.items():
         if _get(merged, key) == auto and (resolved := _get(saved, key)) is not None:
             _set(merged, key, resolved)
+    merged["plugins"] = typed["plugins"]  # of this start: what a saved run names is never imported
     base = typed["init_from"]
     if base is None or _is_same_path(base, saved["init_from"]):  # None: a resumed run needs no base
         merged["init_from"] = saved["init_from"]
@@ -135,7 +136,7 @@ def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[
             f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
         )
     for key, (before, after) in changes.items():
-        if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
+        if not key.startswith(("resume", "paths", "allow_change", "objective.labels", "plugins")):
             log(f"  {key}: {shown(before)} before, {shown(after)} from here on", one_line=True)
     if from_dict(saved).step_size().order != as_config(merged).step_size().order:
         log("  the order of rows changes from here on: until the epoch ends, some are read twice and some not at all")
