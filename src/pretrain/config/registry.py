@@ -8,6 +8,10 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config.mixture_sources import typed_sources
 from pretrain.data.config import (
@@ -142,7 +146,35 @@ def _not_loaded(what: str, error: Exception, remedy: str) -> ConfigError:
 
 def groups() -> list[str]:
     """Return the names of the groups whose settings differ by kind."""
-    return list(_BUILT_IN)
+    return [group for group in _BUILT_IN if group != "task"]  # eval.py has tasks in a list
+
+
+def typed_tasks(written: Sequence[Any]) -> list[TaskConfig]:
+    """Return the settings of registered tasks, from kinds or from mappings of a kind with its settings.
+
+    Raises ConfigError for a kind that is not registered, and for a setting that its task does not have.
+    """
+    return [each if isinstance(each, TaskConfig) else _typed_task(each) for each in written]
+
+
+def _typed_task(written: Any) -> TaskConfig:
+    settings = dict(written) if isinstance(written, dict) else {"kind": written}
+    kind, known = str(settings.get("kind")), choices("task")
+    if kind not in known:
+        there = f" {nearest(kind, known)}" if known else ""
+        raise ConfigError(
+            f"tasks=[{kind}] is not registered.{there} Name the package that registers it: plugins=[my_package]."
+        )
+    declared = {field.name: field for field in fields(known[kind])}
+    for name in settings:
+        if name not in declared:
+            raise ConfigError(f"{name} is not a setting of the task {kind}. {nearest(str(name), declared)}")
+    tree = OmegaConf.structured(known[kind])
+    try:
+        typed: TaskConfig = OmegaConf.to_object(OmegaConf.merge(tree, settings))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"tasks=[{{kind: {kind}, ...}}] does not fit: {str(error).splitlines()[0]}") from error
+    return typed
 
 
 def with_typed_sources(data: DataConfig) -> DataConfig:

@@ -24,7 +24,7 @@ _RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
 _AUTO = {"trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None}
-_OF_ONE_START = ("resume", "allow_change", "paths.run_dir")  # overrides of one start, not of the run
+_OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
 def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:

@@ -1,5 +1,7 @@
 """The base of all objectives: from hidden states to the loss at the targets."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -67,12 +69,14 @@ class ModelWithLoss(nn.Module):
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
         hidden = self._hidden(batch)
-        head: Head = self.model.head  # type: ignore[assignment]
+        head: Head = self.model.head
         return self.objective.evaluate(hidden, head, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the model's last hidden states (B, T, d_model)."""
         if not (self.use_block_masks and batch.tokens.is_cuda):
             return hidden_states(self.model, batch.tokens, batch.positions, batch.documents, batch.is_causal)
-        masks = self.model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)
-        return self.model(batch.tokens, batch.positions, masks=masks)
+        model: Any = self.model  # a Transformer: only these use block masks
+        masks = model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)
+        hidden: Tensor = model(batch.tokens, batch.positions, masks=masks)
+        return hidden
