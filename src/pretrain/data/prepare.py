@@ -217,7 +217,8 @@ def _cached_tokenizer(sources: dict[str, Source], config: TokenizerConfig, cache
         return config.load()
     folder = _tokenizer_folder(sources, config, cache)
     if not (folder / _TRAINED).exists():
-        report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
+        size = getattr(config, "vocab_size", None)
+        report(f"training a tokenizer{f' of {size} tokens' if size else ''} ...")
         tokenizer = config.train(_training_texts(sources, config, report), report)
         _commit(folder, partial(_save_tokenizer, tokenizer))
     return _load_tokenizer(folder)

@@ -26,10 +26,10 @@ class Listed(Source):
         super().__init__(TextFilesConfig(path="given", validation_fraction=share))
         self.texts = texts
 
-    def _read(self, place: object = None) -> Iterator[Document]:
+    def read(self, place: object = None) -> Iterator[Document]:
         return (Document(text, str(number)) for number, text in enumerate(self.texts))
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         return "given"
 
 
