@@ -109,6 +109,10 @@ class DataConfig(Settings):
         """Return the settings of each source of text by its name; a single source has the name ""."""
         return {"": self}
 
+    def by_setting(self) -> dict[str, DataConfig]:
+        """Return these settings and those within them, as they are, each by its setting's full name."""
+        return {"data": self}
+
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
         """Return the exact weight of each source in the rows drawn; `rows` are the rows that each source has."""
         return dict.fromkeys(rows, Fraction(1))
@@ -235,6 +239,10 @@ class MixtureConfig(DataConfig):
             with errors_of(name):
                 found[name] = replace(source.text, **common | ({} if own is None else {"validation_fraction": own}))
         return found
+
+    def by_setting(self) -> dict[str, DataConfig]:
+        within: dict[str, DataConfig] = {f"data.sources.{name}": each.text for name, each in self.sources.items()}
+        return super().by_setting() | within
 
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
         """Return each source's `weight`, exact as it was written in decimals; or its epochs times its rows."""

@@ -45,7 +45,11 @@ class ResumeToken:
 
 
 class Source:
-    """The documents that one set of data settings names. A subclass reads them; this class screens them."""
+    """The documents that one set of data settings names. A subclass reads them; this class screens them.
+
+    A subclass has `read()`, `origin()` and `fingerprint()`; where it can be read on from the middle also
+    `resume_token()`, for which `read()` takes the position.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
