@@ -61,7 +61,7 @@ class RunConfig(Settings):
     )
     plugins: list[str] = setting(
         default_factory=list,
-        about="Packages of yours to import, which register kinds of model, data and so on; never taken from a saved run.",
+        about="Packages of yours to import, which register kinds of model, data and so on; never from a saved run.",
     )
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
