@@ -43,6 +43,11 @@ class Undecorated(ModelConfig):
     [
         ("modle", LineConfig, r"there is no group 'modle' to register LineConfig in\. Did you mean model\?"),
         ("data", LineConfig, r"LineConfig is no dataclass that derives from DataConfig.*LineConfig\(DataConfig\)"),
+        (
+            "model",
+            Undecorated,
+            r"Undecorated is no dataclass that derives from ModelConfig.*@dataclass class Undecorated",
+        ),
         ("model", NamelessConfig, r'NamelessConfig has no kind of its own.*kind: str = "my_model"'),
         ("model", TransformerOfMine, r"TransformerOfMine is of kind 'transformer', as TransformerConfig is already"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -68,7 +68,7 @@ def register(group: str, config_class: type) -> None:
             f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}"
         )
     base = _BASES[group]
-    if not (issubclass(config_class, base) and is_dataclass(config_class)):
+    if not (issubclass(config_class, base) and "__dataclass_fields__" in vars(config_class)):
         raise ConfigError(
             f"{config_class.__name__} is no dataclass that derives from {base.__name__}, as all of group {group!r} do. "
             f"Write: @dataclass class {config_class.__name__}({base.__name__})."
