@@ -46,7 +46,7 @@ class Undecorated(ModelConfig):
         (
             "model",
             Undecorated,
-            r"Undecorated is no dataclass that derives from ModelConfig.*@dataclass class Undecorated",
+            r"Undecorated is no dataclass that derives .*@dataclass class Undecorated",
         ),
         ("model", NamelessConfig, r'NamelessConfig has no kind of its own.*kind: str = "my_model"'),
         ("model", TransformerOfMine, r"TransformerOfMine is of kind 'transformer', as TransformerConfig is already"),
