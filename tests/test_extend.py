@@ -9,9 +9,11 @@ from pretrain.config import registry
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.registry import load_plugins
 from pretrain.config.run import RunConfig
-from pretrain.errors import ConfigError
+from pretrain.config.scripts import ExportConfig
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score
+from pretrain.interop.export import export_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_plan import resolve_run
 from pretrain.training.config import PathsConfig
@@ -48,19 +50,22 @@ def trained(folder: Path, *words: str) -> Path:
         "schedule.warmup_steps=2", "sample.max_new_tokens=4", f"paths.cache_dir={folder / 'cache'}",
         f"paths.logs_dir={folder / 'logs'}",
     ]  # fmt: skip
-    typed = [*words, *common, "trainer.max_steps=3"]
+    typed = [*words, *common, "trainer.max_steps=3", f"plugins=[{','.join(PLUGINS)}]"]
     first = resolve_run(compose("train", typed), typed)
     run(first)
     again = [*words, *common, "trainer.max_steps=6", f"resume={first.folder}"]
     resumed = resolve_run(compose("train", again), again)
     assert resumed.start == 3
+    assert (first.config.plugins, resumed.config.plugins) == (PLUGINS, [])  # those of a saved run are not taken over
     report = run(resumed)
     assert report.steps == 6
     assert report.validation["val/loss"] < 10
     return first.folder
 
 
-def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_and_schedule(tmp_path: Path) -> None:
+def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_and_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = ["data=sums", "data.count=400", "tokenizer=characters", "optimizer=lion", "schedule=inverse_root"]
     folder = trained(tmp_path, *CONVOLUTION, *own, "optimizer.learning_rate=0.001")
     model = LanguageModel.load(folder)
@@ -70,6 +75,11 @@ def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_a
     assert (one, two) == tuple(model.generate(text, max_new_tokens=5, temperature=0.0) for text in ("1", "12 + 3"))
     config = EvalConfig(checkpoint=str(folder), paths=paths_below(tmp_path))
     assert score(config, folder)["bits_per_byte"] > 0
+    with pytest.raises(ConfigError, match=r"model\.kind=convolution is not a transformer, and only .* is exported"):
+        export_model(ExportConfig(output=str(tmp_path / "out")), folder)
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    with pytest.raises(CheckpointError, match=r"is unknown here.* Name it again: plugins=\[<its package>\]"):
+        LanguageModel.load(folder)  # its last start named no plug-in
 
 
 def test_an_own_objective_trains_and_own_tasks_score(tmp_path: Path, corpus: Path) -> None:
@@ -84,3 +94,21 @@ def test_an_own_objective_trains_and_own_tasks_score(tmp_path: Path, corpus: Pat
         score(EvalConfig(tasks=[{"kind": "right_sums", "cuont": 2}]), folder)
     with pytest.raises(ConfigError, match="does not fit"):
         score(EvalConfig(tasks=[{"kind": "right_sums", "count": "two"}]), folder)
+
+
+ALONE = {
+    "model": CONVOLUTION,
+    "data": [*NANO, "data=sums", "data.count=400"],
+    "tokenizer": [*NANO, "tokenizer=characters"],
+    "optimizer": [*NANO, "optimizer=lion", "optimizer.learning_rate=0.001"],
+    "schedule": [*NANO, "schedule=inverse_root"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("group", ALONE)
+def test_each_plugin_works_alone(tmp_path: Path, corpus: Path, group: str) -> None:
+    text = [] if group == "data" else ["data=text_files", f"data.path={corpus}"]
+    tokenizer = [] if group == "tokenizer" else ["tokenizer=bytes"]
+    folder = trained(tmp_path, *ALONE[group], *text, *tokenizer)
+    assert LanguageModel.load(folder).generate("1", max_new_tokens=4).startswith("1")
