@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
-from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.likelihood import Score
@@ -23,7 +22,7 @@ from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_wi
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.load import open_model
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.config import ClassifyConfig
 
 Prompt = TypeVar("Prompt", str, list[str])
@@ -36,7 +35,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: Transformer,
+        model: LanguageModule,
         tokenizer: Tokenizer,
         trained: dict[str, Any] | None = None,
         fills_masks: bool | None = None,
@@ -46,7 +45,7 @@ class LanguageModel:
     ) -> None:
         self.classifier = classifier
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
-        self.model = model.eval()
+        self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
         self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
@@ -81,8 +80,8 @@ class LanguageModel:
             folder.metadata,
             objective.fills_masks,
             folder.starts_with_bos,
-            classifier=objective if isinstance(objective, ClassifyConfig) else None,
-            prompt_template=data.prompt_template() if isinstance(data, PairsConfig) else None,
+            classifier=objective.classifier,
+            prompt_template=data.prompt_template() if data else None,
         )
 
     @property
@@ -267,7 +266,7 @@ class LanguageModel:
             [[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._suppress_in_masks.device
         )
         bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if self.causal else None
-        hidden: Tensor = self.model(row, is_causal=bidirectional)
+        hidden: Tensor = hidden_states(self.model, row, is_causal=bidirectional)
         return hidden[0, 1:-1].float().mean(0)
 
     def __repr__(self) -> str:

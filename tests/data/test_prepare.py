@@ -1,19 +1,17 @@
 """Sources prepared together: each keeps its own store, one tokenizer learns from all, and errors name the source."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pretrain.data import prepare as prepare_module
 from pretrain.data.config import (
     BPETokenizerConfig,
     BytesTokenizerConfig,
     MixtureConfig,
     MixtureSource,
     TextFilesConfig,
-    TokenizerConfig,
 )
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -68,13 +66,13 @@ def test_sources_have_own_fractions_and_tokenizers_see_training_text(
     mixture: MixtureConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    original = prepare_module.build_tokenizer
+    original = BPETokenizerConfig.train
 
-    def watched(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Any) -> Tokenizer:
-        seen.extend(texts())
-        return original(config, texts, report)
+    def watched(config: BPETokenizerConfig, texts: Iterator[str], report: Any) -> Tokenizer:
+        seen.extend(texts)
+        return original(config, iter(seen), report)
 
-    monkeypatch.setattr(prepare_module, "build_tokenizer", watched)
+    monkeypatch.setattr(BPETokenizerConfig, "train", watched)
     mixture.validation_fraction = 0.3
     mixture.sources["owls"].validation_fraction = 0.0
     both, _ = prepared(mixture, tmp_path, BPE)

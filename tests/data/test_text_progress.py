@@ -13,7 +13,6 @@ from pretrain.data.config import BytesTokenizerConfig, DataConfig, HuggingFaceCo
 from pretrain.data.fine_tuning_config import PairsConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.progress import LINES_S, TERMINAL_S, Progress
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.streaming import producer
 from pretrain.data.streaming.corpus import locked
 
@@ -52,7 +51,7 @@ def test_the_share_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
         PairsConfig(path=str(tmp_path / "pairs")),
     ]
     for config in configs:
-        source = open_source(config)
+        source = config.open()
         assert source.share_read() is None
         shares: list[Any] = [source.share_read() for _ in source.documents()]
         assert shares == sorted(shares)
@@ -64,9 +63,9 @@ def test_the_share_of_rows_is_known_where_their_number_is(tmp_path: Path) -> Non
     import datasets
 
     datasets.Dataset.from_dict({"text": ["one", "two", "three", "four"]}).save_to_disk(tmp_path / "saved")
-    source = open_source(HuggingFaceConfig(path=str(tmp_path / "saved")))
+    source = HuggingFaceConfig(path=str(tmp_path / "saved")).open()
     assert [source.share_read() for _ in source.documents()] == [0.25, 0.5, 0.75, 1.0]
-    source = open_source(HuggingFaceConfig(path=str(tmp_path / "saved"), max_documents=2))
+    source = HuggingFaceConfig(path=str(tmp_path / "saved"), max_documents=2).open()
     assert [source.share_read() for _ in source.documents()] == [0.5, 1.0]
 
 

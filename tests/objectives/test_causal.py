@@ -68,5 +68,5 @@ def test_the_loss_of_a_packed_row_is_that_of_its_documents() -> None:
 def test_an_objective_of_no_kind_says_what_it_lacks() -> None:
     with pytest.raises(TypeError, match=r"objective '\?' has no `causal`"):
         assert ObjectiveConfig().causal
-    with pytest.raises(TypeError, match=r"objective '\?' has no build\(\)"):
+    with pytest.raises(TypeError, match=r"objective '\?' has no create\(\)"):
         ObjectiveConfig().build(NoVocabulary(), seed=0)

@@ -12,7 +12,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.config import ModelConfig
 from pretrain.planning.answer import answer, measured_by
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import find_data, vocab_size_of
+from pretrain.planning.forecast import find_data
 from pretrain.planning.printing import count, duration, gib
 from pretrain.planning.workload import workload_of
 
@@ -55,20 +55,24 @@ def test_numbers_that_make_no_sense_are_refused(plan: Plan, words: str, message:
         plan(words)
 
 
+class Runes(TokenizerConfig):
+    trains = True
+
+
 def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer.devices=-1 means all GPUs.*Try trainer.devices=8"):
         answer(plan("trainer=fsdp", f"paths.cache_dir={tmp_path}"))
     hub = plan("tokenizer=pretrained", "tokenizer.path=openai-community/gpt2")
     with pytest.raises(ConfigError, match=r"tokenizer.path=openai-community/gpt2 is not a folder.*vocab_size=50257"):
-        vocab_size_of(hub.tokenizer)
+        hub.tokenizer.largest_vocabulary()
     with pytest.raises(ConfigError, match=r"tokenizer.kind=runes has no known vocabulary size"):
-        vocab_size_of(TokenizerConfig(kind="runes"))
+        Runes(kind="runes").largest_vocabulary()
     other = plan()
     other.model = ModelConfig()
-    with pytest.raises(ConfigError, match=r"model.kind=\? cannot be planned"):
+    with pytest.raises(ConfigError, match=r"model.kind=\? is not a transformer, and only .* is planned"):
         workload_of(other, 100, bf16=False)
-    assert vocab_size_of(plan("tokenizer=bytes").tokenizer) == 259
-    assert vocab_size_of(plan("tokenizer.vocab_size=512").tokenizer) == 512
+    assert plan("tokenizer=bytes").tokenizer.largest_vocabulary() == 259
+    assert plan("tokenizer.vocab_size=512").tokenizer.largest_vocabulary() == 512
 
 
 def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +25,6 @@ from pretrain.config.serialize import from_dict
 from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.files.records import AtLeast, Count, check_seal, read_record
 from pretrain.files.untrusted_files import MAX_JSON_BYTES, open_regular, read_json
-from pretrain.models.config import Head, TransformerConfig
-from pretrain.models.size import parameter_count
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
@@ -110,16 +108,12 @@ class Checkpoint:
         Building it could exhaust memory. Smaller mismatches are reported when the weights are loaded.
         """
         shapes, model = self.tensors("model").shapes, run.model
-        if not isinstance(model, TransformerConfig) or len(shapes.get(EMBEDDING, ())) != 2:
+        vocabulary = shapes[EMBEDDING][0] if len(shapes.get(EMBEDDING, ())) == 2 else 0
+        described = model.parameter_count(vocabulary, run.objective.n_labels) if vocabulary else None
+        if described is None:
             return
-        vocabulary, labels = shapes[EMBEDDING][0], run.objective.n_labels
-        if labels is None:
-            described = parameter_count(model, vocabulary)
-        else:
-            described = parameter_count(replace(model, tie_embeddings=True, head=Head.linear), vocabulary)
-            described += labels * (model.d_model + 1)
         saved = sum(shape.numel() for shape in shapes.values())
-        if model.n_layers > len(shapes) or described > _SLACK * saved + _SLACK_PARAMETERS:
+        if model.least_tensors > len(shapes) or described > _SLACK * saved + _SLACK_PARAMETERS:
             raise CheckpointError(
                 f"{self.folder}: its settings describe a model of {described:,} parameters, and its files hold "
                 f"{saved:,}. Take another checkpoint of the run."

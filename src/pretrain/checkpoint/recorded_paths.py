@@ -9,7 +9,6 @@ from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.data.config import MixtureConfig
 from pretrain.evaluation.config import FROM_FILES
 
 _FILE_SETTINGS = ("path", "validation_path")
@@ -39,9 +38,7 @@ def settings_of(checkpoint: Checkpoint, report: Callable[[str], None] = lambda t
 
 def _path_settings(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
     """Yield each path setting's full name, the object or list that holds it, and its attribute or index."""
-    parts: dict[str, Any] = {"data": config.data, "tokenizer": config.tokenizer}
-    if isinstance(config.data, MixtureConfig):
-        parts |= {f"data.sources.{name}": source.text for name, source in config.data.sources.items()}
+    parts: dict[str, Any] = {"tokenizer": config.tokenizer, **config.data.by_setting()}
     for key, part in parts.items():
         yield from (
             (f"{key}.{name}", part, name) for name in _FILE_SETTINGS if is_dataclass(part) and hasattr(part, name)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config.mixture_sources import typed_sources
 from pretrain.config.named_entries import CALLBACKS, LOGGERS, typed_entries
@@ -18,14 +24,17 @@ from pretrain.data.config import (
     PretrainedTokenizerConfig,
     PythonDocsConfig,
     TextFilesConfig,
+    TokenizerConfig,
 )
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
-from pretrain.errors import ConfigError, nearest
-from pretrain.models.config import TransformerConfig
-from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig
-from pretrain.optim.config import AdamWConfig, MuonConfig
-from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, WSDConfig
+from pretrain.errors import ConfigError, nearest, printable
+from pretrain.evaluation.task import TaskConfig
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
+from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (
+    CallbackConfig,
     ClassPathCallbackConfig,
     DeviceStatsConfig,
     EarlyStoppingConfig,
@@ -37,6 +46,7 @@ from pretrain.training.logger_config import (
     ClassPathLoggerConfig,
     CometConfig,
     CSVConfig,
+    LoggerConfig,
     MLflowConfig,
     TensorBoardConfig,
     WandbConfig,
@@ -59,9 +69,21 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         ClassPathCallbackConfig,
     ),
     "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),
+    "task": (),  # of your own for eval.py
 }
-_OF_ENTRIES = ("callback", "logger")  # a run has any number of them, each with a name
+_OF_ENTRIES = ("callback", "logger", "task")  # of which a run has any number
 
+_BASES: dict[str, type] = {
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "data": DataConfig,
+    "tokenizer": TokenizerConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "task": TaskConfig,
+    "callback": CallbackConfig,
+    "logger": LoggerConfig,
+}
 
 _REGISTERED: dict[str, dict[str, type]] = {}
 
@@ -69,13 +91,33 @@ _REGISTERED: dict[str, dict[str, type]] = {}
 def register(group: str, config_class: type) -> None:
     """Add a dataclass of your own to the choices of `group`; its `kind` default is its name.
 
-    Call it from a package with an entry point in the group `pretrain.plugins`, or before `main()` in a script.
+    Call it from a package that `plugins=[...]` names or that has an entry point in the group `pretrain.plugins`, or
+    before `main()` in a script. Raises ConfigError for a class that does not derive from the group's, whose docstring
+    says what it must have, and for a kind that another class has.
     """
     if group not in _BUILT_IN:
         raise ConfigError(
             f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}"
         )
-    _REGISTERED.setdefault(group, {})[kind_of(config_class)] = config_class
+    base = _BASES[group]
+    if not (issubclass(config_class, base) and "__dataclass_fields__" in vars(config_class)):
+        raise ConfigError(
+            f"{config_class.__name__} is no dataclass that derives from {base.__name__}, as all of group {group!r} do. "
+            f"Write: @dataclass class {config_class.__name__}({base.__name__})."
+        )
+    kind, known = kind_of(config_class), _REGISTERED.setdefault(group, {})
+    taken = known.get(kind) or {kind_of(each): each for each in _BUILT_IN[group]}.get(kind)
+    if kind == "?" or (taken is not None and _origin(taken) != _origin(config_class)):
+        reason = "has no kind of its own" if taken is None else f"is of kind {kind!r}, as {taken.__name__} is already"
+        raise ConfigError(
+            f'{config_class.__name__} {reason}. Give it one in its class: kind: str = "my_{kind.strip("?") or group}".'
+        )
+    known[kind] = config_class
+
+
+def _origin(config_class: type) -> str:
+    """Return the name of a class in its file; a script that is imported again in another process defines it anew."""
+    return config_class.__qualname__
 
 
 def kind_of(config_class: type) -> str:
@@ -97,13 +139,74 @@ def registered(group: str) -> dict[str, type]:
 
 @cache
 def _load_plugins() -> None:
+    """Load the packages that are installed as plug-ins: each entry point is a function to call, or a module."""
     for point in entry_points(group="pretrain.plugins"):
-        point.load()()
+        try:
+            loaded = point.load()
+            if callable(loaded):
+                loaded()
+        except Exception as error:
+            raise _not_loaded(f"the plug-in {point.name}={point.value}", error, "Repair or uninstall it.") from error
+
+
+_MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def load_plugins(names: Sequence[str]) -> None:
+    """Import the modules that the user named in `plugins=[...]`, which register their classes as they are imported.
+
+    Never call it with names from a saved file. Raises ConfigError for a module that cannot be imported.
+    """
+    for name in names:
+        if not _MODULE_NAME.fullmatch(name):
+            raise ConfigError(
+                f"plugins={name!a} is not the name of a module. Write the name that import takes: plugins=[my_package]."
+            )
+        try:
+            import_module(name)
+        except Exception as error:
+            remedy = "Install it, or start where it lies with PYTHONPATH=. before the command."
+            raise _not_loaded(f"plugins=[{name}]", error, remedy) from error
+
+
+def _not_loaded(what: str, error: Exception, remedy: str) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    reason = printable(f"{type(error).__name__}: {error}", one_line=True)
+    return ConfigError(f"{what} cannot be imported: {reason}. {remedy}")
 
 
 def groups() -> list[str]:
     """Return the names of the groups of which a run chooses one kind."""
     return [name for name in _BUILT_IN if name not in _OF_ENTRIES]
+
+
+def typed_tasks(written: Sequence[Any]) -> list[TaskConfig]:
+    """Return the settings of registered tasks, from kinds or from mappings of a kind with its settings.
+
+    Raises ConfigError for a kind that is not registered, and for a setting that its task does not have.
+    """
+    return [each if isinstance(each, TaskConfig) else _typed_task(each) for each in written]
+
+
+def _typed_task(written: Any) -> TaskConfig:
+    settings = dict(written) if isinstance(written, dict) else {"kind": written}
+    kind, known = str(settings.get("kind")), choices("task")
+    if kind not in known:
+        there = f" {nearest(kind, known)}" if known else ""
+        raise ConfigError(
+            f"tasks=[{kind}] is not registered.{there} Name the package that registers it: plugins=[my_package]."
+        )
+    declared = {field.name: field for field in fields(known[kind])}
+    for name in settings:
+        if name not in declared:
+            raise ConfigError(f"{name} is not a setting of the task {kind}. {nearest(str(name), declared)}")
+    tree = OmegaConf.structured(known[kind])
+    try:
+        typed: TaskConfig = OmegaConf.to_object(OmegaConf.merge(tree, settings))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"tasks=[{{kind: {kind}, ...}}] does not fit: {str(error).splitlines()[0]}") from error
+    return typed
 
 
 def with_typed_sources(data: DataConfig) -> DataConfig:

@@ -59,6 +59,10 @@ class RunConfig(Settings):
     allow_change: list[str] = setting(
         default_factory=list, about="Settings that may differ from those of resume or init_from."
     )
+    plugins: list[str] = setting(
+        default_factory=list,
+        about="Packages of yours to import, which register kinds of model, data and so on; never from a saved run.",
+    )
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING

@@ -18,7 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.config import (
     MixtureSource,
 )
-from pretrain.errors import ConfigError, nearest
+from pretrain.errors import ConfigError, nearest, printable
 
 MAX_VALUES = 50_000  # of saved settings: a mixture's sources and a classifier's labels are among them
 
@@ -53,9 +53,7 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
         if name in groups() and isinstance(value, dict):
             part_class = choices(name).get(str(value.get("kind")), type(None))
             if part_class is type(None):
-                raise ConfigError(
-                    f"{name}.kind={value.get('kind')} is unknown. {nearest(str(value.get('kind')), choices(name))}"
-                )
+                raise ConfigError(_unknown_kind(name, str(value.get("kind")), saved.get("plugins")))
             parts[name] = part_class
     try:
         tree = OmegaConf.structured(config_class)
@@ -65,6 +63,17 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
     except (OmegaConfBaseException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(f"the saved settings do not fit this version: {reason}") from error
+
+
+def _unknown_kind(group: str, kind: str, plugins: Any) -> str:
+    """Return the error of saved settings whose kind nobody has registered; the plug-ins they name are not imported."""
+    named = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, list) else []
+    again = f"plugins=[{','.join(named)}]" if named else "plugins=[<its package>]"
+    return printable(
+        f"{group}.kind={kind} is unknown here: the run was trained with a plug-in that registers it. Name it again: "
+        f"{again}, or start the script that registers it. {nearest(kind, choices(group))}",
+        one_line=True,
+    )
 
 
 def _check_count(saved: dict[str, Any]) -> None:

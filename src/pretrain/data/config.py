@@ -1,15 +1,22 @@
 """Settings of the data: where text comes from, how it becomes tokens, how tokens become rows."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from fractions import Fraction
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pretrain.data.sources.source import Source
+    from pretrain.data.tokenizers.tokenizer import Tokenizer
 
 
 class Packing(Enum):
@@ -41,9 +48,15 @@ class Format(Enum):
 
 @dataclass
 class DataConfig(Settings):
-    """Settings that all sources of text share; each adds where its documents are."""
+    """Settings that all sources of text share; each adds where its documents are.
+
+    A source of your own is a subclass with a `kind` and `open()`, which returns a `Source`: it reads the documents in
+    an order that never changes, and has a fingerprint that changes whenever they do.
+    """
 
     prefix: ClassVar[str] = "data."
+    has_prompts: ClassVar[bool] = False  # documents begin with a prompt, `Document.prompt_characters`
+    has_labels: ClassVar[bool] = False  # documents have a label, `Document.label`
     kind: str = "?"
     mode: Mode = setting(Mode.prepare, "Tokenize all of the text before the first step, or stream it during the run.")
     era_tokens: int = setting(
@@ -69,9 +82,36 @@ class DataConfig(Settings):
         0, "Micro-batches that a thread prepares ahead of the step; 0: none, as fast on a CPU.", bounds="[0, 256]"
     )
 
-    def parts(self) -> dict[str, "DataConfig"]:
+    @property
+    def annotated(self) -> bool:
+        """Whether documents have a prompt or a label, for fine-tuning; such documents are never split over rows."""
+        return self.has_prompts or self.has_labels
+
+    def open(self) -> Source:
+        """Return the source of the documents, without reading them.
+
+        Raises DataError if files that the settings name do not exist, ConfigError for settings of no source.
+        """
+        raise ConfigError(f"data.kind={self.kind} is not a source of text. Try data=python_docs.")
+
+    def check_files(self) -> None:
+        """Raise DataError if files on this machine that the settings name do not exist; nothing is read."""
+
+    def is_local(self) -> bool:
+        """Whether the documents are on this machine; if not, a plan does not look for them."""
+        return True
+
+    def prompt_template(self) -> tuple[str, str] | None:
+        """Return the text before and after each document's prompt; None without prompts."""
+        return None
+
+    def parts(self) -> dict[str, DataConfig]:
         """Return the settings of each source of text by its name; a single source has the name ""."""
         return {"": self}
+
+    def by_setting(self) -> dict[str, DataConfig]:
+        """Return these settings and those within them, as they are, each by its setting's full name."""
+        return {"data": self}
 
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
         """Return the exact weight of each source in the rows drawn; `rows` are the rows that each source has."""
@@ -86,6 +126,11 @@ class PythonDocsConfig(DataConfig):
     """The English that every Python carries: its help topics and the docstrings of its standard library."""
 
     kind: str = "python_docs"
+
+    def open(self) -> Source:
+        from pretrain.data.sources.python_docs import PythonDocs
+
+        return PythonDocs(self)
 
 
 @dataclass
@@ -103,6 +148,14 @@ class TextFilesConfig(DataConfig):
         r"Text between the documents of a plain text file; \n is any line end, \t a tab. null: a file is one document.",
     )
     format: Format = setting(Format.auto, "Format of the files; auto: by each file's name and its beginning.")
+
+    def open(self) -> Source:
+        from pretrain.data.sources.text_files import TextFiles
+
+        return TextFiles(self)
+
+    def check_files(self) -> None:
+        self.open()
 
 
 @dataclass
@@ -125,6 +178,14 @@ class HuggingFaceConfig(DataConfig):
         unit="documents",
         hint="which reads all",
     )
+
+    def open(self) -> Source:
+        from pretrain.data.sources.hugging_face import HuggingFace
+
+        return HuggingFace(self)
+
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
 
 
 @dataclass
@@ -179,6 +240,10 @@ class MixtureConfig(DataConfig):
                 found[name] = replace(source.text, **common | ({} if own is None else {"validation_fraction": own}))
         return found
 
+    def by_setting(self) -> dict[str, DataConfig]:
+        within: dict[str, DataConfig] = {f"data.sources.{name}": each.text for name, each in self.sources.items()}
+        return super().by_setting() | within
+
     def weights(self, rows: Mapping[str, int]) -> dict[str, Fraction]:
         """Return each source's `weight`, exact as it was written in decimals; or its epochs times its rows."""
         return {
@@ -205,10 +270,40 @@ def errors_of(source: str) -> Iterator[None]:
 
 @dataclass
 class TokenizerConfig(Settings):
-    """Settings that all tokenizers share."""
+    """Settings that all tokenizers share.
+
+    A tokenizer of your own is a subclass with a `kind` and `load()`; or with `trains = True` and `train()`, which
+    learns from the training documents, once. Either returns a `Tokenizer` around any of the `tokenizers` library. Runs
+    and checkpoints hold it as tokenizer.json, so that they are read without your package.
+    """
 
     prefix: ClassVar[str] = "tokenizer."
+    trains: ClassVar[bool] = False  # learned from the corpus
     kind: str = "?"
+
+    def load(self) -> Tokenizer:
+        """Return the tokenizer, which does not depend on the corpus; DataError if it cannot be read."""
+        raise ConfigError(f"tokenizer.kind={self.kind} is not a tokenizer. Try tokenizer=bytes.")
+
+    def train(self, texts: Iterator[str], report: Callable[[str], object]) -> Tokenizer:
+        """Return the tokenizer learned from the texts, and always the same from the same texts.
+
+        `report` takes lines of progress. Raises DataError if nothing can be learned from the texts.
+        """
+        raise ConfigError(f"tokenizer.kind={self.kind} cannot be trained. Try tokenizer=bpe.")
+
+    def training_bytes(self) -> int | None:
+        """Return the most UTF-8 of a stream to train on, its beginning; None: all of it."""
+        return None
+
+    def largest_vocabulary(self) -> int:
+        """Return the size of the vocabulary, or of one that is not trained yet its largest; nothing is downloaded.
+
+        Raises ConfigError where it is unknown.
+        """
+        if not self.trains:
+            return self.load().vocab_size
+        raise ConfigError(f"tokenizer.kind={self.kind} has no known vocabulary size. Set it: vocab_size=50257.")
 
 
 @dataclass
@@ -217,11 +312,17 @@ class BytesTokenizerConfig(TokenizerConfig):
 
     kind: str = "bytes"
 
+    def load(self) -> Tokenizer:
+        from pretrain.data.tokenizers.train_bpe import byte_tokenizer
+
+        return byte_tokenizer()
+
 
 @dataclass
 class BPETokenizerConfig(TokenizerConfig):
     """Byte-level byte-pair encoding trained on the data (Sennrich et al. 2016; Radford et al. 2019, section 2.2)."""
 
+    trains: ClassVar[bool] = True
     kind: str = "bpe"
     vocab_size: int = setting(
         2048, "Size of the vocabulary, the 256 bytes and the special tokens included.", bounds="[260, 4294967296]",
@@ -232,6 +333,17 @@ class BPETokenizerConfig(TokenizerConfig):
         bounds="[1, inf)", unit="bytes",
     )  # fmt: skip
 
+    def train(self, texts: Iterator[str], report: Callable[[str], object]) -> Tokenizer:
+        from pretrain.data.tokenizers.train_bpe import subsample, train_bpe
+
+        return train_bpe(subsample(texts, self.max_training_bytes), self.vocab_size, report)
+
+    def training_bytes(self) -> int | None:
+        return self.max_training_bytes
+
+    def largest_vocabulary(self) -> int:
+        return self.vocab_size
+
 
 @dataclass
 class PretrainedTokenizerConfig(TokenizerConfig):
@@ -240,3 +352,17 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     kind: str = "pretrained"
     path: str = setting("???", "A folder with the tokenizer's files, or a hub name.")
     revision: str | None = setting(None, "A commit or tag of the hub's repository.")
+
+    def load(self) -> Tokenizer:
+        from pretrain.data.tokenizers.load import find_tokenizer
+        from pretrain.data.tokenizers.tokenizer import Tokenizer
+
+        return Tokenizer.load(find_tokenizer(self.path, self.revision))
+
+    def largest_vocabulary(self) -> int:
+        if Path(self.path).expanduser().is_dir():
+            return self.load().vocab_size
+        raise ConfigError(
+            f"tokenizer.path={self.path} is not a folder here, and plan.py downloads nothing, so the vocabulary "
+            "size is unknown. Set it: vocab_size=50257 (GPT-2)."
+        )

@@ -1,13 +1,18 @@
 """Settings of the data for fine-tuning: prompts with their responses, and texts with their labels."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.config.setting import setting
 from pretrain.data.config import DataConfig, Format, Mode, Packing
 from pretrain.data.escapes import read_escapes
 from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pretrain.data.sources.source import Source
 
 _PLACEHOLDERS = ("{prompt}", "{response}")
 
@@ -42,12 +47,16 @@ class AnnotatedConfig(DataConfig):
                 "learned one by one. Try data.document_mask=true."
             )
 
+    def check_files(self) -> None:
+        self.open()
+
 
 @dataclass
 class PairsConfig(AnnotatedConfig):
     """Prompts with their responses, of which a causal model learns the responses: columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "pairs of prompt and response"
+    has_prompts: ClassVar[bool] = True
     kind: str = "pairs"
     prompt_column: str = setting("prompt", "Column of the prompt.")
     response_column: str = setting("response", "Column of the response.")
@@ -63,6 +72,11 @@ class PairsConfig(AnnotatedConfig):
                 "other braces. Try 'data.template=\"User: {prompt}\\nAssistant: {response}\"'."
             )
 
+    def open(self) -> Source:
+        from pretrain.data.sources.labelled_files import Pairs
+
+        return Pairs(self)
+
     def prompt_template(self) -> tuple[str, str]:
         """Return the template's text before the prompt, and between prompt and response."""
         before, between = read_escapes(self.template).removesuffix("{response}").split("{prompt}")
@@ -74,8 +88,14 @@ class LabelledTextConfig(AnnotatedConfig):
     """Texts with one label each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "texts with labels"
+    has_labels: ClassVar[bool] = True
     kind: str = "labelled"
     text_column: str = setting("text", "Column of the text, in files with columns.")
     label_column: str = setting(
         "label", "Column of the label; a first line of text, tab, label that ends in this name is a heading."
     )
+
+    def open(self) -> Source:
+        from pretrain.data.sources.labelled_files import LabelledTexts
+
+        return LabelledTexts(self)

@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from pretrain.data.config import DataConfig, HuggingFaceConfig, Mode, TextFilesConfig, TokenizerConfig, errors_of
-from pretrain.data.fine_tuning_config import AnnotatedConfig
+from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.progress import Progress
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import StreamingDataset
@@ -23,7 +21,7 @@ from pretrain.data.token_store.build import Report, with_splits, write_stores
 from pretrain.data.token_store.format import read_json, storage_errors
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import build_tokenizer, head
+from pretrain.data.tokenizers.train_bpe import head
 from pretrain.data.train_stream import ShuffledRows, validation_rows
 from pretrain.errors import DataError
 from pretrain.files.untrusted_files import read_text
@@ -100,10 +98,10 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
 
     Nothing is written or downloaded; local files are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
     """
-    if any(isinstance(part, HuggingFaceConfig) and not Path(part.path).is_dir() for part in data.parts().values()):
+    if not all(part.is_local() for part in data.parts().values()):
         return None  # the newest commit can be looked up on the hub only
     sources = _open(data)
-    if tokenizer.kind == "bpe" and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
+    if tokenizer.trains and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
         return None
     trained = _cached_tokenizer(sources, tokenizer, cache, report=lambda line: None)
     for source in sources.values():
@@ -117,9 +115,8 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
 def check_files(data: DataConfig) -> None:
     """Raise DataError if local files named by the settings do not exist; nothing is read."""
     for name, part in data.parts().items():
-        if isinstance(part, TextFilesConfig | AnnotatedConfig):
-            with errors_of(name):
-                open_source(part)
+        with errors_of(name):
+            part.check_files()
 
 
 def _open(data: DataConfig) -> dict[str, Source]:
@@ -127,7 +124,7 @@ def _open(data: DataConfig) -> dict[str, Source]:
     sources = {}
     for name, part in data.parts().items():
         with errors_of(name):
-            sources[name] = open_source(part)
+            sources[name] = part.open()
             sources[name].identity = sources[name].fingerprint()
     return sources
 
@@ -189,7 +186,7 @@ def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) 
     stream = prepared.stream
     if stream is not None:
         with storage_errors(stream.folder):
-            source = open_source(data)
+            source = data.open()
             source.hashed = stream.hashed
             produce(StreamJob(stream.folder, source, prepared.tokenizer, report), enough=lambda: False)
         stream.ended()  # refreshes its totals
@@ -216,12 +213,13 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
 
 def _cached_tokenizer(sources: dict[str, Source], config: TokenizerConfig, cache: Path, report: Report) -> Tokenizer:
     """Return the tokenizer; if trained, on the training documents of all sources alone."""
-    if config.kind != "bpe":
-        return build_tokenizer(config, lambda: iter(()))
+    if not config.trains:
+        return config.load()
     folder = _tokenizer_folder(sources, config, cache)
     if not (folder / _TRAINED).exists():
-        report(f"training a tokenizer of {getattr(config, 'vocab_size', '?')} tokens ...")
-        tokenizer = build_tokenizer(config, lambda: _training_texts(sources, config, report), report)
+        size = getattr(config, "vocab_size", None)
+        report(f"training a tokenizer{f' of {size} tokens' if size else ''} ...")
+        tokenizer = config.train(_training_texts(sources, config, report), report)
         _commit(folder, partial(_save_tokenizer, tokenizer))
     return _load_tokenizer(folder)
 
@@ -255,7 +253,7 @@ def _tokenizer_folder(sources: dict[str, Source], config: TokenizerConfig, cache
 
 
 def _training_texts(sources: dict[str, Source], config: TokenizerConfig, report: Report) -> Iterator[str]:
-    limit = getattr(config, "max_training_bytes", None)
+    limit = config.training_bytes()
     for name, source in sources.items():
         training = (document.text for split, document in with_splits(source, source.config) if split == "train")
         with errors_of(name):

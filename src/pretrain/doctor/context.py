@@ -15,10 +15,9 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import ConfigError
-from pretrain.interop.load import build_without_weights
+from pretrain.interop.load import build, build_without_weights
 from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initial_tensor
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, allocate
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
 from pretrain.parallel.mesh import load_parameters
@@ -70,8 +69,9 @@ class Context:
     @property
     def shape(self) -> TransformerConfig:
         """The small model's shape."""
-        assert isinstance(self.small.model, TransformerConfig)
-        return self.small.model
+        shape = self.small.model.transformer
+        assert shape is not None
+        return shape
 
     def build_objective(self) -> Objective:
         """Build the user's objective over the tokenizer of the small runs, which is the user's."""
@@ -92,16 +92,15 @@ class Context:
         samples = np.arange(n_rows)
         return self.build_objective().collate(self.stream.rows(samples), torch.from_numpy(samples))
 
-    def randomized_model(self) -> Transformer:
+    def randomized_model(self) -> LanguageModule:
         """Return the small model on the CPU: initial weights plus noise, so that none is 0."""
         model = build_without_weights(self.small.model, self.small.objective, self.small_prepared.tokenizer)
-        model.to_empty(device="cpu")
-        model.tie()
+        allocate(model, "cpu", lambda: build(self.small.model, self.small.objective, self.small_prepared.tokenizer))
         generator = torch.Generator().manual_seed(self.config.seed)
 
         def value(name: str, size: torch.Size) -> Tensor:
             noise = torch.empty(size).normal_(std=NOISE_STD, generator=generator)
-            return initial_tensor(name, size, self.shape, self.config.seed) + noise
+            return self.shape.initial_value(name, size, self.config.seed) + noise
 
         load_parameters(model, value)
         return model

@@ -21,8 +21,6 @@ from pretrain.kernels.compile import can_compile
 from pretrain.kernels.device import bf16_is_fast
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.optim.config import AdamWConfig, MuonConfig
-from pretrain.optim.groups import parameter_names
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parallelize import parallelize
 from pretrain.training.auto_settings import choose_device
@@ -115,12 +113,7 @@ def checkpoint_bytes(context: Context) -> int:
     config = context.config
     model = build_without_weights(config.model, config.objective, context.prepared.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    moments = 2 if isinstance(config.optimizer, AdamWConfig) else 3  # a custom optimizer may keep more
-    if isinstance(config.optimizer, MuonConfig):  # keeps one buffer of each matrix
-        matrices = set(parameter_names(model).matrices)
-        one = sum(parameter.numel() for name, parameter in model.named_parameters() if name in matrices)
-        return 4 * (parameters + 2 * parameters - one)
-    return 4 * (1 + moments) * parameters
+    return 4 * (parameters + config.optimizer.state_numbers(model))
 
 
 def own_checkpoint(context: Context) -> CheckResult:

@@ -7,10 +7,8 @@ schedule and packing. Runs are compared on the CPU in float32, where they are pr
 from dataclasses import replace
 
 from pretrain.config.run import RunConfig
-from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.optim.config import MatrixPrecision, MuonConfig, OptimizerConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import LoggingConfig, Precision, Strategy
 from pretrain.training.logger_config import CSVConfig
@@ -28,7 +26,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 
     Raises ConfigError for a model that is no Transformer of ours, and for a run that fine-tunes.
     """
-    if any(isinstance(part, AnnotatedConfig) for part in config.data.parts().values()):
+    if any(part.annotated for part in config.data.parts().values()):
         raise ConfigError(
             f"data.kind={config.data.kind} fine-tunes, and doctor.py examines pre-training: what it proves of the base "
             "holds for what is made of it. Try the base's own settings, such as model=gpt_nano."
@@ -43,7 +41,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         allow_change=[],
         data=replace(config.data, prefetch=0, max_validation_rows=8),
         model=shrink_model(config.model),
-        optimizer=_in_float32(config.optimizer),
+        optimizer=config.optimizer.in_float32(),
         schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None),
         trainer=replace(
             config.trainer,
@@ -73,11 +71,16 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 
 def shrink_model(model: ModelConfig) -> TransformerConfig:
     """Return a small shape of the same architecture; raises ConfigError where it is not a Transformer."""
-    if not isinstance(model, TransformerConfig):
+    shape = model.transformer
+    if shape is None:
         raise ConfigError(
             f"model.kind={model.kind} is not a shape that can be made small: only a transformer is. "
             "Try model=gpt_nano, or doctor=data."
         )
+    return _shrunk(shape)
+
+
+def _shrunk(model: TransformerConfig) -> TransformerConfig:
     kv_heads = min(model.kv_heads, 2)
     n_heads = kv_heads * min(model.n_heads // model.kv_heads, 2)
     fitting = model.attention_head_dim * model.n_heads == model.d_model
@@ -100,11 +103,6 @@ def shrink_model(model: ModelConfig) -> TransformerConfig:
 
 def with_dropout(config: RunConfig, share: float = 0.1) -> RunConfig:
     """Return the settings with every dropout on."""
-    assert isinstance(config.model, TransformerConfig)
-    return replace(config, model=replace(config.model, dropout=share, attention_dropout=share))
-
-
-def _in_float32(optimizer: OptimizerConfig) -> OptimizerConfig:
-    if isinstance(optimizer, MuonConfig):
-        return replace(optimizer, newton_schulz_precision=MatrixPrecision.fp32)
-    return optimizer
+    shape = config.model.transformer
+    assert shape is not None
+    return replace(config, model=replace(shape, dropout=share, attention_dropout=share))

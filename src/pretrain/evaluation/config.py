@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
@@ -36,6 +36,13 @@ class EvalConfig(Settings):
     )
     dtype: str = setting("fp32", "Number format of the weights: fp32, bf16, or int8 on CPUs.")
     task: Task = setting(Task.documents, "What to score the model on.")
+    tasks: list[Any] = setting(
+        default_factory=list,
+        about="Tasks of your own, instead of task: kinds that a plug-in registers, or {kind: mine, setting: value}.",
+    )
+    plugins: list[str] = setting(
+        default_factory=list, about="Packages of your own that register kinds of task, model and so on."
+    )
     path: str | None = setting(
         None, "Files of text, or of a task's examples; null: the run's own validation documents."
     )

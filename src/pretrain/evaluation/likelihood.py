@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, features_of, hidden_states
 from pretrain.objectives.loss import token_losses
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
@@ -71,7 +71,10 @@ def ignore_progress(done: int, total: int) -> None:
 
 @torch.no_grad()
 def causal_predictions(
-    model: Transformer, passages: Sequence[Passage], batch_tokens: int = BATCH_TOKENS, report: Report = ignore_progress
+    model: LanguageModule,
+    passages: Sequence[Passage],
+    batch_tokens: int = BATCH_TOKENS,
+    report: Report = ignore_progress,
 ) -> list[Predicted]:
     """Return the predictions of each passage's targets from the tokens before them; `first` is at least 1."""
     device = next(model.parameters()).device
@@ -93,7 +96,7 @@ def causal_predictions(
 
 @torch.no_grad()
 def masked_predictions(
-    model: Transformer,
+    model: LanguageModule,
     passages: Sequence[Passage],
     tokenizer: Tokenizer,
     batch_tokens: int = BATCH_TOKENS,
@@ -125,7 +128,7 @@ def masked_predictions(
 
 
 def _predict_masked(
-    model: Transformer, rows: Ints, lengths: Ints, positions: Ints, mask_id: int
+    model: LanguageModule, rows: Ints, lengths: Ints, positions: Ints, mask_id: int
 ) -> tuple[Tensor, Tensor]:
     """Return the prediction of one token of each row (R, T), at `positions` (R,), after masking it."""
     device = next(model.parameters()).device
@@ -135,15 +138,15 @@ def _predict_masked(
     documents = None
     if lengths.min() < rows.shape[1]:  # padding is a document of its own, so that no token attends to it
         documents = torch.from_numpy((np.arange(rows.shape[1]) >= lengths[:, None]).astype(np.int32)).to(device)
-    hidden = model(torch.from_numpy(rows).to(device), documents=documents)
+    hidden = hidden_states(model, torch.from_numpy(rows).to(device), documents=documents)
     at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions).to(device)
     return _at_targets(model, hidden[at], targets)
 
 
-def _at_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _at_targets(model: LanguageModule, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and whether each target is the argmax, on the CPU, in chunks of the logits."""
     head = model.head
-    losses, predictions = token_losses(head.features(hidden), head, targets.to(hidden.device))
+    losses, predictions = token_losses(features_of(head, hidden), head, targets.to(hidden.device))
     return -losses.cpu(), predictions.cpu() == targets.cpu()
 
 

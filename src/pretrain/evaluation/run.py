@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pretrain.config.registry import typed_tasks
 from pretrain.config.run import RunConfig
 from pretrain.data.collate import IGNORE
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
@@ -26,8 +27,8 @@ from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import ScoredPart, Totals, validation_metrics
 from pretrain.inference.dtype import prepare_for_inference
 from pretrain.interop.load import ModelFolder, open_model
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.language_model import LanguageModel
+from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
 
 MEMORIZATION_DOCUMENTS = 1000  # default, of training and of validation documents
@@ -39,8 +40,10 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     Raises ConfigError for a task that the model cannot do, DataError if there is nothing to score it on, and
     CheckpointError for a checkpoint that cannot be read.
     """
+    if config.tasks:
+        return score_own_tasks(config, path)
     folder = open_model(path)
-    if isinstance(folder.objective, ClassifyConfig):
+    if folder.objective.n_labels is not None:
         raise ConfigError(
             f"checkpoint={path} is a classifier, and eval.py scores predictions of tokens. Its accuracy and F1 are in "
             "report.json; for other texts use LanguageModel.load(...).classify(...)."
@@ -67,6 +70,19 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
     return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
+
+
+def score_own_tasks(config: EvalConfig, path: str | Path) -> dict[str, Any]:
+    """Return the metrics of the model at `path` on the registered tasks of the settings, as `<kind>/<metric>`.
+
+    Raises ConfigError for a task that is not registered; other errors are those of the tasks.
+    """
+    tasks = typed_tasks(config.tasks)
+    model = LanguageModel.load(path, config.device, config.dtype)
+    scored: dict[str, Any] = {"checkpoint": str(path)}
+    for task in tasks:
+        scored |= {f"{task.kind}/{name}": value for name, value in task.score(model).items()}
+    return scored
 
 
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
@@ -126,7 +142,7 @@ def score_rows(
     return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
 
 
-def _model(config: EvalConfig, folder: ModelFolder) -> Transformer:
+def _model(config: EvalConfig, folder: ModelFolder) -> LanguageModule:
     """Return the model on the device and in the dtype of the settings, in evaluation mode."""
     return prepare_for_inference(folder.load(), config.device, config.dtype).eval()
 

@@ -24,7 +24,8 @@ from pretrain.evaluation.likelihood import (
     ignore_progress,
     masked_predictions,
 )
-from pretrain.models.transformer import LabelHead, Transformer
+from pretrain.models.interface import LanguageModule
+from pretrain.models.transformer import LabelHead
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -43,7 +44,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: Transformer,
+        model: LanguageModule,
         tokenizer: Tokenizer,
         starts_with_bos: bool = True,
         batch_tokens: int = BATCH_TOKENS,

@@ -13,11 +13,11 @@ from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import BATCH_TOKENS
 from pretrain.evaluation.scorer import Scorer
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule
 
 
 def score_tasks(
-    model: Transformer, tokenizer: Tokenizer, tasks: Sequence[ExampleSet], batch_tokens: int = BATCH_TOKENS
+    model: LanguageModule, tokenizer: Tokenizer, tasks: Sequence[ExampleSet], batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, float]:
     """Return each task's metrics as `eval/<file name>/<metric>`, without counts and single paradigms.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.data.collate import Rows
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig
 
@@ -17,7 +17,7 @@ BATCH_SIZE = 32  # texts
 
 @torch.inference_mode()
 def label_probabilities(
-    model: Transformer, config: ClassifyConfig, tokenizer: Tokenizer, texts: Sequence[str]
+    model: LanguageModule, config: ClassifyConfig, tokenizer: Tokenizer, texts: Sequence[str]
 ) -> Tensor:
     """Return the probability of each label for each text, float32 (texts, labels) on the CPU.
 
@@ -33,7 +33,7 @@ def label_probabilities(
         chosen = order[start : start + BATCH_SIZE]
         rows = _padded([documents[number] for number in chosen], tokenizer.padding_id)
         batch = objective.collate(rows, torch.arange(len(chosen))).to(device)
-        hidden = model(batch.tokens, batch.positions, batch.documents)
+        hidden = hidden_states(model, batch.tokens, batch.positions, batch.documents)
         probabilities[chosen] = objective.log_probabilities(hidden, model.head, batch)[:, 0].exp().cpu()
     return probabilities
 

@@ -6,10 +6,13 @@ from pretrain.errors import ConfigError
 from pretrain.inference.config import InferenceDtype
 from pretrain.inference.int8 import Int8Matrix, quantize
 from pretrain.kernels.onednn_linear import install_for_inference
+from pretrain.models.interface import LanguageModule
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 
-def prepare_for_inference(model: Transformer, device: str | torch.device, dtype: InferenceDtype | str) -> Transformer:
+def prepare_for_inference(
+    model: LanguageModule, device: str | torch.device, dtype: InferenceDtype | str
+) -> LanguageModule:
     """Return the model on a device with its weights in `dtype`, ready for inference only.
 
     Raises ConfigError for an unknown dtype, one that the device cannot use, and a device that is not available.
@@ -23,6 +26,11 @@ def prepare_for_inference(model: Transformer, device: str | torch.device, dtype:
         if torch.device(device).type != "cpu":
             raise ConfigError(
                 f"dtype=int8 works on CPUs only, and device={device} is not one. Try device=cpu, or dtype=fp32."
+            )
+        if not isinstance(model, Transformer):
+            raise ConfigError(
+                f"dtype=int8 quantizes transformers of model.kind=transformer, and this model is a "
+                f"{type(model).__name__}. Try dtype=fp32."
             )
         quantize(model.eval())
         return model
@@ -40,9 +48,9 @@ def _available(device: str | torch.device) -> torch.device:
         raise ConfigError(f"device={device} cannot be used here: {reason} Try device=cpu.") from error
 
 
-def count_parameters(model: Transformer) -> int:
+def count_parameters(model: LanguageModule) -> int:
     """Return the number of parameters, quantized ones included; shared ones count once."""
     matrices = {id(module): module.shape.numel() for module in model.modules() if isinstance(module, Int8Matrix)}
-    if model.config.tie_embeddings:
+    if isinstance(model, Transformer) and model.config.tie_embeddings:
         matrices.pop(id(model.head.weight), None)  # the embedding, still a parameter, counts
     return sum(parameter.numel() for parameter in model.parameters()) + sum(matrices.values())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, hidden_states
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Prediction:
 
 
 @torch.inference_mode()
-def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, suppress_tokens: Tensor) -> Tensor:
+def mask_probabilities(model: LanguageModule, tokens: Sequence[int], mask_id: int, suppress_tokens: Tensor) -> Tensor:
     """Return the probability of every token at every mask of a text, float32 (masks, V).
 
     `suppress_tokens` is bool (V,): tokens that are never predicted. A causal model predicts a mask from the position
@@ -36,7 +36,7 @@ def mask_probabilities(model: Transformer, tokens: Sequence[int], mask_id: int, 
     if not len(positions):
         raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
     bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
-    hidden = model(row, is_causal=bidirectional)[0]
+    hidden = hidden_states(model, row, is_causal=bidirectional)[0]
     logits: Tensor = model.head(hidden[positions - int(model.causal)])
     return logits.float().masked_fill(suppress_tokens, -torch.inf).softmax(-1)
 

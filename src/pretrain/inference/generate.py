@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pretrain.errors import ConfigError
 from pretrain.inference.kv_cache import StaticKVCache
 from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty
+from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.models.transformer import Transformer
 
 
@@ -32,7 +33,7 @@ class Decoding:
 
 
 def generate_tokens(
-    model: Transformer, prompts: Sequence[Sequence[int]], decoding: Decoding
+    model: LanguageModule, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> Iterator[list[NewToken | None]]:
     """Return an iterator over the next tokens of all prompts, until all have ended.
 
@@ -40,8 +41,15 @@ def generate_tokens(
     Raises ConfigError if the context is too short.
     """
     longest = max(len(prompt) for prompt in prompts)
-    _check_length(longest, decoding.max_new_tokens, model.config.context_length)
-    return _steps(DecodingState(model, prompts, decoding), decoding)
+    _check_length(longest, decoding.max_new_tokens, context_length_of(model))
+    if isinstance(model, Transformer):
+        return _steps(CachedState(model, prompts, decoding), decoding)
+    return _steps(RecomputedState(model, prompts), decoding)
+
+
+def context_length_of(model: Any) -> int:
+    """Return the longest context of a model that `build_model` has made."""
+    return int(model.config.context_length)
 
 
 def _check_length(prompt: int, new: int, context_length: int) -> None:
@@ -57,7 +65,56 @@ def _check_length(prompt: int, new: int, context_length: int) -> None:
         )
 
 
-class DecodingState:
+class DecodingState(Protocol):
+    """The rows of tokens so far."""
+
+    model: Any
+    seen: Tensor  # bool (B, V): tokens of each row so far
+
+    def last_hidden(self) -> Tensor:
+        """Return the hidden state of each row's last token, (B, d_model)."""
+        ...
+
+    def append(self, tokens: Tensor) -> None:
+        """Append one token to every row; `tokens` is (B,)."""
+        ...
+
+
+class RecomputedState:
+    """Rows padded on the right, which a causal model reads anew for every token: for any model, without a cache."""
+
+    def __init__(self, model: LanguageModule, prompts: Sequence[Sequence[int]]) -> None:
+        device = next(model.parameters()).device
+        self.model: Any = model
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.tokens = torch.zeros(len(prompts), int(self.lengths.max()), dtype=torch.int64, device=device)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, : len(prompt)] = torch.tensor(list(prompt), device=device)
+        self.seen = seen_tokens(prompts, self.model.vocab_size, device)
+
+    def last_hidden(self) -> Tensor:
+        """Run the model on all tokens; return the hidden state of each row's last token, (B, d_model)."""
+        hidden = hidden_states(self.model, self.tokens)
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.lengths - 1]
+
+    def append(self, tokens: Tensor) -> None:
+        """Append one token to every row; `tokens` is (B,)."""
+        if int(self.lengths.max()) == self.tokens.shape[1]:
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, 1))
+        self.tokens.scatter_(1, self.lengths.unsqueeze(1), tokens.unsqueeze(1))
+        self.lengths += 1
+        self.seen.scatter_(1, tokens.unsqueeze(1), True)
+
+
+def seen_tokens(prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> Tensor:
+    """Return which tokens each prompt holds, bool (B, V)."""
+    seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    return seen
+
+
+class CachedState:
     """The rows of tokens so far, padded on the left, with their KV cache."""
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
@@ -69,9 +126,7 @@ class DecodingState:
         rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         self.tokens = torch.tensor(rows, device=parameter.device)
         self.unread = self.tokens
-        self.seen = torch.zeros(len(rows), model.vocab_size, dtype=torch.bool, device=parameter.device)
-        for row, prompt in enumerate(prompts):
-            self.seen[row, list(prompt)] = True
+        self.seen = seen_tokens(prompts, model.vocab_size, parameter.device)
         self.length = longest + decoding.max_new_tokens
         self.dtype = parameter.dtype
         self.cache = self._new_cache()
@@ -102,7 +157,7 @@ class DecodingState:
 @torch.inference_mode()  # as a decorator it is off while the caller's code runs between two tokens
 def _steps(state: DecodingState, decoding: Decoding) -> Iterator[list[NewToken | None]]:
     sample = Sampler(decoding.sampling)
-    running = [True] * len(state.padding)
+    running = [True] * len(state.seen)
     for _ in range(decoding.max_new_tokens):
         logits = state.model.head(state.last_hidden()).float()
         scores = apply_repetition_penalty(logits, state.seen, decoding.sampling.repetition_penalty)

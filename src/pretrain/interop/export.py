@@ -18,8 +18,8 @@ from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import ModelCard
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
-from pretrain.models.config import TransformerConfig
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.models.config import transformer_of
+from pretrain.models.transformer import Transformer
 
 _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 
@@ -57,14 +57,13 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     if output.exists():
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
     source = open_model(path)
-    if not isinstance(source.shape, TransformerConfig):
-        raise ConfigError(f"model.kind={source.shape.kind} cannot be exported, only model.kind=transformer.")
-    if isinstance(source.objective, ClassifyConfig):
+    shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
+    if (classifier := source.objective.classifier) is not None:
         raise ConfigError(
             f"{path} is a classifier, and transformers has no such head (objective.pooling="
-            f"{source.objective.pooling.name}). Export the base model, or use LanguageModel.load(...).classify(text)."
+            f"{classifier.pooling.name}). Export the base model, or use LanguageModel.load(...).classify(text)."
         )
-    family = choose_family(source.shape, source.objective.causal, FAMILIES, config.family)
+    family = choose_family(shape, source.objective.causal, FAMILIES, config.family)
     temporary = output.with_name(f"{output.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,6 +80,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
 
 def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Family) -> tuple[ModelCard, AddedIds]:
     model, tokenizer = source.without_weights(), source.tokenizer
+    assert isinstance(model, Transformer)
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
     added_ids, suppress_tokens = tokenizer.added_ids, list[int]()
     if source.run is not None:  # trained on documents between BOS and EOS, without other special tokens
@@ -107,6 +107,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
 def _compare(folder: Path, source: ModelFolder, card: ModelCard, added_ids: AddedIds) -> float:
     """Return the largest difference of logits; our model is freed before transformers loads its own."""
     model = source.load()
+    assert isinstance(model, Transformer)
     rows = random_rows(model)
     ours = our_outputs(model, rows, bare=card.auto_class == "AutoModel")
     del model

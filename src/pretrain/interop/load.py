@@ -20,7 +20,7 @@ from pretrain.errors import CheckpointError, printable
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
 from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
-from pretrain.models.transformer import Transformer
+from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.mesh import load_parameters
 
@@ -38,22 +38,21 @@ class ModelFolder:
     objective: ObjectiveConfig  # of its training; for a Hugging Face folder the default of its family
     starts_with_bos: bool  # whether prompts begin with BOS
     metadata: dict[str, Any]  # step, tokens seen and so on
-    values: Callable[[Transformer], LoadParameter]  # checks all names and shapes, then reads parameters by name
+    values: Callable[[LanguageModule], LoadParameter]  # checks all names and shapes, then reads parameters by name
     run: RunConfig | None = None  # settings of the run that wrote it; None for a Hugging Face folder
 
-    def without_weights(self) -> Transformer:
+    def without_weights(self) -> LanguageModule:
         """Return the model on the meta device, which takes no memory."""
         return build_without_weights(self.shape, self.objective, self.tokenizer)
 
-    def load(self) -> Transformer:
+    def load(self) -> LanguageModule:
         """Return the model with its weights, float32 on the CPU; raises CheckpointError if they do not fit."""
         try:
             model = self.without_weights()
         except (RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{self.folder} describes a model that is too large to build: {error}") from error
         values = self.values(model)
-        model.to_empty(device="cpu")
-        model.tie()
+        allocate(model, "cpu", lambda: build(self.shape, self.objective, self.tokenizer))
         load_parameters(model, values)
         install(model)
         return model
@@ -105,17 +104,18 @@ def chosen_model(checkpoint: str, logs_folder: str) -> str:
     return str(folder)
 
 
-def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> Transformer:
+def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> LanguageModule:
     """Return the model of these settings on the meta device, which takes no memory."""
-    labels = {} if objective.n_labels is None else {"n_labels": objective.n_labels}
     with torch.device("meta"):
-        model: Transformer = shape.build(  # type: ignore[attr-defined]
-            shape.vocabulary(tokenizer.vocab_size), objective.causal, **labels
-        )
-    return model
+        return build(shape, objective, tokenizer)
 
 
-def saved_values(checkpoint: Checkpoint, model: Transformer) -> LoadParameter:
+def build(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> LanguageModule:
+    """Return the model of these settings on the current default device."""
+    return build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
+
+
+def saved_values(checkpoint: Checkpoint, model: LanguageModule) -> LoadParameter:
     """Return a function that reads saved parameters by name; raises CheckpointError naming what does not fit."""
     saved = checkpoint.tensors("model")
     parameters = dict(model.named_parameters())

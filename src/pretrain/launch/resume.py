@@ -25,7 +25,7 @@ _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels"
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
 _AUTO = {"trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None}
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
-_OF_ONE_START = ("resume", "allow_change", "paths.run_dir")  # overrides of one start, not of the run
+_OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
 def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
@@ -85,6 +85,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     for key, auto in _AUTO.items():
         if _get(merged, key) == auto and (resolved := _get(saved, key)) is not None:
             _set(merged, key, resolved)
+    merged["plugins"] = typed["plugins"]  # of this start: what a saved run names is never imported
     base = typed["init_from"]
     if base is None or _is_same_path(base, saved["init_from"]):  # None: a resumed run needs no base
         merged["init_from"] = saved["init_from"]
@@ -137,7 +138,7 @@ def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[
             f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
         )
     for key, (before, after) in changes.items():
-        if not key.startswith(("resume", "paths", "allow_change", "objective.labels")):
+        if not key.startswith(("resume", "paths", "allow_change", "objective.labels", "plugins")):
             log(f"  {key}: {shown(before)} before, {shown(after)} from here on", one_line=True)
     if from_dict(saved).step_size().order != as_config(merged).step_size().order:
         log("  the order of rows changes from here on: until the epoch ends, some are read twice and some not at all")

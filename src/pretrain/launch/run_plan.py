@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint, newest_save, open_checkpoint, step_folders
+from pretrain.config.registry import load_plugins
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError
@@ -44,7 +45,8 @@ def to_record(run_plan: RunPlan) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> RunPlan:
-    """Return the run plan that `to_record` wrote."""
+    """Return the run plan that `to_record` wrote in another process of this start, with its plug-ins loaded."""
+    load_plugins(record["config"]["plugins"])  # what the user typed: `merge` keeps none of a saved run
     resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
     config, folder = as_config(record["config"]), Path(record["folder"])
     classes = frozenset(record["classes"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +11,8 @@ from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Size, Tensor, nn
+
     from pretrain.models.transformer import Transformer
 
 
@@ -113,7 +115,21 @@ def _divisors(number: int) -> list[int]:
 
 @dataclass
 class ModelConfig(Settings):
-    """Settings that all models share."""
+    """Settings that all models share.
+
+    A model of your own is a subclass with a `kind` and `build()`, which returns any `nn.Module` with
+
+    - `forward(tokens, positions=None, documents=None, is_causal=None)`: the last hidden states (B, T, d) of token ids
+      (B, T). `positions`, int64 (B, T), restart with each document; `documents`, int32 (B, T), number the documents of
+      a row, of which none may depend on another (padding: -1); `is_causal`, bool (B,), chooses the direction by row.
+      Leave out what the model does not use: a run that needs it is refused as it starts.
+    - `head`: an `nn.Linear(d, vocab_size)`, or a module with `weight` (vocab_size, d), `bias` and `features(hidden)`,
+      the input of the matmul with `weight`. The loss reads the weight itself, in chunks of the targets.
+
+    It is built on the meta device; `initial_value()` then gives each parameter its value, and buffers are those that
+    `build()` computes. So `build()` computes nothing from values of parameters, and what training changes is a
+    parameter. Optional: `blocks`, an `nn.ModuleList` whose members are compiled, sharded and recomputed one by one.
+    """
 
     prefix: ClassVar[str] = "model."
     kind: str = "?"
@@ -127,6 +143,46 @@ class ModelConfig(Settings):
     def vocabulary(self, tokenizer_vocab_size: int) -> int:
         """Return the rows of the embedding for a tokenizer of this many ids."""
         return -(-tokenizer_vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def build(self, vocab_size: int, causal: bool, n_labels: int | None = None) -> nn.Module:
+        """Return the model, on the current default device.
+
+        With `causal` a position sees itself and those before it, else the whole row. With `n_labels` the head
+        classifies texts instead of predicting tokens; a model that cannot leaves out the parameter.
+        """
+        raise TypeError(f"model {self.kind!r} has no build()")
+
+    def initial_value(self, name: str, shape: Size, seed: int) -> Tensor:
+        """Return the initial value of the full parameter `name`, float32: a function of these arguments alone.
+
+        Here biases are 0, other vectors 1 and matrices normal with a standard deviation of 0.02.
+        """
+        from pretrain.models.init import initial_tensor
+
+        return initial_tensor(name, shape, TransformerConfig(residual_init=ResidualInit.plain), seed)
+
+    def training_flops_per_token(self, vocab_size: int, share_of_logits: float = 1.0) -> float:
+        """Return the operations of a forward and backward pass per token; here six per parameter.
+
+        `share_of_logits` is the fraction of positions that reach the head.
+        """
+        from pretrain.models.size import count_parameters_without_weights
+
+        return 6.0 * count_parameters_without_weights(self, vocab_size)
+
+    def parameter_count(self, vocab_size: int, n_labels: int | None = None) -> int | None:
+        """Return the number of parameters without building the model, shared ones once; None: unknown."""
+        return None
+
+    @property
+    def least_tensors(self) -> int:
+        """Parameters of any size that the model has at least; 0: unknown."""
+        return 0
+
+    @property
+    def transformer(self) -> TransformerConfig | None:
+        """The settings as those of our Transformer, for what only that can; None for any other model."""
+        return None
 
 
 @dataclass
@@ -290,10 +346,44 @@ class TransformerConfig(ModelConfig):
         }
 
     def build(self, vocab_size: int, causal: bool, n_labels: int | None = None) -> Transformer:
-        """Return the model with uninitialized weights, on the current default device.
-
-        With `n_labels` it has a head that classifies texts instead of predicting tokens.
-        """
         from pretrain.models.transformer import Transformer  # here: reading settings must not load torch
 
         return Transformer(self, vocab_size, causal, n_labels)
+
+    def initial_value(self, name: str, shape: Size, seed: int) -> Tensor:
+        from pretrain.models.init import initial_tensor
+
+        return initial_tensor(name, shape, self, seed)
+
+    def training_flops_per_token(self, vocab_size: int, share_of_logits: float = 1.0) -> float:
+        from pretrain.models.size import training_flops_per_token
+
+        return training_flops_per_token(self, vocab_size, share_of_logits)
+
+    def parameter_count(self, vocab_size: int, n_labels: int | None = None) -> int:
+        from pretrain.models.size import parameter_count
+
+        if n_labels is None:
+            return parameter_count(self, vocab_size)
+        headless = replace(self, tie_embeddings=True, head=Head.linear)
+        return parameter_count(headless, vocab_size) + n_labels * (self.d_model + 1)
+
+    @property
+    def least_tensors(self) -> int:
+        return self.n_layers
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        return self
+
+
+def transformer_of(model: ModelConfig, what: str) -> TransformerConfig:
+    """Return the settings as those of our Transformer; raise ConfigError for a model that is none.
+
+    `what` says what only a Transformer can, such as "is exported".
+    """
+    if model.transformer is None:
+        raise ConfigError(
+            f"model.kind={model.kind} is not a transformer, and only model.kind=transformer {what}. Try model=gpt_nano."
+        )
+    return model.transformer

@@ -1,6 +1,15 @@
 """Count a model's parameters and floating-point operations from its settings."""
 
-from pretrain.models.config import Head, Norm, NormPosition, Position, TransformerConfig
+import torch
+
+from pretrain.models.config import Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
+
+
+def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> int:
+    """Return the number of parameters of any model, shared ones once, built on the meta device."""
+    with torch.device("meta"):
+        model = config.build(vocab_size, causal=True)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parameter_count(config: TransformerConfig, vocab_size: int) -> int:

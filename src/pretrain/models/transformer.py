@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
+from pretrain.models.interface import LanguageModule
 from pretrain.models.layers import FeedForward, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotation
@@ -109,13 +110,14 @@ class LabelHead(nn.Module):
         return self.matmul.linear(self.features(hidden), self.weight, self.bias)
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModule):
     """Embeddings, blocks, final norm and head.
 
     With `causal` a position attends to itself and those before it, otherwise to the whole row. With `n_labels` the
     head maps to that many labels instead of the vocabulary.
     """
 
+    config: TransformerConfig
     head: VocabularyHead | LabelHead
 
     def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool, n_labels: int | None = None) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pretrain.data.collate import IGNORE
+from pretrain.models.interface import features_of
 from pretrain.objectives.batch import Batch, TokenRows
 from pretrain.objectives.config import Pooling
 from pretrain.objectives.loss import Head
@@ -67,4 +68,4 @@ class Classify(Objective):
         within = batch.documents.unsqueeze(1) == numbers[:, None]  # (B, M, T)
         total = (within.to(hidden.dtype) @ hidden).float()
         mean = total / within.sum(-1, keepdim=True).clamp(min=1)  # an integer count: bf16 is exact to 256 only
-        return head.features(mean.to(hidden.dtype).flatten(0, 1)), batch.targets.flatten()
+        return features_of(head, mean.to(hidden.dtype).flatten(0, 1)), batch.targets.flatten()

@@ -33,7 +33,11 @@ class Vocabulary(Protocol):
 
 @dataclass
 class ObjectiveConfig(Settings):
-    """Settings that all objectives share."""
+    """Settings that all objectives share.
+
+    An objective of your own is a subclass with a `kind`, `causal` and `create()`, which returns an `Objective`: it
+    makes the targets of rows (`collate`), and may compute their loss itself (`forward`).
+    """
 
     prefix: ClassVar[str] = "objective."
     kind: str = "?"
@@ -57,14 +61,35 @@ class ObjectiveConfig(Settings):
         """The number of labels that the model classifies texts by; None where it predicts tokens."""
         return None
 
+    @property
+    def classifier(self) -> ClassifyConfig | None:
+        """The settings as those of a classifier; None for an objective that predicts tokens."""
+        return None
+
+    @property
+    def share_of_logits(self) -> float:
+        """The fraction of positions that the vocabulary's head computes logits for."""
+        return 1.0
+
+    @property
+    def chooses_positions(self) -> bool:
+        """Whether batches name the positions that have targets (`Batch.target_positions`)."""
+        return False
+
+    @property
+    def mixes_directions(self) -> bool:
+        """Whether rows of one batch are causal or bidirectional (`Batch.is_causal`)."""
+        return False
+
     def build(self, vocabulary: Vocabulary, seed: int) -> Objective:
         """Return the objective over this tokenizer's vocabulary; `seed` fixes every random choice it makes."""
-        objective = self._build(vocabulary, seed)
+        objective = self.create(vocabulary, seed)
         objective.z_loss = self.z_loss
         return objective
 
-    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
-        raise TypeError(f"objective {self.kind!r} has no build()")
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        """Return the objective, without the settings that all share; `build` calls this."""
+        raise TypeError(f"objective {self.kind!r} has no create()")
 
 
 @dataclass
@@ -77,7 +102,7 @@ class CausalConfig(ObjectiveConfig):
     def causal(self) -> bool:
         return True
 
-    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.causal import Causal
 
         return Causal()
@@ -144,7 +169,15 @@ class MaskedConfig(MaskingConfig):
     def causal(self) -> bool:
         return False
 
-    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    @property
+    def share_of_logits(self) -> float:
+        return self.mask_probability
+
+    @property
+    def chooses_positions(self) -> bool:
+        return True
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         return self.build_masked(vocabulary, seed, shift_targets=False)
 
 
@@ -169,7 +202,11 @@ class HybridConfig(MaskingConfig):
     def fills_masks(self) -> bool:
         return True
 
-    def _build(self, vocabulary: Vocabulary, seed: int) -> Objective:
+    @property
+    def mixes_directions(self) -> bool:
+        return True
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.hybrid import Hybrid
 
         return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
@@ -217,7 +254,15 @@ class ClassifyConfig(ObjectiveConfig):
     def n_labels(self) -> int | None:
         return len(self.labels)
 
-    def _build(self, vocabulary: Vocabulary, seed: int) -> Classify:
+    @property
+    def classifier(self) -> ClassifyConfig:
+        return self
+
+    @property
+    def share_of_logits(self) -> float:
+        return 0.0
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Classify:
         from pretrain.objectives.classify import Classify
 
         auto = Pooling.last if self.left_to_right else Pooling.mean

@@ -1,9 +1,12 @@
 """The base of all objectives: from hidden states to the loss at the targets."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pretrain.data.collate import IGNORE
+from pretrain.models.interface import LanguageModule, features_of, hidden_states
 from pretrain.objectives.batch import Batch, TokenRows
 from pretrain.objectives.loss import Head, cross_entropy_sum, token_losses
 
@@ -44,13 +47,13 @@ class Objective(nn.Module):
         if batch.target_positions is not None:
             target_positions = batch.target_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, target_positions)
-        return head.features(hidden.flatten(0, 1)), batch.targets.flatten()
+        return features_of(head, hidden.flatten(0, 1)), batch.targets.flatten()
 
 
 class ModelWithLoss(nn.Module):
     """A model with its objective, from batch to loss: the unit that is compiled, sharded and trained."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: LanguageModule, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -66,12 +69,14 @@ class ModelWithLoss(nn.Module):
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
         hidden = self._hidden(batch)
-        head: Head = self.model.head  # type: ignore[assignment]
+        head: Head = self.model.head
         return self.objective.evaluate(hidden, head, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the model's last hidden states (B, T, d_model)."""
         if not (self.use_block_masks and batch.tokens.is_cuda):
-            return self.model(batch.tokens, batch.positions, batch.documents, is_causal=batch.is_causal)
-        masks = self.model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)  # type: ignore[operator]
-        return self.model(batch.tokens, batch.positions, masks=masks)
+            return hidden_states(self.model, batch.tokens, batch.positions, batch.documents, batch.is_causal)
+        model: Any = self.model  # a Transformer: only these use block masks
+        masks = model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)
+        hidden: Tensor = model(batch.tokens, batch.positions, masks=masks)
+        return hidden

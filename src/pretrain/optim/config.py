@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,7 +23,11 @@ class MatrixPrecision(Enum):
 
 @dataclass
 class OptimizerConfig(Settings):
-    """Settings that all optimizers share."""
+    """Settings that all optimizers share.
+
+    An optimizer of your own is a subclass with a `kind` and `build()`. Its state is saved where it is made of tensors:
+    `optimizer.state[parameter]` holds scalars, or tensors of the parameter's shape.
+    """
 
     prefix: ClassVar[str] = "optimizer."
     kind: str = "?"
@@ -35,6 +39,22 @@ class OptimizerConfig(Settings):
     def build(self, model: nn.Module) -> Optimizer:
         """Return the optimizer of every parameter of `model`."""
         raise TypeError(f"optimizer {self.kind!r} has no build()")
+
+    def resolved(self, bf16: bool) -> OptimizerConfig:
+        """Return the settings with what is `auto` resolved for a training in bf16, or in float32."""
+        return self
+
+    def in_float32(self) -> OptimizerConfig:
+        """Return the settings with every matmul of the optimizer in float32."""
+        return self
+
+    def state_numbers(self, model: nn.Module) -> int:
+        """Return how many numbers the optimizer keeps of all parameters; three of each where that is unknown."""
+        return 3 * sum(parameter.numel() for parameter in model.parameters())
+
+    def stacked_matrices(self, model: nn.Module) -> frozenset[str]:
+        """Return the names of the parameters that a step updates in stacks of equal shapes, with one number each."""
+        return frozenset()
 
 
 @dataclass
@@ -50,6 +70,9 @@ class AdamWConfig(OptimizerConfig):
         from pretrain.optim.groups import build_adamw
 
         return build_adamw(self, model)
+
+    def state_numbers(self, model: nn.Module) -> int:
+        return 2 * sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass
@@ -75,3 +98,21 @@ class MuonConfig(AdamWConfig):
         from pretrain.optim.muon import build_muon
 
         return build_muon(self, model)
+
+    def resolved(self, bf16: bool) -> MuonConfig:
+        if self.newton_schulz_precision is not MatrixPrecision.auto:
+            return self
+        return replace(self, newton_schulz_precision=MatrixPrecision.bf16 if bf16 else MatrixPrecision.fp32)
+
+    def in_float32(self) -> MuonConfig:
+        return replace(self, newton_schulz_precision=MatrixPrecision.fp32)
+
+    def state_numbers(self, model: nn.Module) -> int:
+        matrices = self.stacked_matrices(model)
+        one = sum(parameter.numel() for name, parameter in model.named_parameters() if name in matrices)
+        return super().state_numbers(model) - one
+
+    def stacked_matrices(self, model: nn.Module) -> frozenset[str]:
+        from pretrain.optim.groups import parameter_names
+
+        return frozenset(parameter_names(model).matrices)

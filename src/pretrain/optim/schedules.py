@@ -13,6 +13,8 @@ from pretrain.config.setting import Settings, setting
 class ScheduleConfig(Settings):
     """Settings that all schedules share: a linear warm-up, whose last step has the peak rate.
 
+    A schedule of your own is a subclass with a `kind` and `after_warmup()`, a function of the step alone.
+
     A run of N steps has the steps 0 to N - 1. The rate never jumps behind the warm-up: each schedule begins at the
     peak, also where its decay would begin before the warm-up ends.
     """
@@ -39,6 +41,10 @@ class ScheduleConfig(Settings):
     def after_warmup(self, step: int, max_steps: float) -> float:
         """Return the learning rate over its peak at a step behind the warm-up."""
         raise TypeError(f"schedule {self.kind!r} has no after_warmup()")
+
+    def shortened_decay(self, steps: int) -> str | None:
+        """Return a warning if the warm-up of a run of `steps` leaves fewer steps for the decay than set."""
+        return None
 
 
 @dataclass
@@ -75,6 +81,15 @@ class WSDConfig(ScheduleConfig):
     def after_warmup(self, step: int, max_steps: float) -> float:
         left = min(1.0, max(0.0, (max_steps - step) / self.decay_steps(max_steps))) if max_steps < math.inf else 1.0
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left
+
+    def shortened_decay(self, steps: int) -> str | None:
+        remaining, requested = steps - self.warmup_steps, round(self.decay_fraction * steps)
+        if requested <= remaining:
+            return None
+        return (
+            f"schedule.decay_fraction={self.decay_fraction:g} asks for {requested:,} steps of decay, and the warm-up "
+            f"of {self.warmup_steps:,} steps leaves {remaining:,} of {steps:,}: the decay takes those."
+        )
 
     def decay_steps(self, max_steps: float) -> float:
         """Return the number of steps of the decay: `decay_fraction` of all, at most those behind the warm-up."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
-from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.config import ModelConfig
 from pretrain.training.config import Strategy, TrainerConfig
 
 
@@ -117,14 +117,15 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
 def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:
     """Raise ConfigError where the devices do not divide the matrices of the model, or its rows."""
     devices = parallel.tensor_parallel
-    if not isinstance(model, TransformerConfig):
+    shape = model.transformer
+    if shape is None:
         raise ConfigError(
             f"parallel.tensor_parallel={devices} splits the matrices of model.kind=transformer, and model.kind is "
             f"{model.kind}. Try parallel.tensor_parallel=1."
         )
-    parts = {"n_heads": model.n_heads, "n_kv_heads": model.kv_heads, "d_ff": model.ff_width}
+    parts = {"n_heads": shape.n_heads, "n_kv_heads": shape.kv_heads, "d_ff": shape.ff_width}
     if parallel.sequence_parallel:
-        parts["context_length"] = model.context_length
+        parts["context_length"] = shape.context_length
     for name, size in parts.items():
         if size % devices:
             most = max(n for n in range(1, devices) if all(size % n == 0 for size in parts.values()))

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from pretrain.kernels.compile import compile_block
 from pretrain.kernels.onednn_linear import install, onednn_matmul_ops
+from pretrain.models.interface import blocks_of
 from pretrain.models.masks import can_use_block_masks
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
@@ -51,8 +52,7 @@ def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, setting
     Without a mesh (of `build_mesh`) only the steps for one device run. With `bf16` a sharded model computes in bf16,
     with weights and reduced gradients in float32.
     """
-    model, blocks = model_with_loss.model, model_with_loss.model.blocks
-    assert isinstance(blocks, nn.ModuleList)
+    model, blocks = model_with_loss.model, blocks_of(model_with_loss.model)
     install(model)
     if mesh is not None and mesh[TENSOR].size() > 1:
         assert isinstance(model, Transformer)
@@ -68,8 +68,7 @@ def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, setting
 def _compile(model_with_loss: ModelWithLoss) -> None:
     """Compile each block; on a GPU also the loss, with FlexAttention block masks if the model can use them."""
     model = model_with_loss.model
-    assert isinstance(model.blocks, nn.ModuleList)
-    for block in model.blocks:
+    for block in blocks_of(model) or [model]:
         compile_block(block)
     model_with_loss.objective.compiled = True
     if isinstance(model, Transformer):
@@ -99,8 +98,7 @@ def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelC
     offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
     shard = partial(fully_shard, mesh=data_mesh(mesh), mp_policy=policy, offload_policy=offload)
     model = model_with_loss.model
-    assert isinstance(model.blocks, nn.ModuleList)
-    blocks = [shard(block, reshard_after_forward=settings.reshard_after_forward) for block in model.blocks]
+    blocks = [shard(block, reshard_after_forward=settings.reshard_after_forward) for block in blocks_of(model)]
     shard(model_with_loss)
     register_fsdp_forward_method(model_with_loss, "evaluate")
     if settings.prefetch_blocks:

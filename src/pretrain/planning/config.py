@@ -6,7 +6,6 @@ from enum import Enum
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import setting
 from pretrain.errors import ConfigError
-from pretrain.objectives.config import ClassifyConfig
 
 
 class Device(Enum):
@@ -60,7 +59,7 @@ class PlanConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.objective, ClassifyConfig):
+        if self.objective.n_labels is not None:
             raise ConfigError(
                 "objective=classify fine-tunes, and plan.py counts pre-training. Plan the base with the same rows, "
                 "which takes a little more: objective=masked data=text_files."

@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 from pretrain.config.run import RunConfig
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.config import HybridConfig, MaskedConfig
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import build_mesh, global_norm, scale_by
@@ -160,15 +159,14 @@ def _batch(config: RunConfig, workload: Workload) -> Batch:
     rows, length, per_row = workload.rows, workload.length, workload.targets_per_row
     wide = torch.zeros(rows, length, dtype=torch.int64)
     narrow = torch.zeros(rows, per_row, dtype=torch.int64)
-    hybrid = isinstance(config.objective, HybridConfig)
     return Batch(
         tokens=wide,
         positions=wide.clone(),
         documents=torch.zeros(rows, length, dtype=torch.int32) if workload.masked else None,
         targets=narrow,
-        target_positions=narrow.clone() if isinstance(config.objective, MaskedConfig) else None,
+        target_positions=narrow.clone() if config.objective.chooses_positions else None,
         sample_indices=torch.zeros(rows, dtype=torch.int64),
-        is_causal=torch.zeros(rows, dtype=torch.bool) if hybrid else None,
+        is_causal=torch.zeros(rows, dtype=torch.bool) if config.objective.mixes_directions else None,
     )
 
 

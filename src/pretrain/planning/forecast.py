@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
-from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
 from pretrain.data.prepare import find_prepared
-from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 from pretrain.models.config import Norm
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
@@ -84,7 +82,7 @@ def target_of(config: PlanConfig) -> Target:
     Raises ConfigError if the size of the vocabulary is unknown.
     """
     data = find_data(config)
-    vocab_size = config.vocab_size or (data.vocab_size if data else vocab_size_of(config.tokenizer))
+    vocab_size = config.vocab_size or (data.vocab_size if data else config.tokenizer.largest_vocabulary())
     hardware = hardware_of(config)
     return Target(hardware, uses_bf16(config, hardware), vocab_size, data)
 
@@ -116,25 +114,3 @@ def find_data(config: RunConfig) -> PreparedData | None:
         return None
     tokens = sum(store.n_tokens for store in prepared.train.values()) if prepared.train else None
     return PreparedData(prepared.tokenizer.vocab_size, tokens)
-
-
-def vocab_size_of(config: TokenizerConfig) -> int:
-    """Return the vocabulary size of a tokenizer; for one that is not trained yet, its largest.
-
-    Raises ConfigError for a tokenizer of the hub.
-    """
-    if isinstance(config, BytesTokenizerConfig):
-        from pretrain.data.tokenizers.train_bpe import byte_tokenizer
-
-        return byte_tokenizer().vocab_size
-    if isinstance(config, BPETokenizerConfig):
-        return config.vocab_size
-    if isinstance(config, PretrainedTokenizerConfig):
-        folder = Path(config.path).expanduser()
-        if folder.is_dir():
-            return Tokenizer.load(folder).vocab_size
-        raise ConfigError(
-            f"tokenizer.path={config.path} is not a folder here, and plan.py downloads nothing, so the vocabulary "
-            "size is unknown. Set it: vocab_size=50257 (GPT-2)."
-        )
-    raise ConfigError(f"tokenizer.kind={config.kind} has no known vocabulary size. Set it: vocab_size=50257.")

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.models.config import TransformerConfig
+from pretrain.models.config import TransformerConfig, transformer_of
 from pretrain.models.masks import can_use_block_masks
-from pretrain.objectives.config import HybridConfig
-from pretrain.optim.config import MuonConfig
-from pretrain.optim.groups import parameter_names, parameters_by_name
+from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Strategy
 
@@ -156,28 +154,26 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
     Raises ConfigError for a model that is not a Transformer of ours, and for trainer.devices=-1.
     """
     model = config.model
-    if not isinstance(model, TransformerConfig):
-        raise ConfigError(f"model.kind={model.kind} cannot be planned, only transformers. Try model=gpt_nano.")
+    shape = transformer_of(model, "is planned by a formula")
     if config.trainer.devices == -1:
         raise ConfigError(
             "trainer.devices=-1 means all GPUs of a machine, and a plan needs their number. Try trainer.devices=8."
         )
     with torch.device("meta"):
         built = model.build(model.vocabulary(vocab_size), config.objective.causal)
-    names = parameter_names(built)
     compiled = gpu and config.parallel.compile is not False  # auto compiles every long run on a GPU
     return Workload(
-        model=model,
+        model=shape,
         vocab_size=model.vocabulary(vocab_size),
         shapes={name: tuple(parameter.shape) for name, parameter in parameters_by_name(built).items()},
-        matrices=frozenset(names.matrices if isinstance(config.optimizer, MuonConfig) else ()),
+        matrices=config.optimizer.stacked_matrices(built),
         rows=config.rows_per_micro_batch(),
         targets_per_row=_targets_per_row(config),
         accumulation=config.accumulation_steps(),
         parallel_dims=config.parallel_dims(),
         strategy=config.trainer.strategy,
         bf16=bf16,
-        masked=_masked(config) and not (compiled and can_use_block_masks(model)),
+        masked=_masked(config) and not (compiled and can_use_block_masks(shape)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
         selective_checkpointing=config.parallel.selective_checkpointing,
@@ -189,7 +185,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
 
 
 def _masked(config: RunConfig) -> bool:
-    return config.data.document_mask or not config.objective.causal or isinstance(config.objective, HybridConfig)
+    return config.data.document_mask or not config.objective.causal or config.objective.mixes_directions
 
 
 def _targets_per_row(config: RunConfig) -> int:

@@ -10,9 +10,6 @@ from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import can_compile, compiler
 from pretrain.kernels.device import bf16_is_fast, peak_flops_per_s
 from pretrain.launch.rank import log
-from pretrain.models.config import TransformerConfig
-from pretrain.models.size import training_flops_per_token
-from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.training.config import Precision, TrainerConfig
 
 MIN_COMPILED_S = 300.0  # shortest run that is compiled by default: compiling takes up to a minute
@@ -43,11 +40,10 @@ def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
 
     A run saves its resolved precision, so a resume on another machine computes in the same one.
     """
-    precision, optimizer = config.trainer.precision, config.optimizer
+    precision = config.trainer.precision
     if precision is Precision.auto:
         precision = Precision.bf16 if bf16_is_fast(device) else Precision.fp32
-    if isinstance(optimizer, MuonConfig) and optimizer.newton_schulz_precision is MatrixPrecision.auto:
-        optimizer = replace(optimizer, newton_schulz_precision=MatrixPrecision[precision.name])
+    optimizer = config.optimizer.resolved(bf16=precision is Precision.bf16)
     return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
 
 
@@ -80,23 +76,24 @@ def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
 def _is_long(config: RunConfig, device: torch.device) -> bool:
     """Return whether the run takes at least MIN_COMPILED_S at a third of the device's peak FLOP/s."""
     trainer, model = config.trainer, config.model
-    if not isinstance(model, TransformerConfig) or config.parallel.tensor_parallel > 1:
+    if config.parallel.tensor_parallel > 1:
         return False  # tensor parallelism compiles only if the settings ask for it
     bf16 = trainer.precision is Precision.bf16
     tokens = [float(config.batch_size * model.context_length * trainer.max_steps)] if trainer.max_steps > 0 else []
     tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
-    tokens_per_s = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / training_flops_per_token(model, 0)
+    tokens_per_s = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / model.training_flops_per_token(1)
     seconds = [limit / tokens_per_s for limit in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])
     return min(seconds, default=float("inf")) >= MIN_COMPILED_S
 
 
 def _compiles_correctly(config: RunConfig, device: torch.device) -> bool:
     """Return whether a block has the same gradient compiled and eager; log a warning if not."""
-    if not isinstance(config.model, TransformerConfig):
+    shape = config.model.transformer
+    if shape is None:
         return True
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     bf16 = config.trainer.precision is Precision.bf16
-    block = TrialBlock(config.model, (rows, length), config.objective.causal, bf16, device)
+    block = TrialBlock(shape, (rows, length), config.objective.causal, bf16, device)
     expected = block.gradient()
     block.compile()
     error = float((block.gradient() - expected).norm() / expected.norm())

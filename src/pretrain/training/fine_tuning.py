@@ -12,10 +12,7 @@ from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
-from pretrain.models.config import TransformerConfig
-from pretrain.models.init import initial_tensor
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.models.interface import LanguageModule
 from pretrain.training.datamodule import TextDataModule
 
 _HEAD = "head."
@@ -27,14 +24,14 @@ def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
     Raises DataError if `objective.labels` differ from those of the data.
     """
     objective, labels = config.objective, prepared.labels
-    if not isinstance(objective, ClassifyConfig):
+    if (classifier := objective.classifier) is None:
         return config
-    if objective.labels and objective.labels != labels:
+    if classifier.labels and classifier.labels != labels:
         raise DataError(
-            f"objective.labels=[{','.join(objective.labels)}], and the training data has the labels "
+            f"objective.labels=[{','.join(classifier.labels)}], and the training data has the labels "
             f"[{','.join(labels)}]. Try objective.labels=[], which takes those of the data."
         )
-    return replace(config, objective=replace(objective, labels=labels))
+    return replace(config, objective=replace(classifier, labels=labels))
 
 
 def excluded_pairs(data: TextDataModule) -> list[str]:
@@ -61,33 +58,32 @@ def _n_excluded(rows: ShuffledRows) -> int:
     return 0 if rows.without_target is None else int(rows.without_target.sum())
 
 
-def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model: Transformer) -> LoadParameter:
+def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model: LanguageModule) -> LoadParameter:
     """Return the weights of the base model `init_from` by name, and initial ones for a head that it lacks.
 
     Raises ConfigError if the base cannot be fine-tuned with this objective, CheckpointError if its weights do not fit.
     """
-    if not isinstance(config.objective, ClassifyConfig):
-        if isinstance(base.objective, ClassifyConfig):
+    classifier, of_base = config.objective.classifier, base.objective.classifier
+    if classifier is None:
+        if of_base is not None:
             raise ConfigError(
                 f"init_from={config.init_from} is a classifier and has no head over the vocabulary, which "
                 f"objective={config.objective.kind} needs. Start from the model that it was fine-tuned from."
             )
         return base.values(model)
-    left_to_right, labels = config.objective.left_to_right, config.objective.labels
+    left_to_right, labels = classifier.left_to_right, classifier.labels
     if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):
         raise ConfigError(
             f"objective.left_to_right={str(left_to_right).lower()}, and the attention of init_from={config.init_from} "
             f"is the opposite. Try objective.left_to_right={str(base.objective.causal).lower()}."
         )
-    if isinstance(base.objective, ClassifyConfig) and base.objective.labels == labels:
+    if of_base is not None and of_base.labels == labels:
         return base.values(model)
     weights = base.values(build_without_weights(config.model, base.objective, prepared.tokenizer))
     new = [name for name, _ in model.named_parameters() if name.startswith(_HEAD)]
     log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(labels)} labels)")
-    shape, seed = config.model, config.seed
-    assert isinstance(shape, TransformerConfig)
 
     def load(name: str, size: torch.Size) -> Tensor:
-        return initial_tensor(name, size, shape, seed) if name.startswith(_HEAD) else weights(name, size)
+        return config.model.initial_value(name, size, config.seed) if name.startswith(_HEAD) else weights(name, size)
 
     return load

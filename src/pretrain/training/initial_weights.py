@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pretrain.config.run import RunConfig
@@ -13,9 +14,8 @@ from pretrain.data.shuffle import ORDER_VERSION
 from pretrain.errors import ConfigError, DataError, shown
 from pretrain.interop.load import LoadParameter, ModelFolder, open_model, saved_values
 from pretrain.launch.run_plan import RunPlan
-from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.models.init import initial_tensor
-from pretrain.models.transformer import Transformer
+from pretrain.models.config import ModelConfig
+from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
@@ -23,7 +23,7 @@ from pretrain.training.config import Precision, Strategy
 from pretrain.training.fine_tuning import base_weights
 
 
-def initial_weights(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> LoadParameter:
+def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule) -> LoadParameter:
     """Return the parameters of the resumed run, of `init_from`, or newly initialized ones, by name.
 
     Raises DataError if the resumed run had other data, ConfigError if `init_from` has another tokenizer or shape,
@@ -38,9 +38,7 @@ def initial_weights(run_plan: RunPlan, prepared: Prepared, model: Transformer) -
         _check_same_tokenizer(config, base, prepared)
         _check_same_shape(config, base.shape)
         return base_weights(config, base, prepared, model)
-    shape, seed = config.model, config.seed
-    assert isinstance(shape, TransformerConfig)
-    return lambda name, size: initial_tensor(name, size, shape, seed)
+    return lambda name, size: config.model.initial_value(name, size, config.seed)
 
 
 def materializer(
@@ -54,12 +52,17 @@ def materializer(
 
     def materialize(mesh: DeviceMesh | None, device: torch.device) -> None:
         model = model_with_loss.model
-        assert isinstance(model, Transformer)
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
-        model_with_loss.to_empty(device="cpu" if config.parallel.cpu_offload else device)
-        model.tie()
+        allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
         load_parameters(model, weights)
         model_with_loss.train()
+
+    def rebuilt() -> nn.ModuleDict:
+        """Return the model again, with values for its buffers, under the name that it has in `ModelWithLoss`."""
+        model: Any = model_with_loss.model
+        return nn.ModuleDict(
+            {"model": build_model(config.model, model.vocab_size, model.causal, config.objective.n_labels)}
+        )
 
     return materialize
 
@@ -86,9 +89,10 @@ def _check_same_tokenizer(config: RunConfig, base: ModelFolder, prepared: Prepar
 
 def _check_same_shape(config: RunConfig, shape: ModelConfig) -> None:
     """Raise ConfigError if a setting changes what the base's weights compute and is not in `allow_change`."""
-    if not isinstance(config.model, TransformerConfig) or not isinstance(shape, TransformerConfig):
+    ours, theirs = config.model.transformer, shape.transformer
+    if ours is None or theirs is None:
         return
-    for name, (before, after) in shape.differences(config.model).items():
+    for name, (before, after) in theirs.differences(ours).items():
         if f"model.{name}" not in config.allow_change:
             raise ConfigError(
                 f"init_from={config.init_from} has model.{name}={shown(before)}, and this run has "

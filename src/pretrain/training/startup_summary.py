@@ -11,9 +11,7 @@ import torch
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
-from pretrain.data.fine_tuning_config import AnnotatedConfig
-from pretrain.models.transformer import Transformer
-from pretrain.optim.schedules import WSDConfig
+from pretrain.models.interface import LanguageModule
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.fine_tuning import excluded_pairs
@@ -23,7 +21,7 @@ from pretrain.training.validation import validation_warnings
 COMPILE_NOTICE = "; the first step and the first validation wait for the compiler, up to a few minutes"
 
 
-def startup_summary(config: RunConfig, model: Transformer, data: TextDataModule, device: torch.device) -> str:
+def startup_summary(config: RunConfig, model: LanguageModule, data: TextDataModule, device: torch.device) -> str:
     """Return one line: model, machine, length of the run and its data."""
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -44,7 +42,7 @@ def startup_summary(config: RunConfig, model: Transformer, data: TextDataModule,
 
 
 def startup_warnings(
-    config: RunConfig, model: Transformer, data: TextDataModule, without_validation: Mapping[str, str]
+    config: RunConfig, model: LanguageModule, data: TextDataModule, without_validation: Mapping[str, str]
 ) -> list[str]:
     """Return warnings about data, warm-up and validation; fewer while a streamed corpus is still being read.
 
@@ -52,7 +50,7 @@ def startup_warnings(
     """
     steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
     warnings = []
-    fine_tunes = isinstance(config.data, AnnotatedConfig)  # few data and many epochs are usual
+    fine_tunes = config.data.annotated  # few data and many epochs are usual
     if not data.train_stream.is_open() and not fine_tunes:
         rows = data.batch_sizes.samples(steps or 0)  # unknown for a run that ends by the clock
         tokens = data.train_stream.tokens()
@@ -62,23 +60,9 @@ def startup_warnings(
         warnings += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
         warnings.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never decays.")
-    elif steps is not None and (shortened := _shortened_decay(config, steps, warmup)):
+    elif steps is not None and (shortened := replace(config.schedule, warmup_steps=warmup).shortened_decay(steps)):
         warnings.append(shortened)
     return warnings + excluded_pairs(data) + validation_warnings(without_validation, data.validation_streams)
-
-
-def _shortened_decay(config: RunConfig, steps: int, warmup: int) -> str | None:
-    """Return a warning if the warm-up leaves fewer steps than `schedule.decay_fraction` asks for."""
-    if not isinstance(config.schedule, WSDConfig):
-        return None
-    fraction = config.schedule.decay_fraction
-    remaining, requested = steps - warmup, round(fraction * steps)
-    if requested <= remaining:
-        return None
-    return (
-        f"schedule.decay_fraction={fraction:g} asks for {requested:,} steps of decay, and the warm-up of {warmup:,} "
-        f"steps leaves {remaining:,} of {steps:,}: the decay takes those."
-    )
 
 
 def rate_change(resumed: Checkpoint, config: RunConfig, length: RunLength, batch_sizes: BatchSizes) -> str | None:

@@ -25,10 +25,7 @@ from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, saved_step, stopped
 from pretrain.launch.run_plan import RunPlan
-from pretrain.models.config import TransformerConfig
-from pretrain.models.size import training_flops_per_token
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ClassifyConfig, MaskedConfig
+from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.auto_settings import choose_device, resolve_precision
@@ -49,6 +46,7 @@ from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.run_log import close, ids_of, log_checkpoint, log_config
 from pretrain.training.loggers.tensorboard import compare_by_settings
+from pretrain.training.model_support import check_supported
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
 from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
@@ -114,6 +112,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     check_first_validation(config, reasons, bool(data.validation_streams))
 
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
+    check_supported(config, model)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model)
     length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes)
@@ -123,7 +122,8 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
     trainer = build_trainer(run_plan, device, list(loggers.values()), length.max_steps, bool(data.validation_streams))
     keep_own_signal_handlers(trainer)
-    metrics = _build_metrics(run_plan, throughput, model, device)
+    vocabulary = config.model.vocabulary(prepared.tokenizer.vocab_size)
+    metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
     writer = Writer(config, prepared.tokenizer)
@@ -198,7 +198,7 @@ def _delete_leftovers(folder: Path) -> None:
     delete_drafts(folder)
 
 
-def _count(model: Transformer) -> int:
+def _count(model: LanguageModule) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
@@ -222,27 +222,18 @@ def _build_module(
     return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
 
 
-def _build_metrics(run_plan: RunPlan, throughput: Throughput, model: Transformer, device: torch.device) -> Metrics:
+def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, device: torch.device) -> Metrics:
     config, start = run_plan.config, run_plan.start
-    shape = config.model
-    assert isinstance(shape, TransformerConfig)
     return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
-        flops_per_token=training_flops_per_token(shape, model.vocab_size, _fraction_with_logits(config)),
+        flops_per_token=config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
         peak_flops_per_s=peak_flops_per_s(device, config.trainer.precision is Precision.bf16)[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
 
 
-def _fraction_with_logits(config: RunConfig) -> float:
-    """Return the fraction of positions that the vocabulary's head computes logits for."""
-    if isinstance(config.objective, ClassifyConfig):
-        return 0.0
-    return config.objective.mask_probability if isinstance(config.objective, MaskedConfig) else 1.0
-
-
-def _save_settings(run_plan: RunPlan, prepared: Prepared, model: Transformer) -> SaveSettings:
+def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule) -> SaveSettings:
     config = run_plan.config
     sources = ", ".join(filter(None, prepared.corpora))
     facts = {
@@ -305,7 +296,6 @@ def _seed_everything(parts: _Parts) -> None:
 def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float]) -> Report:
     config, module, throughput = parts.config, parts.module, parts.throughput
     model = module.model_with_loss.model
-    assert isinstance(model, Transformer)
     targets = {name: count for name, count in module.validation_targets.items() if count}
     steps = max(parts.run_plan.start, parts.trainer.global_step)
     return Report(

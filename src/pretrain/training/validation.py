@@ -7,7 +7,6 @@ import lightning as L
 
 from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, Mode
-from pretrain.data.fine_tuning_config import AnnotatedConfig
 from pretrain.data.prepare import Prepared
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import ConfigError
@@ -49,7 +48,7 @@ def not_validated(data: DataConfig, prepared: Prepared, validated: Collection[st
             reasons[name] = _HOLDS_NOTHING
         elif part.mode is Mode.stream:
             reasons[name] = _NOT_IN_FIRST_ERA
-        elif isinstance(part, AnnotatedConfig):
+        elif part.annotated:
             count = f"{corpus.train.n_documents:,} documents"
             reasons[name] = f"data.validation_fraction={part.validation_fraction:g} of {count} is less than one"
         else:  # a store of a version that held nothing out of few documents

@@ -20,7 +20,6 @@ from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import column_files, compressed_files
 from pretrain.data.sources.file_formats import is_corpus_file, kind_of_file
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.errors import DataError
 from pretrain.evaluation.config import Task
@@ -30,7 +29,7 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
 def text_source(path: Path | str, **settings: Any) -> Source:
-    return open_source(TextFilesConfig(path=str(path), **settings))
+    return TextFilesConfig(path=str(path), **settings).open()
 
 
 def texts(source: Source) -> list[str]:
@@ -242,20 +241,20 @@ def write_table(path: Path, rows: dict[str, list[Any]]) -> Path:
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "json"])
 def test_pairs_and_labels_come_from_any_file_with_columns(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"a.{suffix}", {"id": [1, 2], "prompt": ["p", "q"], "response": ["r", "s"]})
-    source = open_source(PairsConfig(path=str(path)))
+    source = PairsConfig(path=str(path)).open()
     assert [(document.text, document.prompt_characters) for document in source.documents()] == [
         ("p\nr", 1),
         ("q\ns", 1),
     ]
     path = write_table(tmp_path / f"b.{suffix}", {"id": [1, 2], "text": ["x", "y"], "label": [0, 1]})
-    labelled = open_source(LabelledTextConfig(path=str(path)))
+    labelled = LabelledTextConfig(path=str(path)).open()
     assert [(document.text, document.label) for document in labelled.documents()] == [("x", "0"), ("y", "1")]
 
 
 def test_lines_of_text_tab_label_stay_what_they_were(tmp_path: Path) -> None:
     for name in ("a.txt", "a.tsv", "noname"):
         (tmp_path / name).write_text('sentence\tlabel\n"Open quote\t1\nfine\t0\n')
-        found = open_source(LabelledTextConfig(path=str(tmp_path / name))).documents()
+        found = LabelledTextConfig(path=str(tmp_path / name)).open().documents()
         assert [(document.text, document.label) for document in found] == [('"Open quote', "1"), ("fine", "0")]
 
 
@@ -307,7 +306,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path: Path) -> None:
         path.write_bytes(content[:start] + draw.choice(damage))
         for config in (TextFilesConfig, PairsConfig, LabelledTextConfig):
             try:
-                source = open_source(config(path=str(path)))
+                source = config(path=str(path)).open()
                 source.fingerprint()
                 read += sum(1 for _ in source.documents())
             except DataError as error:
@@ -342,8 +341,8 @@ def test_special_files_are_refused_by_every_reader(tmp_path: Path, special: tupl
     readers: dict[str, Callable[[], object]] = {
         "data.path": lambda: text_source(path),
         "data.validation_path": lambda: text_source(text, validation_path=path),
-        "data.path, pairs": lambda: open_source(PairsConfig(path=path)),
-        "data.path, labels": lambda: open_source(LabelledTextConfig(path=path)),
+        "data.path, pairs": lambda: PairsConfig(path=path).open(),
+        "data.path, labels": lambda: LabelledTextConfig(path=path).open(),
         "data.sources.a.path": lambda: prepare(
             MixtureConfig(sources={"a": MixtureSource(TextFilesConfig(path=path), weight=1)}), None, tmp_path  # type: ignore[arg-type]
         ),
@@ -369,4 +368,4 @@ def test_a_data_set_with_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match=r"train\.jsonl' cannot be read as text: it is a FIFO"):
-        open_source(HuggingFaceConfig(path=str(tmp_path)))
+        HuggingFaceConfig(path=str(tmp_path)).open()

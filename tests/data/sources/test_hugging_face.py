@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.config import HuggingFaceConfig, Mode
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.producer import StreamJob, produce
@@ -37,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", ["raw", "single", "splits"])
 def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
-    source = open_source(HuggingFaceConfig(path=str(saved / form)))
+    source = HuggingFaceConfig(path=str(saved / form)).open()
     assert [(document.text, document.name) for document in source.documents()] == [
         ("one", "train:1"),
         ("four", "train:4"),
@@ -45,25 +44,23 @@ def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
     assert source.skipped == {"text is no string": 1, "empty": 1}
     assert source.validation_documents() is None
     with pytest.raises(DataError, match=r"data\.split=nosuch is not a split of .*: .*train"):
-        texts(open_source(HuggingFaceConfig(path=str(saved / form), split="nosuch")))
+        texts(HuggingFaceConfig(path=str(saved / form), split="nosuch").open())
     with pytest.raises(DataError, match=r"\(data\.split=train\) has no data\.text_column=body\. .*: id, text"):
-        texts(open_source(HuggingFaceConfig(path=str(saved / form), text_column="body")))
+        texts(HuggingFaceConfig(path=str(saved / form), text_column="body").open())
 
 
 @pytest.mark.parametrize("form", ["raw", "splits"])
 def test_a_local_data_set_gives_its_validation_split(saved: Path, form: str) -> None:
-    documents = open_source(HuggingFaceConfig(path=str(saved / form), validation_split="test")).validation_documents()
+    documents = HuggingFaceConfig(path=str(saved / form), validation_split="test").open().validation_documents()
     assert documents is not None
     assert [document.text for document in documents] == ["five"]
 
 
 def test_max_documents_stops_early_and_counts_in_the_fingerprint(saved: Path) -> None:
-    source = open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3))
+    source = HuggingFaceConfig(path=str(saved / "raw"), max_documents=3).open()
     assert texts(source) == ["one"]
-    assert (
-        source.fingerprint() == open_source(HuggingFaceConfig(path=str(saved / "raw"), max_documents=3)).fingerprint()
-    )
-    assert source.fingerprint() != open_source(HuggingFaceConfig(path=str(saved / "raw"))).fingerprint()
+    assert source.fingerprint() == HuggingFaceConfig(path=str(saved / "raw"), max_documents=3).open().fingerprint()
+    assert source.fingerprint() != HuggingFaceConfig(path=str(saved / "raw")).open().fingerprint()
 
 
 def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +69,7 @@ def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, m
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    remote = open_source(HuggingFaceConfig(path="someone/no-such-data-set", subset="small"))
+    remote = HuggingFaceConfig(path="someone/no-such-data-set", subset="small").open()
     with pytest.raises(
         DataError, match=r"data\.path=someone/no-such-data-set \(data\.subset=small, .*this machine can reach"
     ):
@@ -81,11 +78,11 @@ def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, m
         remote.fingerprint()
     for path in (str(tmp_path / "nowhere"), str(saved / "raw" / "train.jsonl")):
         with pytest.raises(DataError, match=r"data\.path=.* is not a folder"):
-            open_source(HuggingFaceConfig(path=path))
+            HuggingFaceConfig(path=path).open()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "train.jsonl").write_text('{"text": "x"')
     with pytest.raises(DataError, match=r"data\.path=.*damaged .* cannot be read: .* Check this folder's files"):
-        texts(open_source(HuggingFaceConfig(path=str(tmp_path / "damaged"))))
+        texts(HuggingFaceConfig(path=str(tmp_path / "damaged")).open())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,7 @@ def test_a_folder_that_changes_while_it_is_streamed_is_refused(
         lines = (json.dumps({"text": f"text {number} {line}, of some words"}) for line in range(100))
         (folder / f"train-{number}.jsonl").write_text("\n".join(lines) + "\n")
     data = HuggingFaceConfig(path=str(folder), mode=Mode.stream, era_tokens=1024, validation_fraction=0.2)
-    source, stream = open_source(data), tmp_path / "stream"
+    source, stream = data.open(), tmp_path / "stream"
     tokenizer = byte_tokenizer()
     produce(StreamJob(stream, source, tokenizer, print), enough=lambda: bool(Ledger(stream).eras))
     kept = len(Ledger(stream).eras)

@@ -10,7 +10,6 @@ import pytest
 
 from pretrain.data.config import Mode, Packing
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Document, Source
 from pretrain.errors import ConfigError, DataError
 
@@ -28,16 +27,16 @@ def parts(document: Document) -> tuple[str, str]:
 
 def test_a_template_has_its_escapes_read(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", {"prompt": "Why\\n?", "response": "So"})
-    (found,) = open_source(PairsConfig(path=str(path), template="Q\\t{prompt}\\\\n\\n{response}")).documents()
+    (found,) = PairsConfig(path=str(path), template="Q\\t{prompt}\\\\n\\n{response}").open().documents()
     assert found.text == "Q\tWhy\\n?\\n\nSo"
 
 
 def test_a_pair_is_what_the_template_makes_of_it(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", {"prompt": "Why {response}?", "response": "{prompt} \\n"})
-    (found,) = open_source(PairsConfig(path=str(path))).documents()
+    (found,) = PairsConfig(path=str(path)).open().documents()
     assert parts(found) == ("Why {response}?", "\n{prompt} \\n")  # what stands in the data is never a template
     assert found.name == "pairs.jsonl:1"
-    (found,) = open_source(PairsConfig(path=str(path), template="User: {prompt}\\nAnswer: {response}")).documents()
+    (found,) = PairsConfig(path=str(path), template="User: {prompt}\\nAnswer: {response}").open().documents()
     assert parts(found) == ("User: Why {response}?\nAnswer:", " {prompt} \\n")
 
 
@@ -46,13 +45,13 @@ def test_pairs_have_columns_of_any_name_and_files_may_be_compressed(tmp_path: Pa
     records = [{"q": "a", "r": "b"}, {"q": "a"}, {"q": 1, "r": "b"}, {"q": "a", "r": " \n"}, {"q": "c", "r": "d"}]
     path = tmp_path / f"p.jsonl{suffix}"
     path.write_bytes(compress("".join(json.dumps(record) + "\n" for record in records).encode()))
-    source = open_source(PairsConfig(path=str(path), prompt_column="q", response_column="r"))
+    source = PairsConfig(path=str(path), prompt_column="q", response_column="r").open()
     assert [document.text for document in source.documents()] == ["a\nb", "c\nd"]
     assert dict(source.skipped) == {"prompt or response is no string": 2, "empty response": 1}
 
 
 def labelled(path: Path, **settings: Any) -> Source:
-    return open_source(LabelledTextConfig(path=str(path), **settings))
+    return LabelledTextConfig(path=str(path), **settings).open()
 
 
 def found(source: Source) -> list[tuple[str, str | None]]:
@@ -77,10 +76,10 @@ def test_json_lines_of_text_and_label(tmp_path: Path) -> None:
 def test_the_fingerprint_knows_what_decides_the_documents(tmp_path: Path) -> None:
     pairs = write(tmp_path / "p.jsonl", {"prompt": "a", "response": "b"})
     settings: list[dict[str, str]] = [{}, {"template": "Q {prompt} A {response}"}, {"prompt_column": "response"}]
-    prints = [open_source(PairsConfig(path=str(pairs), **each)).fingerprint() for each in settings]
-    prints += [open_source(PairsConfig(path=str(pairs), validation_path=str(pairs))).fingerprint()]
+    prints = [PairsConfig(path=str(pairs), **each).open().fingerprint() for each in settings]
+    prints += [PairsConfig(path=str(pairs), validation_path=str(pairs)).open().fingerprint()]
     assert len(set(prints)) == 4
-    assert open_source(PairsConfig(path=str(pairs))).fingerprint() == prints[0]
+    assert PairsConfig(path=str(pairs)).open().fingerprint() == prints[0]
 
 
 @pytest.mark.parametrize(
@@ -109,12 +108,12 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("only text\n")
     with pytest.raises(DataError, match=r"plain\.txt is plain text, but pairs need two columns\. Name a file of JSON"):
-        found(open_source(PairsConfig(path=str(plain))))
+        found(PairsConfig(path=str(plain)).open())
     with pytest.raises(DataError, match=r"plain\.txt:1 has no tab\. Write lines of text, tab, label"):
         found(labelled(plain))
     other = write(tmp_path / "other.jsonl", {"question": "a", "text": "b"})
     with pytest.raises(DataError, match=r"other\.jsonl has no data\.prompt_column=prompt\. Try .*question, text"):
-        found(open_source(PairsConfig(path=str(other))))
+        found(PairsConfig(path=str(other)).open())
     with pytest.raises(DataError, match=r"other\.jsonl has no data\.label_column=label\."):
         found(labelled(other))
     with pytest.raises(DataError, match=r"data\.path=.*nowhere does not exist"):

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from pretrain.data.config import DataConfig, Format, PythonDocsConfig, TextFilesConfig
 from pretrain.data.sources import column_files, compressed_files, text_files
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.errors import ConfigError, DataError
 
@@ -30,7 +29,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def text_source(path: Path | str, **settings: Any) -> Source:
-    return open_source(TextFilesConfig(path=str(path), **settings))
+    return TextFilesConfig(path=str(path), **settings).open()
 
 
 def texts(source: Source) -> list[str]:
@@ -288,7 +287,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.separator='' separates nothing"):
         text_source(tmp_path, separator="")
     with pytest.raises(ConfigError, match=r"data\.kind=\? is not a source of text"):
-        open_source(DataConfig())
+        DataConfig().open()
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +355,7 @@ def test_a_document_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_the_python_documentation_is_a_source() -> None:
-    source = open_source(PythonDocsConfig())
+    source = PythonDocsConfig().open()
     assert next(source.documents()).name.startswith("help:")
     assert source.validation_documents() is None
     assert len(source.fingerprint()) == 32
@@ -365,7 +364,7 @@ def test_the_python_documentation_is_a_source() -> None:
 def test_a_source_that_never_yields_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(DataError, match=r"data\.kind=python_docs: .* holds no text \(documents skipped: none\)"):
-        texts(open_source(PythonDocsConfig()))
+        texts(PythonDocsConfig().open())
 
 
 def test_real_corpora_are_read_whole() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pretrain.data.config import BytesTokenizerConfig, TextFilesConfig
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import Prepared, find_prepared, prepare
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, split_document, split_of
 from pretrain.data.token_store.build import with_splits
@@ -27,10 +26,10 @@ class Listed(Source):
         super().__init__(TextFilesConfig(path="given", validation_fraction=share))
         self.texts = texts
 
-    def _read(self, place: object = None) -> Iterator[Document]:
+    def read(self, place: object = None) -> Iterator[Document]:
         return (Document(text, str(number)) for number, text in enumerate(self.texts))
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         return "given"
 
 
@@ -122,7 +121,7 @@ def pairs(folder: Path, count: int) -> PairsConfig:
 
 @pytest.mark.parametrize(("count", "out"), [(1, 0), (2, 0), (9, 0), (10, 1)])
 def test_of_pairs_one_is_held_out_where_it_is_not_too_large_a_part(tmp_path: Path, count: int, out: int) -> None:
-    train, validation = held_out(open_source(pairs(tmp_path, count)))
+    train, validation = held_out(pairs(tmp_path, count).open())
     assert (len(train), len(validation)) == (count - out, out)
 
 
@@ -135,7 +134,7 @@ def test_the_only_text_of_a_label_is_not_held_out(tmp_path: Path) -> None:
         chosen += 1
         path = tmp_path / f"{other}.tsv"
         path.write_text("".join(f"text {other} {n}\t{'rare' if n == 0 else 'usual'}\n" for n in range(12)))
-        train, validation = held_out(open_source(LabelledTextConfig(path=str(path))))
+        train, validation = held_out(LabelledTextConfig(path=str(path)).open())
         assert texts[0] in train
         assert len(validation) == 1
     assert chosen > 12  # of which one in twelve would be the rare one

@@ -22,7 +22,6 @@ from pretrain.data.config import (
     TextFilesConfig,
 )
 from pretrain.data.prepare import Corpus, finish_stream, prepare
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming import ledger as ledger_file
 from pretrain.data.streaming import producer
@@ -92,7 +91,7 @@ def after(count: int) -> Callable[[], bool]:
 
 
 def read(folder: Path, data: DataConfig, stopped: Callable[[], bool] = lambda: False, source: Source | None = None):
-    job = StreamJob(folder, source or open_source(data), byte_tokenizer(), lambda line: None)
+    job = StreamJob(folder, source or data.open(), byte_tokenizer(), lambda line: None)
     produce(job, enough=lambda: False, stopped=stopped)
 
 
@@ -229,7 +228,7 @@ def test_a_hugging_face_stream_is_read_on_without_reading_what_was_read(tmp_path
     folder = tmp_path / expected.name
     counts = []
     while not Ledger(folder).end:
-        source = open_source(data)
+        source = data.open()
         eras = len(Ledger(folder).eras)
         said: list[str] = []
         given = 0
@@ -259,7 +258,7 @@ def test_a_bookmark_that_is_no_use_costs_only_time(text: Path, whole: Path, tmp_
         assert last.exists()
         last.write_text(damage)
         said: list[str] = []
-        produce(StreamJob(folder, open_source(settings(text)), byte_tokenizer(), said.append), enough=after(2))
+        produce(StreamJob(folder, settings(text).open(), byte_tokenizer(), said.append), enough=after(2))
         assert any("cannot be used" in line for line in said)
         read(folder, settings(text))
         assert contents(folder) == contents(whole)
@@ -423,7 +422,7 @@ def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: 
     done = threading.Event()
 
     def second() -> None:
-        produce(StreamJob(folder, open_source(settings(text)), byte_tokenizer(), said.append), enough=lambda: False)
+        produce(StreamJob(folder, settings(text).open(), byte_tokenizer(), said.append), enough=lambda: False)
         done.set()
 
     with locked(folder) as first:

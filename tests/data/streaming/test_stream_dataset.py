@@ -12,7 +12,6 @@ import pytest
 from pretrain.data.collate import Rows
 from pretrain.data.config import Mode, TextFilesConfig
 from pretrain.data.shuffle import micro_batch_samples
-from pretrain.data.sources.open_source import open_source
 from pretrain.data.streaming import dataset as streamed_rows
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
@@ -34,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TextFilesConfig:
 
 
 def read_eras(folder: Path, data: TextFilesConfig, eras: int = 10**9) -> None:
-    job = StreamJob(folder, open_source(data), byte_tokenizer(), lambda line: None)
+    job = StreamJob(folder, data.open(), byte_tokenizer(), lambda line: None)
     produce(job, enough=lambda: len(Ledger(folder).eras) >= eras)
 
 

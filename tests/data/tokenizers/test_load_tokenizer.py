@@ -9,7 +9,6 @@ import pytest
 from pretrain.data.config import PretrainedTokenizerConfig
 from pretrain.data.tokenizers import load as tokenizer_files
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import build_tokenizer
 from pretrain.errors import DataError
 
 
@@ -81,6 +80,6 @@ def test_unknown_hub_names_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for path in ("someone/no-such-tokenizer", "two spaces/are wrong"):
         with pytest.raises(DataError, match=rf"tokenizer\.path={path} .* neither a folder nor on the hub"):
-            build_tokenizer(PretrainedTokenizerConfig(path=path), lambda: iter(()))
+            PretrainedTokenizerConfig(path=path).load()
     with pytest.raises(DataError, match=r"tokenizer\.path=.*nowhere is not a folder"):
-        build_tokenizer(PretrainedTokenizerConfig(path=str(tmp_path / "nowhere")), lambda: iter(()))
+        PretrainedTokenizerConfig(path=str(tmp_path / "nowhere")).load()

@@ -1,7 +1,6 @@
 """Built-in tokenizers are lossless, published ones equal transformers', and no corpus gives a special id."""
 
 import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pretrain.data.sources import python_docs
 from pretrain.data.tokenizers import tokenizer
 from pretrain.data.tokenizers.long_texts import Lengths, pieces
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.data.tokenizers.train_bpe import build_tokenizer, byte_tokenizer, subsample, train_bpe
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, ignore, subsample, train_bpe
 from pretrain.errors import ConfigError, DataError
 
 NASTY = "Hi  it's 12\u00a0naïve\x00 日本 😀\r\n\n\tindent   = 'x'  \n\ufeff end. "
@@ -136,23 +135,20 @@ def test_text_without_spaces_is_cut_too() -> None:
 
 
 def test_settings_choose_the_tokenizer(corpus: list[str], tmp_path: Path) -> None:
-    def texts() -> Iterator[str]:
-        return iter(corpus)
-
-    assert build_tokenizer(BytesTokenizerConfig(), texts).fingerprint == BYTES.fingerprint
-    small = build_tokenizer(BPETokenizerConfig(vocab_size=300, max_training_bytes=50_000), texts)
+    assert BytesTokenizerConfig().load().fingerprint == BYTES.fingerprint
+    trained = BPETokenizerConfig(vocab_size=300, max_training_bytes=50_000)
+    small = trained.train(iter(corpus), ignore)
     assert small.vocab_size == 300
-    assert (
-        small.fingerprint
-        == build_tokenizer(BPETokenizerConfig(vocab_size=300, max_training_bytes=50_000), texts).fingerprint
-    )
+    assert small.fingerprint == trained.train(iter(corpus), ignore).fingerprint
     small.save(tmp_path)
-    loaded = build_tokenizer(PretrainedTokenizerConfig(path=str(tmp_path)), texts)
+    loaded = PretrainedTokenizerConfig(path=str(tmp_path)).load()
     assert loaded.fingerprint == small.fingerprint
     with pytest.raises(ConfigError, match=r"tokenizer\.kind=\? is not a tokenizer"):
-        build_tokenizer(TokenizerConfig(), texts)
+        TokenizerConfig().load()
+    with pytest.raises(ConfigError, match=r"tokenizer\.kind=bytes cannot be trained\. Try tokenizer=bpe"):
+        BytesTokenizerConfig().train(iter(corpus), ignore)
     with pytest.raises(DataError, match=r"tokenizer\.kind=bpe has no text to train on"):
-        build_tokenizer(BPETokenizerConfig(), lambda: iter(()))
+        BPETokenizerConfig().train(iter(()), ignore)
 
 
 @pytest.mark.parametrize("max_bytes", [64, 1000, 9999, 100_000])

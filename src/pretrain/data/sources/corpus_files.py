@@ -64,10 +64,10 @@ class FileSource(Source):
         """Return the fraction of the files' bytes that has been read, 0 to 1."""
         return self._position.share()
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         return f"data.path={printable(self.config.path)}"
 
-    def _read(self, position: Any = None) -> Iterator[Document]:
+    def read(self, position: Any = None) -> Iterator[Document]:
         return self._read_files(self.files)
 
     def _read_files(self, files: dict[str, Path]) -> Iterator[Document]:

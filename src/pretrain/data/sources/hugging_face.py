@@ -93,10 +93,10 @@ class HuggingFace(Source):
             raise self._unreadable(error) from error
         return str(builder.hash)
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         return f"data.path={printable(self.config.path)}, data.split={self.config.split}"
 
-    def _read(self, position: Any = None) -> Iterator[Document]:
+    def read(self, position: Any = None) -> Iterator[Document]:
         rows_before, state = position or (0, None)
         yield from self._read_split(self.config.split, "data.split", rows_before, state)
 

@@ -15,7 +15,7 @@ from pretrain.errors import DataError
 
 
 class AnnotatedFiles(FileSource):
-    """The pairs or labelled texts of files."""
+    """The annotated documents of files."""
 
     config: AnnotatedConfig
 
@@ -25,18 +25,15 @@ class AnnotatedFiles(FileSource):
 
     def _kind(self, path: Path) -> FileKind:
         """Return how a file is read; lines of text, tab, label are plain text even if they look like a table."""
-        return kind_of_file(path, self.config.format, tabs_are_text=isinstance(self.config, LabelledTextConfig))
+        return kind_of_file(path, self.config.format, tabs_are_text=self.config.has_labels)
+
+
+class Pairs(AnnotatedFiles):
+    """The prompts of files with their responses."""
+
+    config: PairsConfig
 
     def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
-        if isinstance(self.config, PairsConfig):
-            yield from self._pairs(stream, name, form, self.config)
-        elif isinstance(self.config, LabelledTextConfig):
-            if form is Format.text or (form is Format.tsv and not _has_heading(stream, self.config)):
-                yield from self._labelled_lines(stream, name, self.config)
-            else:
-                yield from self._labelled_records(stream, name, form, self.config)
-
-    def _pairs(self, stream: IO[bytes], name: str, form: Format, config: PairsConfig) -> Iterator[Document]:
         """Yield each prompt with its response, in the template.
 
         White space before the response belongs to the response, as in scores of completions: the model learns to
@@ -47,6 +44,7 @@ class AnnotatedFiles(FileSource):
                 f"{name} is plain text, but pairs need two columns. Name a file of JSON lines (.jsonl), .csv, .tsv or "
                 ".parquet, also as .gz, .xz, .zst or .bz2."
             )
+        config = self.config
         before, between = config.prompt_template()
         columns = {"data.prompt_column": config.prompt_column, "data.response_column": config.response_column}
         for origin, record in read_records(form, stream, name, columns, self.skipped):
@@ -61,9 +59,19 @@ class AnnotatedFiles(FileSource):
             templated = f"{before}{prompt}{between}"
             yield Document(templated + response, origin, prompt_characters=len(templated.rstrip()))
 
-    def _labelled_records(
-        self, stream: IO[bytes], name: str, form: Format, config: LabelledTextConfig
-    ) -> Iterator[Document]:
+
+class LabelledTexts(AnnotatedFiles):
+    """The texts of files with their labels."""
+
+    config: LabelledTextConfig
+
+    def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
+        if form is Format.text or (form is Format.tsv and not _has_heading(stream, self.config)):
+            return self._labelled_lines(stream, name)
+        return self._labelled_records(stream, name, form)
+
+    def _labelled_records(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
+        config = self.config
         columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
         for origin, record in read_records(form, stream, name, columns, self.skipped):
             text, label = (record.get(column) for column in columns.values())
@@ -72,7 +80,7 @@ class AnnotatedFiles(FileSource):
             else:
                 self.skipped["text is no string, or label neither string nor whole number"] += 1
 
-    def _labelled_lines(self, stream: IO[bytes], name: str, config: LabelledTextConfig) -> Iterator[Document]:
+    def _labelled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
         """Yield the text before the last tab of each line with the label after it."""
         for number, line in lines_of(stream, name):
             try:
@@ -84,7 +92,7 @@ class AnnotatedFiles(FileSource):
                 raise DataError(
                     f"{name}:1 has no tab. Write lines of text, tab, label; or JSON lines in a .jsonl file."
                 )
-            if number == 1 and label == config.label_column:
+            if number == 1 and label == self.config.label_column:
                 continue  # a heading
             if tab and label.strip():
                 yield Document(text, f"{name}:{number}", label=label.strip())

@@ -30,10 +30,10 @@ class PythonDocs(Source):
         """Return the hash of the Python version and of the files read."""
         return fingerprint()
 
-    def _read(self, position: Any = None) -> Iterator[Document]:
+    def read(self, position: Any = None) -> Iterator[Document]:
         return documents()
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         return f"data.kind={self.config.kind}: this Python's standard library"
 
 

@@ -1,6 +1,6 @@
 """The base of all sources: each yields its documents in an order that never changes.
 
-`open_source` picks the source by the class of the settings; a subclass of `Source` reads the raw documents; `Source`
+The settings' `open()` returns it; a subclass of `Source` reads the raw documents; `Source`
 drops those that no tokenizer can use and counts them by reason: documents in = kept + skipped.
 """
 
@@ -45,7 +45,11 @@ class ResumeToken:
 
 
 class Source:
-    """The documents that one set of data settings names. A subclass reads them; this class screens them."""
+    """The documents that one set of data settings names. A subclass reads them; this class screens them.
+
+    A subclass has `read()`, `origin()` and `fingerprint()`; where it can be read on from the middle also
+    `resume_token()`, for which `read()` takes the position.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -64,10 +68,10 @@ class Source:
         self.skipped.clear()
         self.kept = 0
         if resume_token is None:
-            return self._screened(self._read(), self._origin())
+            return self._screened(self.read(), self.origin())
         self.skipped.update(resume_token.skipped)
         self.kept = resume_token.documents
-        return self._screened(self._read(resume_token.position), self._origin(), may_be_empty=True)
+        return self._screened(self.read(resume_token.position), self.origin(), may_be_empty=True)
 
     def resume_token(self) -> ResumeToken | None:
         """Return the latest position that `documents` can resume from; None if only the start."""
@@ -84,7 +88,7 @@ class Source:
         """Return lines for the user about the source, after its documents have been read."""
         if not self.passed_over:
             return []
-        return [f"{self._origin()}: files passed over: {self.passed_over.total():,} ({counted(self.passed_over)})"]
+        return [f"{self.origin()}: files passed over: {self.passed_over.total():,} ({counted(self.passed_over)})"]
 
     def share_read(self) -> float | None:
         """Return the fraction of the training documents read, 0 to 1; None if unknown."""
@@ -101,7 +105,7 @@ class Source:
         """
         if not self.hashed and self.fingerprint() != self.identity:
             raise DataError(
-                f"{self._origin()} changed while it was being prepared, so the result is dropped. Start again once "
+                f"{self.origin()} changed while it was being prepared, so the result is dropped. Start again once "
                 "nothing changes it."
             )
 
@@ -111,11 +115,11 @@ class Source:
         Sources whose files are compared block by block need none.
         """
 
-    def _read(self, position: Any = None) -> Iterator[Document]:
+    def read(self, position: Any = None) -> Iterator[Document]:
         """Return the raw documents, or those from the position of a resume token on."""
         raise NotImplementedError
 
-    def _origin(self) -> str:
+    def origin(self) -> str:
         """Return the setting and value that an error message names."""
         raise NotImplementedError
 

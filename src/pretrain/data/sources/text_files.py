@@ -38,7 +38,7 @@ class TextFiles(FileSource):
         if self.separator is not None and not self._separators:
             what = f"where text files are read whole ({self._texts:,})" if self._texts else "which has no plain text"
             lines.append(
-                f"data.separator='{write_escapes(self.separator)}' does not occur in {self._origin()}, {what}. "
+                f"data.separator='{write_escapes(self.separator)}' does not occur in {self.origin()}, {what}. "
                 "Leave it out, or check it: \\n is a new line, \\t a tab"
             )
         return lines
@@ -48,7 +48,7 @@ class TextFiles(FileSource):
             return [self.config.text_column, self.separator, "any line end"]
         return [self.config.text_column, self.config.separator]
 
-    def _read(self, position: Any = None) -> Iterator[Document]:
+    def read(self, position: Any = None) -> Iterator[Document]:
         files = list(self.files.items())
         self._texts, self._separators = 0, 0
         for number in range(position or 0, len(files)):

@@ -113,14 +113,13 @@ def _run(job: ReadAheadJob, connection: Connection) -> None:
 
 def _produce(job: ReadAheadJob, stopped: threading.Event) -> None:
     # imported here: signals are ignored before anything large is loaded
-    from pretrain.data.sources.open_source import open_source
     from pretrain.data.streaming.corpus import Stream
     from pretrain.data.streaming.dataset import StreamingDataset
     from pretrain.data.streaming.producer import StreamJob, produce
     from pretrain.data.token_store.format import storage_errors
     from pretrain.data.tokenizers.tokenizer import Tokenizer
 
-    source = open_source(job.data)
+    source = job.data.open()
     source.hashed = job.hashed
     rows = StreamingDataset(
         Stream(job.folder), job.data, job.row_length, pad_id=0, seed=0

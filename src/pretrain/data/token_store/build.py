@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.config import DataConfig
-from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, in_batches, reserve_of, split_of
@@ -102,7 +101,7 @@ def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Documen
     share, reserve = data.validation_fraction, None
     if share:
         with closing(source.documents()) as documents:  # type: ignore[type-var]  # a generator
-            reserve = reserve_of(documents, share, whole_only=isinstance(data, AnnotatedConfig))
+            reserve = reserve_of(documents, share, whole_only=data.annotated)
     for document in source.documents():
         if reserve is None:
             yield split_of(document, share), document
@@ -112,15 +111,21 @@ def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Documen
 
 def _labels(source: Source, data: DataConfig) -> list[str]:
     """Return the sorted labels of the training documents; none if texts have no labels."""
-    if not isinstance(data, LabelledTextConfig):
+    if not data.has_labels:
         return []
     labels = sorted({str(document.label) for split, document in with_splits(source, data) if split == "train"})
     if len(labels) < 2:
         raise DataError(
-            f"data.path={data.path} has {len(labels)} label in its training documents ({', '.join(labels)}), and a "
+            f"{_name(data)} has {len(labels)} label in its training documents ({', '.join(labels)}), and a "
             "classifier needs two. Name a file in which texts have two labels or more."
         )
     return labels
+
+
+def _name(data: DataConfig) -> str:
+    """Return the setting and value that name a source in an error."""
+    path = getattr(data, "path", None)
+    return f"data.kind={data.kind}" if path is None else f"data.path={path}"
 
 
 def _values(
@@ -156,6 +161,6 @@ def _label_index(document: Document, labels: list[str]) -> int:
 
 
 def _annotations(data: DataConfig, values: list[int], labels: list[str]) -> Annotations | None:
-    if not isinstance(data, AnnotatedConfig):
+    if not data.annotated:
         return None
     return Annotations(LABEL if labels else PROMPT_TOKENS, np.array(values, np.int64), tuple(labels))

@@ -5,14 +5,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, PretrainedTokenizerConfig, TokenizerConfig
 from pretrain.data.progress import Progress
-from pretrain.data.tokenizers.load import find_tokenizer
 from pretrain.data.tokenizers.long_texts import pieces
 from pretrain.data.tokenizers.rust_calls import library_errors
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.tokenizer_json import BYTE_OF
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 
 Report = Callable[[str], object]
 
@@ -33,20 +31,6 @@ _RUNS = re.compile("|".join(f"{kind}{{{LONGEST + 1},}}" for kind in _KINDS))
 
 def ignore(line: str) -> None:
     """Discard a line of progress."""
-
-
-def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]], report: Report = ignore) -> Tokenizer:
-    """Return the tokenizer of the settings; `texts` opens the corpus, only for training.
-
-    Raises ConfigError for an unknown kind, DataError for a tokenizer that cannot be read or trained.
-    """
-    if isinstance(config, BytesTokenizerConfig):
-        return byte_tokenizer()
-    if isinstance(config, BPETokenizerConfig):
-        return train_bpe(subsample(texts(), config.max_training_bytes), config.vocab_size, report)
-    if isinstance(config, PretrainedTokenizerConfig):
-        return Tokenizer.load(find_tokenizer(config.path, config.revision))
-    raise ConfigError(f"tokenizer.kind={config.kind} is not a tokenizer. Try tokenizer=bytes.")
 
 
 def byte_tokenizer() -> Tokenizer:

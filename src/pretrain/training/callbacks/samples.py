@@ -7,11 +7,10 @@ from torch.distributed.tensor import DTensor
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
-from pretrain.interop.load import build_without_weights
+from pretrain.interop.load import build, build_without_weights
 from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
-from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.models.interface import LanguageModule, allocate
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.mesh import full_tensor
 from pretrain.training.callbacks import StepCallback
@@ -36,12 +35,12 @@ class Writer:
         self.config = config
         self.tokenizer = tokenizer
 
-    def sample(self, model: Transformer, seed: int) -> str:
+    def sample(self, model: LanguageModule, seed: int) -> str:
         """Return the answers to the prompts, a paragraph each; "" on other ranks than 0. A collective call."""
         model = self.gathered_model(model)
         return "" if rank() > 0 else self.write(model, seed)
 
-    def write(self, model: Transformer, seed: int) -> str:
+    def write(self, model: LanguageModule, seed: int) -> str:
         """Return the answers of an unsharded model to the prompts, a paragraph each."""
         was_training = model.training
         try:
@@ -50,21 +49,20 @@ class Writer:
                 model,
                 self.tokenizer,
                 fills_masks=objective.fills_masks,
-                classifier=objective if isinstance(objective, ClassifyConfig) else None,
+                classifier=objective.classifier,
             )
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
                 return sample_text(language_model, self.config.sample, seed)
         finally:
             model.train(was_training)
 
-    def gathered_model(self, model: Transformer) -> Transformer:
+    def gathered_model(self, model: LanguageModule) -> LanguageModule:
         """Return the model itself, or if it is sharded, a gathered copy on the CPU of rank 0. A collective call."""
         if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             return model
         copy = build_without_weights(self.config.model, self.config.objective, self.tokenizer)
         if rank() == 0:
-            copy.to_empty(device="cpu")
-            copy.tie()
+            allocate(copy, "cpu", lambda: build(self.config.model, self.config.objective, self.tokenizer))
         targets = dict(copy.named_parameters())
         with torch.no_grad():
             for name, parameter in parameters_by_name(model).items():
@@ -88,7 +86,6 @@ class Samples(StepCallback):
         every, step = self.writer.config.sample.every_n_steps, trainer.global_step
         if step == trainer.max_steps or (every and step % every == 0):
             model = module.model_with_loss.model
-            assert isinstance(model, Transformer)
             with self.throughput.paused("samples"):
                 gathered = self.writer.gathered_model(model)
                 if rank() == 0:

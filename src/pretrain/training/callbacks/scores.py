@@ -12,7 +12,6 @@ from pretrain.evaluation.scorer import check_examples
 from pretrain.evaluation.tasks import score_tasks
 from pretrain.launch.rank import rank
 from pretrain.launch.run_folder import TABLE
-from pretrain.models.transformer import Transformer
 from pretrain.training.callbacks import StepCallback
 from pretrain.training.callbacks.checkpoints import Checkpoints, interruptible
 from pretrain.training.callbacks.metrics import write
@@ -95,7 +94,6 @@ class Scores(StepCallback):
     def _score(self, module: TrainingModule) -> dict[str, float] | None:
         """Return the metrics on rank 0; None on other ranks, and if a signal ended the scoring. A collective call."""
         model = module.model_with_loss.model
-        assert isinstance(model, Transformer)
         gathered = self.writer.gathered_model(model)
         if rank() > 0:
             return None

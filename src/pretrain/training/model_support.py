@@ -1,0 +1,32 @@
+"""What a run asks of its model, checked before the first step."""
+
+from torch import nn
+
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigError
+from pretrain.models.interface import blocks_of, inputs_of
+
+
+def check_supported(config: RunConfig, model: nn.Module) -> None:
+    """Raise ConfigError for a setting that the run's model cannot follow, such as a mask of documents."""
+    taken, named = inputs_of(model), f"model.kind={config.model.kind}"
+    if not config.objective.causal and "documents" not in taken:
+        raise ConfigError(
+            f"objective={config.objective.kind} attends to whole rows, whose end is padding, and {named} has no input "
+            "`documents` that leaves it out. Try objective=causal, or give forward() that input."
+        )
+    if config.data.document_mask and "documents" not in taken:
+        raise ConfigError(
+            f"data.document_mask=true keeps the documents of a row apart, and {named} has no input `documents`. "
+            "Try data.document_mask=false, or give forward() that input."
+        )
+    if config.objective.mixes_directions and "is_causal" not in taken:
+        raise ConfigError(
+            f"objective={config.objective.kind} chooses the direction of attention by row, and {named} has no input "
+            "`is_causal`. Try objective=causal, or give forward() that input."
+        )
+    if config.parallel.activation_checkpointing and not blocks_of(model):
+        raise ConfigError(
+            f"parallel.activation_checkpointing=true recomputes a model block by block, and {named} has no `blocks`. "
+            "Try parallel.activation_checkpointing=false."
+        )

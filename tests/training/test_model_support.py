@@ -1,0 +1,37 @@
+"""A run that its model cannot follow is refused before the first step."""
+
+import pytest
+from torch import nn
+
+from pretrain.errors import ConfigError
+from pretrain.training.model_support import check_supported
+
+
+class Plain(nn.Module):
+    def forward(self, tokens):
+        return tokens
+
+
+class Masked(nn.Module):
+    def forward(self, tokens, documents=None):
+        return tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "message"),
+    [
+        ([], Plain(), r"data\.document_mask=true.*Try data\.document_mask=false"),
+        (["data.document_mask=false", "objective=masked"], Plain(), r"objective=masked attends to whole rows"),
+        (["objective=hybrid"], Masked(), r"objective=hybrid chooses the direction.*`is_causal`"),
+        (["parallel.activation_checkpointing=true"], Masked(), r"activation_checkpointing=true.*has no `blocks`"),
+        (["data.document_mask=false"], Plain(), ""),
+        ([], Masked(), ""),
+    ],
+)
+def test_a_model_is_asked_for_what_the_run_needs(tiny, words: list[str], model: nn.Module, message: str) -> None:
+    config = tiny.config("model=gpt_nano", *words)
+    if not message:
+        check_supported(config, model)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_supported(config, model)
