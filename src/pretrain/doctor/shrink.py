@@ -43,7 +43,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         data=replace(config.data, prefetch=0, max_validation_rows=8),
         model=shrink_model(config.model),
         optimizer=_in_float32(config.optimizer),
-        schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None),
+        schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None, warmup_fraction=None),
         trainer=replace(
             config.trainer,
             accelerator="cpu",
@@ -54,6 +54,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
             precision=Precision.fp32,
             max_steps=STEPS,
             max_tokens=None,
+            max_epochs=None,
             max_time=None,
             val_check_interval=1000,
             log_every_n_steps=1,

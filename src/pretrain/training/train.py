@@ -109,7 +109,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model)
-    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes)
+    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes, data.rows_per_epoch)
     module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
 
     trainer = build_trainer(run_plan, device, length.max_steps, bool(data.validation_streams))
