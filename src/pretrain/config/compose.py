@@ -18,6 +18,7 @@ from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
+from pretrain.config.typed_lengths import let_typed_lengths_win
 from pretrain.errors import CheckpointError, ConfigError, nearest, show
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
@@ -46,6 +47,7 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     with open_dict(tree):
         del tree.hydra
     _lower_micro_batch(tree, overrides)
+    let_typed_lengths_win(tree, overrides)
     return typed(tree)
 
 

@@ -61,7 +61,7 @@ _SETTINGS: dict[str, str] = {
     ),
     "trainer.max_epochs": "epochs num_epochs num_train_epochs n_epochs total_epochs train_epochs",
     "trainer.max_tokens": "train_tokens total_tokens num_tokens token_budget",
-    "trainer.max_time": "time_limit max_minutes max_hours time",
+    "trainer.max_time": "time_limit max_minutes max_hours minutes",
     "trainer.precision": "dtype amp mixed_precision fp16 bf16 half",
     "trainer.devices": "gpus num_gpus n_gpus ngpu num_devices nproc_per_node",
     "trainer.accelerator": "accel",

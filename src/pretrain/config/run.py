@@ -22,7 +22,8 @@ from pretrain.data.config import (
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.sizes import Size
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
@@ -46,6 +47,14 @@ class RunConfig(Settings):
     """Everything a training run depends on."""
 
     name: str = setting("", "Name of the run's folder below paths.logs_dir; empty: model and data.")
+    size: Size | None = setting(
+        None, "Shape for the model's family in place of its preset's: auto fits text, machine and time; null: the "
+        "preset's own.",
+    )  # fmt: skip
+    time: float | None = setting(
+        None, "With size: the time that the training may take; null: 10 minutes.", bounds="(0.0, inf)", unit="minutes",
+        example=10,
+    )  # fmt: skip
     seed: int = setting(0, "Seed of weights, order of rows, masks and dropout.", bounds=f"[0, {MAX_SEED}]")
     batch_size: int = setting(
         16, "Rows of one optimizer step, over all devices and micro-batches.", bounds=f"[1, {1 << 20}]", unit="rows"
@@ -87,6 +96,7 @@ class RunConfig(Settings):
         self.accumulation_steps()
         _check_fine_tuning(self)
         _check_epochs(self)
+        _check_size(self)
         if self.trainer.max_tokens is not None:
             self.max_steps()
         if self.resume and self.resume != "auto" and self.init_from:
@@ -132,9 +142,11 @@ class RunConfig(Settings):
         sizes, by_epochs = batch_sizes or self.batch_sizes(), None
         by_tokens = None if tokens is None else sizes.steps_within(tokens)
         if trainer.max_epochs is not None and rows_per_epoch is not None:
-            rows = Fraction(str(trainer.max_epochs)) * rows_per_epoch  # exact: 0.1 x 30 rows are 3, not 3.0000000000000004
+            rows = (
+                Fraction(str(trainer.max_epochs)) * rows_per_epoch
+            )  # exact: 0.1 x 30 rows are 3, not 3.0000000000000004
             by_epochs = sizes.steps_reading(math.ceil(rows))
-        by_steps = None if trainer.max_steps == -1 else trainer.max_steps
+        by_steps = None if trainer.max_steps == -1 else trainer.max_steps  # None, too, before the rule has decided
         limits = [limit for limit in (by_steps, by_tokens, by_epochs) if limit]
         return min(limits, default=None)
 
@@ -187,6 +199,26 @@ def _check_epochs(config: RunConfig) -> None:
             f"trainer.max_epochs={epochs:g} counts passes over one corpus, and each source of a mixture is read at a "
             "pace of its own. Try trainer.max_steps=1000, or trainer.max_tokens=1000000."
         )
+
+
+def _check_size(config: RunConfig) -> None:
+    """Raise ConfigError for a `size` where a model's shape cannot be chosen, and for a `time` without a size."""
+    if config.size is None:
+        if config.time is not None:
+            raise ConfigError(
+                f"time={config.time:g} is the time of a run whose size is chosen for it, and size is not given. "
+                f"Try size=auto time={config.time:g}, or trainer.max_time={config.time:g} for this model."
+            )
+        return
+    reason = None
+    if config.init_from:
+        reason = f"init_from={config.init_from} has a shape already"
+    elif not isinstance(config.model, TransformerConfig):
+        reason = f"model.kind={config.model.kind} is not scaled, only transformers"
+    elif isinstance(config.objective, ClassifyConfig):
+        reason = "objective=classify fine-tunes a model that has a shape"
+    if reason:
+        raise ConfigError(f"size={config.size.name} chooses the shape of a new model, and {reason}. Try size=null.")
 
 
 def _check_fine_tuning(config: RunConfig) -> None:

@@ -28,7 +28,7 @@ class ScheduleConfig(Settings):
         None, "Length of the warm-up in tokens, instead of warmup_steps.", bounds="[0, inf)", unit="tokens", example=0
     )
     warmup_fraction: float | None = setting(
-        None, "Length of the warm-up as a part of the run, instead of warmup_steps; of a run by the clock, of its time.",
+        None, "Length of the warm-up as a part of the run (of its time, by the clock), instead of warmup_steps.",
         bounds="[0.0, 1.0)", example=0.02,
     )  # fmt: skip
 
