@@ -13,7 +13,7 @@ from pretrain.models.sizes import SHAPES, Size, scaled
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.planning.forecast import Forecast, PreparedData, Target, forecast
 from pretrain.planning.hardware import hardware_of, uses_bf16
-from pretrain.planning.length_rule import CHINCHILLA, REPEATED, Corpus, corpus_of
+from pretrain.planning.length_rule import CHINCHILLA, REPEATED, steps_of_text, tokens_of
 from pretrain.planning.measured_step import measured_tokens_per_s
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS, TOKENS_PER_PARAMETER
 
@@ -51,15 +51,14 @@ def size_run(config: RunConfig, prepared: Prepared, typed: Mapping[str, str]) ->
     `typed` are the settings by name that stay as they are. The training ends after `time`, or after four passes.
     """
     planned = PlanConfig(**{f.name: getattr(config, f.name) for f in fields(RunConfig)})
-    tokens = sum(store.n_tokens for store in prepared.train.values()) if prepared.train else None
+    tokens = tokens_of(prepared)
     hardware = hardware_of(planned)
     target = Target(
         hardware, uses_bf16(planned, hardware), prepared.tokenizer.vocab_size,
         PreparedData(prepared.tokenizer.vocab_size, tokens),
     )  # fmt: skip
     chosen, lines = choose(planned, target, typed)
-    corpus = corpus_of(chosen.config, prepared)
-    sized = with_length(chosen.config, corpus, typed)
+    sized = with_length(chosen.config, tokens, typed)
     return RunConfig(**{f.name: getattr(sized, f.name) for f in fields(RunConfig)}), lines
 
 
@@ -129,9 +128,9 @@ def with_shape(config: PlanConfig, size: Size, typed: Mapping[str, str]) -> Plan
     return replace(config, model=new_model, optimizer=optimizer, batch_size=batch, micro_batch_size=micro)
 
 
-def with_length(config: PlanConfig, corpus: Corpus, typed: Mapping[str, str]) -> PlanConfig:
+def with_length(config: PlanConfig, tokens: int | None, typed: Mapping[str, str]) -> PlanConfig:
     """Return the settings with plain limits in place of `size` and `time`: the time, and four passes over the text."""
-    steps = corpus.steps(MAX_USEFUL_EPOCHS, config.batch_size) or -1
+    steps = steps_of_text(tokens, config.tokens_per_step()) or -1
     own = typed.keys() & {"trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"}
     trainer = replace(config.trainer, max_time=config.time, max_steps=config.trainer.max_steps if own else steps)
     return replace(config, trainer=trainer, size=None, time=None)

@@ -1,10 +1,9 @@
 """The length of a run that no setting gives: 20 tokens a parameter, at most four epochs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pretrain.config.run import RunConfig
-from pretrain.data.mixture import MixtureDataset
-from pretrain.data.prepare import Prepared, training_rows
+from pretrain.data.prepare import Prepared
 from pretrain.interop.load import build_without_weights
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS, TOKENS_PER_PARAMETER
 
@@ -12,38 +11,29 @@ CHINCHILLA = "Hoffmann et al. 2022"
 REPEATED = "Muennighoff et al. 2023"
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The training text as rows of a run's length."""
-
-    rows: int | None  # of one pass; None: a stream, whose length is unknown
-    tokens: int  # without padding; of a stream, those so far
-
-    def steps(self, epochs: float, batch_size: int) -> int | None:
-        """Return the steps that read this many passes, the last one included; None for a stream."""
-        return None if self.rows is None else max(1, -int(-epochs * self.rows // batch_size))
+def tokens_of(prepared: Prepared) -> int | None:
+    """Return the tokens of the training text; None for a stream, whose length is unknown."""
+    return sum(store.n_tokens for store in prepared.train.values()) if prepared.train else None
 
 
-def corpus_of(config: RunConfig, prepared: Prepared) -> Corpus:
-    """Return the training text of a run. Raises DataError if a source has no rows."""
-    stream = training_rows(prepared, config.data, config.model.context_length, config.seed)
-    rows = sum(map(len, stream.streams.values())) if isinstance(stream, MixtureDataset) else None
-    return Corpus(rows, sum(stream.tokens().values()))
+def steps_of_text(tokens: int | None, tokens_per_step: int) -> int | None:
+    """Return the steps that read the text at most four times, at least one; None for text of unknown length."""
+    return None if tokens is None else max(1, int(MAX_USEFUL_EPOCHS * tokens) // tokens_per_step)
 
 
 def resolve_length(config: RunConfig, prepared: Prepared) -> tuple[RunConfig, str]:
     """Return the settings with a number of steps in place of `trainer.max_steps=null`, and one line that says why.
 
-    The run reads 20 tokens for each parameter (Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556), but each row at
+    The run reads 20 tokens for each parameter (Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556), but the text at
     most four times (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264). Other settings may still end it sooner.
     """
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    corpus, per_step = corpus_of(config, prepared), config.tokens_per_step()
+    tokens, per_step = tokens_of(prepared), config.tokens_per_step()
     wanted = TOKENS_PER_PARAMETER * parameters
     steps = max(1, round(wanted / per_step))
-    by_text = corpus.steps(MAX_USEFUL_EPOCHS, config.batch_size)
-    passes = f"{MAX_USEFUL_EPOCHS:.0f} passes over the {corpus.tokens:,} tokens of text ({REPEATED})"
+    by_text = steps_of_text(tokens, per_step)
+    passes = f"{MAX_USEFUL_EPOCHS:.0f} passes over the {tokens or 0:,} tokens of text ({REPEATED})"
     rule = f"{TOKENS_PER_PARAMETER:.0f} tokens for each of {parameters:,} parameters ({CHINCHILLA}) are {wanted:,.0f}"
     if by_text is None:
         why = rule
