@@ -13,9 +13,10 @@ from pretrain.models.sizes import SHAPES, Size, scaled
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.planning.forecast import Forecast, PreparedData, Target, forecast
 from pretrain.planning.hardware import hardware_of, uses_bf16
-from pretrain.planning.length_rule import CHINCHILLA, REPEATED, steps_of_text, tokens_of
+from pretrain.planning.length_rule import CHINCHILLA, REPEATED, length_by_rule, steps_of_text, tokens_of
 from pretrain.planning.measured_step import measured_tokens_per_s
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS, TOKENS_PER_PARAMETER
+from pretrain.planning.workload import workload_of
 
 DEFAULT_MINUTES = 10.0
 _PAUSES = 0.9  # part of the time that is left for steps: validations, samples and checkpoints take the rest
@@ -60,6 +61,27 @@ def size_run(config: RunConfig, prepared: Prepared, typed: Mapping[str, str]) ->
     chosen, lines = choose(planned, target, typed)
     sized = with_length(chosen.config, tokens, typed)
     return RunConfig(**{f.name: getattr(sized, f.name) for f in fields(RunConfig)}), lines
+
+
+def fit_to_text(config: PlanConfig, target: Target, typed: Mapping[str, str]) -> tuple[PlanConfig, list[str]]:
+    """Return a plan with the shape and length that the run would get from `size` and `trainer.max_steps=null`, and why.
+
+    Epochs become steps. Text that is not prepared sets no limit.
+    """
+    tokens = target.data.tokens if target.data else None
+    lines: list[str] = []
+    if config.size is not None:
+        chosen, lines = choose(config, target, typed)
+        config = with_length(chosen.config, tokens, typed)
+    trainer = config.trainer
+    if trainer.max_steps is None:
+        parameters = workload_of(config, target.vocab_size, target.bf16, target.hardware.gpu).parameters
+        steps, line = length_by_rule(config, parameters, tokens)
+        config, lines = replace(config, trainer=replace(trainer, max_steps=steps)), [*lines, line]
+    elif trainer.max_epochs is not None and tokens is not None:
+        by_epochs = config.max_steps(rows_per_epoch=-(-tokens // config.model.context_length))
+        config = replace(config, trainer=replace(trainer, max_steps=by_epochs))
+    return config, lines
 
 
 def choose(config: PlanConfig, target: Target, typed: Mapping[str, str]) -> tuple[Candidate, list[str]]:

@@ -1,6 +1,7 @@
 """Measure the speed of a run's own training step on this machine."""
 
 import time
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -18,8 +19,15 @@ _STEPS = (2, 20)  # least, because the first is slow; most
 def measured_tokens_per_s(config: RunConfig, work: Workload, device: torch.device, seconds: float = 1.5) -> float:
     """Return the tokens per second of training steps on random tokens, eager, on one device.
 
-    The median of the steps that `seconds` allow, the first left out. Micro-batches are taken as equal.
+    The median of the steps that `seconds` allow, the first left out. Torch's generators stay as they were.
     """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        step_s = median(_step_times(config, work, device, seconds)[1:])
+    return work.tokens * work.accumulation / step_s
+
+
+def _step_times(config: RunConfig, work: Workload, device: torch.device, seconds: float) -> list[float]:
+    """Return the seconds of each step."""
     model_with_loss = build_model_with_loss(config, work, None).to_empty(device=device)
     model = model_with_loss.model
     assert isinstance(model, Transformer)
@@ -43,5 +51,4 @@ def measured_tokens_per_s(config: RunConfig, work: Workload, device: torch.devic
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)
-    usual = sorted(taken[1:])[len(taken[1:]) // 2]
-    return work.tokens * work.accumulation / usual
+    return taken
