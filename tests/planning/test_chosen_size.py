@@ -37,8 +37,10 @@ def forecast_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forecast_only")
 def test_more_time_and_more_text_make_a_larger_model(plan: Plan, target: Target) -> None:
+    config = plan("size=auto")
+
     def chosen(minutes: float, tokens: int | None) -> Size:
-        found, _ = choose(plan("size=auto", f"time={minutes:g}"), with_text(target, tokens), {})
+        found, _ = choose(replace(config, time=minutes), with_text(target, tokens), {})
         return found.size
 
     by_time = [chosen(minutes, ENOUGH) for minutes in (3, 300, 3000, 30_000, 1e6)]

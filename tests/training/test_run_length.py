@@ -114,6 +114,6 @@ def test_a_warmup_fraction_follows_the_length_of_the_run(schedule: WSDConfig) ->
 def test_a_warmup_is_given_once() -> None:
     assert config("schedule.warmup_fraction=0.1").warmup_steps(max_steps=800) == 80
     with pytest.raises(ConfigError, match=r"warmup_tokens=99 and schedule\.warmup_fraction=0\.1 give one warm-up"):
-        config("schedule.warmup_fraction=0.1", "schedule.warmup_tokens=99")
-    with pytest.raises(ConfigError, match=r"schedule\.warmup_fraction=1 .* Try schedule\.warmup_fraction=0\.02"):
+        WSDConfig(warmup_fraction=0.1, warmup_tokens=99)
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_fraction=1\.0 .* Try schedule\.warmup_fraction=0\.02"):
         config("schedule.warmup_fraction=1")
