@@ -57,7 +57,7 @@ class TrainerConfig(Settings):
         Precision.auto, "Number format of the computation; auto: bf16 where the device has instructions for it."
     )
     max_steps: int | None = setting(
-        1000, "Length of the run, beside max_tokens, max_epochs, max_time. -1: no limit; null: by a rule that is printed.",
+        1000, "Length of the run, beside max_tokens, max_epochs, max_time. -1: no limit; null: by a printed rule.",
         bounds="[1, inf)", unit="optimizer steps", also=-1,
     )  # fmt: skip
     max_tokens: int | None = setting(
