@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.planning.scaling import BESIROGLU, HOFFMANN, ScalingLaw, twenty_per_parameter
+from pretrain.planning.scaling import BESIROGLU, HOFFMANN, ScalingLaw, data_warnings, twenty_per_parameter
 
 BUDGET = 2.21e19
 
@@ -27,3 +27,14 @@ def test_no_other_size_is_better(law: ScalingLaw) -> None:
     assert 6 * best.parameters * best.tokens == pytest.approx(BUDGET)
     for factor in (0.5, 0.9, 1.1, 2.0):
         assert law.loss(best.parameters * factor, best.tokens / factor) > best.loss
+
+
+def test_a_run_that_leaves_most_of_its_text_unread_says_so() -> None:
+    few = data_warnings(parameters=10**6, tokens_in_data=15 * 10**6, tokens_planned=1_638_400)
+    assert len(few) == 1
+    assert "reads 1,638,400 tokens: 10.9% of one pass over the data's 15,000,000, and 1.6 for each parameter" in few[0]
+    assert "trainer.max_epochs=1; by that rule: trainer.max_steps=null" in few[0]
+    assert data_warnings(10**6, 10**9, 20 * 10**6) == []  # compute-optimal
+    assert data_warnings(10**6, 15 * 10**6, 0) == []  # its length is not known
+    assert data_warnings(10**6, 15 * 10**6, 10 * 10**6) == []
+    assert "5.0 epochs" in data_warnings(10**6, 2 * 10**6, 10 * 10**6)[0]

@@ -125,7 +125,7 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_startup_summary_mentions_the_wait_for_the_compiler(compiled: bool) -> None:
     config = settings(f"parallel.compile={str(compiled).lower()}")
     stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, is_open=lambda: False)
-    data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes())
+    data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes(), rows_per_epoch=None)
     model: Any = torch.nn.Linear(2, 2)
     summary = startup_summary(config, model, data, CPU)
     assert summary.endswith("the first validation wait for the compiler, up to a few minutes") is compiled

@@ -1,5 +1,8 @@
 """A run ends at its step, its tokens or its time, and its schedule with it."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from pretrain.config.compose import compose, register_schemas
@@ -59,3 +62,58 @@ def test_the_clock_resumes_and_runs_only_during_training() -> None:
     assert length.doubled(10) == "trainer.max_steps=20 trainer.max_time=2"
     both = run_length(config("trainer.max_steps=7", "trainer.max_tokens=512"))  # each of them would end it
     assert both.doubled(4) == "trainer.max_tokens=1024 trainer.max_steps=8"
+
+
+def test_epochs_end_a_run_with_the_step_that_completes_them() -> None:
+    two = config("trainer.max_steps=-1", "trainer.max_epochs=2")
+    assert two.max_steps() is None  # before the rows are known
+    assert run_length(two, rows_per_epoch=10).max_steps == 5
+    assert run_length(two, rows_per_epoch=11).max_steps == 6  # 22 rows, 4 a step
+    assert run_length(config("trainer.max_steps=3", "trainer.max_epochs=2"), rows_per_epoch=10).max_steps == 3
+    tenth = config("trainer.max_steps=-1", "trainer.max_epochs=0.1")
+    assert run_length(tenth, rows_per_epoch=40 * 30).max_steps == 30  # exact, although 0.1 is not
+    assert run_length(two, rows_per_epoch=10).doubled(5) == "trainer.max_epochs=4"
+
+
+def test_epochs_stay_epochs_where_the_batch_size_changes() -> None:
+    wider = config("trainer.max_steps=-1", "trainer.max_epochs=2")
+    sizes = wider.batch_sizes().changed(10, replace(wider.step_size(), batch_size=8, tokens_per_step=256))
+    assert run_length(wider, 0.0, sizes, rows_per_epoch=40).max_steps == 15  # 10 steps of 4 rows, 5 of 8
+    assert sizes.samples(15) == 80
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=text_files", "data.path=x", "data.mode=stream"],
+         r"trainer\.max_epochs=2 counts passes .* Try data\.mode=prepare, or trainer\.max_tokens="),
+        (["data=mixture", "data.sources={a: {kind: python_docs, weight: 1}, b: {kind: python_docs, weight: 1}}"],
+         r"trainer\.max_epochs=2 counts .* mixture .* Try trainer\.max_steps="),
+    ],
+)  # fmt: skip
+def test_epochs_are_refused_where_a_pass_is_not_defined(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("trainer.max_epochs=2", *words)
+
+
+@pytest.mark.parametrize("schedule", [CosineConfig(warmup_fraction=0.25), WSDConfig(warmup_fraction=0.25)])
+def test_a_warmup_fraction_follows_the_length_of_the_run(schedule: WSDConfig) -> None:
+    in_steps = replace(schedule, warmup_fraction=None, warmup_steps=10)
+    assert [schedule.lr_multiplier(step, 40) for step in range(40)] == [
+        in_steps.lr_multiplier(step, 40) for step in range(40)
+    ]
+    assert schedule.lr_multiplier(0, math.inf) == 1 / 100  # nothing is known yet: as warmup_steps has it
+    length, rates = RunLength(None, 60.0), []
+    for step in range(60):
+        length.record_step(step + 1.0)
+        rates.append(schedule.lr_multiplier(step, length.planned_steps(step)))
+    assert rates[:14] == sorted(rates[:14])
+    assert rates[6] < 0.55 < 0.99 < max(rates[13:16])  # 15 of 60 seconds
+
+
+def test_a_warmup_is_given_once() -> None:
+    assert config("schedule.warmup_fraction=0.1").warmup_steps(max_steps=800) == 80
+    with pytest.raises(ConfigError, match=r"warmup_tokens=99 and schedule\.warmup_fraction=0\.1 give one warm-up"):
+        WSDConfig(warmup_fraction=0.1, warmup_tokens=99)
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_fraction=1\.0 .* Try schedule\.warmup_fraction=0\.02"):
+        config("schedule.warmup_fraction=1")

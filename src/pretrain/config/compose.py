@@ -20,6 +20,7 @@ from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import hydra_reads_presets, is_group, presets
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
+from pretrain.config.typed_lengths import let_typed_lengths_win
 from pretrain.errors import CheckpointError, ConfigError, nearest, show
 
 _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
@@ -48,6 +49,7 @@ def compose(config_name: str, overrides: list[str]) -> Any:
 def typed_run(tree: Any, overrides: list[str]) -> Any:
     """Return the settings of a composed tree without Hydra's own; raises ConfigError as `compose` does."""
     _lower_micro_batch(tree, overrides)
+    let_typed_lengths_win(tree, overrides)
     return typed(tree)
 
 

@@ -16,7 +16,8 @@ _SETTINGS: dict[str, str] = {
     "optimizer.beta1": "adam_beta1 betas",
     "optimizer.beta2": "adam_beta2",
     "optimizer.eps": "adam_eps adam_epsilon",
-    "schedule.warmup_steps": "warmup warmup_iters num_warmup_steps lr_warmup_steps warmup_ratio warmup_fraction",
+    "schedule.warmup_steps": "warmup warmup_iters num_warmup_steps lr_warmup_steps",
+    "schedule.warmup_fraction": "warmup_ratio warmup_percent warmup_pct warmup_share pct_start warmup_prop",
     "schedule.min_lr_ratio": "min_lr final_lr end_lr",
     "schedule.decay_fraction": "decay_ratio cooldown",
     "schedule": "scheduler lr_scheduler lr_schedule lr_scheduler_type",
@@ -56,11 +57,11 @@ _SETTINGS: dict[str, str] = {
         "accumulate_grad_batches device_batch_size mbs"
     ),
     "trainer.max_steps": (
-        "steps max_iters num_steps train_steps iterations num_iterations total_steps max_train_steps epochs max_epochs "
-        "num_epochs num_train_epochs n_epochs"
+        "steps max_iters num_steps train_steps iterations num_iterations total_steps max_train_steps"
     ),
+    "trainer.max_epochs": "epochs num_epochs num_train_epochs n_epochs total_epochs train_epochs",
     "trainer.max_tokens": "train_tokens total_tokens num_tokens token_budget",
-    "trainer.max_time": "time_limit max_minutes max_hours time",
+    "trainer.max_time": "time_limit max_minutes max_hours minutes",
     "trainer.precision": "dtype amp mixed_precision fp16 bf16 half",
     "trainer.devices": "gpus num_gpus n_gpus ngpu num_devices nproc_per_node",
     "trainer.accelerator": "accel",
@@ -128,8 +129,7 @@ _VALUES: dict[str, str] = {
 
 
 _NOTES = {
-    "epochs": "A run's length is in steps, tokens or minutes: trainer.max_steps, trainer.max_tokens, trainer.max_time",
-    "ratio": "It is a number of steps",
+    "warmup_p": "It is a part of the run, such as 0.02",
     "accum": "How many micro-batches make a step follows from it and batch_size",
     "min_lr": "It is a share of optimizer.learning_rate",
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,12 +17,14 @@ from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import (
     DataConfig,
     MixtureConfig,
+    Mode,
     TokenizerConfig,
 )
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.sizes import Size
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
@@ -43,6 +47,14 @@ class RunConfig(Settings):
     """Everything a training run depends on."""
 
     name: str = setting("", "Name of the run's folder below paths.logs_dir; empty: model and data.")
+    size: Size | None = setting(
+        None, "Shape for the model's family in place of its preset's: auto fits text, machine and time; null: the "
+        "preset's own.",
+    )  # fmt: skip
+    time: float | None = setting(
+        None, "With size: the time that the training may take; null: 10 minutes.", bounds="(0.0, inf)", unit="minutes",
+        example=10,
+    )  # fmt: skip
     seed: int = setting(0, "Seed of weights, order of rows, masks and dropout.", bounds=f"[0, {MAX_SEED}]")
     batch_size: int = setting(
         16, "Rows of one optimizer step, over all devices and micro-batches.", bounds=f"[1, {1 << 20}]", unit="rows"
@@ -94,6 +106,8 @@ class RunConfig(Settings):
             self.parallel_dims()
         self.accumulation_steps()
         _check_fine_tuning(self)
+        _check_epochs(self)
+        _check_size(self)
         if self.trainer.max_tokens is not None:
             self.max_steps()
         if self.resume and self.resume != "auto" and self.init_from:
@@ -129,10 +143,11 @@ class RunConfig(Settings):
         """Return the batch sizes of a run that has these settings from its first step on."""
         return BatchSizes.constant(self.step_size())
 
-    def max_steps(self, batch_sizes: BatchSizes | None = None) -> int | None:
-        """Return the optimizer step at which the run ends by `trainer.max_steps` or `max_tokens`; None: at no step.
+    def max_steps(self, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None) -> int | None:
+        """Return the step at which the run ends by `trainer.max_steps`, `max_tokens` or `max_epochs`; None: at no step.
 
-        `batch_sizes` are those of the run so far; None: always this one.
+        `batch_sizes` are those of the run so far; None: always this one. `rows_per_epoch` is known once the text is
+        prepared; before that, and for a stream, epochs set no limit.
         """
         trainer, tokens = self.trainer, self.trainer.max_tokens
         if tokens is not None and tokens < self.tokens_per_step():
@@ -140,14 +155,23 @@ class RunConfig(Settings):
                 f"trainer.max_tokens={tokens} is less than one step reads ({self.batch_size} rows of "
                 f"{self.model.context_length} tokens). Try trainer.max_tokens={1000 * self.tokens_per_step()}."
             )
-        by_tokens = None if tokens is None else (batch_sizes or self.batch_sizes()).steps_within(tokens)
-        limits = [limit for limit in (None if trainer.max_steps == -1 else trainer.max_steps, by_tokens) if limit]
+        sizes, by_epochs = batch_sizes or self.batch_sizes(), None
+        by_tokens = None if tokens is None else sizes.steps_within(tokens)
+        if trainer.max_epochs is not None and rows_per_epoch is not None:
+            rows = (
+                Fraction(str(trainer.max_epochs)) * rows_per_epoch
+            )  # exact: 0.1 x 30 rows are 3, not 3.0000000000000004
+            by_epochs = sizes.steps_reading(math.ceil(rows))
+        by_steps = None if trainer.max_steps == -1 else trainer.max_steps  # None, too, before the rule has decided
+        limits = [limit for limit in (by_steps, by_tokens, by_epochs) if limit]
         return min(limits, default=None)
 
-    def warmup_steps(self, batch_sizes: BatchSizes | None = None) -> int:
-        """Return the optimizer steps of the warm-up; `batch_sizes` as for `max_steps`."""
+    def warmup_steps(self, batch_sizes: BatchSizes | None = None, max_steps: int | None = None) -> int:
+        """Return the optimizer steps of the warm-up; `batch_sizes` as for `max_steps`, which is the run's length."""
         tokens = self.schedule.warmup_tokens
-        return self.schedule.warmup_steps if tokens is None else (batch_sizes or self.batch_sizes()).steps_to(tokens)
+        if tokens is None:
+            return self.schedule.warmup_of(max_steps)
+        return (batch_sizes or self.batch_sizes()).steps_to(tokens)
 
     def step_size(self) -> StepSize:
         """Return the rows and tokens of one optimizer step, with a hash of the order of rows."""
@@ -174,6 +198,43 @@ def _check_tokens_per_step(config: RunConfig) -> None:
             f"{MAX_TOKENS_PER_STEP}, more than any run needs. Try "
             f"batch_size={max(1, MAX_TOKENS_PER_STEP // length // 256)}."
         )
+
+
+def _check_epochs(config: RunConfig) -> None:
+    """Raise ConfigError for `trainer.max_epochs` where a pass over the training rows is not defined."""
+    epochs, data = config.trainer.max_epochs, config.data
+    if epochs is None:
+        return
+    if data.mode is Mode.stream:
+        raise ConfigError(
+            f"trainer.max_epochs={epochs:g} counts passes over all rows, and data.mode=stream trains before it knows "
+            "how many there are. Try data.mode=prepare, or trainer.max_tokens=1000000000 instead."
+        )
+    if isinstance(data, MixtureConfig):
+        raise ConfigError(
+            f"trainer.max_epochs={epochs:g} counts passes over one corpus, and each source of a mixture is read at a "
+            "pace of its own. Try trainer.max_steps=1000, or trainer.max_tokens=1000000."
+        )
+
+
+def _check_size(config: RunConfig) -> None:
+    """Raise ConfigError for a `size` where a model's shape cannot be chosen, and for a `time` without a size."""
+    if config.size is None:
+        if config.time is not None:
+            raise ConfigError(
+                f"time={config.time:g} is the time of a run whose size is chosen for it, and size is not given. "
+                f"Try size=auto time={config.time:g}, or trainer.max_time={config.time:g} for this model."
+            )
+        return
+    reason = None
+    if config.init_from:
+        reason = f"init_from={config.init_from} has a shape already"
+    elif not isinstance(config.model, TransformerConfig):
+        reason = f"model.kind={config.model.kind} is not scaled, only transformers"
+    elif isinstance(config.objective, ClassifyConfig):
+        reason = "objective=classify fine-tunes a model that has a shape"
+    if reason:
+        raise ConfigError(f"size={config.size.name} chooses the shape of a new model, and {reason}. Try size=null.")
 
 
 def _check_fine_tuning(config: RunConfig) -> None:

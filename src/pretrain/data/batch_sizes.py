@@ -107,6 +107,11 @@ class BatchSizes:
         steps = self.steps_within(tokens)
         return steps if self.tokens(steps) >= tokens else steps + 1
 
+    def steps_reading(self, samples: int) -> int:
+        """Return the smallest number of steps that read at least `samples` samples."""
+        stretch = next(stretch for stretch in reversed(self._stretches) if stretch.samples <= samples)
+        return stretch.steps + -(-(samples - stretch.samples) // stretch.batch_size)
+
     def order_changed_at(self, step: int) -> int | None:
         """Return the last step, `step` (from 1) or later, after which the row order changed, or None.
 

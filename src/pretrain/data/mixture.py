@@ -129,6 +129,11 @@ class MixtureDataset:
         """Return False: every row exists."""
         return False
 
+    @property
+    def rows_per_epoch(self) -> int | None:
+        """Rows of one pass over the training text; None for several sources, each read at a pace of its own."""
+        return len(next(iter(self.streams.values()))) if len(self.streams) == 1 else None
+
     def tokens(self) -> dict[str, int]:
         """Return how many training tokens each source has."""
         return {name: stream.store.n_tokens for name, stream in self.streams.items()}

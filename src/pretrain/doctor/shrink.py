@@ -42,7 +42,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         data=replace(config.data, prefetch=0, max_validation_rows=8),
         model=shrink_model(config.model),
         optimizer=config.optimizer.in_float32(),
-        schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None),
+        schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None, warmup_fraction=None),
         trainer=replace(
             config.trainer,
             accelerator="cpu",
@@ -53,6 +53,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
             precision=Precision.fp32,
             max_steps=STEPS,
             max_tokens=None,
+            max_epochs=None,
             max_time=None,
             val_check_interval=1000,
             log_every_n_steps=1,

@@ -12,6 +12,7 @@ from pretrain.config.preset_folders import is_group
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
+from pretrain.config.typed_lengths import other_warmups
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
 
@@ -23,8 +24,12 @@ _RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
 # exceptions to these; labels are read from the data, whose fingerprint is compared instead
 _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
-_AUTO = {"trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None}
+_AUTO = {
+    "trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None,
+    "trainer.max_steps": None,
+}  # fmt: skip
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
+_DIALS = ("size", "time")  # a run's first start turns them into numbers, which are saved in their place
 _OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
@@ -96,7 +101,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
 def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
     """Write one override into `merged`; `earlier` are the overrides of earlier starts by key."""
     key = _key_of(word)
-    if key in ("resume", "paths.run_dir") or word == f"model={IMPORTED}":
+    if key in ("resume", "paths.run_dir", *_DIALS) or word == f"model={IMPORTED}":
         return
     if key == "experiment":
         if earlier and earlier.get(key) != word.lstrip("+"):
@@ -107,6 +112,8 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
             )
     elif not is_group(key):
         _set(merged, key, _get(typed, key))
+        for other in other_warmups(key):
+            _set(merged, other, _get(typed, other))
     elif earlier.get(key) != word.lstrip("+"):
         key = _FILLED.get(key, key)
         old, new = merged.get(key), typed.get(key)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
+from pretrain.errors import ConfigError
 
 
 @dataclass
@@ -28,15 +29,38 @@ class ScheduleConfig(Settings):
     warmup_tokens: int | None = setting(
         None, "Length of the warm-up in tokens, instead of warmup_steps.", bounds="[0, inf)", unit="tokens", example=0
     )
+    warmup_fraction: float | None = setting(
+        None, "Length of the warm-up as a part of the run (of its time, by the clock), instead of warmup_steps.",
+        bounds="[0.0, 1.0)", example=0.02,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_tokens is not None and self.warmup_fraction is not None:
+            raise ConfigError(
+                f"schedule.warmup_tokens={self.warmup_tokens} and schedule.warmup_fraction={self.warmup_fraction:g} "
+                f"give one warm-up in two ways. Give only one, such as "
+                f"schedule.warmup_fraction={self.warmup_fraction:g} schedule.warmup_tokens=null."
+            )
 
     def lr_multiplier(self, step: int, max_steps: float) -> float:
         """Return the learning rate of optimizer step `step` (from 0) over its peak.
 
-        `max_steps` is the length of the run; where the run ends by the clock, its estimate at the current pace.
+        `max_steps` is the length of the run; where the run ends by the clock, its estimate at the current pace. Before
+        there is an estimate (infinity), a warm-up in parts of the run starts as one of `warmup_steps` does.
         """
+        if self.warmup_fraction is not None:
+            in_steps = replace(self, warmup_steps=self.warmup_of(max_steps), warmup_fraction=None)
+            return in_steps.lr_multiplier(step, max_steps)
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step, max_steps)
+
+    def warmup_of(self, max_steps: float | None) -> int:
+        """Return the steps of the warm-up of a run of `max_steps` steps; None or infinity: unknown."""
+        if self.warmup_fraction is None or max_steps is None or math.isinf(max_steps):
+            return self.warmup_steps
+        return round(self.warmup_fraction * max_steps)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         """Return the learning rate over its peak at a step behind the warm-up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -14,19 +14,21 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
+from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, forecast, target_of
 from pretrain.planning.printing import describe, duration, gib
 
 
-def answer(config: PlanConfig) -> str:
-    """Return the text that `python src/plan.py` prints for these settings."""
+def answer(config: PlanConfig, typed: Mapping[str, str] | None = None) -> str:
+    """Return the text that `python src/plan.py` prints for these settings; those `typed`, by name, stay with a size."""
     if config.run is not None:
         return compare(config, config.run)
     target = target_of(config)
+    config, chosen = fit_to_text(config, target, typed or {})
     planned = forecast(config, target, simulate=config.dry_run)
-    text = describe(planned, config)
+    text = "\n\n".join(filter(None, ["\n".join(chosen), describe(planned, config)]))
     if config.fit or not planned.fits:
         text += "\n\n" + "\n".join(settings_that_fit(config, target))
     return text

@@ -102,7 +102,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
     started = time.perf_counter()
     with ExitStack() as stack:
         mesh = stack.enter_context(_simulated_devices(workload.parallel_dims)) if workload.sharded else None
-        model_with_loss = _build(config, workload, mesh)
+        model_with_loss = build_model_with_loss(config, workload, mesh)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model_with_loss.to_empty(device="cpu")
         model = model_with_loss.model
@@ -113,7 +113,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
         live = stack.enter_context(LiveBytes())
         for parameter in model_with_loss.parameters():
             live.add(_local(parameter))
-        batch = _batch(config, workload)
+        batch = zero_batch(config, workload)
         for parameter in model_with_loss.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # creates the optimizer's state
@@ -143,7 +143,7 @@ def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
         torch.distributed.destroy_process_group()
 
 
-def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> ModelWithLoss:
+def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> ModelWithLoss:
     """Build the run's model with loss on the meta device, parallelized as in the run."""
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
@@ -154,7 +154,7 @@ def _build(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> Mo
     return model_with_loss
 
 
-def _batch(config: RunConfig, workload: Workload) -> Batch:
+def zero_batch(config: RunConfig, workload: Workload) -> Batch:
     """Return a micro-batch of zeros in the objective's shapes."""
     rows, length, per_row = workload.rows, workload.length, workload.targets_per_row
     wide = torch.zeros(rows, length, dtype=torch.int64)

@@ -8,17 +8,31 @@ from dataclasses import dataclass
 # up to about four epochs, repeated tokens are worth almost as much as new ones
 # (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)
 MAX_USEFUL_EPOCHS = 4.0
+TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, table 3, in round numbers
 _REPEATED = f"Beyond about {MAX_USEFUL_EPOCHS:.0f} epochs repeated tokens add little (Muennighoff et al. 2023)."
 
 
+MIN_PASSES = 0.5  # below it, and below 20 tokens a parameter, most of a text is left that the model could still use
+
+
 def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> list[str]:
-    """Return warnings if the data is repeated too often or scarce for the model."""
+    """Return warnings if the data is repeated too often, scarce for the model, or for the most part never read.
+
+    `tokens_planned` is 0 for a run whose length is not known.
+    """
     warnings = []
     epochs = tokens_planned / max(1, tokens_in_data)
     if epochs > MAX_USEFUL_EPOCHS:
         warnings.append(
             f"the run reads {tokens_planned:,} tokens, the data has {tokens_in_data:,}: {epochs:.1f} epochs. "
             f"{_REPEATED}"
+        )
+    if 0 < epochs < MIN_PASSES and tokens_planned < TOKENS_PER_PARAMETER * parameters:
+        warnings.append(
+            f"the run reads {tokens_planned:,} tokens: {epochs:.1%} of one pass over the data's {tokens_in_data:,}, "
+            f"and {tokens_planned / parameters:.2g} for each parameter, of which about {TOKENS_PER_PARAMETER:.0f} are "
+            "compute-optimal (Hoffmann et al. 2022). All of the text: trainer.max_epochs=1; by that rule: "
+            "trainer.max_steps=null."
         )
     if parameters > tokens_in_data:
         warnings.append(
@@ -75,8 +89,6 @@ class ScalingLaw:
 
 HOFFMANN = ScalingLaw("Hoffmann et al. 2022, equation 10", 1.69, 406.4, 410.7, 0.34, 0.28)  # arxiv.org/abs/2203.15556
 BESIROGLU = ScalingLaw("Besiroglu et al. 2024", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arxiv.org/abs/2404.10102
-
-TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, table 3, in round numbers
 
 
 def twenty_per_parameter(flops: float) -> Optimum:

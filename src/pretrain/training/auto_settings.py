@@ -79,7 +79,8 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
     if config.parallel.tensor_parallel > 1:
         return False  # tensor parallelism compiles only if the settings ask for it
     bf16 = trainer.precision is Precision.bf16
-    tokens = [float(config.batch_size * model.context_length * trainer.max_steps)] if trainer.max_steps > 0 else []
+    steps = trainer.max_steps or -1
+    tokens = [float(config.tokens_per_step() * steps)] if steps > 0 else []
     tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
     tokens_per_s = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / model.training_flops_per_token(1)
     seconds = [limit / tokens_per_s for limit in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])

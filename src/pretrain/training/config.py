@@ -56,13 +56,17 @@ class TrainerConfig(Settings):
     precision: Precision = setting(
         Precision.auto, "Number format of the computation; auto: bf16 where the device has instructions for it."
     )
-    max_steps: int = setting(
-        1000, "Length of the run; the first of max_steps, max_tokens and max_time ends it. -1: no such limit.",
+    max_steps: int | None = setting(
+        1000, "Length of the run, beside max_tokens, max_epochs, max_time. -1: no limit; null: by a printed rule.",
         bounds="[1, inf)", unit="optimizer steps", also=-1,
     )  # fmt: skip
     max_tokens: int | None = setting(
         None, "Tokens that the whole run reads, padding included; null: no such limit.", bounds="[1, inf)",
         unit="tokens", example=1000000,
+    )  # fmt: skip
+    max_epochs: float | None = setting(
+        None, "Passes over the training rows, the last step of them included; null: no such limit.",
+        bounds="(0.0, inf)", unit="epochs", example=1,
     )  # fmt: skip
     max_time: float | None = setting(
         None, "Time from the first step to the last; the learning rate's schedule follows the clock. null: no limit.",
@@ -93,10 +97,11 @@ class TrainerConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_steps == -1 and self.max_tokens is None and self.max_time is None:
+        others = (self.max_tokens, self.max_epochs, self.max_time)
+        if self.max_steps == -1 and others == (None, None, None):
             raise ConfigError(
                 "trainer.max_steps=-1 sets no limit, and there is no other: the run would not end. "
-                "Try trainer.max_time=60 (minutes), or trainer.max_tokens=1000000000."
+                "Try trainer.max_time=60 (minutes), trainer.max_epochs=1, or trainer.max_tokens=1000000000."
             )
         if self.accelerator not in ACCELERATORS:
             raise ConfigError(

@@ -196,6 +196,7 @@ class TextDataModule(L.LightningDataModule):
         super().__init__()
         length = config.model.context_length
         self.train_stream = training_rows(prepared, config.data, length, config.seed)
+        self.rows_per_epoch = self.train_stream.rows_per_epoch  # None: unknown
         self.validation_streams = validation_streams(prepared, config.data, length)
         self.objective = objective
         self.size = config.rows_per_micro_batch()

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
+from pretrain.config.typed_lengths import typed_settings
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import ConfigError, RankLostError, printable
 from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_launcher
@@ -73,7 +74,25 @@ def _resolve(config: RunConfig, overrides: list[str]) -> RunPlan:
     run_plan = resolve_run(config, overrides)
     from pretrain.training.auto_settings import resolve_auto_settings  # here: it loads torch
 
-    return replace(run_plan, config=resolve_auto_settings(run_plan.config))
+    return replace(run_plan, config=resolve_auto_settings(_fit_to_text(run_plan.config, overrides)))
+
+
+def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """Return the settings with the shape and the length that the prepared text decides, and log why."""
+    if config.size is None and config.trainer.max_steps is not None:
+        return config
+    from pretrain.planning.chosen_size import size_run
+    from pretrain.planning.length_rule import resolve_length
+
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
+    lines: list[str] = []
+    if config.size is not None:
+        config, lines = size_run(config, prepared, typed_settings(overrides))
+    if config.trainer.max_steps is None:
+        config, line = resolve_length(config, prepared)
+        lines.append(line)
+    log("\n".join(lines))
+    return config
 
 
 def with_devices(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The length of a run, in steps, tokens or time, and its progress."""
+"""The length of a run, in steps, tokens, epochs or time, and its progress."""
 
 import time
 from collections import deque
@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.training.config import TrainerConfig
 
 
 class RunLength:
@@ -17,12 +18,12 @@ class RunLength:
     """
 
     def __init__(
-        self, max_steps: int | None, max_seconds: float | None, seconds: float = 0.0, max_tokens: int | None = None,
-        max_steps_typed: int | None = None,
+        self, max_steps: int | None, max_seconds: float | None, seconds: float = 0.0,
+        settings: TrainerConfig | None = None, rows_per_epoch: int | None = None,
     ) -> None:  # fmt: skip
         self.max_steps = max_steps
-        self.max_tokens = max_tokens  # `max_steps` follows from it if it ends the run before `max_steps_typed`
-        self.max_steps_typed = max_steps if max_tokens is None else max_steps_typed
+        self.settings = settings  # `max_steps` follows from them; None: it is the setting itself
+        self.rows_per_epoch = rows_per_epoch  # None: unknown
         self.max_seconds = max_seconds
         self.seconds = seconds  # of the whole run so far, including those before a resume
         self._started_at: float | None = None
@@ -73,8 +74,14 @@ class RunLength:
 
     def doubled(self, steps: int) -> str:
         """Return the settings that double the length of a run after `steps` steps."""
-        words = [] if self.max_tokens is None else [f"trainer.max_tokens={2 * self.max_tokens}"]
-        words += [] if self.max_steps_typed is None else [f"trainer.max_steps={2 * steps}"]
+        settings = self.settings
+        max_steps, tokens, epochs = self.max_steps, None, None
+        if settings is not None:
+            max_steps = None if settings.max_steps == -1 else settings.max_steps
+            tokens, epochs = settings.max_tokens, settings.max_epochs
+        words = [] if tokens is None else [f"trainer.max_tokens={2 * tokens}"]
+        words += [] if epochs is None else [f"trainer.max_epochs={2 * epochs:.12g}"]
+        words += [] if max_steps is None else [f"trainer.max_steps={2 * steps}"]
         words += [] if self.max_seconds is None else [f"trainer.max_time={self.max_seconds / 30:g}"]
         return " ".join(words)
 
@@ -84,12 +91,13 @@ class RunLength:
         return " or ".join(parts)
 
 
-def run_length(config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes | None = None) -> RunLength:
-    """Return the length of a run from its settings, its seconds so far and its batch sizes so far."""
+def run_length(
+    config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None
+) -> RunLength:
+    """Return the length of a run from its settings, its seconds and batch sizes so far, and the rows of an epoch."""
     trainer = config.trainer
     max_seconds = None if trainer.max_time is None else 60 * trainer.max_time
-    typed = None if trainer.max_steps == -1 else trainer.max_steps
-    return RunLength(config.max_steps(batch_sizes), max_seconds, seconds, trainer.max_tokens, typed)
+    return RunLength(config.max_steps(batch_sizes, rows_per_epoch), max_seconds, seconds, trainer, rows_per_epoch)
 
 
 def batch_sizes_of(config: RunConfig, resumed: Checkpoint | None) -> BatchSizes:

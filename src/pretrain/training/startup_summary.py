@@ -29,16 +29,26 @@ def startup_summary(config: RunConfig, model: LanguageModule, data: TextDataModu
     ranks = config.trainer.ranks
     strategy = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     shares = ", ".join(f"{name} {float(share):.1%}" for name, share in stream.shares.items() if name)
+    length = run_length(config, 0.0, data.batch_sizes, data.rows_per_epoch)
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
         f"({name}{threads}) in {config.trainer.precision.name}{strategy}: "
-        f"{run_length(config, batch_sizes=data.batch_sizes)} of "
+        f"{length} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.is_open() else "")
-        + (f" ({shares})" if shares else "")
+        + (f" ({shares})" if shares else _passes(length, data))
         + (COMPILE_NOTICE if config.parallel.compile else "")
     )
+
+
+def _passes(length: RunLength, data: TextDataModule) -> str:
+    """Return how often the run reads its training text; empty where that is unknown."""
+    if length.max_steps is None or not data.rows_per_epoch:
+        return ""
+    at_most = "" if length.max_seconds is None else "at most "
+    passes = data.batch_sizes.samples(length.max_steps) / data.rows_per_epoch
+    return f", read {at_most}{passes:.2f} times"
 
 
 def startup_warnings(
@@ -48,7 +58,8 @@ def startup_warnings(
 
     `without_validation` is the result of `not_validated`.
     """
-    steps, warmup = config.max_steps(data.batch_sizes), config.warmup_steps(data.batch_sizes)
+    steps = config.max_steps(data.batch_sizes, data.rows_per_epoch)
+    warmup = config.warmup_steps(data.batch_sizes, steps)
     warnings = []
     fine_tunes = config.data.annotated  # few data and many epochs are usual
     if not data.train_stream.is_open() and not fine_tunes:
@@ -73,7 +84,7 @@ def rate_change(resumed: Checkpoint, config: RunConfig, length: RunLength, batch
     """
     saved, step = resumed.run_config(), resumed.step
     saved_sizes = BatchSizes.saved(resumed.progress, saved.step_size())
-    saved_length = run_length(saved, length.seconds, saved_sizes)
+    saved_length = run_length(saved, length.seconds, saved_sizes, length.rows_per_epoch)
     expected, after = _rate(saved, saved_length, saved_sizes, step), _rate(config, length, batch_sizes, step)
     if math.isclose(expected, after, rel_tol=1e-9, abs_tol=1e-15):
         return None

@@ -115,7 +115,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     check_supported(config, model)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model)
-    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes)
+    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes, data.rows_per_epoch)
     module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
 
     loggers = open_loggers(run_plan)

@@ -42,6 +42,10 @@ class StreamingDataset:
         """The share of each source in the rows; a stream has one source, named ""."""
         return {"": Fraction(1)}
 
+    @property
+    def rows_per_epoch(self) -> None:
+        """None: the rows of one pass are unknown until the corpus has been read."""
+
     def is_open(self) -> bool:
         """Return whether the corpus is still being read."""
         return not self.stream.ended()

@@ -1,0 +1,62 @@
+"""The length of a run and of its warm-up, where what was typed and what a preset brings would both give it."""
+
+from typing import Any
+
+from pretrain.errors import ConfigError, show
+
+_LENGTHS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
+_WARMUPS = ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction")
+# what brings a length that was chosen for it, or continues from weights, which takes another length
+_WITH_LENGTH = {"experiment", "recipe", "init_from", "size"}
+_MACHINES = ("auto", "cpu", "gpu", "ddp", "fsdp")  # presets of the trainer without a length
+
+
+def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
+    """Change the composed `tree` of a run so that a recipe's length and warm-up do not override typed ones.
+
+    Where neither the command line nor an experiment says how long a run on the user's own text is, its
+    `trainer.max_steps` becomes null: a rule decides. Raises ConfigError for a warm-up that was typed in two ways.
+    """
+    if "trainer" not in tree or "schedule" not in tree:
+        return
+    typed = typed_settings(overrides)
+    _settle_warmup(tree, typed)
+    trainer = tree.trainer
+    if typed.get("trainer.max_epochs", "null") != "null" and "trainer.max_steps" not in typed:
+        if trainer.max_steps != -1 and "resume" not in typed:
+            show(f"trainer.max_steps={trainer.max_steps} was not typed, and gives way to trainer.max_epochs.")
+        trainer.max_steps = -1
+    elif _is_left_open(tree, typed):
+        trainer.max_steps = None
+
+
+def typed_settings(overrides: list[str]) -> dict[str, str]:
+    """Return the values of a command line by the name of their setting or group."""
+    return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+
+
+def _settle_warmup(tree: Any, typed: dict[str, str]) -> None:
+    given = [key for key in _WARMUPS if typed.get(key, "null") != "null"]
+    fraction = _WARMUPS[-1]
+    if fraction in given and len(given) > 1:
+        raise ConfigError(
+            f"{given[0]}={typed[given[0]]} and {fraction}={typed[fraction]} give one warm-up in two ways. "
+            f"Give only one, such as {fraction}={typed[fraction]}."
+        )
+    for key in other_warmups(given[0]) if given else ():
+        name = key.rpartition(".")[2]
+        if key not in typed and name in tree.schedule:
+            tree.schedule[name] = None
+
+
+def other_warmups(key: str) -> list[str]:
+    """Return the settings that would override a warm-up given as `key`; none for another setting."""
+    return [other for other in _WARMUPS[1:] if other != key] if key in _WARMUPS else []
+
+
+def _is_left_open(tree: Any, typed: dict[str, str]) -> bool:
+    """Return whether nothing typed gives the length of a run on the user's own text, all of it known in advance."""
+    if typed.keys() & {*_LENGTHS, *_WITH_LENGTH} or typed.get("trainer", "auto") not in _MACHINES:
+        return False
+    own_text = "data.path" in typed and tree.data.kind in ("text_files", "hugging_face")
+    return own_text and tree.data.mode.name == "prepare" and typed.get("model") != "imported"
