@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pretrain.config import registry
 from pretrain.config.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.stop_signals import AskedToStop
@@ -51,6 +52,8 @@ def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch
     assert words == ["batch_size=4", "model=my_model"]
     ((config, _),) = run(monkeypatch, f"--config-dir={own}", "experiment=tried")
     assert (config.model.n_layers, config.batch_size) == (3, 6)
+    ((config, _),) = run(monkeypatch, *flags, "data.path=a.txt")
+    assert config.trainer.max_steps == 2000  # the user's own file gives the length, as a word typed would
     ((config, _),) = run(monkeypatch)  # and nothing of it is left
     assert (config.seed, config.model.n_layers) == (0, run(monkeypatch, "model=gpt_nano")[0][0].model.n_layers)
 
@@ -58,10 +61,14 @@ def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch
 def test_what_is_wrong_in_ones_own_configs_is_named(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (own / "broken.yaml").write_text("a: [1\n")
+    (own / "listed.yaml").write_text("- a\n")
     (own / "typo.yaml").write_text("defaults:\n  - train\n  - _self_\ntrainer:\n  max_step: 3\n")
     for words, message in (
         (["--config-name", "typo"], "trainer.max_step in typo.yaml is not a setting. Did you mean trainer.max_steps?"),
         (["--config-name", "bare"], "bare.yaml does not begin with the settings of this script: defaults: [train, _se"),
+        (["--config-name", "broken"], f"{own}/broken.yaml cannot be read: while parsing a flow sequence"),
+        (["--config-name", "listed"], f"{own}/listed.yaml holds a list, and must hold settings, such as seed: 1."),
         (["model=my_modle"], "model=my_modle is not a preset. Did you mean my_model?"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -101,6 +108,7 @@ def test_completion_knows_the_presets(monkeypatch: pytest.MonkeyPatch, capsys: p
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
+from pretrain.config import registry
 from pretrain.config.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.errors import DataError
@@ -154,3 +162,29 @@ def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, result=AskedToStop(2))
     assert stopped.value.code == 130
+
+
+def test_plugins_are_named_on_the_command_line_or_in_ones_own_config(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_schedule.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from pretrain.config.registry import register\n"
+        "from pretrain.optim.schedules import ScheduleConfig\n"
+        "@dataclass\n"
+        "class HalfConfig(ScheduleConfig):\n"
+        "    kind: str = 'half'\n"
+        "    def after_warmup(self, step, max_steps):\n"
+        "        return 0.5\n"
+        "register('schedule', HalfConfig)\n"
+    )
+    (own / "with_plugin.yaml").write_text(
+        "defaults:\n  - train\n  - override schedule: half\n  - _self_\nplugins: [half_schedule]\n"
+    )
+    monkeypatch.chdir(tmp_path)  # which an installed command does not have on its path
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(registry._REGISTERED, "schedule", {})
+    ((config, _),) = run(monkeypatch, "--config-dir", str(own), "--config-name", "with_plugin")
+    assert (config.schedule.kind, config.plugins) == ("half", ["half_schedule"])
+    ((config, _),) = run(monkeypatch, "plugins=[half_schedule]", "schedule=half")
+    assert config.schedule.lr_multiplier(90, 100) == 0.5

@@ -16,7 +16,8 @@ from pretrain.config.command_line import CommandLine, is_hydras, parse
 from pretrain.config.compose import compose, composed, register_schemas, sweep_words
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
-from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, presets, use_config_dir
+from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, named_plugins, own_words, presets, use_config_dir
+from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
 from pretrain.config.sweep import SWEEP, combinations, of_the_job, show_table, swept_keys
@@ -50,7 +51,9 @@ def main(
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
         words = [word for word in given.overrides if not is_hydras(word)]
         program = [sys.executable, sys.argv[0], *([subcommand] if subcommand else [])]
-        job = HydraJob(given.config_name or config_name, config_class, task, words, [*program, *given.where()])
+        job = HydraJob(
+            given.config_name or config_name, config_class, task, words, [*program, *given.where()], given.config_dir
+        )
         if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided
             task(None, words)
         else:
@@ -72,6 +75,7 @@ def _run(job: HydraJob, given: CommandLine) -> None:
     name = job.config_name
     use_config_dir(given.config_dir)
     config_file(name)
+    load_plugins(named_plugins(own_words(name, job.words)))
     register_schemas(name, job.config_class)
     register_launcher()
     if given.help:

@@ -17,7 +17,7 @@ from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import SECTIONS, SOURCES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads, first_values
-from pretrain.config.preset_folders import hydra_reads_presets, is_group, presets
+from pretrain.config.preset_folders import hydra_reads_presets, is_group, own_words, presets
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
@@ -43,11 +43,12 @@ def compose(config_name: str, overrides: list[str]) -> Any:
     tree, _ = composed(config_name, overrides)
     with open_dict(tree):
         del tree.hydra
-    return typed_run(tree, overrides)
+    return typed_run(config_name, tree, overrides)
 
 
-def typed_run(tree: Any, overrides: list[str]) -> Any:
+def typed_run(config_name: str, tree: Any, overrides: list[str]) -> Any:
     """Return the settings of a composed tree without Hydra's own; raises ConfigError as `compose` does."""
+    overrides = own_words(config_name, overrides)
     _lower_micro_batch(tree, overrides)
     let_typed_lengths_win(tree, overrides)
     return typed(tree)

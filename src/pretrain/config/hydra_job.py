@@ -18,6 +18,8 @@ from typing import Any
 
 from pretrain.config.compose import compose, register_schemas, typed_run
 from pretrain.config.imported import IMPORTED
+from pretrain.config.preset_folders import named_plugins, own_words, use_config_dir
+from pretrain.config.registry import load_plugins
 from pretrain.config.sweep import Job, job_of, of_the_job
 from pretrain.config.whole_numbers import read_presets_for
 from pretrain.errors import ConfigError, PretrainError
@@ -39,6 +41,7 @@ class HydraJob:
     program: list[str] = field(
         default_factory=list
     )  # the command that starts the script, with flags such as --config-dir
+    config_dir: str | None = None  # of the user's own configs
     swept: tuple[str, ...] = ()  # keys of the settings that differ between jobs
     logs_folder: Path = Path("logs")
     records: Path | None = None  # folder for what came of jobs that run elsewhere
@@ -47,6 +50,8 @@ class HydraJob:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare another process, in which Hydra composes a job's settings as well."""
         self.__dict__.update(state)
+        use_config_dir(self.config_dir)
+        load_plugins(named_plugins(own_words(self.config_name, self.words)))
         register_schemas(self.config_name, self.config_class)
         read_presets_for(self.config_class)
 
@@ -58,7 +63,7 @@ class HydraJob:
         hydra = HydraConfig.get()
         if hydra.mode is RunMode.RUN:
             try:
-                return _number(self.task(typed_run(tree, self.words), self.words))
+                return _number(self.task(typed_run(self.config_name, tree, self.words), self.words))
             except Exception:
                 without_hydras_line()
                 raise
@@ -89,7 +94,7 @@ class HydraJob:
                 tree.paths.run_dir = str(job.folder)
             if words[-1] == "resume=auto":
                 tree.resume = "auto"
-            config = typed_run(tree, words)
+            config = typed_run(self.config_name, tree, words)
         with _process_restored():
             os.environ[SWEPT] = ",".join(key.lstrip("+") for key in self.swept)
             return _number(self.task(config, words))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pretrain.config.registry import registered
-from pretrain.errors import ConfigError, nearest
+from pretrain.errors import ConfigError, nearest, shown
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
 _own_folders: list[Path] = []
@@ -47,6 +48,51 @@ def presets(group: str) -> list[str]:
     """Return the names of a group's presets: of its files, and of what plugins and scripts registered."""
     files = (path for folder in folders() for path in (folder / group).glob("*.yaml"))
     return sorted({path.stem for path in files} | registered(group).keys())
+
+
+def own_words(config_name: str, overrides: list[str]) -> list[str]:
+    """Return what the user's own primary config and experiment set, as overrides in front of the typed ones.
+
+    Presets of ours are left out: what they set was not chosen for this run.
+    """
+    chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiment=")]
+    names = [config_name.removesuffix(".yaml"), *(f"experiment/{name}" for name in chosen)]
+    files = (folder / f"{name}.yaml" for folder in _own_folders for name in names)
+    return [word for path in files if path.is_file() for word in _words_of(path)] + overrides
+
+
+def _words_of(path: Path) -> Iterator[str]:
+    """Yield the values of a YAML file and the presets of its defaults list as `key=value`."""
+    from omegaconf import OmegaConf  # here: most runs have no such file
+    from yaml import YAMLError
+
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{path} cannot be read: {reason}. It must hold settings as YAML, such as seed: 1."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds a list, and must hold settings, such as seed: 1.")
+    for entry in settings.pop("defaults", None) or []:
+        for group, name in entry.items() if isinstance(entry, dict) else ():
+            yield f"{str(group).removeprefix('override ').lstrip('/')}={name}"
+    yield from _flat(settings, "")
+
+
+def _flat(settings: dict[Any, Any], prefix: str) -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={shown(value)}"
+
+
+def named_plugins(words: list[str]) -> list[str]:
+    """Return the modules that `plugins=[...]` names, on the command line or in the user's own config; the last wins."""
+    values = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == "plugins"]
+    return [name.strip(" '\"") for name in values[-1].strip("[] ").split(",") if name.strip()] if values else []
 
 
 @contextmanager

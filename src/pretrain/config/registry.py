@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -157,6 +159,8 @@ def load_plugins(names: Sequence[str]) -> None:
 
     Never call it with names from a saved file. Raises ConfigError for a module that cannot be imported.
     """
+    if names and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it: an installed command has not
     for name in names:
         if not _MODULE_NAME.fullmatch(name):
             raise ConfigError(
@@ -165,7 +169,7 @@ def load_plugins(names: Sequence[str]) -> None:
         try:
             import_module(name)
         except Exception as error:
-            remedy = "Install it, or start where it lies with PYTHONPATH=. before the command."
+            remedy = "Install it, or start in the folder in which it lies."
             raise _not_loaded(f"plugins=[{name}]", error, remedy) from error
 
 

@@ -18,6 +18,9 @@ class PrepareConfig(Settings):
 
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
+    plugins: list[str] = setting(
+        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
@@ -32,6 +35,9 @@ class InspectConfig(Settings):
     run: str = setting("auto", "A run folder; auto: the newest run.")
     step: int = setting(MISSING, "The optimizer step, from 1 on.")
     characters: int = setting(200, "Characters of each document to print.", bounds="[0, inf)", unit="characters")
+    plugins: list[str] = setting(
+        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
@@ -47,5 +53,8 @@ class ExportConfig(Settings):
     license: str | None = setting(None, "License of the weights, for the model card: an SPDX name such as apache-2.0.")
     max_shard_bytes: int = setting(
         5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"
+    )
+    plugins: list[str] = setting(
+        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
     )
     paths: PathsConfig = field(default_factory=PathsConfig)

@@ -68,6 +68,9 @@ class GenerateConfig(Settings):
     )
     seed: int = setting(0, "Seed of the choice: the same seed gives the same text.", bounds=f"[0, {MAX_SAMPLING_SEED}]")
     log_probabilities: bool = setting(False, "Print each token of the completion with its probability.")
+    plugins: list[str] = setting(
+        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
