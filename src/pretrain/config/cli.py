@@ -70,14 +70,14 @@ def main(
 
 def _run(job: HydraJob, given: CommandLine) -> None:
     """Do what a command line asks for."""
-    from pretrain.config.launcher import register_launcher  # here: it loads Hydra
+    from pretrain.config.launcher import register_plugins  # here: it loads Hydra
 
     name = job.config_name
     use_config_dir(given.config_dir)
     config_file(name)
     load_plugins(named_plugins(own_words(name, job.words)))
     register_schemas(name, job.config_class)
-    register_launcher()
+    register_plugins()
     if given.help:
         show(help_page(composed(name, given.overrides)[0], presets))
         return
@@ -152,8 +152,9 @@ def _as_pretrain_error(error: BaseException) -> PretrainError | None:
             f"there is not enough memory for these settings ({first}). Try a smaller "
             "micro_batch_size, model.context_length or model; plan.py prints the memory of a run."
         )
-    if type(error).__module__ == "hydra.errors" and isinstance(error.__cause__, PretrainError):  # of a plug-in of ours
-        return error.__cause__
+    if type(error).__module__ == "hydra.errors":  # of a plug-in: what it cannot take, or a library
+        cause = error.__cause__
+        return cause if isinstance(cause, PretrainError) else ConfigError(" ".join(str(error).split())[:600])
     return error if isinstance(error, PretrainError) else None
 
 

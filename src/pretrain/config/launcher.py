@@ -16,11 +16,13 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import IO, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from pretrain.config.hydra_job import HydraJob, without_hydras_line
+from pretrain.config.pruning_sweeper import PruningSettings, PruningSweeper
 from pretrain.config.sweep import Job, JobError, job_of
 from pretrain.errors import ConfigError, Interrupted, show
 from pretrain.launch.run_folder import SWEPT, opened_to_append
@@ -135,9 +137,13 @@ def _signals_passed_on(running: dict[subprocess.Popen[bytes], Job]) -> Iterator[
             signal.signal(number, handler)
 
 
-def register_launcher() -> None:
-    """Make the launcher known to Hydra; before `@hydra.main`."""
+def register_plugins() -> None:
+    """Make our launcher and sweeper known to Hydra; before `@hydra.main`."""
     Plugins.instance().register(FreshProcessLauncher)  # looks for the plug-ins that are installed first
     sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))  # there is one only where one is installed
     sys.modules["hydra_plugins"].pretrain = sys.modules[__name__]  # type: ignore[attr-defined]
     sys.modules["hydra_plugins.pretrain"] = sys.modules[__name__]
+    Plugins.instance().register(PruningSweeper)
+    ConfigStore.instance().store(
+        group="hydra/sweeper", name="optuna_pruning", node=PruningSettings, provider="pretrain"
+    )

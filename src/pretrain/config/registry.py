@@ -42,6 +42,7 @@ from pretrain.training.callback_config import (
     EarlyStoppingConfig,
     GenerateSamplesConfig,
     LRMonitorConfig,
+    OptunaPruningConfig,
     RichProgressConfig,
 )
 from pretrain.training.logger_config import (
@@ -68,6 +69,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         DeviceStatsConfig,
         GenerateSamplesConfig,
         RichProgressConfig,
+        OptunaPruningConfig,
         ClassPathCallbackConfig,
     ),
     "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),

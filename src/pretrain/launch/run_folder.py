@@ -42,6 +42,7 @@ class FinishedRun:
     parameters: Count
     tokens_per_s: float | None  # None: unknown, as for every figure
     validation: dict[str, float | None]
+    ended: str = ""  # why a callback ended it before its length
 
 
 def check_folder(folder: Path) -> None:

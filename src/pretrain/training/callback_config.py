@@ -130,6 +130,29 @@ class GenerateSamplesConfig(CallbackConfig):
 
 
 @dataclass
+class OptunaPruningConfig(CallbackConfig):
+    """Ends the run where an Optuna study prunes its trial; `hydra/sweeper=optuna_pruning` adds it to each job."""
+
+    monitors_validation: ClassVar[bool] = True
+    kind: str = "optuna_pruning"
+    monitor: str = setting("val/loss", "Figure to report to the study.")
+    storage: str = setting("???", "Address of the study's storage, such as sqlite:///study.db.")
+    study: str = setting("???", "Name of the study.")
+    trial: int = setting("???", "Number of this run's trial.", bounds="[0, inf)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_no_secrets(f"{self.prefix}storage", self.storage)
+
+    def build(self, name: str, run: RunFacts) -> Any:
+        """Return a TrialPruning."""
+        check_installed(f"callbacks.{name}", "optuna", "sweep")
+        from pretrain.training.callbacks.pruning import TrialPruning
+
+        return TrialPruning(self.monitor, self.storage, self.study, self.trial)
+
+
+@dataclass
 class ClassPathCallbackConfig(CallbackConfig):
     """Any Lightning callback, by the path of its class."""
 
