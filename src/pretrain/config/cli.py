@@ -17,6 +17,7 @@ from pretrain.config.compose import compose, composed, register_schemas, sweep_w
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
 from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, named_plugins, own_words, presets, use_config_dir
+from pretrain.config.project import use_project
 from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
@@ -50,6 +51,7 @@ def main(
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
+        use_project(config_name, given)
         words = [word for word in given.overrides if not is_hydras(word)]
         job = HydraJob(
             given.config_name or config_name,
