@@ -41,8 +41,8 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     if config.log_probabilities:
         (completion,) = language_model.complete([config.prompt], **options)
         print(printable(config.prompt + completion.text))
-        for token, value in zip(completion.tokens, completion.log_probabilities, strict=True):
-            print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token)!r}"))
+        for token_id, value in zip(completion.tokens, completion.log_probabilities, strict=True):
+            print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token_id)!r}"))
         return
     pieces = language_model.stream(config.prompt, **options)  # a refused prompt raises before it is printed
     print(printable(config.prompt), end="", flush=True)

@@ -27,9 +27,7 @@ def main(subcommand: str = "init") -> None:
     try:
         if len(words) != 1 or words[0].startswith("-") or "=" in words[0]:
             typed = " ".join(words) or "nothing"
-            raise ConfigError(
-                f"init takes the name of one new folder, and not {typed}. Try {command('init')} my_project"
-            )
+            raise ConfigError(f"init takes the name of one new folder, not {typed}. Try {command('init')} my_project")
         written = new_project(Path(words[0]))
     except ConfigError as error:
         print(message_of(error), file=sys.stderr)
@@ -42,9 +40,7 @@ def new_project(folder: Path) -> list[Path]:
     """Write a project into a folder and return its files; raises ConfigError unless the folder is new or empty."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder} is there already, and init overwrites nothing. Name a folder that is new or empty."
-            )
+            raise ConfigError(f"{folder} is there already, and init overwrites nothing. Name a new or an empty folder.")
         written = []
         for parts, source in _files(_TEMPLATE, ()):
             name = {"gitignore": ".gitignore"}.get(parts[-1], parts[-1])

@@ -31,8 +31,8 @@ def use_project(command: str, given: CommandLine) -> None:
         given.config_name = project[command]
         given.flags += ["--config-name", given.config_name]
     if not (given.help or given.shows or given.completes):
-        read = Path(given.config_dir) / f"{(given.config_name or command).removesuffix('.yaml')}.yaml"
-        show(f"{FILE}: the settings are those of {read if read.is_file() else f'presets also in {read.parent}'}")
+        file = Path(given.config_dir) / f"{(given.config_name or command).removesuffix('.yaml')}.yaml"
+        show(f"{FILE}: reads {file if file.is_file() else f'the presets in {file.parent}'}", one_line=True)
 
 
 def _read(path: Path) -> dict[str, str]:
