@@ -1,7 +1,6 @@
 """A logger of your own, any of Lightning's: every figure as a line of JSON.
 
-PYTHONPATH=examples/extend python src/train.py loggers.lines.class_path=my_logger.JSONLines \
-    loggers.lines.init_args.path=figures.jsonl
+PYTHONPATH=examples/extend python src/train.py loggers.lines.class_path=my_logger.JSONLines
 """
 
 import json
@@ -16,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 class JSONLines(Logger):
     name, version = "lines", ""
 
-    def __init__(self, path: str = "figures.jsonl") -> None:
+    def __init__(self, path: str = "figures.jsonl") -> None:  # loggers.lines.init_args.path=other.jsonl
         super().__init__()
         self.path = Path(path)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 from installed.built_wheel import ROOT, Installed
+
+from pretrain.checkpoint.write import sealed
 
 TINY = ["tokenizer=bytes", "model.n_layers=2", "model.d_model=32", "model.context_length=64", "trainer.max_steps=4",
         "trainer.accelerator=cpu", "trainer.precision=fp32", "sample.max_new_tokens=4"]  # fmt: skip
@@ -70,6 +73,37 @@ def test_all_commands_work_in_an_empty_folder(installed: Installed, corpus: Path
     installed.type("train", "data=text_files", f"data.path={corpus}", *TINY, *two)
     assert "pretrain train" in installed.type("--help")
     installed.type("doctor", "doctor=data", "model=gpt_nano")
+
+
+@pytest.mark.long
+def test_what_a_hostile_folder_names_is_not_imported(installed: Installed, corpus: Path) -> None:
+    """Neither by a checkpoint's settings, nor by config.yaml, nor by a pretrain.yaml in the folder."""
+    folder = installed.folder / "hostile"
+    folder.mkdir()
+    installed.type("train", "data=text_files", f"data.path={corpus}", *TINY, "paths.run_dir=run", within=folder)
+    (folder / "evil.py").write_text("open('imported', 'w')\nclass Callback: pass\n")
+    (folder / "pretrain.yaml").write_text("config_dir: .\ngenerate: generate\n")
+    (folder / "generate.yaml").write_text("defaults: [GenerateConfig, _self_]\nplugins: [evil]\n")
+    manifest = folder / "run" / "checkpoints" / "step-00000004" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["config"]["plugins"] = ["evil"]
+    record["typed"] += ["plugins=[evil]"]
+    settings = yaml.safe_load((folder / "run" / "config.yaml").read_text()) | {"plugins": ["evil"]}
+
+    def use(code: int) -> None:
+        manifest.write_text(json.dumps(sealed(record)))
+        (folder / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+        for words in (["generate", "checkpoint=run"], ["eval", "checkpoint=run", f"path={corpus}"],
+                      ["export", "checkpoint=run", f"output=exported_{code}"]):  # fmt: skip
+            installed.type(*words, within=folder)
+        installed.type("train", f"resume={folder / 'run'}", "trainer.max_steps=6", code=code)  # from another folder
+        assert not (folder / "imported").exists()
+
+    entry = {"kind": "class_path", "class_path": "evil.Callback", "init_args": {}}
+    record["config"]["callbacks"] = settings["callbacks"] = {"x": entry}
+    use(2)  # its class has to be named again
+    record["config"]["callbacks"] = settings["callbacks"] = {}
+    use(0)
 
 
 @pytest.mark.long
