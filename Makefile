@@ -5,9 +5,10 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
 BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing
+EXTRAS := wandb,comet,progress:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt
 OF_CORPORA := data_loading tokenizing# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long faults bench bench-full settings check format clean
+.PHONY: train test test-fast test-long test-extras wheel faults bench bench-full settings check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -22,9 +23,22 @@ test-fast: $(STAMP)
 test-long: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
 
+# the extras with their real libraries; a set that asks for other versions than the rest has an environment of its own
+test-extras:
+	@for set in $(EXTRAS); do extras=$${set%:*}; folder=$(VENV)-$${extras%%,*}; \
+		echo "$$extras, in $$folder"; \
+		test -x $$folder/bin/python || $(PYTHON) -m venv $$folder || exit 1; \
+		$$folder/bin/python -m pip install --quiet --constraint $${set#*:} --editable ".[dev,$$extras]" || exit 1; \
+		OMP_NUM_THREADS=1 $$folder/bin/python -m pytest tests/extras -m "long or slow or not slow" -rs || exit 1; \
+	done
+
 # every fault of the matrix, injected; the table at the end says what was lost
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m fault
+
+# dist/pretrain-*.whl, with the presets inside
+wheel: $(STAMP)
+	$(RUN) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 # every claim once more, in a short form that keeps nothing: about eight minutes on two cores
 bench: $(BENCH)
@@ -71,4 +85,4 @@ $(BENCH): $(STAMP)
 	touch $(BENCH)
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-* build dist .cache .mypy_cache .ruff_cache .pytest_cache

@@ -1,18 +1,6 @@
 """Prove on this machine, at small size, what a training run relies on: `python src/doctor.py --help`."""
 
-import sys
-
-from pretrain.config.cli import main
-from pretrain.doctor.config import DoctorConfig
-
-
-def doctor(config: DoctorConfig, overrides: list[str]) -> None:
-    """Print a row for each check of the run that `config` describes; exit with 1 where one fails."""
-    from pretrain.doctor.examination import examine  # here: reading settings must not load torch
-
-    if not examine(config.run_config(), config.doctor):
-        sys.exit(1)
-
+from pretrain.commands.doctor import main
 
 if __name__ == "__main__":
-    main("doctor", DoctorConfig, doctor)
+    main()

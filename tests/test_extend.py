@@ -1,5 +1,7 @@
-"""The examples of plug-ins: each trains, resumes, and generates or is scored, with nothing of it in this package."""
+"""The examples of plug-ins, a callback and a logger: each trains, resumes, and generates or is scored."""
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -82,9 +84,19 @@ def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_a
         LanguageModel.load(folder)  # its last start named no plug-in
 
 
-def test_an_own_objective_trains_and_own_tasks_score(tmp_path: Path, corpus: Path) -> None:
+def test_an_own_objective_trains_and_own_tasks_score(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes"]
-    folder = trained(tmp_path, *NANO, *text, "objective=second_half")
+    classes = ["callbacks.lowest.class_path=my_callback.LowestLoss", "loggers.lines.class_path=my_logger.JSONLines"]
+    more = [f"loggers.lines.init_args.path={tmp_path / 'figures.jsonl'}", "callbacks.lowest.init_args.digits=2"]
+    folder = trained(tmp_path, *NANO, *text, "objective=second_half", *classes, *more)
+    lowest = [float(number) for number in re.findall(r"lowest validation loss: (\d+\.\d\d)\n", capsys.readouterr().out)]
+    assert len(lowest) == 2
+    assert lowest[1] <= lowest[0]  # resumed, it knows what was before
+    lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert round(min(line["val/loss"] for line in lines if "val/loss" in line), 2) == lowest[1]
     for tasks in (["right_sums"], [{"kind": "right_sums", "count": 20}]):
         config = EvalConfig(checkpoint=str(folder), tasks=tasks, paths=paths_below(tmp_path))
         assert 0 <= score(config, folder)["right_sums/accuracy"] <= 1

@@ -24,6 +24,7 @@ from pretrain.inference.sampling import Sampling
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.config import ClassifyConfig
+from pretrain.program import command
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -107,7 +108,7 @@ class LanguageModel:
         if self.classifier is None:
             raise ConfigError(
                 "this model was not trained to classify texts. Fine-tune it: "
-                "python src/train.py experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
+                f"{command('train')} experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
             )
         texts = [text] if isinstance(text, str) else text
         probabilities = label_probabilities(self.model, self.classifier, self.tokenizer, texts)
@@ -141,7 +142,7 @@ class LanguageModel:
         if self.prompt_template is None:
             raise ConfigError(
                 "this model was not fine-tuned to respond to prompts, only to complete them: use generate(). Or "
-                "fine-tune it: python src/train.py experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
+                f"fine-tune it: {command('train')} experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
             )
         before, after = self.prompt_template
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -169,7 +169,9 @@ def test_states_are_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
         refusing.restore()
 
 
-def test_a_class_in_a_hostile_folder_is_imported_by_nobody(tiny, tmp_path: Path, package: str, monkeypatch) -> None:
+def test_a_class_or_plugin_in_a_hostile_folder_is_imported_by_nobody(
+    tiny, tmp_path: Path, package: str, monkeypatch
+) -> None:
     folder = tmp_path / "run"
     plain = ("model=gpt_nano", "trainer.max_steps=2", "logger=csv", f"paths.run_dir={folder}")
     run(tiny.place(*plain))
@@ -177,10 +179,15 @@ def test_a_class_in_a_hostile_folder_is_imported_by_nobody(tiny, tmp_path: Path,
     manifest = folder / "checkpoints" / "step-00000002" / "manifest.json"
     record = json.loads(manifest.read_text())
     record["config"] |= {"callbacks": {"x": entry}, "loggers": {"y": dict(entry, class_path="os.system")}}
-    record["typed"] += [f"callbacks.x.class_path={package}.Counter", "loggers.y.class_path=os.system"]
+    record["config"]["plugins"] = [package]
+    record["typed"] += [
+        f"callbacks.x.class_path={package}.Counter",
+        "loggers.y.class_path=os.system",
+        f"plugins=[{package}]",
+    ]
     manifest.write_text(json.dumps(sealed(record)))
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"callbacks": {"x": entry}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"callbacks": {"x": entry}, "plugins": [package]}))
 
     imported: list[str] = []
     monkeypatch.setattr("pretrain.training.import_class.import_module", imported.append)

@@ -25,6 +25,7 @@ from pretrain.config.serialize import from_dict
 from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.files.records import AtLeast, Count, check_seal, read_record
 from pretrain.files.untrusted_files import MAX_JSON_BYTES, open_regular, read_json
+from pretrain.program import command
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
@@ -190,7 +191,7 @@ def latest_run(logs_folder: str | Path) -> Path:
     """
     times = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
     if not times:
-        raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: python src/train.py")
+        raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: {command('train')}")
     return max(times, key=lambda folder: (times[folder], folder.name))
 
 

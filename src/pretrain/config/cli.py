@@ -17,6 +17,7 @@ from pretrain.config.compose import compose, composed, register_schemas, sweep_w
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
 from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, named_plugins, own_words, presets, use_config_dir
+from pretrain.config.project import use_project
 from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
@@ -25,6 +26,7 @@ from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of,
 from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.launch.rank import check_launcher, rank, under_launcher
 from pretrain.launch.slurm import adopt_slurm
+from pretrain.program import command, program
 from pretrain.stop_signals import cause_of, listen, stop_listening
 
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messages, of CPUs and GPUs
@@ -49,10 +51,15 @@ def main(
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
+        use_project(config_name, given)
         words = [word for word in given.overrides if not is_hydras(word)]
-        program = [sys.executable, sys.argv[0], *([subcommand] if subcommand else [])]
         job = HydraJob(
-            given.config_name or config_name, config_class, task, words, [*program, *given.where()], given.config_dir
+            given.config_name or config_name,
+            config_class,
+            task,
+            words,
+            [*program(subcommand), *given.where()],
+            given.config_dir,
         )
         if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided
             task(None, words)
@@ -150,7 +157,7 @@ def _as_pretrain_error(error: BaseException) -> PretrainError | None:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return ConfigError(
             f"there is not enough memory for these settings ({first}). Try a smaller "
-            "micro_batch_size, model.context_length or model; plan.py prints the memory of a run."
+            f"micro_batch_size, model.context_length or model; {command('plan')} prints the memory of a run."
         )
     if type(error).__module__ == "hydra.errors":  # of a plug-in: what it cannot take, or a library
         cause = error.__cause__
@@ -170,4 +177,4 @@ def _check_environment(config_name: str) -> None:
         adopt_slurm()
         check_launcher()
     if config_name == "doctor" and under_launcher():
-        raise ConfigError("doctor.py starts its processes itself. Start it alone: python src/doctor.py")
+        raise ConfigError(f"doctor starts its processes itself. Start it alone: {command('doctor')}")

@@ -10,7 +10,9 @@ from typing import Any
 from pretrain.config.registry import registered
 from pretrain.errors import ConfigError, nearest, shown
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_A_CLONE = _PACKAGE.parents[1] / "configs"
+CONFIG_FOLDER = _IN_A_CLONE if (_IN_A_CLONE / "train.yaml").is_file() else _PACKAGE / "configs"  # in a wheel
 _own_folders: list[Path] = []
 
 

@@ -161,8 +161,8 @@ def load_plugins(names: Sequence[str]) -> None:
 
     Never call it with names from a saved file. Raises ConfigError for a module that cannot be imported.
     """
-    if names and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it: an installed command has not
+    if names:
+        search_working_folder()
     for name in names:
         if not _MODULE_NAME.fullmatch(name):
             raise ConfigError(
@@ -173,6 +173,12 @@ def load_plugins(names: Sequence[str]) -> None:
         except Exception as error:
             remedy = "Install it, or start in the folder in which it lies."
             raise _not_loaded(f"plugins=[{name}]", error, remedy) from error
+
+
+def search_working_folder() -> None:
+    """Let modules that the user names lie in the working folder: an installed command does not look there by itself."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def _not_loaded(what: str, error: Exception, remedy: str) -> ConfigError:

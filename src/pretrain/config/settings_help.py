@@ -18,6 +18,7 @@ from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
 from pretrain.errors import printable, shown
+from pretrain.program import as_typed
 
 _COLUMN = 44  # at which the help of a setting starts
 
@@ -49,7 +50,8 @@ def help_page(tree: Any, presets: Callable[[str], list[str]]) -> str:
     with open_dict(tree):
         del tree.hydra
     config_class: Any = OmegaConf.get_type(tree)
-    return template.substitute(APP_CONFIG_GROUPS=listed, CONFIG="".join(_help_lines(tree, config_class, "")))
+    page = template.substitute(APP_CONFIG_GROUPS=listed, CONFIG="".join(_help_lines(tree, config_class, "")))
+    return as_typed(page)
 
 
 def _help_lines(tree: Any, config_class: type, prefix: str) -> Iterator[str]:

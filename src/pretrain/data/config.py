@@ -363,6 +363,6 @@ class PretrainedTokenizerConfig(TokenizerConfig):
         if Path(self.path).expanduser().is_dir():
             return self.load().vocab_size
         raise ConfigError(
-            f"tokenizer.path={self.path} is not a folder here, and plan.py downloads nothing, so the vocabulary "
+            f"tokenizer.path={self.path} is not a folder here, and plan downloads nothing, so the vocabulary "
             "size is unknown. Set it: vocab_size=50257 (GPT-2)."
         )

@@ -28,7 +28,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
     """
     if any(part.annotated for part in config.data.parts().values()):
         raise ConfigError(
-            f"data.kind={config.data.kind} fine-tunes, and doctor.py examines pre-training: what it proves of the base "
+            f"data.kind={config.data.kind} fine-tunes, and doctor examines pre-training: what it proves of the base "
             "holds for what is made of it. Try the base's own settings, such as model=gpt_nano."
         )
     return replace(

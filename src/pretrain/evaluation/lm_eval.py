@@ -21,6 +21,7 @@ from pretrain.evaluation.likelihood import BATCH_TOKENS, Ints, Passage
 from pretrain.evaluation.scorer import Progress, Scorer
 from pretrain.inference.config import GenerationOptions
 from pretrain.language_model import LanguageModel
+from pretrain.program import command
 
 MAX_NEW_TOKENS = 256  # default of lm-eval's own models, for tasks without a limit
 MAX_PROMPTS = 16  # generated in one batch
@@ -38,7 +39,7 @@ class LMEvalAdapter(LM):
         if not self.language_model.causal:
             raise ConfigError(
                 "lm-eval needs a causal model, and this one was trained to fill masks. "
-                "Score it with python src/eval.py task=minimal_pairs."
+                f"Score it with {command('eval')} task=minimal_pairs."
             )
         self.batch_tokens = batch_tokens
 

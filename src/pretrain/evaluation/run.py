@@ -45,7 +45,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     folder = open_model(path)
     if folder.objective.n_labels is not None:
         raise ConfigError(
-            f"checkpoint={path} is a classifier, and eval.py scores predictions of tokens. Its accuracy and F1 are in "
+            f"checkpoint={path} is a classifier, and eval scores predictions of tokens. Its accuracy and F1 are in "
             "report.json; for other texts use LanguageModel.load(...).classify(...)."
         )
     if config.task is Task.documents:

@@ -10,6 +10,7 @@ import socket
 import time
 
 from pretrain.errors import ConfigError, show
+from pretrain.program import is_installed
 
 MAX_RANKS = 1_000_000
 AGENT_S = 10.0  # timeout for an answer of torchrun's agent, which starts before its processes
@@ -54,10 +55,11 @@ def check_launcher() -> None:
         whole_number(name, _MINIMA[name], MAX_RANKS)
     several = [name for name, text in values.items() if name != "GROUP_RANK" and int(text) != _MINIMA[name]]
     if several:
+        script = "-m pretrain train" if is_installed() else "src/train.py"
         raise ConfigError(
             f"the environment has {', '.join(f'{name}={values[name]}' for name in several)}, as if this process were "
             "one of several, but neither torchrun nor srun started it. If that is left over: "
-            f"unset {' '.join(several)}. For several devices: torchrun --nproc-per-node=2 src/train.py trainer=ddp"
+            f"unset {' '.join(several)}. For several devices: torchrun --nproc-per-node=2 {script} trainer=ddp"
         )
     for name in filter(os.environ.get, _READ_BY_LIBRARIES):
         whole_number(name, 0, MAX_RANKS)

@@ -61,7 +61,7 @@ class PlanConfig(RunConfig):
         super().__post_init__()
         if self.objective.n_labels is not None:
             raise ConfigError(
-                "objective=classify fine-tunes, and plan.py counts pre-training. Plan the base with the same rows, "
+                "objective=classify fine-tunes, and plan counts pre-training. Plan the base with the same rows, "
                 "which takes a little more: objective=masked data=text_files."
             )
 

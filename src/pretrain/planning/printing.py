@@ -10,6 +10,7 @@ from pretrain.planning.scaling import (
     twenty_per_parameter,
 )
 from pretrain.planning.workload import Workload
+from pretrain.program import command
 
 _WIDTH = 20
 
@@ -63,7 +64,7 @@ def _size(forecast: Forecast) -> list[str]:
 def _data(forecast: Forecast) -> list[str]:
     data, planned = forecast.target.data, forecast.cost.tokens
     if data is None or data.tokens is None:
-        return [_line("data", "not prepared here: python src/prepare.py with the same settings prints its size")]
+        return [_line("data", f"not prepared here: {command('prepare')} with the same settings prints its size")]
     if planned is None:
         return [_line("data", f"{data.tokens:,} tokens")]
     lines = [_line("data", f"{data.tokens:,} tokens, read {planned / data.tokens:.2f} times")]

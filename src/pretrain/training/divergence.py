@@ -16,6 +16,7 @@ from pretrain.data.collate import IGNORE
 from pretrain.errors import DivergenceError
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
+from pretrain.program import command
 from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.datamodule import TextDataModule
 
@@ -135,7 +136,7 @@ def named(rows: Iterable[str]) -> str:
 def spike_error(description: str, rows: Iterable[str]) -> DivergenceError:
     """Return the error that ends a run at a spike."""
     return DivergenceError(
-        f"{description}. The step read rows {named(rows)}. Look at them: python src/prepare.py inspect "
+        f"{description}. The step read rows {named(rows)}. Look at them: {command('inspect')} "
         "run=<run folder> step=...; then continue by resume=auto with divergence.on_spike=rewind, or with a lower "
         "optimizer.learning_rate."
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import callbacks, loggers
 
+from pretrain.config.registry import search_working_folder
 from pretrain.errors import ConfigError
 from pretrain.training.class_paths import check_named
 
@@ -20,12 +21,13 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str], base: str) ->
     path, args = entry.class_path, entry.init_args
     check_named(key, path, named)
     module_name, _, name = path.rpartition(".")
+    search_working_folder()
     try:
         found = getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{key}.class_path={path} cannot be imported: {error}. Is its package installed, or its folder in "
-            "PYTHONPATH?"
+            f"{key}.class_path={path} cannot be imported: {error}. Is its package installed, its folder in "
+            "PYTHONPATH, or the run started there?"
         ) from error
     if not (isinstance(found, type) and issubclass(found, _BASES[base])):
         raise ConfigError(

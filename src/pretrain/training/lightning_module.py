@@ -20,6 +20,7 @@ from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import global_norm, scale_by
+from pretrain.program import command
 from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
@@ -275,7 +276,7 @@ class TrainingModule(L.LightningModule):
                 f"The last one read rows {named(row.id for row in rows)}. "
             )
             if reason == NO_TARGET:
-                raise DataError(f"{description}Look at them: python src/prepare.py inspect run=<run folder> step=1.")
+                raise DataError(f"{description}Look at them: {command('inspect')} run=<run folder> step=1.")
             raise DivergenceError(f"{description}Try a lower optimizer.learning_rate, then resume=auto.")
 
     def end_step(self) -> None:

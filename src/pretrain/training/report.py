@@ -13,12 +13,12 @@ from pretrain.errors import CheckpointError, DataError, DivergenceError, printab
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
+from pretrain.program import SCRIPTS, command, is_installed
 from pretrain.training.divergence import named
 from pretrain.training.lightning_module import NO_TARGET
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
-_SCRIPTS = Path(__file__).resolve().parents[2]  # the folder of train.py and generate.py
 _PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
 
 
@@ -45,6 +45,7 @@ class Report:
     not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
     validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
     ended: str = ""  # why a callback ended the run before its length; empty if none did
+    plugins: list[str] = field(default_factory=list)  # modules that the user named, to be named again
 
     def save(self) -> None:
         """Write report.json into the run folder, unless the run had nothing left to do and has a report.
@@ -93,18 +94,13 @@ class Report:
         return "\n".join(lines)
 
     def _commands(self) -> list[list[str]]:
-        """Return the next commands as lists of words, with the paths of the script that ran and its generate.py."""
-        script = Path(sys.argv[0])
-        if script.suffix != ".py" or script.name == "__main__.py" or not script.is_file():  # a notebook, or a package
-            script = _SCRIPTS / "train.py"
-        generate = script.with_name("generate.py")
-        if not generate.is_file():
-            generate = _SCRIPTS / "generate.py"
+        """Return the next commands as lists of words, in the form in which this run was started."""
         prompt = _PROMPTS.get(self.objective, "The")
+        plugins = [f"plugins=[{','.join(self.plugins)}]"] if self.plugins else []
         return [
-            ["python", _from_here(generate), f"checkpoint={self.folder}", f"prompt={prompt}"],
+            [*_program("generate"), f"checkpoint={self.folder}", *plugins, f"prompt={prompt}"],
             ["tensorboard", "--logdir", str(Path(self.folder).parent)],
-            ["python", _from_here(script), f"resume={self.folder}", *self.longer.split()],
+            [*_program("train"), f"resume={self.folder}", *plugins, *self.longer.split()],
         ]
 
     def _loss(self) -> str:
@@ -146,6 +142,16 @@ class Report:
         return [f"    {name:<{width}} {', '.join(texts)}" for name, texts in sources.items()]
 
 
+def _program(name: str) -> list[str]:
+    """Return what to type for a command: the script that ran or the one beside it, or the installed command."""
+    ran = Path(sys.argv[0])
+    own = ran.suffix == ".py" and ran.name != "__main__.py" and ran.is_file()  # not that of a notebook or a package
+    script = ran if own and name == "train" else ran.with_name(f"{name}.py")
+    if own and script.is_file():
+        return ["python", _from_here(script)]
+    return command(name).split() if is_installed() else ["python", _from_here(SCRIPTS / f"{name}.py")]
+
+
 def _from_here(path: Path) -> str:
     """Return a path relative to the working folder, absolute if it lies outside."""
     here = path.absolute()
@@ -178,7 +184,7 @@ def check_outcome(steps: int, skipped: int, skipped_because: str, metrics: Mappi
         message = f"the run has learned nothing: each of its {steps:,} steps was skipped, the last one because"
         if skipped_because == NO_TARGET:
             raise DataError(
-                f"{message} {skipped_because}. Look at the rows: python src/prepare.py inspect step=1; a tokenizer "
+                f"{message} {skipped_because}. Look at the rows: {command('inspect')} step=1; a tokenizer "
                 "without the text's characters leaves no targets. Try tokenizer=bpe, or tokenizer=bytes."
             )
         raise DivergenceError(f"{message} {skipped_because}. Try a lower optimizer.learning_rate.")

@@ -318,6 +318,7 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         not_validated=not_validated(config.data, prepared, list(targets)),
         validation_targets=targets,
         ended=_why_ended(parts),
+        plugins=list(config.plugins),
     )
 
 

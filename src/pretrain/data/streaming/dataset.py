@@ -13,6 +13,7 @@ from pretrain.data.shuffle import Ints, permute
 from pretrain.data.streaming.corpus import POLL_S, Stream, locked
 from pretrain.data.train_stream import RowOrigin, ShuffledRows
 from pretrain.errors import DataError
+from pretrain.program import command
 
 UNREAD_S = 60.0  # with no process reading the corpus until waiting is an error; a starting process needs some seconds
 OPEN_ERAS = 4  # kept open; an epoch reads one after another
@@ -86,7 +87,7 @@ class StreamingDataset:
         if time.monotonic() - self._unread_since > UNREAD_S:
             raise DataError(
                 f"the run is waiting for more text, but for {UNREAD_S:.0f} s no process has been reading the corpus "
-                f"into {self.stream.folder}. Continue with resume=auto, or read all of it: python src/prepare.py ..."
+                f"into {self.stream.folder}. Continue with resume=auto, or read all of it: {command('prepare')} ..."
             )
         return True
 

@@ -1,0 +1,51 @@
+"""The command `pretrain`, also `python -m pretrain`: its first word names what to do."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from pretrain import __version__
+from pretrain.errors import ConfigError, message_of, nearest, show
+
+COMMANDS = {
+    "train": "pre-train a causal or masked Transformer",
+    "prepare": "write the tokenizer and the token stores of a corpus",
+    "inspect": "show the rows of a step of a run",
+    "generate": "complete, fill masks of, or classify a prompt with a trained model",
+    "eval": "score a trained model on documents or a task",
+    "export": "write a trained model as a Hugging Face folder",
+    "plan": "say what a run takes, without training",
+    "doctor": "prove on this machine, at small size, what a run relies on",
+    "init": "write a small project of your own that runs",
+}
+_MODULES = {"eval": "evaluate"}
+
+
+def main() -> None:
+    """Run the command that the first word names; exits with 2 where that is none."""
+    words = sys.argv[1:]
+    if words[:2] == ["prepare", "inspect"]:  # as behind the script of a clone
+        del sys.argv[1], words[0]
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        show(_overview())
+    elif name == "--version":
+        show(f"pretrain {__version__}")
+    elif name in COMMANDS:
+        import_module(f"pretrain.commands.{_MODULES.get(name, name)}").main(name)
+    else:
+        error = ConfigError(f"{name} is no command of pretrain. {nearest(name, COMMANDS)}")
+        print(message_of(error), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {about}" for name, about in COMMANDS.items()]
+    return "\n".join(
+        ["pretrain <command> [setting=value] ...", "", *lines, "", "Settings of a command: pretrain <command> --help"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands, one file each: settings from the command line, then a task."""

@@ -1,0 +1,83 @@
+"""A folder with a pretrain.yaml: `train` reads the config that it names, and commands that use a model never do."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.config.cli import main
+from pretrain.config.run import RunConfig
+from pretrain.config.scripts import ExportConfig
+from pretrain.planning.config import PlanConfig
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with two primary configs and a model of the user's own."""
+    folder = tmp_path / "configs"
+    (folder / "model").mkdir(parents=True)
+    for name, seed in (("my_run", 5), ("other", 6)):
+        (folder / f"{name}.yaml").write_text(f"defaults:\n  - train\n  - _self_\nseed: {seed}\n")
+    (folder / "model" / "my_model.yaml").write_text("defaults:\n  - gpt_nano\n  - _self_\nn_layers: 3\n")
+    (tmp_path / "pretrain.yaml").write_text("config_dir: configs\ntrain: my_run\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, name: str, config_class: type, *words: str) -> Any:
+    """Return the settings that a command comes to; None where it printed something in place of a run."""
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "argv", ["pretrain", name, *words])
+    main(name, config_class, lambda config, _: seen.append(config), subcommand=name)
+    return seen[0] if seen else None
+
+
+def test_a_command_in_the_folder_reads_the_projects_configs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(monkeypatch, "train", RunConfig, "model=my_model")
+    assert (config.seed, config.model.n_layers) == (5, 3)
+    assert capsys.readouterr().out == "pretrain.yaml: reads configs/my_run.yaml\n"
+    assert settings(monkeypatch, "train", RunConfig, "seed=7").seed == 7
+    assert settings(monkeypatch, "train", RunConfig, "--config-name", "other").seed == 6
+    assert settings(monkeypatch, "plan", PlanConfig, "model=my_model").model.n_layers == 3
+    assert "pretrain.yaml: reads the presets in configs\n" in capsys.readouterr().out
+    assert settings(monkeypatch, "train", RunConfig, "--cfg", "job") is None
+    assert "seed: 5" in (shown := capsys.readouterr().out)
+    assert "pretrain.yaml" not in shown  # what is printed can be read as YAML
+    (project / "empty").mkdir()
+    assert settings(monkeypatch, "train", RunConfig, "--config-dir", "empty").seed == 0
+    monkeypatch.chdir(project / "empty")  # folders above are not searched
+    assert settings(monkeypatch, "train", RunConfig).seed == 0
+
+
+def test_a_command_that_uses_a_model_does_not_read_the_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is typed in a downloaded folder, nothing that the folder names is imported."""
+    (project / "own_code.py").write_text("raise AssertionError('imported')\n")
+    (project / "configs" / "export.yaml").write_text("defaults: [ExportConfig, _self_]\nplugins: [own_code]\n")
+    (project / "pretrain.yaml").write_text("config_dir: configs\nexport: export\n")
+    assert settings(monkeypatch, "export", ExportConfig, "output=x").plugins == []
+    assert "own_code" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config-dir: configs\n", "config-dir in pretrain.yaml is nothing it can say. Did you mean config_dir?"),
+        ("train: [a]\n", "train: ['a'] in pretrain.yaml is not a name. Write train: my_train."),
+        ("config_dir: 3\n", "config_dir: 3 in pretrain.yaml is not a name. Write config_dir: configs."),
+        ("- a\n", "pretrain.yaml holds list, and must hold lines such as train: my_run."),
+        ("a: [\n", "pretrain.yaml cannot be read: while parsing a flow"),
+        ("config_dir: nowhere\n", "--config-dir nowhere is no folder."),
+        ("train: nothing\n", "--config-name nothing names no file of settings."),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (project / "pretrain.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        settings(monkeypatch, "train", RunConfig)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"ConfigError: {message}")
