@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
-from installed.built_wheel import ROOT, Installed
+from installed.built_wheel import ROOT, Installed, without_checkout
 
 from pretrain.checkpoint.write import sealed
 
@@ -138,7 +138,7 @@ def test_a_fresh_environment_has_all_that_it_needs(installed: Installed, tmp_pat
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "fresh")], check=True)
     constraints = str(ROOT / "constraints.txt")
     pip = [str(tmp_path / "fresh" / "bin" / "pip"), "install", "--quiet", str(wheel), "--constraint", constraints]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env=without_checkout())
     command = [str(tmp_path / "fresh" / "bin" / "pretrain"), "train", *TINY, "data.max_documents=50"]
-    subprocess.run(command, check=True, cwd=tmp_path)
+    subprocess.run(command, check=True, cwd=tmp_path, env=without_checkout())
     assert list(tmp_path.glob("logs/*/*/report.json"))
