@@ -267,7 +267,7 @@ def test_where_memory_ends_one_line_says_so(
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         f"ConfigError: there is not enough memory for these settings ({error}). Try a smaller micro_batch_size, "
-        "model.context_length or model; plan.py prints the memory of a run.\n"
+        "model.context_length or model; python src/plan.py prints the memory of a run.\n"
     )
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_main(monkeypatch, task=lambda config, words: (_ for _ in ()).throw(RuntimeError("a fault of ours")))

@@ -18,7 +18,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "configs"
     (folder / "model").mkdir(parents=True)
     for name, seed in (("my_run", 5), ("other", 6)):
-        (folder / f"{name}.yaml").write_text(f"defaults:\n  - train\n  - _self_\nseed: {seed}\n")
+        base = "train" if name == "my_run" else "my_run"
+        (folder / f"{name}.yaml").write_text(f"defaults:\n  - {base}\n  - _self_\nseed: {seed}\n")
+    with (folder / "my_run.yaml").open("a") as file:
+        file.write("plugins: [own_plugin]\n")
+    (tmp_path / "own_plugin.py").touch()
     (folder / "model" / "my_model.yaml").write_text("defaults:\n  - gpt_nano\n  - _self_\nn_layers: 3\n")
     (tmp_path / "pretrain.yaml").write_text("config_dir: configs\ntrain: my_run\n")
     monkeypatch.chdir(tmp_path)
@@ -38,9 +42,11 @@ def test_a_command_in_the_folder_reads_the_projects_configs(
 ) -> None:
     config = settings(monkeypatch, "train", RunConfig, "model=my_model")
     assert (config.seed, config.model.n_layers) == (5, 3)
+    assert sys.modules.pop("own_plugin", None)
     assert capsys.readouterr().out == "pretrain.yaml: reads configs/my_run.yaml\n"
     assert settings(monkeypatch, "train", RunConfig, "seed=7").seed == 7
     assert settings(monkeypatch, "train", RunConfig, "--config-name", "other").seed == 6
+    assert "own_plugin" in sys.modules  # which other.yaml has from my_run.yaml
     assert settings(monkeypatch, "plan", PlanConfig, "model=my_model").model.n_layers == 3
     assert "pretrain.yaml: reads the presets in configs\n" in capsys.readouterr().out
     assert settings(monkeypatch, "train", RunConfig, "--cfg", "job") is None
@@ -59,6 +65,17 @@ def test_a_command_that_uses_a_model_does_not_read_the_file(project: Path, monke
     (project / "pretrain.yaml").write_text("config_dir: configs\nexport: export\n")
     assert settings(monkeypatch, "export", ExportConfig, "output=x").plugins == []
     assert "own_code" not in sys.modules
+
+
+def test_a_preset_that_ones_own_config_misspells_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project / "configs" / "my_run.yaml"
+    file.write_text("defaults:\n  - train\n  - override /schedule: cosin\n  - _self_\n")
+    with pytest.raises(SystemExit) as stopped:
+        settings(monkeypatch, "train", RunConfig)
+    assert stopped.value.code == 2
+    assert "Could not find 'schedule/cosin'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
 r"""\n in a setting of free text is a new line, in each of them and by one rule."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.commands.generate import generate
 from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel
 from pretrain.training.callbacks.samples import sample_text
 from pretrain.training.config import SampleConfig
-
-GENERATE = Path(__file__).parents[2] / "src" / "generate.py"
 
 
 def test_escapes_are_read_once_and_other_backslashes_stand() -> None:
@@ -50,14 +47,9 @@ class Recorder:
 def test_stops_have_their_escapes_read_and_a_prompt_stands_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("generate", GENERATE)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     model = Recorder()
     monkeypatch.setattr(LanguageModel, "load", lambda *given: model)
-    script.generate(GenerateConfig(checkpoint="x", prompt=r"ROMEO:\n\\n", stop=[r"\n\n", "."]), [])
+    generate(GenerateConfig(checkpoint="x", prompt=r"ROMEO:\n\\n", stop=[r"\n\n", "."]), [])
     assert model.asked == [r"ROMEO:\n\\n", ["\n\n", "."]]
     assert capsys.readouterr().out == "ROMEO:\\n\\\\n...\n"
 

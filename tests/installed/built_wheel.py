@@ -25,7 +25,7 @@ def build(folder: Path) -> Path:
     return next(folder.glob("pretrain-*.whl"))
 
 
-def _environment() -> dict[str, str]:
+def without_checkout() -> dict[str, str]:
     """Return the environment without PYTHONPATH and the like, by which the checkout could be found."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
@@ -42,14 +42,14 @@ class Installed:
         wheel = build(folder)
         words = ["--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
-        subprocess.run(pip, check=True, env=_environment())
+        subprocess.run(pip, check=True, env=without_checkout())
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         beside = self.environment / "lib" / version / "site-packages" / "beside.pth"
         beside.write_text(sysconfig.get_path("purelib") + "\n")  # torch and the like; its own .pth files are not read
 
     def type(self, *words: str, within: Path | None = None, code: int = 0) -> str:
         """Type `pretrain` with these words; return what it printed. Fails unless it ends with `code`."""
-        environment = _environment() | {"PATH": f"{self.environment / 'bin'}:{os.environ['PATH']}"}
+        environment = without_checkout() | {"PATH": f"{self.environment / 'bin'}:{os.environ['PATH']}"}
         found = subprocess.run(
             ["pretrain", *words],
             cwd=within or self.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,

@@ -87,7 +87,10 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
         if (in_preset := _explain_preset(error)) is not None:
             raise in_preset from error
         chosen = [override for override in overrides if is_group(override.split("=")[0].lstrip("+~"))]
-        bare = hydra_compose(config_name, overrides=chosen)
+        try:
+            bare = hydra_compose(config_name, overrides=chosen)
+        except HydraException as missing:  # a preset that a config of the user's own names
+            raise ConfigError(_first_line(missing)) from missing
         if implied := _implied(config_name, overrides, bare):
             try:
                 return _by_hydra(config_name, overrides, implied)

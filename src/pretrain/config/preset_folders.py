@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pretrain.config.registry import registered
@@ -59,12 +59,28 @@ def own_words(config_name: str, overrides: list[str]) -> list[str]:
     """
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiment=")]
     names = [config_name.removesuffix(".yaml"), *(f"experiment/{name}" for name in chosen)]
-    files = (folder / f"{name}.yaml" for folder in _own_folders for name in names)
-    return [word for path in files if path.is_file() for word in _words_of(path)] + overrides
+    return [word for folder in _own_folders for name in names for word in _words_of(folder, name, ())] + overrides
 
 
-def _words_of(path: Path) -> Iterator[str]:
-    """Yield the values of a YAML file and the presets of its defaults list as `key=value`."""
+def _words_of(folder: Path, name: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Yield the values of a config as `key=value`, behind the presets and the values of configs in its defaults list.
+
+    `above` are the configs that name it; without a file in the folder it yields nothing.
+    """
+    path = folder / f"{name}.yaml"
+    if name in above or not path.is_file():
+        return
+    settings = _read(path)
+    for entry in settings.pop("defaults", None) or []:
+        if isinstance(entry, str):
+            beside = PurePosixPath(name).parent
+            yield from _words_of(folder, entry[1:] if entry.startswith("/") else str(beside / entry), (*above, name))
+        for group, chosen in entry.items() if isinstance(entry, dict) else ():
+            yield f"{str(group).removeprefix('override ').lstrip('/')}={chosen}"
+    yield from _flat(settings, "")
+
+
+def _read(path: Path) -> dict[Any, Any]:
     from omegaconf import OmegaConf  # here: most runs have no such file
     from yaml import YAMLError
 
@@ -77,10 +93,7 @@ def _words_of(path: Path) -> Iterator[str]:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds a list, and must hold settings, such as seed: 1.")
-    for entry in settings.pop("defaults", None) or []:
-        for group, name in entry.items() if isinstance(entry, dict) else ():
-            yield f"{str(group).removeprefix('override ').lstrip('/')}={name}"
-    yield from _flat(settings, "")
+    return settings
 
 
 def _flat(settings: dict[Any, Any], prefix: str) -> Iterator[str]:
