@@ -43,15 +43,20 @@ class Counter(Callback):
         self.steps = state["steps"]
 class Plain:
     pass
+class Raising(Callback):
+    def __init__(self):
+        raise KeyError("x")
 """
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a module that only PYTHONPATH knows, not imported yet."""
+    """Return the name of a module in the working directory, not imported yet."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own_callbacks.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path / "own")
+    (tmp_path / "own" / "broken_callbacks.py").write_text("class Mine(:")
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     monkeypatch.delitem(sys.modules, "own_callbacks", raising=False)
     return "own_callbacks"
 
@@ -123,11 +128,10 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (
-            "own_callbacks.Nothing",
-            r"own_callbacks\.Nothing cannot be imported: module",
-        ),
-        ("no_such_package.Mine", r"no_such_package\.Mine cannot be imported: No module named 'no_such_package'"),
+        ("own_callbacks.Nothing", r"own_callbacks\.Nothing cannot be imported: AttributeError: module"),
+        ("no_such_package.Mine", r"no_such_package\.Mine cannot be imported: ModuleNotFoundError: No module named 'no"),
+        ("broken_callbacks.Mine", r"broken_callbacks\.Mine cannot be imported: SyntaxError: .*Install its package, or"),
+        ("own_callbacks.Raising", r"init_args=\{\} does not fit own_callbacks\.Raising: KeyError: 'x'\. Try callbacks"),
         ("own_callbacks.Plain", r"Plain is no subclass of Lightning's Callback\. Try a class of your own"),
         ("os.system", r"os\.system is no subclass of Lightning's Callback"),
     ],
@@ -183,7 +187,7 @@ def test_a_class_in_a_hostile_folder_is_imported_by_nobody(tiny, tmp_path: Path,
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"callbacks": {"x": entry}}))
 
     imported: list[str] = []
-    monkeypatch.setattr("pretrain.training.import_class.import_module", imported.append)
+    monkeypatch.setattr("pretrain.training.import_class.import_named", imported.append)
     model = LanguageModel.load(folder)
     assert model.generate("The", max_new_tokens=2)
     assert score(EvalConfig(checkpoint=str(folder)), folder)["loss"] > 0

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.command_line import refuse_idle_setting
 from pretrain.config.registry import registered
 from pretrain.errors import ConfigError, nearest, shown
 
@@ -35,8 +36,12 @@ def config_file(config_name: str) -> Path:
     for folder in folders():
         if (folder / f"{stem}.yaml").is_file():
             return folder / f"{stem}.yaml"
-    found = [path.stem for folder in folders() for path in folder.glob("*.yaml")]
-    raise ConfigError(f"--config-name {config_name} names no file of settings. {nearest(stem, found)}")
+    raise ConfigError(f"--config-name {config_name} names no file of settings. {nearest(stem, primary_configs())}")
+
+
+def primary_configs() -> list[str]:
+    """Return the names of the primary configs, ours and the user's own."""
+    return [path.stem for folder in folders() for path in folder.glob("*.yaml")]
 
 
 def is_group(name: str) -> bool:
@@ -53,16 +58,38 @@ def presets(group: str) -> list[str]:
 def own_words(config_name: str, overrides: list[str]) -> list[str]:
     """Return what the user's own primary config and experiment set, as overrides in front of the typed ones.
 
-    Presets of ours are left out: what they set was not chosen for this run.
+    Presets of ours are left out: what they set was not chosen for this run. Raises ConfigError for a file that cannot
+    be read, and for a setting of Hydra's that changes nothing here.
     """
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiment=")]
     names = [config_name.removesuffix(".yaml"), *(f"experiment/{name}" for name in chosen)]
-    files = (folder / f"{name}.yaml" for folder in _own_folders for name in names)
-    return [word for path in files if path.is_file() for word in _words_of(path)] + overrides
+    return [word for name in names for word in _words_of(name)] + overrides
 
 
-def _words_of(path: Path) -> Iterator[str]:
-    """Yield the values of a YAML file and the presets of its defaults list as `key=value`."""
+def _words_of(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the values of a YAML file of the user's own and the presets of its defaults list as `key=value`.
+
+    Those of the files that it begins with come first; `above` are the files that begin with it.
+    """
+    if name in above:
+        raise ConfigError(f"{name}.yaml is in the defaults list of a file that is in its own. Leave one of them out.")
+    for path in (folder / f"{name}.yaml" for folder in _own_folders):
+        if not path.is_file():
+            continue
+        settings = _read(path)
+        words: list[str] = []
+        for entry in settings.pop("defaults", None) or []:
+            if isinstance(entry, str) and entry not in ("_self_", name):
+                yield from _words_of(f"{Path(name).parent / entry}", (*above, name))
+            for group, preset in entry.items() if isinstance(entry, dict) else ():
+                words.append(f"{str(group).removeprefix('override ').lstrip('/')}={preset}")
+        for word in [*words, *_flat(settings, "")]:
+            refuse_idle_setting(word)
+            yield word
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    """Return what a YAML file of settings holds; raises ConfigError for one that cannot be read."""
     from omegaconf import OmegaConf  # here: most runs have no such file
     from yaml import YAMLError
 
@@ -75,10 +102,7 @@ def _words_of(path: Path) -> Iterator[str]:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds a list, and must hold settings, such as seed: 1.")
-    for entry in settings.pop("defaults", None) or []:
-        for group, name in entry.items() if isinstance(entry, dict) else ():
-            yield f"{str(group).removeprefix('override ').lstrip('/')}={name}"
-    yield from _flat(settings, "")
+    return settings
 
 
 def _flat(settings: dict[Any, Any], prefix: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -159,18 +160,25 @@ def load_plugins(names: Sequence[str]) -> None:
 
     Never call it with names from a saved file. Raises ConfigError for a module that cannot be imported.
     """
-    if names and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it: an installed command has not
     for name in names:
         if not _MODULE_NAME.fullmatch(name):
             raise ConfigError(
                 f"plugins={name!a} is not the name of a module. Write the name that import takes: plugins=[my_package]."
             )
         try:
-            import_module(name)
+            import_named(name)
         except Exception as error:
             remedy = "Install it, or start in the folder in which it lies."
             raise _not_loaded(f"plugins=[{name}]", error, remedy) from error
+
+
+def import_named(module: str) -> ModuleType:
+    """Import a module that the user named, from the working directory too; never call it with a saved file's name."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(
+            str(Path.cwd())
+        )  # as `python -m` has it: a script has its own folder, an installed command none
+    return import_module(module)
 
 
 def _not_loaded(what: str, error: Exception, remedy: str) -> ConfigError:
