@@ -149,8 +149,15 @@ main("train", RunConfig, task)
 @pytest.mark.parametrize("launcher", ["pretrain", "basic"])
 def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Path, launcher: str) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
-    words = ["--config-dir", str(own), "--config-name", "my_run", "-m", "seed=1,2,3", "batch_size=4,6"]
-    words += [f"hydra/launcher={launcher}"] + ["hydra.launcher.n_jobs=2"] * (launcher == "pretrain")
+    (own / "swept.yaml").write_text(
+        "defaults:\n  - my_run\n  - _self_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2,3\n"
+        "      batch_size: 4,6\n"
+    )
+    words = ["--config-dir", str(own), "--config-name"]
+    if launcher == "pretrain":
+        words += ["swept", "hydra.launcher.n_jobs=2"]
+    else:
+        words += ["my_run", "-m", "seed=1,2,3", "batch_size=4,6", f"hydra/launcher={launcher}"]
     command = [sys.executable, "mine.py", *words]
 
     def ran() -> subprocess.CompletedProcess[str]:

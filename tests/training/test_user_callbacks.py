@@ -122,6 +122,7 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
     assert from_record(json.loads(json.dumps(to_record(plan)))).classes == plan.classes  # what ranks are handed
     run(plan)
     assert state_at(folder, 6)["mine"] == {"steps": 106}
+    assert tiny.place(*words, "callbacks=early_stopping").config.callbacks.keys() == {"early_stopping"}
     assert tiny.place(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}
 
 
