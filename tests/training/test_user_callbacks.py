@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,9 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
     assert package not in sys.modules
     plan = tiny.place(*words, name)
     assert from_record(json.loads(json.dumps(to_record(plan)))).classes == plan.classes  # what ranks are handed
-    run(plan)
+    report = run(plan)
+    assert str(report).endswith(f"trainer.max_steps=12 {name}")  # the command to type next names it again
+    assert "prompt=The 'plugins=[my_plugin]'\n" in str(replace(report, named_again=["plugins=[my_plugin]"]))
     assert state_at(folder, 6)["mine"] == {"steps": 106}
     assert tiny.place(*words, "callbacks=early_stopping").config.callbacks.keys() == {"early_stopping"}
     assert tiny.place(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}

@@ -289,8 +289,8 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
-    if (unknown := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
-        return ConfigError(f"{unknown[1]} is not a setting of Hydra's. All of them: --cfg hydra")
+    if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
+        return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")
     return ConfigError(_first_line(error))
 
 

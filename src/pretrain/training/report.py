@@ -44,6 +44,7 @@ class Report:
     longer: str  # settings that double the length of the run
     not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
     validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
+    named_again: list[str] = field(default_factory=list)  # plug-ins and classes that only the user's words may name
     ended: str = ""  # why a callback ended the run before its length; empty if none did
 
     def save(self) -> None:
@@ -101,10 +102,11 @@ class Report:
         if not generate.is_file():
             generate = _SCRIPTS / "generate.py"
         prompt = _PROMPTS.get(self.objective, "The")
+        plugins = [word for word in self.named_again if word.startswith("plugins=")]
         return [
-            ["python", _from_here(generate), f"checkpoint={self.folder}", f"prompt={prompt}"],
+            ["python", _from_here(generate), f"checkpoint={self.folder}", f"prompt={prompt}", *plugins],
             ["tensorboard", "--logdir", str(Path(self.folder).parent)],
-            ["python", _from_here(script), f"resume={self.folder}", *self.longer.split()],
+            ["python", _from_here(script), f"resume={self.folder}", *self.longer.split(), *self.named_again],
         ]
 
     def _loss(self) -> str:
