@@ -29,7 +29,7 @@ def module_of(path: Path) -> str:
 def imports(path: Path) -> list[str]:
     """Return every module that a file imports, but for those that only the type checker reads.
 
-    Nor does what a config class's `build` imports from its own package count: it makes what the class describes.
+    Nor does what the `build` of a config class imports from its own package count: it makes what the class describes.
     """
     tree = ast.parse(path.read_text(encoding="utf8"))
     hidden = {
@@ -41,7 +41,7 @@ def imports(path: Path) -> list[str]:
     by_build = {
         id(node)
         for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef) and function.name == "build"
+        if isinstance(function, ast.FunctionDef) and function.name == "build" and path.stem.endswith("config")
         for node in ast.walk(function)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[:2] == ["pretrain", own_package(path)]
     }

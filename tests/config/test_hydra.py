@@ -64,7 +64,23 @@ def test_what_is_wrong_in_ones_own_configs_is_named(
     (own / "broken.yaml").write_text("a: [1\n")
     (own / "listed.yaml").write_text("- a\n")
     (own / "typo.yaml").write_text("defaults:\n  - train\n  - _self_\ntrainer:\n  max_step: 3\n")
+    (own / "misnamed.yaml").write_text("defaults:\n  - trian\n")
+    (own / "circle.yaml").write_text("defaults:\n  - round\n")
+    (own / "round.yaml").write_text("defaults:\n  - circle\n")
+    (own / "idle.yaml").write_text("defaults:\n  - train\n  - _self_\nhydra:\n  run:\n    dir: out\n")
+    (own / "on_idle.yaml").write_text("defaults:\n  - idle\n")
+    (own / "experiment" / "unplaced.yaml").write_text("seed: 4\n")
+    (own / "experiment" / "lost.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: my_modle\n")
     for words, message in (
+        (
+            ["experiment=unplaced"],
+            "experiment/unplaced.yaml must begin with the line `# @package _global_`, as experime",
+        ),
+        (["experiment=lost"], "model=my_modle is not a preset. Did you mean my_model?"),
+        (["--config-name", "misnamed"], "trian in misnamed.yaml is no file of settings. Did you mean train?"),
+        (["--config-name", "circle"], "circle.yaml is in the defaults list of a file that is in its own."),
+        (["--config-name", "on_idle"], "hydra.run.dir=out sets something of Hydra's that has no effect here."),
+        (["-m", "model=my_modle,gpt_nano"], "model=my_modle is not a preset. Did you mean my_model?"),
         (["--config-name", "typo"], "trainer.max_step in typo.yaml is not a setting. Did you mean trainer.max_steps?"),
         (["--config-name", "bare"], "bare.yaml does not begin with the settings of this script: defaults: [train, _se"),
         (["--config-name", "broken"], f"{own}/broken.yaml cannot be read: while parsing a flow sequence"),
@@ -133,8 +149,15 @@ main("train", RunConfig, task)
 @pytest.mark.parametrize("launcher", ["pretrain", "basic"])
 def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Path, launcher: str) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
-    words = ["--config-dir", str(own), "--config-name", "my_run", "-m", "seed=1,2,3", "batch_size=4,6"]
-    words += [f"hydra/launcher={launcher}"] + ["hydra.launcher.n_jobs=2"] * (launcher == "pretrain")
+    (own / "swept.yaml").write_text(
+        "defaults:\n  - my_run\n  - _self_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2,3\n"
+        "      batch_size: 4,6\n"
+    )
+    words = ["--config-dir", str(own), "--config-name"]
+    if launcher == "pretrain":
+        words += ["swept", "hydra.launcher.n_jobs=2"]
+    else:
+        words += ["my_run", "-m", "seed=1,2,3", "batch_size=4,6", f"hydra/launcher={launcher}"]
     command = [sys.executable, "mine.py", *words]
 
     def ran() -> subprocess.CompletedProcess[str]:

@@ -127,6 +127,15 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
             "--conf is no flag of this script; settings have no dashes, such as conf=5. All of them: --help",
         ),
         (["--max-steps", "5"], "--max-steps is no flag of this script; settings have no dashes, such as max_steps=5."),
+        (["--package", "model"], "--package would do nothing without --cfg. Try --cfg job --package ..."),
+        (["--info", "default"], "--info default shows nothing. Did you mean defaults?"),
+        (["~logger"], "~logger would delete a setting, and a run needs every setting. Try logger=none."),
+        (["~loggers.csv"], "~loggers.csv would delete a setting, and a run needs every setting. Try loggers.csv=null."),
+        (["hydra.searchpath=[file:///x]"], "hydra.searchpath=[file:///x] sets something of Hydra's that has no effect"),
+        (
+            ["-m", "hydra.launcher.n_job=2"],
+            "hydra.launcher.n_job is not a setting of Hydra's. All of them: --cfg hydra",
+        ),
         (["--"], "-- is no flag of this script; settings are typed key=value. All of them: --help"),
         (["hydra.run.dir=x"], "hydra.run.dir=x sets something of Hydra's that has no effect here. Try paths.run_dir="),
         (

@@ -75,7 +75,7 @@ def test_a_preset_that_ones_own_config_misspells_is_named(
     with pytest.raises(SystemExit) as stopped:
         settings(monkeypatch, "train", RunConfig)
     assert stopped.value.code == 2
-    assert "Could not find 'schedule/cosin'" in capsys.readouterr().err
+    assert "schedule=cosin is not a preset. Did you mean cosine?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,20 @@ class Counter(Callback):
         self.steps = state["steps"]
 class Plain:
     pass
+class Raising(Callback):
+    def __init__(self):
+        raise KeyError("x")
 """
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a module that only PYTHONPATH knows, not imported yet."""
+    """Return the name of a module in the working directory, not imported yet."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own_callbacks.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path / "own")
+    (tmp_path / "own" / "broken_callbacks.py").write_text("class Mine(:")
+    monkeypatch.chdir(tmp_path / "own")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     monkeypatch.delitem(sys.modules, "own_callbacks", raising=False)
     return "own_callbacks"
 
@@ -115,19 +121,21 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
     assert package not in sys.modules
     plan = tiny.place(*words, name)
     assert from_record(json.loads(json.dumps(to_record(plan)))).classes == plan.classes  # what ranks are handed
-    run(plan)
+    report = run(plan)
+    assert str(report).endswith(f"trainer.max_steps=12 {name}")  # the command to type next names it again
+    assert "prompt=The 'plugins=[my_plugin]'\n" in str(replace(report, named_again=["plugins=[my_plugin]"]))
     assert state_at(folder, 6)["mine"] == {"steps": 106}
+    assert tiny.place(*words, "callbacks=early_stopping").config.callbacks.keys() == {"early_stopping"}
     assert tiny.place(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (
-            "own_callbacks.Nothing",
-            r"own_callbacks\.Nothing cannot be imported: module",
-        ),
-        ("no_such_package.Mine", r"no_such_package\.Mine cannot be imported: No module named 'no_such_package'"),
+        ("own_callbacks.Nothing", r"own_callbacks\.Nothing cannot be imported: AttributeError: module"),
+        ("no_such_package.Mine", r"no_such_package\.Mine cannot be imported: ModuleNotFoundError: No module named 'no"),
+        ("broken_callbacks.Mine", r"broken_callbacks\.Mine cannot be imported: SyntaxError: .*Install its package, or"),
+        ("own_callbacks.Raising", r"init_args=\{\} does not fit own_callbacks\.Raising: KeyError: 'x'\. Try callbacks"),
         ("own_callbacks.Plain", r"Plain is no subclass of Lightning's Callback\. Try a class of your own"),
         ("os.system", r"os\.system is no subclass of Lightning's Callback"),
     ],
@@ -190,7 +198,7 @@ def test_a_class_or_plugin_in_a_hostile_folder_is_imported_by_nobody(
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"callbacks": {"x": entry}, "plugins": [package]}))
 
     imported: list[str] = []
-    monkeypatch.setattr("pretrain.training.import_class.import_module", imported.append)
+    monkeypatch.setattr("pretrain.training.import_class.import_named", imported.append)
     model = LanguageModel.load(folder)
     assert model.generate("The", max_new_tokens=2)
     assert score(EvalConfig(checkpoint=str(folder)), folder)["loss"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, nearest
 
 _WITH_VALUE = {
     "--config-dir": "config_dir", "-cd": "config_dir", "--config-name": "config_name", "-cn": "config_name",
@@ -20,7 +20,9 @@ _IDLE_FLAGS = {
     ("--run", "-r"): "a script runs without it. Leave it out",
     ("--experimental-rerun",): "a run goes on by resume=<its folder>",
 }
+_NEEDS_CFG = {"--package", "-p", "--resolve"}
 _IDLE_SETTINGS = {
+    "hydra.searchpath": "--config-dir <folder>, which holds configs of your own",
     "hydra.run.dir": "paths.run_dir=<folder>",
     "hydra.sweep.dir": "paths.logs_dir=<folder>, where a sweep makes one",
     "hydra.sweep.subdir": "paths.logs_dir=<folder>, where a sweep makes one for each job",
@@ -64,8 +66,11 @@ def parse(words: list[str]) -> CommandLine:
         if word.startswith("-"):
             _read_flag(word, rest, given)
         else:
-            _refuse_idle_setting(word)
+            refuse_idle_setting(word)
             given.overrides.append(word)
+    idle = _NEEDS_CFG.intersection(given.flags)
+    if idle and not given.shows and not given.help:
+        raise ConfigError(f"{min(idle)} would do nothing without --cfg. Try --cfg job {min(idle)} ...")
     given.multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
     return given
 
@@ -84,6 +89,8 @@ def _read_flag(word: str, rest: list[str], given: CommandLine) -> None:
         given.flags.append(value)
     elif flag in ("-i", "--info") and (equals or (rest and rest[0] in _INFO)):
         given.flags.append(value if equals else rest.pop(0))
+    elif flag in ("-i", "--info") and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        raise ConfigError(f"{flag} {rest[0]} shows nothing. {nearest(rest[0], _INFO)}")
     if meaning in ("config_dir", "config_name"):
         setattr(given, meaning, value)
     elif meaning in ("help", "multirun", "shows", "completes"):
@@ -109,7 +116,7 @@ def is_hydras(override: str) -> bool:
     return key == "hydra" or key.startswith("hydra.")
 
 
-def _refuse_idle_setting(override: str) -> None:
+def refuse_idle_setting(override: str) -> None:
     """Raise ConfigError for a setting of Hydra's own in whose place this framework has one."""
     key = override.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0]
     instead = next((ours for name, ours in _IDLE_SETTINGS.items() if f"{key}.".startswith(f"{name}.")), None)

@@ -17,7 +17,14 @@ from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import SECTIONS, SOURCES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads, first_values
-from pretrain.config.preset_folders import hydra_reads_presets, is_group, own_words, presets
+from pretrain.config.preset_folders import (
+    CONFIG_FOLDER,
+    hydra_reads_presets,
+    is_group,
+    own_words,
+    presets,
+    primary_configs,
+)
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
@@ -68,7 +75,6 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
 
     These are the given ones in Hydra's grammar, behind those that they imply. Raises ConfigError for a wrong override.
     """
-    from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -81,30 +87,25 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
     with hydra_reads_presets():
         _check_words(overrides)
         try:
-            return _by_hydra(config_name, overrides, [])
+            return _with_implied(config_name, overrides, [])
         except (HydraException, OmegaConfBaseException) as first:
             error: Exception = first
         if (in_preset := _explain_preset(error)) is not None:
             raise in_preset from error
         chosen = [override for override in overrides if is_group(override.split("=")[0].lstrip("+~"))]
-        try:
-            bare = hydra_compose(config_name, overrides=chosen)
-        except HydraException as missing:  # a preset that a config of the user's own names
-            raise ConfigError(_first_line(missing)) from missing
+        bare = _by_hydra(config_name, chosen)
         if implied := _implied(config_name, overrides, bare):
             try:
-                return _by_hydra(config_name, overrides, implied)
+                return _with_implied(config_name, overrides, implied)
             except (HydraException, OmegaConfBaseException) as second:
-                error, bare = second, hydra_compose(config_name, overrides=[*implied, *chosen])
+                error, bare = second, _by_hydra(config_name, [*implied, *chosen])
         raise _explain(error, bare, overrides) from error
 
 
-def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> tuple[Any, list[str]]:
+def _with_implied(config_name: str, overrides: list[str], implied: list[str]) -> tuple[Any, list[str]]:
     """Return the tree that Hydra composes from what is typed, on top of what that implies, and all overrides."""
-    from hydra import compose as hydra_compose
-
     whole = [*implied, *(_new_names_allowed(override) for override in overrides)]
-    tree = hydra_compose(config_name, overrides=whole, return_hydra_config=True)
+    tree = _by_hydra(config_name, whole, with_hydras=True)
     if config_name in _classes and class_of(tree) is not _classes[config_name]:
         raise ConfigError(
             f"{config_name}.yaml does not begin with the settings of this script: defaults: [train, _self_], or the "
@@ -113,8 +114,19 @@ def _by_hydra(config_name: str, overrides: list[str], implied: list[str]) -> tup
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
         whole = [*imported_overrides(tree, chosen, overrides), *whole]
-        tree = hydra_compose(config_name, overrides=whole, return_hydra_config=True)
+        tree = _by_hydra(config_name, whole, with_hydras=True)
     return tree, whole
+
+
+def _by_hydra(config_name: str, overrides: list[str], *, with_hydras: bool = False) -> Any:
+    """Return the tree that Hydra composes, with its own settings if asked; raises ConfigError for a missing preset."""
+    from hydra import compose as hydra_compose
+    from hydra.errors import MissingConfigException
+
+    try:
+        return hydra_compose(config_name, overrides=overrides, return_hydra_config=with_hydras)
+    except MissingConfigException as error:
+        raise _explain_missing(error) from error
 
 
 def _new_names_allowed(override: str) -> str:
@@ -124,8 +136,6 @@ def _new_names_allowed(override: str) -> str:
 
 def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
     """Return the overrides of a sweep in Hydra's grammar, behind the presets that they imply."""
-    from hydra import compose as hydra_compose
-
     from pretrain.config.whole_numbers import read_presets_for
 
     read_presets_for(_classes[config_name])
@@ -133,7 +143,7 @@ def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
     with hydra_reads_presets():
         one = first_values(swept)
         chosen = [each for each in one if is_group(each.partition("=")[0].lstrip("+~"))]
-        return [*_implied(config_name, one, hydra_compose(config_name, overrides=chosen)), *swept]
+        return [*_implied(config_name, one, _by_hydra(config_name, chosen)), *swept]
 
 
 def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
@@ -159,7 +169,6 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
 
 def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:
     """Return overrides that choose the resumed run's settings for each group of `wanted`; none without such a run."""
-    from hydra import compose as hydra_compose
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -171,7 +180,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
         for override in overrides
         if is_group(key := override.partition("=")[0].lstrip("+")) or key in _WHICH_RUN
     ]
-    tree = hydra_compose(config_name, overrides=where)
+    tree = _by_hydra(config_name, where)
     path = Path(tree.resume)
     if tree.resume == "auto":
         path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
@@ -209,9 +218,7 @@ def _check_words(overrides: list[str]) -> None:
         key, equals, value = override.partition("=")
         key = key.lstrip("+")
         if key.startswith("~"):
-            raise ConfigError(
-                f"{override} would delete a setting, and a run needs every setting. Give it another value."
-            )
+            raise ConfigError(f"{override} would delete a setting, and a run needs every setting. {_instead_of(key)}")
         if not equals or not key:
             raise ConfigError(
                 f"{override!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
@@ -228,9 +235,17 @@ def _check_words(overrides: list[str]) -> None:
             )
         if is_group(key):
             known = presets(key)
-            for item in [item.strip() for item in value.strip("[]").split(",")]:
+            for item in [] if value == "[]" else [item.strip() for item in value.strip("[]").split(",")]:
                 if item not in known:
                     raise ConfigError(f"{key}={item} is not a preset. {of_preset(key, item, known)}")
+
+
+def _instead_of(deletion: str) -> str:
+    """Return what to type in place of `~setting`."""
+    key = deletion.lstrip("~")
+    if is_group(key) and "none" in presets(key):
+        return f"Try {key}=none."
+    return f"Try {key}=null." if section_of(key) and "." in key else "Give it another value."
 
 
 def _explain_preset(error: Exception) -> ConfigError | None:
@@ -243,6 +258,10 @@ def _explain_preset(error: Exception) -> ConfigError | None:
     key = str(cause.full_key)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         above = key.rpartition(".")[0]
+        if key == where[1].rpartition("/")[0]:  # where Hydra puts the values of a file that does not say where
+            return ConfigError(
+                f"{where[1]}.yaml must begin with the line `# @package _global_`, as {key} is no setting."
+            )
         known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
         return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
     return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_first_line(cause)}")
@@ -270,18 +289,26 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
-    return _explain_hydras_own(error, overrides)
+    if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
+        return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")
+    return ConfigError(_first_line(error))
 
 
-def _explain_hydras_own(error: Exception, overrides: list[str]) -> ConfigError:
-    """Return the error of a setting of Hydra's own, or else the first line of Hydra's message."""
-    found = re.search(r"Could not find '(hydra/\w+)/([^']*)'", str(error))
+def _explain_missing(error: Exception) -> ConfigError:
+    """Return the error of a preset, or a primary config, that a file or a sweep names and that does not exist."""
+    found = re.search(r"(?:In '([^']*)': )?Could not (?:find|load) '(?:([^']+)/)?([^']*)'", _first_line(error))
     if found is None:
         return ConfigError(_first_line(error))
-    return ConfigError(
-        f"{found[1]}={found[2]} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
-        "pip install 'pretrain[sweep]'; ours needs nothing: hydra/launcher=pretrain."
-    )
+    where, group, name = found.groups()
+    if (group or "").startswith("hydra/"):
+        return ConfigError(
+            f"{group}={name} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
+            "pip install 'pretrain[sweep]'; ours needs nothing: hydra/launcher=pretrain."
+        )
+    place = "" if where is None or (CONFIG_FOLDER / f"{where}.yaml").is_file() else f" in {where}.yaml"
+    if group is None:
+        return ConfigError(f"{name}{place} is no file of settings. {nearest(name, primary_configs())}")
+    return ConfigError(f"{group}={name}{place} is not a preset. {of_preset(group, name, presets(group))}")
 
 
 def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:

@@ -74,7 +74,7 @@ class FreshProcessLauncher(Launcher):
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         swept = ",".join(word.partition("=")[0].lstrip("+") for word in job.swept)
         environment = os.environ | {SWEPT: swept}
-        command = [*self.hydra_job.program, *job.run_words()]
+        command = [*self.hydra_job.program, *job.run_words(), "hydra.mode=RUN"]  # also where one's own config sweeps
         if self.n_jobs == 1:
             return subprocess.Popen(command, env=environment)
         threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from pretrain.config.command_line import refuse_idle_setting
 from pretrain.config.registry import registered
 from pretrain.errors import ConfigError, nearest, shown
 
@@ -37,8 +38,12 @@ def config_file(config_name: str) -> Path:
     for folder in folders():
         if (folder / f"{stem}.yaml").is_file():
             return folder / f"{stem}.yaml"
-    found = [path.stem for folder in folders() for path in folder.glob("*.yaml")]
-    raise ConfigError(f"--config-name {config_name} names no file of settings. {nearest(stem, found)}")
+    raise ConfigError(f"--config-name {config_name} names no file of settings. {nearest(stem, primary_configs())}")
+
+
+def primary_configs() -> list[str]:
+    """Return the names of the primary configs, ours and the user's own."""
+    return [path.stem for folder in folders() for path in folder.glob("*.yaml")]
 
 
 def is_group(name: str) -> bool:
@@ -55,32 +60,40 @@ def presets(group: str) -> list[str]:
 def own_words(config_name: str, overrides: list[str]) -> list[str]:
     """Return what the user's own primary config and experiment set, as overrides in front of the typed ones.
 
-    Presets of ours are left out: what they set was not chosen for this run.
+    Presets of ours are left out: what they set was not chosen for this run. Raises ConfigError for a file that cannot
+    be read, and for a setting of Hydra's that changes nothing here.
     """
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiment=")]
     names = [config_name.removesuffix(".yaml"), *(f"experiment/{name}" for name in chosen)]
-    return [word for folder in _own_folders for name in names for word in _words_of(folder, name, ())] + overrides
+    return [word for name in names for word in _words_of(name)] + overrides
 
 
-def _words_of(folder: Path, name: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the values of a config as `key=value`, behind the presets and the values of configs in its defaults list.
+def _words_of(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the values of a YAML file of the user's own and the presets of its defaults list as `key=value`.
 
-    `above` are the configs that name it; without a file in the folder it yields nothing.
+    Those of the files that it begins with come first; `above` are the files that begin with it.
     """
-    path = folder / f"{name}.yaml"
-    if name in above or not path.is_file():
-        return
-    settings = _read(path)
-    for entry in settings.pop("defaults", None) or []:
-        if isinstance(entry, str):
-            beside = PurePosixPath(name).parent
-            yield from _words_of(folder, entry[1:] if entry.startswith("/") else str(beside / entry), (*above, name))
-        for group, chosen in entry.items() if isinstance(entry, dict) else ():
-            yield f"{str(group).removeprefix('override ').lstrip('/')}={chosen}"
-    yield from _flat(settings, "")
+    if name in above:
+        raise ConfigError(f"{name}.yaml is in the defaults list of a file that is in its own. Leave one of them out.")
+    for path in (folder / f"{name}.yaml" for folder in _own_folders):
+        if not path.is_file():
+            continue
+        settings = _read(path)
+        words: list[str] = []
+        for entry in settings.pop("defaults", None) or []:
+            if isinstance(entry, str) and entry not in ("_self_", name):
+                yield from _words_of(
+                    entry[1:] if entry.startswith("/") else f"{Path(name).parent / entry}", (*above, name)
+                )
+            for group, preset in entry.items() if isinstance(entry, dict) else ():
+                words.append(f"{str(group).removeprefix('override ').lstrip('/')}={preset}")
+        for word in [*words, *_flat(settings, "")]:
+            refuse_idle_setting(word)
+            yield word
 
 
 def _read(path: Path) -> dict[Any, Any]:
+    """Return what a YAML file of settings holds; raises ConfigError for one that cannot be read."""
     from omegaconf import OmegaConf  # here: most runs have no such file
     from yaml import YAMLError
 

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -161,24 +162,23 @@ def load_plugins(names: Sequence[str]) -> None:
 
     Never call it with names from a saved file. Raises ConfigError for a module that cannot be imported.
     """
-    if names:
-        search_working_folder()
     for name in names:
         if not _MODULE_NAME.fullmatch(name):
             raise ConfigError(
                 f"plugins={name!a} is not the name of a module. Write the name that import takes: plugins=[my_package]."
             )
         try:
-            import_module(name)
+            import_named(name)
         except Exception as error:
             remedy = "Install it, or start in the folder in which it lies."
             raise _not_loaded(f"plugins=[{name}]", error, remedy) from error
 
 
-def search_working_folder() -> None:
-    """Let modules that the user names lie in the working folder: an installed command does not look there by itself."""
+def import_named(module: str) -> ModuleType:
+    """Import a module that the user named, from the working directory too; never call it with a saved file's name."""
     if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it: an installed command has no folder there
+    return import_module(module)
 
 
 def _not_loaded(what: str, error: Exception, remedy: str) -> ConfigError:

@@ -66,7 +66,7 @@ def job_of(words: list[str], swept: tuple[str, ...], logs_folder: Path) -> Job:
 
     `swept` are the keys of the settings that differ between jobs.
     """
-    differ = [word for word in words if word.partition("=")[0] in swept]
+    differ = [word.lstrip("+") for word in words if word.partition("=")[0] in swept]
     name = re.sub(
         r"[^\w.+-]+",
         "-",

@@ -8,6 +8,7 @@ from typing import Any
 from pretrain.checkpoint.read import Checkpoint, newest, open_checkpoint, run_meant_by_auto
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.imported import IMPORTED
+from pretrain.config.named_entries import SECTIONS
 from pretrain.config.preset_folders import is_group
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
@@ -118,8 +119,9 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
         key = _FILLED.get(key, key)
         old, new = merged.get(key), typed.get(key)
         merged[key] = new
-        for name in earlier:  # earlier overrides within the group stay
-            if name.startswith(f"{key}.") and isinstance(old, dict) and isinstance(new, dict):
+        for name in earlier:  # earlier overrides within the group stay, but for entries that were not chosen again
+            within = name.startswith(f"{key}.") and (key not in SECTIONS or name.split(".")[1] in (new or ()))
+            if within and isinstance(old, dict) and isinstance(new, dict):
                 _set(merged, name, _get({key: old}, name))
 
 

@@ -1,12 +1,11 @@
 """An object of a class that the user names by its path. Only a process that trains comes here."""
 
-from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import callbacks, loggers
 
-from pretrain.config.registry import search_working_folder
-from pretrain.errors import ConfigError
+from pretrain.config.registry import import_named
+from pretrain.errors import ConfigError, PretrainError, printable
 from pretrain.training.class_paths import check_named
 
 _BASES = {"Callback": callbacks.Callback, "Logger": loggers.Logger}
@@ -21,13 +20,12 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str], base: str) ->
     path, args = entry.class_path, entry.init_args
     check_named(key, path, named)
     module_name, _, name = path.rpartition(".")
-    search_working_folder()
     try:
-        found = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_named(module_name), name)
+    except Exception as error:  # of a module of the user's
         raise ConfigError(
-            f"{key}.class_path={path} cannot be imported: {error}. Is its package installed, its folder in "
-            "PYTHONPATH, or the run started there?"
+            f"{key}.class_path={path} cannot be imported: {_reason(error)}. Install its package, or start in the "
+            "folder in which it lies."
         ) from error
     if not (isinstance(found, type) and issubclass(found, _BASES[base])):
         raise ConfigError(
@@ -36,8 +34,14 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str], base: str) ->
         )
     try:
         return found(**args)
-    except (TypeError, ValueError) as error:
+    except PretrainError:
+        raise
+    except Exception as error:  # of a class of the user's
         raise ConfigError(
-            f"{key}.init_args={args} does not fit {path}: {error}. Try {key}.init_args={{}}, or the names that the "
-            "class takes."
+            f"{key}.init_args={args} does not fit {path}: {_reason(error)}. Try {key}.init_args={{}}, or the names "
+            "that the class takes."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}", one_line=True)

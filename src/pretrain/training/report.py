@@ -44,8 +44,8 @@ class Report:
     longer: str  # settings that double the length of the run
     not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
     validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
+    named_again: list[str] = field(default_factory=list)  # plug-ins and classes that only the user's words may name
     ended: str = ""  # why a callback ended the run before its length; empty if none did
-    plugins: list[str] = field(default_factory=list)  # modules that the user named, to be named again
 
     def save(self) -> None:
         """Write report.json into the run folder, unless the run had nothing left to do and has a report.
@@ -96,11 +96,11 @@ class Report:
     def _commands(self) -> list[list[str]]:
         """Return the next commands as lists of words, in the form in which this run was started."""
         prompt = _PROMPTS.get(self.objective, "The")
-        plugins = [f"plugins=[{','.join(self.plugins)}]"] if self.plugins else []
+        plugins = [word for word in self.named_again if word.startswith("plugins=")]
         return [
             [*_program("generate"), f"checkpoint={self.folder}", *plugins, f"prompt={prompt}"],
             ["tensorboard", "--logdir", str(Path(self.folder).parent)],
-            [*_program("train"), f"resume={self.folder}", *plugins, *self.longer.split()],
+            [*_program("train"), f"resume={self.folder}", *self.longer.split(), *self.named_again],
         ]
 
     def _loss(self) -> str:

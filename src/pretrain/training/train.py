@@ -317,9 +317,16 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         longer=module.length.doubled(steps),
         not_validated=not_validated(config.data, prepared, list(targets)),
         validation_targets=targets,
+        named_again=_named_again(parts.run_plan),
         ended=_why_ended(parts),
-        plugins=list(config.plugins),
     )
+
+
+def _named_again(run_plan: RunPlan) -> list[str]:
+    """Return the overrides without which a resume refuses the run: its plug-ins and the classes of its entries."""
+    plugins = run_plan.config.plugins
+    classes = [each.replace("=", ".class_path=", 1) for each in sorted(run_plan.classes)]
+    return [*([f"plugins=[{','.join(plugins)}]"] if plugins else []), *classes]
 
 
 def _why_ended(parts: _Parts) -> str:
