@@ -1,4 +1,4 @@
-"""Prove on this machine, at small size, what a training run relies on: `python src/doctor.py --help`."""
+"""Check on this machine, with small runs, that a training run keeps its promises: `python src/doctor.py --help`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from pretrain.doctor.config import DoctorConfig
 
 
 def doctor(config: DoctorConfig, overrides: list[str]) -> None:
-    """Print a row for each check of the run that `config` describes; exit with 1 where one fails."""
+    """Print a row for each check of the run that `config` describes; exit with 1 if one fails."""
     from pretrain.doctor.examination import examine  # here: reading settings must not load torch
 
     if not examine(config.run_config(), config.doctor):

@@ -64,7 +64,7 @@ def test_a_mixture_has_its_shares(context, monkeypatch, mixture):
     sound = context(*mixture)
     finding = checks.mixture_shares(sound)
     assert finding.passed, finding
-    assert "few 30.00% (asked: 30.00%), many 70.00% (asked: 70.00%)" in finding.figures
+    assert "few 30.00% (target: 30.00%), many 70.00% (target: 70.00%)" in finding.figures
     assert checks.packed_once(sound).passed
     original = Proportions.__call__
     monkeypatch.setattr(Proportions, "__call__", lambda self, draws: original(self, draws // 2))
@@ -147,8 +147,8 @@ def test_rows_that_are_misread_are_found(context, monkeypatch):
     ("order", "words"),
     [
         (lambda self, draws: draws % (self.rows - 1), "repeat a row"),
-        (lambda self, draws: draws % self.rows + 1, "1 name none|2 name none"),
-        (lambda self, draws: draws % self.rows, "both epochs have one order"),
+        (lambda self, draws: draws % self.rows + 1, "1 have a row out of range|2 have a row out of range"),
+        (lambda self, draws: draws % self.rows, "both epochs have the same order"),
     ],
 )
 def test_an_order_that_is_none_is_found(context, monkeypatch, order, words):

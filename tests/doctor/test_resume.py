@@ -35,4 +35,4 @@ def test_damage_that_nobody_notices_is_found(context, monkeypatch):
     monkeypatch.setattr(resume, "open_checkpoint", lambda path: good)
     finding = runs.damage_is_noticed()
     assert not finding.passed
-    assert "unnoticed in model.safetensors" in finding.figures
+    assert "not detected in model.safetensors" in finding.figures
