@@ -73,7 +73,7 @@ def test_pairs_without_a_response_are_left_out_and_not_validated(
 def test_where_no_pair_has_a_response_in_its_row_the_run_does_not_begin(tiny: Any, tmp_path: Path) -> None:
     path = pairs(tmp_path / "long.jsonl", LONG)
     words = [f"data.path={path}", "data.validation_fraction=0", "model=gpt_nano", "trainer.max_steps=3"]
-    with pytest.raises(DataError, match=r"holds 1 pairs whose prompts all fill the context of 32 tokens.*_length=160"):
+    with pytest.raises(DataError, match=r"has 1 pairs whose prompts all fill the context of 32 tokens.*_length=160"):
         run(tiny.place("data=pairs", *words))
     fits = run(tiny.place("data=pairs", *words, "model.context_length=160", f"paths.run_dir={tmp_path / 'run'}"))
     assert figures(fits.folder)["train/loss"] > 0

@@ -131,5 +131,5 @@ def test_a_row_that_will_never_come_is_not_waited_for(data: TextFilesConfig, tmp
     monkeypatch.setattr(streamed_rows, "UNREAD_S", 0.5)
     read_eras(tmp_path / "stream", data, eras=1)
     rows = open_rows(tmp_path / "stream", data)
-    with pytest.raises(DataError, match=r"for 0 s no process has been reading the corpus into .*stream\. Continue"):
+    with pytest.raises(DataError, match=r"no process has read the corpus into .*stream for 0 s\. Continue"):
         rows.rows(np.array([10**6]))
