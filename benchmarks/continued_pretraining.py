@@ -1,10 +1,10 @@
-"""What going on with a trained model on a domain's text gains there and costs elsewhere, with and without replay.
+"""Measure gain and forgetting of continued pre-training on a domain, with and without replay.
 
     python benchmarks/continued_pretraining.py MODEL --domain FILES --general FILES
 
-MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, for the same steps at the
-same learning rate: with `--replay` of the rows from the general text, and with none. It is scored before and after on
-the same held-out rows of both texts: loss, in nats per token.
+MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, with the same steps and
+learning rate: once with the fraction `--replay` of rows from the general text, once without. It is scored before and
+after on the same held-out rows of both texts: loss, in nats per token.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pretrain.interop.load import open_model
 from pretrain.objectives.objective import ModelWithLoss
 
 ROOT = Path(__file__).parents[1]
-NO_REPLAY = 1e-9  # a weight so small that no row of the run is drawn by it: both runs are scored on the same documents
+NO_REPLAY = 1e-9  # a weight so small that no row is sampled; the run still has the text's held-out documents
 TEXTS = {"domain": "domain", "replay": "general"}  # names in the experiment, and here
 
 
 def words_of(given: argparse.Namespace, replay: float) -> list[str]:
-    """Return the words of `src/train.py` for a run with this share of replayed rows."""
+    """Return the overrides of `src/train.py` for a run with this fraction of replayed rows."""
     words = ["experiment=continue", f"init_from={given.model}"]
     for source, path, separator in (
         ("domain", given.domain, given.domain_separator),
@@ -69,7 +69,7 @@ def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return all figures: of the model as it was, with replay and without."""
+    """Return all metrics: of the base model, with replay and without."""
     register_schemas("train", RunConfig)
     config: RunConfig = compose("train", words_of(given, given.replay))
     prepared = prepare(config.data, config.tokenizer, given.cache)
@@ -105,7 +105,7 @@ def _targets(found: list[dict[str, float]], bound: float) -> dict[str, bool]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print what was run, and a table of the losses with their changes."""
+    """Print the settings and a table of the losses with their changes."""
     print(f"{figures['model']} ({figures['parameters']:,} parameters); {figures['machine']}")
     print(", ".join(f"{name} {value}" for name, value in figures["settings"].items()))
     before = next(iter(figures["losses"].values()))
