@@ -237,8 +237,8 @@ def main() -> None:
     """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write; none given: the folder for temporary files")
-    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters, nothing kept")
+    parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder))

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--before-overrides", nargs="*", default=[])
     parser.add_argument("--after-overrides", nargs="*", default=[])
-    parser.add_argument("--families", default="", help="a part of the names to compare; none given: all")
+    parser.add_argument("--families", default="", help="part of the names to compare; default: all")
     given = parser.parse_args()
     sides = {given.before: given.before_overrides, given.after: given.after_overrides}
     differ = 0

@@ -122,17 +122,19 @@ def main() -> None:
     """Train both, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
-    parser.add_argument("--name", help="of the model, for the table; none given: that of its folder")
+    parser.add_argument("--name", help="of the model, for the table; default: the folder's name")
     for text in ("domain", "general"):
         parser.add_argument(f"--{text}", required=True, help="documents, as data=text_files reads them")
         parser.add_argument(f"--{text}-separator", help="between documents of a plain text file")
-    parser.add_argument("--replay", type=float, default=0.25, help="share of the rows that are general text")
+    parser.add_argument("--replay", type=float, default=0.25, help="fraction of rows of general text")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="the peak")
     parser.add_argument("--rows", type=int, default=64, help="held-out rows of each text that are scored")
-    parser.add_argument("--bound", type=float, default=0.1, help="nats by which the general loss may rise with replay")
+    parser.add_argument(
+        "--bound", type=float, default=0.1, help="largest increase of the general loss with replay, in nats"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--folder", type=Path, default=Path("logs/continued_pretraining"), help="for the runs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/continued_pretraining.json"))

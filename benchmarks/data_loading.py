@@ -157,9 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=10, help="of the novels")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=1000, help="micro-batches that each reads in a round")
+    parser.add_argument("--batches", type=int, default=1000, help="micro-batches per baseline and round")
     parser.add_argument(
-        "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not kept"
+        "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not saved"
     )
     parser.add_argument("--no-keep", action="store_true", help="print only")
     parser.add_argument("--baseline", help=argparse.SUPPRESS)

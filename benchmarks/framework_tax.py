@@ -4,7 +4,7 @@ The same model of 1 M parameters, objective, batches, optimizer and clipping thr
 `src/train.py` with all its defaults; and under Lightning's Trainer with its progress bar, TensorBoard, schedule,
 clipping, checkpoints, learning-rate and throughput monitors. A step is short: one row of 32 tokens, one thread. The tax
 is the time per step beyond the plain loop's. The memory pages that a process got change its speed by up to a
-millisecond here, so all three are restarted several times, and the tax of a start is the median of its rounds.
+millisecond here, so all three are restarted for every race, and the tax of a race is the median of its rounds.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from pretrain.kernels.malloc import REUSE
 def main() -> None:
     """Measure, and print the tax of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--races", type=int, default=7, help="each with processes of its own")
-    parser.add_argument("--rounds", type=int, default=5, help="of a race")
-    parser.add_argument("--steps", type=int, default=100, help="of a turn")
-    parser.add_argument("--quick", action="store_true", help="one race of 5 rounds of 40 steps, nothing kept")
+    parser.add_argument("--races", type=int, default=7, help="restarts of all processes")
+    parser.add_argument("--rounds", type=int, default=5, help="per race")
+    parser.add_argument("--steps", type=int, default=100, help="per turn")
+    parser.add_argument("--quick", action="store_true", help="one race of 5 rounds of 40 steps, nothing saved")
     given = parser.parse_args()
     races, rounds, steps = (1, 5, 40) if given.quick else (given.races, given.rounds, given.steps)
     here = Path(__file__).parent / "baselines.py"

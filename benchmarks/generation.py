@@ -265,10 +265,10 @@ def main() -> None:
     parser.add_argument("--model", default="gpt_small", help="a preset of a causal model")
     parser.add_argument("--vocab-size", type=int, default=50257)
     parser.add_argument("--prompts", type=int, nargs="+", default=[32, 512], help="their lengths")
-    parser.add_argument("--new", type=int, default=128, help="tokens to write")
+    parser.add_argument("--new", type=int, default=128, help="tokens to generate")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results/generation.json")
     given = parser.parse_args()
     words = [f"model={given.model}"]

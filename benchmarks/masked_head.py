@@ -111,7 +111,9 @@ def main() -> None:
     """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="a head of 384 wide over 4,096 tokens, 5 rounds, not kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="a head with d_model 384 over 4,096 tokens, 5 rounds, not saved"
+    )
     given = parser.parse_args()
     shape = SHAPES["bert_12m" if given.quick else "bert_110m"]
     with tempfile.TemporaryDirectory() as folder:

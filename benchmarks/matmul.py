@@ -21,7 +21,7 @@ def main() -> None:
     """Measure every matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="5 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="5 rounds, nothing saved")
     given = parser.parse_args()
     rounds = 5 if given.quick else given.rounds
     result = Result("matmul", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})

@@ -40,7 +40,7 @@ def main() -> None:
     every = ("gpt_12m_long", "gpt_12m_wide", "gpt_124m", "bert_110m")
     parser.add_argument("--shapes", nargs="+", choices=every, default=every)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the small shapes, one round, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="the small shapes, one round, nothing saved")
     given = parser.parse_args()
     result = Result("memory", typed(), {"rounds": 1 if given.quick else given.rounds, "steps": STEPS})
     for name in every[:2] if given.quick else given.shapes:

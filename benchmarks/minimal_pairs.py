@@ -89,7 +89,7 @@ def main() -> None:
     """Score, compare, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
-    parser.add_argument("--name", help="of the model, for the file that is kept; none given: nothing is kept")
+    parser.add_argument("--name", help="of the model, for the saved file; default: nothing is saved")
     parser.add_argument("--sample", type=int, default=335, help="pairs that transformers scores too")
     parser.add_argument("--pairs", type=int, default=0, help="of BLiMP to score; 0: all")
     given = parser.parse_args()

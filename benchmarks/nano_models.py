@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="documents to train on, as data=text_files reads them")
     parser.add_argument("validation", help="documents to score")
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="that every model reads")
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train each model on")
     parser.add_argument("--folder", type=Path, default=Path("logs/nano_models"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/nano_models.json"))
     arguments = parser.parse_args()

@@ -107,11 +107,11 @@ def written(kind: str, folder: Path) -> list[str]:
 def main() -> None:
     """Train, score, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="settings of the runs, such as model.n_layers=6")
+    parser.add_argument("words", nargs="*", help="overrides of the runs, such as model.n_layers=6")
     parser.add_argument("--only", choices=KINDS, help="one of the two")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--choose", action="store_true", help="score on a slice of what is trained on else")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; none given: they are thrown away")
+    parser.add_argument("--choose", action="store_true", help="for tuning: score on held-out training novels")
+    parser.add_argument("--folder", type=Path, help="where to save the runs; default: deleted")
     given = parser.parse_args()
     novels = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "corpora" / "english_novels"
     if not novels.is_dir():

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="gpt_12m", choices=[name for name in SHAPES if name.startswith("gpt_1")])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--quick", action="store_true", help="3 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, nothing saved")
     given = parser.parse_args()
     shape, rounds = SHAPES[given.shape], 3 if given.quick else given.rounds
     settings = {"rounds": rounds, "instructions": torch.backends.cpu.get_cpu_capability(), "oneDNN": amd_with_avx512()}

@@ -130,7 +130,7 @@ def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Compare both cases, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=18, help="of each run that is timed")
+    parser.add_argument("--steps", type=int, default=18, help="of each timed run")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "plan_accuracy.json")
     arguments = parser.parse_args()
     register_schemas("plan", PlanConfig)

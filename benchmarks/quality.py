@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where token stores are (paths.cache_dir)")
-    parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--output", type=Path, help="file for the metrics, as JSON")
     given = parser.parse_args()
     if given.samples < 1:
         parser.error("--samples must be at least 1")

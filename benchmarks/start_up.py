@@ -70,7 +70,7 @@ def main() -> None:
     """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="two rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="two rounds, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     measure(2 if given.quick else given.rounds).finish(keep=not (given.quick or given.no_keep))

@@ -56,9 +56,9 @@ def main() -> None:
     """Train with every seed, print the table and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--choose", action="store_true", help="score on the tenth that settings are chosen on")
-    parser.add_argument("--quick", action="store_true", help="one seed, nothing kept")
-    parser.add_argument("--text", type=Path, help="tinyshakespeare; found below PRETRAIN_ASSETS where not given")
+    parser.add_argument("--choose", action="store_true", help="for tuning: score on the tenth before the last")
+    parser.add_argument("--quick", action="store_true", help="one seed, nothing saved")
+    parser.add_argument("--text", type=Path, help="tinyshakespeare; default: below PRETRAIN_ASSETS")
     given = parser.parse_args()
     assets = Path(os.environ.get("PRETRAIN_ASSETS", ""))
     path = given.text or assets / "corpora" / "tinyshakespeare" / "input.txt"

@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # read at the first encoding

@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing saved")
     parser.add_argument("--name", default="training_step", help="of the file in benchmarks/results")
     given = parser.parse_args()
     shapes = [name for name in given.shapes if name.endswith("12m")] if given.quick else given.shapes

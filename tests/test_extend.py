@@ -1,4 +1,4 @@
-"""The examples of plug-ins: each trains, resumes, and generates or is scored, with nothing of it in this package."""
+"""The plug-in examples: each trains, resumes, and generates or is scored, outside this package."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A mixture: exact proportions after any number of draws, each source in its own order, and nothing remembered."""
+"""A mixture: exact proportions after any number of samples, without state."""
 
 import lzma
 import math

@@ -1,4 +1,4 @@
-"""Packing: every token once, no avoidable cut, as few rows as one document at a time would give, and a safe cache."""
+"""Packing: every token once, no avoidable split, as few rows as plain best-fit, and a safe cache."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The order of rows: a bijection for every size, without bias, the same on every grid and in every release."""
+"""The shuffle: a bijection for every size, unbiased, equal for all ranks and in all releases."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The corpus on the disk: each check passes on a sound one, and fails where a row, document or file is not right."""
+"""Checks of the corpus pass on a sound one and fail on a wrong row, document or file."""
 
 from dataclasses import replace
 

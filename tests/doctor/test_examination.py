@@ -1,4 +1,4 @@
-"""The program: rows as they come, exit codes, and the words of src/train.py."""
+"""The doctor command: rows of the table, exit codes, and the overrides of src/train.py."""
 
 import os
 import re

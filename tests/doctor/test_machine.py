@@ -1,4 +1,4 @@
-"""The machine: libraries, device, disk, and the run's own checkpoint."""
+"""Checks of the machine: libraries, device, disk, and the checkpoint to resume."""
 
 import re
 import tomllib

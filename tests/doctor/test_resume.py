@@ -1,4 +1,4 @@
-"""Resumed runs: bit for bit on a sound build, and what is found where a resume loses or repeats something."""
+"""Checks of resumed runs pass on a sound build and fail if a resume skips or repeats a batch."""
 
 import pytest
 

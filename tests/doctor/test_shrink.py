@@ -1,4 +1,4 @@
-"""A small run has the form of the user's, and none of its size."""
+"""A small run has the architecture and recipe of the user's run."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Scores of texts: read side by side they are those of each text alone, computed the long way."""
+"""Scores of texts in a batch equal those of each text alone, computed token by token."""
 
 import math
 from typing import Any

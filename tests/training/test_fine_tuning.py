@@ -1,4 +1,4 @@
-"""A base learns to answer, or to tell texts apart: by the runs of pre-training, and from what the base knows."""
+"""A base model is fine-tuned on pairs or labels, by the code of pre-training."""
 
 import json
 import random

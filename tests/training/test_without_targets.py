@@ -1,4 +1,4 @@
-"""Rows, steps and validations with nothing to predict: left out and counted, without a figure, never a success."""
+"""Rows, steps and validations without targets: skipped and counted, and no metric is made up."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Rows of a stream: a pure function of seed, draw and ledger, on any number of processes, however far it was read."""
+"""Rows of a stream: a pure function of seed, sample index and ledger, on any number of processes."""
 
 import random
 import threading
