@@ -1,13 +1,12 @@
-"""Who trains in the races: ours through the Trainer, and its peers. `python benchmarks/baselines.py <name> <shape>`.
+"""Train ours and its peers for comparison: `python benchmarks/baselines.py <name> <shape>`.
 
-Each function trains without end and calls `turn.step()` before every step. All take steps of AdamW (fused) with
-gradients clipped to norm 1 in float32, over rows of tokens of the same shape. On a GPU all compute in bf16 by autocast
-and are compiled, as their users would have them.
+Each function trains without end and calls `turn.step()` before every step. All take steps of fused AdamW with gradients
+clipped to norm 1 in float32, on batches of the same shape. On a GPU all use bf16 autocast and are compiled.
 
-ours            what `src/train.py` runs, with everything that it switches on: bar, TensorBoard, csv, schedule, signals
-plain_loop      our model and objective in a loop of ten lines, over the same batches
-lightning       the same under Lightning's Trainer as it comes, with what its users switch on
-nanogpt         the model and loop that nanoGPT's users know, written anew: fused projections, all logits at once
+ours            `src/train.py` with all its defaults: progress bar, TensorBoard, csv, schedule, signal handlers
+plain_loop      our model and objective in a loop of ten lines, on the same batches
+lightning       the same under Lightning's default Trainer, with its usual callbacks
+nanogpt         the model and loop of nanoGPT, written anew: fused QKV projection, all logits at once
 hugging_face    GPT-2 or BERT of transformers under its Trainer
 litgpt          litgpt's model in a loop
 """
@@ -34,7 +33,7 @@ from pretrain.parallel.parallelize import parallelize
 
 
 def ours(shape: Shape, turn: Turn, folder: Path) -> None:
-    """Train by `src/train.py`'s own way."""
+    """Train with the code of `src/train.py`."""
     from pretrain.training.launch import launch
     from pretrain.training.lightning_module import TrainingModule
 
@@ -62,7 +61,7 @@ def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
 
 
 def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
-    """Train our model under Lightning's Trainer, with its bar, logger, checkpoints, clipping and monitors."""
+    """Train our model under Lightning's Trainer, with its progress bar, logger, checkpoints, clipping and monitors."""
     import lightning as L
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ThroughputMonitor, TQDMProgressBar
 
@@ -119,7 +118,7 @@ def nanogpt(shape: Shape, turn: Turn, folder: Path) -> None:
 
 
 def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
-    """Train litgpt's model, of the same size, in a plain loop, with the chunked loss that its pre-training takes."""
+    """Train litgpt's model of the same size in a plain loop, with the chunked loss of its pre-training."""
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
@@ -145,7 +144,7 @@ def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
 
 
 def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
-    """Train the same shape of transformers under its Trainer."""
+    """Train transformers' model of the same shape under its Trainer."""
     from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
     from transformers import TrainingArguments as Arguments
 
@@ -198,7 +197,7 @@ def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Rows as transformers takes them: for a masked model 15 % of the places have a label, the others are ignored."""
+    """Rows in transformers' format: for a masked model 15 % of the positions have a label, the others are ignored."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -217,7 +216,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Batch]]:
-    """Return our model with its objective, and the batches that our runs read."""
+    """Return our model with its objective, and the batches of our runs."""
     from pretrain.data.batch_sizes import BatchSizes, StepSize
     from pretrain.data.prepare import prepare, training_rows
     from pretrain.models.init import initialize
@@ -245,7 +244,7 @@ def _adamw(model: nn.Module) -> torch.optim.AdamW:
 
 
 def _loop(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], shape: Shape, turn: Turn) -> None:
-    """Train a model in a plain loop, with its loss compiled into it on a GPU, as nanoGPT has it."""
+    """Train a model in a plain loop; on a GPU, model and loss are compiled together, as in nanoGPT."""
 
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return loss_of(model(x), y)
@@ -289,7 +288,7 @@ CONTENDERS: dict[str, Callable[[Shape, Turn, Path], None]] = {
 
 
 def main() -> None:
-    """Train as the first word says at the shape that the second names."""
+    """Train the baseline named by the first argument at the shape named by the second."""
     name, shape = sys.argv[1:]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""How long a save holds up training, and what it takes beside: `python benchmarks/checkpointing.py`.
+"""Measure how long a save stalls training, and its memory: `python benchmarks/checkpointing.py`.
 
-A GPT of 124 million parameters (with --quick 12) with the state of AdamW, saved by what the Trainer saves with, at once
-and in the background. Each save is of another step and begins when nothing is being written; what is written is checked
-by its hash and on the disk (fsync) before a save counts as done. Peers: `torch.save` of the same weights and state, as
-Lightning's trainer saves, which neither hashes nor waits for the disk; and the background saving of
-torch.distributed.checkpoint. Then steps are taken with and without a save in the background.
+A GPT of 124 million parameters (12 million with --quick) and AdamW's state are saved with the Trainer's code,
+synchronously and in the background. Each save is of another step and starts when no write is in progress; a save is
+done when the files are hashed and on the disk (fsync). Peers: `torch.save` of the same tensors, as Lightning's Trainer
+saves, which neither hashes nor calls fsync; and the asynchronous save of torch.distributed.checkpoint. Then training
+steps are timed with and without a save in the background.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SMALL = ["model.n_layers=4", "model.d_model=192", "model.n_heads=4"]
 
 
 class Training:
-    """A model and its optimizer after a first step, as a run holds them."""
+    """A model and its optimizer after a first step, as in a run."""
 
     def __init__(self, words: list[str], rows: int, tokens: int) -> None:
         register_schemas("train", RunConfig)
@@ -61,7 +61,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def run_state(self, folder: Path, asynchronous: bool) -> RunState:
-        """Return what saves it, on a trainer that has no more than saving asks for."""
+        """Return our checkpoint callback, on a trainer with only what saving needs."""
         trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
@@ -92,7 +92,7 @@ class Training:
 
 
 class _WithLoss(torch.nn.Module):
-    """A model as a run holds it; saving needs no loss."""
+    """The model as a part of a run; saving needs no loss."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Stateless:
 
 
 class Saves:
-    """The ways to save, each into a folder of its own; a call returns the seconds that training was held up."""
+    """The ways to save, each to its own folder; a call returns the seconds that training was stalled."""
 
     def __init__(self, training: Training, folder: Path) -> None:
         self.training, self.folder = training, folder
@@ -121,7 +121,7 @@ class Saves:
         self.add("torch.save", self._torch_save, lambda: None)
 
     def add(self, name: str, save: Callable[[], None], wait: Callable[[], object]) -> None:
-        """Add a way: `save` returns when training may go on, `wait` when all is written."""
+        """Add a way: `save` returns when training can continue, `wait` when the write is complete."""
 
         def held_up() -> float:
             start = time.perf_counter()
@@ -134,13 +134,13 @@ class Saves:
         self.ways[name] = held_up
 
     def add_distributed(self) -> None:
-        """Add torch.distributed.checkpoint's asynchronous save; raises where it does not work in one process."""
+        """Add torch.distributed.checkpoint's asynchronous save; raises if it does not work in one process."""
         from torch.distributed.checkpoint import FileSystemWriter, async_save
 
         pending: list[Any] = []
 
         def save() -> None:
-            warnings.simplefilter("ignore")  # of one process, and of writing where the last one was
+            warnings.simplefilter("ignore")  # about one process, and about overwriting the last checkpoint
             writer = FileSystemWriter(self.folder / "distributed", overwrite=True)
             pending.append(async_save(self._state(), storage_writer=writer, no_dist=True))
 
@@ -166,7 +166,7 @@ class Saves:
 
 
 def beside_a_save(training: Training, saves: Saves, rounds: int) -> dict[str, list[float]]:
-    """Return seconds a step, a figure a round: without a save, and of the steps during one in the background."""
+    """Return seconds per step, one value per round: without a save, and during a save in the background."""
 
     def alone() -> float:
         start = time.perf_counter()
@@ -190,7 +190,7 @@ def beside_a_save(training: Training, saves: Saves, rounds: int) -> dict[str, li
 
 
 def memory(save: Callable[[], float]) -> dict[str, float]:
-    """Return the seconds of a first save, and the MiB that the process holds more after it, and held more at most."""
+    """Return the seconds of a first save, and the increase of memory after it and at its peak, in MiB."""
     process = psutil.Process()
     before, peak = process.memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = save()
@@ -200,12 +200,12 @@ def memory(save: Callable[[], float]) -> dict[str, float]:
 
 
 def size(folder: Path) -> int:
-    """Return the bytes of the files below a folder, or of a file."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in [folder, *folder.rglob("*")] if path.is_file())
 
 
 def measure(given: argparse.Namespace, folder: Path) -> Result:
-    """Return what was found."""
+    """Return the result."""
     words = ["model=gpt_small", *(SMALL if given.quick else [])]
     training = Training(words, rows=1, tokens=128)
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
@@ -215,7 +215,7 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
     result.figures["first save"] = {name: memory(way) for name, way in saves.ways.items()}
     try:
         saves.add_distributed()
-    except Exception as error:  # whatever it is: it is told
+    except Exception as error:  # any failure of a peer is recorded
         result.missing["torch.distributed.checkpoint"] = why(error)
     held_up = take_turns(saves.ways, given.rounds, missing=result.missing)
     targets = {"synchronous": 1 / 0.15}
@@ -234,11 +234,11 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write; none given: the folder for temporary files")
-    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters, nothing kept")
+    parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 million parameters, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder))

@@ -1,8 +1,8 @@
-"""Compare two checkouts: do they train alike, bit for bit? `python benchmarks/compare_checkouts.py BEFORE AFTER`.
+"""Compare the training of two checkouts bit for bit: `python benchmarks/compare_checkouts.py BEFORE AFTER`.
 
-Every family trains 20 steps in each checkout, in one process, and in two with DDP and FSDP2; the losses logged and the
-bytes of the final weights are compared. The command line may use the names of either checkout: `--before` and
-`--after` add overrides to one side.
+Every family trains 20 steps in each checkout: on one process, and on two with DDP and FSDP2. The logged losses and the
+bytes of the final weights are compared. Overrides may use the names of either checkout: `--before` and `--after` add
+overrides to one side.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ COMMON = [
 
 
 def main() -> None:
-    """Print a table of family, processes, and what differs; exit with 1 where anything does."""
+    """Print a table of family, processes and first difference; exit with 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--before-overrides", nargs="*", default=[])
     parser.add_argument("--after-overrides", nargs="*", default=[])
-    parser.add_argument("--families", default="", help="a part of the names to compare; none given: all")
+    parser.add_argument("--families", default="", help="part of the names to compare; default: all")
     given = parser.parse_args()
     sides = {given.before: given.before_overrides, given.after: given.after_overrides}
     differ = 0
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def write_corpus(path: Path) -> Path:
-    """Write some thousand lines of random words, the same at every call."""
+    """Write some thousand lines of random words, the same in every call."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 7))) for _ in range(200)]
     path.write_text("\n".join(" ".join(draw.choices(words, k=12)) for _ in range(2000)))
@@ -76,7 +76,7 @@ def write_corpus(path: Path) -> Path:
 
 
 def train(checkout: Path, words: list[str], folder: Path) -> tuple[list[str], str]:
-    """Train in a checkout; return the losses it logged, as text, and the hash of its final weights."""
+    """Train in a checkout; return the logged losses, as text, and the hash of the final weights."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     paths = [f"paths.run_dir={folder}", f"paths.cache_dir={folder}/cache"]
     command = [sys.executable, str(checkout / "src" / "train.py"), *words, *paths]
@@ -95,7 +95,7 @@ def train(checkout: Path, words: list[str], folder: Path) -> tuple[list[str], st
 
 
 def verdict_on(before: tuple[list[str], str], after: tuple[list[str], str]) -> str:
-    """Return "equal", or what differs first."""
+    """Return "equal", or the first difference."""
     for one, other in zip(before[0], after[0], strict=False):
         if one != other:
             return f"{one!r} became {other!r}"

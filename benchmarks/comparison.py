@@ -1,6 +1,6 @@
-"""How a claim is measured: baselines take turns in one run, and each is a ratio to ours.
+"""Measure ours against baselines in turns within one run; each result is a ratio to ours.
 
-What a benchmark prints and keeps is a `Result`; the table of the README is made of the kept ones by `table.py`.
+A benchmark prints and saves a `Result`; `table.py` makes the README's table from the saved ones.
 """
 
 import json
@@ -19,29 +19,29 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Line:
-    """One comparison: ours against a peer, both measured in the same run, as medians over its rounds."""
+    """A comparison of ours with a peer, both measured in the same run; medians over its rounds."""
 
     what: str
-    unit: str  # of `ours` and `theirs`; with `more_is_better`, the ratio is ours to theirs, else theirs to ours
+    unit: str  # of `ours` and `theirs`; with `more_is_better`, the ratio is ours / theirs, else theirs / ours
     ours: float
     peer: str
     theirs: float
-    ratio: float  # above 1: ours is better; the median of the rounds' own ratios
-    lowest: float  # of the rounds' ratios
+    ratio: float  # above 1: ours is better; median of the ratios of all rounds
+    lowest: float  # of the ratios of all rounds
     highest: float
     target: float | None = None  # the ratio to reach
 
 
 @dataclass
 class Result:
-    """What one script found."""
+    """The result of one script."""
 
-    name: str  # of the file that keeps it
-    command: str  # that repeats the measurement
+    name: str  # of the file in benchmarks/results
+    command: str  # repeats the measurement
     settings: dict[str, Any]
     lines: list[Line] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)  # everything else that was measured
-    missing: dict[str, str] = field(default_factory=dict)  # peers that could not be had, and why
+    figures: dict[str, Any] = field(default_factory=dict)  # all other measurements
+    missing: dict[str, str] = field(default_factory=dict)  # unavailable peers, and the reason
 
     def add(
         self,
@@ -53,7 +53,7 @@ class Result:
         more_is_better: bool,
         targets: Mapping[str, float] | None = None,
     ) -> None:
-        """Add a line for each peer of `rounds`, which hold a figure a round by baseline."""
+        """Add a line for each peer in `rounds`: by baseline, one value per round."""
         own = rounds[ours]
         for peer, theirs in rounds.items():
             if peer == ours:
@@ -85,7 +85,7 @@ class Result:
 
 
 def typed() -> str:
-    """Return the command line that does this again."""
+    """Return the command line that repeats this measurement."""
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
@@ -95,10 +95,10 @@ def take_turns(
     warm_up: int = 1,
     missing: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-    """Return a figure a round by baseline; each round calls every baseline once, starting with another one.
+    """Return one value per round by baseline; each round calls all baselines, starting with the next one.
 
-    A baseline's figure is what it returns, or, where it returns none, the seconds that it took. With `missing`, one
-    that fails, unless it is the first, is entered there with the reason and left out, and the others go on.
+    The value is what the baseline returns or, if that is None, the seconds that it took. With `missing`, a baseline
+    that fails, unless it is the first, is recorded there with the reason and left out.
     """
     names = list(baselines)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -110,7 +110,7 @@ def take_turns(
             start = time.perf_counter()
             try:
                 figure = baselines[name]()
-            except Exception as error:  # whatever a peer fails with, the others can still be measured
+            except Exception as error:  # any failure of a peer is recorded; the others are still measured
                 if missing is None or name == names[0]:
                     raise
                 missing[name] = why(error)
@@ -123,5 +123,5 @@ def take_turns(
 
 
 def why(error: BaseException) -> str:
-    """Return on one line why a baseline cannot be had."""
+    """Return the reason why a baseline is unavailable, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,10 +1,10 @@
-"""What going on with a trained model on a domain's text gains there and costs elsewhere, with and without replay.
+"""Measure gain and forgetting of continued pre-training on a domain, with and without replay.
 
     python benchmarks/continued_pretraining.py MODEL --domain FILES --general FILES
 
-MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, for the same steps at the
-same learning rate: with `--replay` of the rows from the general text, and with none. It is scored before and after on
-the same held-out rows of both texts: loss, in nats per token.
+MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, with the same steps and
+learning rate: once with the fraction `--replay` of rows from the general text, once without. It is scored before and
+after on the same held-out rows of both texts: loss, in nats per token.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pretrain.interop.load import open_model
 from pretrain.objectives.objective import ModelWithLoss
 
 ROOT = Path(__file__).parents[1]
-NO_REPLAY = 1e-9  # a weight so small that no row of the run is drawn by it: both runs are scored on the same documents
+NO_REPLAY = 1e-9  # a weight so small that no row is sampled; the run still has the text's held-out documents
 TEXTS = {"domain": "domain", "replay": "general"}  # names in the experiment, and here
 
 
 def words_of(given: argparse.Namespace, replay: float) -> list[str]:
-    """Return the words of `src/train.py` for a run with this share of replayed rows."""
+    """Return the overrides of `src/train.py` for a run with this fraction of replayed rows."""
     words = ["experiment=continue", f"init_from={given.model}"]
     for source, path, separator in (
         ("domain", given.domain, given.domain_separator),
@@ -69,7 +69,7 @@ def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return all figures: of the model as it was, with replay and without."""
+    """Return all metrics: of the base model, with replay and without."""
     register_schemas("train", RunConfig)
     config: RunConfig = compose("train", words_of(given, given.replay))
     prepared = prepare(config.data, config.tokenizer, given.cache)
@@ -105,7 +105,7 @@ def _targets(found: list[dict[str, float]], bound: float) -> dict[str, bool]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print what was run, and a table of the losses with their changes."""
+    """Print the settings and a table of the losses with their changes."""
     print(f"{figures['model']} ({figures['parameters']:,} parameters); {figures['machine']}")
     print(", ".join(f"{name} {value}" for name, value in figures["settings"].items()))
     before = next(iter(figures["losses"].values()))
@@ -122,17 +122,19 @@ def main() -> None:
     """Train both, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
-    parser.add_argument("--name", help="of the model, for the table; none given: that of its folder")
+    parser.add_argument("--name", help="of the model, for the table; default: the folder's name")
     for text in ("domain", "general"):
         parser.add_argument(f"--{text}", required=True, help="documents, as data=text_files reads them")
         parser.add_argument(f"--{text}-separator", help="between documents of a plain text file")
-    parser.add_argument("--replay", type=float, default=0.25, help="share of the rows that are general text")
+    parser.add_argument("--replay", type=float, default=0.25, help="fraction of rows of general text")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="the peak")
     parser.add_argument("--rows", type=int, default=64, help="held-out rows of each text that are scored")
-    parser.add_argument("--bound", type=float, default=0.1, help="nats by which the general loss may rise with replay")
+    parser.add_argument(
+        "--bound", type=float, default=0.1, help="largest increase of the general loss with replay, in nats"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--folder", type=Path, default=Path("logs/continued_pretraining"), help="for the runs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/continued_pretraining.json"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def assets() -> Path:
-    """Return the folder; SystemExit where the variable does not name one."""
+    """Return the folder; SystemExit if the variable does not name one."""
     folder = os.environ.get("PRETRAIN_ASSETS", "")
     if not (Path(folder) / "corpora").is_dir():
         raise SystemExit(
@@ -28,7 +28,7 @@ def texts(name: str) -> Iterator[str]:
 
 
 def novels(megabytes: float, characters: int = 2_000) -> list[str]:
-    """Return the first megabytes of the novels in documents of whole paragraphs, whose lengths vary around a median.
+    """Return the first megabytes of the novels, split into documents of whole paragraphs of varying length.
 
     Target lengths are drawn from a log-normal distribution, as those of web pages nearly are.
     """

@@ -1,13 +1,13 @@
-"""Tokens a second that a training loop is given: `PRETRAIN_ASSETS=... python benchmarks/data_loading.py`.
+"""Measure the tokens per second of data loaders: `PRETRAIN_ASSETS=... python benchmarks/data_loading.py`.
 
-Micro-batches of 8 rows of 1,024 tokens, from English novels cut into documents of about 2,000 characters and from
-Wikipedia articles, in a shuffled order, in the process that trains. Ours are packed by document (best fit) and come
-with targets and the positions and numbers of documents; the peers (`data_loading_peers.py`) give windows of one long
-row and, but for OLMo-core, know no documents. The plain memory map takes windows at random and those shifted by one as
-targets. Each baseline is a process of its own, and those that keep threads busy between their turns race ours without
-the others.
+Micro-batches of 8 rows of 1,024 tokens, shuffled, loaded in the training process. Sources: English novels split into
+documents of about 2,000 characters, and Wikipedia articles. Our rows are packed by document (best fit) and have
+targets, positions and document numbers. The peers (`data_loading_peers.py`) return windows of one concatenated row;
+only OLMo-core's have document lengths. The plain memory map returns random windows, and the same windows shifted by
+one as targets. Each baseline is a process of its own. Baselines with busy background threads are compared to ours
+without the others.
 
-Then the milliseconds from opening the store to the first micro-batch of step 10^9.
+Also measured: the milliseconds from opening the store to the first micro-batch of step 10^9.
 """
 
 import argparse
@@ -46,7 +46,7 @@ TARGETS = {"memory map": 0.5} | dict.fromkeys(AHEAD, 1.0)
 
 
 class HalfAndHalf(DataConfig):
-    """Both sources alike."""
+    """A mixture config with equal weights."""
 
     def weights(self, rows: Any) -> dict[str, Fraction]:
         """Return a weight of 1 for each."""
@@ -54,7 +54,7 @@ class HalfAndHalf(DataConfig):
 
 
 def write_store(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Store:
-    """Return the store of some documents."""
+    """Write a token store of the documents and return it."""
     writer = open_writer(folder, tokenizer, shard_tokens=2**27)
     for text, tokens in zip(documents, tokenizer.encode_documents(documents), strict=True):
         writer.add(tokens, len(text.encode()))
@@ -62,13 +62,13 @@ def write_store(folder: Path, documents: list[str], tokenizer: Tokenizer) -> Sto
 
 
 def rows_of(folders: dict[str, Path]) -> MixtureDataset:
-    """Return the stream of packed rows of one store or several."""
+    """Return the packed rows of one or more stores."""
     stores = {name: Store(folder) for name, folder in folders.items()}
     return mixture_dataset(stores, HalfAndHalf(), LENGTH, pad_id=0, seed=0)
 
 
 def loader(stream: MixtureDataset, objective: Objective, step: int) -> Iterator[Any]:
-    """Return the micro-batches from a step on, as the trainer is given them."""
+    """Return the micro-batches from a step on, as the Trainer gets them."""
     sizes = BatchSizes.constant(StepSize(ROWS, ROWS * LENGTH, order=""))
     batches = MicroBatches(stream, objective, RankSlice(ROWS), sizes)
     return iter(BatchLoader(batches, step * batches.accumulation, 2**62))
@@ -94,12 +94,12 @@ def ours(name: str, folder: Path) -> Iterator[Any]:
 
 
 def contend(name: str, folder: Path) -> None:
-    """Read micro-batches, one a step, when it is this baseline's turn."""
+    """Read a micro-batch per step, when it is this baseline's turn."""
     turn = Turn()
     if name in OURS:
         batches = ours(name, folder)
     else:
-        tokens = np.fromfile(folder / "novels" / "shards" / "00000.tok", np.uint16)[32:]  # behind 64 bytes of header
+        tokens = np.fromfile(folder / "novels" / "shards" / "00000.tok", np.uint16)[32:]  # after a header of 64 bytes
         (folder / name).mkdir()
         batches = PEERS[name](tokens, folder / name, ROWS, LENGTH)
     next(batches)
@@ -109,13 +109,13 @@ def contend(name: str, folder: Path) -> None:
 
 
 def peers_at_hand(result: Result, names: tuple[str, ...], folder: Path) -> list[str]:
-    """Return the peers that give a batch here, and note in `result` why the others do not."""
+    """Return the peers that work here; record in `result` why the others do not."""
     found = []
     for name in names:
         (folder / "tried" / name).mkdir(parents=True)
         try:
             next(PEERS[name](np.arange(20_000, dtype=np.uint16), folder / "tried" / name, ROWS, 64))
-        except Exception as error:  # whatever it is: it is told
+        except Exception as error:  # any failure of a peer is recorded
             result.missing[name] = why(error)
             continue
         found.append(name)
@@ -123,7 +123,7 @@ def peers_at_hand(result: Result, names: tuple[str, ...], folder: Path) -> list[
 
 
 def measure(given: argparse.Namespace, folder: Path) -> Result:
-    """Return what was found."""
+    """Return the result."""
     tokenizer = Tokenizer.load(assets() / "tokenizers" / "gpt2")
     corpora = {"novels": novels(given.megabytes), "articles": list(texts("wikipedia_vital/en"))}
     stores = {name: write_store(folder / name, documents, tokenizer) for name, documents in corpora.items()}
@@ -153,13 +153,13 @@ def measure(given: argparse.Namespace, folder: Path) -> Result:
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=10, help="of the novels")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=1000, help="micro-batches that each reads in a round")
+    parser.add_argument("--batches", type=int, default=1000, help="micro-batches per baseline and round")
     parser.add_argument(
-        "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not kept"
+        "--quick", action="store_true", help="4 megabytes, 5 rounds of 200 batches, fewer peers; not saved"
     )
     parser.add_argument("--no-keep", action="store_true", help="print only")
     parser.add_argument("--baseline", help=argparse.SUPPRESS)

@@ -1,9 +1,7 @@
-"""Other libraries' loaders of tokens, for `data_loading.py`: each gives windows of one long row.
+"""Token loaders of other libraries, for `data_loading.py`: each returns windows of one concatenated row.
 
-Only OLMo-core's come with the lengths of the documents in them.
-
-A peer is built from all tokens (uint16) in a folder of its own and is then an endless iterator of micro-batches, each a
-tensor int64 (rows, length), or more of them. Building is not part of what is measured.
+Only OLMo-core's windows have document lengths. A peer is built from all tokens (uint16) in a folder of its own and is
+then an endless iterator of micro-batches: a tensor int64 (rows, length), or several. Building is not measured.
 """
 
 import importlib.util
@@ -25,7 +23,7 @@ Build = Callable[[Tokens, Path, int, int], Iterator[Any]]
 
 
 def plain_memory_map(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
-    """Yield windows at random places of a memory map, and what follows each token."""
+    """Yield windows at random offsets of a memory map, and their next tokens."""
     path = folder / "tokens.bin"
     tokens.tofile(path)
     data = np.memmap(path, np.uint16, "r")
@@ -37,7 +35,7 @@ def plain_memory_map(tokens: Tokens, folder: Path, rows: int, length: int) -> It
 
 
 def _table(tokens: Tokens, folder: Path, length: int) -> Any:
-    """Return rows as a `datasets` table on the disk, in the arrow format."""
+    """Return rows as a `datasets` table on disk, in the arrow format."""
     from datasets import Dataset, Features, Sequence, Value, load_from_disk
     from datasets.utils.logging import disable_progress_bar
 
@@ -56,12 +54,12 @@ def _batches(data: Any, rows: int, **options: Any) -> Iterator[Any]:
 
 
 def datasets_map(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
-    """Yield rows that torch's sampler picks at random from the table."""
+    """Yield rows of the table in the random order of torch's sampler."""
     yield from _batches(_table(tokens, folder, length).with_format("torch"), rows, shuffle=True)
 
 
 def datasets_iterable(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
-    """Yield rows of the table read as a stream, through a buffer that shuffles them."""
+    """Yield rows of the table, streamed through a shuffle buffer."""
     table = _table(tokens, folder, length).to_iterable_dataset(num_shards=8)
     yield from _batches(table.shuffle(seed=0, buffer_size=1_000).with_format("torch"), rows)
 
@@ -83,7 +81,7 @@ def mosaicml_streaming(tokens: Tokens, folder: Path, rows: int, length: int) -> 
 
 
 def _stand_in_for_torchvision() -> None:
-    """Let `streaming` import without torchvision, which it needs for its data sets of images alone."""
+    """Let `streaming` import without torchvision, which it needs for image data sets only."""
     try:
         import torchvision  # noqa: F401
     except ImportError:
@@ -95,7 +93,7 @@ def _stand_in_for_torchvision() -> None:
 
 
 def litdata(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
-    """Yield rows of local chunks, shuffled, by the library's own loader."""
+    """Yield shuffled rows of local chunks from the library's own loader."""
     warnings.simplefilter("ignore")
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
     from litdata.streaming.writer import BinaryWriter
@@ -115,14 +113,14 @@ def litdata(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[An
 
 
 def olmo_core(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[Any]:
-    """Yield rows of a memory map with the lengths of their documents, which it finds by the token that ends them.
+    """Yield rows of a memory map with the lengths of their documents, found by their EOS tokens.
 
     Its four threads are left out: with them it gives a quarter of the tokens a second here.
     """
     _stand_in_for_cached_path()
     from olmo_core.data import DataCollator, NumpyFSLDataLoader, NumpyFSLDataset
 
-    tokens.tofile(folder / "tokens.npy")  # without a header, for all its name
+    tokens.tofile(folder / "tokens.npy")  # without a header, in spite of its name
     end, work_dir = int(tokens[-1]), folder / "olmo"
     data = NumpyFSLDataset(
         folder / "tokens.npy", sequence_length=length, pad_token_id=end, eos_token_id=end, vocab_size=2**16,
@@ -141,7 +139,7 @@ def olmo_core(tokens: Tokens, folder: Path, rows: int, length: int) -> Iterator[
 
 
 def _stand_in_for_cached_path() -> None:
-    """Let `olmo_core` import without cached-path, which it needs for files on other machines alone."""
+    """Let `olmo_core` import without cached-path, which it needs for remote files only."""
     if importlib.util.find_spec("cached_path") is None:
         package, schemes = types.ModuleType("cached_path"), types.ModuleType("cached_path.schemes")
         package.cached_path = schemes.add_scheme_client = None  # type: ignore[attr-defined]

@@ -1,14 +1,13 @@
-"""What a base is worth to a classifier: `python benchmarks/fine_tuning.py BASE DATA`.
+"""Compare classifiers from a base and from random weights: `python benchmarks/fine_tuning.py BASE DATA`.
 
-The same model, data, steps and head, once from the weights of BASE and once from random ones, both by `src/train.py
-experiment=classify`, with each of the learning rates and seeds. DATA holds train.tsv, dev.tsv and test.tsv, lines of
-text, tab, label, such as SST-2 in two classes (Socher et al. 2013, https://aclanthology.org/D13-1170): 6,920, 872 and
-1,821 sentences. Of each kind of start the rate with the best mean accuracy on dev.tsv is scored on test.tsv, of which
-every line counts, after the choice. A seed decides the head's weights, the order, and with `--labels` which training
-lines:
+Both use the same model, data, steps and head, by `src/train.py experiment=classify`, with each learning rate and seed.
+DATA has train.tsv, dev.tsv and test.tsv, lines of text, tab, label, such as SST-2 in two classes (Socher et al. 2013,
+https://aclanthology.org/D13-1170): 6,920, 872 and 1,821 sentences. For each of the two, the learning rate with the best
+mean accuracy on dev.tsv is chosen, then scored on all of test.tsv. A seed determines the head's weights, the order
+and, with `--labels`, the sample of training lines.
 
-accuracy  share of texts whose likeliest label is theirs
-macro F1  mean over the labels of the harmonic mean of precision and recall
+accuracy  share of texts whose predicted label is correct
+macro F1  F1 (harmonic mean of precision and recall), averaged over the labels
 """
 
 import argparse
@@ -32,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def words_of_start(base: ModelFolder, start: str) -> list[str]:
-    """Return the words of a run from the base's weights, or of one of the same shape and tokenizer from random ones."""
+    """Return the overrides of a run from the base's weights, or from random ones of the same shape."""
     if start == "base":
         return [f"init_from={base.folder}"]
     flat = to_dict(base.shape)
@@ -45,7 +44,7 @@ def words_of_start(base: ModelFolder, start: str) -> list[str]:
 
 
 def lines_to_train_on(arguments: argparse.Namespace, seed: int) -> Path:
-    """Return the file of the training lines of a seed: all, or as many as asked for, drawn for this seed."""
+    """Return the file of a seed's training lines: all of them, or a sample of the given size."""
     whole: Path = arguments.data / "train.tsv"
     if not arguments.labels:
         return whole
@@ -57,7 +56,7 @@ def lines_to_train_on(arguments: argparse.Namespace, seed: int) -> Path:
 
 
 def train(arguments: argparse.Namespace, folder: Path, seed: int, words: list[str]) -> dict[str, Any]:
-    """Return the report of a run, from its folder where it was done before."""
+    """Return the report of a run; read it from the run folder if the run is complete."""
     if not (folder / "report.json").exists():
         command = [sys.executable, str(ROOT / "src" / "train.py"), "experiment=classify", *words, f"seed={seed}"]
         command += [
@@ -70,7 +69,7 @@ def train(arguments: argparse.Namespace, folder: Path, seed: int, words: list[st
 
 
 def tested(run_folder: Path, path: Path) -> dict[str, float]:
-    """Return accuracy and macro F1 on all lines of a file, and how many there are."""
+    """Return accuracy, macro F1 and the number of lines of a file."""
     model = LanguageModel.load(run_folder)
     lines = [line.rpartition("\t") for line in path.read_text(encoding="utf8").splitlines() if line]
     answers = model.classify([text for text, _, _ in lines])
@@ -81,7 +80,7 @@ def tested(run_folder: Path, path: Path) -> dict[str, float]:
 
 
 def row(base: ModelFolder, start: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return a line of the table: of all rates the accuracies on dev.tsv, of the best one those on test.tsv."""
+    """Return a line of the table: accuracies on dev.tsv of all rates, and on test.tsv of the best one."""
     dev: dict[float, list[float]] = {}
     folders: dict[float, list[Path]] = {}
     for rate in arguments.rates:
@@ -96,7 +95,7 @@ def row(base: ModelFolder, start: str, arguments: argparse.Namespace) -> dict[st
 
 
 def span(values: list[float]) -> str:
-    """Return the mean of some shares and their standard deviation, in percent."""
+    """Return the mean and standard deviation of some shares, in percent."""
     return f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f} %" if len(values) > 1 else f"{values[0]:.1%}"
 
 
@@ -105,10 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="a run, one of its checkpoints, or a Hugging Face folder")
     parser.add_argument("data", type=Path, help="folder of train.tsv, dev.tsv and test.tsv")
-    parser.add_argument("words", nargs="*", help="settings of both, such as trainer.max_steps=800")
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="to choose from on dev.tsv")
+    parser.add_argument("words", nargs="*", help="overrides of both, such as trainer.max_steps=800")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="candidates, chosen on dev.tsv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each trains from both starts")
-    parser.add_argument("--labels", type=int, help="training lines, drawn anew for each seed; all where not given")
+    parser.add_argument("--labels", type=int, help="training lines, sampled for each seed; default: all")
     parser.add_argument("--folder", type=Path, default=Path("logs/fine_tuning"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fine_tuning.json"))
     arguments = parser.parse_args()

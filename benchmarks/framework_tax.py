@@ -1,11 +1,10 @@
-"""What a step costs beyond the model's own work: `python benchmarks/framework_tax.py`.
+"""Measure the time of a step outside the model's own work: `python benchmarks/framework_tax.py`.
 
-The same model of 1 M parameters, objective, batches, optimizer and clipping three times: in a plain loop; as
-`src/train.py` runs it with everything switched on; and under Lightning's Trainer with its bar, TensorBoard, schedule,
-clipping, checkpoints, learning-rate and throughput monitors. A step has one row of 32 tokens and one thread, so that it
-is short. The tax is what a step takes beyond the plain loop's. A process keeps for its life what it got of the machine
-(which pages its memory is made of), which comes to a millisecond here: so all three are started anew several times, and
-a race's tax is the middle of its rounds.
+The same model of 1 M parameters, objective, batches, optimizer and clipping three times: in a plain loop; by
+`src/train.py` with all its defaults; and under Lightning's Trainer with its progress bar, TensorBoard, schedule,
+clipping, checkpoints, learning-rate and throughput monitors. A step is short: one row of 32 tokens, one thread. The tax
+is the time per step beyond the plain loop's. The memory pages that a process got change its speed by up to a
+millisecond here, so all three are restarted for every race, and the tax of a race is the median of its rounds.
 """
 
 import argparse
@@ -20,12 +19,12 @@ from pretrain.kernels.malloc import REUSE
 
 
 def main() -> None:
-    """Race, and print the tax of each."""
+    """Measure, and print the tax of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--races", type=int, default=7, help="each with processes of its own")
-    parser.add_argument("--rounds", type=int, default=5, help="of a race")
-    parser.add_argument("--steps", type=int, default=100, help="of a turn")
-    parser.add_argument("--quick", action="store_true", help="one race of 5 rounds of 40 steps, nothing kept")
+    parser.add_argument("--races", type=int, default=7, help="restarts of all processes")
+    parser.add_argument("--rounds", type=int, default=5, help="per race")
+    parser.add_argument("--steps", type=int, default=100, help="per turn")
+    parser.add_argument("--quick", action="store_true", help="one race of 5 rounds of 40 steps, nothing saved")
     given = parser.parse_args()
     races, rounds, steps = (1, 5, 40) if given.quick else (given.races, given.rounds, given.steps)
     here = Path(__file__).parent / "baselines.py"
@@ -48,7 +47,7 @@ def main() -> None:
     result.missing = missing
     if tax["lightning"]:
         ours, theirs = median(tax["ours"]), median(tax["lightning"])
-        ratio = theirs / ours  # of the medians: a single race's tax is a small difference, and may come out below 0
+        ratio = theirs / ours  # of the medians: the tax of one start is a small difference, and can be below 0
         what = "beyond the plain loop's step, 1 M parameters"
         result.lines = [Line(what, "ms", ours, "lightning", theirs, ratio, ratio, ratio, target=2.0)]
     result.figures = {

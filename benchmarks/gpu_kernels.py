@@ -1,9 +1,8 @@
-"""Attention of packed documents, and the loss, on a GPU beside torch's plain ones: `python benchmarks/gpu_kernels.py`.
+"""Compare our GPU attention and loss with torch's: `python benchmarks/gpu_kernels.py`.
 
-Forward and back, in bf16, on rows of documents of unequal length (about 400 tokens each). `pair by pair` is torch's
-attention with a number for every pair of positions; `one document` is torch's plain attention of rows that are one
-document each, whose products are more. Of the loss, `chunks` is ours without a compiler, `whole logits` compiled
-cross-entropy over all logits at once.
+Forward and backward in bf16, on rows of documents of unequal length (about 400 tokens each). `pair by pair` is SDPA
+with a dense mask; `one document` is SDPA without a mask, on rows of one document each, which have more pairs to
+compute. For the loss, `chunks` is ours without compilation, `whole logits` is compiled cross-entropy over all logits.
 """
 
 import argparse
@@ -24,20 +23,20 @@ REPEATS = 20
 
 
 def documents(rows: int, length: int, mean: int = 400) -> Tensor:
-    """Return document numbers, int32 (rows, length), of documents whose lengths are geometric."""
+    """Return document numbers, int32 (rows, length), of documents with geometrically distributed lengths."""
     draw = torch.Generator().manual_seed(0)
     starts = torch.rand(rows, length, generator=draw) < 1 / mean
     return starts.cumsum(1).int().cuda()
 
 
-def seconds(work: Callable[[], Tensor], slope: Tensor) -> Callable[[], float]:
-    """Return what measures one pass forward and back, on the GPU's own clock."""
+def seconds(work: Callable[[], Tensor], grad_output: Tensor) -> Callable[[], float]:
+    """Return a function that times one forward and backward pass with GPU events, in seconds."""
 
     def measure() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(REPEATS):
-            work().backward(slope)
+            work().backward(grad_output)
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1000 / REPEATS
@@ -45,9 +44,11 @@ def seconds(work: Callable[[], Tensor], slope: Tensor) -> Callable[[], float]:
     return measure
 
 
-def race(result: Result, what: str, baselines: Mapping[str, Callable[[], Tensor]], slope: Tensor, rounds: int) -> None:
-    """Add the lines of one comparison."""
-    timed = {name: seconds(work, slope) for name, work in baselines.items()}
+def race(
+    result: Result, what: str, baselines: Mapping[str, Callable[[], Tensor]], grad_output: Tensor, rounds: int
+) -> None:
+    """Measure one comparison and add it to `result`."""
+    timed = {name: seconds(work, grad_output) for name, work in baselines.items()}
     milliseconds = {
         name: [1000 * each for each in found] for name, found in take_turns(timed, rounds, 2, result.missing).items()
     }
@@ -55,15 +56,15 @@ def race(result: Result, what: str, baselines: Mapping[str, Callable[[], Tensor]
 
 
 def attention(result: Result, causal: bool, window: int | None, length: int, rounds: int) -> None:
-    """Compare attention of GPT-2 small's heads over 32,768 tokens."""
+    """Compare attention with GPT-2 small's heads over 32,768 tokens."""
     rows = 32_768 // length
     numbers = documents(rows, length)
     q, k, v = (torch.randn(rows, 12, length, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in "qkv")
     compiled = torch.compile(attend, dynamic=False)
-    in_blocks = AttentionMask(causal, blocks=build_block_mask(causal, window, numbers))
+    block_sparse = AttentionMask(causal, blocks=build_block_mask(causal, window, numbers))
     dense = build_mask(causal, window, numbers, length, numbers.device)
     baselines: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: compiled(q, k, v, in_blocks, 0.0),
+        "ours": lambda: compiled(q, k, v, block_sparse, 0.0),
         "pair by pair": lambda: attend(q, k, v, dense, 0.0),
     }
     if window is None:
@@ -77,17 +78,17 @@ def losses(result: Result, targets: int, rounds: int) -> None:
     features = torch.randn(targets, 768, device="cuda").requires_grad_()
     weight = (torch.randn(50_304, 768, device="cuda") * 0.02).requires_grad_()
     head = SimpleNamespace(weight=weight, bias=None)
-    answers = torch.randint(50_304, (targets,), device="cuda")
+    target_ids = torch.randint(50_304, (targets,), device="cuda")
 
     def whole() -> Tensor:
-        return F.cross_entropy(F.linear(features, weight), answers, reduction="sum")
+        return F.cross_entropy(F.linear(features, weight), target_ids, reduction="sum")
 
     def in_bf16(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return torch.autocast("cuda", torch.bfloat16)(loss)
 
     baselines = {
-        "ours": in_bf16(lambda: cross_entropy_sum(features, head, answers, compiled=True)),
-        "chunks": in_bf16(lambda: cross_entropy_sum(features, head, answers)),
+        "ours": in_bf16(lambda: cross_entropy_sum(features, head, target_ids, compiled=True)),
+        "chunks": in_bf16(lambda: cross_entropy_sum(features, head, target_ids)),
         "whole logits": torch.compile(in_bf16(whole), dynamic=False),
     }
     race(result, f"loss of {targets:,} targets", baselines, torch.ones((), device="cuda"), rounds)

@@ -1,4 +1,4 @@
-"""What `src/plan.py` forecasts of the memory of a GPU, against what `gpu.py` measured: `python benchmarks/gpu_plan.py`.
+"""Compare the GPU memory that `src/plan.py` estimates with that of `gpu.py`: `python benchmarks/gpu_plan.py`.
 
 Needs no GPU: it reads benchmarks/results/gpu.json.
 """
@@ -15,7 +15,7 @@ from pretrain.planning.forecast import forecast, target_of
 
 
 def forecast_mib(name: str) -> float:
-    """Return the peak memory of one shape by the dry run."""
+    """Return the peak memory of one shape that the dry run estimates."""
     shape = SHAPES[name]
     words = [word for word in shape.settings(Path()) if not word.startswith("trainer.accelerator")]
     config: PlanConfig = compose("plan", [*words, "device=h200", "dry_run=false", f"vocab_size={shape.vocab_size}"])
@@ -23,7 +23,7 @@ def forecast_mib(name: str) -> float:
 
 
 def main() -> None:
-    """Compare every shape that was measured, print it and keep it."""
+    """Compare every measured shape, print the table and save it."""
     register_schemas("plan", PlanConfig)
     measured = json.loads((RESULTS / "gpu.json").read_text(encoding="utf8"))["figures"]
     result = Result("gpu_plan", typed(), {})

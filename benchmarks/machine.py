@@ -11,7 +11,7 @@ import torch
 
 
 def machine() -> dict[str, Any]:
-    """Return what timings depend on, without names of the machine."""
+    """Return the properties that timings depend on, without the machine's name."""
     facts = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
     return {

@@ -1,9 +1,8 @@
-"""The head of a masked model, from hidden states to loss and back: `python benchmarks/masked_head.py`.
+"""Time the head of a masked model, from hidden states to gradients: `python benchmarks/masked_head.py`.
 
 BERT base's head over 30,522 tokens, for 16 rows of 128 tokens of which 15 % are predicted. Ours computes logits at the
-hidden places only; the same head over all places, with the others ignored, says what that saves. The peer is the head
-of transformers' BERT with the loss that its model takes, over all places and with the same weights. The losses must
-agree.
+masked positions only; the same head over all positions, with the others ignored, shows the savings. The peer is the
+head of transformers' BERT with its model's loss, over all positions and with the same weights. The losses must agree.
 """
 
 import argparse
@@ -26,11 +25,11 @@ from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 
 MASKED = 0.15
-Loss = Callable[[Tensor], Tensor]  # from hidden states (B, T, d_model) to the mean over the targets
+Loss = Callable[[Tensor], Tensor]  # from hidden states (B, T, d_model) to the mean loss over the targets
 
 
 def ours(model_with_loss: ModelWithLoss, batch: Batch) -> Loss:
-    """Return our loss of a batch."""
+    """Return the function of our loss on a batch."""
 
     def loss(hidden: Tensor) -> Tensor:
         total, count = model_with_loss.objective(hidden, model_with_loss.model.head, batch)
@@ -41,15 +40,15 @@ def ours(model_with_loss: ModelWithLoss, batch: Batch) -> Loss:
 
 
 def at_all_positions(batch: Batch) -> Batch:
-    """Return the batch with a target for each of its places, IGNORE where nothing is hidden."""
+    """Return the batch with a target for each position, IGNORE where nothing is masked."""
     assert batch.target_positions is not None
-    none = torch.full_like(batch.tokens, IGNORE)  # less than any target: a row with fewer targets names place 0 twice
+    none = torch.full_like(batch.tokens, IGNORE)  # below any target: unused entries of target_positions are 0
     targets = none.scatter_reduce(1, batch.target_positions, batch.targets, "amax")
     return replace(batch, targets=targets, target_positions=None)
 
 
 def theirs(model_with_loss: ModelWithLoss, batch: Batch, shape: Shape) -> Loss:
-    """Return the loss of transformers' head with our weights."""
+    """Return the function of transformers' loss with our weights."""
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
@@ -66,7 +65,7 @@ def theirs(model_with_loss: ModelWithLoss, batch: Batch, shape: Shape) -> Loss:
 
 
 def measure(shape: Shape, rounds: int, folder: Path) -> Result:
-    """Return what was found at a shape."""
+    """Return the result for a shape."""
     model_with_loss, batches = our_learner(shape, folder)
     model_with_loss.objective.config = replace(model_with_loss.objective.config, mask_probability=MASKED)
     batch = next(batches)
@@ -80,7 +79,7 @@ def measure(shape: Shape, rounds: int, folder: Path) -> Result:
     result = Result("masked_head", typed(), settings | {"rounds": rounds})
     try:
         losses["transformers"] = theirs(model_with_loss, batch, shape)
-    except Exception as error:  # whatever it is: it is told, and ours can still be measured
+    except Exception as error:  # any failure of the peer is recorded; ours is still measured
         result.missing["transformers"] = why(error)
     found = {}
 
@@ -98,7 +97,7 @@ def measure(shape: Shape, rounds: int, folder: Path) -> Result:
 
 
 def _seconds(loss: Loss, hidden: Tensor, found: dict[str, float], name: str) -> float:
-    """Return how long loss and gradient take, of hidden states and weights."""
+    """Return a function that times the loss and its gradients of hidden states and weights."""
     hidden.grad = None
     start = time.perf_counter()
     value = loss(hidden)
@@ -109,10 +108,12 @@ def _seconds(loss: Loss, hidden: Tensor, found: dict[str, float], name: str) -> 
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="a head of 384 wide over 4,096 tokens, 5 rounds, not kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="a head with d_model 384 over 4,096 tokens, 5 rounds, not saved"
+    )
     given = parser.parse_args()
     shape = SHAPES["bert_12m" if given.quick else "bert_110m"]
     with tempfile.TemporaryDirectory() as folder:

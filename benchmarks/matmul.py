@@ -1,7 +1,7 @@
-"""A linear layer forward and back in float32, ours beside torch's: `python benchmarks/matmul.py`.
+"""Time a linear layer in float32, forward and backward, ours and torch's: `python benchmarks/matmul.py`.
 
-4 x 512 tokens through matrices of GPT-2 small and of a model of 12 M parameters. Where ours leaves a product to torch,
-on any processor but AMD's with AVX-512, the two are the same.
+4 x 512 tokens through the matrices of GPT-2 small and of a model of 12 M parameters. Ours differs from torch on AMD
+CPUs with AVX-512 only; elsewhere it calls torch.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pretrain.kernels.onednn_linear import OneDnnLinear, amd_with_avx512
 
 ROWS = 2048
 MATRICES = {"12 M: 384 to 1536": (384, 1536), "124 M: 768 to 768": (768, 768), "124 M: 768 to 3072": (768, 3072)}
-REPEATS = 4  # in a turn
+REPEATS = 4  # per turn
 
 
 def main() -> None:
-    """Race every matrix."""
+    """Measure every matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="5 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="5 rounds, nothing saved")
     given = parser.parse_args()
     rounds = 5 if given.quick else given.rounds
     result = Result("matmul", typed(), {"rows": ROWS, "rounds": rounds, "by oneDNN": amd_with_avx512()})
@@ -34,7 +34,7 @@ def main() -> None:
                 layer(x).sum().backward()
 
         seconds = take_turns({each: lambda layer=layer: turn(layer) for each, layer in layers.items()}, rounds)  # type: ignore[misc]
-        work = REPEATS * 3 * 2 * ROWS * wide * out / 1e9  # forward, and twice back
+        work = REPEATS * 3 * 2 * ROWS * wide * out / 1e9  # forward, and two matmuls backward
         speeds = {each: [work / took for took in found] for each, found in seconds.items()}
         result.add(f"linear layer, {name}", "GFLOP/s", speeds, more_is_better=True)
     result.finish(keep=not given.quick)

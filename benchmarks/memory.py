@@ -1,9 +1,9 @@
-"""Peak memory of training, each baseline alone in a process of its own: `python benchmarks/memory.py`.
+"""Measure the peak memory of training, each baseline alone in its own process: `python benchmarks/memory.py`.
 
-The most that a process ever held, from its start to the end of its fourth step: libraries, weights, gradients, AdamW's
-state and activations. The baselines are those of `training_step.py`, ours with everything on that `src/train.py` has;
-each starts anew in every round. Beside a GPT and a BERT of the usual sizes: a small GPT with a long context, and
-one with a large vocabulary, where attention and logits are what grows.
+The peak is over the process from its start to the end of its fourth step: libraries, weights, gradients, AdamW's state
+and activations. The baselines are those of `training_step.py`, ours with all its defaults, restarted in every round.
+Shapes: a GPT and a BERT of usual size; a small GPT with a long context, where attention dominates, and one with a large
+vocabulary, where logits do.
 """
 
 import argparse
@@ -15,32 +15,32 @@ from pathlib import Path
 from comparison import Result, typed
 from shapes import SHAPES
 from training_step import MEMORY, NEEDS, PEERS
-from turns import Baseline, ContenderEnded
+from turns import Baseline, BaselineEnded
 
 from pretrain.kernels.malloc import REUSE
 
-SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # as the shape they are made of
+SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # shapes derived from another, with the same peers
 STEPS = 4
 
 
 def peak_mib(baseline: str, shape: str) -> float:
-    """Return the most memory that a baseline held in a run of a few steps."""
+    """Return the peak memory of a baseline in a run of a few steps."""
     command = [sys.executable, str(Path(__file__).parent / "baselines.py"), baseline, shape]
     process = Baseline(baseline, command, REUSE if baseline == "ours" else None)
     try:
-        process.answer()  # it is ready
+        process.answer()  # the baseline is ready
         return process.take(STEPS)["peak_mib"]
     finally:
         process.end()
 
 
 def main() -> None:
-    """Measure every shape asked for."""
+    """Measure the given shapes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = ("gpt_12m_long", "gpt_12m_wide", "gpt_124m", "bert_110m")
     parser.add_argument("--shapes", nargs="+", choices=every, default=every)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the small shapes, one round, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="the small shapes, one round, nothing saved")
     given = parser.parse_args()
     result = Result("memory", typed(), {"rounds": 1 if given.quick else given.rounds, "steps": STEPS})
     for name in every[:2] if given.quick else given.shapes:
@@ -52,7 +52,7 @@ def main() -> None:
             for baseline in ["ours", *there]:
                 try:
                     peaks[baseline].append(peak_mib(baseline, name))
-                except ContenderEnded as ended:
+                except BaselineEnded as ended:
                     if baseline == "ours":
                         raise SystemExit(f"ours at {name} {ended}") from ended
                     result.missing[f"{baseline} at {name}"] = str(ended)

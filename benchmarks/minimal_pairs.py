@@ -1,9 +1,9 @@
-"""BLiMP whole, by paradigm, and a sample of it once more by transformers: `python benchmarks/minimal_pairs.py MODEL`.
+"""Score BLiMP by paradigm, and a sample of it with transformers: `python benchmarks/minimal_pairs.py MODEL`.
 
 MODEL, a run or a Hugging Face folder, causal or masked, scores every pair of blimp.jsonl.xz as `src/eval.py
-task=minimal_pairs` does. Then an evenly spaced sample of the pairs is scored in the plainest way: the model as
-transformers loads it (a run is exported first), one sentence after the other, of a masked model with a copy for each of
-its tokens, that token hidden. Both must find the same sentences likelier. The seconds of both are printed.
+task=minimal_pairs` does. Then an evenly spaced sample of pairs is scored in the plainest way with transformers (a run
+is exported first): one sentence at a time; for a masked model, one copy per token with that token masked. Both must
+prefer the same sentences. The seconds of both are printed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ EXPORT = Path(__file__).parents[1] / "src" / "export.py"
 
 
 def exported(model: Path, folder: Path) -> Path:
-    """Return a Hugging Face folder of the model: itself, or what export.py makes of a run."""
+    """Return a Hugging Face folder of the model; a run is exported first."""
     if not (model / "report.json").exists():
         return model
     command = [sys.executable, str(EXPORT), f"checkpoint={model}", f"output={folder / 'exported'}"]
@@ -40,7 +40,7 @@ def exported(model: Path, folder: Path) -> Path:
 
 
 def by_transformers(folder: Path, causal: bool, rows: list[Tensor], mask_id: int | None) -> list[float]:
-    """Return the log-likelihood of each row of ids, of a masked model its pseudo-likelihood."""
+    """Return the log-likelihood of each row of ids, or its pseudo-log-likelihood for a masked model."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
@@ -49,19 +49,19 @@ def by_transformers(folder: Path, causal: bool, rows: list[Tensor], mask_id: int
     with torch.inference_mode():
         for row in tqdm(rows, desc="transformers"):
             if causal:
-                said = model(row[None]).logits[0, :-1].double().log_softmax(-1)
-                found.append(float(said.gather(1, row[1:, None]).sum()))
+                log_probs = model(row[None]).logits[0, :-1].double().log_softmax(-1)
+                found.append(float(log_probs.gather(1, row[1:, None]).sum()))
                 continue
-            places = torch.arange(1, len(row) - 1)
-            copies = row.repeat(len(places), 1)
-            copies[torch.arange(len(places)), places] = mask_id
-            said = model(copies).logits[torch.arange(len(places)), places].double().log_softmax(-1)
-            found.append(float(said.gather(1, row[places, None]).sum()))
+            positions = torch.arange(1, len(row) - 1)
+            copies = row.repeat(len(positions), 1)
+            copies[torch.arange(len(positions)), positions] = mask_id
+            log_probs = model(copies).logits[torch.arange(len(positions)), positions].double().log_softmax(-1)
+            found.append(float(log_probs.gather(1, row[positions, None]).sum()))
     return found
 
 
 def sample(model: Path, scorer: Scorer, pairs: list[MinimalPair]) -> dict[str, Any]:
-    """Return what both make of the same pairs, and how long each took."""
+    """Return the scores of both on the same pairs, and the seconds of each."""
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     started = time.perf_counter()
     ours = [score.log_likelihood for score in scorer.texts(texts)]
@@ -86,10 +86,10 @@ def sample(model: Path, scorer: Scorer, pairs: list[MinimalPair]) -> dict[str, A
 
 
 def main() -> None:
-    """Score, compare, print and keep."""
+    """Score, compare, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
-    parser.add_argument("--name", help="of the model, for the file that is kept; none given: nothing is kept")
+    parser.add_argument("--name", help="of the model, for the saved file; default: nothing is saved")
     parser.add_argument("--sample", type=int, default=335, help="pairs that transformers scores too")
     parser.add_argument("--pairs", type=int, default=0, help="of BLiMP to score; 0: all")
     given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What each family of 1 M parameters learns from the same tokens: `python benchmarks/nano_models.py TEXT VALIDATION`.
+"""Compare all families of 1 M parameters on the same tokens: `python benchmarks/nano_models.py TEXT VALIDATION`.
 
-Every model is trained by `src/train.py` with its own preset on the same text, tokenizer and number of tokens, one after
-the other, and scored on the same held-out documents:
+`src/train.py` trains each model with its own preset on the same text, tokenizer and number of tokens, one after the
+other. Each is scored on the same held-out documents:
 
-bits per byte    of the text, reading from left to right; lower is better
-masked accuracy  of hidden tokens (30 % of them) that were the likeliest answer; higher is better
-A hybrid model has both, each learned from half of its rows.
+bits per byte    of the text, causal; lower is better
+masked accuracy  share of masked tokens (30 %) that are predicted correctly; higher is better
+A hybrid model has both, each trained on half of its rows.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def row(model: str, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train all five, print the table and write it as JSON."""
+    """Train all models, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="documents to train on, as data=text_files reads them")
     parser.add_argument("validation", help="documents to score")
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="that every model reads")
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train each model on")
     parser.add_argument("--folder", type=Path, default=Path("logs/nano_models"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/nano_models.json"))
     arguments = parser.parse_args()

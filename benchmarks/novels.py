@@ -1,14 +1,14 @@
-"""What a model learns from novels in ten minutes: `python benchmarks/novels.py`.
+"""Measure what a model learns from novels in ten minutes: `python benchmarks/novels.py`.
 
 experiment=novels_small (causal) and experiment=novels_small_masked train on english_novels/train.jsonl.xz for ten
-minutes each, start and validation counted, and are scored on every document of valid.jsonl.xz, four novels that neither
-has seen:
+minutes each, including start-up and validation. Both are scored on every document of valid.jsonl.xz, four unseen
+novels:
 
-bits per byte    of the text, reading from left to right; lower is better
-masked accuracy  share of hidden tokens whose likeliest answer was right
+bits per byte    of the text, causal; lower is better
+masked accuracy  share of masked tokens that are predicted correctly
 
-The curve is the loss on a fixed part of the same novels as the run goes. `--choose` leaves valid.jsonl.xz out: two of
-the novels to train on take its place, so that settings, given behind it, are chosen where nothing is reported:
+The curve is the loss on a fixed part of the same novels during the run. `--choose` is for tuning settings, which follow
+it: two of the training novels replace valid.jsonl.xz, so that settings are not tuned on the reported documents:
 
     python benchmarks/novels.py --choose --only causal --minutes 5 model.n_layers=6 optimizer.learning_rate=4e-3
 """
@@ -33,7 +33,7 @@ from pretrain.launch.run_folder import read_rows
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 KINDS = {"causal": "novels_small", "masked": "novels_small_masked"}
 CHOICE = Path(".cache") / "novels_to_choose_on"
-HELD_OUT = slice(20, None, 40)  # of the novels to train on, those that settings are chosen on
+HELD_OUT = slice(20, None, 40)  # training novels that --choose validates on
 PROMPTS = {
     "causal": ("It was a dark night when", "She looked at him and", "The old house stood"),
     "masked": ("He took her [MASK] and kissed it.", "The [MASK] was shining through the window."),
@@ -42,7 +42,7 @@ SAMPLING: GenerationOptions = {"max_new_tokens": 60, "temperature": 0.8, "min_p"
 
 
 def parts(novels: Path, choose: bool) -> list[str]:
-    """Return the settings that name the text to train on and the text to score."""
+    """Return the overrides of the training text and of the text to score."""
     files = {"path": novels / "train.jsonl.xz", "validation_path": novels / "valid.jsonl.xz"}
     if choose:
         with lzma.open(files["path"], "rt", encoding="utf8") as lines:
@@ -54,7 +54,7 @@ def parts(novels: Path, choose: bool) -> list[str]:
             "validation_path": held_out,
         }.items():
             files[name] = CHOICE / f"{name}.jsonl"
-            if not files[name].exists():  # a newer file would be tokenized again
+            if not files[name].exists():  # a rewritten file would be tokenized again
                 files[name].write_text("".join(some), encoding="utf8")
     return [f"data.{name}={path}" for name, path in files.items()]
 
@@ -69,7 +69,7 @@ def train(kind: str, words: list[str], folder: Path) -> dict[str, Any]:
 
 
 def scored(folder: Path, words: list[str]) -> dict[str, Any]:
-    """Return the scores of a run on every document that it is to be scored on."""
+    """Return the scores of a run on all documents to score."""
     (text,) = (word.removeprefix("data.validation_path=") for word in words if word.startswith("data.validation_path="))
     output = folder.parent / "scores.json"
     command = [
@@ -81,19 +81,19 @@ def scored(folder: Path, words: list[str]) -> dict[str, Any]:
     ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf8"))
-    for name in ("checkpoint", "settings"):  # which name folders of this machine
+    for name in ("checkpoint", "settings"):  # they contain paths of this machine
         del found[name]
     return found
 
 
 def curve(folder: Path, steps: int) -> list[tuple[float, float]]:
-    """Return the validation losses of a run, each with the share of its steps that it came after."""
+    """Return the validation losses of a run, each with the share of its steps taken before."""
     rows = [row for row in read_rows(folder / "metrics.csv") if row["name"] == "val/loss"]
     return [(round(int(row["step"]) / steps, 3), round(float(row["value"]), 4)) for row in rows]
 
 
 def written(kind: str, folder: Path) -> list[str]:
-    """Return what the model makes of each prompt."""
+    """Return the model's completion of each prompt."""
     model = LanguageModel.load(folder)
     if kind == "masked":
         each = [(prompt, model.predict_mask(prompt)) for prompt in PROMPTS[kind]]
@@ -105,21 +105,21 @@ def written(kind: str, folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Train, score, print and keep."""
+    """Train, score, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="settings of the runs, such as model.n_layers=6")
+    parser.add_argument("words", nargs="*", help="overrides of the runs, such as model.n_layers=6")
     parser.add_argument("--only", choices=KINDS, help="one of the two")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--choose", action="store_true", help="score on a slice of what is trained on else")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; none given: they are thrown away")
+    parser.add_argument("--choose", action="store_true", help="for tuning: score on held-out training novels")
+    parser.add_argument("--folder", type=Path, help="where to save the runs; default: deleted")
     given = parser.parse_args()
     novels = Path(os.environ.get("PRETRAIN_ASSETS", "")) / "corpora" / "english_novels"
     if not novels.is_dir():
         sys.exit(f"there are no novels at {novels}: name the folder of the assets by PRETRAIN_ASSETS")
     result = Result("novels", typed(), {"minutes": given.minutes})
     for kind in [given.only] if given.only else KINDS:
-        with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / kind
+        with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / kind
             words = [*parts(novels, given.choose), f"trainer.max_time={given.minutes}", *given.words]
             report = train(kind, words, folder / "run")
             names = ("parameters", "steps", "tokens_seen", "training_s")

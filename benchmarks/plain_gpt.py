@@ -1,4 +1,4 @@
-"""A GPT-2 as a page of PyTorch: what a bare training loop trains in the benchmarks."""
+"""A GPT-2 in a page of PyTorch: the model of the bare training loops in the benchmarks."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ class PlainBlock(nn.Module):
         self.down = nn.Linear(4 * d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, T, d_model) after this block."""
+        """Return the block's output for x (B, T, d_model), same shape."""
         parts = self.qkv(self.norm_1(x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -28,7 +28,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Learned positions, blocks, norm and the embedding's own matrix as head."""
+    """Learned positions, blocks, final norm, and a head tied to the embedding."""
 
     def __init__(self, vocab_size: int, length: int, n_layers: int, n_heads: int, d_model: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""A step of ours beside nanoGPT's, no framework around either: `OMP_NUM_THREADS=1 python benchmarks/plain_step.py`.
+"""Time our step and nanoGPT's, both without a framework: `OMP_NUM_THREADS=1 python benchmarks/plain_step.py`.
 
-Both models, of one shape, learn by turns in one process: forward, back, clipping and AdamW in float32. A turn's figure
-is the processor's own time, to which others on the machine add little. `ATEN_CPU_CAPABILITY=avx2` holds torch to AVX2,
-and then ours multiplies by torch's own matmul, as on any processor but AMD's with AVX-512.
+Models of the same shape train in turns in one process: forward, backward, clipping and AdamW in float32. The time is
+the CPU time of the process, which other processes hardly change. `ATEN_CPU_CAPABILITY=avx2` limits torch to AVX2; then
+ours uses torch's matmul, as on any CPU other than AMD's with AVX-512.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pretrain.kernels.onednn_linear import amd_with_avx512
 
 
 def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """Return what takes a step and returns its seconds of the processor's time."""
+    """Return a function that takes a step and returns its seconds of CPU time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> float:
@@ -39,7 +39,7 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]
 
 
 def baselines(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
-    """Return a step of ours, over the batches that our runs read, and one of nanoGPT's over as many tokens."""
+    """Return our step, on the batches of our runs, and nanoGPT's step on as many tokens."""
     model_with_loss, batches = our_learner(shape, folder)
     plain = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
 
@@ -56,11 +56,11 @@ def baselines(shape: Shape, folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def main() -> None:
-    """Race, print and keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="gpt_12m", choices=[name for name in SHAPES if name.startswith("gpt_1")])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--quick", action="store_true", help="3 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, nothing saved")
     given = parser.parse_args()
     shape, rounds = SHAPES[given.shape], 3 if given.quick else given.rounds
     settings = {"rounds": rounds, "instructions": torch.backends.cpu.get_cpu_capability(), "oneDNN": amd_with_avx512()}

@@ -1,12 +1,12 @@
-"""How near `src/plan.py` comes to what a run takes on this machine: `python benchmarks/plan_accuracy.py`.
+"""Compare the estimates of `src/plan.py` with runs on this machine: `python benchmarks/plan_accuracy.py`.
 
-GPT-2 small (124 M parameters, 50,257 tokens of vocabulary) is trained for a few steps of 4 rows of 256 tokens by
-`src/train.py`, alone and sharded over two processes, and compared with what was forecast before:
+`src/train.py` trains GPT-2 small (124 M parameters, 50,257 tokens of vocabulary) for a few steps of 4 rows of 256
+tokens, on one process and sharded over two. Compared with the estimate made before:
 
-memory  the most that a process held (VmHWM of Linux), less what the same run with a model of next to nothing
-        holds; glibc is told to give freed memory back at once, of which it would keep much by itself
-time    the middle of the logged steps of another run but the first third, in which glibc still asks the system for
-        memory that it then keeps; the machine's speed is measured just before, so it should be idle
+memory  peak memory of a process (VmHWM of Linux), minus that of the same run with a model of almost no size; glibc is
+        set to return freed memory at once, because it would keep much of it
+time    median of the logged steps of another run without the first third, in which glibc still requests memory that it
+        then keeps; the machine's speed is measured just before, so it should be idle
 """
 
 import argparse
@@ -36,7 +36,7 @@ NEXT_TO_NOTHING = ["model.n_layers=1", "model.d_model=16", "model.n_heads=1", "m
 
 
 def words(folder: Path) -> list[str]:
-    """Return the settings of the run: a text of its own, bytes as tokens, and as many ids as GPT-2 has."""
+    """Return the overrides of the run: a generated text, byte tokens, and a vocabulary of GPT-2's size."""
     text = folder / "text.txt"
     text.write_text("".join(f"Line {number} says that {number * number} is a square.\n" for number in range(4000)))
     return [
@@ -62,7 +62,7 @@ def words(folder: Path) -> list[str]:
 
 
 def highest_rss(process: subprocess.Popen[bytes]) -> int:
-    """Return the most bytes that the process, or one that it started, ever held; waits for its end."""
+    """Wait for a process and return the peak memory of it or of one of its children, in bytes."""
     highest: dict[int, int] = {}
     while process.poll() is None:
         for pid in [process.pid, *children(process.pid)]:
@@ -76,7 +76,7 @@ def highest_rss(process: subprocess.Popen[bytes]) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process started, and those that they did."""
+    """Return all descendants of a process."""
     try:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
@@ -84,7 +84,7 @@ def children(pid: int) -> list[int]:
 
 
 def status(pid: int) -> Iterator[str]:
-    """Yield what the kernel says of a process; nothing once it is gone."""
+    """Yield the lines of a process's /proc status; nothing if it has ended."""
     try:
         yield from Path(f"/proc/{pid}/status").read_text(encoding="utf8").splitlines()
     except OSError:
@@ -92,7 +92,7 @@ def status(pid: int) -> Iterator[str]:
 
 
 def train(settings: list[str], folder: Path, frees: bool) -> tuple[int, float]:
-    """Return the highest memory of a run's processes in bytes, and the middle of its later steps' seconds.
+    """Return the peak memory of a run's processes in bytes, and the median seconds of its later steps.
 
     `frees`: what is no longer needed goes back to the system at once.
     """
@@ -107,7 +107,7 @@ def train(settings: list[str], folder: Path, frees: bool) -> tuple[int, float]:
 
 
 def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Return forecast and measurement of one case; `steps` of the run that is timed, few of the others."""
+    """Return estimate and measurement of one case; `steps` are those of the timed run."""
     settings = [*words(folder), *CASES[name]]
     config: PlanConfig = compose("plan", settings)
     found = forecast(config, target_of(config), simulate=True)
@@ -130,11 +130,11 @@ def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Compare both cases, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=18, help="of each run that is timed")
+    parser.add_argument("--steps", type=int, default=18, help="of each timed run")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "plan_accuracy.json")
     arguments = parser.parse_args()
     register_schemas("plan", PlanConfig)
-    keep_freed_memory()  # as plan.py does: the speed of memory depends on it
+    keep_freed_memory()  # as plan.py does: memory speed depends on it
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = []

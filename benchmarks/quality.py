@@ -1,16 +1,16 @@
-"""What a run has learnt, on documents it was not trained on: `python benchmarks/quality.py RUN_FOLDER`.
+"""Measure a run's quality on documents that it was not trained on: `python benchmarks/quality.py RUN_FOLDER`.
 
 A causal run is compared with interpolated Kneser-Ney n-grams of the same tokens (`kneser_ney.py`), and its samples are
-searched for loops and for words that the corpus does not hold. A masked run is compared with answers that look at no
-context. What is counted, exactly:
+searched for loops and for words that are not in the corpus. A masked run is compared with predictions that ignore the
+context. Exact definitions:
 
-strict loop     four tokens that stand three times or more back to back in a sample; tokens without a letter or digit do
-                not count alone, for this corpus underlines its headings with rows of asterisks
+strict loop     four tokens repeated three times or more back to back in a sample; tokens without a letter or digit do
+                not count alone, because this corpus underlines its headings with rows of asterisks
 any loop        the same for a phrase of any number of tokens: three times or more, and 12 tokens or more in all
 frequent 4-gram four tokens in a row that occur four times or more in a sample, overlaps counted, such tokens left out
-real words      of the words ([A-Za-z]{2,}) of a sample, without its first and last, the share that occur in the
-                training or validation documents, upper and lower case alike
-A sample is the new text, cut into tokens anew, shorter where the model ended it. "Real text" is held-out documents.
+real words      share of the words ([A-Za-z]{2,}) of a sample, without its first and last, that occur in the training or
+                validation documents, ignoring case
+A sample is the generated text, tokenized again, shorter if the model ended it. "Real text" is held-out documents.
 """
 
 import argparse
@@ -47,11 +47,11 @@ SAMPLING = {"temperature": 0.8, "top_k": 50, "repetition_penalty": 1.1}  # as in
 WORD = re.compile("[A-Za-z]{2,}")
 WORDLIKE = re.compile("[A-Za-z0-9]")
 Ids = Sequence[int]
-Documents = list[npt.NDArray[np.int64]]  # each the ids of begin, text and end
+Documents = list[npt.NDArray[np.int64]]  # each the ids of BOS, text and EOS
 
 
 def measure(run_folder: Path, cache: Path, samples: int) -> dict[str, Any]:
-    """Return all figures of a run, by section."""
+    """Return all metrics of a run, by section."""
     checkpoint = open_checkpoint(run_folder)
     run: RunConfig = from_dict(checkpoint.config)
     prepared = prepare(run.data, run.tokenizer, cache, report=lambda line: print(line, file=sys.stderr))
@@ -82,7 +82,7 @@ def _documents(stores: Iterable[Store]) -> Documents:
 
 
 def _settings(checkpoint: Checkpoint, run: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """Return what the figures depend on; of a mixture, all sources together."""
+    """Return the settings that the metrics depend on; for a mixture, all sources together."""
     train, validation = prepared.train.values(), prepared.validation.values()
     return {
         "run": run.name,
@@ -103,7 +103,7 @@ def _settings(checkpoint: Checkpoint, run: RunConfig, prepared: Prepared) -> dic
 
 
 def _score(run_folder: Path, cache: Path) -> dict[str, Any]:
-    """Return the model's figures on all validation documents."""
+    """Return the model's metrics on all validation documents."""
     start = time.perf_counter()
     scored = score_documents(EvalConfig(paths=PathsConfig(cache_dir=str(cache))), run_folder)
     kept = {name: value for name, value in scored.items() if name not in ("checkpoint", "objective")}
@@ -111,7 +111,7 @@ def _score(run_folder: Path, cache: Path) -> dict[str, Any]:
 
 
 def _n_grams(train: Documents, held_out: Documents, stores: Sequence[Store]) -> dict[str, dict[str, float]]:
-    """Return bits per byte of each order, how long it took, and how far its probabilities are from summing to 1."""
+    """Return bits per byte of each order, its seconds, and the largest error of a sum of probabilities."""
     figures = {}
     for order in ORDERS:
         start = time.perf_counter()
@@ -128,10 +128,10 @@ def _n_grams(train: Documents, held_out: Documents, stores: Sequence[Store]) -> 
 
 
 def _without_context(tokenizer: Tokenizer, train: Documents, held_out: Documents) -> dict[str, Any]:
-    """Return how often, and at which loss, one guesses a validation token from the counts of the training tokens.
+    """Return accuracy and loss of predicting validation tokens from counts of the training tokens.
 
     The expectation over all tokens that can be hidden, where a masked model is scored on a random choice of them. The
-    unigram adds one to each count (Laplace). "drawn" answers with a random token of the training documents.
+    unigram adds one to each count (Laplace). "drawn" predicts a random token of the training documents.
     """
     special = sorted(tokenizer.special_ids)
     trained, asked = (np.bincount(np.concatenate(part), minlength=tokenizer.vocab_size) for part in (train, held_out))
@@ -156,11 +156,13 @@ def _corpus_words(tokenizer: Tokenizer, documents: Documents) -> set[str]:
 def _sample(
     model: LanguageModel, held_out: Documents, words: set[str], count: int, context_length: int
 ) -> dict[str, Any]:
-    """Return what `count` continuations of the first tokens of held-out documents, long ones, look like."""
+    """Return metrics of `count` completions, prompted by the first tokens of long held-out documents."""
     tokenizer = model.tokenizer
     start = time.perf_counter()
     texts, real, prompts = [], [], []
-    new_tokens = min(NEW_TOKENS, context_length - 1 - 2 * PROMPT_TOKENS)  # a prompt may be cut into other tokens anew
+    new_tokens = min(
+        NEW_TOKENS, context_length - 1 - 2 * PROMPT_TOKENS
+    )  # a prompt may be tokenized differently the second time
     long = [document for document in held_out if len(document) > 1 + PROMPT_TOKENS + new_tokens] or held_out
     for seed in range(count):
         document = long[seed * len(long) // count]
@@ -186,7 +188,7 @@ def _sample(
 
 
 def _repetitions(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Any]:
-    """Return in how many texts something repeats, by the definitions above."""
+    """Return the number of texts with repetitions, by the definitions above."""
     ids = [tokenizer.encode(text) for text in texts]
     blank = [frozenset(token for token in set(row) if not WORDLIKE.search(tokenizer.decode([token]))) for row in ids]
     return {
@@ -199,24 +201,24 @@ def _repetitions(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def has_strict_loop(tokens: Ids, blank: frozenset[int] = frozenset(), width: int = 4, times: int = 3) -> bool:
-    """Whether some `width` tokens, not all of them in `blank`, stand `times` times or more back to back."""
+    """True if some `width` tokens, not all of them in `blank`, occur `times` times or more back to back."""
     same = 0  # tokens in a row that equal the one `width` before them
-    for place in range(width, len(tokens)):
-        same = same + 1 if tokens[place] == tokens[place - width] else 0
-        if same >= width * (times - 1) and not blank.issuperset(tokens[place - width + 1 : place + 1]):
+    for position in range(width, len(tokens)):
+        same = same + 1 if tokens[position] == tokens[position - width] else 0
+        if same >= width * (times - 1) and not blank.issuperset(tokens[position - width + 1 : position + 1]):
             return True
     return False
 
 
 def has_any_loop(tokens: Ids, blank: frozenset[int] = frozenset()) -> bool:
-    """Whether a phrase of any width stands three times or more back to back and fills 12 tokens or more."""
+    """True if a phrase of any width occurs three times or more back to back and fills 12 tokens or more."""
     widths = range(1, len(tokens) // 3 + 1)
     return any(has_strict_loop(tokens, blank, width, max(3, -(-12 // width))) for width in widths)
 
 
 def most_frequent_4_gram(tokens: Ids, blank: frozenset[int] = frozenset()) -> int:
-    """Return how often the most frequent four tokens in a row occur, those of `blank` tokens alone left out."""
-    grams = Counter(tuple(tokens[place : place + 4]) for place in range(len(tokens) - 3))
+    """Return the count of the most frequent 4-gram that has a token outside `blank`."""
+    grams = Counter(tuple(tokens[start : start + 4]) for start in range(len(tokens) - 3))
     return max((count for gram, count in grams.items() if not blank.issuperset(gram)), default=0)
 
 
@@ -229,7 +231,7 @@ def _masked_targets(model: dict[str, Any], baseline: dict[str, Any]) -> dict[str
 
 
 def _targets(figures: dict[str, Any]) -> dict[str, bool]:
-    """Compare with the n-gram, whose share of bits is added to the figures, and with what samples should be."""
+    """Compare with the n-gram, whose share of bits is added to `figures`, and with the targets of samples."""
     ratio = figures["model"]["bits_per_byte"] / figures["n-grams"]["3-gram"]["bits_per_byte"]
     figures["model"]["share of the 3-gram's bits"] = ratio
     samples = figures["samples"]
@@ -242,7 +244,7 @@ def _targets(figures: dict[str, Any]) -> dict[str, bool]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print the figures as a table, each line a name and a value."""
+    """Print the metrics as a table of names and values."""
     for section, content in figures.items():
         print(f"\n{section}")
         for name, value in content.items():
@@ -264,12 +266,12 @@ def _short(value: Any) -> str:
 
 
 def main() -> None:
-    """Measure a run, print the figures and write them where asked."""
+    """Measure a run, print the metrics and write them to a file if asked."""
     parser = argparse.ArgumentParser(description="Measure what a run has learnt, on its validation documents.")
     parser.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where token stores are (paths.cache_dir)")
-    parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--output", type=Path, help="file for the metrics, as JSON")
     given = parser.parse_args()
     if given.samples < 1:
         parser.error("--samples must be at least 1")

@@ -1,4 +1,4 @@
-"""Sizes that the training benchmarks compare at, and the settings of ours that make them."""
+"""Sizes that the training benchmarks compare, and our settings for them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and its step, for all baselines alike."""
+    """A model and its step, the same for all baselines."""
 
-    preset: str  # of ours
+    preset: str  # our preset
     n_layers: int
     d_model: int
     n_heads: int
     vocab_size: int
-    length: int  # tokens a row
-    rows: int  # of a micro-batch
-    compile: bool | None = None  # the blocks of ours; none: where it pays, as in any long run
-    accumulation: int = 1  # micro-batches of a step
-    gpu: bool = False  # computed on a GPU in bf16, and then peers compile too; else on a processor in float32
+    length: int  # tokens per row
+    rows: int  # per micro-batch
+    compile: bool | None = None  # our blocks; None: where it pays, as in any long run
+    accumulation: int = 1  # micro-batches per step
+    gpu: bool = False  # on a GPU in bf16, where peers compile too; else on a CPU in float32
 
     @property
     def masked(self) -> bool:
@@ -26,23 +26,23 @@ class Shape:
 
     @property
     def device(self) -> str:
-        """Where it is computed, in torch's words."""
+        """The device, as a torch string."""
         return "cuda" if self.gpu else "cpu"
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return self.length * self.rows * self.accumulation
 
     def settings(self, folder: Path) -> list[str]:
-        """Return the words behind `src/train.py` for a run below `folder` that nothing but its steps takes time of."""
+        """Return the overrides of `src/train.py` for a run below `folder` that spends no time outside its steps."""
         return [
             f"model={self.preset}",
             f"model.n_layers={self.n_layers}",
             f"model.d_model={self.d_model}",
             f"model.n_heads={self.n_heads}",
             f"model.context_length={self.length}",
-            f"model.vocab_multiple={self.vocab_size}",  # of which the tokenizer uses the first few
+            f"model.vocab_multiple={self.vocab_size}",  # the tokenizer uses only the first ids
             "model.dropout=0",
             "model.attention_dropout=0",
             f"batch_size={self.rows * self.accumulation}",
@@ -50,7 +50,7 @@ class Shape:
             "tokenizer=bytes",
             "optimizer=adamw",
             "schedule.warmup_steps=100",
-            "trainer.max_steps=1000000",  # so many that compiling is tried
+            "trainer.max_steps=1000000",  # enough for compilation to be on
             f"parallel.compile={'null' if self.compile is None else str(self.compile).lower()}",
             "trainer.val_check_interval=1000000",
             f"trainer.precision={'bf16' if self.gpu else 'fp32'}",

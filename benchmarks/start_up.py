@@ -1,9 +1,9 @@
-"""Seconds until something happens: `python benchmarks/start_up.py`.
+"""Measure start-up times of the command line: `python benchmarks/start_up.py`.
 
-How long `src/train.py` takes to show its help, to refuse a misspelt preset, and to end the first optimizer step of the
-nano preset, its corpus prepared before. The commands are those that a user types, each a process of its own; the end of
-the step is when its line appears in the run's ledger. Of that time, what Python takes to import torch and Lightning is
-theirs: it is measured in the same rounds and taken off.
+Seconds until `src/train.py` prints its help, rejects a misspelt preset, and finishes the first optimizer step of the
+nano preset, with its corpus already prepared. The commands are those that a user types, each in a process of its own;
+a step ends when its line is in the run's ledger. The time that Python needs to import torch and Lightning is measured
+in the same rounds and subtracted.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TARGETS = {"help": 1.0, "typo": 1.0, "first step after the imports": 2.0}
 
 
 def quietly(command: list[str], exit_code: int = 0) -> None:
-    """Run a command to its end; SystemExit with what it said where it does not end as it should."""
+    """Run a command; SystemExit with its output if it does not end as expected."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}, cwd=REPOSITORY
@@ -35,7 +35,7 @@ def quietly(command: list[str], exit_code: int = 0) -> None:
 
 
 def first_step(folder: Path) -> Callable[[], float]:
-    """Return what trains for one step and returns the seconds from the start of the process to the end of the step."""
+    """Return a function that trains one step in a new process and returns the seconds to the step's end."""
 
     def seconds() -> float:
         run = Path(tempfile.mkdtemp(dir=folder))
@@ -49,7 +49,7 @@ def first_step(folder: Path) -> Callable[[], float]:
 
 
 def measure(rounds: int) -> Result:
-    """Return what was found."""
+    """Return the result."""
     with tempfile.TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], float | None]] = {
             "help": lambda: quietly([*TRAIN, "--help"]),
@@ -57,7 +57,7 @@ def measure(rounds: int) -> Result:
             "imports": lambda: quietly([sys.executable, "-c", IMPORTS]),
             "first step": first_step(Path(folder)),
         }
-        found = take_turns(ways, rounds)  # the round that warms up prepares the corpus
+        found = take_turns(ways, rounds)  # the warm-up round prepares the corpus
     result = Result("start_up", typed(), {"rounds": rounds, "imports": IMPORTS})
     own = [step - imports for step, imports in zip(found["first step"], found["imports"], strict=True)]
     for name, seconds in {**found, "first step after the imports": own}.items():
@@ -67,10 +67,10 @@ def measure(rounds: int) -> Result:
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="two rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="two rounds, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
     measure(2 if given.quick else given.rounds).finish(keep=not (given.quick or given.no_keep))

@@ -1,6 +1,6 @@
-"""The README's table of measurements, made from benchmarks/results: `python benchmarks/table.py`.
+"""Write the README's table of measurements from benchmarks/results: `python benchmarks/table.py`.
 
-Writes it between the two marks in README.md; `--check` only says whether it stands there as it should.
+The table is between two marks in README.md; `--check` only reports whether it is current.
 """
 
 import argparse
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def table() -> str:
-    """Return the table, a line for each comparison of each kept result, in the order of their names."""
+    """Return the table: a line for each comparison of each saved result, sorted by name."""
     rows = ["| what | ours | peer | ratio (lowest to highest) | target | command |", "|---|---|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
@@ -37,7 +37,7 @@ def _readable(value: float) -> str:
 
 
 def main() -> None:
-    """Put the table into the README, or check it."""
+    """Write the table to the README, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()

@@ -1,12 +1,12 @@
-"""How fast a model learns Shakespeare's characters: `python benchmarks/time_to_loss.py`.
+"""Measure how fast a model learns Shakespeare's characters: `python benchmarks/time_to_loss.py`.
 
-experiment=shakespeare_char is the setting that nanoGPT documents for a laptop's processor; experiment=shakespeare is
-ours. For each seed the baseline trains to its end; then ours trains for a quarter of the baseline's time, and for all
-of it. Losses are nats per character over the whole validation part (the last tenth of the text) in windows of each
-model's own context that do not overlap; times are those of training, compilation included, of the same machine.
+experiment=shakespeare_char has the settings that nanoGPT documents for a laptop's CPU; experiment=shakespeare is ours.
+For each seed the baseline trains to its end; then ours trains for a quarter of the baseline's time, and for all of it.
+Losses are nats per character over the whole validation part (the last tenth of the text) in non-overlapping windows of
+each model's own context; times are of training with compilation, on the same machine.
 
-With `--choose` the text's last tenth is left out altogether, and the tenth before it takes its place: settings are
-chosen there, so that what is reported was not chosen on.
+`--choose` is for tuning: it leaves out the last tenth of the text and validates on the tenth before it, so that
+settings are not tuned on the reported text.
 """
 
 import argparse
@@ -26,7 +26,7 @@ OURS = ["experiment=shakespeare", "trainer.max_steps=-1"]
 
 
 def split(text: str, folder: Path, choose: bool) -> list[str]:
-    """Write the parts to train on and to validate on as files; return the settings that name them."""
+    """Write the training and validation parts to files; return the overrides with their paths."""
     tenth = len(text) // 10
     if choose:
         text = text[:-tenth]
@@ -37,7 +37,7 @@ def split(text: str, folder: Path, choose: bool) -> list[str]:
 
 
 def train(words: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Return the seconds of training of a run and its loss in nats per character."""
+    """Return a run's seconds of training and its loss in nats per character."""
     usual = [
         "data.max_validation_rows=0", "trainer.val_check_interval=1000000", "checkpoint.every_n_steps=1000000",
         "sample.every_n_steps=0", "logger=csv", "trainer.accelerator=cpu",
@@ -53,12 +53,12 @@ def train(words: Sequence[str], folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train with every seed, print the table and keep it."""
+    """Train with every seed, print the table and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--choose", action="store_true", help="score on the tenth that settings are chosen on")
-    parser.add_argument("--quick", action="store_true", help="one seed, nothing kept")
-    parser.add_argument("--text", type=Path, help="tinyshakespeare; found below PRETRAIN_ASSETS where not given")
+    parser.add_argument("--choose", action="store_true", help="for tuning: score on the tenth before the last")
+    parser.add_argument("--quick", action="store_true", help="one seed, nothing saved")
+    parser.add_argument("--text", type=Path, help="tinyshakespeare; default: below PRETRAIN_ASSETS")
     given = parser.parse_args()
     assets = Path(os.environ.get("PRETRAIN_ASSETS", ""))
     path = given.text or assets / "corpora" / "tinyshakespeare" / "input.txt"

@@ -1,8 +1,8 @@
-"""Bytes of text tokenized a second, on one thread: `PRETRAIN_ASSETS=... python benchmarks/tokenizing.py`.
+"""Measure bytes tokenized per second on one thread: `PRETRAIN_ASSETS=... python benchmarks/tokenizing.py`.
 
-GPT-2's BPE on English novels cut into documents of about 2,000 characters. Ours is what `prepare` calls for each batch
-of documents: it returns arrays with the ids that begin and end a document, and has `tiktoken` encode where that is
-installed and gives the same ids. The peers return what their libraries give: a list of ids for each document.
+GPT-2's BPE on English novels split into documents of about 2,000 characters. Ours is the call of `prepare` for each
+batch of documents: it returns arrays with BOS and EOS ids, and encodes with `tiktoken` if that is installed and gives
+the same ids. The peers return the output of their libraries: a list of ids per document.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from corpora import assets, novels
 
 from pretrain.data.tokenizers.tokenizer import MIN_FAST_CHARACTERS, Tokenizer
 
-BATCH = 256  # documents that `prepare` hands over at once
+BATCH = 256  # documents per call of `prepare`
 TARGETS = {"tokenizers, encode": 4.0, "tokenizers, encode_batch": 4.0}
 
 
 def speed(encode: Callable[[Sequence[str]], object], documents: list[str]) -> Callable[[], float]:
-    """Return what encodes the documents and returns bytes a second."""
+    """Return a function that encodes the documents and returns bytes per second."""
     size = sum(len(text.encode()) for text in documents)
 
     def bytes_per_s() -> float:
@@ -35,16 +35,16 @@ def speed(encode: Callable[[Sequence[str]], object], documents: list[str]) -> Ca
 
 
 def measure(given: argparse.Namespace) -> Result:
-    """Return what was found."""
+    """Return the result."""
     from tokenizers import Tokenizer as Library
 
     documents = novels(given.megabytes)
     ours, plain = (Tokenizer.load(assets() / "tokenizers" / "gpt2") for _ in range(2))
     library = Library.from_str(ours._json)
-    vars(plain)["_fast"] = None  # as where tiktoken is not installed
+    vars(plain)["_fast"] = None  # as if tiktoken were not installed
     settings = {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
     result = Result("tokenizing", typed(), settings | {"rounds": given.rounds, "threads": 1})
-    ours.encode_documents(["a" * MIN_FAST_CHARACTERS])  # a corpus large enough for tiktoken to be looked for
+    ours.encode_documents(["a" * MIN_FAST_CHARACTERS])  # enough text for tiktoken to be tried
     ways = {
         "ours": speed(ours.encode_documents, documents),
         "ours, without tiktoken": speed(plain.encode_documents, documents),
@@ -71,14 +71,14 @@ def measure(given: argparse.Namespace) -> Result:
 
 
 def main() -> None:
-    """Measure as the command line says."""
+    """Measure with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="1 megabyte, 5 rounds, nothing saved")
     parser.add_argument("--no-keep", action="store_true", help="print only")
     given = parser.parse_args()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # read when they first encode
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # read at the first encoding
     if given.quick:
         given.megabytes, given.rounds = 1, 5
     measure(given).finish(keep=not (given.quick or given.no_keep))

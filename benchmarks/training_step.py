@@ -1,8 +1,8 @@
-"""Tokens a second and peak memory of training, ours with everything on: `python benchmarks/training_step.py`.
+"""Measure tokens per second and peak memory of training: `python benchmarks/training_step.py`.
 
-Ours is what `src/train.py` runs: bar, TensorBoard, csv, schedule, clipping, checkpoints, document masks. Baselines
-are processes of their own that take turns of a few steps (baselines.py says who they are); all train in float32.
-Peak memory is the most that each process ever held.
+Ours is `src/train.py` with all its defaults: progress bar, TensorBoard, csv, schedule, clipping, checkpoints, document
+masks. Baselines are separate processes that take turns of a few steps (`baselines.py` describes them); all train in
+float32. Peak memory is that of each process.
 """
 
 import argparse
@@ -27,13 +27,13 @@ NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt"}
 
 
 def compare(result: Result, name: str, rounds: int, steps: int) -> None:
-    """Add the lines of one shape."""
+    """Measure one shape and add its lines."""
     shape = SHAPES[name]
     peers = [peer for peer in PEERS[name] if find_spec(NEEDS.get(peer, "torch"))]
     result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in PEERS[name] if peer not in peers}
     here = Path(__file__).parent / "baselines.py"
     commands = {each: [sys.executable, str(here), each, name] for each in ("ours", *peers)}
-    as_train_py = {"ours": REUSE}  # as src/train.py has it
+    as_train_py = {"ours": REUSE}  # as in src/train.py
     missing: dict[str, str] = {}
     seconds, peaks = race(commands, rounds=rounds, steps=steps, warm_up=2, missing=missing, environments=as_train_py)
     result.missing |= {f"{peer} at {name}": reason for peer, reason in missing.items()}
@@ -45,11 +45,11 @@ def compare(result: Result, name: str, rounds: int, steps: int) -> None:
 
 
 def main() -> None:
-    """Race at every shape asked for."""
+    """Measure the given shapes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="the small shapes, 3 rounds, nothing saved")
     parser.add_argument("--name", default="training_step", help="of the file in benchmarks/results")
     given = parser.parse_args()
     shapes = [name for name in given.shapes if name.endswith("12m")] if given.quick else given.shapes

@@ -1,7 +1,7 @@
-"""Processes that train side by side and take turns: each runs a few steps when it is told to, and stops.
+"""Run training processes side by side in turns: each takes a few steps when asked, then waits.
 
-A baseline is a process of its own, so that peak memory is its own and no library changes another's settings. It calls
-`Turn.step()` before every step; the call returns at once while its turn lasts and else waits for the next turn.
+A baseline is a process of its own, so that peak memory is its own and libraries do not change each other's settings. It
+calls `Turn.step()` before every step; the call returns at once during its turn, and otherwise waits for the next turn.
 """
 
 import json
@@ -17,28 +17,28 @@ import torch
 
 
 class Turn:
-    """A baseline's side: its steps, when it is told to take them; `gpu` says where they are computed."""
+    """The baseline's side: take steps when asked; `gpu` if they are computed on a GPU."""
 
     def __init__(self, gpu: bool = False) -> None:
         self._gpu = gpu
-        self._talk = os.fdopen(os.dup(1), "w")  # what libraries print must not be taken for answers
+        self._replies = os.fdopen(os.dup(1), "w")  # a copy of stdout: output of libraries must not look like a reply
         os.dup2(2, 1)
         self._left = 0
         self._since = 0.0
         self._steps = 0
 
     def step(self) -> None:
-        """Begin a step: return when it may be taken; ends the process when there is to be none any more."""
+        """Return when the next step may be taken; end the process if there is none."""
         if self._left == 0:
             if self._steps:
                 self._wait()
-                self._tell(seconds=(time.perf_counter() - self._since) / self._steps)
+                self._reply(seconds=(time.perf_counter() - self._since) / self._steps)
             else:
-                self._tell(seconds=0.0)
-            told = sys.stdin.readline().strip()
-            if not told or told == "0":
-                os._exit(0)  # in the middle of a fit(): nothing is to be saved
-            self._left = self._steps = int(told)
+                self._reply(seconds=0.0)
+            request = sys.stdin.readline().strip()
+            if not request or request == "0":
+                os._exit(0)  # without cleanup, in the middle of a fit(): nothing must be saved
+            self._left = self._steps = int(request)
             self._wait()
             self._since = time.perf_counter()
         self._left -= 1
@@ -47,20 +47,20 @@ class Turn:
         if self._gpu:
             torch.cuda.synchronize()
 
-    def _tell(self, **figures: float) -> None:
+    def _reply(self, **figures: float) -> None:
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if self._gpu:
             peak_mib = torch.cuda.max_memory_allocated() / 2**20
-        self._talk.write(json.dumps(figures | {"peak_mib": peak_mib}) + "\n")
-        self._talk.flush()
+        self._replies.write(json.dumps(figures | {"peak_mib": peak_mib}) + "\n")
+        self._replies.flush()
 
 
-class ContenderEnded(Exception):  # noqa: N818  (not an error where the others go on)
-    """A baseline's process is there no more."""
+class BaselineEnded(Exception):  # noqa: N818  (not an error if the others continue)
+    """The process of a baseline has ended."""
 
 
 class Baseline:
-    """The other side: starts a baseline and gives it turns."""
+    """The benchmark's side: start a baseline and give it turns."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -73,19 +73,19 @@ class Baseline:
         )
 
     def take(self, steps: int) -> dict[str, float]:
-        """Return seconds a step and peak MiB of the process after so many steps more."""
+        """Take `steps` steps; return seconds per step and the peak MiB of the process."""
         self.begin(steps)
         return self.answer()
 
     def begin(self, steps: int) -> None:
-        """Have it take so many steps; `answer` waits for them."""
+        """Start taking `steps` steps; `answer` waits for them."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # `answer` tells that it is there no more
+        with suppress(BrokenPipeError):  # `answer` reports that the process has ended
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -94,36 +94,36 @@ class Baseline:
         self._process.stdout.close()
 
     def answer(self) -> dict[str, float]:
-        """Return what it says next: first, and then after each turn, seconds a step and peak MiB of the process.
+        """Return the next reply, one at the start and one per turn: seconds per step and peak MiB.
 
-        Raises ContenderEnded where it is there no more.
+        Raises BaselineEnded if the process has ended.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ContenderEnded(f"ended with exit code {self._process.wait()}: see above")
+            raise BaselineEnded(f"ended with exit code {self._process.wait()}: see above")
         found: dict[str, float] = json.loads(line)
         return found
 
 
 def ask(
-    there: list[Baseline], baseline: Baseline, steps: int | None, missing: dict[str, str]
+    running: list[Baseline], baseline: Baseline, steps: int | None, missing: dict[str, str]
 ) -> dict[str, float] | None:
-    """Return what a baseline says after so many steps more, with None what it says next.
+    """Return the reply of a baseline after `steps` more steps; its next reply if `steps` is None.
 
-    One whose process is there no more is taken from `there`, entered in `missing`, and None is returned; SystemExit
-    where that is the first one, to which all others are compared.
+    If its process has ended, it is removed from `running` and recorded in `missing`, and None is returned. Raises
+    SystemExit if it is the first one, with which all others are compared.
     """
     try:
         return baseline.answer() if steps is None else baseline.take(steps)
-    except ContenderEnded as ended:
+    except BaselineEnded as ended:
         baseline.end()
-        if baseline is there[0]:
-            for each in there[1:]:
+        if baseline is running[0]:
+            for each in running[1:]:
                 each.end()
             raise SystemExit(f"baseline {baseline.name} {ended}") from ended
         missing[baseline.name] = str(ended)
-        there.remove(baseline)
+        running.remove(baseline)
         return None
 
 
@@ -136,35 +136,35 @@ def race(
     missing: dict[str, str],
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return seconds a step by baseline, a figure a round, and by baseline the peak MiB of its process.
+    """Return by baseline seconds per step, one value per round, and the peak MiB of its process.
 
-    A baseline that ends too early is entered in `missing` and left out, as `ask` says.
+    A baseline that ends too early is recorded in `missing` and left out, as `ask` describes.
     """
-    there: list[Baseline] = []
+    running: list[Baseline] = []
     for name, command in commands.items():
-        there.append(Baseline(name, command, (environments or {}).get(name)))
-        ask(there, there[-1], None, missing)
-    for each in there.copy():
-        ask(there, each, warm_up, missing)
-    return take_rounds(there, rounds, steps, missing)
+        running.append(Baseline(name, command, (environments or {}).get(name)))
+        ask(running, running[-1], None, missing)
+    for each in running.copy():
+        ask(running, each, warm_up, missing)
+    return take_rounds(running, rounds, steps, missing)
 
 
 def take_rounds(
-    there: list[Baseline], rounds: int, steps: int, missing: dict[str, str]
+    running: list[Baseline], rounds: int, steps: int, missing: dict[str, str]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return what `race` does of baselines that are warm, and let them go."""
-    seconds: dict[str, list[float]] = {each.name: [] for each in there}
+    """Measure baselines that are warmed up, as `race` does, and end them."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in running}
     peaks: dict[str, float] = {}
     try:
         for number in range(rounds):
-            shift = number % len(there)
-            for each in [*there[shift:], *there[:shift]]:
-                found = ask(there, each, steps, missing)
+            shift = number % len(running)
+            for each in [*running[shift:], *running[:shift]]:
+                found = ask(running, each, steps, missing)
                 if found is not None:
                     seconds[each.name].append(found["seconds"])
                     peaks[each.name] = found["peak_mib"]
     finally:
-        for each in there:
+        for each in running:
             each.end()
-    names = [each.name for each in there]
+    names = [each.name for each in running]
     return {name: seconds[name] for name in names}, {name: peaks[name] for name in names if name in peaks}

@@ -1,4 +1,4 @@
-"""Prove on this machine, at small size, what a training run relies on: `python src/doctor.py --help`."""
+"""Check on this machine, with small runs, that a training run keeps its promises: `python src/doctor.py --help`."""
 
 from pretrain.commands.doctor import main
 

@@ -1,4 +1,4 @@
-"""What the tests share: a small corpus, settings of a run that takes a second, the real assets where they are."""
+"""Shared fixtures: a small corpus, settings of a run that takes a second, real assets if present."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Tiny models of every family, with weights that leave no part of them idle."""
+"""Tiny models of every family, with random weights that all affect the output."""
 
 from dataclasses import replace
 from typing import Any

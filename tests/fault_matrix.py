@@ -1,4 +1,4 @@
-"""The table that `make faults` prints: one row for each fault, how often it was injected, and what was lost."""
+"""The table of `make faults`: a row per fault, how often it was injected, and what was lost."""
 
 from collections import Counter
 from collections.abc import Iterable

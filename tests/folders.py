@@ -1,4 +1,4 @@
-"""Hugging Face folders for the tests: written by us, or by transformers with random weights."""
+"""Hugging Face folders for tests, written by us, or by transformers with random weights."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""Runs of `src/train.py` on several processes, typed as a user types them."""
+"""Runs of `src/train.py` on several processes, started from the command line."""
 
 import subprocess
 import sys

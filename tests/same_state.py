@@ -1,4 +1,4 @@
-"""Whether two runs stand where each other stands."""
+"""Compare the state of two runs."""
 
 from pathlib import Path
 

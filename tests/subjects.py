@@ -1,4 +1,4 @@
-"""Tiny models of every family to be trained in many ways at once; other processes import this."""
+"""Tiny models of every family and data to train them on; other processes import this."""
 
 from dataclasses import dataclass, replace
 from functools import partial

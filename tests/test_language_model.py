@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint: it completes, fills and scores as its weights determine, or is refused."""
+"""A trained model from its checkpoint completes, fills and scores, or is refused."""
 
 import math
 from collections.abc import Callable

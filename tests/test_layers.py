@@ -1,4 +1,4 @@
-"""Imports go one way only: from scripts down to settings."""
+"""Imports go one way only, from scripts to settings."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What reaches a terminal has gone through `printable`: names, settings, tokens and texts may come from a stranger."""
+"""All terminal output passes `printable`: names, settings, tokens and texts are untrusted."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The n-gram that the quality benchmark compares models with."""
+"""The n-gram baseline of the quality benchmark."""
 
 import sys
 from collections import Counter, defaultdict

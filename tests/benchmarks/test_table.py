@@ -1,4 +1,4 @@
-"""The README's table of measurements, how a result becomes one of its lines, and who is left out of a race."""
+"""The README's table of measurements, its lines from results, and baselines that end early."""
 
 import importlib
 import json

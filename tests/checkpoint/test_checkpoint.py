@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is none; what was saved before stays until something newer is known to be good."""
+"""A checkpoint is complete or ignored; an older one is deleted only after a newer one is verified."""
 
 import errno
 import json

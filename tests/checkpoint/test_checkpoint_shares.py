@@ -1,4 +1,4 @@
-"""A checkpoint that several processes write together is as whole as one that is written by one."""
+"""A checkpoint written by several processes is as complete as one written by one process."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Tensors in a file are safetensors, come back to the bit, and are refused where the file is not whole."""
+"""Safetensors files restore tensors bit for bit; an incomplete file is refused."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Whatever is typed wrongly is answered in one sentence that names the word and a way on."""
+"""Each mistake on a command line gets one sentence that names it and suggests a fix."""
 
 import os
 import resource

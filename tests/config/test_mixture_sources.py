@@ -1,4 +1,4 @@
-"""The settings of a mixture: typed like all others, saved as data, and told at once where they do not fit."""
+"""Settings of a mixture: typed like all others, saved as data, and checked at once."""
 
 import os
 import shutil

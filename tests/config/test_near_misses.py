@@ -1,4 +1,4 @@
-"""Other programs' words for settings, presets and values lead to ours."""
+"""Names of other programs for settings, presets and values lead to ours."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Classes of the user's own: which are registered, how plug-ins are loaded, what a saved run says without them."""
+"""Classes of the user's own: registration, plug-ins, and saved runs that need them."""
 
 import sys
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Settings under the names of an earlier version are read as those of today, and say so."""
+"""Settings under the names of an earlier version are read as the current ones, with a notice."""
 
 import sys
 

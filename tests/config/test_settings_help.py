@@ -1,4 +1,4 @@
-"""What --help prints, and that it may be read in part."""
+"""The output of --help, whole and filtered."""
 
 import os
 import subprocess

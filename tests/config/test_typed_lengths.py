@@ -1,4 +1,4 @@
-"""What is typed about a run's length and warm-up wins over presets; what is not typed is left to the rule."""
+"""A typed run length or warm-up overrides presets; otherwise the rule decides."""
 
 import pytest
 

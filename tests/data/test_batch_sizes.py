@@ -1,4 +1,4 @@
-"""A step's samples follow from the sizes of all steps before it: none is passed over, none read twice."""
+"""Sample indices of a step follow from all earlier batch sizes: none is skipped or read twice."""
 
 import pytest
 from hypothesis import given

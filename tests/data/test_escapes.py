@@ -1,4 +1,4 @@
-r"""\n in a setting of free text is a new line, in each of them and by one rule."""
+r"""\n in a free-text setting is a line break, in every such setting and by one rule."""
 
 from typing import Any
 

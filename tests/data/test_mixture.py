@@ -1,4 +1,4 @@
-"""A mixture: exact proportions after any number of draws, each source in its own order, and nothing remembered."""
+"""A mixture: exact proportions after any number of samples, without state."""
 
 import lzma
 import math
@@ -26,7 +26,7 @@ FAR = 10**12
 
 
 def tally(proportions: Proportions, first: int, count: int) -> np.ndarray:
-    """Return how many draws each source has had before each of `count` draws from `first` on, (count, sources)."""
+    """Return how many samples each source has had before each of `count` samples from `first` on, (count, sources)."""
     sources, _ = proportions(np.arange(first, first + count))
     drawn = np.cumsum(sources[:, None] == np.arange(len(proportions.shares)), axis=0)
     return proportions.counts(first) + np.concatenate([np.zeros_like(drawn[:1]), drawn[:-1]])
@@ -39,9 +39,9 @@ def test_counts_stay_within_two_of_their_shares_after_any_number_of_draws(weight
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = np.array([int(weight * scale) for weight in weights], object)  # Python's integers have no limit
     for start in (0, first):
-        counts, draws = tally(proportions, start, 150), np.arange(start, start + 150)
-        assert_array_equal(counts.sum(1), draws)
-        off = counts.astype(object) * whole.sum() - draws.astype(object)[:, None] * whole
+        counts, samples = tally(proportions, start, 150), np.arange(start, start + 150)
+        assert_array_equal(counts.sum(1), samples)
+        off = counts.astype(object) * whole.sum() - samples.astype(object)[:, None] * whole
         assert np.abs(off).max() < 2 * whole.sum()
 
 
@@ -51,7 +51,7 @@ def test_counts_stay_within_two_of_their_shares_after_any_number_of_draws(weight
     ids=["one large", "powers of three", "powers of two", "a hundred", "three"],
 )
 def test_the_bound_holds_where_many_sources_fall_due_at_once(weights: list[int]) -> None:
-    """Merged by their due times 1/2, 3/2, 5/2 ... the first of these would be 5.4 draws off."""
+    """Merged by their due times 1/2, 3/2, 5/2 ... the first of these would be 5.4 samples off."""
     proportions = Proportions([Fraction(weight) for weight in weights])
     shares = np.array([weight / sum(weights) for weight in weights])
     counts = tally(proportions, 0, 3000)
@@ -59,33 +59,33 @@ def test_the_bound_holds_where_many_sources_fall_due_at_once(weights: list[int])
     assert_array_equal(counts[2500], proportions.counts(2500))
 
 
-@given(weights=WEIGHTS, places=st.lists(st.integers(0, 3000), min_size=1, max_size=5))
+@given(weights=WEIGHTS, positions=st.lists(st.integers(0, 3000), min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None)
-def test_each_source_gives_its_draws_without_gap_or_repeat(weights: list[Fraction], places: list[int]) -> None:
+def test_each_source_gives_its_samples_without_gap_or_repeat(weights: list[Fraction], positions: list[int]) -> None:
     proportions = Proportions(weights)
-    cuts = sorted({0, 3001, *places})
+    cuts = sorted({0, 3001, *positions})
     parts = [proportions(np.arange(first, last)) for first, last in pairwise(cuts)]
-    sources, draws = (np.concatenate(column) for column in zip(*parts, strict=True))
-    assert sources.dtype == draws.dtype == np.int64
+    sources, samples = (np.concatenate(column) for column in zip(*parts, strict=True))
+    assert sources.dtype == samples.dtype == np.int64
     for number in range(len(weights)):
-        assert_array_equal(draws[sources == number], np.arange((sources == number).sum()))
-    alone = [proportions(np.array([place])) for place in places]  # sought directly, each is what it was in sequence
-    assert [(int(s[0]), int(d[0])) for s, d in alone] == [(sources[p], draws[p]) for p in places]
+        assert_array_equal(samples[sources == number], np.arange((sources == number).sum()))
+    alone = [proportions(np.array([position])) for position in positions]  # looked up alone, equal to the sequence
+    assert [(int(s[0]), int(d[0])) for s, d in alone] == [(sources[p], samples[p]) for p in positions]
 
 
 @pytest.mark.parametrize("first", [FAR, 10**18])
-def test_far_draws_are_found_at_once_and_go_on_without_gap(first: int) -> None:
+def test_far_samples_are_found_at_once_and_go_on_without_gap(first: int) -> None:
     proportions = Proportions([Fraction("0.6"), Fraction("0.3"), Fraction("0.1"), Fraction("0.000001")])
     start = time.process_time()
-    sources, draws = proportions(np.arange(first, first + 1000))
+    sources, samples = proportions(np.arange(first, first + 1000))
     assert time.process_time() - start < 1.0  # a millisecond, were the machine not busy
     for number, count in enumerate(proportions.counts(first)):
-        assert_array_equal(draws[sources == number], count + np.arange((sources == number).sum()))
+        assert_array_equal(samples[sources == number], count + np.arange((sources == number).sum()))
     assert abs(proportions.counts(first)[0] - Fraction("0.6") / Fraction("1.000001") * first) < 2
 
 
 def test_decimal_weights_are_exact() -> None:
-    """As binary fractions 0.1 and 0.3 are off by 10^-17, which 10^18 draws would show."""
+    """As binary fractions 0.1 and 0.3 are off by 10^-17, which 10^18 samples would show."""
     proportions = Proportions([Fraction("0.1"), Fraction("0.2"), Fraction("0.7")])
     assert proportions.shares == [Fraction(1, 10), Fraction(2, 10), Fraction(7, 10)]
     assert proportions.counts(10**18) == [10**17, 2 * 10**17, 7 * 10**17]
@@ -94,9 +94,9 @@ def test_decimal_weights_are_exact() -> None:
 def test_the_order_of_a_mixture_never_changes_silently() -> None:
     """A checkpoint resumes by these numbers: whoever changes them must raise ORDER_VERSION."""
     assert ORDER_VERSION == 1
-    sources, draws = Proportions([Fraction("0.6"), Fraction("0.3"), Fraction("0.1")])(np.arange(20))
+    sources, samples = Proportions([Fraction("0.6"), Fraction("0.3"), Fraction("0.1")])(np.arange(20))
     assert "".join(map(str, sources)) == "01020010100102001010"
-    assert draws.tolist() == [0, 0, 1, 0, 2, 3, 1, 4, 2, 5, 6, 3, 7, 1, 8, 9, 4, 10, 5, 11]
+    assert samples.tolist() == [0, 0, 1, 0, 2, 3, 1, 4, 2, 5, 6, 3, 7, 1, 8, 9, 4, 10, 5, 11]
 
 
 Opened = Callable[..., tuple[Prepared, MixtureConfig]]

@@ -1,4 +1,4 @@
-"""Packing: every token once, no avoidable cut, as few rows as one document at a time would give, and a safe cache."""
+"""Packing: every token once, no avoidable split, as few rows as plain best-fit, and a safe cache."""
 
 import errno
 import json
@@ -114,7 +114,7 @@ def test_pieces_gathers_any_rows_in_any_order() -> None:
 @pytest.mark.parametrize("row_length", [0, 2**31])
 def test_impossible_row_lengths_are_refused(row_length: int) -> None:
     for pack in (best_fit, concat):
-        with pytest.raises(DataError, match=f"Rows of {row_length} tokens are not possible"):
+        with pytest.raises(DataError, match=f"A row of {row_length} tokens is not possible"):
             pack(np.array([1]), row_length)
 
 
@@ -142,21 +142,21 @@ def test_a_damaged_plan_is_refused(saved: Path) -> None:
     path = saved / "offsets.bin"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    with pytest.raises(DataError, match=r"offsets\.bin has \d+ bytes, but by its plan\.json it has \d+"):
+    with pytest.raises(DataError, match=r"offsets\.bin has \d+ bytes, but its plan\.json expects \d+"):
         Plan.load(saved, "key")
     path.write_bytes(data[:-1] + b"\x01")
-    with pytest.raises(DataError, match=r"offsets\.bin is not as it was written: its sha256"):
+    with pytest.raises(DataError, match=r"offsets\.bin is damaged: its sha256"):
         Plan.load(saved, "key")
     path.unlink()
     with pytest.raises(DataError, match=r"offsets\.bin has 0 bytes"):
         Plan.load(saved, "key")
     (saved / "plan.json").unlink()
-    with pytest.raises(DataError, match="holds no plan"):
+    with pytest.raises(DataError, match=r"has no plan: plan\.json is missing"):
         Plan.load(saved, "key")
 
 
 def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
-    with pytest.raises(DataError, match="version 1 for 'key', but version 1 for 'other' is needed"):
+    with pytest.raises(DataError, match="version 1 and key 'key', but version 1 and key 'other' are needed"):
         Plan.load(saved, "other")
     path = saved / "plan.json"
     metadata = json.loads(path.read_text())
@@ -167,7 +167,7 @@ def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
     path.write_text(json.dumps(metadata))  # as earlier versions wrote it
     assert Plan.load(saved, "key").row_length == metadata["row_length"]
     path.write_text(json.dumps({**metadata, "version": 2}))
-    with pytest.raises(DataError, match="is a plan of version 2"):
+    with pytest.raises(DataError, match="has version 2 and key"):
         Plan.load(saved, "key")
     for wrong in ([], {**metadata, "rows": "3"}, {**metadata, "sha256": None}):
         path.write_text(json.dumps(wrong))
@@ -193,7 +193,7 @@ def test_a_plan_of_something_else_is_refused(saved: Path) -> None:
 def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, row_ends: list[int], offsets: list[int], lengths: list[int]):
     documents = np.array([0, 1])
     Plan(8, np.array(row_ends), documents, np.array(offsets), np.array(lengths, np.int32)).save(tmp_path, "key")
-    with pytest.raises(DataError, match="describes rows that cannot be"):
+    with pytest.raises(DataError, match="is inconsistent: a row has 1 piece or more"):
         Plan.load(tmp_path, "key")
 
 
@@ -220,7 +220,7 @@ def test_a_cached_plan_is_used_and_a_damaged_one_made_again(
     (folder / "row_ends.bin").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert rows_of(plan_rows(store, packing, 16, cache)) == expected
-    assert "cannot be used and is made again" in caplog.text
+    assert "cannot be used and is computed again" in caplog.text
     assert rows_of(Plan.load(folder, f"{packing.value} 16 {store.fingerprint}")) == expected
 
 
@@ -240,7 +240,7 @@ def test_a_plan_that_cannot_be_kept_is_used_all_the_same(
     for _ in range(2):
         caplog.clear()
         assert rows_of(plan_rows(store, Packing.best_fit, 16, tmp_path / "plans")) == expected
-        assert f"cannot be kept in {tmp_path / 'plans'} ({os.strerror(number)})" in caplog.text
+        assert f"cannot be saved in {tmp_path / 'plans'} ({os.strerror(number)})" in caplog.text
     monkeypatch.undo()
     assert rows_of(plan_rows(store, Packing.best_fit, 16, tmp_path / "plans")) == expected
     assert (next((tmp_path / "plans").iterdir()) / "plan.json").exists()

@@ -1,4 +1,4 @@
-"""The order of rows: a bijection for every size, without bias, the same on every grid and in every release."""
+"""The shuffle: a bijection for every size, unbiased, equal for all ranks and in all releases."""
 
 import time
 
@@ -21,12 +21,13 @@ def test_every_row_is_drawn_once_per_epoch(size: int, seed: int, epoch: int) -> 
 
 @pytest.mark.parametrize("size", [10**12, 2**40 + 1, 2**62 + 12345, 2**63 - 1])
 def test_large_sizes_need_no_memory_and_give_no_row_twice(size: int) -> None:
-    places = np.unique(np.concatenate([np.arange(5000), size - 1 - np.arange(5000), np.arange(5000) * (size // 5000)]))
-    rows = permute(places, size, key=(3,))
+    first = np.arange(5000)
+    positions = np.unique(np.concatenate([first, size - 1 - first, first * (size // 5000)]))
+    rows = permute(positions, size, key=(3,))
     assert rows.dtype == np.int64
     assert rows.min() >= 0
     assert rows.max() < size
-    assert len(np.unique(rows)) == len(places)
+    assert len(np.unique(rows)) == len(positions)
     assert abs(rows.mean() / size - 0.5) < 0.02
 
 
@@ -49,12 +50,12 @@ def test_the_mixer_is_splitmix64() -> None:
     assert [hex(word) for word in found.tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
-def test_draws_that_cross_epochs_equal_draws_of_each_epoch() -> None:
+def test_samples_that_cross_epochs_equal_samples_of_each_epoch() -> None:
     order = Shuffle(rows=37, seed=5)
-    draws = np.arange(36 * 37, 40 * 37)
-    assert_array_equal(order(draws), np.concatenate([order(part) for part in np.split(draws, 4)]))
-    assert_array_equal(order(draws), [order(np.array([draw]))[0] for draw in draws])
-    assert order(draws.reshape(4, 37)).shape == (4, 37)
+    samples = np.arange(36 * 37, 40 * 37)
+    assert_array_equal(order(samples), np.concatenate([order(part) for part in np.split(samples, 4)]))
+    assert_array_equal(order(samples), [order(np.array([sample]))[0] for sample in samples])
+    assert order(samples.reshape(4, 37)).shape == (4, 37)
     assert order(np.array([], np.int64)).shape == (0,)
 
 

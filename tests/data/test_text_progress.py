@@ -1,4 +1,4 @@
-"""A long reading says how far it is: its pace, the share of the whole and the time left, and not too often."""
+"""Progress of reading a corpus: rate, percentage and remaining time, at intervals."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Subjects to examine: the settings and corpus of a run that takes about a second."""
+"""Contexts for the checks: settings and corpus of a run that takes about a second."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a process of a run does with a defect: named, so that a process that is started anew finds it."""
+"""Process functions with a defect, importable by name in a new process."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The corpus on the disk: each check passes on a sound one, and fails where a row, document or file is not right."""
+"""Checks of the corpus pass on a sound one and fail on a wrong row, document or file."""
 
 from dataclasses import replace
 
@@ -64,10 +64,10 @@ def test_a_mixture_has_its_shares(context, monkeypatch, mixture):
     sound = context(*mixture)
     finding = checks.mixture_shares(sound)
     assert finding.passed, finding
-    assert "few 30.00% (asked: 30.00%), many 70.00% (asked: 70.00%)" in finding.figures
+    assert "few 30.00% (target: 30.00%), many 70.00% (target: 70.00%)" in finding.figures
     assert checks.packed_once(sound).passed
     original = Proportions.__call__
-    monkeypatch.setattr(Proportions, "__call__", lambda self, draws: original(self, draws // 2))
+    monkeypatch.setattr(Proportions, "__call__", lambda self, samples: original(self, samples // 2))
     assert not checks.mixture_shares(sound).passed
     with pytest.raises(NotApplicableError, match=r"data\.kind=text_files is one source"):
         checks.mixture_shares(context())
@@ -146,9 +146,9 @@ def test_rows_that_are_misread_are_found(context, monkeypatch):
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        (lambda self, draws: draws % (self.rows - 1), "repeat a row"),
-        (lambda self, draws: draws % self.rows + 1, "1 name none|2 name none"),
-        (lambda self, draws: draws % self.rows, "both epochs have one order"),
+        (lambda self, samples: samples % (self.rows - 1), "repeat a row"),
+        (lambda self, samples: samples % self.rows + 1, "1 have a row out of range|2 have a row out of range"),
+        (lambda self, samples: samples % self.rows, "both epochs have the same order"),
     ],
 )
 def test_an_order_that_is_none_is_found(context, monkeypatch, order, words):

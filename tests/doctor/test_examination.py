@@ -1,4 +1,4 @@
-"""The program: rows as they come, exit codes, and the words of src/train.py."""
+"""The doctor command: rows of the table, exit codes, and the overrides of src/train.py."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, 
     printed = capfd.readouterr().out
     assert len(re.findall(r"^(pass|FAIL|skip)  (machine |data    )  \S", printed, re.MULTILINE)) == 5
     assert re.search(rf"\n{5 if verdict else 4} passed, {0 if verdict else 1} failed, 0 skipped", printed)
-    assert ("failed: kernels give the plain gradients" in printed) is not verdict
+    assert ("failed: gradients match float64 eager ones" in printed) is not verdict
     assert not list(tmp_path.glob("doctor-*"))
 
 
@@ -127,14 +127,14 @@ def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, co
     words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", "doctor=machine"]
     found = call(tmp_path, *words)
     assert (found.returncode, found.stderr) == (0, ""), found
-    assert "pass  machine   kernels give the plain gradients" in found.stdout
+    assert "pass  machine   gradients match float64 eager ones" in found.stdout
     wrong = call(tmp_path, *words, "model.n_layer=2")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "ConfigError: model.n_layer is not a setting. Did you mean model.n_layers?\n"
     absent = call(tmp_path, *words[:1], "data.path=nowhere", "doctor=data")
     assert absent.returncode == 1, absent
     assert re.search(r"FAIL  data      the corpus is prepared +data.path=nowhere", absent.stdout)
-    assert absent.stdout.count("there is no corpus to check it with") == 6
+    assert absent.stdout.count("needs a prepared corpus") == 6
 
 
 @pytest.mark.slow

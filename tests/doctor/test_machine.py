@@ -1,4 +1,4 @@
-"""The machine: libraries, device, disk, and the run's own checkpoint."""
+"""Checks of the machine: libraries, device, disk, and the checkpoint to resume."""
 
 import re
 import tomllib
@@ -50,7 +50,7 @@ def test_an_old_or_missing_library_is_found(context, monkeypatch, library, found
     finding = machine.versions(context())
     assert finding.passed == passes
     if not passes:
-        assert re.search(rf"{library} {found or 'missing'}, where >=.* is needed: pip install", finding.figures)
+        assert re.search(rf"{library} {found or 'missing'}, but >=.* is required: pip install", finding.figures)
 
 
 def test_a_device_that_is_not_there_is_found(context):
@@ -74,7 +74,7 @@ def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
 def test_the_kernels_of_a_sound_machine_pass(context, words, precision):
     finding = machine.gradients(context(*words, "trainer=cpu", f"trainer.precision={precision}"))
     assert finding.passed, finding
-    assert finding.figures.startswith(f"cpu, {precision}: off by ")
+    assert finding.figures.startswith(f"cpu, {precision}: relative error ")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -147,5 +147,5 @@ def test_the_runs_own_checkpoint_is_verified(context, tmp_path, monkeypatch):
     flip_bit(written / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its sha256"):
         machine.own_checkpoint(context(f"resume={folder.parent}"))
-    with pytest.raises(NotApplicableError, match="resume=<run folder> names none"):
+    with pytest.raises(NotApplicableError, match="resume=null names no checkpoint"):
         machine.own_checkpoint(context())

@@ -1,4 +1,4 @@
-"""Runs that are shared: alike on a sound build, and what is found where a gradient is divided wrongly."""
+"""Checks of parallel runs pass on a sound build and fail on wrongly scaled gradients."""
 
 import signal
 

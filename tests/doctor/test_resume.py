@@ -1,4 +1,4 @@
-"""Resumed runs: bit for bit on a sound build, and what is found where a resume loses or repeats something."""
+"""Checks of resumed runs pass on a sound build and fail if a resume skips or repeats a batch."""
 
 import pytest
 
@@ -35,4 +35,4 @@ def test_damage_that_nobody_notices_is_found(context, monkeypatch):
     monkeypatch.setattr(resume, "open_checkpoint", lambda path: good)
     finding = runs.damage_is_noticed()
     assert not finding.passed
-    assert "unnoticed in model.safetensors" in finding.figures
+    assert "not detected in model.safetensors" in finding.figures

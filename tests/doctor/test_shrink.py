@@ -1,4 +1,4 @@
-"""A small run has the form of the user's, and none of its size."""
+"""A small run has the architecture and recipe of the user's run."""
 
 from dataclasses import dataclass, replace
 
@@ -7,6 +7,8 @@ import pytest
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
+from pretrain.doctor.config import Part
+from pretrain.doctor.examination import examine
 from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dropout
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
@@ -76,5 +78,13 @@ class Foreign(ModelConfig):
 
 
 def test_a_model_of_another_kind_is_refused():
-    with pytest.raises(ConfigError, match=r"model.kind=foreign is not a shape that can be made small.*doctor=data"):
+    with pytest.raises(ConfigError, match=r"model.kind=foreign cannot be scaled down to a small run.*doctor=data"):
         shrink_model(Foreign())
+
+
+def test_the_data_of_a_model_of_another_kind_can_be_checked(context, capfd):
+    config = replace(context().config, model=Foreign(context_length=32))
+    with pytest.raises(ConfigError, match=r"model.kind=foreign cannot be scaled down"):
+        examine(config, Part.machine)
+    assert examine(config, Part.data)
+    assert "6 passed, 0 failed, 1 skipped" in capfd.readouterr().out

@@ -88,6 +88,8 @@ def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) 
         score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     found = score(settings(tiny, task=Task.memorization, prompt_tokens=2, new_tokens=2), report.folder)
     assert "validation/documents" not in found
+    with pytest.raises(DataError, match=r"the run has no validation documents\. Give files: path=<file>\."):
+        score(settings(tiny), report.folder)
 
 
 def test_a_streamed_run_has_its_documents_in_eras(tiny: Any) -> None:
@@ -120,6 +122,15 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a causal model"):
         score(settings(tiny, task=Task.memorization, prompt_tokens=4, new_tokens=4), report.folder)
     assert "perplexity" in score(settings(tiny), report.folder)
+
+
+def test_documents_of_special_tokens_alone_have_no_pseudo_perplexity(tiny: Any, assets: Path, tmp_path: Path) -> None:
+    folder = assets / "tokenizers" / "bert-base-uncased"
+    words = ["model=bert_nano", "tokenizer=pretrained", f"tokenizer.path={folder}", "trainer.max_steps=1"]
+    report = run(tiny.place(*words))
+    (tmp_path / "text.txt").write_text("\u200b\u200b")  # the tokenizer's normalizer removes both characters
+    with pytest.raises(DataError, match=r"the 1 documents to score hold special tokens alone, .* path=<file>\."):
+        score(settings(tiny, task=Task.pseudo_perplexity, path=str(tmp_path / "text.txt")), report.folder)
 
 
 def test_a_model_made_elsewhere_has_no_documents_of_its_own(tiny: Any, assets: Path) -> None:

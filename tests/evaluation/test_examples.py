@@ -1,4 +1,4 @@
-"""Files of examples: what is read, which part of it, and what is refused by name and line."""
+"""Files of examples: what is read, in what sample, and errors by name and line."""
 
 import json
 import lzma

@@ -1,4 +1,4 @@
-"""lm-eval drives our model and finds what we find; needs lm-eval, whose own task files are used with local data."""
+"""lm-eval with our model gives our scores; needs lm-eval, with its own task files and local data."""
 
 import importlib.util
 import warnings

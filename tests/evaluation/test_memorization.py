@@ -1,4 +1,4 @@
-"""A model that has read a few documents over and over says them word for word, and others not."""
+"""A model that overfits a few documents repeats them verbatim, and no others."""
 
 import random
 from pathlib import Path

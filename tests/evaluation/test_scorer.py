@@ -1,4 +1,4 @@
-"""Scores of texts: read side by side they are those of each text alone, computed the long way."""
+"""Scores of texts in a batch equal those of each text alone, computed token by token."""
 
 import math
 from typing import Any
@@ -107,6 +107,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
     tokenizer.mask_id = None
     with pytest.raises(ConfigError, match="tokenizer has no mask token, so it cannot score a text"):
         Scorer(lively(shape("bert"), 259, causal=False), tokenizer)
+    with pytest.raises(ConfigError, match=r"classifies texts and predicts no tokens, .* Score the base model"):
+        Scorer(shape("bert").build(BYTES.vocab_size, causal=False, n_labels=2), BYTES)
 
 
 def test_special_tokens_in_a_text_are_not_predicted() -> None:

@@ -1,4 +1,4 @@
-"""Tasks with right answers: figures worked out by hand, and on real data those of transformers."""
+"""Tasks with correct answers: metrics computed by hand, and on real data with transformers."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Runs logged by the real libraries of the extras, on this machine alone. Skipped where they are not installed."""
+"""Runs logged by the real libraries of the extras, offline. Skipped if they are not installed."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""Faults that a child process puts into itself before it trains."""
+"""Faults that a child process injects into itself before it trains."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Nothing that kills a run changes its result: resumed until it is done, it ends as if nothing had happened."""
+"""A killed run, resumed until it is done, equals an uninterrupted one."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A preparation that is killed leaves nothing that looks like a store, and run again makes the same one."""
+"""A killed preparation leaves nothing that looks like a store; a second one makes the same store."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""A disk that is really too small for the next checkpoint."""
+"""A disk that is too small for the next checkpoint."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A process that has imported everything, and forks a child for each run: what is killed 40 times must start fast.
+"""Fork a child for each run from a process that has imported everything, so that 40 killed runs start fast.
 
 Reads one JSON object a line: {"words": settings, "kill_after_s": seconds or null, "fault": name or null}; answers each
 with a line {"code": exit code, "signal": number that killed it, "output": what it printed}.

@@ -26,12 +26,13 @@ from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.files.records import sealed
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel
-from pretrain.training.config import CheckpointConfig, LoggerConfig, PathsConfig, TrainerConfig
+from pretrain.training.config import CheckpointConfig, LoggingConfig, PathsConfig, TrainerConfig
 from pretrain.training.train import run
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = (
-    EvalConfig, ExportConfig, GenerateConfig, PrepareConfig, CheckpointConfig, LoggerConfig, PathsConfig, TrainerConfig,
+    EvalConfig, ExportConfig, GenerateConfig, PrepareConfig,
+    CheckpointConfig, LoggingConfig, PathsConfig, TrainerConfig,
 )  # fmt: skip
 
 

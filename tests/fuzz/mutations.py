@@ -1,4 +1,4 @@
-"""What a hostile hand or a bad disk does to a file: each mutation is named, and the same for the same seed."""
+"""Named mutations of a file, hostile or accidental, deterministic for a seed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Hashes that agree with a changed file again, as one who can write to the folder would make them."""
+"""Recompute the hashes of a changed file, as an attacker with write access would."""
 
 import hashlib
 import json

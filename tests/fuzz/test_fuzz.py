@@ -1,4 +1,4 @@
-"""Every kind of file that the project reads, damaged: an exit code and one line, in bounded time and memory.
+"""Damaged files of every kind give an exit code and one line, in bounded time and memory.
 
 PRETRAIN_FUZZ_CASES, _FIRST, _SEED and _KINDS (a pattern) choose how many cases and which; `make test-long` runs more.
 PRETRAIN_FUZZ_LOG names a file for what is found, written as it is found.

@@ -1,4 +1,4 @@
-"""A process that has imported everything, and forks a child for each command: a script runs there as if it was typed.
+"""Fork a child for each command from a process that has imported everything; a script runs as if typed.
 
 Reads one JSON object a line: {"script": path, "words": settings, "folder": where it runs, "seconds": its limit};
 answers each with {"code": exit code or minus the signal, "out": text, "err": text, "bytes": memory above that of this

@@ -1,4 +1,4 @@
-"""What needs a GPU, and is skipped without one."""
+"""Tests that need a GPU; skipped without one."""
 
 import pytest
 import torch

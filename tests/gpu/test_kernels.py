@@ -1,4 +1,4 @@
-"""What a GPU computes by kernels of its own is what the plain code computes: attention in blocks, the loss at once."""
+"""GPU kernels equal the plain code: attention with block masks, the fused loss."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
 def documents(length: int, device: torch.device) -> Tensor:
     """Return document numbers of three rows: few and many of them, and a padded end."""
-    places = torch.arange(length, device=device)
-    padded = torch.where(places < length - 40, (places >= 50).int() + (places >= 260).int(), -1)
-    return torch.stack([padded, places // 37, torch.zeros_like(places)]).int()
+    positions = torch.arange(length, device=device)
+    padded = torch.where(positions < length - 40, (positions >= 50).int() + (positions >= 260).int(), -1)
+    return torch.stack([padded, positions // 37, torch.zeros_like(positions)]).int()
 
 
 def masks(

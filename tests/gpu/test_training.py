@@ -1,4 +1,4 @@
-"""A GPU trains what a processor trains, plain and compiled, and a run on it goes on exactly."""
+"""Training on a GPU equals training on a CPU, eager and compiled, and resumes exactly."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: the same model but for the rounding of its weights, for inference only."""
+"""int8 weights: the same model up to rounding, for inference only."""
 
 import os
 import subprocess

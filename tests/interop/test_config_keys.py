@@ -1,4 +1,4 @@
-"""Each key of config.json, changed or taken away: transformers' logits, or a refusal that names the key."""
+"""Each key of config.json, changed or removed: transformers' logits, or an error that names the key."""
 
 import json
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""A model of ours becomes a folder that plain transformers loads and computes the same with, or nothing is left."""
+"""An exported folder gives the same results in plain transformers; a failed export leaves no folder."""
 
 import json
 from pathlib import Path

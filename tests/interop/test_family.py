@@ -1,4 +1,4 @@
-"""The family that computes exactly the same is chosen, or the error names the settings that none has."""
+"""Export picks the family that computes the same function, or names the settings that no family has."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that is damaged, hostile or of another kind is refused in one sentence; nothing in it runs."""
+"""A damaged, hostile or foreign Hugging Face folder is refused in one sentence, and no code of it runs."""
 
 import json
 import os

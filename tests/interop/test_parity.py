@@ -1,4 +1,4 @@
-"""Both ways, for random shapes of every family: the same logits as transformers, and the same weights to the bit."""
+"""Import and export of random shapes of all families: transformers' logits, and bitwise equal weights."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real trained weights give here what was recorded of them elsewhere."""
+"""Real trained weights give the outputs that were recorded for them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The number format of a run follows from what the device can do, not from what else runs on it."""
+"""The dtype of a run depends on the device's abilities, not on its load."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept for what comes next, where the C library can and nobody has said otherwise."""
+"""Freed memory is kept for reuse if the C library can and no environment variable objects."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""Matmuls swapped into a built model: oneDNN's are torch's but for rounding, forward and back."""
+"""oneDNN matmuls swapped into a model equal torch's up to rounding, forward and backward."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Runs that an earlier version saved go on: tests/earlier_version holds two, with the weights it reached itself.
+"""Runs of an earlier version resume: tests/earlier_version has two, with the final weights of that version.
 
 They were written before settings and files had the names they have now: gpt_nano with Muon and bert_nano with AdamW,
 one layer of 16 channels each, saved at step 4 of 8.

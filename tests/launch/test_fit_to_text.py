@@ -1,4 +1,4 @@
-"""Runs whose shape and length follow from their text: plain numbers are saved, and they count on resume."""
+"""Shapes and run lengths derived from the text are saved as numbers and kept on resume."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Variables that a launcher left in the environment: an error if invalid, and never taken for a launcher."""
+"""Stale launcher variables in the environment: an error if invalid, and not mistaken for a launcher."""
 
 import os
 import re

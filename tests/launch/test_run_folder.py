@@ -1,4 +1,4 @@
-"""An untrusted run folder: nothing is written outside of it, and a damaged file is a short error."""
+"""An untrusted run folder: nothing is written outside it, and a damaged file gives a short error."""
 
 import csv
 import json

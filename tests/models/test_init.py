@@ -1,4 +1,4 @@
-"""Initial weights: each parameter's draw depends on the seed and its name alone, and has the spread asked for."""
+"""Initial weights depend on the seed and the parameter name alone, and have the expected std."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A plain module as a model: what it gets, what it keeps, and what it cannot be asked for."""
+"""A plain nn.Module as a model: its inputs, its state, and runs that it does not support."""
 
 from dataclasses import dataclass
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 def documents(length: int) -> Tensor:
     """Return three rows: few documents and a padded end, many documents, only one."""
-    places = torch.arange(length)
-    padded = torch.where(places < length - 40, (places >= 50).int() + (places >= 260).int(), -1)
-    return torch.stack([padded, places // 37, torch.zeros_like(places)]).int()
+    positions = torch.arange(length)
+    padded = torch.where(positions < length - 40, (positions >= 50).int() + (positions >= 260).int(), -1)
+    return torch.stack([padded, positions // 37, torch.zeros_like(positions)]).int()
 
 
 def both(causal: bool | None, window: int | None, numbers: Tensor) -> tuple[Tensor, AttentionMask]:

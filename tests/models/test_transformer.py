@@ -1,4 +1,4 @@
-"""Masks and attention against slow formulas; model sizes against published ones."""
+"""Masks and attention against slow references; model sizes against published ones."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every token predicts the one behind it in its document, and nothing else."""
+"""Each token predicts the next token of its document, and nothing else."""
 
 import numpy as np
 import pytest

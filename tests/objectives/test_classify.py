@@ -1,4 +1,4 @@
-"""A document's label is predicted from the document alone, whatever stands beside it."""
+"""The label of a document is predicted from that document alone."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""One batch, two kinds of rows: each is exactly what its own objective would make of it."""
+"""A batch with two kinds of rows: each equals the rows of its own objective."""
 
 import numpy as np
 import pytest

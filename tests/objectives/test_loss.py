@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss at once, in value and gradient; micro-batches of unequal counts are one batch."""
+"""The chunked loss equals the unchunked one in value and gradient; unequal micro-batches equal one batch."""
 
 from types import SimpleNamespace
 from typing import Any

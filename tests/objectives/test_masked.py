@@ -1,4 +1,4 @@
-"""Masking: the published shares, never a special token, the same draw for the same sample, shapes that never change."""
+"""Masking: published proportions, no special tokens, deterministic per sample, static shapes."""
 
 import math
 

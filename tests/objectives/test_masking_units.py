@@ -1,4 +1,4 @@
-"""Whole words and spans are hidden as one, in the same proportions and as reproducibly as single tokens."""
+"""Whole words and spans are masked as units, in the same proportions and as reproducibly as tokens."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every parameter has one role, and only matrices decay."""
+"""Every parameter has one role, and only matrices have weight decay."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Muon against a slow formula, one matrix at a time in 64 bits; its other half is AdamW to the bit."""
+"""Muon equals a slow float64 reference; its AdamW part equals AdamW bit for bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The learning rate over a run, at the points that fix its curve."""
+"""The learning rate at the points that determine its curve."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Optimizer state by name: saved, loaded into a new process, it goes on to the bit."""
+"""Optimizer state by parameter name: loaded in a new process, training continues bit for bit."""
 
 from pathlib import Path
 

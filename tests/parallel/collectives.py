@@ -1,4 +1,4 @@
-"""What one step of a case sends, counted by torch, in processes of their own."""
+"""Communication of one step per case, counted by torch in processes of its own."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What processes that read the same rows hold of the parameters that none of them splits."""
+"""Replicated parameters on processes that read the same rows."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A step sends what theory says, and no more."""
+"""A step communicates the theoretical minimum."""
 
 import pytest
 from collectives import counted

@@ -1,4 +1,4 @@
-"""Processes that split matrices drop the same hidden states, or what all of them hold would drift apart."""
+"""Tensor-parallel ranks use the same dropout, so that replicated parameters stay equal."""
 
 import pytest
 from copies import apart

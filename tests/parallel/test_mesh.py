@@ -1,4 +1,4 @@
-"""The shape of the device mesh, the shapes that are refused, and initial weights over it."""
+"""The shape of the device mesh, invalid shapes, and initial weights over the mesh."""
 
 from dataclasses import replace
 from typing import Any

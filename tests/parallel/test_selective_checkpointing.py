@@ -1,4 +1,4 @@
-"""Selective checkpointing keeps the results of matmuls, by any library."""
+"""Selective checkpointing saves the results of matmuls, by any library."""
 
 import shutil
 from typing import Any

@@ -1,4 +1,4 @@
-"""Twenty steps come to the same however processes share them: every family, every strategy, every pair."""
+"""Twenty steps give equal results on any processes: every family, every strategy, every pair."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Operations, time and intervals, by hand."""
+"""FLOPs, time and intervals, computed by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace

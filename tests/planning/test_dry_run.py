@@ -1,4 +1,4 @@
-"""The dry run counts what settings imply, on one to 1,024 simulated devices; the estimate comes near it."""
+"""The dry run on 1 to 1,024 simulated devices; the estimate is close to it."""
 
 import math
 import resource

@@ -1,4 +1,4 @@
-"""A run that does not fit is given settings that do, and learns the same with them."""
+"""A run that does not fit gets settings that do, with the same training result."""
 
 import csv
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""plan.py as a user meets it: what it prints, what it refuses, a finished run against its forecast."""
+"""plan.py on the command line: output, errors, and a finished run against its estimate."""
 
 from collections.abc import Callable
 from pathlib import Path

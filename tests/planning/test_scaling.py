@@ -1,4 +1,4 @@
-"""The closed form is that of the published fits, and is the best that its own curve has."""
+"""The closed form equals the published fits, and is the optimum of its own curve."""
 
 import pytest
 

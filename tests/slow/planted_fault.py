@@ -1,4 +1,4 @@
-"""Trains as `src/train.py` does, with a fault in one process: PLANTED_FAULT names it, every process imports this."""
+"""`src/train.py` with a fault in one process, named by PLANTED_FAULT; every process imports this."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Three steps of Muon on a model sharded over two processes, and on a whole one beside it; torchrun starts it."""
+"""Three steps of Muon on a model sharded over two processes, and unsharded; torchrun starts it."""
 
 import os
 import sys

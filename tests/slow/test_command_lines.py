@@ -1,4 +1,4 @@
-"""What a user types, as processes: exit codes, messages, signals, resume."""
+"""Command lines as processes: exit codes, messages, signals, resume."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run whose blocks torch compiles goes on exactly."""
+"""A run with compiled blocks resumes exactly."""
 
 import shutil
 

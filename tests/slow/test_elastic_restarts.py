@@ -1,4 +1,4 @@
-"""What happens to one process of several happens to the run: it is told, skipped, or gone on from elsewhere."""
+"""A fault in one of several processes is reported, skipped, or followed by a restart from a checkpoint."""
 
 import os
 import random

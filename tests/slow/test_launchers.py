@@ -1,4 +1,4 @@
-"""The same command line by itself, by torchrun on one or two machines, and by srun: one folder, the same result."""
+"""The same command alone, by torchrun on one or two machines, and by srun: one folder, the same result."""
 
 import os
 import signal

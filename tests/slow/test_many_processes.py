@@ -1,4 +1,4 @@
-"""One run, however many processes share it: the same rows, the same losses, the same checkpoints."""
+"""A run on any number of processes: the same rows, losses and checkpoints."""
 
 import os
 import re

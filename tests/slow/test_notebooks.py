@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, small, and shows what it says."""
+"""Every notebook runs completely at small size, and its text matches its output."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Streams under attack: processes killed at any moment, several at once, a corpus that is broken further on."""
+"""Streams under faults: processes killed at any moment, several at once, a damaged corpus."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that is damaged or not ours to read, named on a command line: one sentence, and exit code 4."""
+"""A damaged or unsupported Hugging Face folder on a command line: one sentence, and exit code 4."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""experiment=continue: a trained model learns a domain, and replay keeps what it knew."""
+"""experiment=continue: a trained model learns a domain, and replay limits forgetting."""
 
 import json
 import lzma

@@ -1,4 +1,4 @@
-"""Micro-batches assembled ahead by a thread: the same, in the same order, with the same errors, and no thread left."""
+"""Prefetched micro-batches: the same order and errors, and no thread is left over."""
 
 import threading
 import time

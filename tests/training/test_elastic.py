@@ -1,4 +1,4 @@
-"""The error of a run of several processes is that of the process that failed first."""
+"""The error of a run on several processes is that of the process that failed first."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed logs the metrics of one that was not: each step once, none missing."""
+"""A resumed run logs the metrics of an uninterrupted one: each step once, none missing."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""A base learns to answer, or to tell texts apart: by the runs of pre-training, and from what the base knows."""
+"""A base model is fine-tuned on pairs or labels, by the code of pre-training."""
 
 import json
 import random
@@ -297,7 +297,7 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
 
 def test_doctor_and_plan_refuse_fine_tuning():
     register_schemas("train", RunConfig)
-    with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, and doctor\.py examines pre-training"):
+    with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, but doctor\.py checks pre-training only"):
         shrink(compose("train", ["data=pairs", "data.path=x"]))
     register_schemas("plan", PlanConfig)
     with pytest.raises(ConfigError, match=r"objective=classify fine-tunes, and plan\.py counts pre-training"):

@@ -1,4 +1,4 @@
-"""The loss before the first step is in the final report, even after a kill, and computing it changes nothing."""
+"""The loss before the first step is in the final report, even after a kill, and does not change the run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run starts from an imported model: its shape, its tokenizer and its weights, or an error that names the misfit."""
+"""A run starts from an imported model with its shape, tokenizer and weights, or names the mismatch."""
 
 from pathlib import Path
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from pretrain.config.serialize import to_dict
 from pretrain.data.prepare import prepare, training_rows
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
@@ -90,6 +92,15 @@ def test_steps_that_cannot_be_inspected_are_refused(tiny):
     run(tiny.place("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))
     with pytest.raises(ConfigError, match=r"step=0 is below 1, the first step of a run\. Try step=1"):
         list(rows_of_step(tiny.folder / "run", 0))
+
+
+def test_a_step_beyond_the_text_read_so_far_cannot_be_inspected(tiny):
+    """Inspecting reads the first era of a stream and waits for no other."""
+    config = to_dict(tiny.config("model=gpt_nano", "data.mode=stream", "data.era_tokens=2048"))
+    (tiny.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(list(rows_of_step(tiny.folder, 1))) == 4
+    with pytest.raises(ConfigError, match=r"step=1000 reads text that the stream has not produced yet\. Try"):
+        list(rows_of_step(tiny.folder, 1000))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning's own work when they are added to a run, and leave what it learns alone."""
+"""Lightning's own callbacks work when added to a run, and do not change its training."""
 
 from pathlib import Path
 

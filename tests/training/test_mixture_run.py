@@ -1,4 +1,4 @@
-"""Runs on a mixture: drawn in the shares that were asked for, resumed exactly, and scored source by source."""
+"""Runs on a mixture: exact shares, exact resume, and scores by source."""
 
 import json
 import math

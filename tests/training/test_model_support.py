@@ -1,4 +1,4 @@
-"""A run that its model cannot follow is refused before the first step."""
+"""A run that its model does not support is refused before the first step."""
 
 import pytest
 from torch import nn

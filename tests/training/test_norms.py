@@ -1,4 +1,4 @@
-"""Norms by part: together they are the logged gradient norm, and computing them changes nothing."""
+"""Norms by part add up to the logged gradient norm, and computing them changes nothing."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run ends at its step, its tokens or its time, and its schedule with it."""
+"""A run and its schedule end at its steps, tokens or time."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Whatever a checkpoint holds of a run is put back by `RunState.load`."""
+"""`RunState.load` restores all state of a checkpoint."""
 
 from dataclasses import replace
 from typing import Any

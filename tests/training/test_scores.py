@@ -1,4 +1,4 @@
-"""Scores of tasks while a model trains: the same as afterwards, and the training goes on as if there were none."""
+"""Scores of tasks during training equal those computed afterwards, and do not change training."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs that train while their corpus is still being read end as those for which it was all there."""
+"""A run that trains while its corpus is being read equals one on the complete corpus."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The time of a run by reason, on a fake clock."""
+"""Time of a run by cause, on a fake clock."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whole runs, small: what is interrupted and resumed ends as what was never interrupted."""
+"""Complete small runs: interrupted and resumed equals uninterrupted."""
 
 import json
 import os

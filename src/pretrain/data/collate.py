@@ -1,4 +1,4 @@
-"""Rows of a plan as arrays: tokens, what follows each, positions and documents."""
+"""Read rows of a plan as arrays: tokens, next tokens, positions, documents, labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,22 +20,23 @@ Ints = npt.NDArray[np.int64]
 class Rows:
     """A batch of rows. Shapes: B rows, L tokens a row."""
 
-    tokens: npt.NDArray[np.int64]  # (B, L) padding: pad_id
-    next_tokens: npt.NDArray[np.int64]  # (B, L) what follows in the same document, even beyond a cut; else IGNORE,
-    # and IGNORE where that is of a prompt, which is given
-    positions: npt.NDArray[np.int64]  # (B, L) 0, 1, 2, ... within each piece, 0 in padding; or within the whole row
-    documents: npt.NDArray[np.int32]  # (B, L) the piece's number within its row; padding: -1
-    labels: npt.NDArray[np.int64] | None = None  # (B, L) of each token's document, IGNORE in padding; none: has none
+    tokens: npt.NDArray[np.int64]  # (B, L) ids; padding: pad_id
+    # (B, L) the next token of the same document, even if it is in another row; IGNORE at the end of a document, in
+    # padding, and where the next token is part of a prompt
+    next_tokens: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]  # (B, L) 0, 1, 2, ... within each piece, 0 in padding; or within the row
+    documents: npt.NDArray[np.int32]  # (B, L) index of the piece within its row; padding: -1
+    labels: npt.NDArray[np.int64] | None = None  # (B, L) label of each token's document, IGNORE in padding
 
     def __getitem__(self, rows: npt.NDArray[Any]) -> "Rows":
-        """Return some of the rows, in the order asked for."""
+        """Return the rows that a numpy index selects, in its order."""
         return Rows(*(None if values is None else values[rows] for values in self._arrays()))  # type: ignore[arg-type]
 
     @staticmethod
     def joined(parts: "Sequence[Rows]") -> "Rows":
-        """Return the rows of all parts, one after another; either all of them have labels or none has."""
-        each = zip(*(part._arrays() for part in parts), strict=True)
-        return Rows(*(None if values[0] is None else np.concatenate(values) for values in each))  # type: ignore[arg-type]
+        """Concatenate the rows of all parts; either all parts have labels, or none."""
+        columns = zip(*(part._arrays() for part in parts), strict=True)
+        return Rows(*(None if values[0] is None else np.concatenate(values) for values in columns))  # type: ignore[arg-type]
 
     def _arrays(self) -> "list[npt.NDArray[Any] | None]":
         return [getattr(self, field.name) for field in fields(self)]
@@ -44,17 +45,17 @@ class Rows:
 def read_rows(
     store: Store, plan: Plan, rows: npt.NDArray[np.integer], pad_id: int, reset_positions: bool = True
 ) -> Rows:
-    """Return the given rows of a plan made from this store.
+    """Return the rows (B,) of a plan made from this store, padded to L tokens with `pad_id`.
 
-    With `reset_positions` every piece begins at position 0; without, positions count along the row.
-    DataError when the plan does not fit the store, or the store turns out to be damaged here.
+    With `reset_positions` positions start at 0 in each piece, without it at 0 in each row.
+    Raises DataError if the plan does not fit the store, or the store is damaged where it is read.
     """
     counts, documents, offsets, lengths = plan.pieces(rows)
-    starts, whole = _locate(store, documents, offsets, lengths)
+    starts, document_lengths = _locate(store, documents, offsets, lengths)
     shape, size = (len(rows), plan.row_length), len(rows) * plan.row_length
     spans = _spans(counts, lengths, plan.row_length)
     begins = spans.begins[spans.pieces]
-    more = np.flatnonzero(offsets + lengths < whole)  # a token of the same document follows, in another row
+    more = np.flatnonzero(offsets + lengths < document_lengths)  # pieces that another row continues
     source = np.empty(size + len(more), np.int64)
     following = np.empty(size, np.int64)
     for gap in spans.padding:
@@ -73,12 +74,12 @@ def read_rows(
         following[gap] = IGNORE
     tokens, following = source[:size].reshape(shape), following.reshape(shape)
 
-    notes, labels = store.annotations, None
-    if notes is not None and notes.kind == PROMPT_TOKENS:
-        given = spans.of_pieces(notes.values[documents] - offsets, 0)
-        following[spans.offsets() + 1 < spans.fill(given)] = IGNORE
-    if notes is not None and notes.kind == LABEL:
-        labels = spans.fill(spans.of_pieces(notes.values[documents], IGNORE))
+    annotations, labels = store.annotations, None
+    if annotations is not None and annotations.kind == PROMPT_TOKENS:
+        prompt_lengths = spans.of_pieces(annotations.values[documents] - offsets, 0)
+        following[spans.offsets() + 1 < spans.fill(prompt_lengths)] = IGNORE
+    if annotations is not None and annotations.kind == LABEL:
+        labels = spans.fill(spans.of_pieces(annotations.values[documents], IGNORE))
     return Rows(
         tokens=tokens,
         next_tokens=following,
@@ -90,39 +91,39 @@ def read_rows(
 
 @dataclass(frozen=True)
 class _Spans:
-    """Rows, all end to end, as runs of tokens that are alike: of each row its pieces, then its padding, or none."""
+    """The flattened rows as spans: the pieces of each row, then its padding, which may be empty."""
 
     shape: tuple[int, int]
-    pieces: Ints  # (pieces,) the span of each piece
-    begins: Ints  # (spans,) index of its first token
+    pieces: Ints  # (pieces,) index of each piece's span
+    begins: Ints  # (spans,) index of the first token
     lengths: Ints  # (spans,)
-    number: Ints  # (spans,) within its row; -1 of padding
+    number: Ints  # (spans,) index of the piece within its row; padding: -1
     padding: list[slice]  # the padding of each row that has any
 
     def fill(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return what each token's span has, (B, L)."""
+        """Return `values` (spans,) repeated for each token, (B, L)."""
         return np.repeat(values, self.lengths).reshape(self.shape)
 
     def of_pieces(self, values: npt.NDArray[Any], padding: int) -> Ints:
-        """Return a value for each span from one for each piece."""
-        found = np.full(len(self.lengths), padding, np.int64)
-        found[self.pieces] = values
-        return found
+        """Return values (spans,) from `values` (pieces,), with `padding` for spans of padding."""
+        by_span = np.full(len(self.lengths), padding, np.int64)
+        by_span[self.pieces] = values
+        return by_span
 
     def offsets(self) -> Ints:
         """Return each token's position within its piece, 0 in padding, (B, L)."""
-        found = np.arange(self.shape[0] * self.shape[1])
-        found -= np.repeat(self.begins, self.lengths)
+        offsets = np.arange(self.shape[0] * self.shape[1])
+        offsets -= np.repeat(self.begins, self.lengths)
         for gap in self.padding:
-            found[gap] = 0
-        return found.reshape(self.shape)
+            offsets[gap] = 0
+        return offsets.reshape(self.shape)
 
 
 def _spans(counts: Ints, lengths: npt.NDArray[np.int32], row_length: int) -> _Spans:
-    """Return the spans of rows that have so many pieces, 1 or more, of these lengths."""
+    """Return the spans of rows with `counts` (rows,) pieces each, at least 1, of `lengths` (pieces,) tokens."""
     rows = np.arange(len(counts))
     row, ends = np.repeat(rows, counts), np.cumsum(counts)
-    pieces = np.arange(len(row)) + row  # before it stands the padding of the rows above
+    pieces = np.arange(len(row)) + row  # skips one span of padding for each earlier row
     firsts = ends - counts
     used = np.add.reduceat(lengths, firsts)
     size = np.empty(len(row) + len(counts), np.int64)
@@ -136,16 +137,18 @@ def _spans(counts: Ints, lengths: npt.NDArray[np.int32], row_length: int) -> _Sp
 
 
 def _locate(store: Store, documents: Ints, offsets: Ints, lengths: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Return each piece's global offset in the store, and the tokens of the whole document it is of."""
+    """Return each piece's start in the store, and its document's length, both in tokens (pieces,)."""
     bounds = store.document_bounds()
     if documents.size and documents.max() >= store.n_documents:
-        raise DataError(f"The plan asks for document {documents.max()}, but {store.folder} has {store.n_documents}.")
-    first, whole = bounds[documents], bounds[documents + 1] - bounds[documents]
-    beyond = lengths > whole - offsets
-    if beyond.any():
-        at = int(np.argmax(beyond))
         raise DataError(
-            f"The plan asks for tokens {offsets[at]} to {offsets[at] + lengths[at]} of document {documents[at]}, "
-            f"but in {store.folder} it has {whole[at]}."
+            f"The plan has document {documents.max()}, but {store.folder} has {store.n_documents} documents."
         )
-    return first + offsets, whole
+    first, document_lengths = bounds[documents], bounds[documents + 1] - bounds[documents]
+    beyond = lengths > document_lengths - offsets
+    if beyond.any():
+        piece = int(np.argmax(beyond))
+        raise DataError(
+            f"The plan has tokens {offsets[piece]} to {offsets[piece] + lengths[piece]} of document "
+            f"{documents[piece]}, but in {store.folder} it has {document_lengths[piece]}."
+        )
+    return first + offsets, document_lengths

@@ -1,4 +1,4 @@
-"""Several sources in exact proportions: the source of a sample is a function of its index."""
+"""Mix several sources in exact proportions: the source of a sample is a function of its index."""
 
 import heapq
 import math
@@ -21,75 +21,76 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two branches that share the samples of their pair; a branch is a source number or another pair."""
+    """A node of the tree: two branches share its samples; a branch is a source index or another pair."""
 
     weight: int  # of the first branch
     total: int  # of both
     first: "_Pair | int"
     second: "_Pair | int"
 
-    def of_first(self, draws: int) -> int:
-        """Return how many of the pair's first `draws` samples go to the first branch: its exact share, rounded."""
-        return (2 * draws * self.weight + self.total) // (2 * self.total)
+    def first_count(self, samples: int) -> int:
+        """Return how many of the pair's first `samples` samples go to the first branch: its exact share, rounded."""
+        return (2 * samples * self.weight + self.total) // (2 * self.total)
 
 
 class Proportions:
-    """Which source the g-th draw of a mixture reads, and which of that source's draws it is: a function of g alone.
+    """The source of each sample of a mixture, and its sample index within that source: a function of the index alone.
 
-    Sources are joined in pairs, always the two of least weight, until one pair holds all: Huffman's tree. A pair deals
-    its draws to its two branches by rounding, so the count of a branch is never more than 1/2 from its share of the
-    pair's. On the way down to a source these errors add up, each made smaller by the shares below it. After the first
-    of them a share is at most 2/3, for what was joined with this branch weighs at least half as much; so whatever the
-    weights, and however many the sources, the count of a source is less than (1 + 1 + 2/3 + (2/3)^2 + ...) / 2 = 2 from
-    its exact share of any number of first draws. All of it is whole numbers without limit: draw 10^12 is as exact as 0.
+    The sources are the leaves of a Huffman tree: the two lightest nodes are joined until one is left. A node splits its
+    samples between its two branches by rounding, so a branch's count is within 1/2 of its share of the node's count.
+    On the path to a source these errors add up, each multiplied by the shares below it. Only the source's own share can
+    be above 2/3, because an inner node is joined with a node of at least half its weight. So for any weights and any
+    number of sources, a source's count in the first n samples differs from its exact share by less than
+    (1 + 1 + 2/3 + (2/3)^2 + ...) / 2 = 2. The arithmetic uses unbounded integers: sample 10^12 is as exact as sample 0.
     """
 
     def __init__(self, weights: Sequence[Fraction]) -> None:
         scale = math.lcm(*(weight.denominator for weight in weights))
-        whole = [int(weight * scale) for weight in weights]
-        self.shares = [Fraction(weight, sum(whole)) for weight in whole]
-        heap: list[tuple[int, int, _Pair | int]] = [(weight, number, number) for number, weight in enumerate(whole)]
+        integers = [int(weight * scale) for weight in weights]
+        self.shares = [Fraction(weight, sum(integers)) for weight in integers]
+        heap: list[tuple[int, int, _Pair | int]] = [(weight, number, number) for number, weight in enumerate(integers)]
         heapq.heapify(heap)
-        made = len(heap)
+        nodes = len(heap)
         while len(heap) > 1:
             (less, _, first), (more, _, second) = heapq.heappop(heap), heapq.heappop(heap)
-            made += 1  # settles the order of equal weights
-            heapq.heappush(heap, (less + more, made, _Pair(less, less + more, first, second)))
+            nodes += 1  # breaks ties between equal weights
+            heapq.heappush(heap, (less + more, nodes, _Pair(less, less + more, first, second)))
         self.root = heap[0][2]
 
-    def __call__(self, draws: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
-        """Return the number of each draw's source, and of the draw among that source's own; both int64, (draws,)."""
-        found = np.array([self._one(draw) for draw in draws.tolist()], np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+    def __call__(self, sample_indices: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+        """Return each sample's source index, and its sample index within that source; both int64 (samples,)."""
+        pairs = np.array([self._locate(sample) for sample in sample_indices.tolist()], np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
 
-    def counts(self, draws: int) -> list[int]:
-        """Return how many of the first `draws` draws each source has."""
+    def counts(self, samples: int) -> list[int]:
+        """Return how many of the first `samples` samples each source has."""
         counts = [0] * len(self.shares)
-        waiting = [(self.root, draws)]
-        while waiting:
-            branch, count = waiting.pop()
+        stack = [(self.root, samples)]
+        while stack:
+            branch, count = stack.pop()
             if isinstance(branch, _Pair):
-                first = branch.of_first(count)
-                waiting += [(branch.first, first), (branch.second, count - first)]
+                first = branch.first_count(count)
+                stack += [(branch.first, first), (branch.second, count - first)]
             else:
                 counts[branch] = count
         return counts
 
-    def _one(self, draw: int) -> tuple[int, int]:
+    def _locate(self, sample: int) -> tuple[int, int]:
+        """Return the source index of one sample, and its sample index within that source."""
         branch = self.root
         while isinstance(branch, _Pair):
-            before = branch.of_first(draw)
-            if branch.of_first(draw + 1) > before:
-                branch, draw = branch.first, before
+            before = branch.first_count(sample)
+            if branch.first_count(sample + 1) > before:
+                branch, sample = branch.first, before
             else:
-                branch, draw = branch.second, draw - before
-        return branch, draw
+                branch, sample = branch.second, sample - before
+        return branch, sample
 
 
 class MixtureDataset:
-    """The rows of a run in their order, each from one source; a single source is a mixture of one.
+    """The rows of a run in training order, each from one source; a single source is a mixture of one.
 
-    No state: the rows of a step depend on the seed and the step alone, for any number of ranks and micro-batches.
+    Without state: the rows of a step depend on the seed and the step alone, for any number of ranks and micro-batches.
     """
 
     def __init__(self, streams: dict[str, ShuffledRows], weights: Mapping[str, Fraction]) -> None:
@@ -101,25 +102,25 @@ class MixtureDataset:
         """Return the rows of these samples, (len(sample_indices), row_length)."""
         if len(self.streams) == 1:
             return next(iter(self.streams.values())).rows(sample_indices)
-        sources, draws = self.proportions(sample_indices)
-        found = [
-            stream.rows(draws[sources == number])
+        sources, indices = self.proportions(sample_indices)
+        parts = [
+            stream.rows(indices[sources == number])
             for number, stream in enumerate(self.streams.values())
             if (sources == number).any()
         ]
-        positions = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `found`, source after source
-        return Rows.joined(found)[positions]
+        positions = np.argsort(np.argsort(sources, kind="stable"))  # of each sample in `parts`, joined
+        return Rows.joined(parts)[positions]
 
     def row_origins(self, sample_indices: npt.NDArray[np.integer]) -> list[RowOrigin]:
         """Return the origin of each sample's row; its id is <source>:<row>, or <row> for a single source."""
-        sources, draws = self.proportions(sample_indices)
+        sources, indices = self.proportions(sample_indices)
         streams = list(self.streams.items())
-        found = []
-        for source, draw in zip(sources.tolist(), draws, strict=True):
+        origins = []
+        for source, index in zip(sources.tolist(), indices, strict=True):
             name, stream = streams[source]
-            row = int(stream.order(draw))
-            found.append(RowOrigin(f"{name}:{row}" if name else str(row), name, stream, row))
-        return found
+            row = int(stream.order(index))
+            origins.append(RowOrigin(f"{name}:{row}" if name else str(row), name, stream, row))
+        return origins
 
     def is_open(self) -> bool:
         """Return False: all text was read before the run."""
@@ -131,7 +132,7 @@ class MixtureDataset:
 
     @property
     def rows_per_epoch(self) -> int | None:
-        """Rows of one pass over the training text; None for several sources, each read at a pace of its own."""
+        """Rows of an epoch of the training text; None for several sources, whose epochs differ in length."""
         return len(next(iter(self.streams.values()))) if len(self.streams) == 1 else None
 
     def tokens(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The plan of packed rows: the pieces of documents in each row of a fixed length."""
+"""Pack documents into rows of a fixed length: the plan lists the pieces of documents in each row."""
 
 import errno
 import hashlib
@@ -21,7 +21,7 @@ from pretrain.errors import DataError, printable
 from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import Count, check_seal, read_record, sealed
 
-PLAN_VERSION = 1  # of what the packers return; another version makes other rows, so a cached plan of it is not used
+PLAN_VERSION = 1  # increase when a packer returns other rows, so that cached plans are not used
 ARRAYS = {"row_ends": "<i8", "documents": "<i8", "offsets": "<i8", "lengths": "<i4"}
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Plan:
     Rows are in no particular order; within a row, pieces are in the order of their documents.
     """
 
-    row_length: int  # tokens; a row with fewer is padded by its reader
+    row_length: int  # tokens; `read_rows` pads shorter rows
     row_ends: npt.NDArray[np.int64]  # (rows,)
     documents: npt.NDArray[np.int64]  # (pieces,) the document's index in the store
     offsets: npt.NDArray[np.int64]  # (pieces,) first token within the document
@@ -57,16 +57,17 @@ class Plan:
         return len(self.row_ends)
 
     def pieces(self, rows: Array) -> tuple[Ints, Ints, Ints, npt.NDArray[np.int32]]:
-        """Return the pieces of each row: counts, then documents, offsets and lengths, row after row."""
+        """Return the pieces of rows (n,): counts (n,), then documents, offsets and lengths, each (sum of counts,)."""
         ends = self.row_ends[rows]
         counts = ends - self.row_ends[rows - 1] * (rows > 0)
-        which = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
-        return counts, self.documents[which], self.offsets[which], self.lengths[which]
+        pieces = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
+        return counts, self.documents[pieces], self.offsets[pieces], self.lengths[pieces]
 
     def save(self, folder: Path, key: str) -> None:
-        """Write the plan to `folder`: raw arrays, then plan.json. `key` identifies what the plan was made from.
+        """Write the plan to `folder`: raw arrays, then plan.json. `key` identifies the inputs of the plan.
 
-        Every file is written atomically and depends on the plan alone, so any number of processes may do it at once.
+        Every file is written atomically and depends on the plan alone, so several processes may write it at once.
+        Raises OSError if the folder is a symbolic link or cannot be written.
         """
         for path in (folder, folder.parent):
             if path.is_symlink():
@@ -85,11 +86,11 @@ class Plan:
     def load(folder: Path, key: str) -> "Plan":
         """Return a saved plan, as read-only memory maps.
 
-        DataError when it is incomplete, damaged, from another version, or was not made from `key`.
+        Raises DataError if it is incomplete, damaged, from another version, or has another `key`.
         """
         path = folder / "plan.json"
         if not path.is_file():
-            raise DataError(f"{folder} holds no plan: it has no plan.json.")
+            raise DataError(f"{folder} has no plan: plan.json is missing.")
         metadata = read_json(path)
         try:
             record = read_record(_PlanRecord, metadata, str(path))
@@ -98,8 +99,8 @@ class Plan:
             raise DataError(f"{error}.") from None
         if (record.version, record.key) != (PLAN_VERSION, key):
             raise DataError(
-                f"{path} is a plan of version {record.version} for {record.key!a}, but version {PLAN_VERSION} "
-                f"for {key!a} is needed."
+                f"{path} has version {record.version} and key {record.key!a}, but version {PLAN_VERSION} "
+                f"and key {key!a} are needed."
             )
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, dtype in ARRAYS.items():
@@ -111,58 +112,64 @@ class Plan:
 
 
 def plan_rows(store: Store, packing: Packing, row_length: int, cache: Path | None = None) -> Plan:
-    """Return the plan of a store's rows, from the folder `cache` if an earlier run left it there, else made and kept.
+    """Return the plan of a store's rows: from the folder `cache`, or computed and saved there.
 
-    Documents without a target (`documents_without_target`) are in none of them. A cached plan that is damaged costs
-    only the time to make it again, and so does a cache that cannot be written to; a warning in the log says so.
+    Documents without a target (`documents_without_target`) are left out. If the cached plan is damaged or the cache
+    cannot be written, a warning is logged and the plan is computed again.
     """
     pack = {Packing.best_fit: best_fit, Packing.concat: concat, Packing.whole: whole}[packing]
     excluded = documents_without_target(store, row_length)
     lengths = store.document_lengths() if excluded is None else np.where(excluded, 0, store.document_lengths())
     if cache is None:
         return pack(lengths, row_length)
-    kind = packing.value if excluded is None else f"{packing.value}-with-targets"  # another plan than of all documents
+    kind = (
+        packing.value if excluded is None else f"{packing.value}-with-targets"
+    )  # differs from the plan of all documents
     folder = cache / f"{kind}-{row_length}-{store.fingerprint[:16]}"
     key = f"{kind} {row_length} {store.fingerprint}"
-    if (folder / "plan.json").exists():  # written last: without it another process may be writing the others
+    if (folder / "plan.json").exists():  # written last; without it another process may still be writing the arrays
         try:
             return Plan.load(folder, key)
         except (DataError, OSError) as error:
-            log.warning("A cached plan of rows cannot be used and is made again: %s", printable(error, one_line=True))
+            log.warning(
+                "The cached packing plan cannot be used and is computed again: %s", printable(error, one_line=True)
+            )
     plan = pack(lengths, row_length)
     try:
         plan.save(folder, key)
     except OSError as error:
-        line = (
-            f"The plan of rows cannot be kept in {cache} ({error.strerror}), so each process that needs it makes it "
-            "again. It is kept where paths.cache_dir can be written to and has room."
+        warning = (
+            f"The packing plan cannot be saved in {cache} ({error.strerror}), so each process computes it. "
+            "Set paths.cache_dir to a writable folder with enough disk space."
         )
-        log.warning("%s", printable(line, one_line=True))
+        log.warning("%s", printable(warning, one_line=True))
     return plan
 
 
 def documents_without_target(store: Store, row_length: int) -> npt.NDArray[np.bool_] | None:
-    """Return which documents of a store (documents,) have nothing to predict in their rows; None where all have.
+    """Return the mask (documents,) of documents without a target in their rows; None if every document has one.
 
-    They are pairs whose prompt fills a row, so that no token of the response is ever a target.
+    They are pairs whose prompt fills a row, so that no token of the response is a target.
     """
     if store.annotations is None:
         return None
-    found = store.annotations.without_target(store.document_lengths(), row_length)
-    return found if found.any() else None
+    mask = store.annotations.without_target(store.document_lengths(), row_length)
+    return mask if mask.any() else None
 
 
 def concat(lengths: Array, row_length: int) -> Plan:
-    """Return the plan that concatenates documents and cuts every `row_length` tokens.
+    """Return the plan that concatenates documents and cuts the result every `row_length` tokens.
 
-    `lengths` are the tokens of each document. The last row may be shorter.
+    `lengths` (documents,) are in tokens. The last row may be shorter. Raises DataError for an impossible row length.
     """
     _check_row_length(row_length)
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     cuts = np.arange(0, total, row_length)
-    starts = np.sort(np.concatenate([cuts, ends - lengths]), kind="stable")  # two sorted runs, merged in one pass
-    starts = starts[np.diff(starts, append=total) > 0]  # once each; and an empty document has no piece
+    starts = np.sort(
+        np.concatenate([cuts, ends - lengths]), kind="stable"
+    )  # a stable sort merges two sorted arrays in one pass
+    starts = starts[np.diff(starts, append=total) > 0]  # without duplicates; an empty document has no piece
     documents = np.searchsorted(ends, starts, side="right")
     offsets = starts - (ends - lengths)[documents]
     row_ends = np.searchsorted(starts, np.append(cuts[1:], total)[: len(cuts)])
@@ -171,108 +178,113 @@ def concat(lengths: Array, row_length: int) -> Plan:
 
 
 def best_fit(lengths: Array, row_length: int) -> Plan:
-    """Return the plan that cuts no document that fits a row, by best-fit decreasing; deterministic.
+    """Return the plan of best-fit decreasing, which splits only documents longer than a row; deterministic.
 
-    `lengths` are the tokens of each document. A longer document fills rows of its own first; what remains of it is
-    packed like a short one. Source: Ding et al. 2024, https://arxiv.org/abs/2404.10830, section 3.
+    `lengths` (documents,) are in tokens. A longer document is split into full rows; its rest is packed like a short
+    document. Raises DataError for an impossible row length.
+    Source: Ding et al. 2024, https://arxiv.org/abs/2404.10830, section 3.
     """
     _check_row_length(row_length)
     lengths = np.asarray(lengths, np.int64)
     full, rest = np.divmod(lengths, row_length)
-    parts = np.flatnonzero(rest)  # documents with something to pack
-    sizes = rest[parts].astype(np.uint16 if row_length <= 65_536 else np.int64)  # 16 bits: sorted four times as fast
-    # Largest first, and documents of one length in their order.
-    by_size = parts[np.argsort(sizes.max(initial=0) - sizes, kind="stable")]
+    packable = np.flatnonzero(rest)  # documents with a rest to pack
+    sizes = rest[packable].astype(
+        np.uint16 if row_length <= 65_536 else np.int64
+    )  # sorting 16-bit integers is 4 times as fast
+    # Largest first; documents of equal length keep their order.
+    by_size = packable[np.argsort(sizes.max(initial=0) - sizes, kind="stable")]
     row_of, rows = _pack(np.bincount(sizes, minlength=1), row_length)
-    keys = np.sort(row_of * max(1, len(lengths)) + by_size)  # by row, then by document: faster than sorting by two keys
+    keys = np.sort(
+        row_of * max(1, len(lengths)) + by_size
+    )  # by row, then document; one combined key sorts faster than two
     row_of, packed = np.divmod(keys, max(1, len(lengths)))
-    cut = np.repeat(np.arange(len(lengths)), full)
-    cut_offsets = (np.arange(len(cut)) - np.repeat(np.cumsum(full) - full, full)) * row_length
+    split = np.repeat(np.arange(len(lengths)), full)  # document of each full row
+    split_offsets = (np.arange(len(split)) - np.repeat(np.cumsum(full) - full, full)) * row_length
     return Plan(
         row_length=row_length,
         row_ends=np.concatenate(
-            [np.cumsum(np.bincount(row_of, minlength=rows)), len(packed) + 1 + np.arange(len(cut))]
+            [np.cumsum(np.bincount(row_of, minlength=rows)), len(packed) + 1 + np.arange(len(split))]
         ),
-        documents=np.concatenate([packed, cut]),
-        offsets=np.concatenate([full[packed] * row_length, cut_offsets]),
-        lengths=np.concatenate([rest[packed], np.full(len(cut), row_length)]).astype(np.int32),
+        documents=np.concatenate([packed, split]),
+        offsets=np.concatenate([full[packed] * row_length, split_offsets]),
+        lengths=np.concatenate([rest[packed], np.full(len(split), row_length)]).astype(np.int32),
     )
 
 
 def whole(lengths: Array, row_length: int) -> Plan:
-    """Return the plan that keeps each document in one piece, by best-fit decreasing; deterministic.
+    """Return the plan of best-fit decreasing over documents truncated to `row_length` tokens; deterministic.
 
-    `lengths` are the tokens of each document. What a longer one has beyond `row_length` tokens is left out.
+    `lengths` (documents,) are in tokens; each document is one piece. Raises DataError for an impossible row length.
     """
     _check_row_length(row_length)
     return best_fit(np.minimum(lengths, row_length), row_length)
 
 
 def _pack(histogram: Ints, capacity: int) -> tuple[Ints, int]:
-    """Return the row of every item, largest items first, and how many rows there are.
+    """Return the row of each item (items,), largest items first, and the number of rows.
 
-    `histogram[n]` counts the items of n tokens. Items of one length, and rows with the same room, are alike, so
-    whole groups of them move at once: a row with the least room that suffices takes as many as fit, as it would
-    one by one, for what is left of its room is again the least that suffices.
+    `histogram[n]` counts the items of n tokens. Items of equal length are interchangeable, and so are rows with equal
+    free space, so groups are packed at once. The fullest row that fits an item takes as many equal items as fit: packed
+    one by one they would all go there, because that row stays the fullest that fits.
     """
-    groups: defaultdict[int, list[Ints]] = defaultdict(list)  # room -> rows that have it left
-    rooms: list[int] = []  # the keys of `groups`, sorted
+    groups: defaultdict[int, list[Ints]] = defaultdict(list)  # free space -> rows with it
+    spaces: list[int] = []  # the keys of `groups`, sorted
     assigned: list[Ints] = [np.empty(0, np.int64)]
     rows = 0
     for length in np.flatnonzero(histogram)[::-1].tolist():
         left = int(histogram[length])
         while left:
-            index = bisect_left(rooms, length)
-            if index < len(rooms):
-                room = rooms.pop(index)
-                group = np.concatenate(groups.pop(room))
+            index = bisect_left(spaces, length)
+            if index < len(spaces):
+                space = spaces.pop(index)
+                group = np.concatenate(groups.pop(space))
             else:
-                room = capacity
-                group = np.arange(rows, rows - left // -(room // length))
+                space = capacity
+                group = np.arange(rows, rows - left // -(space // length))
                 rows += len(group)
-            fit = room // length
+            fit = space // length
             used = min(len(group), -(left // -fit))
             taken = min(left, used * fit)
             assigned.append(np.repeat(group[:used], fit)[:taken])
             left -= taken
             last = taken - (used - 1) * fit  # items in the last row that is used
-            for part, space in (
-                (group[: used - 1], room - fit * length),
-                (group[used - 1 : used], room - last * length),
-                (group[used:], room),
+            for part, remaining in (
+                (group[: used - 1], space - fit * length),
+                (group[used - 1 : used], space - last * length),
+                (group[used:], space),
             ):
-                if len(part) and space:
-                    if space not in groups:
-                        insort(rooms, space)
-                    groups[space].append(part)
+                if len(part) and remaining:
+                    if remaining not in groups:
+                        insort(spaces, remaining)
+                    groups[remaining].append(part)
     return np.concatenate(assigned), rows
 
 
 def _check_row_length(row_length: int) -> None:
     if not 1 <= row_length < 2**31:
-        raise DataError(f"Rows of {row_length} tokens are not possible: a row holds 1 to 2,147,483,647.")
+        raise DataError(f"A row of {row_length} tokens is not possible: a row has 1 to 2,147,483,647.")
 
 
 def _load_array(path: Path, dtype: str, count: int, sha256: object) -> npt.NDArray[Any]:
-    """Return an array of a plan; DataError if its size or hash is wrong."""
+    """Return an array of a plan, memory-mapped; raise DataError if its size or hash is wrong."""
     expected = count * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.is_file() else 0
-    if found != expected:
-        raise DataError(f"{path} has {found} bytes, but by its plan.json it has {expected}.")
+    size = path.stat().st_size if path.is_file() else 0
+    if size != expected:
+        raise DataError(f"{path} has {size} bytes, but its plan.json expects {expected}.")
     array = map_array(path, dtype, count)
     if hashlib.sha256(array.data).hexdigest() != sha256:
-        raise DataError(f"{path} is not as it was written: its sha256 is not the one in plan.json.")
+        raise DataError(f"{path} is damaged: its sha256 is not the one in plan.json.")
     return array
 
 
 def _check_plan(plan: Plan, path: Path) -> None:
-    """Check that rows and pieces make sense; whether they suit a store shows when its tokens are read."""
+    """Raise DataError if rows and pieces are inconsistent; `read_rows` checks that they fit the store."""
     counts = np.diff(plan.row_ends, prepend=0)
-    sound = 1 <= plan.row_length < 2**31 and counts.sum() == len(plan.documents) and bool((counts > 0).all())
-    sound = sound and all(int(array.min(initial=0)) >= 0 for array in (plan.documents, plan.offsets))
-    sound = sound and int(plan.lengths.min(initial=1)) > 0
-    if sound and len(plan):
+    valid = 1 <= plan.row_length < 2**31 and counts.sum() == len(plan.documents) and bool((counts > 0).all())
+    valid = valid and all(int(array.min(initial=0)) >= 0 for array in (plan.documents, plan.offsets))
+    valid = valid and int(plan.lengths.min(initial=1)) > 0
+    if valid and len(plan):
         row_tokens = np.add.reduceat(plan.lengths.astype(np.int64), plan.row_ends - counts)
-        sound = int(row_tokens.max()) <= plan.row_length
-    if not sound:
-        raise DataError(f"{path} describes rows that cannot be: a row has 1 piece or more and at most its length.")
+        valid = int(row_tokens.max()) <= plan.row_length
+    if not valid:
+        raise DataError(f"{path} is inconsistent: a row has 1 piece or more, and at most `row_length` tokens.")

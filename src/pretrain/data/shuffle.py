@@ -1,40 +1,35 @@
-"""The shuffled order of rows: a function of the sample index, with nothing stored."""
+"""Shuffle rows: the row of a sample is a function of its index, and no order is stored."""
 
 import numpy as np
 import numpy.typing as npt
 
 from pretrain.errors import DataError
 
-ORDER_VERSION = 1  # of `permute`; a checkpoint resumes exactly only under the version that wrote it
-
-
+ORDER_VERSION = 1  # increase when `permute` changes: a checkpoint resumes exactly only with the version that wrote it
 AHEAD = 1024  # samples whose rows are computed at once
 
-
 Ints = npt.NDArray[np.int64]
-
-
 Words = npt.NDArray[np.uint64]
 
 
 class Shuffle:
-    """The row of a source that each sample reads: a pure function, with nothing stored.
+    """The row of each sample of a source: a pure function of seed and sample index.
 
-    Every row is read once per epoch, in another order each epoch. Because no state exists, a run stopped
-    on 8 ranks continues exactly on 2: the only state is the number of samples consumed.
+    Every row is read once per epoch, in another order each epoch. The only state of a run is its number of consumed
+    samples, so a run stopped on 8 ranks resumes exactly on 2.
     """
 
     def __init__(self, rows: int, seed: int) -> None:
         if rows < 1:
             raise DataError(f"There are {rows} rows to read: the text is empty or shorter than one row.")
         self.rows, self.seed = rows, seed
-        self._ahead: tuple[int, Ints] = 0, np.empty(0, np.int64)  # a first sample, and the rows from it on
+        self._ahead: tuple[int, Ints] = 0, np.empty(0, np.int64)  # first sample index, rows of the samples from there
 
     def __call__(self, sample_indices: npt.NDArray[np.integer]) -> Ints:
         """Return the row of each sample; both int64, any shape.
 
-        A run reads a few samples at a time, in order. `AHEAD` rows are computed at once, which takes hardly longer than
-        a few, and later calls look them up.
+        A run reads a few samples at a time, in order. `AHEAD` rows are computed at once, which takes about as long as
+        a few, and the next calls look them up.
         """
         positions: Ints = np.asarray(sample_indices, np.int64)
         if not positions.size:
@@ -50,14 +45,15 @@ class Shuffle:
     def _permuted(self, sample_indices: Ints) -> Ints:
         epochs, positions = np.divmod(sample_indices, self.rows)
         if epochs.size and epochs.min() == epochs.max():
-            epochs = epochs.flat[0]  # one key for all instead of one each
+            epochs = epochs.flat[0]  # one key instead of one per sample
         return permute(positions, self.rows, key=(self.seed, epochs))
 
 
 def micro_batch_samples(step: int, micro_batch_index: int, size: int, batch_size: int) -> Ints:
-    """Return the global sample indices of one micro-batch of `size`: int64 [size].
+    """Return the global sample indices of one micro-batch, int64 (size,).
 
-    `micro_batch_index` = accumulation index * ranks + rank; the micro-batches of a step are its global batch, in order.
+    `micro_batch_index` = accumulation index * ranks + rank; the micro-batches of a step, in order,
+    are its global batch of `batch_size` samples. Raises ValueError for a micro-batch outside it.
     """
     if not 0 <= micro_batch_index * size <= batch_size - size:
         raise ValueError(
@@ -70,14 +66,15 @@ def micro_batch_samples(step: int, micro_batch_index: int, size: int, batch_size
 def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.integer | Ints, ...]) -> Ints:
     """Return the image of each position under the permutation of [0, size) chosen by `key`; int64, any shape.
 
-    Each part of the key is a whole number, or an array of the shape of `positions`: one permutation per position.
-    A bijection for every size up to 2^63 - 1, without memory: a balanced Feistel network on the smallest even number
-    of bits that holds `size`, applied again while it leaves the range ("cycle walking": Black and Rogaway 2002,
-    "Ciphers with arbitrary finite domains"). It mixes well for statistics; it keeps no secrets.
+    Each part of the key is an integer, or an array with the shape of `positions`: one permutation per position. A
+    bijection for every size up to 2^63 - 1, in constant memory: a balanced Feistel network on the smallest even number
+    of bits that holds `size`, applied again while the result is out of range ("cycle walking": Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains"). Statistically well mixed; not cryptographically secure. Raises ValueError
+    for a position out of range.
     """
     positions = np.asarray(positions)
     if positions.size and (positions.min() < 0 or positions.max() >= size):
-        raise ValueError(f"A position lies outside the permutation of size={size}.")
+        raise ValueError(f"A position is outside the permutation of size={size}.")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     words = positions.astype(np.uint64).ravel()
     state = _key_state(key)
@@ -91,8 +88,8 @@ def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.i
 
 
 def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
-    """Return the key as 64 well-mixed bits: one word, or one for each position."""
-    state = np.zeros(1, np.uint64)  # never of no dimensions: scalars would warn of the overflow that is wanted here
+    """Return the hash of the key, uint64: (1,), or (positions,) if a part of the key is an array."""
+    state = np.zeros(1, np.uint64)  # an array: numpy scalars would warn of the intended overflow
     for part in key:
         word = np.array([part % 2**64], np.uint64) if isinstance(part, int) else np.ravel(part).astype(np.uint64)
         state = _mix(state + _mix(word))
@@ -100,10 +97,10 @@ def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
 
 
 def _feistel(words: Words, half: int, state: Words) -> Words:
-    """Return a permutation of the numbers of 2 * half bits, of each word."""
+    """Return each word's image under a keyed permutation of the integers of 2 * `half` bits."""
     bits = np.uint64(half)
     mask = (np.uint64(1) << bits) - np.uint64(1)
-    rounds = 8 + 16 // half  # a narrow word mixes slowly: at 6 rounds, orders of 5 rows came out visibly unequal
+    rounds = 8 + 16 // half  # narrow words need more rounds: with 6, orders of 5 rows were not equally frequent
     keys = _mix(state + np.arange(1, rounds + 1, dtype=np.uint64)[:, None])  # (rounds, 1 or words)
     left, right = words >> bits, words & mask
     for round_key in keys:
@@ -112,7 +109,7 @@ def _feistel(words: Words, half: int, state: Words) -> Words:
 
 
 def _mix(words: Words) -> Words:
-    """Return each word with all its bits spread over all others, one to one.
+    """Return a hash of each word, one to one: each bit depends on all bits of the word.
 
     Source: one step of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
     figure 16: the increment, then variant 13 of the finalizer that David Stafford derived from MurmurHash3's).

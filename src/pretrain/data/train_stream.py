@@ -16,18 +16,17 @@ from pretrain.errors import DataError
 class ShuffledRows:
     """Packed rows of a store in training order.
 
-    Every row is read once per epoch, in another order each epoch. No state: the row of a sample depends on the seed and
-    the sample index alone.
+    Every row is read once per epoch, in another order each epoch. Without state: the row of a sample depends on the
+    seed and the sample index alone.
     """
 
     def __init__(self, store: Store, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
         self.store = store
         self.plan = plan_rows(store, config.packing, row_length, cache=store.folder / "plans")
-        self.without_target = documents_without_target(
-            store, row_length
-        )  # (documents,) bool; None: every document has a target
+        # (documents,) bool; None if every document has a target
+        self.without_target = documents_without_target(store, row_length)
         if len(self.plan) == 0:
-            raise DataError(f"the token store {store.folder} holds {self._nothing(row_length)}")
+            raise DataError(f"the token store {store.folder} has {self._reason(row_length)}")
         self.order = Shuffle(len(self.plan), seed)
         self.pad_id = pad_id
         self.reset_positions = config.document_mask
@@ -37,17 +36,17 @@ class ShuffledRows:
         """Return the number of rows in an epoch."""
         return len(self.plan)
 
-    def _nothing(self, row_length: int) -> str:
-        """Return why there is no row, and a remedy."""
+    def _reason(self, row_length: int) -> str:
+        """Return the end of the error message if there are no rows: the reason and a remedy."""
         if self.without_target is None:
             return "no tokens to read."
         return (
-            f"{self.store.n_documents:,} pairs whose prompts all fill the context of {row_length} tokens, so that no "
-            f"token of a response can be learned. Try model.context_length={self.fitting_length()}, or shorter prompts."
+            f"{self.store.n_documents:,} pairs whose prompts all fill the context of {row_length} tokens, so no token "
+            f"of a response is a target. Try model.context_length={self.fitting_length()}, or shorter prompts."
         )
 
     def fitting_length(self) -> int:
-        """Return the least row length at which every document has a target."""
+        """Return the smallest row length at which every document has a target."""
         assert self.store.annotations is not None
         return int(self.store.annotations.values.max())
 
@@ -57,10 +56,10 @@ class ShuffledRows:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Return rows of the plan by number, (len(rows), row_length)."""
-        found = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
+        batch = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
         if self.document_mask:
-            return found
-        return replace(found, documents=np.minimum(found.documents, 0))
+            return batch
+        return replace(batch, documents=np.minimum(batch.documents, 0))  # one document per row
 
 
 def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> ShuffledRows | None:
@@ -72,9 +71,10 @@ def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: i
 
 
 def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
-    """Return the factor from mean loss (nats per token) to bits per byte; first tokens are not predicted.
+    """Return the factor from mean loss (nats per token) to bits per byte of the stores' text.
 
-    None if documents have prompts or labels: their loss does not cover the full text.
+    The first token of a document is not predicted. None if documents have prompts or labels: their loss does not cover
+    the full text.
     """
     if any(store.annotations is not None for store in stores):
         return None
@@ -84,19 +84,19 @@ def bits_per_byte_of_a_nat(*stores: Store) -> float | None:
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """The origin of a row."""
+    """The origin of a row: its source and its number there."""
 
     id: str  # the same in every epoch
     source: str  # name in a mixture, else ""; or "era <n>" of a streamed corpus
     stream: ShuffledRows
-    row: int  # its number in `stream`
+    row: int  # row number in `stream`
 
     def pieces(self) -> list[tuple[int, str, int, list[int]]]:
-        """Return each piece of a document in the row: the document's number, its name, where it begins, its tokens."""
+        """Return the pieces of the row: document index, document name, offset in the document, token ids."""
         _, documents, offsets, lengths = self.stream.plan.pieces(np.array([self.row]))
         store = self.stream.store
-        found = []
+        pieces = []
         for document, offset, length in zip(documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
             tokens = store.document(document)[offset : offset + length].tolist()
-            found.append((document, store.document_name(document), offset, tokens))
-        return found
+            pieces.append((document, store.document_name(document), offset, tokens))
+        return pieces

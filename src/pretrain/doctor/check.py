@@ -1,4 +1,4 @@
-"""Checks, run one after another, and their outcomes; a check that raises has failed."""
+"""Run checks one after another and record their outcomes; a check that raises counts as failed."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from pretrain.doctor.config import Part
 from pretrain.errors import Interrupted, PretrainError
 
-SHOWN_LINES = 30  # of the captured output, where a check raised
+SHOWN_LINES = 30  # last lines of the captured output, shown if a check raised
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class CheckResult:
 
 
 class NotApplicableError(Exception):
-    """Raised where a setting leaves nothing to check; the message names it."""
+    """Raised if a setting leaves nothing to check; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A promise and the function that checks it."""
+    """A check: its name in the table, and the function that runs it."""
 
     part: Part
     name: str
     test: Callable[[], CheckResult]
     needs_corpus: bool = True
-    makes_corpus: bool = False  # where it fails, checks that need a corpus are skipped
+    makes_corpus: bool = False  # if it fails, checks that need a corpus are skipped
 
 
 class Verdict(Enum):
-    """Verdict on a check."""
+    """Verdict on a check, as the table prints it."""
 
     passed = "pass"
     failed = "FAIL"
@@ -48,13 +48,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of the table."""
+    """Outcome of a check; `str` returns its row of the table, with captured output below."""
 
     check: Check
     verdict: Verdict
     figures: str
     seconds: float
-    output: str = ""  # what was printed meanwhile, where the check raised
+    output: str = ""  # printed during the check; empty unless it raised
 
     def __str__(self) -> str:
         row = f"{self.verdict.value}  {self.check.part.value:<8}  {self.check.name:<38}  {self.figures}"
@@ -63,18 +63,18 @@ class Outcome:
 
 
 def run_checks(checks: Iterable[Check], log: Path) -> Iterator[Outcome]:
-    """Yield the outcome of each check as it finishes; output printed meanwhile goes to the file `log`.
+    """Yield the outcome of each check as it finishes; output printed during a check goes to the file `log`.
 
-    Raises Interrupted where a signal ends a check.
+    Raises Interrupted if a signal ends a check.
     """
-    corpus = True
+    has_corpus = True
     for check in checks:
-        if check.needs_corpus and not corpus:
-            yield Outcome(check, Verdict.skipped, "there is no corpus to check it with", 0.0)
+        if check.needs_corpus and not has_corpus:
+            yield Outcome(check, Verdict.skipped, "needs a prepared corpus", 0.0)
             continue
         outcome = _run(check, log)
         if check.makes_corpus:
-            corpus = outcome.verdict is not Verdict.failed
+            has_corpus = outcome.verdict is not Verdict.failed
         yield outcome
 
 
@@ -84,8 +84,8 @@ def _run(check: Check, log: Path) -> Outcome:
     try:
         log.unlink(missing_ok=True)
         with captured(log):
-            finding = check.test()
-        verdict, figures = (Verdict.passed if finding.passed else Verdict.failed), finding.figures
+            result = check.test()
+        verdict, figures = (Verdict.passed if result.passed else Verdict.failed), result.figures
     except NotApplicableError as reason:
         verdict, figures = Verdict.skipped, str(reason)
     except Interrupted:
@@ -105,7 +105,7 @@ def sentence(error: Exception) -> str:
 @contextmanager
 def captured(log: Path) -> Iterator[None]:
     """Redirect the output of this process and its children from the terminal to the file `log`."""
-    with log.open("a", buffering=1, encoding="utf8") as file:  # appending: several processes write to it
+    with log.open("a", buffering=1, encoding="utf8") as file:  # append: several processes write to the file
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         saved = {number: os.dup(number) for number in (1, 2)}

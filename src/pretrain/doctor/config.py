@@ -1,4 +1,4 @@
-"""Settings of `python src/doctor.py`: those of the training run to check, and which part to check."""
+"""Settings of `python src/doctor.py`: the settings of a training run, and the part of it to check."""
 
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -11,15 +11,15 @@ class Part(Enum):
     """Parts that can be checked alone."""
 
     all = "all"
-    data = "data"  # the user's prepared corpus: files, tokenizer, order, packing, mixture
-    machine = "machine"  # versions of the libraries, device, gradients by its kernels, disk space
+    data = "data"  # the user's prepared corpus: files, tokenizer, packing, shuffle, mixture
+    machine = "machine"  # library versions, device, gradients of its kernels, disk space
     resume = "resume"  # a resumed run against an uninterrupted one, checkpoints
-    parallel = "parallel"  # two processes and accumulated gradients against one process
+    parallel = "parallel"  # gradient accumulation and two processes against one process
 
 
 @dataclass
 class DoctorConfig(RunConfig):
-    """The settings of a training run, which is checked at small size."""
+    """Settings of a training run, checked with small runs."""
 
     doctor: Part = setting(Part.all, "The part to check.")
 

@@ -13,7 +13,7 @@ from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
-from pretrain.doctor.shrink import shrink
+from pretrain.doctor.shrink import refuse_fine_tuning, shrink
 from pretrain.errors import ConfigError
 from pretrain.interop.load import build, build_without_weights
 from pretrain.models.config import TransformerConfig
@@ -23,33 +23,39 @@ from pretrain.objectives.objective import Objective
 from pretrain.parallel.mesh import load_parameters
 from pretrain.training.auto_settings import choose_device
 
-LARGE_TOKENS = 20_000_000  # of a corpus: above it, the small runs read a sample, because planning rows takes long
+LARGE_TOKENS = 20_000_000  # larger corpora are sampled for the small runs, because packing them takes long
 SAMPLE_TOKENS = 200_000  # of each source
 SAMPLE_DOCUMENTS = 400
 NOISE_STD = 0.02
 
 
 class Context:
-    """The user's run, its parts built when a check first needs them; files are written below `folder`."""
+    """The user's run; its parts are built on first use, and files are written below `folder`."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        """Raise ConfigError where the model cannot be made small."""
+        """Raise ConfigError for a run that fine-tunes."""
+        refuse_fine_tuning(config)
         self.config = config
         self.folder = folder
-        self._small = shrink(config)
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The user's corpus, prepared as for a run: from the cache, or now."""
+        """The user's corpus, prepared as for a run, or read from the cache."""
         return prepare(self.config.data, self.config.tokenizer, Path(self.config.paths.cache_dir))
 
     @cached_property
     def small(self) -> RunConfig:
-        """The settings of the small runs, on the user's corpus, or on a sample where it is large or a stream."""
+        """Settings of the small runs: on the user's corpus, or on a sample of it if it is large or streamed.
+
+        Raises ConfigError if the model cannot be scaled down."""
         tokens = sum(store.n_tokens for store in self.prepared.train.values())
         if self.prepared.stream is None and tokens <= LARGE_TOKENS:
-            return self._small
+            return self._shrunk
         return self._with_sample()
+
+    @cached_property
+    def _shrunk(self) -> RunConfig:
+        return shrink(self.config)
 
     @cached_property
     def small_prepared(self) -> Prepared:
@@ -60,7 +66,7 @@ class Context:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device of the user's run; the CPU where there is none of that kind."""
+        """The device of the user's run; the CPU if this machine has no such device."""
         try:
             return choose_device(self.config.trainer)
         except ConfigError:
@@ -68,18 +74,18 @@ class Context:
 
     @property
     def shape(self) -> TransformerConfig:
-        """The small model's shape."""
+        """The shape of the small model."""
         shape = self.small.model.transformer
         assert shape is not None
         return shape
 
     def build_objective(self) -> Objective:
-        """Build the user's objective over the tokenizer of the small runs, which is the user's."""
+        """Return the user's objective, built with the user's tokenizer."""
         return self.config.objective.build(self.small_prepared.tokenizer, self.config.seed)
 
     @cached_property
     def stream(self) -> MixtureDataset:
-        """The rows of the small runs, in their order."""
+        """The training rows of the small runs, in training order."""
         return self.rows_of(self.small_prepared, self.small)
 
     def rows_of(self, prepared: Prepared, config: RunConfig) -> MixtureDataset:
@@ -88,25 +94,25 @@ class Context:
         return mixture_dataset(prepared.train, config.data, length, pad_id, config.seed)
 
     def batch(self, n_rows: int) -> Batch:
-        """Return the first rows of the small run as its objective collates them, on the CPU."""
-        samples = np.arange(n_rows)
-        return self.build_objective().collate(self.stream.rows(samples), torch.from_numpy(samples))
+        """Return a batch of the first `n_rows` rows of the small run, on the CPU."""
+        sample_indices = np.arange(n_rows)
+        return self.build_objective().collate(self.stream.rows(sample_indices), torch.from_numpy(sample_indices))
 
     def randomized_model(self) -> LanguageModule:
-        """Return the small model on the CPU: initial weights plus noise, so that none is 0."""
+        """Return the small model on the CPU: initial weights plus noise, so that no weight is 0."""
         model = build_without_weights(self.small.model, self.small.objective, self.small_prepared.tokenizer)
         allocate(model, "cpu", lambda: build(self.small.model, self.small.objective, self.small_prepared.tokenizer))
         generator = torch.Generator().manual_seed(self.config.seed)
 
-        def value(name: str, size: torch.Size) -> Tensor:
+        def noisy_value(name: str, size: torch.Size) -> Tensor:
             noise = torch.empty(size).normal_(std=NOISE_STD, generator=generator)
             return self.shape.initial_value(name, size, self.config.seed) + noise
 
-        load_parameters(model, value)
+        load_parameters(model, noisy_value)
         return model
 
     def _with_sample(self) -> RunConfig:
-        """Write the first documents of each source as text files, and the tokenizer; return a small run of those."""
+        """Save the first documents of each source and the tokenizer; return the settings of a small run on them."""
         texts, tokenizer = self.folder / "sample", self.prepared.tokenizer
         texts.mkdir(exist_ok=True)
         for number, store in enumerate(self._stores()):
@@ -118,9 +124,9 @@ class Context:
                 if tokens > SAMPLE_TOKENS:
                     break
         tokenizer.save(self.folder / "tokenizer")
-        data = self._small.data
+        data = self._shrunk.data
         return replace(
-            self._small,
+            self._shrunk,
             data=TextFilesConfig(
                 path=str(texts),
                 packing=data.packing,
@@ -128,7 +134,7 @@ class Context:
                 max_validation_rows=data.max_validation_rows,
             ),
             tokenizer=PretrainedTokenizerConfig(path=str(self.folder / "tokenizer")),
-            paths=replace(self._small.paths, cache_dir=str(self.folder / "cache")),
+            paths=replace(self._shrunk.paths, cache_dir=str(self.folder / "cache")),
         )
 
     def _stores(self) -> list[Store]:

@@ -1,4 +1,4 @@
-"""All checks of a run, cheap ones first, printed one by one."""
+"""List all checks of a run, cheap ones first; run them and print their outcomes."""
 
 import tempfile
 import time
@@ -16,52 +16,55 @@ from pretrain.doctor.config import Part
 from pretrain.doctor.context import Context
 from pretrain.doctor.parallel import SharedRuns
 from pretrain.doctor.resume import ResumedRuns
+from pretrain.doctor.shrink import shrink
 from pretrain.errors import printable
 
 _OF_DATA: dict[str, Callable[[Context], CheckResult]] = {
-    "every file is as it was written": corpus.files_verify,
-    "tokens become text and tokens again": corpus.round_trip,
-    "no text holds a special token": corpus.special_tokens_apart,
+    "every file matches its sha256": corpus.files_verify,
+    "the tokenizer round trip keeps text": corpus.round_trip,
+    "no special token inside a document": corpus.special_tokens_apart,
     "each document is packed once": corpus.packed_once,
-    "each row is read once an epoch": corpus.order_is_a_permutation,
-    "sources have their shares": corpus.mixture_shares,
+    "each row is read once per epoch": corpus.order_is_a_permutation,
+    "the mixture has its weights": corpus.mixture_shares,
 }
 
 
 def checks(context: Context, part: Part) -> list[Check]:
-    """Return the checks of one part, or of all; runs that several checks compare are made once."""
+    """Return the checks of one part, or of all parts; checks share the small runs that they compare."""
     resumed, shared = ResumedRuns(context), SharedRuns(context)
     prepared = partial(corpus.prepared, context)
-    found = [
-        Check(Part.machine, "versions of the libraries", partial(machine.versions, context), needs_corpus=False),
-        Check(Part.machine, "the device asked for is there", partial(machine.device, context), needs_corpus=False),
+    all_checks = [
+        Check(Part.machine, "library versions", partial(machine.versions, context), needs_corpus=False),
+        Check(Part.machine, "the requested device exists", partial(machine.device, context), needs_corpus=False),
         Check(
-            Part.resume, "the run's own checkpoint verifies", partial(machine.own_checkpoint, context),
+            Part.resume, "the checkpoint to resume is intact", partial(machine.own_checkpoint, context),
             needs_corpus=False,
         ),
         Check(Part.data, "the corpus is prepared", prepared, needs_corpus=False, makes_corpus=True),
     ]  # fmt: skip
-    found += [Check(Part.data, name, partial(test, context)) for name, test in _OF_DATA.items()]
-    found += [
-        Check(Part.machine, "kernels give the plain gradients", partial(machine.gradients, context)),
-        Check(Part.machine, "the disk has room for checkpoints", partial(machine.disk_space, context)),
-        Check(Part.resume, "a resumed run is the uninterrupted one", resumed.goes_on_exactly),
-        Check(Part.resume, "batches assembled ahead change nothing", resumed.prefetch_changes_nothing),
-        Check(Part.resume, "a damaged checkpoint is noticed", resumed.damage_is_noticed),
-        Check(Part.parallel, "2 micro-batches are 1", shared.accumulation),
-        Check(Part.parallel, "2 processes (DDP) are 1", shared.ddp),
-        Check(Part.parallel, "2 processes (FSDP2) are 1", shared.fsdp),
-        Check(Part.parallel, "2 processes (tensor parallel) are 1", shared.tensor),
+    all_checks += [Check(Part.data, name, partial(test, context)) for name, test in _OF_DATA.items()]
+    all_checks += [
+        Check(Part.machine, "gradients match float64 eager ones", partial(machine.gradients, context)),
+        Check(Part.machine, "checkpoints fit on the disk", partial(machine.disk_space, context)),
+        Check(Part.resume, "resumed equals uninterrupted", resumed.goes_on_exactly),
+        Check(Part.resume, "prefetch changes nothing", resumed.prefetch_changes_nothing),
+        Check(Part.resume, "a damaged checkpoint is detected", resumed.damage_is_noticed),
+        Check(Part.parallel, "2 micro-batches equal 1", shared.accumulation),
+        Check(Part.parallel, "2 processes (DDP) equal 1", shared.ddp),
+        Check(Part.parallel, "2 processes (FSDP2) equal 1", shared.fsdp),
+        Check(Part.parallel, "2 processes (tensor parallel) equal 1", shared.tensor),
     ]
-    return [check for check in found if part in (Part.all, check.part) or check.makes_corpus]
+    return [check for check in all_checks if part in (Part.all, check.part) or check.makes_corpus]
 
 
 def examine(config: RunConfig, part: Part) -> bool:
     """Print a row for each check as it finishes and a summary; return True if none failed.
 
-    Deletes everything it makes except the prepared corpus. Raises ConfigError where the model cannot be made small,
-    Interrupted where a signal ends a small run.
+    Deletes all its files except the prepared corpus. Raises ConfigError for a run that fine-tunes and, unless `part` is
+    `data`, for a model that cannot be scaled down; Interrupted if a signal ends a small run.
     """
+    if part is not Part.data:
+        shrink(config)  # before any check, so that the error is reported at once
     start, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="doctor-") as name, _one_thread():
         folder = Path(name)
@@ -74,7 +77,7 @@ def examine(config: RunConfig, part: Part) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute in one thread: on tensors this small, several threads mostly wait for one another."""
+    """Limit torch to one thread: on tensors this small, several threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Check that several processes, and several micro-batches a step, train as one process does."""
+"""Check that several processes, or several micro-batches per step, train like one process."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -12,13 +12,13 @@ from pretrain.errors import ConfigError
 from pretrain.parallel.config import ParallelConfig, build_parallel_dims
 from pretrain.training.config import Strategy
 
-LOSSES_ALIKE = 1e-5
-NORMS_ALIKE = 1e-3  # of the gradient: Adam ignores its scale, so weights would hide a wrong division
+LOSSES_ALIKE = 1e-5  # largest differences that pass
+NORMS_ALIKE = 1e-3  # gradient norms, because Adam's weights do not show a gradient of the wrong scale
 WEIGHTS_ALIKE = 1e-4
 
 
 class SharedRuns:
-    """The same small run, without dropout, on one process, on two, and in micro-batches."""
+    """The same small run without dropout: on one process, on two, and with gradient accumulation."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -26,24 +26,26 @@ class SharedRuns:
 
     @cached_property
     def single(self) -> Path:
-        """The folder of the run of one process with one micro-batch a step."""
+        """The folder of the run on one process with one micro-batch per step."""
         return train_here(in_folder(self.context.small, self.folder / "single"))
 
     def accumulation(self) -> CheckResult:
-        """Compare two micro-batches a step with one, though they hold unequal numbers of targets."""
+        """Compare two micro-batches per step, with unequal numbers of targets, to one."""
         small = replace(self.context.small, micro_batch_size=ROWS // 2)
         return self._compare(train_here(in_folder(small, self.folder / "accumulation")))
 
     def ddp(self) -> CheckResult:
-        """Compare two processes that replicate the model with one."""
+        """Compare DDP on two processes to one process."""
         return self._compare(self._two(Strategy.ddp))
 
     def fsdp(self) -> CheckResult:
-        """Compare two processes that shard model and optimizer with one."""
+        """Compare FSDP2 on two processes to one process."""
         return self._compare(self._two(Strategy.fsdp))
 
     def tensor(self) -> CheckResult:
-        """Compare two processes that split matrices and sequences with one."""
+        """Compare tensor and sequence parallelism on two processes to one process.
+
+        Raises NotApplicableError if two devices cannot split the model."""
         split = replace(self.context.small.parallel, tensor_parallel=2, sequence_parallel=True)
         trainer = replace(self.context.small.trainer, strategy=Strategy.fsdp, devices=2)
         try:
@@ -68,5 +70,5 @@ class SharedRuns:
         return CheckResult(
             losses <= LOSSES_ALIKE and norms <= NORMS_ALIKE and weights <= WEIGHTS_ALIKE,
             f"over {STEPS} steps losses differ by {losses:.1e}, gradient norms by {norms:.1e}, "
-            f"weights after them by {weights:.1e}",
+            f"weights at the end by {weights:.1e}",
         )

@@ -1,4 +1,4 @@
-"""Check that a resumed run equals an uninterrupted one, and that damage on disk is noticed."""
+"""Check that a resumed run equals an uninterrupted one, and that a damaged checkpoint is detected."""
 
 import shutil
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pretrain.errors import CheckpointError
 
 
 class ResumedRuns:
-    """An uninterrupted small run, and runs resumed from its half: with dropout, two micro-batches a step."""
+    """An uninterrupted small run, and runs resumed from its middle; with dropout and two micro-batches per step."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -23,7 +23,7 @@ class ResumedRuns:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings of the small runs."""
+        """Settings of the small runs."""
         return replace(with_dropout(self.context.small), micro_batch_size=ROWS // 2)
 
     @cached_property
@@ -32,7 +32,7 @@ class ResumedRuns:
         return train_here(in_folder(self.config, self.folder / "uninterrupted"))
 
     def resumed(self, name: str, prefetch: int) -> Path:
-        """Resume from the uninterrupted run's checkpoint at half of its steps; return the run folder."""
+        """Resume from the uninterrupted run's checkpoint of step `HALF`; return the run folder."""
         folder = self.folder / name
         half = step_folders(self.uninterrupted / "checkpoints")[0]
         shutil.copytree(half, folder / "checkpoints" / half.name)
@@ -44,31 +44,31 @@ class ResumedRuns:
         return self._compare(self.resumed("cut", prefetch=0))
 
     def prefetch_changes_nothing(self) -> CheckResult:
-        """Batches assembled ahead by a thread are those of the main thread, on resume too."""
+        """Compare a resumed run with prefetching to the uninterrupted one without it, bit for bit."""
         return self._compare(self.resumed("prefetch", prefetch=2))
 
     def damage_is_noticed(self) -> CheckResult:
         """Check that the checkpoint verifies, and that a copy with one bit flipped in any file does not."""
         good = open_checkpoint(self.uninterrupted)
         names = [path.relative_to(good.folder) for path in sorted(good.folder.rglob("*")) if path.is_file()]
-        names = [name for name in names if name.name != "manifest.json"]  # which holds the hashes of the others
+        names = [name for name in names if name.name != "manifest.json"]  # it holds the hashes of the others
         copy = self.folder / "damaged" / good.folder.name
         shutil.copytree(good.folder, copy)
         open_checkpoint(copy)
-        unnoticed = []
+        undetected = []
         for name in names:
             flip_bit(copy / name)
             try:
                 open_checkpoint(copy)
-                unnoticed.append(str(name))
+                undetected.append(str(name))
             except CheckpointError:
                 pass
             flip_bit(copy / name)
         shutil.rmtree(copy.parent)
         return CheckResult(
-            not unnoticed and bool(names),
-            f"the checkpoint of step {good.step} verifies; one bit flipped in each of {len(names)} files: "
-            + (f"unnoticed in {', '.join(unnoticed)}" if unnoticed else "each noticed"),
+            not undetected and bool(names),
+            f"the checkpoint of step {good.step} is intact; one bit flipped in each of {len(names)} files: "
+            + (f"not detected in {', '.join(undetected)}" if undetected else "all detected"),
         )
 
     def _compare(self, resumed: Path) -> CheckResult:
@@ -84,7 +84,7 @@ class ResumedRuns:
 
 
 def flip_bit(path: Path) -> None:
-    """Flip one bit in the middle of a file; twice leaves it as it was."""
+    """Flip one bit in the middle of a file; a second call restores the file."""
     with path.open("r+b") as file:
         middle = path.stat().st_size // 2
         file.seek(middle)

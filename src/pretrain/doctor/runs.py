@@ -1,4 +1,4 @@
-"""Train small runs by the code of any run, and compare two of them."""
+"""Train small runs with the code of all runs, and compare two of them."""
 
 import math
 import signal
@@ -20,38 +20,38 @@ PARTS = ("model", "optimizer", "random")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
-def train_here(config: RunConfig, *words: str) -> Path:
-    """Train in this process, on resume with these overrides; return the run folder."""
+def train_here(config: RunConfig, *overrides: str) -> Path:
+    """Train in this process; `overrides` apply when resuming. Returns the run folder."""
     from pretrain.training.train import run  # here: settings are checked before Lightning is loaded
 
-    run_plan = resolve_run(config, list(words))
+    run_plan = resolve_run(config, list(overrides))
     run(run_plan)
     return run_plan.folder
 
 
 def train_in_processes(config: RunConfig) -> Path:
-    """Train in one process for each of `trainer.devices`; return the run folder."""
+    """Train in `trainer.devices` processes; return the run folder."""
     run_plan = resolve_run(config, [])
-    with _signals_kept():
+    with _signal_handlers_restored():
         spawn(to_record(run_plan))
     return run_plan.folder
 
 
 def in_folder(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the settings of a run in this folder."""
+    """Return the settings with `folder` as run folder."""
     return replace(config, paths=replace(config.paths, run_dir=str(folder)))
 
 
 def figures(run: Path, name: str) -> list[float]:
-    """Return the values of a metric from a run's metrics.csv, in the order of their steps."""
+    """Return the values of a metric in a run's metrics.csv, ordered by step."""
     rows = {int(row["step"]): float(row["value"]) for row in read_rows(run / "metrics.csv") if row["name"] == name}
     return [rows[step] for step in sorted(rows)]
 
 
 def state_difference(one: Path, other: Path, *parts: str) -> float:
-    """Return the largest difference of two runs' newest checkpoints; 0 only where all bits are equal.
+    """Return the largest absolute difference of two runs' newest checkpoints; 0 only if all bits are equal.
 
-    Infinite where names, shapes or steps differ, or for NaN.
+    Infinite if names, shapes or steps differ, or for NaN.
     """
     a, b = open_checkpoint(one), open_checkpoint(other)
     if a.step != b.step:
@@ -60,11 +60,11 @@ def state_difference(one: Path, other: Path, *parts: str) -> float:
 
 
 def figure_difference(one: list[float], other: list[float]) -> float:
-    """Return the largest difference of two curves; infinite for unequal lengths, no values, or NaN."""
+    """Return the largest absolute difference of two curves; infinite for unequal lengths, no values, or NaN."""
     if not one or len(one) != len(other):
         return math.inf
-    found = [abs(a - b) for a, b in zip(one, other, strict=True)]
-    return max(math.inf if math.isnan(each) else each for each in found)
+    differences = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    return max(math.inf if math.isnan(difference) else difference for difference in differences)
 
 
 def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -73,14 +73,14 @@ def _difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     largest = 0.0
     for name in a:
         if not torch.equal(a[name], b[name]):
-            off = float((a[name].double() - b[name].double()).abs().max())
-            largest = max(largest, off if 0.0 < off < math.inf else math.inf)
+            difference = float((a[name].double() - b[name].double()).abs().max())
+            largest = max(largest, difference if 0.0 < difference < math.inf else math.inf)
     return largest
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore signal handlers: the process launcher installs its own, which would keep this process from stopping."""
+def _signal_handlers_restored() -> Iterator[None]:
+    """Restore signal handlers on exit: those of the process launcher would keep this process from stopping."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

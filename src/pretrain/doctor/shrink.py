@@ -1,7 +1,8 @@
-"""The user's settings at a size that trains in a second.
+"""Scale the user's settings down to a run that takes a second.
 
-A model keeps its norms, positions, activations, grouped heads, windows, head and ties; a run its objective, optimizer,
-schedule and packing. Runs are compared on the CPU in float32, where they are promised to be equal bit for bit.
+The model keeps its norms, positions, activations, grouped-query heads, sliding windows, LM head and tied embeddings.
+The run keeps its objective, optimizer, schedule and packing. Small runs use the CPU in float32, where resumed runs must
+be equal bit for bit.
 """
 
 from dataclasses import replace
@@ -14,23 +15,19 @@ from pretrain.training.config import LoggingConfig, Precision, Strategy
 from pretrain.training.logger_config import CSVConfig
 
 STEPS = 6
-HALF = 3  # the step at which a run is cut
-ROWS = 4  # of a step, over all processes
+HALF = 3  # step at which a run is interrupted
+ROWS = 4  # per step, over all processes
 CONTEXT_LENGTH = 64
-N_LAYERS = 2  # one with global attention and one with a window, where layers alternate
-HEAD_WIDTH = 32
+N_LAYERS = 2  # one with global and one with sliding-window attention, if layers alternate
+HEAD_DIM = 32
 
 
 def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
     """Return the settings of a small run on one CPU, without dropout.
 
-    Raises ConfigError for a model that is no Transformer of ours, and for a run that fine-tunes.
+    Raises ConfigError for a model that is not one of our Transformers, and for a run that fine-tunes.
     """
-    if any(part.annotated for part in config.data.parts().values()):
-        raise ConfigError(
-            f"data.kind={config.data.kind} fine-tunes, and doctor examines pre-training: what it proves of the base "
-            "holds for what is made of it. Try the base's own settings, such as model=gpt_nano."
-        )
+    refuse_fine_tuning(config)
     return replace(
         config,
         name="",
@@ -70,12 +67,21 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
     )
 
 
+def refuse_fine_tuning(config: RunConfig) -> None:
+    """Raise ConfigError for a run that fine-tunes."""
+    if any(part.annotated for part in config.data.parts().values()):
+        raise ConfigError(
+            f"data.kind={config.data.kind} fine-tunes, but doctor.py checks pre-training only. "
+            "Try the settings of the base model's own run, such as model=gpt_nano."
+        )
+
+
 def shrink_model(model: ModelConfig) -> TransformerConfig:
-    """Return a small shape of the same architecture; raises ConfigError where it is not a Transformer."""
+    """Return a small shape of the same architecture; raise ConfigError if it is not a Transformer."""
     shape = model.transformer
     if shape is None:
         raise ConfigError(
-            f"model.kind={model.kind} is not a shape that can be made small: only a transformer is. "
+            f"model.kind={model.kind} cannot be scaled down to a small run: only Transformers can. "
             "Try model=gpt_nano, or doctor=data."
         )
     return _shrunk(shape)
@@ -84,8 +90,8 @@ def shrink_model(model: ModelConfig) -> TransformerConfig:
 def _shrunk(model: TransformerConfig) -> TransformerConfig:
     kv_heads = min(model.kv_heads, 2)
     n_heads = kv_heads * min(model.n_heads // model.kv_heads, 2)
-    fitting = model.attention_head_dim * model.n_heads == model.d_model
-    d_model = n_heads * (HEAD_WIDTH if fitting else HEAD_WIDTH // 2)
+    heads_fill_d_model = model.attention_head_dim * model.n_heads == model.d_model
+    d_model = n_heads * (HEAD_DIM if heads_fill_d_model else HEAD_DIM // 2)
     context_length = min(model.context_length, CONTEXT_LENGTH)
     return replace(
         model,
@@ -93,7 +99,7 @@ def _shrunk(model: TransformerConfig) -> TransformerConfig:
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=None if model.n_kv_heads is None else kv_heads,
-        head_dim=None if model.head_dim is None else HEAD_WIDTH,
+        head_dim=None if model.head_dim is None else HEAD_DIM,
         d_ff=None if model.d_ff is None else max(8, round(model.d_ff * d_model / model.d_model)),
         context_length=context_length,
         sliding_window=None if model.sliding_window is None else min(model.sliding_window, max(2, context_length // 4)),
@@ -102,8 +108,8 @@ def _shrunk(model: TransformerConfig) -> TransformerConfig:
     )
 
 
-def with_dropout(config: RunConfig, share: float = 0.1) -> RunConfig:
-    """Return the settings with every dropout on."""
+def with_dropout(config: RunConfig, rate: float = 0.1) -> RunConfig:
+    """Return the settings with `rate` as dropout and attention dropout."""
     shape = config.model.transformer
     assert shape is not None
-    return replace(config, model=replace(shape, dropout=share, attention_dropout=share))
+    return replace(config, model=replace(shape, dropout=rate, attention_dropout=rate))

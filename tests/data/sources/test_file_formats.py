@@ -1,4 +1,4 @@
-"""What a file holds is decided by its name and its beginning; what is no text is never trained on as text."""
+"""The format of a file follows from its name and first bytes; binary files are never read as text."""
 
 import bz2
 import gzip

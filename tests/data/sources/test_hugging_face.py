@@ -1,4 +1,4 @@
-"""Hugging Face data sets of this machine are read in order; what cannot be had is refused without a traceback."""
+"""Local Hugging Face data sets are read in order; unavailable ones give an error without a traceback."""
 
 import json
 from collections.abc import Callable

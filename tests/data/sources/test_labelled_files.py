@@ -1,4 +1,4 @@
-"""Prompts with responses and texts with labels are read whole, or refused by the setting or file that is wrong."""
+"""Prompt-response pairs and labelled texts are read completely, or refused by setting or file."""
 
 import gzip
 import json

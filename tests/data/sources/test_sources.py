@@ -1,4 +1,4 @@
-"""Sources of text: every document is kept or counted, nothing in a corpus crashes, every refusal says what to do."""
+"""Sources of text: every document is kept or counted, no corpus crashes, every error has a remedy."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""What is held out for validation: by the hash of a text as ever, and something of a corpus of few documents too."""
+"""Held-out documents: chosen by the hash of the text, and never none, even in a small corpus."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A corpus is kept under the hash of what it was: what is read since must be that, whatever its form."""
+"""A corpus is cached under its hash: a later read of other contents is an error, in every format."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""The process that reads ahead: it works, fails with its own words, and never outlives the one that started it."""
+"""The read-ahead process: it works, passes on its errors, and ends with its parent."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Streams: what is on disk depends on the corpus and the settings alone, whoever read it and however often it died."""
+"""Streams: the files depend on corpus and settings alone, for any readers and any kills."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Rows of a stream: a pure function of seed, draw and ledger, on any number of processes, however far it was read."""
+"""Rows of a stream: a pure function of seed, sample index and ledger, on any number of processes."""
 
 import random
 import threading
@@ -83,12 +83,12 @@ def test_a_reader_that_saw_less_of_the_corpus_answers_the_same(whole: Path, data
     early, late = open_rows(folder, data), open_rows(whole, data)
     available = early.available()
     assert available == late._ends[1]
-    draws = np.arange(available)[::-1].copy()
-    assert same(early.rows(draws), late.rows(draws))
+    samples = np.arange(available)[::-1].copy()
+    assert same(early.rows(samples), late.rows(samples))
     read_eras(folder, data)
     assert early.available() == ALL
-    draws = np.random.default_rng(0).integers(0, 5 * late._ends[-1], 300)  # of many eras and epochs at once
-    assert same(early.rows(draws), late.rows(draws))
+    samples = np.random.default_rng(0).integers(0, 5 * late._ends[-1], 300)  # of many eras and epochs at once
+    assert same(early.rows(samples), late.rows(samples))
 
 
 def test_any_number_of_ranks_and_micro_batches_reads_the_same_rows(whole: Path, data: TextFilesConfig):
@@ -116,20 +116,20 @@ def test_a_row_that_is_not_there_yet_is_waited_for(whole: Path, data: TextFilesC
     folder = tmp_path / whole.name
     read_eras(folder, data, eras=1)
     early, late = open_rows(folder, data), open_rows(whole, data)
-    draws = np.arange(late._ends[2] - 3, late._ends[2] + 3)
+    samples = np.arange(late._ends[2] - 3, late._ends[2] + 3)
     found: list[Rows] = []
-    thread = threading.Thread(target=lambda: found.append(early.rows(draws)))
+    thread = threading.Thread(target=lambda: found.append(early.rows(samples)))
     thread.start()
     thread.join(0.5)
     assert not found
     read_eras(folder, data, eras=4)
     thread.join(20)
-    assert same(found[0], late.rows(draws))
+    assert same(found[0], late.rows(samples))
 
 
 def test_a_row_that_will_never_come_is_not_waited_for(data: TextFilesConfig, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(streamed_rows, "UNREAD_S", 0.5)
     read_eras(tmp_path / "stream", data, eras=1)
     rows = open_rows(tmp_path / "stream", data)
-    with pytest.raises(DataError, match=r"for 0 s no process has been reading the corpus into .*stream\. Continue"):
+    with pytest.raises(DataError, match=r"no process has read the corpus into .*stream for 0 s\. Continue"):
         rows.rows(np.array([10**6]))

@@ -1,4 +1,4 @@
-"""The token store: what is written is read, whatever the shards, names and vocabulary."""
+"""The token store: documents are read back as written, for all shard sizes, names and vocabularies."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A store that was damaged or made with ill intent is refused, by the file and offset that is wrong."""
+"""A damaged or hostile store is refused with the file and offset."""
 
 import hashlib
 import json

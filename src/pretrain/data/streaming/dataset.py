@@ -1,4 +1,4 @@
-"""The rows of a stream in training order, while its corpus is still being read."""
+"""Training rows of a stream, available while its corpus is still being read."""
 
 import threading
 import time
@@ -15,16 +15,17 @@ from pretrain.data.train_stream import RowOrigin, ShuffledRows
 from pretrain.errors import DataError
 from pretrain.program import command
 
-UNREAD_S = 60.0  # with no process reading the corpus until waiting is an error; a starting process needs some seconds
-OPEN_ERAS = 4  # kept open; an epoch reads one after another
-ALL = 2**62  # samples: an ended corpus is repeated without limit
+UNREAD_S = 60.0  # waiting fails after this time without a process that reads the corpus; one starts within seconds
+OPEN_ERAS = 4  # kept open; an epoch reads era after era
+ALL = 2**62  # number of available samples once the corpus has ended: it repeats without limit
 
 
 class StreamingDataset:
     """Packed rows of a stream, era after era, shuffled within each era.
 
-    Once the corpus has ended, the eras repeat, each in another order every epoch. Rows of a step are a pure function
-    of the seed, the step and the ledger, whose lines never change. Reading a row that does not exist yet waits for it.
+    Once the corpus has ended, the eras repeat, each in another order every epoch. The rows of a step are a pure
+    function of the seed, the step and the ledger, whose lines never change. Reading waits for rows that do not exist
+    yet.
     """
 
     def __init__(self, stream: Stream, config: DataConfig, row_length: int, pad_id: int, seed: int) -> None:
@@ -33,35 +34,35 @@ class StreamingDataset:
         self.row_length = row_length
         self.pad_id = pad_id
         self.seed = seed
-        self._ends: list[int] = []  # rows up to the end of each era
+        self._ends: list[int] = []  # number of rows up to the end of each era
         self._open: OrderedDict[int, ShuffledRows] = OrderedDict()
         self._lock = threading.RLock()  # the prefetch thread and the main thread share this object
-        self._unread_since: float | None = None  # clock time since which no process reads the corpus
+        self._unread_since: float | None = None  # monotonic time since when no process reads the corpus
 
     @property
     def shares(self) -> dict[str, Fraction]:
-        """The share of each source in the rows; a stream has one source, named ""."""
+        """Share of each source in the rows; a stream has one source, named ""."""
         return {"": Fraction(1)}
 
     @property
     def rows_per_epoch(self) -> None:
-        """None: the rows of one pass are unknown until the corpus has been read."""
+        """None: the number of rows is unknown until the corpus has been read."""
 
     def is_open(self) -> bool:
         """Return whether the corpus is still being read."""
         return not self.stream.ended()
 
     def tokens(self) -> dict[str, int]:
-        """Return how many training tokens exist so far."""
+        """Return the number of training tokens read so far, by source."""
         return {"": self.stream.n_tokens}
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how many epochs of the existing rows the first `samples` samples make."""
+        """Return the number of epochs over the existing rows in `samples` samples, by source."""
         self.available()
         return {"": samples / self._ends[-1]}
 
     def available(self) -> int:
-        """Return the number of samples that exist by now; `ALL` once the corpus has ended.
+        """Return the number of samples available so far; `ALL` once the corpus has ended.
 
         Raises DataError if an era is damaged.
         """
@@ -79,26 +80,26 @@ class StreamingDataset:
         if self.available() >= samples:
             self._unread_since = None
             return False
-        with self._lock, locked(self.stream.folder) as nobody_reads:  # one thread at a time: both take the file lock
-            if not nobody_reads:
+        with self._lock, locked(self.stream.folder) as no_reader:  # one thread at a time tries the file lock
+            if not no_reader:
                 self._unread_since = None
                 return True
         self._unread_since = self._unread_since or time.monotonic()
         if time.monotonic() - self._unread_since > UNREAD_S:
             raise DataError(
-                f"the run is waiting for more text, but for {UNREAD_S:.0f} s no process has been reading the corpus "
-                f"into {self.stream.folder}. Continue with resume=auto, or read all of it: {command('prepare')} ..."
+                f"the run is waiting for more text, but no process has read the corpus into {self.stream.folder} for "
+                f"{UNREAD_S:.0f} s. Continue with resume=auto, or read all of it first: {command('prepare')} ..."
             )
         return True
 
     def rows(self, sample_indices: np.ndarray) -> Rows:
-        """Return the rows of these samples, (len(sample_indices), row_length), once they exist."""
+        """Wait until these samples exist and return their rows, (len(sample_indices), row_length)."""
         while self.is_waiting(int(sample_indices.max()) + 1):
             time.sleep(POLL_S)
         return self.read(self.order(sample_indices))
 
     def row_origins(self, sample_indices: np.ndarray) -> list[RowOrigin]:
-        """Return the origin of each sample's row; its id is the row number over all eras."""
+        """Return the origin of each sample's row; its id is the row number, counted through all eras."""
         origins = []
         for number in self.order(np.asarray(sample_indices, np.int64)).tolist():
             ((era, first, _),) = self._by_era(np.array([number]))
@@ -126,14 +127,14 @@ class StreamingDataset:
         return Rows.joined([part for _, part in parts])[positions]
 
     def _by_era(self, rows: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-        """Return the eras of `rows`: number, first row, and mask of `rows`."""
+        """Return each era of `rows`: its number, its first row, and the mask of `rows` in it."""
         if not self._ends:
             self.available()
         eras = np.searchsorted(self._ends, rows, side="right")
         return [(int(era), self._ends[era - 1] if era else 0, eras == era) for era in np.unique(eras)]
 
     def _era(self, number: int) -> ShuffledRows:
-        """Return the rows of one era; the least recently used era is closed."""
+        """Return the rows of one era; close the least recently used era if too many are open."""
         with self._lock:
             if number not in self._open:
                 if len(self._open) >= OPEN_ERAS:
