@@ -113,7 +113,7 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
             )
     elif not is_group(key):
         _set(merged, key, _get(typed, key))
-        for other in other_warmups(key):
+        for other in other_warmups(key) if earlier.get(key) != word.lstrip("+") else ():  # repeated, it changes nothing
             _set(merged, other, _get(typed, other))
     elif earlier.get(key) != word.lstrip("+"):
         key = _FILLED.get(key, key)
