@@ -38,7 +38,7 @@ def shape(name: str, **changes: Any) -> TransformerConfig:
     return replace(SHAPES[name], **changes)
 
 
-def lively(config: TransformerConfig, vocab_size: int, causal: bool, seed: int = 0) -> Transformer:
+def random_model(config: TransformerConfig, vocab_size: int, causal: bool, seed: int = 0) -> Transformer:
     """Return a model whose every bias, norm and matrix matters to its output."""
     model = config.build(vocab_size, causal)
     generator = torch.Generator().manual_seed(seed)

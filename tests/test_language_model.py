@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.config.run import RunConfig
@@ -56,7 +56,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LanguageMode
                 family, context_length=64, vocab_multiple=64
             )  # ids above the tokenizer's are never an answer
             tokenizer = byte_tokenizer()
-            model = lively(config, config.vocabulary(tokenizer.vocab_size), causal)
+            model = random_model(config, config.vocabulary(tokenizer.vocab_size), causal)
             folder = save(tmp_path_factory.mktemp("run"), model, config, tokenizer)
             known[family, causal] = LanguageModel.load(folder)
             for name, parameter in known[family, causal].model.named_parameters():
@@ -143,7 +143,7 @@ def test_masks_are_filled_with_the_most_likely_tokens(load: Load, family: str) -
 
 def test_a_mask_that_takes_the_space_before_it_is_shown_with_it() -> None:
     tokenizer = train_bpe([TEXT] * 3, 300)
-    model = lively(shape("bert"), tokenizer.vocab_size, causal=False)
+    model = random_model(shape("bert"), tokenizer.vocab_size, causal=False)
     first, second = LanguageModel(model, tokenizer).predict_mask("[MASK] quick [MASK] fox", top_k=2)
     assert [answer.text for answer in first] == [f"{answer.token} quick [MASK] fox" for answer in first]
     assert [answer.text for answer in second] == [f"[MASK] quick{answer.token} fox" for answer in second]
@@ -203,7 +203,7 @@ def test_figures_of_a_score_follow_from_its_sum() -> None:
 def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.mask_id = None
-    language_model = LanguageModel(lively(shape("bert"), 259, causal=False), tokenizer)
+    language_model = LanguageModel(random_model(shape("bert"), 259, causal=False), tokenizer)
     with pytest.raises(ConfigError, match=r"tokenizer has no mask token, so it cannot score a text"):
         language_model.score("a")
     with pytest.raises(ConfigError, match=r"cannot fill masks"):
@@ -212,7 +212,7 @@ def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokenizer, config = byte_tokenizer(), shape("gpt")
-    model = lively(config, tokenizer.vocab_size, causal=True)
+    model = random_model(config, tokenizer.vocab_size, causal=True)
     deeper = save(tmp_path / "deeper", model, shape("gpt", n_layers=3), tokenizer)
     with pytest.raises(CheckpointError, match=r"does not fit the model: it lacks \['blocks\.2\..*\] and has nothing "):
         LanguageModel.load(deeper)
@@ -276,6 +276,6 @@ def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_pa
 
 def test_an_unavailable_device_is_refused(tmp_path: Path) -> None:
     config = shape("gpt")
-    folder = save(tmp_path, lively(config, 259, True), config, byte_tokenizer())
+    folder = save(tmp_path, random_model(config, 259, True), config, byte_tokenizer())
     with pytest.raises(ConfigError, match=r"device=nothing cannot be used here: .* Try device=cpu\."):
         LanguageModel.load(folder, device="nothing")

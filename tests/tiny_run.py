@@ -39,6 +39,6 @@ class TinyRun:
         found: RunConfig = compose("train", [*self.words, *words])
         return found
 
-    def place(self, *words: str) -> RunPlan:
-        """Return the placement that typing all these words makes."""
+    def plan(self, *words: str) -> RunPlan:
+        """Return the run plan of these overrides."""
         return resolve_run(self.config(*words), [*self.words, *words])

@@ -54,6 +54,10 @@ def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch
     assert (config.model.n_layers, config.batch_size) == (3, 6)
     ((config, _),) = run(monkeypatch, *flags, "data.path=a.txt")
     assert config.trainer.max_steps == 2000  # the user's own file gives the length, as a word typed would
+    (own / "tries.yaml").write_text("defaults:\n  - train\n  - override experiment: lasting\n  - _self_\n")
+    (own / "experiment" / "lasting.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 77\n")
+    flags[-1] = "tries"
+    assert run(monkeypatch, *flags, "data.path=a.txt")[0][0].trainer.max_steps == 77  # as would its own experiment
     ((config, _),) = run(monkeypatch)  # and nothing of it is left
     assert (config.seed, config.model.n_layers) == (0, run(monkeypatch, "model=gpt_nano")[0][0].model.n_layers)
 

@@ -205,7 +205,7 @@ def test_sampling_from_python_has_the_bounds_of_the_command_line() -> None:
 
 
 def test_a_run_with_the_largest_seed_trains(tiny: Any) -> None:
-    report = run(tiny.place(f"seed={MAX_SEED}", "trainer.max_steps=1", "trainer.val_check_interval=100"))
+    report = run(tiny.plan(f"seed={MAX_SEED}", "trainer.max_steps=1", "trainer.val_check_interval=100"))
     assert (Path(report.folder) / "report.json").exists()
 
 

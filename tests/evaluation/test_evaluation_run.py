@@ -40,7 +40,7 @@ def settings(tiny: Any, **changes: Any) -> EvalConfig:
 
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
-    report = run(tiny.place(f"model={model}"))
+    report = run(tiny.plan(f"model={model}"))
     found = score(settings(tiny, task=Task.minimal_pairs, path=str(pairs), batch_tokens=40), report.folder)
     llm = LanguageModel.load(report.folder)
     correct = [
@@ -59,7 +59,7 @@ def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
 
 
 def test_what_a_run_has_memorized(tiny: Any) -> None:
-    report = run(tiny.place("model=gpt_nano", "data.validation_fraction=0.2"))
+    report = run(tiny.plan("model=gpt_nano", "data.validation_fraction=0.2"))
     found = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     kinds = {name.split("/")[0] for name in found if "/" in name}
     assert kinds == {"train", "validation"}
@@ -83,7 +83,7 @@ def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) 
     for number in range(9):
         (tmp_path / "short" / f"{number}.txt").write_text(f"fox {number}")
     words = ["model=gpt_nano", f"data.path={tmp_path / 'short'}", "data.validation_fraction=0"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     with pytest.raises(DataError, match=r"no training document is longer than prompt_tokens=8 plus new_tokens=4\."):
         score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     found = score(settings(tiny, task=Task.memorization, prompt_tokens=2, new_tokens=2), report.folder)
@@ -94,13 +94,13 @@ def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) 
 
 def test_a_streamed_run_has_its_documents_in_eras(tiny: Any) -> None:
     words = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=4000", "data.validation_fraction=0.2"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     found = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
     assert found["train/documents"] > 5
 
 
 def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
-    report = run(tiny.place("model=bert_nano", "data.validation_fraction=0.2"))
+    report = run(tiny.plan("model=bert_nano", "data.validation_fraction=0.2"))
     text = tmp_path / "text.txt"
     text.write_text("the lazy dog sings while birds jump over old trees")
     found = score(settings(tiny, task=Task.pseudo_perplexity, path=str(text)), report.folder)
@@ -127,7 +127,7 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
 def test_documents_of_special_tokens_alone_have_no_pseudo_perplexity(tiny: Any, assets: Path, tmp_path: Path) -> None:
     folder = assets / "tokenizers" / "bert-base-uncased"
     words = ["model=bert_nano", "tokenizer=pretrained", f"tokenizer.path={folder}", "trainer.max_steps=1"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     (tmp_path / "text.txt").write_text("\u200b\u200b")  # the tokenizer's normalizer removes both characters
     with pytest.raises(DataError, match=r"the 1 documents to score hold special tokens alone, .* path=<file>\."):
         score(settings(tiny, task=Task.pseudo_perplexity, path=str(tmp_path / "text.txt")), report.folder)
@@ -144,7 +144,7 @@ def test_a_model_made_elsewhere_has_no_documents_of_its_own(tiny: Any, assets: P
 def test_the_command_prints_a_table_and_writes_figures_with_settings(
     tiny: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(tiny.place("model=gpt_nano"))
+    report = run(tiny.plan("model=gpt_nano"))
     output = tiny.folder / "scores.json"
     words = [f"checkpoint={report.folder}", "task=minimal_pairs", f"path={pairs}", f"output={output}", "max_examples=2"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *words, "delimiter=\\n{a: "])
@@ -199,14 +199,14 @@ def test_progress_is_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
-    report = run(tiny.place("model=gpt_nano"))
+    report = run(tiny.plan("model=gpt_nano"))
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     found = score(settings(tiny, task=Task.minimal_pairs, path=str(pairs), device=chosen), report.folder)
     assert found["pairs"] == 3
 
 
 def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) -> None:
-    report = run(tiny.place("model=gpt_nano"))
+    report = run(tiny.plan("model=gpt_nano"))
     with pytest.raises(ConfigError, match=r"dtype=int4 is not a number format .* one of: fp32, bf16, int8\."):
         score(settings(tiny, dtype="int4"), report.folder)
     try:

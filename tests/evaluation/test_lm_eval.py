@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES
 
 from pretrain.errors import ConfigError
@@ -35,7 +35,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def tiny() -> LMEvalAdapter:
-    return LMEvalAdapter(LanguageModel(lively(shape("llama"), BYTES.vocab_size, causal=True), BYTES))
+    return LMEvalAdapter(LanguageModel(random_model(shape("llama"), BYTES.vocab_size, causal=True), BYTES))
 
 
 def test_requests_are_answered_with_our_scores(tiny: LMEvalAdapter) -> None:
@@ -77,7 +77,7 @@ def test_texts_are_written_until_a_string(tiny: LMEvalAdapter) -> None:
 
 def test_a_masked_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="lm-eval needs a causal model, and this one was trained to fill masks"):
-        LMEvalAdapter(LanguageModel(lively(shape("bert"), BYTES.vocab_size, causal=False), BYTES))
+        LMEvalAdapter(LanguageModel(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES))
 
 
 def own_settings(task: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def test_training_documents_are_repeated_and_held_out_ones_are_not(tiny: Any, tm
     words = ["model=gpt_nano", f"data.path={train}", f"data.validation_path={held_out}", "model.dropout=0"]
     words += ["model.d_model=64", "model.n_heads=4", "model.context_length=64", "batch_size=20"]
     words += ["optimizer.weight_decay=0", "trainer.max_steps=140", "trainer.val_check_interval=1000"]
-    report = run(tiny.place(*words, "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=140"))
+    report = run(tiny.plan(*words, "checkpoint.every_n_steps=1000", "trainer.log_every_n_steps=140"))
     paths = PathsConfig(cache_dir=str(tiny.folder / "cache"))
     found = score(EvalConfig(paths=paths, task=Task.memorization, prompt_tokens=16, new_tokens=16), report.folder)
     assert found["train/documents"] == found["validation/documents"] == 40

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES
 from tokenizer_kinds import tokenizer_of
 
@@ -21,7 +21,7 @@ TEXTS = ["a", "The quick brown fox", "", "The quick brown dog", "é" * 9, "x" * 
 
 
 def scorer(family: str, causal: bool, **options: object) -> Scorer:
-    return Scorer(lively(shape(family), BYTES.vocab_size, causal), BYTES, **options)
+    return Scorer(random_model(shape(family), BYTES.vocab_size, causal), BYTES, **options)
 
 
 @pytest.mark.parametrize(("family", "causal"), ALL)
@@ -106,14 +106,14 @@ def test_what_cannot_be_scored_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.mask_id = None
     with pytest.raises(ConfigError, match="tokenizer has no mask token, so it cannot score a text"):
-        Scorer(lively(shape("bert"), 259, causal=False), tokenizer)
+        Scorer(random_model(shape("bert"), 259, causal=False), tokenizer)
     with pytest.raises(ConfigError, match=r"classifies texts and predicts no tokens, .* Score the base model"):
         Scorer(shape("bert").build(BYTES.vocab_size, causal=False, n_labels=2), BYTES)
 
 
 def test_special_tokens_in_a_text_are_not_predicted() -> None:
     tokenizer = train_bpe(["the quick brown fox"] * 3, 280)
-    model = Scorer(lively(shape("bert"), tokenizer.vocab_size, causal=False), tokenizer)
+    model = Scorer(random_model(shape("bert"), tokenizer.vocab_size, causal=False), tokenizer)
     text = "the quick"
     assert model.texts([text])[0].tokens == len(tokenizer.encode(text))
 
@@ -131,7 +131,7 @@ def test_progress_is_counted_in_tokens() -> None:
 def test_a_token_across_the_join_leaves_the_continuation_its_own() -> None:
     """By itself it would have no token: "quick" is one, and context and continuation are "qui" and "ck"."""
     tokenizer = tokenizer_of("llama")
-    model = Scorer(lively(shape("gpt"), tokenizer.vocab_size, causal=True), tokenizer)
+    model = Scorer(random_model(shape("gpt"), tokenizer.vocab_size, causal=True), tokenizer)
     context, apart = tokenizer.encode("the qui"), tokenizer.encode_following("ck")
     assert len(tokenizer.encode("the quick")) <= len(context)
     ((tokens, count),) = encode_pairs(tokenizer, [("the qui", "ck")])

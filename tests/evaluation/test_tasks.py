@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, quiet_transformers
 
 from pretrain.config.compose import compose, register_schemas
@@ -66,7 +66,7 @@ def test_the_perplexity_of_continuations_counts_each_once() -> None:
 @pytest.mark.parametrize(("family", "causal"), [("gpt", True), ("bert", False)])
 def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
     """The keys are those of the curves, and the model stays as it was."""
-    model = lively(shape(family, dropout=0.5), BYTES.vocab_size, causal).train()
+    model = random_model(shape(family, dropout=0.5), BYTES.vocab_size, causal).train()
     pairs = ExampleSet("blimp", Task.minimal_pairs, [MinimalPair("ab", "ba", "p"), MinimalPair("c", "dd", "q")])
     choice = ExampleSet("arc", Task.multiple_choice, [MultipleChoice("ab", (" c", " d"), (1, 1), 0)])
     before = torch.get_rng_state()
@@ -81,7 +81,7 @@ def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
 
 
 def test_what_a_masked_model_cannot_do_is_refused() -> None:
-    scorer = Scorer(lively(shape("bert"), BYTES.vocab_size, causal=False), BYTES)
+    scorer = Scorer(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES)
     with pytest.raises(ConfigError, match=r"task=cloze needs a causal model, and this one was trained to fill masks"):
         score_examples(scorer, ExampleSet("x", Task.cloze, [Cloze("a", "b")]))
     with pytest.raises(ConfigError, match=r"task=memorization needs a causal model, .* task=pseudo_perplexity"):
@@ -90,7 +90,7 @@ def test_what_a_masked_model_cannot_do_is_refused() -> None:
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_what_is_repeated_is_what_greedy_generation_repeats(family: str) -> None:
-    model = lively(shape(family), BYTES.vocab_size, causal=True)
+    model = random_model(shape(family), BYTES.vocab_size, causal=True)
     llm = LanguageModel(model, BYTES)
     prompts = [[BYTES.bos_id, *b"The"], [BYTES.bos_id, *b"fox"], [BYTES.bos_id, *b"abc"]]
     said = [list(each.tokens) for each in llm.complete(prompts, temperature=0, max_new_tokens=6)]

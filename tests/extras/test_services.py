@@ -37,7 +37,7 @@ def refuses_secret(folder: Path) -> None:
 def test_wandb_offline(tiny: Any, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     words = (*TINY, "logger=[csv,wandb]", "loggers.wandb.mode=offline", "loggers.wandb.log_checkpoints=true")
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     first = json.loads(next((Path(report.folder) / "checkpoints").glob("step-*4/manifest.json")).read_text())
     run_id = first["progress"]["logger_ids"]["wandb"]
     (file,) = (path for path in Path(report.folder).rglob(f"*{run_id}.wandb") if "latest-run" not in path.parts)
@@ -48,7 +48,7 @@ def test_wandb_offline(tiny: Any, tmp_path: Path) -> None:
     while time.monotonic() < until and not all(name in file.read_bytes() for name in names):
         time.sleep(0.1)  # another process of wandb's writes it
     assert [name for name in names if name not in file.read_bytes()] == []
-    run(tiny.place(*words, f"resume={report.folder}", "trainer.max_steps=6"))
+    run(tiny.plan(*words, f"resume={report.folder}", "trainer.max_steps=6"))
     assert len(list(Path(report.folder).glob(f"wandb/offline-run-*-{run_id}"))) >= 1  # the same run goes on
     refuses_secret(Path(report.folder))
 
@@ -56,8 +56,8 @@ def test_wandb_offline(tiny: Any, tmp_path: Path) -> None:
 def test_mlflow_with_a_local_store(tiny: Any, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     words = (*TINY, "logger=[csv,mlflow]", "loggers.mlflow.log_checkpoints=true")
-    report = run(tiny.place(*words))
-    run(tiny.place(*words, f"resume={report.folder}", "trainer.max_steps=6"))
+    report = run(tiny.plan(*words))
+    run(tiny.plan(*words, f"resume={report.folder}", "trainer.max_steps=6"))
     client = mlflow.MlflowClient(f"sqlite:///{tiny.folder / 'logs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pretrain")
     (found,) = client.search_runs([experiment.experiment_id])  # one run, though it was resumed
@@ -73,7 +73,7 @@ def test_mlflow_with_a_local_store(tiny: Any, tmp_path: Path) -> None:
 
 def test_comet_offline(tiny: Any, tmp_path: Path) -> None:
     pytest.importorskip("comet_ml")
-    report = run(tiny.place(*TINY, "logger=[csv,comet]", "loggers.comet.online=false"))
+    report = run(tiny.plan(*TINY, "logger=[csv,comet]", "loggers.comet.online=false"))
     (archive,) = (Path(report.folder) / "comet").glob("*.zip")
     import zipfile
 
@@ -90,4 +90,4 @@ def test_a_missing_library_is_named_with_its_extra(tiny: Any, kind: str, monkeyp
     with pytest.raises(
         ConfigError, match=rf"loggers\.{kind} needs the package {PACKAGES[kind]}, .*'pretrain\[{kind}\]'"
     ):
-        run(tiny.place(*TINY, f"logger={kind}"))
+        run(tiny.plan(*TINY, f"logger={kind}"))

@@ -36,12 +36,12 @@ def test_the_run_ends_and_the_checkpoint_before_goes_on(tiny, small_disk: Path, 
         f"checkpoint.asynchronous={asynchronous}",
     ]  # fmt: skip
     with pytest.raises(CheckpointError, match=r"step 8 could not be written .*No space left on device\. It needs") as e:
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
     assert e.value.exit_code == 4
     assert [path.name for path in (small_disk / "run" / "checkpoints").iterdir()] == ["step-00000004"]
     assert open_checkpoint(small_disk / "run").step == 4
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert run(tiny.place(*words, "resume=auto")).steps == 12
+    assert run(tiny.plan(*words, "resume=auto")).steps == 12
 
 
 @pytest.mark.fault("F04")

@@ -58,7 +58,7 @@ def commit(folder: Path) -> None:
 @pytest.fixture
 def saved(tiny) -> Path:
     """Return the only checkpoint of a run."""
-    report = run(tiny.place("model=gpt_nano", "trainer.max_steps=1"))
+    report = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1"))
     return open_checkpoint(Path(report.folder)).folder
 
 
@@ -72,7 +72,7 @@ def test_a_pickle_instead_of_tensors_is_refused(tiny, saved: Path, tmp_path: Pat
     (saved / f"{part}.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     commit(saved)
     with pytest.raises(CheckpointError, match=rf"{part}\.safetensors (cannot be read|declares a header)"):
-        run(tiny.place("model=gpt_nano", f"resume={saved}", "trainer.max_steps=2"))
+        run(tiny.plan("model=gpt_nano", f"resume={saved}", "trainer.max_steps=2"))
     assert not (tmp_path / "marker").exists()
 
 
@@ -95,7 +95,7 @@ def test_settings_that_name_code_or_the_environment_are_refused(
     with pytest.raises(CheckpointError, match=message):
         LanguageModel.load(saved)
     with pytest.raises(CheckpointError, match=message):
-        tiny.place("model=gpt_nano", f"resume={saved}")
+        tiny.plan("model=gpt_nano", f"resume={saved}")
 
 
 def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
@@ -130,7 +130,7 @@ def test_settings_of_another_model_are_refused_before_it_is_built(
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["config"]["model"][key] = value
     (saved / "manifest.json").write_text(json.dumps(sealed(manifest)))
-    for use in (LanguageModel.load, lambda path: tiny.place("model=gpt_nano", f"resume={path}"), checked_inspection):
+    for use in (LanguageModel.load, lambda path: tiny.plan("model=gpt_nano", f"resume={path}"), checked_inspection):
         with pytest.raises(CheckpointError, match=message) as refusal:
             use(saved)
         assert len(str(refusal.value)) < 1000
@@ -165,7 +165,7 @@ def test_names_of_documents_are_escaped_on_a_terminal(tiny, capfd: pytest.Captur
     corpus.mkdir()
     (corpus / "a\x1b[31mred.txt").write_text("the \x1b]0;title\x07 quick " * 40)
     words = ["model=gpt_nano", f"data.path={corpus}", "data.validation_fraction=0", "trainer.max_steps=1"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     capfd.readouterr()
     found = subprocess.run(
         [sys.executable, str(ROOT / "src" / "prepare.py"), "inspect", f"run={report.folder}", "step=1"],

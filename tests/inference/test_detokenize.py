@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +76,7 @@ def test_an_empty_stop_string_is_refused() -> None:
 @pytest.fixture(scope="module")
 def llm() -> LanguageModel:
     config = shape("llama", context_length=64)
-    return LanguageModel(lively(config, BYTES.vocab_size, causal=True), BYTES)
+    return LanguageModel(random_model(config, BYTES.vocab_size, causal=True), BYTES)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 1, "top_k": 5, "min_p": 0.01}])

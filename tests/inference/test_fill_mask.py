@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from tokenizer_kinds import tokenizer_of
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -18,7 +18,7 @@ SUPPRESSED = torch.arange(VOCAB) < 4
 
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])
 def test_probabilities_at_each_mask_are_those_of_the_whole_text(family: str) -> None:
-    model = lively(shape(family), VOCAB, causal=False)
+    model = random_model(shape(family), VOCAB, causal=False)
     tokens = [1, 10, MASK, 11, 12, MASK, MASK, 2]
     found = mask_probabilities(model, tokens, MASK, SUPPRESSED)
     assert found.shape == (3, VOCAB)

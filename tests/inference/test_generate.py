@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CAUSAL, lively, shape
+from families import CAUSAL, random_model, shape
 from torch import Tensor
 
 from pretrain.errors import ConfigError
@@ -39,7 +39,7 @@ def run(
 @torch.no_grad()
 def test_each_token_is_the_argmax_after_all_before_it(family: str) -> None:
     """Neither cache nor masks of generation are used on the other side of this comparison."""
-    model = lively(shape(family), VOCAB, causal=True)
+    model = random_model(shape(family), VOCAB, causal=True)
     tokens = list(PROMPTS[0])
     for token in run(model, [PROMPTS[0]])[0]:
         scores = model.head(model(torch.tensor([tokens]))[0, -1]).masked_fill(NO_END, -torch.inf)
@@ -52,14 +52,14 @@ def test_each_token_is_the_argmax_after_all_before_it(family: str) -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=3), Sampling(0.7, top_k=9, top_p=0.8, seed=4)])
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
 def test_the_cache_changes_no_token(family: str, sampling: Sampling, prompts: list[list[int]]) -> None:
-    model = lively(shape(family), VOCAB, causal=True)
+    model = random_model(shape(family), VOCAB, causal=True)
     assert run(model, prompts, sampling) == run(model, prompts, sampling, use_cache=False)
 
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_batch_of_prompts_gives_the_tokens_of_each_alone(family: str, use_cache: bool) -> None:
-    model = lively(shape(family), VOCAB, causal=True)
+    model = random_model(shape(family), VOCAB, causal=True)
     together = run(model, PROMPTS, use_cache=use_cache)
     assert together == [run(model, [prompt], use_cache=use_cache)[0] for prompt in PROMPTS]
     assert len({tuple(column) for column in together}) == len(PROMPTS)
@@ -67,7 +67,7 @@ def test_a_batch_of_prompts_gives_the_tokens_of_each_alone(family: str, use_cach
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_the_cache_reads_each_token_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lively(shape(family), VOCAB, causal=True)
+    model = random_model(shape(family), VOCAB, causal=True)
     lengths = []
     real = model.forward
     monkeypatch.setattr(
@@ -98,7 +98,7 @@ def test_the_cache_is_allocated_once_and_never_copied(monkeypatch: pytest.Monkey
         raise AssertionError("a step joins tensors")
 
     config = shape("gpt")
-    model = lively(config, VOCAB, causal=True)
+    model = random_model(config, VOCAB, causal=True)
     expected = run(model, PROMPTS, use_cache=False)
     monkeypatch.setattr(StaticKVCache, "__init__", init)
     monkeypatch.setattr(StaticKVCache, "extend", extend)
@@ -112,7 +112,7 @@ def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:
     """The cache's masks also serve several new positions after old ones."""
     for family in CAUSAL:
         config = shape(family)
-        model = lively(config, VOCAB, causal=True)
+        model = random_model(config, VOCAB, causal=True)
         tokens = torch.tensor([PROMPTS[0]])
         cache = StaticKVCache(config, torch.zeros(1, dtype=torch.int64), 7, torch.float32, tokens.device)
         found = []
@@ -127,7 +127,7 @@ def test_a_prompt_read_in_two_parts_gives_the_states_of_one() -> None:
 
 
 def test_the_whole_context_can_be_filled_and_no_more() -> None:
-    model = lively(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
+    model = random_model(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
     assert len(run(model, PROMPTS, new=25)[0]) == 25
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
         generate_tokens(model, PROMPTS, Decoding(26, GREEDY, END, NO_END))
@@ -141,7 +141,7 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_completion_ends_with_the_end_token(use_cache: bool) -> None:
-    model = lively(shape("gpt"), VOCAB, causal=True)
+    model = random_model(shape("gpt"), VOCAB, causal=True)
     free = run(model, PROMPTS, use_cache=use_cache)
     end = free[0][4]  # the fifth token ends a completion
     assert end is not None
@@ -159,7 +159,7 @@ def test_a_completion_ends_with_the_end_token(use_cache: bool) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(5.0, seed=0), Sampling(5.0, top_k=3, seed=0)])
 def test_suppressed_tokens_are_never_generated(sampling: Sampling) -> None:
-    model = lively(shape("gpt"), VOCAB, causal=True)
+    model = random_model(shape("gpt"), VOCAB, causal=True)
     suppress_tokens = torch.arange(VOCAB) % 2 == 0
     suppress_tokens[END] = True
     tokens = {
@@ -172,7 +172,7 @@ def test_suppressed_tokens_are_never_generated(sampling: Sampling) -> None:
 
 
 def test_a_seed_fixes_the_tokens_and_leaves_the_global_generator() -> None:
-    model = lively(shape("gpt"), VOCAB, causal=True)
+    model = random_model(shape("gpt"), VOCAB, causal=True)
     before = torch.get_rng_state()
     first, second, other = (run(model, PROMPTS, Sampling(2.0, seed=seed)) for seed in (7, 7, 8))
     free = [run(model, PROMPTS, Sampling(2.0)) for _ in range(2)]
@@ -182,7 +182,7 @@ def test_a_seed_fixes_the_tokens_and_leaves_the_global_generator() -> None:
 
 
 def test_the_callers_code_between_two_tokens_can_still_differentiate() -> None:
-    model = lively(shape("gpt"), VOCAB, causal=True)
+    model = random_model(shape("gpt"), VOCAB, causal=True)
     for _ in generate_tokens(model, PROMPTS, Decoding(2, GREEDY, END, NO_END)):
         assert not torch.is_inference_mode_enabled()
         loss = model(torch.tensor([[3, 4]])).sum()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import CAUSAL, lively, shape
+from families import CAUSAL, random_model, shape
 from folders import BYTES, write_ours
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def completed(model: Transformer, prompts: list[list[int]], use_cache: bool = Tr
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder with a tiny GPT-2."""
-    return write_ours(tmp_path / "model", GPT2_FAMILY, lively(shape("gpt"), BYTES.vocab_size, causal=True))
+    return write_ours(tmp_path / "model", GPT2_FAMILY, random_model(shape("gpt"), BYTES.vocab_size, causal=True))
 
 
 @pytest.mark.parametrize(("n", "k"), [(7, 5), (64, 32), (33, 130), (300, 768)])
@@ -93,7 +93,7 @@ def test_positions_are_independent_and_zeros_stay_zeros(way: str) -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
     """Every matrix is rounded, the vocabulary's too; the embedding, the norms and the biases are not."""
-    plain, exact = (lively(shape(family), VOCAB, causal=True) for _ in range(2))
+    plain, exact = (random_model(shape(family), VOCAB, causal=True) for _ in range(2))
     model = prepare_for_inference(exact, "cpu", "int8")
     embedding = plain.embeddings.tokens.weight.detach().clone()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_the_logits_are_those_of_the_rounded_weights(family: str) -> None:
 
 @pytest.mark.parametrize("family", CAUSAL)
 def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
-    model = prepare_for_inference(lively(shape(family), VOCAB, causal=True), "cpu", InferenceDtype.int8)
+    model = prepare_for_inference(random_model(shape(family), VOCAB, causal=True), "cpu", InferenceDtype.int8)
     together = completed(model, PROMPTS)
     assert together == completed(model, PROMPTS, use_cache=False)
     assert together == [completed(model, [prompt])[0] for prompt in PROMPTS]
@@ -120,7 +120,7 @@ def test_neither_cache_nor_neighbours_change_a_token(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])
 def test_a_masked_model_predicts_much_the_same(family: str) -> None:
-    plain, other = (lively(shape(family), VOCAB, causal=False) for _ in range(2))
+    plain, other = (random_model(shape(family), VOCAB, causal=False) for _ in range(2))
     model, tokens = prepare_for_inference(other, "cpu", InferenceDtype.int8), torch.tensor(PROMPTS[:1])
     with torch.no_grad():
         expected = plain.head(plain(tokens))

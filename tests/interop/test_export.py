@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, quiet_transformers
 
 from pretrain.checkpoint import write as checkpoint_writing
@@ -29,7 +29,7 @@ NANO = shape("llama", vocab_multiple=64, context_length=64)
 
 
 def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: Any) -> Path:
-    """Write what a run of a lively model leaves behind, and return its folder."""
+    """Write what a run of a random model leaves behind, and return its folder."""
     chosen: dict[str, Any] = {"data": PythonDocsConfig(), "seed": 3} | settings
     run = RunConfig(
         name="tiny",
@@ -40,7 +40,7 @@ def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: An
         schedule=CosineConfig(),
         **chosen,
     )
-    model = lively(config, config.vocabulary(BYTES.vocab_size), causal)
+    model = random_model(config, config.vocabulary(BYTES.vocab_size), causal)
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
     progress = {"tokens_seen": 7000, "data_fingerprint": "d" * 64, "tokenizer_fingerprint": BYTES.fingerprint}
     manifest = {"config": to_dict(run), "progress": progress}

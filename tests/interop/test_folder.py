@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, Bomb, write_ours
 from safetensors.torch import load_file, save_file
 
@@ -45,7 +45,7 @@ def whole_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a sound folder of each family."""
     found = {}
     for name, (family, config) in SHAPES.items():
-        model = lively(config, BYTES.vocab_size, family.causal)
+        model = random_model(config, BYTES.vocab_size, family.causal)
         found[name] = write_ours(tmp_path_factory.mktemp("sound") / name, family, model)
     return found
 

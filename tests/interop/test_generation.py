@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, quiet_transformers, write_ours
 
 from pretrain.inference.generate import Decoding, generate_tokens
@@ -26,7 +26,7 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, name: str, prompts
     from transformers import AutoModelForCausalLM
 
     family, config = FAMILIES[name]
-    model = lively(config, BYTES.vocab_size, causal=True)
+    model = random_model(config, BYTES.vocab_size, causal=True)
     longest = max(map(len, prompts))
     rows = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, write_ours
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ from pretrain.objectives.config import CausalConfig, MaskedConfig
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the Hugging Face folder of a tiny Llama."""
-    model = lively(shape("llama", qk_norm=False), BYTES.vocab_size, causal=True)
+    model = random_model(shape("llama", qk_norm=False), BYTES.vocab_size, causal=True)
     return write_ours(tmp_path_factory.mktemp("hub") / "llama", LLAMA_FAMILY, model)
 
 
@@ -31,7 +31,7 @@ def test_a_folder_made_elsewhere_has_the_usual_objective(llama: Path, tmp_path: 
     found = open_model(str(llama))
     assert (found.objective, found.run, found.metadata) == (CausalConfig(), None, {"architecture": "LlamaForCausalLM"})
     assert found.starts_with_bos
-    masked = write_ours(tmp_path, BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
+    masked = write_ours(tmp_path, BERT_FAMILY, random_model(shape("bert"), BYTES.vocab_size, causal=False))
     assert open_model(masked).objective == MaskedConfig()
 
 

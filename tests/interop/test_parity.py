@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, lively_weights, write_ours, write_theirs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -122,7 +122,7 @@ def test_ours_goes_out_and_comes_back(name: str, data: DataObject, tmp_path_fact
     config.vocab_multiple = data.draw(st.sampled_from([1, 64, 100]))
     family = next(family for family in FAMILIES if family.model_type == name)
     assert choose_family(config, family.causal, FAMILIES, name) is family
-    model = lively(config, config.vocabulary(BYTES.vocab_size), family.causal)
+    model = random_model(config, config.vocabulary(BYTES.vocab_size), family.causal)
     small = data.draw(st.sampled_from([30_000, 10**9]))  # bytes of a shard
     folder = write_ours(tmp_path_factory.mktemp("folder"), family, model, max_shard_bytes=small)
     assert (len(list(folder.glob("model-*.safetensors"))) > 1) is (small == 30_000)
@@ -272,7 +272,7 @@ def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_fa
 def test_their_tokenizer_gives_the_same_ids(name: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if family.model_type == name)
     config = shape("bert" if name == "bert" else "llama", qk_norm=False)
-    folder = write_ours(tmp_path / "folder", family, lively(config, BYTES.vocab_size, family.causal))
+    folder = write_ours(tmp_path / "folder", family, random_model(config, BYTES.vocab_size, family.causal))
     compare_tokenizers(folder, BYTES, ([256], [] if family.causal else [256]))
     again = open_model(folder)
     assert again.tokenizer.fingerprint == BYTES.fingerprint  # what is put around a text does not count

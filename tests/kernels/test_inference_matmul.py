@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import SHAPES, lively, shape
+from families import SHAPES, random_model, shape
 from torch import nn
 
 from pretrain.kernels.onednn_linear import install_for_inference
@@ -14,7 +14,7 @@ VOCAB = 50
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 1), (3, 6)])
 def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> None:
     causal = "bert" not in family
-    plain, model = (lively(shape(family), VOCAB, causal) for _ in range(2))
+    plain, model = (random_model(shape(family), VOCAB, causal) for _ in range(2))
     install_for_inference(model, model.head)
     tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -25,7 +25,7 @@ def test_states_and_logits_are_the_same(family: str, size: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_parameters_and_gradients_are_the_same(family: str) -> None:
-    plain, model = (lively(shape(family), VOCAB, "bert" not in family) for _ in range(2))
+    plain, model = (random_model(shape(family), VOCAB, "bert" not in family) for _ in range(2))
     install_for_inference(model, model.head)
     tokens = torch.tensor([[3, 4, 5]])
     for each in (plain, model):
@@ -41,8 +41,8 @@ def test_parameters_and_gradients_are_the_same(family: str) -> None:
 
 
 def test_other_number_formats_and_devices_stay_as_they_are() -> None:
-    half = lively(shape("gpt"), VOCAB, causal=True).to(torch.bfloat16)
-    elsewhere = lively(shape("gpt"), VOCAB, causal=True).to("meta")
+    half = random_model(shape("gpt"), VOCAB, causal=True).to(torch.bfloat16)
+    elsewhere = random_model(shape("gpt"), VOCAB, causal=True).to("meta")
     for model in (half, elsewhere):
         install_for_inference(model, model.head)
         assert {type(each) for each in model.modules() if isinstance(each, nn.Linear)} == {nn.Linear}
@@ -50,7 +50,7 @@ def test_other_number_formats_and_devices_stay_as_they_are() -> None:
 
 
 def test_what_is_moved_or_cast_later_multiplies_as_ever() -> None:
-    plain, model = (lively(shape("gpt"), VOCAB, causal=True) for _ in range(2))
+    plain, model = (random_model(shape("gpt"), VOCAB, causal=True) for _ in range(2))
     install_for_inference(model, model.head)
     tokens = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():

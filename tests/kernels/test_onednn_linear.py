@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from families import lively, shape
+from families import random_model, shape
 from torch import Tensor, nn
 
 from pretrain.kernels import onednn_linear
@@ -43,7 +43,7 @@ def installed(layer: nn.Linear) -> nn.Linear:
 @pytest.mark.parametrize("pays", [True, False])
 def test_only_the_matmuls_of_a_model_are_swapped(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_linear, "amd_with_avx512", lambda: pays)
-    model = lively(shape("bert"), 50, causal=False)
+    model = random_model(shape("bert"), 50, causal=False)
     before = dict(model.named_parameters())
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     install(model)
@@ -51,7 +51,7 @@ def test_only_the_matmuls_of_a_model_are_swapped(pays: bool, monkeypatch: pytest
     assert {type(layer) for layer in layers} == {OneDnnLinear if pays else nn.Linear}
     assert type(model.head.matmul) is (OneDnnMatmul if pays else Matmul)
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
-    assert list(model.state_dict()) == list(lively(shape("bert"), 50, causal=False).state_dict())
+    assert list(model.state_dict()) == list(random_model(shape("bert"), 50, causal=False).state_dict())
 
 
 @pytest.mark.parametrize("shape", [(30, 8), (2, 15, 8), (2, 3, 5, 8)])

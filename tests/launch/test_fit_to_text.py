@@ -36,12 +36,12 @@ def test_epochs_read_every_row_and_resume_with_another_batch_size(
     folder = tiny.folder / "run"
     tiny.words = [word for word in tiny.words if not word.startswith("schedule.")]
     words = ["trainer.max_steps=-1", "trainer.max_epochs=0.1", "schedule.warmup_fraction=0.25"]
-    first = tiny.place(*words, f"paths.run_dir={folder}")
+    first = tiny.plan(*words, f"paths.run_dir={folder}")
     report = run(first)
     told = capsys.readouterr().out
     assert "of data, read 0.1" in told
     more = ["trainer.max_epochs=0.2", "batch_size=8", "allow_change=[batch_size]", f"resume={folder}"]
-    longer = run(tiny.place("trainer.max_steps=-1", "schedule.warmup_fraction=0.25", *more))
+    longer = run(tiny.plan("trainer.max_steps=-1", "schedule.warmup_fraction=0.25", *more))
     told = capsys.readouterr().out
     assert "of data, read 0.2" in told
     assert longer.steps - report.steps == pytest.approx(report.steps / 2, abs=1)  # as many rows, twice as many a step

@@ -31,7 +31,7 @@ def once(tiny):
 
     def trained(*words: str, folder: str = "run") -> Path:
         typed = [*words, f"paths.run_dir={tiny.folder / folder}"]
-        return Path(run(tiny.place("model=gpt_nano", "trainer.max_steps=2", *typed)).folder)
+        return Path(run(tiny.plan("model=gpt_nano", "trainer.max_steps=2", *typed)).folder)
 
     return trained
 
@@ -120,24 +120,24 @@ def test_init_from_with_resume_auto_starts_and_then_resumes(tiny, once) -> None:
 def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by name, not by what a copy did to the files' times, and not by a clock that was set back meanwhile."""
     logs = tiny.folder / "logs"
-    first = Path(run(tiny.place("model=gpt_nano", "trainer.max_steps=1")).folder)
+    first = Path(run(tiny.plan("model=gpt_nano", "trainer.max_steps=1")).folder)
     first = first.rename(first.with_name("z_best"))
     real, behind = time.time, 86_400.0
     monkeypatch.setattr(time, "time", lambda: real() - behind)
-    second = Path(run(tiny.place("model=gpt_nano", "trainer.max_steps=1", "seed=1")).folder)
+    second = Path(run(tiny.plan("model=gpt_nano", "trainer.max_steps=1", "seed=1")).folder)
     second = second.rename(second.with_name("a"))
     monkeypatch.undo()
     for path in first.rglob("manifest.json"):
         os.utime(path)  # as a copy of it would be newer
     assert latest_run(logs) == second
-    assert tiny.place("model=gpt_nano", "seed=1", "resume=auto").folder == second
-    assert tiny.place("model=gpt_nano", "resume=auto", f"paths.run_dir={first}").folder == first
-    assert tiny.place("model=bert_nano", "resume=auto").resumed is None  # no run of this name
+    assert tiny.plan("model=gpt_nano", "seed=1", "resume=auto").folder == second
+    assert tiny.plan("model=gpt_nano", "resume=auto", f"paths.run_dir={first}").folder == first
+    assert tiny.plan("model=bert_nano", "resume=auto").resumed is None  # no run of this name
     bare = ["resume=auto", f"paths.logs_dir={logs}", "trainer.max_steps=3"]  # says nothing of what is trained
     assert resolve_run(compose("train", bare), bare).folder == second
     second = second.rename(tiny.folder / "logs" / "other_name")
     assert resolve_run(compose("train", bare), bare).folder == second
-    assert tiny.place("model=gpt_nano", "resume=auto").folder == first
+    assert tiny.plan("model=gpt_nano", "resume=auto").folder == first
     for folder in (first, second):
         forget(folder, "saved_at")  # of an earlier version: the times of their manifests
     (step,) = step_folders(second / "checkpoints")
@@ -189,7 +189,7 @@ def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: py
     """In any folder, by the script that ran, and quoted once for the shell."""
     register_schemas("generate", GenerateConfig)
     folder = tiny.folder / "my runs" / "é = $x 😀, it's"
-    report = run(tiny.place("model=bert_nano", "trainer.max_steps=1", f"paths.run_dir={folder}"))
+    report = run(tiny.plan("model=bert_nano", "trainer.max_steps=1", f"paths.run_dir={folder}"))
     assert report.folder == str(folder)
 
     def commands() -> list[list[str]]:

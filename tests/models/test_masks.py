@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 from torch.testing import assert_close
@@ -89,7 +89,7 @@ def test_attention_is_the_same(causal: bool | None) -> None:
 @torch.no_grad()
 def test_models_are_the_same(family: str) -> None:
     config = shape(family, d_model=64, context_length=150)
-    model = lively(config, 50, family in ("gpt", "llama", "local"))
+    model = random_model(config, 50, family in ("gpt", "llama", "local"))
     tokens = torch.randint(50, (3, 150), generator=torch.Generator().manual_seed(1))
     numbers = documents(150)
     expected = model(tokens, documents=numbers)
@@ -107,7 +107,7 @@ def test_who_can_use_block_masks() -> None:
 @torch.no_grad()
 def test_layers_are_compiled_once_for_all_batches() -> None:
     """Batches with and without documents have the same kind of mask: compiling again would take a minute."""
-    model, graphs = lively(shape("local", d_model=64), 50, True), []
+    model, graphs = random_model(shape("local", d_model=64), 50, True), []
 
     def count(module: torch.fx.GraphModule, _: object) -> object:
         graphs.append(module)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -43,7 +43,7 @@ def test_a_causal_model_does_not_see_ahead_and_a_bidirectional_one_does(family: 
     changed = tokens.clone()
     changed[:, 8:] = (changed[:, 8:] + 1) % 50
     for causal in (True, False):
-        model = lively(shape(family), 50, causal)
+        model = random_model(shape(family), 50, causal)
         before, after = model(tokens)[:, :8], model(changed)[:, :8]
         moved = (before - after).abs().amax((0, 2))  # of each position
         if causal:
@@ -55,7 +55,7 @@ def test_a_causal_model_does_not_see_ahead_and_a_bidirectional_one_does(family: 
 @pytest.mark.parametrize(("family", "causal"), FAMILIES)
 @torch.no_grad()
 def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -> None:
-    model = lively(shape(family), 50, causal)
+    model = random_model(shape(family), 50, causal)
     lengths = [7, 12, 1, 5]
     tokens = some_tokens(1, sum(lengths) + 3)
     documents = torch.tensor([[n for n, length in enumerate(lengths) for _ in range(length)] + [-1] * 3])
@@ -145,7 +145,7 @@ def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: b
     config = shape(
         "llama", n_kv_heads=kv_heads, qk_norm=qk_norm, sliding_window=window, global_attention_every=0, head_dim=6
     )
-    model = lively(config, 50, causal)
+    model = random_model(config, 50, causal)
     x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(2))
     turns = rotation(torch.arange(9).unsqueeze(0), rotary_frequencies(6, config.rope_base, config.rope_scaling))
     layer = model.blocks[0].attention
@@ -185,10 +185,10 @@ def test_local_layers_turn_by_their_own_base() -> None:
         "modern_bert", sliding_window=100, global_attention_every=2
     )  # wide open: only the base tells the layers apart
     tokens = some_tokens(1, 10)
-    own = lively(config, 50, False)(tokens)
-    same = lively(replace(config, rope_base_local=None), 50, False)(tokens)
+    own = random_model(config, 50, False)(tokens)
+    same = random_model(replace(config, rope_base_local=None), 50, False)(tokens)
     assert (own - same).abs().max() > 1e-3
-    assert_close(lively(replace(config, rope_base_local=config.rope_base), 50, False)(tokens), same)
+    assert_close(random_model(replace(config, rope_base_local=config.rope_base), 50, False)(tokens), same)
 
 
 @pytest.mark.parametrize("activation", list(Activation))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
@@ -54,7 +54,7 @@ def test_documents_are_passed_only_if_causal_attention_crosses_them(last: int, p
 
 def test_the_loss_of_a_packed_row_is_that_of_its_documents() -> None:
     objective = CausalConfig().build(NoVocabulary(), seed=0)
-    model = lively(shape("gpt"), 50, causal=True)
+    model = random_model(shape("gpt"), 50, causal=True)
     total, count = ModelWithLoss(model, objective)(objective.collate(packed(), torch.tensor([0])))
     alone = torch.zeros(())
     for document in ([7, 8, 9, 10, 11], [20, 21, 22]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
@@ -99,7 +99,7 @@ def test_the_head_stands_where_that_of_the_vocabulary_would() -> None:
     model.tie()  # nothing to share
     assert model.head.weight.shape == (3, 32)
     assert model.head(torch.ones(2, 32)).shape == (2, 3)
-    both = lively(shape("bert"), 50, causal=False).named_parameters()
+    both = random_model(shape("bert"), 50, causal=False).named_parameters()
     base = {name: parameter.shape for name, parameter in both if not name.startswith("head")}
     ours = {name: parameter.shape for name, parameter in model.named_parameters() if not name.startswith("head")}
     assert ours == base

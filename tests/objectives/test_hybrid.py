@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import CAUSAL, lively, shape
+from families import CAUSAL, random_model, shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +82,7 @@ def test_each_row_is_that_of_its_own_objective() -> None:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_the_loss_is_the_sum_of_both_kinds(name: str) -> None:
     objective, source, samples = hybrid(), rows(12), torch.arange(12)
-    model = lively(shape(name), VOCAB, causal=True)
+    model = random_model(shape(name), VOCAB, causal=True)
     loss, count = ModelWithLoss(model, objective)(objective.collate(source, samples))
     masked = objective.is_masked(samples).numpy()
     parts = []
@@ -95,7 +95,7 @@ def test_the_loss_is_the_sum_of_both_kinds(name: str) -> None:
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_rows_cannot_see_ahead_and_masked_rows_can(name: str) -> None:
-    model: Transformer = lively(shape(name), VOCAB, causal=True)
+    model: Transformer = random_model(shape(name), VOCAB, causal=True)
     tokens = torch.randint(2, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % VOCAB

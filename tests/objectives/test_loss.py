@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import lively, shape
+from families import random_model, shape
 from subjects import Words
 from torch import Tensor
 from torch.testing import assert_close
@@ -169,7 +169,7 @@ def masked() -> Masked:
 @pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
 def test_unequal_micro_batches_give_the_gradient_of_the_batch(objective: Objective, family: str) -> None:
     everything, samples = rows(4, 30), torch.arange(4)
-    model_with_loss = ModelWithLoss(lively(shape(family), 50, objective.causal), objective)
+    model_with_loss = ModelWithLoss(random_model(shape(family), 50, objective.causal), objective)
     total, count = model_with_loss(objective.collate(everything, samples))
     (total / count).backward()
     expected = {name: parameter.grad.clone() for name, parameter in model_with_loss.named_parameters()}
@@ -189,7 +189,7 @@ def test_unequal_micro_batches_give_the_gradient_of_the_batch(objective: Objecti
 @pytest.mark.parametrize(("objective", "family"), [(Causal(), "gpt"), (masked(), "bert")])
 def test_training_and_evaluation_score_alike(objective: Objective, family: str) -> None:
     batch = objective.collate(rows(4, 30), torch.arange(4))
-    model_with_loss = ModelWithLoss(lively(shape(family), 50, objective.causal), objective)
+    model_with_loss = ModelWithLoss(random_model(shape(family), 50, objective.causal), objective)
     total, count = model_with_loss(batch)
     losses, predictions = model_with_loss.evaluate(batch)
     assert losses.shape == predictions.shape == batch.targets.shape
@@ -200,7 +200,7 @@ def test_training_and_evaluation_score_alike(objective: Objective, family: str) 
 
 def test_the_head_runs_at_the_targets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = masked()
-    model_with_loss = ModelWithLoss(lively(shape("bert"), 50, False), objective)
+    model_with_loss = ModelWithLoss(random_model(shape("bert"), 50, False), objective)
     seen: list[torch.Size] = []
     features = model_with_loss.model.head.features
     monkeypatch.setattr(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -57,7 +57,7 @@ def gradients(model: nn.Module, step: int) -> None:
 
 
 def build(**changes: float) -> tuple[Transformer, Muon]:
-    model = lively(shape("llama"), 50, causal=True)
+    model = random_model(shape("llama"), 50, causal=True)
     optimizer = MuonConfig(**{"learning_rate": 0.02, "weight_decay": 0.3, **changes}).build(model)
     assert isinstance(optimizer, Muon)
     return model, optimizer
@@ -95,7 +95,7 @@ def test_an_update_has_the_root_mean_square_of_adamws(size: tuple[int, int]) -> 
 
 def test_the_other_groups_take_the_step_of_torchs_adamw_to_the_bit() -> None:
     model, optimizer = build()
-    twin = lively(shape("llama"), 50, causal=True)
+    twin = random_model(shape("llama"), 50, causal=True)
     names = parameter_names(twin)
     groups = [
         {"params": [twin.get_parameter(name) for name in names.head], "weight_decay": 0.3},

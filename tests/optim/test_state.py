@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from torch import nn
 
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
@@ -26,7 +26,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("family", ["gpt", "llama", "bert"])
 def test_a_saved_state_goes_on_to_the_bit(config: OptimizerConfig, family: str, tmp_path: Path) -> None:
-    model = lively(shape(family), 50, causal=True)
+    model = random_model(shape(family), 50, causal=True)
     optimizer = config.build(model)
     train(model, optimizer, range(3))
     write_tensors(tmp_path / "state", optimizer_state(optimizer, model))
@@ -69,7 +69,7 @@ def test_state_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize(("wrote", "reads"), [CONFIGS, CONFIGS[::-1]])
 def test_state_of_another_optimizer_is_refused(wrote: OptimizerConfig, reads: OptimizerConfig) -> None:
     """A resume that allows its optimizer to change would else fail in the first step, or go on with half a state."""
-    model = lively(shape("gpt"), 50, causal=True)
+    model = random_model(shape("gpt"), 50, causal=True)
     optimizer = wrote.build(model)
     train(model, optimizer, range(1))
     with pytest.raises(

@@ -76,7 +76,7 @@ def losses(tiny: Any, *words: str) -> list[float]:
     """Return the training loss of each step of a run."""
     from pretrain.training.train import run
 
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     with (Path(report.folder) / "metrics.csv").open(newline="") as file:
         return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "train/loss"]
 

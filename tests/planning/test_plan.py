@@ -106,7 +106,7 @@ def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tm
 def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> None:
     from pretrain.training.train import run
 
-    report = run(tiny.place())
+    report = run(tiny.plan())
     text = answer(plan(f"run={report.folder}", "device=cpu", "dry_run=false"))
     assert "forecast" in text.splitlines()[1]
     rows = {line.split("  ")[1]: line for line in text.splitlines()[2:]}

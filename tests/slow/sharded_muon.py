@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from families import lively, shape
+from families import random_model, shape
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module
 
@@ -34,7 +34,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     mesh = build_mesh(ParallelDims(2), "cpu")
     # 33 rows do not divide evenly over two processes
-    whole, sharded = (lively(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
+    whole, sharded = (random_model(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
     parallelize(ModelWithLoss(sharded, Causal()), mesh, ParallelConfig(), bf16=False)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
     optimizers = [MuonConfig(learning_rate=0.02, weight_decay=0.1).build(model) for model in (whole, sharded)]

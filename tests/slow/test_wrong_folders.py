@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, write_ours
 
 from pretrain.data.tokenizers.train_bpe import train_bpe
@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 )
 def test_every_command_refuses_a_wrong_folder_in_one_sentence(tmp_path: Path, corpus: Path, damage: str):
     config = shape("llama", qk_norm=False)
-    folder = write_ours(tmp_path / "model", LLAMA_FAMILY, lively(config, BYTES.vocab_size, causal=True))
+    folder = write_ours(tmp_path / "model", LLAMA_FAMILY, random_model(config, BYTES.vocab_size, causal=True))
     change, sentence = WRONG[damage]
     change(folder)
     train = ["train", "model=imported", "init_from=model", "data=text_files", f"data.path={corpus}"]

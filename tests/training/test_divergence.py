@@ -71,7 +71,7 @@ def test_rows_are_named_in_their_order():
 
 @pytest.mark.fault("F08")
 def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
-    report = train(poisoned.place("divergence.on_spike=rewind"))
+    report = train(poisoned.plan("divergence.on_spike=rewind"))
     assert report.steps == 150
     assert report.skipped_steps == 0
     out = capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
 @pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_resume_excludes_the_same_rows_and_ends_alike(poisoned, monkeypatch):
-    whole = train(poisoned.place("divergence.on_spike=rewind"))
+    whole = train(poisoned.plan("divergence.on_spike=rewind"))
     again = f"paths.run_dir={poisoned.folder / 'again'}"
     words = ["divergence.on_spike=rewind", again, "resume=auto"]
     original = TrainingModule.training_step
@@ -106,8 +106,8 @@ def test_a_resume_excludes_the_same_rows_and_ends_alike(poisoned, monkeypatch):
 
         patch.setattr(TrainingModule, "training_step", interrupted)
         with pytest.raises(Interrupted):
-            train(poisoned.place(*words))
-    cut = train(poisoned.place(*words))
+            train(poisoned.plan(*words))
+    cut = train(poisoned.plan(*words))
     assert cut.excluded == whole.excluded
     one, other = open_checkpoint(Path(whole.folder)), open_checkpoint(Path(cut.folder))
     assert one.progress | {"seconds": 0} == other.progress | {"seconds": 0}
@@ -118,7 +118,7 @@ def test_a_resume_excludes_the_same_rows_and_ends_alike(poisoned, monkeypatch):
 
 @pytest.mark.fault("F08")
 def test_a_spike_is_skipped_where_that_is_asked_for(poisoned):
-    report = train(poisoned.place("divergence.on_spike=skip"))
+    report = train(poisoned.plan("divergence.on_spike=skip"))
     assert report.skipped_steps > 0
     assert f"skipped            {report.skipped_steps} steps" in str(report)
     assert not report.excluded
@@ -129,7 +129,7 @@ def test_a_spike_ends_the_run_where_that_is_asked_for(poisoned):
     with pytest.raises(
         DivergenceError, match=r"the loss of step \d+ is .*, above .*deviations\. The step read rows \d+"
     ) as e:
-        train(poisoned.place("divergence.on_spike=stop"))
+        train(poisoned.plan("divergence.on_spike=stop"))
     assert e.value.exit_code == 5
 
 
@@ -137,12 +137,12 @@ def test_a_run_that_always_goes_back_ends(poisoned):
     with pytest.raises(
         DivergenceError, match=r"has gone back 1 times, and now the loss of .*divergence\.max_rewinds=2"
     ):
-        train(poisoned.place("divergence.on_spike=rewind", "divergence.max_rewinds=1"))
+        train(poisoned.plan("divergence.on_spike=rewind", "divergence.max_rewinds=1"))
 
 
 @pytest.mark.slow
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_start(poisoned, capsys):
-    report = train(poisoned.place("divergence.on_spike=rewind", "checkpoint.every_n_steps=1000"))
+    report = train(poisoned.plan("divergence.on_spike=rewind", "checkpoint.every_n_steps=1000"))
     assert "rewinding to the start" in capsys.readouterr().out
     assert report.steps == 150
     assert [path.name for path in step_folders(Path(report.folder) / "checkpoints")] == ["step-00000150"]

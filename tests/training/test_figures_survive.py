@@ -124,7 +124,7 @@ def shared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     pairs.write_text(2 * (json.dumps({"sentence_good": "a fox", "sentence_bad": "fox a", "UID": "order"}) + "\n"))
     made.words += ["scores.every_n_steps=5", f"scores.minimal_pairs=[{pairs}]", "sample.every_n_steps=5"]
     made.words += ["batch_size=2", "data.validation_fraction=0.2", "checkpoint.every_n_steps=100"]
-    run(made.place(f"paths.run_dir={made.folder / 'whole'}"))
+    run(made.plan(f"paths.run_dir={made.folder / 'whole'}"))
     return made
 
 
@@ -140,7 +140,7 @@ def test_an_interrupted_run_makes_up_for_missing_work(
     with monkeypatch.context() as patch:
         cut_off = CutOff(patch, work, killed)
         with pytest.raises((KeyError, Interrupted)) as caught, stopping():
-            train(shared.place(f"paths.run_dir={cut}", *(["checkpoint.every_n_steps=5"] if often else [])))
+            train(shared.plan(f"paths.run_dir={cut}", *(["checkpoint.every_n_steps=5"] if often else [])))
     assert cut_off.calls == 1
     if not killed:
         assert str(caught.value) == f"SIGTERM at step {step}: saved; go on with resume=auto"
@@ -150,7 +150,7 @@ def test_an_interrupted_run_makes_up_for_missing_work(
     leftover.touch()
     missing = "eval/" if work.startswith(("scoring", "sampling")) else "val/"
     assert not has_figures(cut / "metrics.csv", step, missing)
-    report = run(shared.place(f"paths.run_dir={cut}", "resume=auto"))
+    report = run(shared.plan(f"paths.run_dir={cut}", "resume=auto"))
     assert report.first_validation == {}
     assert not leftover.exists()
     found, expected = figures(cut), figures(whole)

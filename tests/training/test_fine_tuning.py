@@ -63,12 +63,12 @@ def tune(tiny, experiment: str, base: Path | None, *words: str) -> list[str]:
 
 @pytest.fixture
 def base(tiny) -> Path:
-    return Path(run(tiny.place("model=gpt_nano", "model.context_length=64", "model.dropout=0.0")).folder)
+    return Path(run(tiny.plan("model=gpt_nano", "model.context_length=64", "model.dropout=0.0")).folder)
 
 
 @pytest.fixture
 def masked_base(tiny) -> Path:
-    return Path(run(tiny.place("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
+    return Path(run(tiny.plan("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
 
 
 def respond_reads(llm: LanguageModel, prompt: str) -> list[int]:
@@ -82,7 +82,7 @@ def respond_reads(llm: LanguageModel, prompt: str) -> list[int]:
 
 def test_a_base_learns_to_answer(tiny, base, tmp_path):
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=120")
-    report = run(tiny.place(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=120"))
+    report = run(tiny.plan(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=120"))
     llm = LanguageModel.load(report.folder)
     for prompt, response in PAIRS.items():
         assert llm.generate(prompt, temperature=0) == f"{prompt}\n{response}"  # and there the model ends
@@ -100,7 +100,7 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
 def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
     """Against a loss worked out by hand from the base's own probabilities, one pair at a time."""
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=1", "model.dropout=0.0")
-    report = run(tiny.place(*words, "optimizer.learning_rate=1e-9", "batch_size=1", "data.validation_fraction=0"))
+    report = run(tiny.plan(*words, "optimizer.learning_rate=1e-9", "batch_size=1", "data.validation_fraction=0"))
     assert report.validation == {}
     llm = LanguageModel.load(base)
     total, count = 0.0, 0
@@ -120,11 +120,11 @@ def test_validation_of_pairs_has_no_bits_per_byte(tiny, base, tmp_path):
     path = pairs(tmp_path)
     words = tune(tiny, "instruct", base, f"data.path={path}", f"data.validation_path={path}", "trainer.max_steps=1")
     with pytest.raises(DataError, match="no document is left to train on"):  # each text is in one split only
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "a", "response": "b"}\n')
     words = [word for word in words if "validation_path" not in word]
-    report = run(tiny.place(*words, f"data.validation_path={other}"))
+    report = run(tiny.plan(*words, f"data.validation_path={other}"))
     assert set(report.validation) == {"val/loss", "val/perplexity", "val/accuracy"}
     figures = score(EvalConfig(), report.folder)
     assert figures["loss"] == pytest.approx(report.validation["val/loss"], rel=1e-4)
@@ -134,7 +134,7 @@ def test_validation_of_pairs_has_no_bits_per_byte(tiny, base, tmp_path):
 def classified(tiny, tmp_path, base: Path | None, *words: str) -> tuple[Report, Path]:
     train, dev = reviews(tmp_path / "train.tsv", 120, 1), reviews(tmp_path / "dev.tsv", 30, 2)
     words = (f"data.path={train}", f"data.validation_path={dev}", "optimizer.learning_rate=0.01", *words)
-    return run(tiny.place(*tune(tiny, "classify", base, *words))), dev
+    return run(tiny.plan(*tune(tiny, "classify", base, *words))), dev
 
 
 def test_a_masked_base_learns_to_tell_texts_apart(tiny, masked_base, tmp_path, capsys):
@@ -180,13 +180,13 @@ def test_a_base_gives_all_but_the_head(tiny, base, tmp_path):
     assert saved["head.weight"].shape == (2, 16)
 
     again = tune(tiny, "classify", Path(report.folder), *data_of(config), "trainer.max_steps=1")  # has a head already
-    second = run(tiny.place(*again, "optimizer.learning_rate=1e-12"))
+    second = run(tiny.plan(*again, "optimizer.learning_rate=1e-12"))
     torch.testing.assert_close(
         open_checkpoint(Path(second.folder)).tensors("model")["head.weight"], saved["head.weight"], atol=1e-5, rtol=0
     )
     three = tmp_path / "three.tsv"
     three.write_text("a\tx\nb\ty\nc\tz\n")
-    third = run(tiny.place(*again, f"data.path={three}", "data.validation_path=null"))
+    third = run(tiny.plan(*again, f"data.path={three}", "data.validation_path=null"))
     assert LanguageModel.load(third.folder).labels == ["x", "y", "z"]
 
 
@@ -197,12 +197,12 @@ def data_of(config: RunConfig) -> list[str]:
 def test_labels_survive_a_resume_which_is_exact(tiny, tmp_path):
     train = reviews(tmp_path / "train.tsv", 60, 1)
     words = tune(tiny, "classify", None, f"data.path={train}", "data.validation_fraction=0.2", "model.dropout=0.1")
-    whole = run(tiny.place(*words, f"paths.run_dir={tmp_path / 'whole'}"))
-    short = run(tiny.place(*words, f"paths.run_dir={tmp_path / 'cut'}", "trainer.max_steps=8", "schedule=constant"))
+    whole = run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'whole'}"))
+    short = run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'cut'}", "trainer.max_steps=8", "schedule=constant"))
     assert short.steps == 8
-    constant = run(tiny.place(*words, f"paths.run_dir={tmp_path / 'flat'}", "schedule=constant"))
+    constant = run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'flat'}", "schedule=constant"))
     words += ["objective=classify"]  # typed again, labels come from the data as before
-    cut = run(tiny.place(*words, "schedule=constant", f"paths.run_dir={tmp_path / 'cut'}", "resume=auto"))
+    cut = run(tiny.plan(*words, "schedule=constant", f"paths.run_dir={tmp_path / 'cut'}", "resume=auto"))
     assert cut.steps == whole.steps == 12
     assert_same_state(Path(constant.folder), Path(cut.folder))
     assert cut.validation == constant.validation
@@ -215,7 +215,7 @@ def test_other_labels_than_those_of_the_data_are_refused(tiny, tmp_path):
     train = reviews(tmp_path / "train.tsv", 20, 1)
     words = tune(tiny, "classify", None, f"data.path={train}", "objective.labels=[pos,neg]")
     with pytest.raises(DataError, match=r"objective\.labels=\[pos,neg\], and the training data has .*\[neg,pos\]"):
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
 
 
 def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
@@ -233,14 +233,14 @@ def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
         export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
     words = tune(tiny, "instruct", Path(report.folder), f"data.path={pairs(tmp_path)}")
     with pytest.raises(ConfigError, match=r"is a classifier and has no head over the vocabulary"):
-        run(tiny.place(*words, "objective=causal"))
+        run(tiny.plan(*words, "objective=causal"))
 
 
 def test_a_fine_tuned_causal_model_is_exported_as_any_other(tiny, tmp_path):
     shape = ["model=llama_nano", "model.context_length=64", "model.qk_norm=false", "model.dropout=0.0"]
-    base = Path(run(tiny.place(*shape, "model.n_kv_heads=1")).folder)
+    base = Path(run(tiny.plan(*shape, "model.n_kv_heads=1")).folder)
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=2")
-    folder = run(tiny.place(*words)).folder
+    folder = run(tiny.plan(*words)).folder
     exported = export_model(ExportConfig(output=str(tmp_path / "out")), folder)
     assert exported.largest_difference is not None
     assert exported.largest_difference < 1e-4
@@ -256,7 +256,7 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
         ConfigError,
         match=r"objective\.left_to_right=false, and the attention of init_from=.* is the opposite\. Try .*=true",
     ):
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     sources = f"data.sources={{a: {{kind: pairs, path: {pairs(tmp_path)}, weight: 1, validation_fraction: 0.0}}, "
     sources += f"b: {{kind: text_files, path: {corpus}, weight: 1}}}}"
     words = tune(tiny, "instruct", base, "data=mixture", "data.packing=whole", sources, "trainer.max_steps=2")
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     assert {"val/b/bits_per_byte", "val/bits_per_byte"} < set(report.validation)
 
 

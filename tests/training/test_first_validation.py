@@ -39,14 +39,14 @@ def points_of_tensorboard(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, capsys):
-    before = run(tiny.place(*WORDS))
+    before = run(tiny.plan(*WORDS))
     start = ["model=gpt_nano", f"init_from={before.folder}", "seed=7", "trainer.max_steps=8"]
-    plain = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'plain'}"))
+    plain = run(tiny.plan(*start, f"paths.run_dir={tiny.folder / 'plain'}"))
     assert plain.first_validation == {}
     assert "since the start" not in str(plain)
     capsys.readouterr()
     told = "trainer.enable_progress_bar=true"
-    whole = run(tiny.place(*start, FIRST, told, f"paths.run_dir={tiny.folder / 'whole'}"))
+    whole = run(tiny.plan(*start, FIRST, told, f"paths.run_dir={tiny.folder / 'whole'}"))
     assert whole.first_validation == before.validation
     assert rows_at_step_0(tiny.folder / "whole") == {name: [value] for name, value in before.validation.items()}
     first, last = whole.first_validation["val/loss"], whole.validation["val/loss"]
@@ -60,7 +60,7 @@ def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, ca
 
     shutil.copytree(tiny.folder / "whole", tiny.folder / "cut")
     shutil.rmtree(tiny.folder / "cut" / "checkpoints" / "step-00000008")
-    resumed = run(tiny.place(*start, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
+    resumed = run(tiny.plan(*start, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
     assert resumed.first_validation == before.validation
     assert resumed.validation == whole.validation
     assert rows_at_step_0(tiny.folder / "cut") == rows_at_step_0(tiny.folder / "whole")
@@ -76,16 +76,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(TrainingModule, "training_step", killed)
         with pytest.raises(KeyError):
-            run(tiny.place(*words))
+            run(tiny.plan(*words))
     assert "val/loss" in rows_at_step_0(tiny.folder / "run")
     time.sleep(1.1)  # TensorBoard orders files by the second of their start
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     first = report.first_validation["val/loss"]
     assert rows_at_step_0(tiny.folder / "run")["val/loss"] == [first]
     points = points_of_tensorboard(tiny.folder / "run", "val/loss")
     assert [step for step, _ in points].count(0) == 1
     assert "learning rate" not in capsys.readouterr().out
-    longer = run(tiny.place(*words, "trainer.max_steps=9"))
+    longer = run(tiny.plan(*words, "trainer.max_steps=9"))
     told = re.search(
         r"warning: the learning rate goes from (\S+) at step 8 to (\S+) at step 9: (.*)", capsys.readouterr().out
     )
@@ -106,7 +106,7 @@ def test_a_signal_during_first_validation_ends_the_run_after_the_batch(tiny, mon
     monkeypatch.setattr(TrainingModule, "validation_step", signalled)
     previous = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"):
-        train(tiny.place(*WORDS, FIRST, "batch_size=1", f"paths.run_dir={tiny.folder / 'run'}"))
+        train(tiny.plan(*WORDS, FIRST, "batch_size=1", f"paths.run_dir={tiny.folder / 'run'}"))
     assert scored == [True]
     assert not step_folders(tiny.folder / "run" / "checkpoints")
     assert signal.getsignal(signal.SIGTERM) is previous
@@ -117,7 +117,7 @@ def test_without_validation_documents_there_is_nothing_to_score_first(tiny):
         ConfigError,
         match=r"validate_first=true scores .*: data\.validation_fraction=0 holds nothing out\. Try .*n_fraction=0\.05",
     ):
-        run(tiny.place(*WORDS, FIRST, "data.validation_fraction=0"))
+        run(tiny.plan(*WORDS, FIRST, "data.validation_fraction=0"))
 
 
 def test_changes_are_listed_for_all_and_for_each_earlier_source():

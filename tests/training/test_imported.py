@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 from folders import BYTES, write_ours
 
 from pretrain.checkpoint.read import open_checkpoint
@@ -23,7 +23,7 @@ SHAPE = shape("llama", qk_norm=False, context_length=32, vocab_multiple=64, norm
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """Return the Hugging Face folder of a tiny Llama, in a folder with a difficult name."""
-    model = lively(SHAPE, SHAPE.vocabulary(BYTES.vocab_size), causal=True)
+    model = random_model(SHAPE, SHAPE.vocabulary(BYTES.vocab_size), causal=True)
     return write_ours(tmp_path / "it's a, {folder} = x", LLAMA_FAMILY, model)
 
 
@@ -40,7 +40,7 @@ def test_a_run_takes_shape_tokenizer_and_weights_from_a_folder(tiny, llama):
     assert not config.model.differences(SHAPE)
     assert (config.model.dropout, config.model.vocab_multiple, config.objective.kind) == (0.1, 64, "causal")
     assert config.tokenizer.path == str(llama)
-    report = run(tiny.place(*imported(tiny, llama, "optimizer.learning_rate=1e-12", "checkpoint.every_n_steps=1")))
+    report = run(tiny.plan(*imported(tiny, llama, "optimizer.learning_rate=1e-12", "checkpoint.every_n_steps=1")))
     saved = open_checkpoint(Path(report.folder)).tensors("model")
     before = open_model(llama).load()
     for name, parameter in before.named_parameters():
@@ -48,12 +48,12 @@ def test_a_run_takes_shape_tokenizer_and_weights_from_a_folder(tiny, llama):
     again = tiny.config("model=imported", f"init_from={report.folder}")  # and from a run of ours
     assert to_dict(again)["model"] == to_dict(open_model(report.folder).run)["model"]
 
-    resumed = run(tiny.place("model=imported", "resume=auto", "trainer.max_steps=2", "schedule.warmup_steps=0"))
+    resumed = run(tiny.plan("model=imported", "resume=auto", "trainer.max_steps=2", "schedule.warmup_steps=0"))
     assert (resumed.folder, resumed.steps) == (report.folder, 2)
 
 
 def test_a_masked_model_brings_its_objective_along(tiny, tmp_path):
-    model = lively(shape("bert"), BYTES.vocab_size, causal=False)
+    model = random_model(shape("bert"), BYTES.vocab_size, causal=False)
     folder = write_ours(tmp_path / "bert", BERT_FAMILY, model)
     assert tiny.config(*imported(tiny, folder)).objective.kind == "masked"
     assert tiny.config(*imported(tiny, folder, "objective=masked_30")).objective.mask_probability == 0.3
@@ -67,7 +67,7 @@ def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
         tiny.config("model=imported")
     words = imported(tiny, llama)
     with pytest.raises(ConfigError, match=r"was trained with another tokenizer .* Try model=imported, which brings"):
-        run(tiny.place(*words, "tokenizer=bpe", "tokenizer.vocab_size=300"))
+        run(tiny.plan(*words, "tokenizer=bpe", "tokenizer.vocab_size=300"))
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
 def test_a_shape_that_is_not_the_folders_is_refused_or_allowed_by_name(tiny, llama, change, message):
     words = imported(tiny, llama, change)
     with pytest.raises(ConfigError, match=message):
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
     if "norm_eps" in change:
-        assert run(tiny.place(*words, "allow_change=[model.norm_eps]")).steps == 1
+        assert run(tiny.plan(*words, "allow_change=[model.norm_eps]")).steps == 1
 
 
 def test_a_masked_model_becomes_a_classifier_with_a_new_head(tiny, tmp_path):
-    folder = write_ours(tmp_path / "bert", BERT_FAMILY, lively(shape("bert"), BYTES.vocab_size, causal=False))
+    folder = write_ours(tmp_path / "bert", BERT_FAMILY, random_model(shape("bert"), BYTES.vocab_size, causal=False))
     texts = tmp_path / "texts.tsv"
     texts.write_text("".join(f"a {word} film {n}\t{word}\n" for n in range(20) for word in ("good", "bad")))
     words = [word for word in imported(tiny, folder) if not word.startswith("model=")]
     tiny.words = [word for word in tiny.words if not word.startswith("data")]
     words += ["experiment=classify", f"data.path={texts}", "optimizer.learning_rate=1e-12"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     saved, before = open_checkpoint(Path(report.folder)).tensors("model"), open_model(folder).load()
     for name, parameter in before.named_parameters():
         if not name.startswith("head."):

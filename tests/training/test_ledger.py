@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.fault("F01")
 def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
-    report = run(tiny.place("model=gpt_nano", "logging.ledger=true", "micro_batch_size=2"))
+    report = run(tiny.plan("model=gpt_nano", "logging.ledger=true", "micro_batch_size=2"))
     folder = Path(report.folder)
     lines = read_lines(folder / "ledger.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -45,13 +45,13 @@ def test_a_changed_batch_size_continues_after_the_last_row_read(tiny, words: lis
     """By steps, by tokens and back: no row is passed over, none read twice, and what is reported is what was read."""
     folder = tiny.folder / "run"
     words = ["model=gpt_nano", "logging.ledger=true", f"paths.run_dir={folder}", *words]
-    run(tiny.place(*words, "trainer.max_steps=6", "schedule.warmup_tokens=1280"))
+    run(tiny.plan(*words, "trainer.max_steps=6", "schedule.warmup_tokens=1280"))
     allowed = [*words, "resume=auto", "allow_change=[batch_size]", "micro_batch_size=2"]
     # 24 rows of 32 tokens were read; 5 steps of 8 more, and one would be too much
-    report = run(tiny.place(*allowed, "batch_size=8", "trainer.max_steps=-1", "trainer.max_tokens=2100"))
+    report = run(tiny.plan(*allowed, "batch_size=8", "trainer.max_steps=-1", "trainer.max_tokens=2100"))
     assert (report.steps, report.tokens_seen) == (11, 2048)
     assert report.longer == "trainer.max_tokens=4200"
-    report = run(tiny.place(*allowed, "batch_size=2", "trainer.max_steps=13", "trainer.max_tokens=null"))
+    report = run(tiny.plan(*allowed, "batch_size=2", "trainer.max_steps=13", "trainer.max_tokens=null"))
     assert (report.steps, report.tokens_seen) == (13, 2176)
     lines = read_lines(folder / "ledger.jsonl")
     assert [len(line["samples"]) for line in lines] == [4] * 6 + [8] * 5 + [2] * 2
@@ -65,8 +65,8 @@ def test_a_changed_batch_size_continues_after_the_last_row_read(tiny, words: lis
 def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: pytest.CaptureFixture[str]):
     folder = tiny.folder / "run"
     words = ["model=gpt_nano", f"paths.run_dir={folder}"]
-    run(tiny.place(*words, "trainer.max_steps=2"))
-    run(tiny.place(*words, "resume=auto", "seed=3", "allow_change=[seed]", "trainer.max_steps=3"))
+    run(tiny.plan(*words, "trainer.max_steps=2"))
+    run(tiny.plan(*words, "resume=auto", "seed=3", "allow_change=[seed]", "trainer.max_steps=3"))
     told = "the order of rows changes from here on: until the epoch ends, some are read twice and some not at all"
     assert capsys.readouterr().out.count(told) == 1
     assert len(list(rows_of_step(folder, 3))) == 4
@@ -89,7 +89,7 @@ def test_a_ledger_continues_from_the_step_of_the_resume(tmp_path: Path, monkeypa
 def test_steps_that_cannot_be_inspected_are_refused(tiny):
     with pytest.raises(CheckpointError, match=r"run=.* is not a run folder\. Try run=auto"):
         list(rows_of_step(tiny.folder, 1))
-    run(tiny.place("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))
+    run(tiny.plan("model=gpt_nano", "trainer.max_steps=1", f"paths.run_dir={tiny.folder / 'run'}"))
     with pytest.raises(ConfigError, match=r"step=0 is below 1, the first step of a run\. Try step=1"):
         list(rows_of_step(tiny.folder / "run", 0))
 
@@ -105,7 +105,7 @@ def test_a_step_beyond_the_text_read_so_far_cannot_be_inspected(tiny):
 
 @pytest.mark.slow
 def test_inspect_from_the_command_line(tiny):
-    report = run(tiny.place("model=gpt_nano", "trainer.max_steps=3"))
+    report = run(tiny.plan("model=gpt_nano", "trainer.max_steps=3"))
 
     def typed(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "src" / "prepare.py"), "inspect", *words]

@@ -46,10 +46,10 @@ def figures_of(report: Report, name: str) -> list[float]:
 
 
 def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
-    plain = run(tiny.place(*GPT, f"paths.run_dir={tmp_path}/plain"))
+    plain = run(tiny.plan(*GPT, f"paths.run_dir={tmp_path}/plain"))
     hooks, rates = Hooks(), LearningRateMonitor(logging_interval="step")
     best = ModelCheckpoint(dirpath=tmp_path / "best", monitor="val/loss", save_top_k=1)
-    run_plan = tiny.place(*GPT, f"paths.run_dir={tmp_path}/more")
+    run_plan = tiny.plan(*GPT, f"paths.run_dir={tmp_path}/more")
     report = run(run_plan, callbacks=[hooks, rates, DeviceStatsMonitor(), best])
     assert_same_state(*(Path(each.folder) / "checkpoints" / "step-00000012" for each in (plain, report)))
     assert list(hooks.norms) == list(range(12))
@@ -67,7 +67,7 @@ def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
 
 def test_early_stopping_ends_a_run(tiny, tmp_path: Path):
     stop = EarlyStopping("val/loss", mode="max", patience=1)
-    report = run(tiny.place(*GPT, "trainer.max_steps=100", "trainer.val_check_interval=3"), callbacks=[stop])
+    report = run(tiny.plan(*GPT, "trainer.max_steps=100", "trainer.val_check_interval=3"), callbacks=[stop])
     assert 4 <= report.steps < 20
     assert stop.stopped_epoch == 0
     assert newest(Path(report.folder))[0].step == report.steps  # saved, though it is no multiple of every_n_steps
@@ -83,7 +83,7 @@ class NotFinite(Callback):
 
 def test_a_skipped_step_advances_the_step_the_schedule_and_the_hooks(tiny):
     hooks = Hooks()
-    report = run(tiny.place(*GPT), callbacks=[NotFinite(), hooks])
+    report = run(tiny.plan(*GPT), callbacks=[NotFinite(), hooks])
     assert (report.steps, report.skipped_steps) == (12, 1)
     assert list(hooks.norms) == [step for step in range(12) if step != 5]
     assert hooks.ended == list(range(1, 13))

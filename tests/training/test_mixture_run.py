@@ -73,7 +73,7 @@ def figures_of(folder: Path) -> dict[str, float]:
 
 def test_a_mixture_follows_its_shares_and_resumes_bit_for_bit(mixed, monkeypatch, capsys):
     seen = read_by(monkeypatch)
-    whole = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
+    whole = run(mixed.plan("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
     out = capsys.readouterr().out
     assert "tokens of data (numbers 30.0%, words 70.0%)" in out
     assert out.index("source numbers: tokenized") < out.index("source words: tokenized")
@@ -89,7 +89,7 @@ def test_a_mixture_follows_its_shares_and_resumes_bit_for_bit(mixed, monkeypatch
     shutil.copytree(folder, mixed.folder / "cut")
     shutil.rmtree(mixed.folder / "cut" / "checkpoints" / "step-00000012")
     before, seen[:] = list(seen), []
-    again = run(mixed.place("model=gpt_nano", f"paths.run_dir={mixed.folder / 'cut'}", "resume=auto"))
+    again = run(mixed.plan("model=gpt_nano", f"paths.run_dir={mixed.folder / 'cut'}", "resume=auto"))
     assert all(torch.equal(a, b) for a, b in zip(seen, before[8:], strict=True))
     one, other = open_checkpoint(folder), open_checkpoint(Path(again.folder))
     assert one.progress | {"seconds": 0} == other.progress | {"seconds": 0}
@@ -146,14 +146,14 @@ def assert_tensorboard_shows(folder: Path, tags: set[str]) -> None:
 def assert_a_change_of_the_mixture_is_refused(mixed) -> None:
     words = ["model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}", "resume=auto"]
     with pytest.raises(ConfigError, match=r"data\.sources\.words\.weight: 0\.7 in the run, 0\.5 now"):
-        mixed.place(*words, "data.sources.words.weight=0.5")
+        mixed.plan(*words, "data.sources.words.weight=0.5")
     with pytest.raises(ConfigError, match=r"data\.sources\.more: null in the run, \{'kind': 'python_docs'"):
-        mixed.place(*words, "data.sources.more={kind: python_docs, weight: 1}")
-    allowed = mixed.place(*words, "data.sources.words.weight=0.5", "allow_change=[data.sources.words.weight]")
+        mixed.plan(*words, "data.sources.more={kind: python_docs, weight: 1}")
+    allowed = mixed.plan(*words, "data.sources.words.weight=0.5", "allow_change=[data.sources.words.weight]")
     assert allowed.config.data.sources["words"].weight == 0.5
     (mixed.folder / "numbers" / "0.txt").write_text("123")
     with pytest.raises(DataError, match="was trained with data_fingerprint"):
-        run(mixed.place(*words, "trainer.max_steps=14"))
+        run(mixed.plan(*words, "trainer.max_steps=14"))
 
 
 def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, numbers, capsys):
@@ -163,7 +163,7 @@ def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, num
     )
     mixed.words[1] = f"data.sources={sources}"
     words = ["model=bert_nano", "data.max_validation_rows=8", "data.validation_fraction=0.3", "micro_batch_size=2"]
-    report = run(mixed.place(*words, "trainer.max_steps=50", "tokenizer=bpe", "tokenizer.vocab_size=270"))
+    report = run(mixed.plan(*words, "trainer.max_steps=50", "tokenizer=bpe", "tokenizer.vocab_size=270"))
     out = capsys.readouterr().out
     assert "warning: source numbers would be read " in out
     assert "warning: source words" not in out
@@ -196,7 +196,7 @@ def test_two_files_are_validated_and_a_store_without_validation_is_named(mixed, 
     mixed.words.append(f"data.sources.numbers.path={small}")
     mixed.words.append("data.sources.numbers.validation_fraction=0.05")
     words = ["model=gpt_nano", "trainer.max_steps=2"]
-    report = run(mixed.place(*words))
+    report = run(mixed.plan(*words))
     out = capsys.readouterr().out
     assert "val/numbers/loss" in report.validation
     assert "warning: the validation of source numbers has 36 tokens: too few to compare runs. Try a larger" in out
@@ -209,7 +209,7 @@ def test_two_files_are_validated_and_a_store_without_validation_is_named(mixed, 
     done = json.loads((folder / "done.json").read_text())
     done["documents"]["validation"] = 0
     (folder / "done.json").write_text(json.dumps(done))
-    again = run(mixed.place(*words, f"paths.run_dir={mixed.folder / 'again'}"))
+    again = run(mixed.plan(*words, f"paths.run_dir={mixed.folder / 'again'}"))
     out = capsys.readouterr().out
     assert f"warning: source numbers has no validation: the store {folder} holds nothing out;" in out
     assert "val/loss is that of words alone." in out

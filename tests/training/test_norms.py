@@ -26,7 +26,7 @@ def logged(folder: Path) -> dict[int, dict[str, float]]:
 def test_norms_of_the_parts_make_up_the_whole_and_change_nothing(tiny: Any) -> None:
     words = ["model=gpt_nano", "trainer.log_every_n_steps=4", "trainer.max_steps=10", "trainer.gradient_clip_val=0.1"]
     plain, watched = (
-        run(tiny.place(*words, f"logging.norms={on}", f"paths.run_dir={tiny.folder / on}")) for on in ("false", "true")
+        run(tiny.plan(*words, f"logging.norms={on}", f"paths.run_dir={tiny.folder / on}")) for on in ("false", "true")
     )
     assert plain.validation == watched.validation
     one, other = (open_checkpoint(tiny.folder / on).tensors("model") for on in ("false", "true"))
@@ -56,6 +56,6 @@ def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: p
         return loss + weight.sum() * (float("nan") if int(batch.sample_indices[0]) == 0 else 0.0), count
 
     monkeypatch.setattr(ModelWithLoss, "forward", broken)
-    run(tiny.place("model=gpt_nano", "logging.norms=true", "trainer.max_steps=2", f"paths.run_dir={tiny.folder / 'r'}"))
+    run(tiny.plan("model=gpt_nano", "logging.norms=true", "trainer.max_steps=2", f"paths.run_dir={tiny.folder / 'r'}"))
     first = logged(tiny.folder / "r")[1]
     assert [part for part in PARTS if math.isnan(first[f"weights/grad_norm/{part}"])] == ["block_01"]

@@ -21,7 +21,7 @@ def test_every_key_of_a_checkpoint_is_restored(tiny: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(ModelWithLoss, "forward", once_not_finite)
     words = ["model=gpt_nano", "trainer.validate_first=true", "divergence.on_spike=skip", "divergence.window=4"]
     words += ["divergence.deviations=1000", "trainer.max_steps=6", f"paths.run_dir={tiny.folder / 'run'}"]
-    run(replace(tiny.place(*words), excluded=frozenset({":1000000"})))
+    run(replace(tiny.plan(*words), excluded=frozenset({":1000000"})))
     saved, _ = newest(tiny.folder / "run")
     assert saved is not None
     states: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ def test_every_key_of_a_checkpoint_is_restored(tiny: Any, monkeypatch: pytest.Mo
         states.append(state.counters() | {"step": state.trainer.global_step})
 
     monkeypatch.setattr(RunState, "load", recorded)
-    run(tiny.place(*words, "resume=auto"))
+    run(tiny.plan(*words, "resume=auto"))
     assert states == [saved.progress | {"step": 6}]
     counted = ("tokens_seen", "skipped_steps", "seconds", "losses", "left_out", "batch_sizes", "first_validation")
     assert all(saved.progress[name] for name in counted)  # none of them is what a fresh run begins with

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import lively, shape
+from families import random_model, shape
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.serialize import from_dict, to_dict
@@ -51,9 +51,9 @@ def curves(folder: str) -> dict[str, dict[int, float]]:
 def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict[str, str], model: str) -> None:
     tasks = ["minimal_pairs", "multiple_choice", *(["cloze"] if model == "gpt_nano" else [])]
     usual = [f"model={model}", "batch_size=4", "micro_batch_size=2"]
-    plain = run(tiny.place(*usual, f"paths.run_dir={tiny.folder / 'plain'}"))
+    plain = run(tiny.plan(*usual, f"paths.run_dir={tiny.folder / 'plain'}"))
     report = run(
-        tiny.place(*usual, "scores.every_n_steps=5", *words(files, *tasks), f"paths.run_dir={tiny.folder / 'scored'}")
+        tiny.plan(*usual, "scores.every_n_steps=5", *words(files, *tasks), f"paths.run_dir={tiny.folder / 'scored'}")
     )
     found = curves(report.folder)
     assert {name.split("/")[1] for name in found} == set(tasks)
@@ -101,5 +101,5 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
 
 
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
-    model = lively(shape("gpt"), 259, causal=True)
+    model = random_model(shape("gpt"), 259, causal=True)
     assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model

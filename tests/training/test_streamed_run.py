@@ -92,7 +92,7 @@ def test_training_on_a_stream_equals_training_on_the_read_corpus(
     folder = tiny.folder / "ahead"
     monkeypatch.setattr(text_ahead, "LOG_S", 0.3)
     with Held(hold_lock, prepared.corpora[""].folder, waits) as held:
-        ahead = run(tiny.place(*words, f"paths.run_dir={folder}"))
+        ahead = run(tiny.plan(*words, f"paths.run_dir={folder}"))
     assert held.eras == 1
     assert Ledger(prepared.corpora[""].folder).end is None
     eras = len(Ledger(prepared.corpora[""].folder).eras)
@@ -109,7 +109,7 @@ def test_training_on_a_stream_equals_training_on_the_read_corpus(
     config = tiny.config(*words)
     finish_stream(prepared, config.data, lambda line: None)
     monkeypatch.setattr(ReadAhead, "start", lambda self: pytest.fail("nothing was left to read"))
-    after = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'after'}"))
+    after = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'after'}"))
     assert "tokens of data\n" in capfd.readouterr().out
     assert_same_state(Path(ahead.folder), Path(after.folder))
     assert rows_of(folder, "train/loss") == rows_of(Path(after.folder), "train/loss")
@@ -128,10 +128,10 @@ def test_a_signal_while_waiting_for_text_saves_and_resumes_exactly(tiny, hold_lo
         Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True) as held,
         pytest.raises(Interrupted, match=r"SIGTERM at step [0-9]+: saved; go on with resume=auto"),
     ):
-        run(tiny.place(*words, f"paths.run_dir={folder}"))
+        run(tiny.plan(*words, f"paths.run_dir={folder}"))
     assert held.eras == 1
-    cut = run(tiny.place(*words, f"paths.run_dir={folder}", "resume=auto"))
-    whole = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'whole'}"))
+    cut = run(tiny.plan(*words, f"paths.run_dir={folder}", "resume=auto"))
+    whole = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'whole'}"))
     assert_same_state(Path(cut.folder), Path(whole.folder))
 
 
@@ -141,4 +141,4 @@ def test_a_signal_before_the_first_rows_ends_the_run_unsaved(tiny, hold_lock, wa
         Held(hold_lock, prepared.corpora[""].folder, waits, terminates=True),
         pytest.raises(Interrupted, match="SIGTERM at step 0: nothing was trained yet"),
     ):
-        train(tiny.place(*words))
+        train(tiny.plan(*words))

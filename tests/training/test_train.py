@@ -62,13 +62,13 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch, family, number, step):
     if family is LARGE:
         monkeypatch.setattr(onednn_linear, "amd_with_avx512", torch.backends.mkldnn.is_available)
-    whole = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
+    whole = run(tiny.plan(*family, f"paths.run_dir={tiny.folder / 'whole'}"))
     with monkeypatch.context() as patch:
         send_at(patch, step, number)
         with pytest.raises(Interrupted, match=rf"SIG(TERM|INT|HUP) at step {step}: saved") as caught:
-            run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'cut'}"))
+            run(tiny.plan(*family, f"paths.run_dir={tiny.folder / 'cut'}"))
         assert caught.value.exit_code == 128 + number
-    cut = run(tiny.place(*family, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
+    cut = run(tiny.plan(*family, f"paths.run_dir={tiny.folder / 'cut'}", "resume=auto"))
     assert_same_state(Path(whole.folder), Path(cut.folder))
     assert losses(Path(whole.folder)) == losses(Path(cut.folder))
     assert len(losses(Path(cut.folder))) == 12
@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monke
 def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
     words = ["model=hybrid_nano", "trainer.max_steps=40", "trainer.val_check_interval=40", "optimizer=adamw"]
     words += ["optimizer.learning_rate=0.01", "checkpoint.every_n_steps=40"]
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     figures = report.validation
     assert set(figures) == {
         "val/loss", "val/perplexity", "val/accuracy", "val/bits_per_byte", "val/causal/loss",
@@ -90,7 +90,7 @@ def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
     smaller, larger = sorted((figures["val/causal/loss"], figures["val/masked/loss"]))
     assert smaller < figures["val/loss"] < larger < 5.0  # log 259 = 5.56 nats is chance
     assert "masked           loss" in str(report)
-    found = score_documents(EvalConfig(paths=tiny.place().config.paths), Path(report.folder))
+    found = score_documents(EvalConfig(paths=tiny.plan().config.paths), Path(report.folder))
     for name in ("loss", "bits_per_byte", "causal/loss"):
         assert found[name] == pytest.approx(figures[f"val/{name}"], rel=1e-2 if name == "loss" else 1e-5)
     llm = LanguageModel.load(report.folder)
@@ -111,10 +111,10 @@ def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
         return written(*arguments, **named)
 
     words = [*MASKED, "checkpoint.every_n_steps=2", "checkpoint.keep=0"]
-    at_once = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'at_once'}"))
+    at_once = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'at_once'}"))
     monkeypatch.setattr(checkpoint_writing, "write", slowly)
     words.append("checkpoint.asynchronous=true")
-    in_background = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'background'}"))
+    in_background = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'background'}"))
     folders = [step_folders(Path(report.folder) / "checkpoints") for report in (at_once, in_background)]
     assert [path.name for path in folders[0]] == [path.name for path in folders[1]]
     assert len(folders[0]) == 6
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tiny, monkeypatc
     monkeypatch.setattr(checkpoint_writing, "write", fail)
     for every in (4, 12):  # told by the next save, or by the end
         with pytest.raises(CheckpointError, match="the disk is gone"):
-            run(tiny.place(*CAUSAL, f"checkpoint.every_n_steps={every}", "checkpoint.asynchronous=true"))
+            run(tiny.plan(*CAUSAL, f"checkpoint.every_n_steps={every}", "checkpoint.asynchronous=true"))
 
 
 def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:
@@ -161,7 +161,7 @@ def assert_the_trace_shows_two_steps(folder: Path) -> None:
 
 
 def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
-    first = run(tiny.place(*CAUSAL, "trainer.profile_steps=2"))
+    first = run(tiny.plan(*CAUSAL, "trainer.profile_steps=2"))
     folder = Path(first.folder)
     assert_the_trace_shows_two_steps(folder / "profile")
     assert folder.parent == tiny.folder / "logs" / "gpt_nano"
@@ -176,21 +176,21 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
     assert_the_report_says_where_the_time_went(first)
 
     told = [(folder / name).read_bytes() for name in ("report.json", "metrics.csv")]
-    again = run(tiny.place(*CAUSAL, "resume=auto"))
+    again = run(tiny.plan(*CAUSAL, "resume=auto"))
     assert again.steps == 12
     assert again.folder == first.folder
     assert again.validation == first.validation
     assert "12 steps, 1,536 tokens; nothing was left to do" in str(again)
     assert [(folder / name).read_bytes() for name in ("report.json", "metrics.csv")] == told
     (folder / "report.json").write_text("{")
-    run(tiny.place(*CAUSAL, "resume=auto"))
+    run(tiny.plan(*CAUSAL, "resume=auto"))
     assert json.loads((folder / "report.json").read_text())["validation"] == first.validation
 
-    longer = run(tiny.place(*CAUSAL, f"resume={folder}", "trainer.max_steps=16"))
+    longer = run(tiny.plan(*CAUSAL, f"resume={folder}", "trainer.max_steps=16"))
     assert longer.steps == 16
     assert sorted(losses(folder)) == list(range(1, 17))
 
-    start = run(tiny.place(*CAUSAL, f"init_from={folder}", "trainer.max_steps=1", "seed=5"))
+    start = run(tiny.plan(*CAUSAL, f"init_from={folder}", "trainer.max_steps=1", "seed=5"))
     assert start.folder != first.folder
     assert losses(Path(start.folder))[1] != losses(folder)[1]
 
@@ -206,8 +206,8 @@ def test_micro_batches_do_not_change_the_result(tiny, family):
     """Rows hold unequal numbers of targets, so a mean of means would differ."""
     words = [*family, "model.dropout=0", "trainer.max_steps=6", "checkpoint.every_n_steps=100"]
     words += ["model.attention_dropout=0", "optimizer=adamw", "data.validation_fraction=0"]
-    one = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'one'}"))
-    four = run(tiny.place(*words, "micro_batch_size=1", f"paths.run_dir={tiny.folder / 'four'}"))
+    one = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'one'}"))
+    four = run(tiny.plan(*words, "micro_batch_size=1", f"paths.run_dir={tiny.folder / 'four'}"))
     a, b = losses(Path(one.folder)), losses(Path(four.folder))
     assert a.keys() == b.keys()
     assert [float(v) for v in a.values()] == pytest.approx([float(v) for v in b.values()], abs=1e-5)
@@ -218,8 +218,8 @@ def test_micro_batches_do_not_change_the_result(tiny, family):
 def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
     words = [*family, "model.dropout=0", "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
     words += ["model.attention_dropout=0"]
-    exact = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'fp32'}"))
-    short = run(tiny.place(*words, "trainer.precision=bf16", f"paths.run_dir={tiny.folder / 'bf16'}"))
+    exact = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'fp32'}"))
+    short = run(tiny.plan(*words, "trainer.precision=bf16", f"paths.run_dir={tiny.folder / 'bf16'}"))
     a, b = losses(Path(exact.folder)), losses(Path(short.folder))
     assert [float(v) for v in a.values()] == pytest.approx([float(v) for v in b.values()], rel=5e-3)
     assert a != b
@@ -229,7 +229,7 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     words = [*CAUSAL, "trainer.max_steps=-1", "trainer.val_check_interval=50", "checkpoint.every_n_steps=10000"]
     words += ["schedule=linear", "schedule.warmup_tokens=640", f"paths.run_dir={tiny.folder / 'run'}"]
     started = time.perf_counter()
-    first = run(tiny.place(*words, "trainer.max_time=0.05"))
+    first = run(tiny.plan(*words, "trainer.max_time=0.05"))
     assert time.perf_counter() - started < 60  # 5 s where nobody else is busy
     saved = open_checkpoint(Path(first.folder))
     assert saved.step == first.steps > 20
@@ -238,9 +238,9 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     assert rates.index(max(rates)) < 10
     assert rates[-1] < 0.1 * max(rates)
     assert first.longer == "trainer.max_time=0.1"
-    again = run(tiny.place("resume=auto", *words, "trainer.max_time=0.05"))
+    again = run(tiny.plan("resume=auto", *words, "trainer.max_time=0.05"))
     assert again.steps == first.steps  # its time is over
-    longer = run(tiny.place("resume=auto", *words, "trainer.max_time=0.07"))
+    longer = run(tiny.plan("resume=auto", *words, "trainer.max_time=0.07"))
     assert longer.steps > first.steps
     assert open_checkpoint(Path(first.folder)).progress["seconds"] == pytest.approx(4.2, abs=0.5)
 
@@ -248,52 +248,52 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
 @pytest.mark.fault("F11")
 def test_prefetch_changes_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
-    none = run(tiny.place(*words, f"paths.run_dir={tiny.folder / 'none'}"))
-    two = run(tiny.place(*words, "data.prefetch=2", f"paths.run_dir={tiny.folder / 'two'}"))
+    none = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'none'}"))
+    two = run(tiny.plan(*words, "data.prefetch=2", f"paths.run_dir={tiny.folder / 'two'}"))
     assert losses(Path(none.folder)) == losses(Path(two.folder))
 
 
 def test_settings_that_change_the_result_are_refused_on_resume(tiny):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
-    run(tiny.place(*words, "trainer.max_steps=4"))
+    run(tiny.plan(*words, "trainer.max_steps=4"))
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.\d+ in the run, 0\.5 now"):
-        tiny.place(*words, "resume=auto", "optimizer.learning_rate=0.5")
+        tiny.plan(*words, "resume=auto", "optimizer.learning_rate=0.5")
     with pytest.raises(ConfigError, match=r"model\.n_layers: 2 in the run, 1 now"):
-        tiny.place(*words, "resume=auto", "model.n_layers=1")
-    allowed = tiny.place(*words, "resume=auto", "optimizer.learning_rate=0.5", "allow_change=[optimizer.learning_rate]")
+        tiny.plan(*words, "resume=auto", "model.n_layers=1")
+    allowed = tiny.plan(*words, "resume=auto", "optimizer.learning_rate=0.5", "allow_change=[optimizer.learning_rate]")
     assert allowed.config.optimizer.learning_rate == 0.5
     with pytest.raises(CheckpointError, match="already holds the checkpoints of a run"):
-        tiny.place(*words)
+        tiny.plan(*words)
 
 
 def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, monkeypatch):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
-    run(tiny.place(*words, "trainer.max_steps=2"))
+    run(tiny.plan(*words, "trainer.max_steps=2"))
     saved = open_checkpoint(tiny.folder / "run")
     del saved.config["data"]["mode"]
     monkeypatch.setattr(resuming, "newest", lambda folder: (saved, []))
-    assert tiny.place(*words, "resume=auto").config.data.mode is Mode.prepare
+    assert tiny.plan(*words, "resume=auto").config.data.mode is Mode.prepare
     with pytest.raises(ConfigError, match=r"data\.mode: prepare in the run, stream now"):
-        tiny.place(*words, "resume=auto", "data.mode=stream")
+        tiny.plan(*words, "resume=auto", "data.mode=stream")
 
 
 @pytest.mark.fault("F03")
 def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
-    run(tiny.place(*words))
+    run(tiny.plan(*words))
     folders = step_folders(tiny.folder / "run" / "checkpoints")
     weights = folders[-1] / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert tiny.place(*words, "resume=auto").resumed.step == 8
+    assert tiny.plan(*words, "resume=auto").resumed.step == 8
     assert "resume=auto skips" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="does not match its sha256"):
-        tiny.place(*words, f"resume={folders[-1]}")
+        tiny.plan(*words, f"resume={folders[-1]}")
     (folders[0] / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="all are damaged"):
-        tiny.place(*words, "resume=auto")
-    assert tiny.place(*CAUSAL, "resume=auto").resumed is None
+        tiny.plan(*words, "resume=auto")
+    assert tiny.plan(*CAUSAL, "resume=auto").resumed is None
 
 
 @pytest.mark.fault("F10")
@@ -302,18 +302,18 @@ def test_changed_data_is_refused_on_resume(tiny, tmp_path, mode):
     text = tmp_path / "text.txt"
     text.write_text("one two three four five " * 200)
     words = [*CAUSAL, f"data.path={text}", f"data.mode={mode}", f"paths.run_dir={tiny.folder / 'run'}"]
-    run(tiny.place(*words, "trainer.max_steps=2"))
+    run(tiny.plan(*words, "trainer.max_steps=2"))
     text.write_text("six seven eight nine ten " * 200)
     with pytest.raises(DataError, match="was trained with data_fingerprint"):
-        run(tiny.place(*words, "resume=auto", "trainer.max_steps=4"))
+        run(tiny.plan(*words, "resume=auto", "trainer.max_steps=4"))
 
 
 @pytest.mark.fault("F10")
 def test_init_from_another_tokenizer_is_refused(tiny):
-    first = run(tiny.place(*CAUSAL, "trainer.max_steps=2"))
+    first = run(tiny.plan(*CAUSAL, "trainer.max_steps=2"))
     words = [*CAUSAL, f"init_from={first.folder}", "tokenizer=bpe", "tokenizer.vocab_size=300"]
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
-        run(tiny.place(*words))
+        run(tiny.plan(*words))
 
 
 def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
@@ -329,7 +329,7 @@ def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
 @pytest.mark.fault("F08")
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch):
     plant_nan(monkeypatch, range(3, 5))
-    report = run(tiny.place(*CAUSAL))
+    report = run(tiny.plan(*CAUSAL))
     saved = open_checkpoint(Path(report.folder))
     assert saved.progress["skipped_steps"] == 2
     assert all(tensor.isfinite().all() for part in ("model", "optimizer") for tensor in saved.tensors(part).values())
@@ -342,7 +342,7 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
     with pytest.raises(
         DivergenceError, match=r"10 steps in a row were skipped.*the gradient was not finite\. The last"
     ) as caught:
-        run(tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}", "checkpoint.every_n_steps=2"))
+        run(tiny.plan(*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}", "checkpoint.every_n_steps=2"))
     assert caught.value.exit_code == 5
     saved = open_checkpoint(tiny.folder / "run")
     assert all(tensor.isfinite().all() for tensor in saved.tensors("model").values())
@@ -352,35 +352,35 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tiny):
     (tiny.folder / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
-        tiny.place(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
+        tiny.plan(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
 
 
 @pytest.mark.fault("F04")
 def test_a_disk_too_full_for_a_checkpoint_is_refused_before_the_run(tiny, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
     with pytest.raises(CheckpointError, match=r"too full for a checkpoint: it needs 0\.1 MiB, and 0\.1 MiB are free"):
-        run(tiny.place(*CAUSAL))
+        run(tiny.plan(*CAUSAL))
 
 
 def test_warnings_about_the_plan_come_before_the_first_step(tiny, capsys):
-    run(tiny.place(*CAUSAL, "trainer.max_steps=2", "model.d_model=32", "schedule.warmup_steps=1"))
+    run(tiny.plan(*CAUSAL, "trainer.max_steps=2", "model.d_model=32", "schedule.warmup_steps=1"))
     out = capsys.readouterr().out
     assert "parameters, the data" in out
     assert "decay" not in out
     reaching = ("schedule.warmup_steps=9", "schedule.decay_fraction=0.5")
-    run(tiny.place(*CAUSAL, "trainer.max_steps=10", "model.d_model=32", *reaching))
+    run(tiny.plan(*CAUSAL, "trainer.max_steps=10", "model.d_model=32", *reaching))
     told = "decay_fraction=0.5 asks for 5 steps of decay, and the warm-up of 9 steps leaves 1 of 10: "
     assert told in capsys.readouterr().out
-    run(tiny.place(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
+    run(tiny.plan(*CAUSAL, "trainer.max_steps=1", "batch_size=2000"))
     assert "epochs" in capsys.readouterr().out
-    run(tiny.place(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))
+    run(tiny.plan(*CAUSAL, "trainer.max_steps=1", "schedule.warmup_steps=1"))
     assert "the warm-up takes 1 steps and the run 1: the learning rate never decays" in capsys.readouterr().out
 
 
 def test_the_last_validation_is_logged_once(tiny):
     for steps, folder in ((4, "at_the_end"), (3, "before_it")):
         words = (f"trainer.max_steps={steps}", "trainer.val_check_interval=2", f"paths.run_dir={tiny.folder / folder}")
-        report = run(tiny.place(*words))
+        report = run(tiny.plan(*words))
         rows = [row for row in read_rows(tiny.folder / folder / "metrics.csv") if row["name"] == "val/loss"]
         assert [int(row["step"]) for row in rows] == [2, steps]
         assert float(rows[-1]["value"]) == pytest.approx(report.validation["val/loss"])

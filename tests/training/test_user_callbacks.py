@@ -69,7 +69,7 @@ def state_at(folder: Path, step: int) -> dict[str, Any]:
 
 def test_early_stopping_ends_a_run_alike_whether_resumed_or_not(tiny, tmp_path: Path) -> None:
     words = (*GPT, *WORSE, f"paths.run_dir={tmp_path / 'run'}")
-    report = run(tiny.place(*words))
+    report = run(tiny.plan(*words))
     assert report.steps == 8  # the first validation is the best one, and three more follow
     assert "callbacks.early_stopping: Monitored metric val/loss did not improve in the last 3 records." in report.ended
     assert "  ended early        callbacks.early_stopping: " in str(report)
@@ -80,33 +80,33 @@ def test_early_stopping_ends_a_run_alike_whether_resumed_or_not(tiny, tmp_path: 
     shutil.copytree(tmp_path / "run", cut)
     for step in (6, 8):
         shutil.rmtree(cut / "checkpoints" / f"step-{step:08}")
-    again = run(tiny.place(*GPT, f"resume={cut}"))
+    again = run(tiny.plan(*GPT, f"resume={cut}"))
     assert (again.steps, again.ended) == (8, report.ended)
     assert state_at(cut, 6) == state_at(tmp_path / "run", 6)
     rows = [[(r["step"], r["value"]) for r in read_rows(f / "metrics.csv") if r["name"] == "val/loss"]
             for f in (cut, tmp_path / "run")]  # fmt: skip
     assert rows[0] == rows[1]
 
-    stopped = run(tiny.place(*GPT, f"resume={cut}"))  # typed once more: no further step
+    stopped = run(tiny.plan(*GPT, f"resume={cut}"))  # typed once more: no further step
     assert (stopped.steps, stopped.ended[:25]) == (8, "callbacks.early_stopping:")
-    more = run(tiny.place(*GPT, f"resume={cut}", "callbacks.early_stopping.patience=4"))
+    more = run(tiny.plan(*GPT, f"resume={cut}", "callbacks.early_stopping.patience=4"))
     assert more.steps == 10
 
 
 def test_early_stopping_needs_what_it_watches(tiny) -> None:
     with pytest.raises(ConfigError, match=r"watches monitor=val/los, which the run does not log\. There are: .*val/lo"):
-        run(tiny.place(*GPT, "callbacks.early_stopping.monitor=val/los"))
+        run(tiny.plan(*GPT, "callbacks.early_stopping.monitor=val/los"))
     with pytest.raises(ConfigError, match=r"callbacks\.early_stopping watches the validation, and the run has no"):
-        run(tiny.place(*GPT, "callbacks=early_stopping", "data.validation_fraction=0"))
+        run(tiny.plan(*GPT, "callbacks=early_stopping", "data.validation_fraction=0"))
     with pytest.raises(ConfigError, match=r"callbacks\.lr_monitor logs curves, and the run has no logger\. Try logger"):
-        run(tiny.place(*GPT, "callbacks=lr_monitor", "logger=none"))
+        run(tiny.plan(*GPT, "callbacks=lr_monitor", "logger=none"))
 
 
 def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp_path: Path, package: str) -> None:
     folder, name = tmp_path / "run", f"callbacks.mine.class_path={package}.Counter"
     more = ["callbacks=[lr_monitor,device_stats]", "loggers.second.class_path=lightning.pytorch.loggers.CSVLogger",
             f"loggers.second.init_args.save_dir={tmp_path / 'second'}"]  # fmt: skip
-    run(tiny.place(*GPT, *more, name, "callbacks.mine.init_args.start=100", "trainer.max_steps=4",
+    run(tiny.plan(*GPT, *more, name, "callbacks.mine.init_args.start=100", "trainer.max_steps=4",
                    f"paths.run_dir={folder}"))  # fmt: skip
     assert state_at(folder, 4)["mine"] == {"steps": 104}
     logged = {row["name"] for row in read_rows(folder / "metrics.csv")}
@@ -116,17 +116,17 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
     del sys.modules[package]
     words = [f"resume={folder}", "trainer.max_steps=6", "loggers.second=null"]
     with pytest.raises(ConfigError) as error:
-        tiny.place(*words)
+        tiny.plan(*words)
     assert f"{name} is in the saved settings" in str(error.value).replace("\n", " ")
     assert package not in sys.modules
-    plan = tiny.place(*words, name)
+    plan = tiny.plan(*words, name)
     assert from_record(json.loads(json.dumps(to_record(plan)))).classes == plan.classes  # what ranks are handed
     report = run(plan)
     assert str(report).endswith(f"trainer.max_steps=12 {name}")  # the command to type next names it again
     assert "prompt=The 'plugins=[my_plugin]'\n" in str(replace(report, named_again=["plugins=[my_plugin]"]))
     assert state_at(folder, 6)["mine"] == {"steps": 106}
-    assert tiny.place(*words, "callbacks=early_stopping").config.callbacks.keys() == {"early_stopping"}
-    assert tiny.place(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}
+    assert tiny.plan(*words, "callbacks=early_stopping").config.callbacks.keys() == {"early_stopping"}
+    assert tiny.plan(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
 )
 def test_only_callbacks_of_lightning_are_built(tiny, package: str, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(tiny.place(*GPT, f"callbacks.mine.class_path={path}"))
+        run(tiny.plan(*GPT, f"callbacks.mine.class_path={path}"))
     with pytest.raises(ConfigError, match=r"init_args=\{.no.: 1\} does not fit own_callbacks\.Counter"):
-        run(tiny.place(*GPT, "callbacks.mine={class_path: own_callbacks.Counter, init_args: {no: 1}}"))
+        run(tiny.plan(*GPT, "callbacks.mine={class_path: own_callbacks.Counter, init_args: {no: 1}}"))
 
 
 class Opaque(Callback):
@@ -182,7 +182,7 @@ def test_a_class_or_plugin_in_a_hostile_folder_is_imported_by_nobody(
 ) -> None:
     folder = tmp_path / "run"
     plain = ("model=gpt_nano", "trainer.max_steps=2", "logger=csv", f"paths.run_dir={folder}")
-    run(tiny.place(*plain))
+    run(tiny.plan(*plain))
     entry = {"kind": "class_path", "class_path": f"{package}.Counter", "init_args": {"start": 1}}
     manifest = folder / "checkpoints" / "step-00000002" / "manifest.json"
     record = json.loads(manifest.read_text())
@@ -205,7 +205,7 @@ def test_a_class_or_plugin_in_a_hostile_folder_is_imported_by_nobody(
     assert list(rows_of_step(folder, 1))
     export_model(ExportConfig(checkpoint=str(folder), output=str(tmp_path / "exported")), folder)
     with pytest.raises(ConfigError, match=r"callbacks\.x\.class_path=own_callbacks\.Counter is in the saved settings"):
-        tiny.place(f"resume={folder}", "trainer.max_steps=4")
+        tiny.plan(f"resume={folder}", "trainer.max_steps=4")
     config = open_checkpoint(folder).run_config()  # nor where a plan is made of saved settings alone
     with pytest.raises(ConfigError, match=r"loggers\.y\.class_path=os\.system is in the saved settings"):
         run(RunPlan(config, folder, None))

@@ -50,7 +50,7 @@ def test_pairs_without_a_response_are_left_out_and_not_validated(
     words = ["data=pairs", f"data.path={train}", f"data.validation_path={held_out}", "model=gpt_nano"]
     longer = {"prompt": LONG["prompt"] + "x", "response": "so"}  # a text is in one split only
     pairs(held_out, longer)
-    report = run(tiny.place(*words, "trainer.max_steps=3", f"paths.run_dir={tmp_path / 'run'}"))
+    report = run(tiny.plan(*words, "trainer.max_steps=3", f"paths.run_dir={tmp_path / 'run'}"))
     out = capsys.readouterr().out
     assert out.count("have no response to learn and are excluded: 1 of 7 to train on. Try model.context_length=") == 1
     assert out.count("warning: no validation: the held-out documents have no target token.") == 1
@@ -77,15 +77,15 @@ def test_where_no_pair_has_a_response_in_its_row_the_run_does_not_begin(tiny: An
     path = pairs(tmp_path / "long.jsonl", LONG)
     words = [f"data.path={path}", "data.validation_fraction=0", "model=gpt_nano", "trainer.max_steps=3"]
     with pytest.raises(DataError, match=r"has 1 pairs whose prompts all fill the context of 32 tokens.*_length=160"):
-        run(tiny.place("data=pairs", *words))
-    fits = run(tiny.place("data=pairs", *words, "model.context_length=160", f"paths.run_dir={tmp_path / 'run'}"))
+        run(tiny.plan("data=pairs", *words))
+    fits = run(tiny.plan("data=pairs", *words, "model.context_length=160", f"paths.run_dir={tmp_path / 'run'}"))
     assert figures(fits.folder)["train/loss"] > 0
     good = pairs(tmp_path / "good.jsonl", *numbered(3))
     each = ", ".join(f"{file.stem}: {{kind: pairs, path: {file}, weight: 1}}" for file in (good, path))
     sources = f"data.sources={{{each}}}"
     del tiny.words[:2]  # of a single source
     with pytest.raises(DataError, match=r"^source long: the token store .* fill the context of 32 tokens"):
-        run(tiny.place("data=mixture", "data.packing=whole", sources, *words[1:]))
+        run(tiny.plan("data=mixture", "data.packing=whole", sources, *words[1:]))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def masks_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_masked_objective_that_masks_nothing_is_no_success(masks_nothing: Any) -> None:
     with pytest.raises(DataError, match=r"has learned nothing: each of its 3 steps was skipped.* Try tokenizer=bpe"):
-        run(masks_nothing.place("trainer.max_steps=3"))
+        run(masks_nothing.plan("trainer.max_steps=3"))
     folder = masks_nothing.folder / "run"
     found = figures(folder)
     assert found["optim/skipped_steps"] == 3
@@ -112,7 +112,7 @@ def test_a_masked_objective_that_masks_nothing_is_no_success(masks_nothing: Any)
     assert json.loads((folder / "report.json").read_text())["validation"] == {"val/loss": None}
     again = f"paths.run_dir={masks_nothing.folder / 'again'}"
     with pytest.raises(DataError, match=r"10 steps in a row were skipped, up to step 10: .* had no target token"):
-        run(masks_nothing.place("trainer.max_steps=20", again))
+        run(masks_nothing.plan("trainer.max_steps=20", again))
 
 
 def test_a_single_step_without_targets_leaves_the_weights_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_a_single_step_without_targets_leaves_the_weights_alone(tiny: Any, monke
 
     monkeypatch.setattr(TrainingModule, "training_step", second_is_empty)
     words = ["model=gpt_nano", "checkpoint.every_n_steps=1", "checkpoint.keep=0", "trainer.max_steps=3"]
-    report = run(tiny.place(*words, "divergence.on_spike=skip"))
+    report = run(tiny.plan(*words, "divergence.on_spike=skip"))
     assert report.skipped_steps == 1
     rows = [(row["step"], row["name"]) for row in read_rows(Path(report.folder) / "metrics.csv")]
     assert [step for step, name in rows if name == "train/loss"] == ["1", "3"]
@@ -139,7 +139,7 @@ def test_a_run_that_diverged_at_its_end_is_no_success(tiny: Any, monkeypatch: py
     original = TrainingModule.training_step
     monkeypatch.setattr(TrainingModule, "training_step", lambda *arguments: original(*arguments) * math.nan)
     with pytest.raises(DivergenceError, match=r"each of its 3 steps was skipped, .* the gradient was not finite\. Try"):
-        run(tiny.place("model=gpt_nano", "trainer.max_steps=3", f"paths.run_dir={tiny.folder / 'run'}"))
+        run(tiny.plan("model=gpt_nano", "trainer.max_steps=3", f"paths.run_dir={tiny.folder / 'run'}"))
     assert (tiny.folder / "run" / "report.json").exists()
     assert not {"train/loss", "optim/grad_norm"} & figures(tiny.folder / "run").keys()
     check_outcome(3, 2, "the loss jumped", {"val/loss": 2.0})
@@ -149,7 +149,7 @@ def test_a_run_that_diverged_at_its_end_is_no_success(tiny: Any, monkeypatch: py
 
 
 def test_a_model_of_nans_is_not_scored(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(tiny.place("model=gpt_nano", "trainer.max_steps=1"))
+    report = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1"))
     load = open_model(report.folder).load
 
     def diverged(self: Any) -> Any:

@@ -63,9 +63,9 @@ def own_words(config_name: str, overrides: list[str]) -> list[str]:
     Presets of ours are left out: what they set was not chosen for this run. Raises ConfigError for a file that cannot
     be read, and for a setting of Hydra's that changes nothing here.
     """
-    chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("experiment=")]
-    names = [config_name.removesuffix(".yaml"), *(f"experiment/{name}" for name in chosen)]
-    return [word for name in names for word in _words_of(name)] + overrides
+    words = list(_words_of(config_name.removesuffix(".yaml")))
+    chosen = [word.partition("=")[2] for word in [*words, *overrides] if word.lstrip("+").startswith("experiment=")]
+    return [*words, *(word for name in chosen[-1:] for word in _words_of(f"experiment/{name}")), *overrides]
 
 
 def _words_of(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:

@@ -81,7 +81,7 @@ class RunLength:
             tokens, epochs = settings.max_tokens, settings.max_epochs
         words = [] if tokens is None else [f"trainer.max_tokens={2 * tokens}"]
         words += [] if epochs is None else [f"trainer.max_epochs={2 * epochs:.12g}"]
-        words += [] if max_steps is None else [f"trainer.max_steps={2 * steps}"]
+        words += [] if max_steps is None else [f"trainer.max_steps={max(2 * steps, max_steps)}"]  # cut by the clock
         words += [] if self.max_seconds is None else [f"trainer.max_time={self.max_seconds / 30:g}"]
         return " ".join(words)
 
