@@ -16,7 +16,15 @@ from pretrain.config.command_line import CommandLine, is_hydras, parse
 from pretrain.config.compose import compose, composed, register_schemas, sweep_words
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
-from pretrain.config.preset_folders import CONFIG_FOLDER, config_file, named_plugins, own_words, presets, use_config_dir
+from pretrain.config.preset_folders import (
+    CONFIG_FOLDER,
+    config_file,
+    hydra_reads_presets,
+    named_plugins,
+    own_words,
+    presets,
+    use_config_dir,
+)
 from pretrain.config.project import use_project
 from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
@@ -103,13 +111,14 @@ def _run(job: HydraJob, given: CommandLine) -> None:
 def _sweep(job: HydraJob, given: CommandLine) -> None:
     """Check the settings of every job, then let Hydra's sweeper and launcher run them, and print the table."""
     words = sweep_words(job.config_name, given.overrides)
-    tree, _ = composed(job.config_name, first_values(words))
-    choices, settings = dict(tree.hydra.runtime.choices), tree.hydra.sweeper
-    swept = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
-    if choices.get("hydra/sweeper") == "basic":  # what others will choose is not known before
-        for each in combinations(of_the_job([*swept, *words])):
-            compose(job.config_name, each)
-    job.swept = tuple(dict.fromkeys([*swept_keys(swept), *swept_keys(words)]))
+    with hydra_reads_presets():  # whose names `glob` lists
+        tree, _ = composed(job.config_name, first_values(words))
+        choices, settings = dict(tree.hydra.runtime.choices), tree.hydra.sweeper
+        swept = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
+        if choices.get("hydra/sweeper") == "basic":  # what others will choose is not known before
+            for each in combinations(of_the_job([*swept, *words])):
+                compose(job.config_name, each)
+        job.swept = tuple(dict.fromkeys([*swept_keys(swept), *swept_keys(words)]))
     job.logs_folder = Path(tree.paths.logs_dir)
     words.append(f"hydra.sweep.dir={quoted(str(job.logs_folder / SWEEP))}")
     flags = given.flags if "-m" in given.flags or "--multirun" in given.flags else [*given.flags, "-m"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,15 @@ _WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
 
 
-LAUNCHER = {"_target_": "hydra_plugins.pretrain.FreshProcessLauncher", "n_jobs": 1}  # of config/launcher.py
 _classes: dict[str, type] = {}  # of the settings of each script
+
+
+@dataclass
+class LauncherSettings:
+    """Settings below hydra.launcher of the launcher in config/launcher.py."""
+
+    _target_: str = "hydra_plugins.pretrain.FreshProcessLauncher"
+    n_jobs: int = 1  # jobs at a time
 
 
 def compose(config_name: str, overrides: list[str]) -> Any:
@@ -343,7 +350,7 @@ def register_schemas(config_name: str, config_class: type) -> None:
     _classes[config_name] = config_class
     store = ConfigStore.instance()
     store.store(name=config_class.__name__, node=config_class, provider="pretrain")
-    store.store(group="hydra/launcher", name="pretrain", node=LAUNCHER, provider="pretrain")
+    store.store(group="hydra/launcher", name="pretrain", node=LauncherSettings, provider="pretrain")
     for group in groups():
         for choice in choices(group).values():
             store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")

@@ -163,7 +163,10 @@ def first_values(words: list[str]) -> list[str]:
         if isinstance(value, IntervalSweep):
             first.append(f"{key}={value.start}")
         elif override.is_sweep_override():
-            first.append(f"{key}={next(iter(override.sweep_string_iterator()))}")
+            chosen = next(iter(override.sweep_string_iterator()), None)
+            if chosen is None:
+                raise ConfigError(f"{override.input_line} stands for no value at all. List the values: {key}=1,2,3.")
+            first.append(f"{key}={chosen}")
         else:
             first.append(str(override.input_line))
     return first
