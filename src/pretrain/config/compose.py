@@ -298,6 +298,9 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
     if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
         return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")
+    merged, cause = re.match(r"Error merging override (.+)", _first_line(error)), error.__cause__ or error.__context__
+    if merged is not None and cause is not None:
+        return ConfigError(f"{merged[1]} does not fit: {_first_line(cause)}")
     return ConfigError(_first_line(error))
 
 
