@@ -36,7 +36,7 @@ def test_a_new_project_trains_and_generates(installed: Installed) -> None:
     words = ["data=text_files", "data.path=texts", "batch_size=2", "schedule.warmup_steps=1", *TINY, "model.n_heads=2"]
     shown = installed.type("train", *words, "paths.run_dir=logs/run", within=demo)
     assert shown.startswith("pretrain.yaml: reads configs/my_run.yaml\n")
-    assert "\n  pretrain generate checkpoint=logs/run 'plugins=[my_schedule]' prompt=The\n" in shown
+    assert "\n  pretrain generate checkpoint=logs/run prompt=The 'plugins=[my_schedule]'\n" in shown
     assert json.loads((demo / "logs" / "run" / "report.json").read_text())["steps"] == 4
     asked = ["generate", "prompt=The mill", "max_new_tokens=3"]
     assert installed.type(*asked, "plugins=[my_schedule]", within=demo).startswith("The mill")

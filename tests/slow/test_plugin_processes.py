@@ -32,7 +32,11 @@ main("train", RunConfig, launch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "words"), [(BY_NAME, ["plugins=[my_model]"]), (BY_SCRIPT, [])], ids=["by name", "by a script"]
+    ("script", "words"),
+    [
+        pytest.param(BY_NAME, ["plugins=[my_model]"], id="by name"),
+        pytest.param(BY_SCRIPT, [], id="by a script", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_every_process_of_a_run_has_the_plugin(

@@ -227,7 +227,7 @@ def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
         ):
             wrong("a [MASK] film")
     for task in ("pseudo_perplexity", "documents"):
-        with pytest.raises(ConfigError, match=r"is a classifier, and eval\.py scores predictions of tokens"):
+        with pytest.raises(ConfigError, match=r"is a classifier, and eval scores predictions of tokens"):
             score(EvalConfig(task=task, path=str(tmp_path / "dev.tsv")), report.folder)
     with pytest.raises(ConfigError, match=r"is a classifier, and transformers has no such head .* Export the base"):
         export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
@@ -300,7 +300,7 @@ def test_doctor_and_plan_refuse_fine_tuning():
     with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, but doctor\.py checks pre-training only"):
         shrink(compose("train", ["data=pairs", "data.path=x"]))
     register_schemas("plan", PlanConfig)
-    with pytest.raises(ConfigError, match=r"objective=classify fine-tunes, and plan\.py counts pre-training"):
+    with pytest.raises(ConfigError, match=r"objective=classify fine-tunes, and plan counts pre-training"):
         compose("plan", ["data=labelled", "data.path=x", "objective=classify"])
     plan = compose("plan", ["data=pairs", "data.path=/nowhere", "dry_run=false", "device=h100", "trainer=gpu"])
     assert "parameters" in answer(plan)

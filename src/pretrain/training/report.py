@@ -98,7 +98,7 @@ class Report:
         prompt = _PROMPTS.get(self.objective, "The")
         plugins = [word for word in self.named_again if word.startswith("plugins=")]
         return [
-            [*_program("generate"), f"checkpoint={self.folder}", *plugins, f"prompt={prompt}"],
+            [*_program("generate"), f"checkpoint={self.folder}", f"prompt={prompt}", *plugins],
             ["tensorboard", "--logdir", str(Path(self.folder).parent)],
             [*_program("train"), f"resume={self.folder}", *self.longer.split(), *self.named_again],
         ]
