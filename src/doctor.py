@@ -1,6 +1,6 @@
 """Check on this machine, with small runs, that a training run keeps its promises: `python src/doctor.py --help`."""
 
-from pretrain.commands.doctor import main
+from pretrain.commands.tasks import main
 
 if __name__ == "__main__":
-    main()
+    main("doctor")

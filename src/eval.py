@@ -1,6 +1,6 @@
 """Score a trained model on documents or a task: `python src/eval.py --help`."""
 
-from pretrain.commands.evaluate import main
+from pretrain.commands.tasks import main
 
 if __name__ == "__main__":
-    main()
+    main("eval")

@@ -2,10 +2,10 @@
 
 import sys
 
-from pretrain.commands import inspect, prepare
+from pretrain.commands.tasks import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["inspect"]:
-        inspect.main()
+        main("inspect", typed=True)
     else:
-        prepare.main()
+        main("prepare")

@@ -3,7 +3,7 @@
 It runs under @hydra.main, so that Hydra's flags, launchers, sweepers and shell completion work.
 """
 
-from pretrain.commands.train import main
+from pretrain.commands.tasks import main
 
 if __name__ == "__main__":
-    main()
+    main("train")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 from pretrain import __version__
 from pretrain.errors import ConfigError, message_of, nearest, show
@@ -19,7 +18,6 @@ COMMANDS = {
     "doctor": "prove on this machine, at small size, what a run relies on",
     "init": "write a small project of your own that runs",
 }
-_MODULES = {"eval": "evaluate"}
 
 
 def main() -> None:
@@ -32,8 +30,14 @@ def main() -> None:
         show(_overview())
     elif name == "--version":
         show(f"pretrain {__version__}")
+    elif name == "init":
+        from pretrain.commands import init
+
+        init.main()
     elif name in COMMANDS:
-        import_module(f"pretrain.commands.{_MODULES.get(name, name)}").main(name)
+        from pretrain.commands import tasks  # here: the overview needs none of it
+
+        tasks.main(name, typed=True)
     else:
         error = ConfigError(f"{name} is no command of pretrain. {nearest(name, COMMANDS)}")
         print(message_of(error), file=sys.stderr)

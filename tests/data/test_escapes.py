@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.commands.generate import generate
+from pretrain.commands.tasks import generate
 from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel

@@ -18,9 +18,9 @@ Writes a small project into a new or empty folder: a config of your own, a model
 Nothing is overwritten."""
 
 
-def main(subcommand: str = "init") -> None:
+def main() -> None:
     """Write the project that the command line names and say what to type next; exits with 2 where it cannot be."""
-    words = sys.argv[2:] if subcommand else sys.argv[1:]
+    words = sys.argv[2:]
     if words in (["-h"], ["--help"]):
         show(_HELP)
         return

@@ -1,0 +1,181 @@
+"""What each command does: `pretrain train`, or `python src/train.py` in a clone, and so on.
+
+Settings are read before torch is loaded, so each task imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain.config import cli
+from pretrain.config.run import RunConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.serialize import to_dict
+from pretrain.config.typed_lengths import typed_settings
+from pretrain.doctor.config import DoctorConfig
+from pretrain.errors import printable
+from pretrain.evaluation.config import EvalConfig
+from pretrain.inference.config import GenerateConfig
+from pretrain.planning.config import PlanConfig
+
+
+def train(config: RunConfig | None, overrides: list[str]) -> float | None:
+    """Run the training that `config` describes; return its validation loss, which a sweeper minimizes."""
+    from pretrain.training.launch import launch
+
+    return launch(config, overrides)
+
+
+def plan(config: PlanConfig, overrides: list[str]) -> None:
+    """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
+    from pretrain.planning.answer import answer
+
+    print(printable(answer(config, typed_settings(overrides))))
+
+
+def doctor(config: DoctorConfig, overrides: list[str]) -> None:
+    """Print a row for each check of the run that `config` describes; exit with 1 where one fails."""
+    from pretrain.doctor.examination import examine
+
+    if not examine(config.run_config(), config.doctor):
+        sys.exit(1)
+
+
+def prepare(config: PrepareConfig, overrides: list[str]) -> None:
+    """Prepare the tokenizer and the token stores of every source, and print their totals."""
+    from pretrain.data.prepare import finish_stream
+    from pretrain.data.prepare import prepare as prepare_corpus
+
+    prepared = prepare_corpus(config.data, config.tokenizer, Path(config.paths.cache_dir))
+    finish_stream(prepared, config.data)
+    fingerprint = prepared.tokenizer.fingerprint[:16]
+    print(printable(f"tokenizer   {prepared.tokenizer.vocab_size:,} tokens, fingerprint {fingerprint}"))
+    for source, corpus in prepared.corpora.items():
+        if source:
+            print(printable(f"source      {source}", one_line=True))
+        print(printable(f"folder      {corpus.folder}", one_line=True))
+        for name, store in (("train", corpus.train), ("validation", corpus.validation)):
+            if store is None:
+                print(printable(f"{name:<11} none"))
+            else:
+                store.verify()
+                line = (
+                    f"{name:<11} {store.n_documents:,} documents, {store.n_tokens:,} tokens, "
+                    f"{store.text_bytes:,} bytes of text, "
+                    f"{store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
+                )
+                print(printable(line))
+
+
+def inspect(config: InspectConfig, overrides: list[str]) -> None:
+    """Print the rows of a step of a run: their ids, documents and text."""
+    from pretrain.evaluation.inspect_step import rows_of_step
+    from pretrain.interop.load import chosen_model
+
+    folder = chosen_model(config.run, config.paths.logs_dir)
+    print(printable(f"step {config.step} of {folder}", one_line=True))
+    for row in rows_of_step(folder, config.step):
+        print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.excluded else ''}", one_line=True))
+        for piece in row.pieces:
+            at = f" from token {piece.offset}" if piece.offset else ""
+            text = piece.marked[: config.characters] + ("..." if len(piece.marked) > config.characters else "")
+            line = f"  document {piece.document} ({piece.name}){at}, {piece.tokens} tokens: {text}"
+            print(printable(line, one_line=True))
+
+
+def generate(config: GenerateConfig, overrides: list[str]) -> None:
+    """Print the completion, the response, the predictions for each mask, or the label probabilities."""
+    from pretrain.data.escapes import read_escapes
+    from pretrain.inference.config import GenerationOptions
+    from pretrain.interop.load import chosen_model
+    from pretrain.language_model import LanguageModel
+
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    language_model = LanguageModel.load(path, config.device, config.dtype)
+    if language_model.labels:
+        for label, probability in language_model.classify(config.prompt).items():
+            print(printable(f"  {probability:6.1%}  {label}", one_line=True))
+        return
+    if "[MASK]" in config.prompt or not language_model.causal:
+        for number, predictions in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
+            print(printable(f"mask {number}"))
+            for prediction in predictions:
+                token = printable(prediction.token.strip(), one_line=True)
+                print(printable(f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"))
+        return
+    options: GenerationOptions = {
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "min_p": config.min_p,
+        "repetition_penalty": config.repetition_penalty,
+        "stop": [read_escapes(text) for text in config.stop],
+        "seed": config.seed,
+    }
+    if language_model.prompt_template is not None:
+        print(printable(language_model.respond(config.prompt, **options)))
+        return
+    if config.log_probabilities:
+        (completion,) = language_model.complete([config.prompt], **options)
+        print(printable(config.prompt + completion.text))
+        for token_id, value in zip(completion.tokens, completion.log_probabilities, strict=True):
+            print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token_id)!r}"))
+        return
+    pieces = language_model.stream(config.prompt, **options)  # a refused prompt raises before it is printed
+    print(printable(config.prompt), end="", flush=True)
+    for piece in pieces:
+        print(printable(piece), end="", flush=True)
+    print()
+
+
+def evaluate(config: EvalConfig, overrides: list[str]) -> None:
+    """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
+    from pretrain.evaluation.run import score
+    from pretrain.interop.load import chosen_model
+
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    figures = score(config, path)
+    width = max(16, *(len(name) for name in figures))
+    for name, value in figures.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else value
+        print(printable(f"{name:<{width}} {shown}"))
+    if config.output:
+        Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
+
+
+def export(config: ExportConfig, overrides: list[str]) -> None:
+    """Write the folder, compare it with the model it was made of, and say how to load it."""
+    from pretrain.interop.export import export_model
+    from pretrain.interop.load import chosen_model
+
+    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    print(printable(export_model(config, path)))
+
+
+class _Command(NamedTuple):
+    config_class: type
+    task: Callable[[Any, list[str]], object]
+    free_text: str = ""  # a setting whose value needs no quoting beyond the shell's
+
+
+_COMMANDS = {
+    "train": _Command(RunConfig, train),
+    "plan": _Command(PlanConfig, plan),
+    "doctor": _Command(DoctorConfig, doctor),
+    "prepare": _Command(PrepareConfig, prepare),
+    "inspect": _Command(InspectConfig, inspect),
+    "generate": _Command(GenerateConfig, generate, "prompt"),
+    "eval": _Command(EvalConfig, evaluate, "delimiter"),
+    "export": _Command(ExportConfig, export),
+}
+
+
+def main(name: str, *, typed: bool = False) -> None:
+    """Do what the command line says; `typed`: its first word is the command's name."""
+    config_class, task, free_text = _COMMANDS[name]
+    cli.main(name, config_class, task, free_text=free_text, subcommand=name if typed else "")
