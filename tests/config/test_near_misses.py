@@ -155,6 +155,10 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
             "hydra.launcher.n_jobs=0 is below 1. Try hydra.launcher.n_jobs=",
         ),
         (["-m", "seed=1,2", "hydra.launcher.n_jobs=x"], "hydra.launcher.n_jobs=x does not fit: Value 'x' of type "),
+        (
+            ["-m", "seed=1,2", "hydra/sweeper=optuna_pruning", "hydra.sweeper.startup_trials=-1"],
+            "hydra.sweeper.startup_trials=-1 is below 0. Try hydra.sweeper.startup_trials=8.",
+        ),
         (["-m", "seed=glob(*)"], "seed=glob(*) stands for no value at all. List the values: seed=1,2,3."),
         (["-m", "model=glob(gpt_n*)", "trainer.max_steps=x"], "trainer.max_steps=x does not fit: "),
         (["-m", "seed=range(1"], "the sweep cannot be read: "),

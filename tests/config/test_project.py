@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, name: str, config_class: type, *words: str) -> Any:
-    """Return the settings that a command comes to; None where it printed something in place of a run."""
+    """Return the settings that a command comes to; None where it printed something instead of a run."""
     seen: list[Any] = []
     monkeypatch.setattr(sys, "argv", ["pretrain", name, *words])
     main(name, config_class, lambda config, _: seen.append(config), subcommand=name)

@@ -31,7 +31,7 @@ def with_text(target: Target, tokens: int | None) -> Target:
 
 @pytest.fixture
 def forecast_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the forecast for a machine of round numbers in place of a measurement on this one."""
+    """Take the forecast for a machine of round numbers instead of a measurement on this one."""
     monkeypatch.setattr(chosen_size, "_speed", lambda config, planned, target: planned.cost.tokens_per_s)
 
 

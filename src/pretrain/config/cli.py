@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.command_line import CommandLine, is_hydras, parse
+from pretrain.config.command_line import CommandLine, parse
 from pretrain.config.compose import compose, composed, register_schemas, sweep_words
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
@@ -59,20 +59,13 @@ def main(
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
-        use_project(config_name, given)
-        words = [word for word in given.overrides if not is_hydras(word)]
-        job = HydraJob(
-            given.config_name or config_name,
-            config_class,
-            task,
-            words,
-            [*program(subcommand), *given.where()],
-            given.config_dir,
-        )
+        words = of_the_job(given.overrides)
         if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided
             task(None, words)
-        else:
-            _run(job, given)
+            return
+        use_project(config_name, given)
+        name, start = given.config_name or config_name, [*program(subcommand), *given.where()]
+        _run(HydraJob(name, config_class, task, words, start, given.config_dir), given)
     except BaseException as raised:
         error = _as_pretrain_error(raised)
         if error is None:
@@ -85,6 +78,8 @@ def main(
 
 def _run(job: HydraJob, given: CommandLine) -> None:
     """Do what a command line asks for."""
+    from hydra.types import RunMode
+
     from pretrain.config.launcher import register_plugins  # here: it loads Hydra
 
     name = job.config_name
@@ -102,7 +97,7 @@ def _run(job: HydraJob, given: CommandLine) -> None:
         _sweep(job, given)
     else:
         tree, overrides = composed(name, given.overrides)
-        if str(tree.hydra.mode) == "RunMode.MULTIRUN" and not given.shows:
+        if tree.hydra.mode is RunMode.MULTIRUN and not given.shows:
             _sweep(job, given)
         else:
             _call_hydra(job, given.flags, overrides)

@@ -45,7 +45,7 @@ class CommandLine:
     config_name: str | None = None
     multirun: bool = False
     help: bool = False
-    shows: bool = False  # --cfg, --info and the like print something in place of a run
+    shows: bool = False  # --cfg, --info and the like print something instead of a run
     completes: bool = False
 
     def where(self) -> list[str]:
@@ -117,7 +117,7 @@ def is_hydras(override: str) -> bool:
 
 
 def refuse_idle_setting(override: str) -> None:
-    """Raise ConfigError for a setting of Hydra's own in whose place this framework has one."""
+    """Raise ConfigError for a setting of Hydra's own for which this framework has its own."""
     key = override.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0]
     instead = next((ours for name, ours in _IDLE_SETTINGS.items() if f"{key}.".startswith(f"{name}.")), None)
     if instead is not None:

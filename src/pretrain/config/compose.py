@@ -116,7 +116,7 @@ def _with_implied(config_name: str, overrides: list[str], implied: list[str]) ->
     if config_name in _classes and class_of(tree) is not _classes[config_name]:
         raise ConfigError(
             f"{config_name}.yaml does not begin with the settings of this script: defaults: [train, _self_], or the "
-            "script's own name in place of train."
+            "script's own name instead of train."
         )
     chosen = dict(tree.hydra.runtime.choices)
     if chosen.get("model") == IMPORTED:
@@ -248,7 +248,7 @@ def _check_words(overrides: list[str]) -> None:
 
 
 def _instead_of(deletion: str) -> str:
-    """Return what to type in place of `~setting`."""
+    """Return what to type instead of `~setting`."""
     key = deletion.lstrip("~")
     if is_group(key) and "none" in presets(key):
         return f"Try {key}=none."

@@ -38,9 +38,7 @@ class HydraJob:
     config_class: type
     task: Task
     words: list[str]  # as typed, without those of Hydra's own
-    program: list[str] = field(
-        default_factory=list
-    )  # the command that starts the script, with flags such as --config-dir
+    program: list[str]  # what starts the script again, with flags such as --config-dir
     config_dir: str | None = None  # of the user's own configs
     swept: tuple[str, ...] = ()  # keys of the settings that differ between jobs
     logs_folder: Path = Path("logs")
@@ -77,7 +75,7 @@ class HydraJob:
             job.exit_code = 0
         finally:
             self._record(job)
-        if loss is None and "basic" not in str(hydra.sweeper.get("_target_")):
+        if loss is None and hydra.runtime.choices.get("hydra/sweeper") != "basic":
             raise ConfigError(
                 f"{' '.join(job.swept)} has no validation loss for the sweeper to compare jobs by. Try a larger "
                 "data.validation_fraction."
@@ -86,8 +84,10 @@ class HydraJob:
 
     def _run(self, tree: Any, job: Job) -> float | None:
         """Run a job in this process and leave the process as it was."""
+        from hydra.core.hydra_config import HydraConfig
+
         words = job.run_words()
-        if "model" in tree and str(dict(_choices()).get("model")) == IMPORTED:  # its shape is that of another model
+        if HydraConfig.get().runtime.choices.get("model") == IMPORTED:  # its shape is that of another model
             config = compose(self.config_name, words)
         else:
             if "run_dir" in tree.get("paths", {}):
@@ -96,7 +96,7 @@ class HydraJob:
                 tree.resume = "auto"
             config = typed_run(self.config_name, tree, words)
         with _process_restored():
-            os.environ[SWEPT] = ",".join(key.lstrip("+") for key in self.swept)
+            os.environ[SWEPT] = job.swept_names()
             return _number(self.task(config, words))
 
     def _record(self, job: Job) -> None:
@@ -132,12 +132,6 @@ def without_hydras_line() -> None:
     """Leave out what Hydra prints as it hands on the error of a job: the script prints the error in one line."""
     if not isinstance(sys.stderr, _WithoutHydrasLine):
         sys.stderr = _WithoutHydrasLine(sys.stderr)
-
-
-def _choices() -> Any:
-    from hydra.core.hydra_config import HydraConfig
-
-    return HydraConfig.get().runtime.choices
 
 
 def _number(value: object) -> float | None:

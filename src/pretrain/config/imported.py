@@ -1,10 +1,9 @@
 """model=imported: shape, tokenizer and objective of a model that was trained before, as overrides."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from pretrain.config.overrides import quote
-from pretrain.config.serialize import to_dict
+from pretrain.config.serialize import flat, to_dict
 from pretrain.errors import ConfigError, shown
 
 IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
@@ -23,7 +22,7 @@ def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) 
     from pretrain.interop.load import open_model  # here: loads torch
 
     found = open_model(tree.init_from)
-    shape = _flat(to_dict(found.shape), "model.")  # numbers, flags and names of our own enumerations only
+    shape = flat(to_dict(found.shape), "model.")  # numbers, flags and names of our own enumerations only
     implied = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
     if chosen["objective"] == "causal" and not any(each.startswith("objective=") for each in overrides):
         implied.append(f"objective={found.objective.kind}")
@@ -38,12 +37,3 @@ def _finds_run(tree: Any) -> bool:
     from pretrain.checkpoint.read import run_meant_by_auto  # here, as for `open_model`
 
     return run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) is not None
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each setting of a record by its full name."""
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import IO, Any
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -72,8 +72,7 @@ class FreshProcessLauncher(Launcher):
         return [_returned(job) for job in jobs]
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
-        swept = ",".join(word.partition("=")[0].lstrip("+") for word in job.swept)
-        environment = os.environ | {SWEPT: swept}
+        environment = os.environ | {SWEPT: job.swept_names()}
         command = [*self.hydra_job.program, *job.run_words(), "hydra.mode=RUN"]  # also where one's own config sweeps
         if self.n_jobs == 1:
             return subprocess.Popen(command, env=environment)
@@ -81,11 +80,7 @@ class FreshProcessLauncher(Launcher):
         environment = {"OMP_NUM_THREADS": threads} | environment
         job.folder.mkdir(parents=True, exist_ok=True)
         with opened_to_append(job.folder / OUTPUT) as file:
-            return _started(command, environment, file)
-
-
-def _started(command: list[str], environment: dict[str, str], output: IO[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _is_done(job: Job, number: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pretrain.config.command_line import refuse_idle_setting
 from pretrain.config.registry import registered
+from pretrain.config.serialize import flat
 from pretrain.errors import ConfigError, nearest, shown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -87,7 +88,7 @@ def _words_of(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
                 )
             for group, preset in entry.items() if isinstance(entry, dict) else ():
                 words.append(f"{str(group).removeprefix('override ').lstrip('/')}={preset}")
-        for word in [*words, *_flat(settings, "")]:
+        for word in [*words, *(f"{key}={shown(value)}" for key, value in flat(settings))]:
             refuse_idle_setting(word)
             yield word
 
@@ -107,14 +108,6 @@ def _read(path: Path) -> dict[Any, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds a list, and must hold settings, such as seed: 1.")
     return settings
-
-
-def _flat(settings: dict[Any, Any], prefix: str) -> Iterator[str]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}={shown(value)}"
 
 
 def named_plugins(words: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import parsed, quoted
 from pretrain.config.sweep import SWEEP, job_of
-from pretrain.errors import CheckpointError, ConfigError, printable, show
+from pretrain.errors import CheckpointError, ConfigError, show
 from pretrain.launch.run_folder import finished_run
 
 CALLBACK = "optuna_pruning"  # the entry of `callbacks` in each job
@@ -52,9 +52,9 @@ class PruningSweeper(Sweeper):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = PruningSettings(**settings)
-        for name in ("n_trials", "n_jobs"):
-            if (value := getattr(self.settings, name)) < 1:
-                raise ConfigError(f"hydra.sweeper.{name}={value} is below 1. Try hydra.sweeper.{name}=8.")
+        for name, least in (("n_trials", 1), ("n_jobs", 1), ("startup_trials", 0), ("warmup_steps", 0)):
+            if (value := getattr(self.settings, name)) < least:
+                raise ConfigError(f"hydra.sweeper.{name}={value} is below {least}. Try hydra.sweeper.{name}=8.")
         self.launcher: Launcher
         self.hydra_job: HydraJob
         self.study: Any = None
@@ -75,7 +75,8 @@ class PruningSweeper(Sweeper):
         while (left := self.settings.n_trials - len(self._trials("COMPLETE", "PRUNED"))) > 0:
             count = min(left, self.settings.n_jobs)
             again, interrupted = interrupted[:count], interrupted[count:]
-            trials = [self._again(trial) for trial in again] + [self.study.ask() for _ in range(count - len(again))]
+            trials = [self._interrupted(trial) for trial in again]
+            trials += [self.study.ask() for _ in range(count - len(again))]
             jobs = [self._words(trial, overrides) for trial in trials]
             results = self.launcher.launch(jobs, initial_job_idx=launched)
             launched += len(jobs)
@@ -109,7 +110,7 @@ class PruningSweeper(Sweeper):
     def _trials(self, *states: str) -> list[Any]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name in states]
 
-    def _again(self, record: Any) -> Any:
+    def _interrupted(self, record: Any) -> Any:
         """Return the trial of a job that was interrupted, to run on."""
         import optuna
 
@@ -146,7 +147,7 @@ class PruningSweeper(Sweeper):
         best = self.study.best_trial
         words = " ".join(f"{name}={value}" for name, value in best.params.items())
         counts = f"{len(complete)} trials complete, {pruned} pruned"
-        return printable(f"study {self.settings.study_name}: {counts}; best: {words}, val/loss {best.value:.4f}")
+        return f"study {self.settings.study_name}: {counts}; best: {words}, val/loss {best.value:.4f}"
 
 
 def _proposed(trial: Any, override: Override) -> Any:

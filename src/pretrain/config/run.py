@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pretrain.config.registry import typed_callbacks, typed_loggers, with_typed_sources
-from pretrain.config.setting import Settings, setting
+from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import (
     DataConfig,
@@ -48,8 +48,8 @@ class RunConfig(Settings):
 
     name: str = setting("", "Name of the run's folder below paths.logs_dir; empty: model and data.")
     size: Size | None = setting(
-        None, "Shape for the model's family in place of its preset's: auto fits text, machine and time; null: the "
-        "preset's own.",
+        None, "Shape of the model, of its preset's family: auto fits text, machine and time; null: that of the "
+        "preset.",
     )  # fmt: skip
     time: float | None = setting(
         None, "With size: the time that the training may take; null: 10 minutes.", bounds="(0.0, inf)", unit="minutes",
@@ -71,10 +71,7 @@ class RunConfig(Settings):
     allow_change: list[str] = setting(
         default_factory=list, about="Settings that may differ from those of resume or init_from."
     )
-    plugins: list[str] = setting(
-        default_factory=list,
-        about="Packages of yours to import, which register kinds of model, data and so on; never from a saved run.",
-    )
+    plugins: list[str] = plugins_setting()
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING
@@ -158,9 +155,7 @@ class RunConfig(Settings):
         sizes, by_epochs = batch_sizes or self.batch_sizes(), None
         by_tokens = None if tokens is None else sizes.steps_within(tokens)
         if trainer.max_epochs is not None and rows_per_epoch is not None:
-            rows = (
-                Fraction(str(trainer.max_epochs)) * rows_per_epoch
-            )  # exact: 0.1 x 30 rows are 3, not 3.0000000000000004
+            rows = Fraction(str(trainer.max_epochs)) * rows_per_epoch  # exact: 0.1 x 30 rows are 3
             by_epochs = sizes.steps_reading(math.ceil(rows))
         by_steps = None if trainer.max_steps == -1 else trainer.max_steps  # None, too, before the rule has decided
         limits = [limit for limit in (by_steps, by_tokens, by_epochs) if limit]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from pretrain.config.registry import with_typed_sources
-from pretrain.config.setting import Settings, setting
+from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.config import DataConfig, TokenizerConfig
 from pretrain.training.config import PathsConfig
 
@@ -18,9 +18,7 @@ class PrepareConfig(Settings):
 
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
-    plugins: list[str] = setting(
-        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
-    )
+    plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
@@ -35,9 +33,7 @@ class InspectConfig(Settings):
     run: str = setting("auto", "A run folder; auto: the newest run.")
     step: int = setting(MISSING, "The optimizer step, from 1 on.")
     characters: int = setting(200, "Characters of each document to print.", bounds="[0, inf)", unit="characters")
-    plugins: list[str] = setting(
-        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
-    )
+    plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
@@ -54,7 +50,5 @@ class ExportConfig(Settings):
     max_shard_bytes: int = setting(
         5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"
     )
-    plugins: list[str] = setting(
-        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
-    )
+    plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)

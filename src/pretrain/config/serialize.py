@@ -5,6 +5,7 @@ A saved record is data: `from_dict` looks classes up by their `kind` in the regi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -38,6 +39,15 @@ def to_dict(config: object) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, list) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting of a nested record by its full name, such as model.n_layers."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:

@@ -77,6 +77,12 @@ def setting(
     return field(default=default, metadata={"setting": text})
 
 
+def plugins_setting() -> Any:
+    """Return the field `plugins` of a command's settings."""
+    about = "Packages of one's own to import, which register kinds of model, data and so on; never from a saved run."
+    return setting(default_factory=list, about=about)
+
+
 def description(config_class: Any, name: str) -> Description:
     """Return the description of a setting; that of a field without one is empty."""
     found: Description = config_class.__dataclass_fields__[name].metadata.get("setting", Description())

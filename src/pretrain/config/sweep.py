@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.overrides import parsed, quoted
-from pretrain.errors import CheckpointError, ConfigError, PretrainError, printable, show
+from pretrain.errors import CheckpointError, ConfigError, PretrainError, show
 from pretrain.launch.run_folder import finished_run
 
 SWEEP = "sweep"  # folder of a sweep's jobs in paths.logs_dir
@@ -52,6 +52,10 @@ class Job:
         found = finished_run(self.folder) if self.finished else None
         value = None if found is None else found.validation.get("val/loss")
         return None if value is None or not math.isfinite(value) else value
+
+    def swept_names(self) -> str:
+        """Return the names of the settings that differ between jobs, by commas, for the variable SWEPT."""
+        return ",".join(word.partition("=")[0].lstrip("+") for word in self.swept)
 
     def run_words(self) -> list[str]:
         """Return the overrides that run the job in its folder, from its last checkpoint where it has one."""
@@ -117,4 +121,4 @@ def show_table(jobs: list[Job]) -> None:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    show("\n".join(["", *map(printable, lines)]))
+    show("\n".join(["", *lines]))

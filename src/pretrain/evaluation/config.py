@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from pretrain.config.setting import Settings, setting
+from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.config import Format
 from pretrain.errors import ConfigError
 from pretrain.training.config import PathsConfig
@@ -40,9 +40,7 @@ class EvalConfig(Settings):
         default_factory=list,
         about="Tasks of your own, instead of task: kinds that a plug-in registers, or {kind: mine, setting: value}.",
     )
-    plugins: list[str] = setting(
-        default_factory=list, about="Packages of your own that register kinds of task, model and so on."
-    )
+    plugins: list[str] = plugins_setting()
     path: str | None = setting(
         None, "Files of text, or of a task's examples; null: the run's own validation documents."
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypedDict
 
-from pretrain.config.setting import Settings, setting
+from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.training.config import PathsConfig
 
 MAX_SAMPLING_SEED = 2**64 - 1  # of a torch.Generator
@@ -68,9 +68,7 @@ class GenerateConfig(Settings):
     )
     seed: int = setting(0, "Seed of the choice: the same seed gives the same text.", bounds=f"[0, {MAX_SAMPLING_SEED}]")
     log_probabilities: bool = setting(False, "Print each token of the completion with its probability.")
-    plugins: list[str] = setting(
-        default_factory=list, about="Packages of yours to import, which register kinds of model, data and so on."
-    )
+    plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 

@@ -30,7 +30,7 @@ _AUTO = {
     "trainer.max_steps": None,
 }  # fmt: skip
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
-_DIALS = ("size", "time")  # a run's first start turns them into numbers, which are saved in their place
+_RESOLVED_ONCE = ("size", "time")  # a run's first start turns them into numbers, and those are saved
 _OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
@@ -102,7 +102,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
 def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
     """Write one override into `merged`; `earlier` are the overrides of earlier starts by key."""
     key = _key_of(word)
-    if key in ("resume", "paths.run_dir", *_DIALS) or word == f"model={IMPORTED}":
+    if key in ("resume", "paths.run_dir", *_RESOLVED_ONCE) or word == f"model={IMPORTED}":
         return
     if key == "experiment":
         if earlier and earlier.get(key) != word.lstrip("+"):

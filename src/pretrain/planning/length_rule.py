@@ -22,7 +22,7 @@ def steps_of_text(tokens: int | None, tokens_per_step: int) -> int | None:
 
 
 def resolve_length(config: RunConfig, prepared: Prepared) -> tuple[RunConfig, str]:
-    """Return the settings with a number of steps in place of `trainer.max_steps=null`, and one line that says why."""
+    """Return the settings with a number of steps instead of `trainer.max_steps=null`, and one line that says why."""
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     steps, line = length_by_rule(config, parameters, tokens_of(prepared))

@@ -36,7 +36,7 @@ def choose_device(config: TrainerConfig) -> torch.device:
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """Return the settings with fp32 or bf16 in place of an `auto` precision.
+    """Return the settings with fp32 or bf16 instead of an `auto` precision.
 
     A run saves its resolved precision, so a resume on another machine computes in the same one.
     """

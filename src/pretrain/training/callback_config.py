@@ -7,9 +7,9 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
-from pretrain.training.class_paths import check_class_path, check_no_secrets
+from pretrain.training.class_paths import check_no_secrets
 from pretrain.training.config import SampleConfig
-from pretrain.training.logger_config import RunFacts, check_installed
+from pretrain.training.logger_config import ClassPathSettings, RunFacts, check_installed
 
 
 class Mode(Enum):
@@ -153,20 +153,7 @@ class OptunaPruningConfig(CallbackConfig):
 
 
 @dataclass
-class ClassPathCallbackConfig(CallbackConfig):
+class ClassPathCallbackConfig(ClassPathSettings, CallbackConfig):
     """Any Lightning callback, by the path of its class."""
 
     kind: str = "class_path"
-    class_path: str = setting("???", "The class, as my_package.MyCallback; it must be one of Lightning's callbacks.")
-    init_args: dict[str, Any] = setting(default_factory=dict, about="What the class is called with, by name.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_class_path(f"{self.prefix}class_path", self.class_path)
-        check_no_secrets(f"{self.prefix}init_args", self.init_args)
-
-    def build(self, name: str, run: RunFacts) -> Any:
-        """Return an object of the class."""
-        from pretrain.training.import_class import instance_of_class
-
-        return instance_of_class(f"callbacks.{name}", self, run.classes, "Callback")

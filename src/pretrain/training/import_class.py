@@ -8,16 +8,17 @@ from pretrain.config.registry import import_named
 from pretrain.errors import ConfigError, PretrainError, printable
 from pretrain.training.class_paths import check_named
 
-_BASES = {"Callback": callbacks.Callback, "Logger": loggers.Logger}
+_BASES = {"callbacks": callbacks.Callback, "loggers": loggers.Logger}  # by the section of the settings
 
 
-def instance_of_class(key: str, entry: Any, named: frozenset[str], base: str) -> Any:
+def instance_of_class(key: str, entry: Any, named: frozenset[str]) -> Any:
     """Return an object of the class at `entry.class_path`, made with `entry.init_args`.
 
     `key` is the full name of the entry. Raises ConfigError for a path that is not among those `named` by the user's own
-    settings, is no subclass of Lightning's `base`, or refuses its arguments.
+    settings, is no subclass of Lightning's Callback or Logger, or refuses its arguments.
     """
     path, args = entry.class_path, entry.init_args
+    base = _BASES[key.partition(".")[0]]
     check_named(key, path, named)
     module_name, _, name = path.rpartition(".")
     try:
@@ -27,10 +28,10 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str], base: str) ->
             f"{key}.class_path={path} cannot be imported: {_reason(error)}. Install its package, or start in the "
             "folder in which it lies."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, _BASES[base])):
+    if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(
-            f"{key}.class_path={path} is no subclass of Lightning's {base}. "
-            f"Try a class of your own: class Mine(lightning.pytorch.{_BASES[base].__module__.split('.')[-2]}.{base})."
+            f"{key}.class_path={path} is no subclass of Lightning's {base.__name__}. "
+            f"Try a class of your own: class Mine(lightning.pytorch.{base.__module__.split('.')[-2]}.{base.__name__})."
         )
     try:
         return found(**args)

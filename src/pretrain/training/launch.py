@@ -96,7 +96,7 @@ def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
 
 
 def with_devices(config: RunConfig) -> RunConfig:
-    """Return the settings with the number of this machine's GPUs in place of `trainer.devices=-1`.
+    """Return the settings with the number of this machine's GPUs instead of `trainer.devices=-1`.
 
     Raises ConfigError if a strategy for several devices finds no GPU and the settings do not ask for CPUs.
     """

@@ -153,11 +153,10 @@ class CometConfig(LoggerConfig):
 
 
 @dataclass
-class ClassPathLoggerConfig(LoggerConfig):
-    """Any Lightning logger, by the path of its class."""
+class ClassPathSettings(Settings):
+    """An entry whose class the user names; the section is the first word of its `prefix`."""
 
-    kind: str = "class_path"
-    class_path: str = setting("???", "The class, as my_package.MyLogger; it must be one of Lightning's loggers.")
+    class_path: str = setting("???", "The class, as my_package.MyClass; one of Lightning's, or derived from it.")
     init_args: dict[str, Any] = setting(default_factory=dict, about="What the class is called with, by name.")
 
     def __post_init__(self) -> None:
@@ -166,10 +165,17 @@ class ClassPathLoggerConfig(LoggerConfig):
         check_no_secrets(f"{self.prefix}init_args", self.init_args)
 
     def build(self, name: str, run: RunFacts) -> Any:
-        """Return an object of the class."""
+        """Return an object of the class. Raises ConfigError for a class that cannot be used."""
         from pretrain.training.import_class import instance_of_class
 
-        return instance_of_class(f"loggers.{name}", self, run.classes, "Logger")
+        return instance_of_class(f"{self.prefix.partition('.')[0]}.{name}", self, run.classes)
+
+
+@dataclass
+class ClassPathLoggerConfig(ClassPathSettings, LoggerConfig):
+    """Any Lightning logger, by the path of its class."""
+
+    kind: str = "class_path"
 
 
 def check_installed(key: str, package: str, extra: str) -> None:

@@ -43,7 +43,7 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
 
     @property
     def device_mesh(self) -> DeviceMesh:
-        """The mesh (replicas, shards, tensor), in place of Lightning's of two dimensions."""
+        """The mesh (replicas, shards, tensor), instead of Lightning's of two dimensions."""
         assert self._mesh is not None
         return self._mesh
 

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from pretrain.checkpoint.read import newest
+from pretrain.config.serialize import flat
 
 
 class RunLog:
@@ -68,12 +69,7 @@ def ids_of(loggers: Mapping[str, Logger]) -> dict[str, str]:
     return {name: str(version) for name, version in versions.items() if version}
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+def loggable(settings: dict[str, Any]) -> dict[str, bool | float | str]:
     """Return settings by their full names, such as model.n_layers; what is no number, flag or text as text."""
-    found: dict[str, bool | float | str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+    plain = (bool, int, float, str)
+    return {key: value if isinstance(value, plain) else str(value) for key, value in flat(settings)}

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, MLFlowLogger, WandbLogger
 
 from pretrain.training.logger_config import CometConfig, MLflowConfig, RunFacts, WandbConfig
-from pretrain.training.loggers.run_log import RunLog, flat
+from pretrain.training.loggers.run_log import RunLog, loggable
 
 
 class RunWandb(WandbLogger, RunLog):
@@ -82,7 +82,7 @@ class RunMLflow(MLFlowLogger, RunLog):
     def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
         """Log the settings as parameters, which MLflow never changes, and those of every start as a file."""
         if self.is_new:
-            self.log_hyperparams(flat(config))
+            self.log_hyperparams(loggable(config))
         self.experiment.log_text(self.run_id, text, f"config/step-{step:08}.yaml")
 
     def add_text(self, tag: str, text: str, step: int) -> None:
@@ -130,7 +130,7 @@ class RunComet(CometLogger, RunLog):
 
     def add_config(self, config: dict[str, Any], text: str, step: int) -> None:
         """Log the settings as parameters."""
-        self.log_hyperparams(flat(config))
+        self.log_hyperparams(loggable(config))
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Log the paragraphs one by one; Comet lists them as a table."""

@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # typ
 from torch.utils.tensorboard.summary import hparams
 
 from pretrain.launch.run_folder import SWEPT
-from pretrain.training.loggers.run_log import RunLog, flat
+from pretrain.training.loggers.run_log import RunLog, loggable
 
 # prefixes of the settings on the HParams page
 _HPARAMS = (
@@ -55,7 +55,7 @@ def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: d
     swept = tuple(filter(None, os.environ.get(SWEPT, "").split(",")))
     shown = {
         key: value
-        for key, value in flat(settings).items()
+        for key, value in loggable(settings).items()
         if key.startswith(_HPARAMS + swept) or key.endswith((".weight", ".epochs"))  # of a mixture's sources
     }
     for logger in trainer.loggers:
