@@ -214,3 +214,15 @@ def test_plugins_are_named_on_the_command_line_or_in_ones_own_config(
     assert (config.schedule.kind, config.plugins) == ("half", ["half_schedule"])
     ((config, _),) = run(monkeypatch, "plugins=[half_schedule]", "schedule=half")
     assert config.schedule.lr_multiplier(90, 100) == 0.5
+
+
+def test_a_signal_as_the_last_job_ends_ends_the_sweep_too(tmp_path: Path) -> None:
+    """The job no longer listens as it signals its sweep, which a sweeper with more trials would go on with."""
+    signals = "from pretrain.stop_signals import stop_listening\n    stop_listening()\n    os.kill(os.getppid(), 2)\n"
+    (tmp_path / "mine.py").write_text(
+        SCRIPT.replace("    if config.seed == 2:", f"    {signals}    if config.seed == 2:")
+    )
+    command = [sys.executable, "mine.py", "-m", "seed=1"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.returncode, found.stderr) == (130, "Interrupted: the sweep was interrupted; type it again to go on\n")
+    assert len(list((tmp_path / "logs" / "sweep").glob("*/report.json"))) == 1

@@ -26,7 +26,7 @@ from pretrain.config.pruning_sweeper import PruningSettings, PruningSweeper
 from pretrain.config.sweep import Job, JobError, job_of
 from pretrain.errors import ConfigError, Interrupted, show
 from pretrain.launch.run_folder import SWEPT, opened_to_append
-from pretrain.stop_signals import handled_signals
+from pretrain.stop_signals import AskedToStop, handled_signals
 
 OUTPUT = "output.log"  # of a job that runs beside others
 _POLL_S = 0.1
@@ -54,21 +54,22 @@ class FreshProcessLauncher(Launcher):
         waiting = [job for number, job in enumerate(jobs, initial_job_idx + 1) if not _is_done(job, number)]
         running: dict[subprocess.Popen[bytes], Job] = {}
         with _signals_passed_on(running) as received:
-            while waiting or running:
-                while waiting and len(running) < self.n_jobs:
+            while running or (waiting and not received):
+                while waiting and not received and len(running) < self.n_jobs:
                     job = waiting.pop(0)
                     process = self._start(job)
                     running[process] = job
-                    for number in received:
+                    for number in received:  # while the process was being started
                         process.send_signal(number)
                 for process in [process for process in running if process.poll() is not None]:
                     job = running.pop(process)
                     job.exit_code = 128 - process.returncode if process.returncode < 0 else process.returncode
                     if job.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
                         _end(running)
-                        reason = "the sweep was interrupted; type it again to go on"
-                        raise Interrupted(reason, job.exit_code - 128)
+                        raise _interrupted(job.exit_code)
                 time.sleep(_POLL_S if running else 0)
+        if received:  # as the last job ended: a sweeper must not hand over the next ones
+            raise _interrupted(AskedToStop(received[0]).exit_code)
         return [_returned(job) for job in jobs]
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
@@ -81,6 +82,10 @@ class FreshProcessLauncher(Launcher):
         job.folder.mkdir(parents=True, exist_ok=True)
         with opened_to_append(job.folder / OUTPUT) as file:
             return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _interrupted(exit_code: int) -> Interrupted:
+    return Interrupted("the sweep was interrupted; type it again to go on", exit_code - 128)
 
 
 def _is_done(job: Job, number: int) -> bool:
@@ -116,7 +121,7 @@ def _end(running: dict[subprocess.Popen[bytes], Job]) -> None:
 
 @contextmanager
 def _signals_passed_on(running: dict[subprocess.Popen[bytes], Job]) -> Iterator[list[int]]:
-    """Pass signals that ask to stop on to the jobs under way; yield those received, for jobs that start later."""
+    """Pass signals that ask to stop on to the jobs under way; yield the list of those received."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
