@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.config import cli
+from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
 from pretrain.config.serialize import to_dict
-from pretrain.config.typed_lengths import typed_settings
 from pretrain.doctor.config import DoctorConfig
 from pretrain.errors import printable
 from pretrain.evaluation.config import EvalConfig
@@ -34,7 +34,7 @@ def plan(config: PlanConfig, overrides: list[str]) -> None:
     """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
     from pretrain.planning.answer import answer
 
-    print(printable(answer(config, typed_settings(overrides))))
+    print(printable(answer(config, chosen_settings(overrides))))
 
 
 def doctor(config: DoctorConfig, overrides: list[str]) -> None:

@@ -23,7 +23,7 @@ from pretrain.config.preset_folders import (
     named_plugins,
     own_words,
     presets,
-    use_config_dir,
+    use_configs,
 )
 from pretrain.config.project import use_project
 from pretrain.config.registry import load_plugins
@@ -83,7 +83,7 @@ def _run(job: HydraJob, given: CommandLine) -> None:
     from pretrain.config.launcher import register_plugins  # here: it loads Hydra
 
     name = job.config_name
-    use_config_dir(given.config_dir)
+    use_configs(given.config_dir, name)
     config_file(name)
     load_plugins(named_plugins(own_words(name, job.words)))
     register_schemas(name, job.config_class)
