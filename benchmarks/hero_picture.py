@@ -1,13 +1,15 @@
-"""Draw docs/pictures/pipeline.svg, from text to a checkpoint and the loss of a first run: `python benchmarks/hero_picture.py`.
+"""Draw the README's pictures in docs/pictures, pipeline.svg and badges.svg: `python benchmarks/hero_picture.py`.
 
 With a run folder (`python benchmarks/hero_picture.py logs/gpt_nano/<time>`) it first reads that run into
-benchmarks/results/first_run.json: the curve, a document, its tokens, the rows of the first step. The n-gram lines are
-those of benchmarks/results/quality_gpt_nano.json. The same results give the same bytes.
+benchmarks/results/first_run.json: the curve, and of the first steps the rows with most documents and some tokens. The
+n-gram lines are those of benchmarks/results/quality_gpt_nano.json; the badges show values of pyproject.toml. The same
+input gives the same bytes.
 """
 
 import argparse
 import csv
 import json
+import tomllib
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,17 @@ from machine import machine
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CURVE, QUALITY = RESULTS / "first_run.json", RESULTS / "quality_gpt_nano.json"
-PICTURE = ROOT / "docs" / "pictures" / "pipeline.svg"
-SHOWN_ROWS, SHOWN_TOKENS, SHOWN_TEXT = 4, 6, 30
+PICTURES = ROOT / "docs" / "pictures"
+SHOWN_STEPS, SHOWN_ROWS, SHOWN_TOKENS, SHOWN_TEXT = 4, 4, 8, 42
 
 WIDTH, HEIGHT = 960, 300
 # colors with a contrast of at least 3 to both white and GitHub's dark background (#0d1117)
-INK, FAINT, BLUE, ORANGE, GREEN = "#6e7781", "#8c959f", "#2f81f7", "#d9730d", "#2da44e"
+INK, FAINT, BLUE, ORANGE, GREEN = "#768390", "#8c959f", "#2f81f7", "#d9730d", "#2da44e"
 PIECES = (BLUE, ORANGE, GREEN, "#bf5af2")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what the picture shows of a causal run: its sizes, curves in bits per byte, and rows of its first step."""
+    """Return what the picture shows of a causal run: sizes, curves in bits per byte, rows of the first steps."""
     from pretrain.evaluation.inspect_step import rows_of_step
     from pretrain.language_model import LanguageModel
 
@@ -35,12 +37,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     with (folder / "metrics.csv").open(encoding="utf8") as file:
         points = [(int(row["step"]), row["name"], float(row["value"])) for row in csv.DictReader(file)]
     bits_of_a_nat = report["validation"]["val/bits_per_byte"] / report["validation"]["val/loss"]
-    rows = list(rows_of_step(folder, 1))
-    text = rows[0].pieces[0].text.strip()
+    read = [row for step in range(1, SHOWN_STEPS + 1) for row in rows_of_step(folder, step)]
+    rows = sorted(read, key=lambda row: -len(row.pieces))[:SHOWN_ROWS]  # those in which packing shows
+    whole = [piece for row in rows for piece in row.pieces if piece.offset == 0]
+    text = " ".join(max(whole, key=lambda piece: piece.tokens).text.split())
     language_model = LanguageModel.load(folder)
     tokenizer = language_model.tokenizer
     return {
-        "command": f"python benchmarks/hero_picture.py logs/{folder.parent.name or 'gpt_nano'}/<time>",
+        "command": "python benchmarks/hero_picture.py logs/gpt_nano/<time>",
         "machine": machine(),
         "settings": {
             "model": "gpt_nano", "objective": report["objective"], "parameters": report["parameters"],
@@ -49,7 +53,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "text": text[:SHOWN_TEXT],
         "tokens": [tokenizer.decode([token]) for token in tokenizer.encode(text)[:SHOWN_TOKENS]],
         "row_length": language_model.model.config.context_length,
-        "rows": [[piece.tokens for piece in row.pieces] for row in rows[:SHOWN_ROWS]],
+        "rows": [[piece.tokens for piece in row.pieces] for row in rows],
         "train_bits_per_byte": [[s, round(v * bits_of_a_nat, 4)] for s, name, v in points if name == "train/loss"],
         "val_bits_per_byte": [[s, round(v, 4)] for s, name, v in points if name == "val/bits_per_byte"],
     }  # fmt: skip
@@ -86,9 +90,11 @@ def _pipeline(run: dict[str, Any]) -> list[str]:
             parts.append(_arrow(left + 14, top + (70 if name == "rows" else 26), below - 3))
     parts.append(_text(left, tops[0] + 15, f"“{run['text']}…”", FAINT))
     x = left
-    for token, color in zip(run["tokens"], PIECES * 2, strict=False):
+    for token, color in zip(run["tokens"], PIECES * SHOWN_TOKENS, strict=False):
         shown = token.replace(" ", "␣").replace("\n", "⏎")
         width = 10 + 7.3 * len(shown)
+        if x + width > left + 330:
+            break
         parts.append(_box(x, tops[1], width, 22, color) + _text(x + 5, tops[1] + 15, shown, INK))
         x += width + 4
     for index, row in enumerate(run["rows"]):
@@ -119,8 +125,8 @@ def _curve(run: dict[str, Any], n_grams: dict[str, float]) -> list[str]:
         y = at(0, bits)[1]
         parts.append(f'<path d="M{left} {y}H{right}" stroke="{FAINT}" stroke-opacity=".25"/>')
         parts.append(_text(left - 8, y + 4, f"{bits:.1f}", INK, anchor="end"))
-    for step in range(0, steps + 1, 200):
-        parts.append(_text(at(step, low)[0], bottom + 18, f"{step}", INK, anchor="middle"))
+    ticks = range(0, steps + 1, 200)
+    parts += [_text(at(step, low)[0], bottom + 18, f"{step}", INK, anchor="middle") for step in ticks]
     parts.append(_text((left + right) / 2, bottom + 36, "optimizer steps", INK, anchor="middle"))
     for name in ("2-gram", "5-gram"):
         y = at(0, n_grams[name])[1]
@@ -134,9 +140,9 @@ def _curve(run: dict[str, Any], n_grams: dict[str, float]) -> list[str]:
     line = " ".join(f"{x},{y}" for x, y in held_out)
     parts.append(f'<polyline points="{line}" fill="none" stroke="{BLUE}" stroke-width="2.5"/>')
     parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{BLUE}"/>' for x, y in held_out]
-    x, y = held_out[-1]
-    parts.append(_text(right + 6, y + 4, f"{run['settings']['model']} {run['val_bits_per_byte'][-1][1]:.2f}", BLUE, "bold"))
-    parts.append(_text(held_out[0][0] + 8, held_out[0][1] - 8, "held-out text", BLUE))
+    last = f"{run['settings']['model']} {run['val_bits_per_byte'][-1][1]:.2f}"
+    parts.append(_text(right + 6, held_out[-1][1] + 4, last, BLUE, "bold"))
+    parts.append(_text(held_out[1][0] + 8, held_out[1][1] - 6, "held-out text", BLUE))
     return parts
 
 
@@ -146,7 +152,7 @@ def _text(x: float, y: float, content: str, color: str, weight: str = "normal", 
 
 
 def _box(x: float, y: float, width: float, height: float, color: str) -> str:
-    style = f'rx="3" fill="{color}" fill-opacity=".22" stroke="{color}"'
+    style = f'rx="3" fill="{color}" fill-opacity=".15" stroke="{color}"'
     return f'<rect x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{height:g}" {style}/>'
 
 
@@ -161,16 +167,46 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="the run folder of a finished `make train`")
     given = parser.parse_args()
     if given.run is not None:
-        CURVE.write_text(json.dumps(read_run(given.run), indent=1, ensure_ascii=False) + "\n", encoding="utf8")
-    PICTURE.write_text(drawn(), encoding="utf8")
-    print(f"wrote {PICTURE.relative_to(ROOT)}")
+        CURVE.write_text(_json(read_run(given.run)), encoding="utf8")
+    for name, content in pictures().items():
+        (PICTURES / name).write_text(content, encoding="utf8")
+        print(f"wrote {(PICTURES / name).relative_to(ROOT)}")
 
 
-def drawn() -> str:
-    """Return the picture that the saved results give."""
+def _json(run: dict[str, Any]) -> str:
+    """Return a run as JSON with one line for each entry."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in run.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def pictures() -> dict[str, str]:
+    """Return the SVG of each picture by file name, from the saved results and pyproject.toml."""
     run = json.loads(CURVE.read_text(encoding="utf8"))
     quality = json.loads(QUALITY.read_text(encoding="utf8"))["n-grams"]
-    return picture(run, {name: figures["bits_per_byte"] for name, figures in quality.items()})
+    n_grams = {name: figures["bits_per_byte"] for name, figures in quality.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
+    return {"pipeline.svg": picture(run, n_grams), "badges.svg": badges(project)}
+
+
+def badges(project: dict[str, Any]) -> str:
+    """Return a row of badges: the versions of Python, the license, strict types where mypy is strict."""
+    metadata, tools = project["project"], project["tool"]
+    facts = [("python", metadata["requires-python"].replace(">=", "") + "+"), ("license", metadata["license"])]
+    if tools.get("mypy", {}).get("strict"):
+        facts.append(("types", "mypy --strict"))
+    parts, x = [], 0.0
+    for name, value in facts:
+        left, right = 14 + 6.7 * len(name), 14 + 6.7 * len(value)
+        parts.append(f'<rect x="{x:.1f}" width="{left:.1f}" height="20" fill="#57606a"/>')
+        parts.append(f'<rect x="{x + left:.1f}" width="{right:.1f}" height="20" fill="#0969da"/>')
+        parts.append(_text(round(x + 7, 1), 14, name, "#ffffff") + _text(round(x + left + 7, 1), 14, value, "#ffffff"))
+        x += left + right + 6
+    about = ", ".join(f"{name}: {value}" for name, value in facts)
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{x - 6:.0f}" height="20" role="img" '
+        'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="11">'
+    )
+    return "\n".join([opening, f"<title>{escape(about)}</title>", *parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":
