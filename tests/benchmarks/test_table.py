@@ -18,7 +18,7 @@ from comparison import RESULTS, Result, take_turns
 from turns import race
 
 
-def test_the_readme_has_the_table_that_the_results_make() -> None:
+def test_the_page_has_the_table_that_the_results_make() -> None:
     text = table.README.read_text(encoding="utf8")
     assert f"{table.BEGIN}\n{table.table()}\n{table.END}" in text
 
@@ -111,7 +111,7 @@ def test_a_baseline_whose_process_ends_is_missing(turns: int) -> None:
 
 def test_make_bench_goes_on_behind_a_script_that_fails(tmp_path: Path) -> None:
     """Every other script is run, and the end says which one failed."""
-    shutil.copy(table.README.parent / "Makefile", tmp_path)
+    shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
     (tmp_path / "benchmarks").mkdir()
     for name in "one", "two", "three":
         text = f"print('ran', {name!r}); raise SystemExit({int(name == 'two')})"
