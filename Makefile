@@ -4,11 +4,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
+DOCS := $(VENV)/.docs
 BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing
 EXTRAS := wandb,comet,progress:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt
 OF_CORPORA := data_loading tokenizing# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long test-extras wheel faults bench bench-full settings check format clean
+.PHONY: train test test-fast test-long test-extras wheel faults bench bench-full settings docs check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -60,10 +61,16 @@ check: $(STAMP)
 	MYPYPATH=src:benchmarks $(VENV)/bin/mypy --config-file benchmarks/mypy.ini benchmarks/*.py
 	$(RUN) -m pytest -q tests/test_layers.py
 
-# the page of all settings, from the code that declares them
+# the page of all settings and the help of each command, from the code that declares them
 settings: $(STAMP)
-	mkdir -p docs
-	$(RUN) -m pretrain.config.settings_help > docs/settings.md
+	mkdir -p docs/reference/help
+	$(RUN) -m pretrain.config.settings_help > docs/reference/settings.md
+	@for name in $$($(VENV)/bin/pretrain | sed -n 's/^  \([a-z]*\) .*/\1/p'); do \
+		$(VENV)/bin/pretrain $$name --help > docs/reference/help/$$name.txt || exit 1; done
+
+# the site, in site/: each link and anchor is checked
+docs: $(DOCS)
+	$(VENV)/bin/mkdocs build
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
@@ -84,5 +91,9 @@ $(BENCH): $(STAMP)
 		ai2-olmo-core==3.0.0 dataclass-extensions bettermap
 	touch $(BENCH)
 
+$(DOCS): $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
+	touch $(DOCS)
+
 clean:
-	rm -rf $(VENV) $(VENV)-* build dist .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-* build dist site .cache .mypy_cache .ruff_cache .pytest_cache

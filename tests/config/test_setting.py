@@ -210,5 +210,5 @@ def test_a_run_with_the_largest_seed_trains(tiny: Any) -> None:
 
 
 def test_the_page_of_settings_is_current() -> None:
-    page = Path(__file__).parents[2] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == settings_page(), "docs/settings.md is old: make settings"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
+    assert page.read_text(encoding="utf-8") == settings_page(), "docs/reference/settings.md is old: make settings"

@@ -1,4 +1,4 @@
-"""What `--help` and docs/settings.md print: every setting with its value, one line of help, unit and range.
+"""What `--help` and docs/reference/settings.md print: every setting with its value, one line of help, unit and range.
 
 `python -m pretrain.config.settings_help` prints the page.
 """
@@ -74,7 +74,7 @@ def _help_lines(tree: Any, config_class: type, prefix: str) -> Iterator[str]:
 
 
 def settings_page() -> str:
-    """Return docs/settings.md: every setting of a training run, of all kinds, with default, help and range."""
+    """Return docs/reference/settings.md: every setting of a run, of all kinds, with default, help and range."""
     parts = [
         "# Settings\n\nEvery setting of a training run, for `key=value` on the command line and for YAML files. "
         "`make settings` writes this page from the code.\n"
@@ -95,13 +95,18 @@ def _table(title: str, config_class: type, prefix: str, base: type | None = None
     """Return the table of a class; with a `base`, of the settings that differ from those of that class."""
     shared = list(_rows(base, prefix)) if base else []
     rows = [row for row in _rows(config_class, prefix) if row not in shared]
-    lines = [f"## {title}\n", f"{_first_line(config_class)}\n"]
+    lines = [f"## {_escaped(title)}\n", f"{_escaped(_first_line(config_class))}\n"]
     if rows:
         lines += ["| setting | default | what it is | range |", "|---|---|---|---|"]
     for row in rows:
-        cells = [f"`{row.key}`", f"`{row.value}`", row.text.about, row.notes()]
+        cells = [f"`{row.key}`", f"`{row.value}`", _escaped(row.text.about), row.notes()]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return text for Markdown, in which <name> would be a tag of HTML."""
+    return text.replace("<", "&lt;")
 
 
 def _rows(config_class: type, prefix: str) -> Iterator[_Row]:
