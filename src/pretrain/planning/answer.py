@@ -18,7 +18,8 @@ from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, forecast, target_of
-from pretrain.planning.printing import describe, duration, gib
+from pretrain.planning.printing import describe
+from pretrain.planning.units import duration, gib
 
 
 def answer(config: PlanConfig, typed: Mapping[str, str] | None = None) -> str:

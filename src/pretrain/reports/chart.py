@@ -141,10 +141,10 @@ def line_chart(lines: Sequence[Line], look: Look) -> str:
     up = axis(heights, look.height - _BOTTOM, _TOP, is_log=log_y, from_zero=look.from_zero)
     up = up if log_y else _with_room(up, look.from_zero)
     drawn = [_frame(across, up, look)]
-    for line in [line for line in lines if line.quiet]:
-        drawn.append(f'<g class="quiet">{_curve(line, points[id(line)], across, up)}</g>')
-    for number, line in enumerate(named):
-        drawn.append(f'<g class="s{number % COLORS + 1}">{_curve(line, points[id(line)], across, up)}</g>')
+    colors = {id(line): f"s{number % COLORS + 1}" for number, line in enumerate(named)}
+    for line in sorted(lines, key=lambda line: not line.quiet):  # gray ones first, below the others
+        color = colors.get(id(line), "quiet")
+        drawn.append(f'<g class="{color}">{_curve(line, points[id(line)], across, up)}</g>')
     ends = [(up(points[id(line)][-1].mean), across(points[id(line)][-1].x)) for line in named]
     drawn += _end_labels(labels, ends, look)
     return _svg(look, _about_lines(lines), "".join(drawn))
@@ -316,7 +316,7 @@ class Histogram:
 
 
 def histogram(values: Histogram, look: Look) -> str:
-    """Return a bar for each interval, as high as it has values; marks of `look` are thresholds. Empty without values."""
+    """Return a bar for each interval, as high as it has values, with thresholds as marks; empty without values."""
     if not values.total:
         return ""
     across = axis(values.edges, _LEFT, look.width - _RIGHT, is_log=look.log_x)
@@ -343,5 +343,6 @@ def _svg(look: Look, about: str, drawing: str) -> str:
     digest = hashlib.sha256(f"{look}{about}{drawing}".encode("utf8", "surrogatepass")).hexdigest()[:10]
     return (
         f'<svg role="img" viewBox="0 0 {look.width} {look.height}" aria-labelledby="t{digest} d{digest}">'
-        f'<title id="t{digest}">{escaped(look.title)}</title><desc id="d{digest}">{escaped(about)}</desc>{drawing}</svg>'
+        f'<title id="t{digest}">{escaped(look.title)}</title><desc id="d{digest}">{escaped(about)}</desc>'
+        f"{drawing}</svg>"
     )

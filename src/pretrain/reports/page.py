@@ -29,8 +29,8 @@ h1 { margin: 0; font-size: 26px; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 40px 0 12px; font-size: 18px; }
 h3 { margin: 0 0 8px; font-size: 15px; }
 .note { color: var(--muted); margin: 4px 0 12px; max-width: 75ch; }
-.state { display: inline-block; margin-left: 8px; padding: 2px 10px; border: 1px solid currentColor; border-radius: 99px;
-  font-size: 13px; font-weight: 600; vertical-align: 4px; }
+.state { display: inline-block; margin-left: 8px; padding: 2px 10px; border: 1px solid currentColor;
+  border-radius: 99px; font-size: 13px; font-weight: 600; vertical-align: 4px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 20px; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
@@ -152,8 +152,8 @@ def number(text: object) -> Cell:
     return Cell(escaped(text), is_number=True)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str | Cell]], best: int | None = None) -> str:
-    """Return a table, empty without rows; row number `best` is marked."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> str:
+    """Return a table of texts and cells, empty without rows; row number `best` is marked."""
     if not rows:
         return ""
     are_numbers = [isinstance(cell, Cell) and cell.is_number for cell in rows[0]]

@@ -26,7 +26,7 @@ from pretrain.reports.chart import (
     line_chart,
     stacked_bar,
 )
-from pretrain.reports.history import End, History, Sample, Source, Start, read_history, read_samples
+from pretrain.reports.history import End, History, Sample, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
 from pretrain.reports.series import Series
 from pretrain.reports.settings import Settings, compare

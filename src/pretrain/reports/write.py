@@ -42,7 +42,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def write_outside(folder: Path, deadline_s: float = DEADLINE_S) -> str:
-    """Write the report of a folder in a process of its own; return what went wrong in one line, empty if nothing did."""
+    """Write the report of a folder in a process of its own; return what went wrong, empty if nothing did."""
     paths = os.pathsep.join(filter(None, [str(_SOURCES), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "pretrain.reports.write", str(folder)]
