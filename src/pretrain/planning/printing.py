@@ -90,19 +90,23 @@ def _optimum(forecast: Forecast) -> list[str]:
     return lines
 
 
-def _memory(forecast: Forecast) -> list[str]:
-    estimate, simulated = forecast.estimate, forecast.simulated
-    counted = simulated or estimate
+def memory_parts(forecast: Forecast) -> dict[str, int]:
+    """Return the bytes on the fullest device by what they hold; their peak is `forecast.peak`."""
+    estimate, counted = forecast.estimate, forecast.simulated or forecast.estimate
     selective = forecast.work.selective_checkpointing  # its activations are not saved by hooks, so not counted apart
-    rows = {
+    return {
         "weights": counted.weights,
         "gradients": counted.gradients,
         "optimizer": counted.optimizer,
         "activations": estimate.activations if selective else counted.activations,
         "FSDP2's gathered": estimate.gathered,
         "DDP's buckets": estimate.buckets,
-        "peak": forecast.peak,
     }
+
+
+def _memory(forecast: Forecast) -> list[str]:
+    simulated = forecast.simulated
+    rows = memory_parts(forecast) | {"peak": forecast.peak}
     device = "the fullest device" if forecast.work.ranks > 1 else "the device"
     how = "a coarse estimate: dry_run=true counts it"
     if simulated:
