@@ -16,8 +16,8 @@ from pretrain.reports.series import Point, Series
 
 WIDTH, HEIGHT, WIDE = 440, 240, 1200
 COLORS = 8  # lines that colors can tell apart
-_LETTER, _LINE = 6.4, 15.0  # width of a letter, height of a line of text
-_TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 36.0, 46.0, 14.0
+_LETTER, _LINE = 6.9, 16.0  # width of a letter, height of a line of text
+_TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 38.0, 50.0, 14.0
 _MIN_DECADES = 30.0  # largest divided by smallest value from which an axis is logarithmic by itself
 
 
@@ -43,6 +43,7 @@ class Look:
     log_y: bool | None = None  # None: where the values differ much
     marks: Sequence[tuple[float, str]] = ()  # places on the x axis with a text, such as a threshold
     from_zero: bool = False
+    x_ends: tuple[float, float] | None = None  # of charts that share an axis; None: those of the values
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -136,7 +137,8 @@ def line_chart(lines: Sequence[Line], look: Look) -> str:
     points = {id(line): line.series.points() for line in lines}
     everything = [point for each in points.values() for point in each]
     log_y = _is_log(everything) if look.log_y is None else look.log_y
-    across = axis([p.x for p in everything], _LEFT, look.width - max(_RIGHT, room), is_log=look.log_x)
+    steps = [*(look.x_ends or ()), *(p.x for p in everything)]
+    across = axis(steps, _LEFT, look.width - max(_RIGHT, room), is_log=look.log_x)
     heights = [height for p in everything for height in (p.low, p.high)]
     up = axis(heights, look.height - _BOTTOM, _TOP, is_log=log_y, from_zero=look.from_zero)
     up = up if log_y else _with_room(up, look.from_zero)

@@ -32,22 +32,22 @@ h3 { margin: 0 0 8px; font-size: 15px; }
 .state { display: inline-block; margin-left: 8px; padding: 2px 10px; border: 1px solid currentColor;
   border-radius: 99px; font-size: 13px; font-weight: 600; vertical-align: 4px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 20px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 12px; margin-top: 20px; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: 12px 14px; }
 .tile b { display: block; font-size: 22px; line-height: 1.25; font-weight: 650; overflow-wrap: anywhere; }
 .tile span { color: var(--muted); font-size: 13px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); gap: 16px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
+.one { display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px; }
 .card { padding: 14px 16px; min-width: 0; }
-.card + .card.below { margin-top: 16px; }
 .scroll { overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 .narrow { display: none; }
 @media (max-width: 760px) { .wide { display: none; } .narrow { display: block; } h1 { font-size: 22px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; } .tile b { font-size: 18px; }
   .card { padding: 12px; } }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--muted); }
+svg text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--muted); }
 svg text.label { fill: var(--ink); } svg text.strong { font-weight: 650; fill: var(--ink); }
 .grid-line { stroke: var(--grid); stroke-width: 1; } .axis-line { stroke: var(--line); stroke-width: 1; }
 .mark-line { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 3 3; }
@@ -68,7 +68,7 @@ code { overflow-wrap: anywhere; }
 pre { margin: 0 0 8px; padding: 10px 12px; background: var(--code); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 details + details { margin-top: 6px; } summary { cursor: pointer; padding: 4px 0; font-weight: 600; }
-details pre { margin-top: 4px; }
+details pre { margin-top: 4px; max-height: 420px; overflow-y: auto; }
 a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
 """
@@ -129,7 +129,7 @@ def card(*parts: str, heading: str = "") -> str:
 
 
 def grid(cards: Iterable[str], kind: str = "grid") -> str:
-    """Return boxes side by side, as many as the screen is wide; `kind` "two" makes them half as wide as the page."""
+    """Return boxes side by side, as many as the screen is wide; `kind` "two" at most two, "one" one below the other."""
     found = "".join(cards)
     return f'<div class="{kind}">{found}</div>' if found else ""
 

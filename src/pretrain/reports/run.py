@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,11 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     return tiles
 
 
+def _x_ends(run: RunFiles) -> tuple[float, float]:
+    """Return the first and the last step, so that all charts of a page have one axis."""
+    return 0.0, max(series.last[0] for series in run.curves.values() if series.last)
+
+
 def _marks(run: RunFiles) -> list[tuple[float, str]]:
     """Return the steps at which the run was resumed."""
     starts = run.history.starts if run.history else []
@@ -194,21 +199,23 @@ def _loss(run: RunFiles) -> list[str]:
         for metric, name in (("train/loss", "training"), ("val/loss", "validation"))
         if metric in run.curves
     ]
-    look = Look("Training and validation loss, nats per token", marks=_marks(run))
-    wide = line_chart(lines, Look(look.title, marks=look.marks, width=WIDE, height=380))
-    parts = [f'<div class="wide">{wide}</div><div class="narrow">{line_chart(lines, look)}</div>' if wide else ""]
-    parts = [card(*parts, heading="Nats per token")] if wide else []
-    sources = {
-        m: m.split("/")[1] for m in run.curves if m.startswith("val/") and m.count("/") == 2 and m.endswith("/loss")
-    }
-    if sources:
-        by_source = [Line(name, run.curves[metric], dots=True) for metric, name in list(sources.items())[:COLORS]]
-        left_out = f" ({COLORS} of {len(sources)})" if len(sources) > COLORS else ""
-        chart = line_chart(by_source, Look("Validation loss by source", marks=_marks(run), width=WIDE, height=320))
-        narrow = line_chart(by_source, Look("Validation loss by source", marks=_marks(run)))
-        inner = f'<div class="wide">{chart}</div><div class="narrow">{narrow}</div>'
-        parts.append(card(inner, heading=f"Validation by source{left_out}").replace("card", "card below", 1))
-    return parts
+    if not run.curves:
+        return []
+    look = Look("Training and validation loss, nats per token", marks=_marks(run), x_ends=_x_ends(run))
+    parts = [card(in_both_widths(lines, look, 380), heading="Nats per token")]
+    by_source = [m for m in run.curves if m.startswith("val/") and m.count("/") == 2 and m.endswith("/loss")]
+    if by_source:
+        lines = [Line(metric.split("/")[1], run.curves[metric], dots=True) for metric in by_source[:COLORS]]
+        left_out = f" ({COLORS} of {len(by_source)})" if len(by_source) > COLORS else ""
+        chart = in_both_widths(lines, replace(look, title="Validation loss by source"), 320)
+        parts.append(card(chart, heading=f"Validation by source{left_out}"))
+    return [grid(parts, "one")]
+
+
+def in_both_widths(lines: Sequence[Line], look: Look, height: int) -> str:
+    """Return a chart as wide as the page, of `height`, and the one that a narrow screen shows instead."""
+    wide = line_chart(lines, replace(look, width=WIDE, height=height))
+    return f'<div class="wide">{wide}</div><div class="narrow">{line_chart(lines, look)}</div>' if wide else ""
 
 
 def _curves(run: RunFiles) -> Iterable[str]:
@@ -224,7 +231,8 @@ def _curves(run: RunFiles) -> Iterable[str]:
             title += f" ({series.left_out:,} values are no numbers)"
         from_zero = metric.startswith("speed/")
         line = Line(title, series, dots=len(series.points()) <= 12)
-        look = Look(title, marks=_marks(run), from_zero=from_zero, log_y=False if from_zero else None)
+        log_y = False if from_zero else None
+        look = Look(title, marks=_marks(run), from_zero=from_zero, log_y=log_y, x_ends=_x_ends(run))
         yield f"<h3>{escaped(title)}</h3>{line_chart([line], look)}"
 
 
@@ -275,7 +283,7 @@ def _text(run: RunFiles, history: History) -> list[str]:
         log_x = bool(lengths.edges) and lengths.edges[0] > 0
         charts.append(card(histogram(lengths, Look(title, x="tokens", log_x=log_x, marks=[mark])), heading=title))
     charts.append(card(_packing(history), heading="Packing"))
-    return [*parts, "<p></p>", grid(charts)]
+    return [grid([*parts, grid(charts)], "one")]
 
 
 def _packing(history: History) -> str:

@@ -13,9 +13,9 @@ from pretrain.config.serialize import flat
 from pretrain.errors import CheckpointError, shown
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import CONFIG, PAGE, record_of
-from pretrain.reports.chart import WIDE, Line, Look, line_chart
+from pretrain.reports.chart import Line, Look, line_chart
 from pretrain.reports.page import Cell, Page, card, code, escaped, grid, number, table
-from pretrain.reports.run import RunFiles, read_run
+from pretrain.reports.run import RunFiles, in_both_widths, read_run
 from pretrain.reports.series import Series
 
 SWEEP_RECORD = "sweep.json"
@@ -175,11 +175,8 @@ def _curves(trials: Sequence[Trial], best: int | None) -> str:
     found = [(place, trial, series) for place, trial in enumerate(trials) if (series := _curve(trial))]
     lines = [Line(trial.name, series, quiet=place != best) for place, trial, series in found]
     title = "Loss of every run, nats per token"
-    parts = [f'<div class="{kind}">{line_chart(lines, look)}</div>' for kind, look in (
-        ("wide", Look(title, width=WIDE, height=380)), ("narrow", Look(title)),
-    )]  # fmt: skip
     named = f"The best in color: {trials[best].name}" if best is not None else ""
-    return card(*parts, heading=named or title) if lines else ""
+    return card(in_both_widths(lines, Look(title), 380), heading=named or title)
 
 
 def _by_setting(trials: Sequence[Trial]) -> list[str]:
