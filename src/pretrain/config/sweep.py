@@ -14,8 +14,6 @@ from pretrain.config.command_line import is_hydras
 from pretrain.config.overrides import parsed, quoted
 from pretrain.errors import CheckpointError, ConfigError, PretrainError, show
 from pretrain.launch.run_folder import PAGE, finished_run
-from pretrain.reports.sweep import SWEEP_RECORD, SweptJob, write_record
-from pretrain.reports.write import write_outside
 
 SWEEP = "sweep"  # folder of a sweep's jobs in paths.logs_dir
 
@@ -107,6 +105,9 @@ def of_the_job(words: list[str]) -> list[str]:
 
 def leave_report(jobs: list[Job]) -> None:
     """Write report.html into the folder of a sweep; what goes wrong is a line of warning."""
+    from pretrain.reports.sweep import SWEEP_RECORD, SweptJob, write_record  # here: other commands need none of it
+    from pretrain.reports.write import write_outside
+
     folder = jobs[0].folder.parent
     swept = {job.folder.name: SweptJob(job.folder.name, job.swept, job.exit_code) for job in jobs}
     try:

@@ -61,7 +61,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-top: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; border-top: 0; white-space: nowrap; }
 td { overflow-wrap: break-word; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
-  white-space: nowrap; }
+  white-space: nowrap; padding-right: 20px; }
 tr.best td { font-weight: 650; }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { overflow-wrap: anywhere; }
@@ -158,12 +158,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | No
         return ""
     are_numbers = [isinstance(cell, Cell) and cell.is_number for cell in rows[0]]
     top = "".join(f"<th{_kind(right)}>{escaped(head)}</th>" for head, right in zip(heads, are_numbers, strict=True))
+    head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
     body = []
     for place, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
         inner = "".join(f"<td{_kind(cell.is_number)}>{cell.html}</td>" for cell in cells)
         body.append(f"<tr{' class=best' if place == best else ''}>{inner}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _kind(is_number: bool) -> str:

@@ -276,7 +276,8 @@ def _text(run: RunFiles, history: History) -> list[str]:
     if several:
         bars = [Bar(each.name, each.share, f"{each.share:.1%}") for each in history.sources[:30]]
         charts.append(card(bar_chart(bars, Look("Share of each source in the rows")), heading="Share of the rows"))
-    for source in [each for each in history.sources if len(each.length_edges) == len(each.length_counts) + 1][:6]:
+    whole = [each for each in history.sources if 4 <= len(each.length_edges) == len(each.length_counts) + 1]
+    for source in whole[:6]:  # of a few documents there is nothing to see
         lengths = Histogram([float(edge) for edge in source.length_edges], source.length_counts, "documents")
         title = "Documents by length" + (f": {source.name}" if source.name else "")
         mark = (float(history.row_length), f"a row: {history.row_length:,} tokens")
@@ -311,12 +312,12 @@ def _time(starts: list[Start]) -> list[str]:
     chart = card(stacked_bar(bars, Look("Time by activity", width=560)))
     lost = sum(start.end is None and not _goes_on(start, starts) for start in starts)
     rows = [
-        [number(f"{start.step:,}"), _utc(start.time), number(f"{start.end.step:,}" if start.end else "-"),
+        [_utc(start.time), number(f"{start.step:,}"), number(f"{start.end.step:,}" if start.end else "-"),
          start.end.outcome if start.end else ("rewound" if _goes_on(start, starts) else "no record of its end"),
          start.end.message if start.end else ""]
         for start in starts
     ]  # fmt: skip
-    listed = card(table(["from step", "started", "to step", "", ""], rows), heading="Starts")
+    listed = card(table(["started", "from step", "to step", "", ""], rows), heading="Starts")
     note = f"{lost} of {len(starts)} starts left no record of its time: it was killed, or goes on." if lost else ""
     return [f'<p class="note">{escaped(note)}</p>' if note else "", grid([chart, listed], "two")]
 

@@ -22,7 +22,7 @@ class Changed:
 
     key: str
     value: str
-    preset: str | None  # None: unknown
+    preset: str | None  # None: it has no value there, or the presets are unknown
     about: str
 
 
@@ -47,9 +47,9 @@ def compare(saved: dict[str, Any], typed: list[str]) -> Settings:
         keys = [word.partition("=")[0] for word in words if word not in chosen]
         differing = [key for key in mine if any(f"{key}.".startswith(f"{each}.") for each in keys)]
     else:
-        differing = [key for key, value in mine.items() if value != preset.get(key, None)]
+        differing = [key for key, value in mine.items() if key not in preset or value != preset[key]]
     changed = [
-        Changed(key, shown(mine[key]), None if preset is None else shown(preset.get(key)), about(key, saved))
+        Changed(key, shown(mine[key]), shown(preset[key]) if preset and key in preset else None, about(key, saved))
         for key in differing
         if not key.startswith(_OF_THE_FOLDERS)
     ]
@@ -58,7 +58,7 @@ def compare(saved: dict[str, Any], typed: list[str]) -> Settings:
 
 def _preset_values(chosen: list[str]) -> dict[str, Any] | None:
     """Return the settings that presets alone make, by full names; None where one is not here, as those of plug-ins."""
-    from omegaconf import OmegaConf
+    from omegaconf import MISSING, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from pretrain.config.compose import composed, register_schemas
@@ -72,7 +72,8 @@ def _preset_values(chosen: list[str]) -> dict[str, Any] | None:
     except (PretrainError, OmegaConfBaseException):
         return None
     assert isinstance(plain, dict)
-    return dict(flat(typing.cast(dict[str, Any], plain)))
+    values = dict(flat(typing.cast(dict[str, Any], plain)))
+    return {key: value for key, value in values.items() if value != MISSING}
 
 
 def about(key: str, saved: dict[str, Any]) -> str:
