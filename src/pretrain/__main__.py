@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "complete, fill masks of, or classify a prompt with a trained model",
     "eval": "score a trained model on documents or a task",
     "export": "write a trained model as a Hugging Face folder",
+    "report": "write report.html of a run or of a folder of runs",
     "plan": "say what a run takes, without training",
     "doctor": "prove on this machine, at small size, what a run relies on",
     "init": "write a small project of your own that runs",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pretrain.config import cli
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.config.serialize import to_dict
 from pretrain.doctor.config import DoctorConfig
 from pretrain.errors import printable
@@ -32,9 +32,15 @@ def train(config: RunConfig | None, overrides: list[str]) -> float | None:
 
 def plan(config: PlanConfig, overrides: list[str]) -> None:
     """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
-    from pretrain.planning.answer import answer
+    from pretrain.planning.answer import forecast_in_words
 
-    print(printable(answer(config, chosen_settings(overrides))))
+    text, planned = forecast_in_words(config, chosen_settings(overrides))
+    print(printable(text))
+    if config.report and planned is not None:
+        from pretrain.reports.plan import write_plan
+
+        write_plan(Path(config.report), planned, config, text)
+        print(printable(f"\nreport      {config.report}"))
 
 
 def doctor(config: DoctorConfig, overrides: list[str]) -> None:
@@ -157,6 +163,16 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     print(printable(export_model(config, path)))
 
 
+def report(config: ReportConfig, overrides: list[str]) -> None:
+    """Write the report and print where it is."""
+    from pretrain.checkpoint.read import latest_run
+    from pretrain.reports.write import write_report
+
+    folder = latest_run(config.paths.logs_dir) if config.path == "auto" else Path(config.path)
+    path = write_report(folder, Path(config.output) if config.output else None)
+    print(printable(f"report      {path}", one_line=True))
+
+
 class _Command(NamedTuple):
     config_class: type
     task: Callable[[Any, list[str]], object]
@@ -172,6 +188,7 @@ _COMMANDS = {
     "generate": _Command(GenerateConfig, generate, "prompt"),
     "eval": _Command(EvalConfig, evaluate, "delimiter"),
     "export": _Command(ExportConfig, export),
+    "report": _Command(ReportConfig, report),
 }
 
 

@@ -153,6 +153,7 @@ class LoggingConfig(Settings):
     prefix: ClassVar[str] = "logging."
     norms: bool = setting(False, "Log the norms of gradient and weights of each block, every log_every_n_steps.")
     ledger: bool = setting(False, "Write ledger.jsonl: rows and exact loss of every step, to prove what the run read.")
+    report: bool = setting(True, "Write report.html into the run folder when the run ends or is interrupted.")
 
 
 @dataclass

@@ -69,7 +69,7 @@ class TensorBoardConfig(LoggerConfig):
 
 @dataclass
 class CSVConfig(LoggerConfig):
-    """The table metrics.csv in the run folder: a row of step, name and value per figure."""
+    """The table metrics.csv in the run folder: a row of step, name and value per figure; samples.jsonl beside it."""
 
     keeps_table: ClassVar[bool] = True
     one_per_run: ClassVar[bool] = True

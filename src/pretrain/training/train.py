@@ -41,6 +41,7 @@ from pretrain.training.config import Precision, SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
+from pretrain.training.history import record_end, record_start
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
@@ -63,7 +64,18 @@ def train(run_plan: RunPlan) -> Report:
 
     All processes of a run rewind together. Raises DivergenceError after more than `divergence.max_rewinds` rewinds.
     """
-    max_rewinds, throughput = run_plan.config.divergence.max_rewinds, Throughput()
+    throughput = Throughput()
+    try:
+        report = _with_rewinds(run_plan, throughput)
+    except BaseException as error:
+        record_end(run_plan, throughput, error, _named_again(run_plan))
+        raise
+    record_end(run_plan, throughput, report, report.named_again)
+    return report
+
+
+def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
+    max_rewinds = run_plan.config.divergence.max_rewinds
     for _ in range(max_rewinds + 1):
         start, since_s = run_plan.start, throughput.training_s
         try:
@@ -151,6 +163,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     log(startup_summary(config, model, data, device))
     _seed_everything(parts)
     if trainer.is_global_zero:
+        record_start(run_plan, data, _count(model), device)
         log_config(trainer.loggers, to_dict(config), yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
