@@ -19,9 +19,9 @@ COMPONENT = np.dtype([("document", "<u8"), ("component", "<u8"), ("range", "<u4"
 def connected_components(partitions: Callable[[], Iterable[Edges]]) -> tuple[Hashes, Hashes]:
     """Return the documents with an edge, sorted, and the smallest document of the component of each: uint64 (n,).
 
-    `partitions` gives the edges anew for each pass. A pass hooks the root of each end of an edge to the smaller of
-    both and then halves all paths until they have length one. In each pass a component's roots at least halve in
-    number, so there are few passes, and the result depends on no order.
+    `partitions` gives the edges anew for each pass. A pass hooks the larger of the roots of an edge's ends to the
+    smaller and then halves all paths until they have length one, so a few passes are enough, and the result depends
+    on no order (Shiloach and Vishkin 1982, "An O(log n) parallel connectivity algorithm").
     """
     documents = np.empty(0, np.uint64)
     for edges in partitions():
