@@ -13,9 +13,11 @@ which a unit's documents or the units come; document numbers only have to be uni
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -152,13 +154,23 @@ def read_buckets(buckets: Sequence[Path], index: int) -> Rows:
 
 
 def decisions_of(decisions: Sequence[Path], documents: Hashes) -> Rows:
-    """Return the decisions on those of the documents that have an edge, sorted by document; all others are kept."""
+    """Return the decisions on those of the documents that have an edge, sorted by document; all others are kept.
+
+    Of each range only the rows between the smallest and the largest document are read.
+    """
     found = []
-    for path in decisions:
-        rows = map_partition(path, 0, DECISION)
-        found.append(rows[np.isin(rows["document"], documents)])
+    if len(documents):
+        low, high = int(documents.min()), int(documents.max())
+        for path in decisions:
+            rows = map_partition(path, 0, DECISION)
+            first, last = (bisect_left(rows, number, key=_document) for number in (low, high + 1))
+            found.append(rows[first:last][np.isin(rows["document"][first:last], documents)])
     rows = concatenated(found, DECISION)
     return rows[np.argsort(rows["document"])]
+
+
+def _document(row: Any) -> int:
+    return int(row["document"])
 
 
 def counts(decisions: Sequence[Path]) -> dict[str, int]:
