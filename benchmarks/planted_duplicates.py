@@ -3,6 +3,7 @@
 import json
 import lzma
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def true_similarities(texts: list[str]) -> npt.NDArray[np.float64]:
     """
     sets = []
     for text in texts:
-        words = text.lower().split()
+        words = re.findall(r"\w+", text.lower())
         sets.append({tuple(words[place : place + 5]) for place in range(max(1, len(words) - 4))})
     holders: dict[tuple[str, ...], list[int]] = {}
     for index, each in enumerate(sets):
