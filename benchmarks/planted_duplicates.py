@@ -4,13 +4,16 @@ import json
 import lzma
 import random
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
-from pretrain.data.curation.near_duplicates.shingles import Shingler, jaccard
+from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
+from pretrain.data.curation.near_duplicates.shingles import Shingler, jaccard, normalized_words
 from pretrain.data.curation.near_duplicates.stages import Batch
 from pretrain.data.curation.near_duplicates.verification import MEMBER
 
@@ -97,3 +100,58 @@ def true_similarities(texts: list[str]) -> npt.NDArray[np.float64]:
         shared[np.ix_(members, members)] += 1
     sizes = np.array([len(each) for each in sets], np.float64)
     return shared / (sizes[:, None] + sizes[None, :] - shared)
+
+
+def planted_copies(texts: list[str], count: int, seed: int) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Return texts, each with one changed copy, and the similarity of each pair: from .3 to 1."""
+    draw, shingler = random.Random(seed), Shingler(5)
+    documents, similarities = [], []
+    for text in texts[:count]:
+        copy = changed(text, draw.randint(1, max(1, len(text.split()) // 8)), draw)
+        documents += [text, copy]
+        similarities.append(jaccard(shingler.shingle_set(text), shingler.shingle_set(copy)))
+    return documents, np.array(similarities)
+
+
+def normalized(texts: list[str]) -> list[str]:
+    """Return the words of each text with single spaces: a plain split gives any program the same words."""
+    return [" ".join(normalized_words(text)) for text in texts]
+
+
+class _Split:
+    def word_tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def datatrove_signature_step(config: NearDuplicatesConfig, folder: Path) -> Any:
+    """Return datatrove's first step, with words found by a plain split. Raises ImportError without datatrove."""
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.utils.text import TextNormConfig
+
+    plain = TextNormConfig(
+        lowercase=False, norm_whitespace=False, remove_punctuation=False, norm_unicode_diacritics=False,
+        norm_numbers=False,
+    )  # fmt: skip
+    settings = minhash.MinhashConfig(
+        n_grams=config.words, num_buckets=config.bands, hashes_per_bucket=config.rows, norm_config=plain
+    )
+    with patch.object(minhash, "load_word_tokenizer", lambda language: _Split()):
+        return minhash.MinhashDedupSignature(str(folder / "signatures"), settings)
+
+
+def datatrove_removed(texts: list[str], config: NearDuplicatesConfig) -> set[int]:
+    """Return the places of the texts that datatrove's MinHash steps remove. Raises ImportError without datatrove."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup import minhash
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = datatrove_signature_step(config, folder)
+        documents = (Document(text=text, id=str(place)) for place, text in enumerate(normalized(texts)))
+        first.run(documents, 0, 1)
+        pairs, clusters = str(folder / "pairs"), str(folder / "clusters")
+        second = minhash.MinhashDedupBuckets(str(folder / "signatures"), pairs, config=first.config)
+        for bucket in range(config.bands):
+            second.run(None, bucket, config.bands)
+        minhash.MinhashDedupCluster(pairs, clusters, first.config).run(None, 0, 1)
+        return set(np.fromfile(folder / "clusters" / "000000.remove", "<u4").tolist())
