@@ -13,7 +13,7 @@ from pretrain.errors import ConfigError, nearest, show
 
 FILE = "pretrain.yaml"
 _FOLDER = "config_dir"
-_COMMANDS = ("train", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
+_COMMANDS = ("train", "curate", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
 
 
 def use_project(command: str, given: CommandLine) -> None:

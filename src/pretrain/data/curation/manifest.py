@@ -222,3 +222,21 @@ def check_shard(path: Path, shard: Mapping[str, Any]) -> None:
 def made_with() -> dict[str, Any]:
     """Return the program and libraries that made a corpus."""
     return libraries() | {"byteorder": sys.byteorder}
+
+
+def overview(manifest: Mapping[str, Any]) -> list[str]:
+    """Return lines that say how many documents were read, removed by each rule, and kept, for each source."""
+    lines = []
+    for name, source in manifest["sources"].items():
+        documents = source["documents"]
+        lines.append(f"source      {name}: {documents['read']:,} documents read, license {source['license']}")
+        unusable = {f"unusable ({reason})": count for reason, count in documents["unusable"].items()}
+        copies = {"exact duplicates": documents[EXACT_RULE]} if documents[EXACT_RULE] else {}
+        for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
+            lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}")
+        share = documents["kept"] / documents["read"] if documents["read"] else 0.0
+        lines.append(f"  kept      {documents['kept']:>9,}  {share:6.1%}  {source['characters']:,} characters")
+    most = sorted(manifest["licenses"].items(), key=lambda item: (-item[1]["characters"], item[0]))[:10]
+    for name, counts in most:
+        lines.append(f"license     {name}: {counts['documents']:,} documents, {counts['characters']:,} characters")
+    return lines
