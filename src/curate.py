@@ -1,4 +1,7 @@
-"""Make a corpus of raw text: `python src/curate.py --help`. Check one: `python src/curate.py verify path=corpora/web`."""
+"""Make a corpus of raw text: `python src/curate.py --help`. Check one: `python src/curate.py verify path=corpora`.
+
+Each process of it imports this script, so only the first runs the command.
+"""
 
 import sys
 

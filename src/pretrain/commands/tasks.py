@@ -80,7 +80,11 @@ def curate(config: CurateConfig, overrides: list[str]) -> None:
     manifest = curate_corpus(config, lambda line: print(printable(line)))
     for line in overview(manifest):
         print(printable(line, one_line=True))
-    print(printable(f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"))
+    print(
+        printable(
+            f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"
+        )
+    )
 
 
 def verify(config: VerifyConfig, overrides: list[str]) -> None:

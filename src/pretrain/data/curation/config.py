@@ -40,7 +40,8 @@ class CorpusSource(Settings):
     url_column: str | None = setting(None, "Column of the address that a text is from; null: none.")
     date_column: str | None = setting(None, "Column of a text's date, such as 2024-05-31; null: none.")
     language: str | None = setting(
-        None, "Language of the texts as two letters (ISO 639-1), which selects stop words and thresholds; null: English."
+        None,
+        "Language of the texts as two letters (ISO 639-1), which selects stop words and thresholds; null: English.",
     )
     priority: int = setting(0, "Of duplicates, that of the source with the larger priority stays.")
     rules: str | None = setting(None, "Preset of the rules for this source, such as none; null: the rules of all.")
@@ -159,9 +160,7 @@ class C4Rules(Settings):
     lines: bool = setting(False, "Write only lines that C4 keeps; without, its other rules count but change no text.")
     terminal_punctuation: bool = setting(True, "C4 keeps only lines that end with one of . ! ? and quotes.")
     min_words_per_line: int = setting(3, "Fewest words of a line that C4 keeps.", bounds="[0, inf)", unit="words")
-    max_word_length: int = setting(
-        1000, "C4 keeps no line with a longer word.", bounds="[1, inf)", unit="characters"
-    )
+    max_word_length: int = setting(1000, "C4 keeps no line with a longer word.", bounds="[1, inf)", unit="characters")
     min_sentences: int | None = setting(
         None, "Fewest sentences of the lines kept; null: any.", bounds="[0, inf)", unit="sentences", example=5
     )

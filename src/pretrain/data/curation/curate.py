@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
-from pretrain.data.curation.engine import Stage, counts_of, done_record, file_of, run_stage, storage_errors
+from pretrain.data.curation.engine import Stage, Workers, counts_of, done_record, file_of, storage_errors
 from pretrain.data.curation.manifest import (
     DOMAINS,
     MANIFEST,
@@ -56,6 +56,7 @@ from pretrain.files.untrusted_files import open_own, read_json
 
 PARTITION_BYTES = 128_000_000  # of one task of the stage `exact`
 Report = Callable[[str], object]
+_Records = list[dict[str, Any]]
 
 
 def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
@@ -67,8 +68,8 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     output = Path(config.output).expanduser()
     with storage_errors(output):
         (output / "work").mkdir(parents=True, exist_ok=True)
-    with _locked(output):
-        return _Curation(config, output, report).run()
+    with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+        return _Curation(config, output, workers, report).run()
 
 
 @contextmanager
@@ -80,7 +81,8 @@ def _locked(output: Path) -> Iterator[None]:
     try:
         if not try_lock(descriptor):
             raise CheckpointError(
-                f"output={printable(str(output))} is being written by another process. Wait for it, or choose another folder."
+                f"output={printable(str(output))} is being written by another process. Wait for it, or choose "
+                "another folder."
             )
         yield
     finally:
@@ -90,10 +92,9 @@ def _locked(output: Path) -> Iterator[None]:
 class _Curation:
     """One curation under way."""
 
-    def __init__(self, config: CurationConfig, output: Path, report: Report) -> None:
-        self.config, self.output, self.work, self.report = config, output, output / "work", report
+    def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
+        self.config, self.output, self.work, self.workers = config, output, output / "work", workers
         self.sources: dict[str, CorpusSource] = config.sources
-        self.workers = config.workers or len(os.sched_getaffinity(0))
         self.rules: dict[str, RulesConfig] = {name: config.rules_of(name) for name in self.sources}
         self.measured: dict[str, Measuring] = {name: measuring(self.rules[name], STOP_WORDS) for name in self.sources}
         self.timings: dict[str, float] = {}
@@ -116,7 +117,9 @@ class _Curation:
         decided = counts_of(self.run_stage(decide))
         known["decide"] = decide.folder
         if self.config.duplicates.exact:
-            exact = Stage("exact", find_exact, decide.settings["partitions"], EXACT_VERSION, {}, {"decide": decide.folder})
+            exact = Stage(
+                "exact", find_exact, decide.settings["partitions"], EXACT_VERSION, {}, {"decide": decide.folder}
+            )
             self.run_stage(exact)
             known["exact"] = exact.folder
         write = self._write_stage(known, count)
@@ -131,7 +134,7 @@ class _Curation:
         def report(done: int, tasks: int) -> None:
             self.progress.report_waiting(f"{stage.name}: {done:,} of {tasks:,} tasks")
 
-        folder = run_stage(self.work, stage, self.workers, report)
+        folder = self.workers.run_stage(self.work, stage, report)
         self.timings[stage.name] = round(time.monotonic() - started, 3)
         return folder
 
@@ -190,8 +193,8 @@ class _Curation:
         for name in sorted(before.keys() & now.keys()):
             if before[name] != now[name]:
                 raise DataError(
-                    f"{printable(name)} has changed since this curation began in {printable(str(self.output))}. Restore "
-                    f"the file, or begin anew: delete {printable(str(self.work))}, or choose another output."
+                    f"{printable(name)} has changed since this curation began in {printable(str(self.output))}. "
+                    f"Restore the file, or begin anew: delete {printable(str(self.work))}, or choose another output."
                 )
         with storage_errors(self.work):
             write_atomically(path, json.dumps(before | now, sort_keys=True).encode())
@@ -201,12 +204,16 @@ class _Curation:
         free = shutil.disk_usage(self.work).free
         if free < input_bytes // 2:
             raise CheckpointError(
-                f"{self.work} needs about {input_bytes:,} bytes, and {free:,} are free. Free some space, or choose an output "
-                "on another disk."
+                f"{self.work} needs about {input_bytes:,} bytes, and {free:,} are free. Free some space, or choose an "
+                "output on another disk."
             )
 
     def _contents(
-        self, entries: list[dict[str, Any]], read: dict[str, Any], decided: dict[str, Any], written: list[dict[str, Any]]
+        self,
+        entries: list[dict[str, Any]],
+        read: dict[str, Any],
+        decided: dict[str, Any],
+        written: list[dict[str, Any]],
     ) -> dict[str, Any]:
         """Return the manifest without its shards and fingerprint, after a check that its counts add up."""
         kept = by_source(written)
@@ -244,8 +251,8 @@ class _Curation:
         removed = counts["removed"] | {"unusable": {"first": sum(counts["unusable"].values())}}
         rule, most = max(removed.items(), key=lambda item: item[1]["first"])
         return DataError(
-            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other rules, "
-            "such as rules=none, or licenses=any."
+            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other "
+            "rules, such as rules=none, or licenses=any."
         )
 
     def _settings(self) -> dict[str, Any]:

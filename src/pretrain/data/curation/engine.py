@@ -4,8 +4,8 @@ work/<stage>-<key>/plan.json           settings, inputs and number of tasks of t
 work/<stage>-<key>/00012.<name>        what task 12 wrote
 work/<stage>-<key>/00012.done          size and sha256 of it, and its counts: written last, so the task is complete
 
-The key is a hash of the stage's version, its settings and the keys of the stages that it reads: with another setting the
-stage has another folder, and what was made with the old one is found again when that comes back.
+The key is a hash of the stage's version, its settings and the keys of the stages that it reads: with another setting
+the stage has another folder, and what was made with the old one is found again when that comes back.
 """
 
 from __future__ import annotations
@@ -137,27 +137,59 @@ def counts_of(folder: Path) -> list[Counts]:
     return found
 
 
-def run_stage(work: Path, stage: Stage, workers: int, report: Callable[[int, int], object]) -> Path:
-    """Run the tasks that are not done yet; return the stage's folder.
+class Workers:
+    """Processes that run the tasks of one stage after another; as a context manager it ends them."""
 
-    `report` takes the tasks done and all of them. Raises the error of a task, after the others have stopped.
-    """
-    folder = work / stage.folder
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        plan = {"tasks": stage.tasks, "settings": stage.settings, "inputs": stage.inputs}
-        write_atomically(folder / "plan.json", json.dumps(plan, sort_keys=True).encode())
-        for draft in folder.glob(".*.tmp"):
-            draft.unlink(missing_ok=True)
-    waiting = [index for index in range(stage.tasks) if done_record(folder, index) is None]
-    report(stage.tasks - len(waiting), stage.tasks)
-    if workers == 1 or len(waiting) < 2:
-        for number, index in enumerate(waiting, start=1):
-            run_task(stage.function, folder, index)
-            report(stage.tasks - len(waiting) + number, stage.tasks)
-    else:
-        _run_in_processes(stage, folder, waiting, min(workers, len(waiting)), report)
-    return folder
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            for process in list((self._executor._processes or {}).values()):
+                process.kill()  # between two tasks nothing is lost, and within one it would not be used
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def run_stage(self, work: Path, stage: Stage, report: Callable[[int, int], object]) -> Path:
+        """Run the tasks that are not done yet; return the stage's folder.
+
+        `report` takes the tasks done and all of them. Raises the error of the first task that fails.
+        """
+        folder = work / stage.folder
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            plan = {"tasks": stage.tasks, "settings": stage.settings, "inputs": stage.inputs}
+            write_atomically(folder / "plan.json", json.dumps(plan, sort_keys=True).encode())
+            for draft in folder.glob(".*.tmp"):
+                draft.unlink(missing_ok=True)
+        waiting = [index for index in range(stage.tasks) if done_record(folder, index) is None]
+        report(stage.tasks - len(waiting), stage.tasks)
+        if self.count == 1 or len(waiting) < 2:
+            for number, index in enumerate(waiting, start=1):
+                run_task(stage.function, folder, index)
+                report(stage.tasks - len(waiting) + number, stage.tasks)
+        else:
+            self._run(stage, folder, waiting, report)
+        return folder
+
+    def _run(self, stage: Stage, folder: Path, waiting: list[int], report: Callable[[int, int], object]) -> None:
+        executor = self._executor = self._executor or _started(self.count)
+        try:
+            one = functools.partial(run_task, stage.function, folder)
+            pending: set[Future[None]] = {executor.submit(one, index) for index in waiting}
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                report(stage.tasks - len(pending), stage.tasks)
+        except BrokenProcessPool as error:
+            raise RankLostError(
+                f"a process of the stage {stage.name} died, killed by the system, perhaps because memory ended. Give "
+                "the command again: it goes on where it was; fewer processes take less memory: workers=1."
+            ) from error
 
 
 def run_task(function: Callable[[Task], Counts], folder: Path, index: int) -> None:
@@ -187,33 +219,12 @@ class storage_errors:  # noqa: N801  (a context manager, used like a function)
             ) from error
 
 
-def _run_in_processes(
-    stage: Stage, folder: Path, waiting: list[int], workers: int, report: Callable[[int, int], object]
-) -> None:
+def _started(count: int) -> ProcessPoolExecutor:
     keep_from_children()
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(
-        workers, context, initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=TASKS_OF_A_PROCESS
+    return ProcessPoolExecutor(
+        count, context, initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=TASKS_OF_A_PROCESS
     )
-    processes = executor._processes
-    try:
-        one = functools.partial(run_task, stage.function, folder)
-        pending: set[Future[None]] = {executor.submit(one, index) for index in waiting}
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            report(stage.tasks - len(pending), stage.tasks)
-        executor.shutdown()
-    except BrokenProcessPool as error:
-        raise RankLostError(
-            f"a process of the stage {stage.name} died, killed by the system, perhaps because memory ended. Give the "
-            "command again: it goes on where it was; fewer processes take less memory: workers=1."
-        ) from error
-    finally:
-        for process in list((processes or {}).values()):
-            process.kill()
-        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_with(parent: int) -> None:

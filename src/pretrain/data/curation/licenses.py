@@ -24,20 +24,26 @@ class LicenseSet(Enum):
     any = "any"
 
 
-_PUBLIC_DOMAIN = "CC0-1.0 CC-PDDC CC-PDM-1.0 PDDL-1.0 Unlicense 0BSD US-Government-Works".split()
-_PERMISSIVE = (
-    "Apache-2.0 MIT BSD-2-Clause BSD-3-Clause BSD-2-Clause-Patent BSL-1.0 ISC Zlib BlueOak-1.0.0 Artistic-2.0 AFL-3.0 "
-    "PSF-2.0 Python-2.0 UPL-1.0 NCSA PostgreSQL MS-PL ECL-2.0 CDLA-Permissive-1.0 CDLA-Permissive-2.0 ODC-By-1.0 "
-    "CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 OGL-UK-3.0 etalab-2.0 MIT-0 WTFPL"
-).split()
-_COPYLEFT = (
-    "CC-BY-SA-1.0 CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0 CC-BY-SA-4.0 ODbL-1.0 CDLA-Sharing-1.0 GFDL-1.1 GFDL-1.2 "
-    "GFDL-1.3 GPL-2.0 GPL-2.0-only GPL-2.0-or-later GPL-3.0 GPL-3.0-only GPL-3.0-or-later LGPL-2.1 LGPL-2.1-only "
-    "LGPL-2.1-or-later LGPL-3.0 LGPL-3.0-only LGPL-3.0-or-later AGPL-3.0 AGPL-3.0-only AGPL-3.0-or-later MPL-1.1 MPL-2.0 "
-    "EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 CDDL-1.0 OSL-3.0"
-).split()
+_PUBLIC_DOMAIN = [
+    "CC0-1.0", "CC-PDDC", "CC-PDM-1.0", "PDDL-1.0", "Unlicense", "0BSD", "US-Government-Works",
+]  # fmt: skip
+_PERMISSIVE = [
+    "Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "BSD-2-Clause-Patent", "BSL-1.0", "ISC", "Zlib",
+    "BlueOak-1.0.0", "Artistic-2.0", "AFL-3.0", "PSF-2.0", "Python-2.0", "UPL-1.0", "NCSA", "PostgreSQL", "MS-PL",
+    "ECL-2.0", "CDLA-Permissive-1.0", "CDLA-Permissive-2.0", "ODC-By-1.0", "CC-BY-1.0", "CC-BY-2.0", "CC-BY-2.5",
+    "CC-BY-3.0", "CC-BY-4.0", "OGL-UK-3.0", "etalab-2.0", "MIT-0", "WTFPL",
+]  # fmt: skip
+_COPYLEFT = [
+    "CC-BY-SA-1.0", "CC-BY-SA-2.0", "CC-BY-SA-2.5", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "ODbL-1.0", "CDLA-Sharing-1.0",
+    "GFDL-1.1", "GFDL-1.2", "GFDL-1.3", "GPL-2.0", "GPL-2.0-only", "GPL-2.0-or-later", "GPL-3.0", "GPL-3.0-only",
+    "GPL-3.0-or-later", "LGPL-2.1", "LGPL-2.1-only", "LGPL-2.1-or-later", "LGPL-3.0", "LGPL-3.0-only",
+    "LGPL-3.0-or-later", "AGPL-3.0", "AGPL-3.0-only", "AGPL-3.0-or-later", "MPL-1.1", "MPL-2.0", "EPL-1.0", "EPL-2.0",
+    "EUPL-1.1", "EUPL-1.2", "CDDL-1.0", "OSL-3.0",
+]  # fmt: skip
 _RESTRICTED = [
-    f"CC-BY-{kind}-{version}" for kind in ("NC", "ND", "NC-SA", "NC-ND") for version in ("1.0", "2.0", "2.5", "3.0", "4.0")
+    f"CC-BY-{kind}-{version}"
+    for kind in ("NC", "ND", "NC-SA", "NC-ND")
+    for version in ("1.0", "2.0", "2.5", "3.0", "4.0")
 ]
 _PERMISSIVE += ["LicenseRef-CC-BY", "LicenseRef-BSD", "LicenseRef-Apache"]  # no version is stated
 _COPYLEFT += ["LicenseRef-CC-BY-SA", "LicenseRef-GPL", "LicenseRef-GFDL"]
@@ -65,14 +71,27 @@ _SPELLINGS = {
     "gplv2": "GPL-2.0", "agpl3": "AGPL-3.0", "agplv3": "AGPL-3.0", "lgpl3": "LGPL-3.0", "lgplv3": "LGPL-3.0",
     "gfdl": "LicenseRef-GFDL", "gnufreedocumentation": "LicenseRef-GFDL", "gpl": "LicenseRef-GPL",
     "gnugpl": "LicenseRef-GPL", "gnugeneralpublic": "LicenseRef-GPL", "gnugplv3": "GPL-3.0", "gnugplv2": "GPL-2.0",
-    "underapache20": "Apache-2.0", "gnuafferogeneralpublicv30": "AGPL-3.0", "mozillapublic20": "MPL-2.0", "mpl2": "MPL-2.0",
+    "underapache20": "Apache-2.0", "gnuafferogeneralpublicv30": "AGPL-3.0", "mozillapublic20": "MPL-2.0",
+    "mpl2": "MPL-2.0",
     "cdlasharing10": "CDLA-Sharing-1.0", "cdlapermissive10": "CDLA-Permissive-1.0",
     "cdlapermissive20": "CDLA-Permissive-2.0", "usgovernmentworks": "US-Government-Works",
     "usgovernmentwork": "US-Government-Works", "artistic20": "Artistic-2.0", "academicfree30": "AFL-3.0",
     "boostsoftware10": "BSL-1.0", "eclipsepublic20": "EPL-2.0", "opengovernmentuk30": "OGL-UK-3.0",
     "opengovernment30": "OGL-UK-3.0", "ogl": "OGL-UK-3.0",
 }  # fmt: skip
-_NOTHING = {"", UNKNOWN, "none", "null", "nan", "other", "unspecified", "notspecified", "notgiven", "noneprovided", "na"}
+_NOTHING = {
+    "",
+    UNKNOWN,
+    "none",
+    "null",
+    "nan",
+    "other",
+    "unspecified",
+    "notspecified",
+    "notgiven",
+    "noneprovided",
+    "na",
+}
 _CC_ADDRESS = re.compile(
     r"creativecommons\.org/(?:licenses/(?P<kind>[a-z-]+)/(?P<version>\d\.\d)|publicdomain/(?P<public>zero|mark)/)",
     re.IGNORECASE,
@@ -82,8 +101,9 @@ _CC_WORDS = re.compile(
 )
 _LONG_NAMES = (
     ("creative commons", "cc"), ("creative common", "cc"), ("attribution", "by"), ("non-commercial", "nc"),
-    ("noncommercial", "nc"), ("non commercial", "nc"), ("share-alike", "sa"), ("sharealike", "sa"), ("share alike", "sa"),
-    ("no-derivatives", "nd"), ("noderivatives", "nd"), ("noderivs", "nd"), ("no derivatives", "nd"),
+    ("noncommercial", "nc"), ("non commercial", "nc"), ("share-alike", "sa"), ("sharealike", "sa"),
+    ("share alike", "sa"), ("no-derivatives", "nd"), ("noderivatives", "nd"), ("noderivs", "nd"),
+    ("no derivatives", "nd"),
 )  # fmt: skip
 
 
@@ -91,7 +111,7 @@ _LONG_NAMES = (
 def spdx_name(written: str) -> str:
     """Return the SPDX name of a license as somebody wrote it, an expression of several, or "unknown".
 
-    Understood are SPDX names and expressions, addresses of Creative Commons, tags of Hugging Face and common long names.
+    Understood are SPDX names and expressions, addresses of Creative Commons, tags of Hugging Face, common long names.
     """
     text = written.strip()[:300]
     if len(parts := re.split(r"\s+(AND|OR)\s+", text.strip("()"))) > 1:
@@ -158,6 +178,6 @@ def check_stated(key: str, license_name: str) -> None:
     if license_name in (COLUMN, UNKNOWN) or spdx_name(license_name) != UNKNOWN:
         return
     raise ConfigError(
-        f"{key}={license_name} is no license that is known here. {nearest(license_name, SPDX)} Write an SPDX name such as "
-        "CC-BY-4.0, column for each text's own, or unknown."
+        f"{key}={license_name} is no license that is known here. {nearest(license_name, SPDX)} Write an SPDX name such "
+        "as CC-BY-4.0, column for each text's own, or unknown."
     )

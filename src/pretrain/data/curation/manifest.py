@@ -71,8 +71,9 @@ def check_identity(sources: Mapping[str, Mapping[str, Any]]) -> None:
         rest = documents["unusable"].values()
         if documents["read"] != sum(rest) + removed + documents[EXACT_RULE] + documents["kept"]:
             raise DataError(
-                f"the counts of source {name} do not add up: {documents['read']:,} documents read, {sum(rest):,} unusable, "
-                f"{removed:,} removed by rules, {documents[EXACT_RULE]:,} exact duplicates, {documents['kept']:,} kept. "
+                f"the counts of source {name} do not add up: {documents['read']:,} documents read, {sum(rest):,} "
+                f"unusable, {removed:,} removed by rules, {documents[EXACT_RULE]:,} exact duplicates, "
+                f"{documents['kept']:,} kept. "
                 "Delete work/ in the output folder and start again."
             )
 
@@ -126,8 +127,8 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
     short = {
         "fingerprint": manifest["fingerprint"], "documents": manifest["documents"],
         "characters": manifest["characters"], "sources": sources, "licenses": manifest["licenses"],
-        "languages": manifest["languages"], "duplicates": manifest["duplicates"], "rules": manifest["settings"]["rules"],
-        "made": manifest["made"],
+        "languages": manifest["languages"], "duplicates": manifest["duplicates"],
+        "rules": manifest["settings"]["rules"], "made": manifest["made"],
     }  # fmt: skip
     if len(json.dumps(short)) > MAX_SUMMARY_BYTES:  # a thousand sources: their sum says what each would
         total = add_all({key: source[key] for key in ("documents", "characters")} for source in sources.values())

@@ -61,11 +61,11 @@ def rules_of(config: RulesConfig) -> list[Rule]:
         Rule("gopher.dup_lines", "duplicate_lines", high=gopher.max_duplicate_lines),
         Rule("gopher.dup_line_characters", "duplicate_line_characters", high=gopher.max_duplicate_line_characters),
     ]  # fmt: skip
-    for n in TOP_SIZES:
-        rules.append(Rule(f"gopher.top_{n}", f"top_{n}_gram", high=getattr(gopher, f"max_top_{n}_gram")))
+    rules += [Rule(f"gopher.top_{n}", f"top_{n}_gram", high=getattr(gopher, f"max_top_{n}_gram")) for n in TOP_SIZES]
     for n in REPEATED_SIZES:
-        rules.append(Rule(f"gopher.dup_{n}", f"repeated_{n}_grams", high=getattr(gopher, f"max_repeated_{n}_grams")))
-    return rules + [
+        rules += [Rule(f"gopher.dup_{n}", f"repeated_{n}_grams", high=getattr(gopher, f"max_repeated_{n}_grams"))]
+    return [
+        *rules,
         Rule("gopher.words", "words", gopher.min_words, gopher.max_words),
         Rule("gopher.word_length", "word_length", gopher.min_word_length, gopher.max_word_length),
         Rule("gopher.hash", "hashes", high=gopher.max_hashes),
@@ -151,7 +151,9 @@ def may_be_used(config: LicensesConfig, license_names: Sequence[str]) -> npt.NDA
         if name == UNKNOWN:
             known[name] = config.unknown is Unknown.keep
         else:
-            known[name] = allows(config.allow, name) and not set(config.deny) & set(name.replace("AND", "OR").split(" OR "))
+            known[name] = allows(config.allow, name) and not set(config.deny) & set(
+                name.replace("AND", "OR").split(" OR ")
+            )
     return np.array([known[name] for name in license_names], bool)
 
 

@@ -175,7 +175,9 @@ def decide_documents(task: Task) -> Counts:
     counts: dict[str, Counter[str]] = {}
     place = 0
     values = row_groups(task.input("measure", "values.parquet"))
-    documents = row_groups(task.input("read", "documents.parquet"), ["id", "url", "date", "license", "evidence", "characters"])
+    documents = row_groups(
+        task.input("read", "documents.parquet"), ["id", "url", "date", "license", "evidence", "characters"]
+    )
     with RowGroups(task.output("decisions.parquet"), DECISIONS) as output:
         for measured, table in zip(values, documents, strict=True):
             found = _decided(rules, measured, table, licenses)
@@ -236,7 +238,10 @@ def find_exact(task: Task) -> Counts:
     copies = np.diff(np.concatenate([starts, [len(rows)]]))
     found = np.zeros(len(rows), DUPLICATE)
     found["document"] = rows["document"]
-    found["kept"], found["kept_id"] = np.repeat(rows["document"][starts], copies), np.repeat(rows["id"][starts], copies, 0)
+    found["kept"], found["kept_id"] = (
+        np.repeat(rows["document"][starts], copies),
+        np.repeat(rows["id"][starts], copies, 0),
+    )
     found["copies"] = np.repeat(copies, copies)
     found = found[found["copies"] > 1]
     found = found[np.argsort(found["document"])]

@@ -26,7 +26,8 @@ VALUES: dict[str, tuple[str, ...]] = {
         *(f"top_{n}_gram" for n in TOP_SIZES), *(f"repeated_{n}_grams" for n in REPEATED_SIZES),
     ),
     "quality": (
-        "words", "word_length", "hashes", "ellipses", "bullet_lines", "ellipsis_lines", "alphabetic_words", "stop_words",
+        "words", "word_length", "hashes", "ellipses", "bullet_lines", "ellipsis_lines", "alphabetic_words",
+        "stop_words",
     ),
     "c4": ("lorem_ipsum_line", "curly_bracket_line", "sentences", "characters_left"),
     "fineweb": ("line_ends", "short_lines", "repeated_line_characters", "newlines"),

@@ -1,7 +1,7 @@
 """The input of a curation in units: what one task reads, about equally large whatever the files are.
 
-A file is cut between records: JSON lines at line ends, parquet between row groups. A compressed file and a table of text
-are read whole. Small files share a unit. Every file is hashed in blocks before, and compared as it is read.
+A file is cut between records: JSON lines at line ends, parquet between row groups. A compressed file and a table of
+text are read whole. Small files share a unit. Every file is hashed in blocks before, and compared as it is read.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from pretrain.data.curation.near_duplicates.shingles import UNSPACED
 
 WORDS_VERSION = 1  # increase when the words or sentences of a text change
 
-_ABBREVIATIONS = (
-    "Mr Mrs Ms Dr Prof Rev Gen Rep Sen Gov Lt Col Sgt Capt St Mt Jr Sr Inc Ltd Co Corp Bros vs etc Jan Feb Mar Apr Jun "
-    "Jul Aug Sep Sept Oct Nov Dec"
-).split()
+_ABBREVIATIONS = [
+    "Mr", "Mrs", "Ms", "Dr", "Prof", "Rev", "Gen", "Rep", "Sen", "Gov", "Lt", "Col", "Sgt", "Capt", "St", "Mt",
+    "Jr", "Sr", "Inc", "Ltd", "Co", "Corp", "Bros", "vs", "etc", "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug",
+    "Sep", "Sept", "Oct", "Nov", "Dec",
+]  # fmt: skip
 _PLAIN_SUFFIX = {"s", "m", "d", "ll", "re", "ve"}
 _ADDRESS = r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?'()\[\]{}]|[\w.+-]+@\w[\w-]*(?:\.\w[\w-]*)+"
 _SHORT = r"(?<!\w)(?:(?:[A-Za-z]\.){2,}|(?:" + "|".join(_ABBREVIATIONS) + r")\.(?!\w))"
@@ -30,7 +31,9 @@ _ADDRESS_SIGNS = re.compile(r"@|://|www\.")
 _ASCII_WITHOUT_ADDRESS = re.compile(rf"{_SHORT}|{_NUMBER}|\w+(?:'\w+)*|{_SIGNS}", re.ASCII)
 _HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
 
-_SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"'\u201d\u2019\u00bb)\]]*(?=\s+|$)|[\u3002\uff01\uff1f]")
+_SENTENCE_END = re.compile(
+    r"[.!?\u2026\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"'\u201d\u2019\u00bb)\]]*(?=\s+|$)|[\u3002\uff01\uff1f]"
+)
 _NO_END = re.compile(
     r"(?:^|[\s(\"'\u201c])(?:" + "|".join([*_ABBREVIATIONS, "e.g", "i.e", "No", "Fig", "pp", "[A-Z]"]) + r")\.$"
 )
@@ -71,7 +74,7 @@ def _unicode_pattern(unspaced: bool) -> re.Pattern[str]:
     if not unspaced:
         return re.compile(rf"{_ADDRESS}|{_SHORT}|{_NUMBER}|[\w{marks}]+(?:['\u2019][\w{marks}]+)*|{_SIGNS}")
     one = rf"(?=\w)[{UNSPACED}][{marks}]*"
-    several = rf"[^\W{UNSPACED}][^\W{UNSPACED}{marks}]*" if not marks else rf"(?:[^\W{UNSPACED}][{marks}]*)+"
+    several = rf"(?:[^\W{UNSPACED}][{marks}]*)+"
     return re.compile(rf"{_ADDRESS}|{_SHORT}|{_NUMBER}|{one}|{several}(?:['\u2019]{several})*|{_SIGNS}")
 
 

@@ -36,8 +36,8 @@ SHARD = pa.schema(
      ("split_key", pa.uint64())]
 )  # fmt: skip
 SAMPLES = pa.schema(
-    [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()), ("value", pa.float64()),
-     ("duplicate_of", pa.string()), ("text", pa.large_string())]
+    [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
+     ("value", pa.float64()), ("duplicate_of", pa.string()), ("text", pa.large_string())]
 )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ class _Group:
             row = duplicates.get(number)
             is_copy = row is not None and row["document"] != row["kept"]
             self.removed_by.append(RULE_NAMES[first] if first != KEPT else EXACT_RULE if is_copy else None)
-            self.duplicate_of.append("".join(f"{int(half):016x}" for half in row["kept_id"]) if is_copy else None)
+            kept_id = row["kept_id"].tolist() if row is not None and is_copy else None
+            self.duplicate_of.append(None if kept_id is None else f"{kept_id[0]:016x}{kept_id[1]:016x}")
             self.copies.append(1 if row is None else int(row["copies"]))
 
     def decisions(self, rules: pa.Table, measured: list[str]) -> dict[str, Any]:
