@@ -62,8 +62,8 @@ def changed(text: str, kind: int, rng: random.Random) -> str:
     share, sentences = rng.random(), split_sentences(text)
     some = max(1, int(share * min(len(words), 200)))
     changes: list[Callable[[], str]] = [
-        lambda: "\n".join(f"- {line}" if rng.random() < 0.8 + 0.2 * share else line for line in split_sentences(text)),
-        lambda: "\n".join(f"{each.rstrip('.')}..." if rng.random() < share / 2 else each for each in split_sentences(text)),
+        lambda: "\n".join(f"- {line}" if rng.random() < 0.8 + 0.2 * share else line for line in sentences),
+        lambda: "\n".join(f"{each.rstrip('.')}..." if rng.random() < share / 2 else each for each in sentences),
         lambda: " ".join(f"{word} #" if rng.random() < share / 4 else word for word in words),
         lambda: " ".join(f"{word}..." if rng.random() < share / 4 else word for word in words),
         lambda: " ".join(str(rng.randrange(1000)) if rng.random() < share / 2 else word for word in words),
@@ -79,7 +79,7 @@ def changed(text: str, kind: int, rng: random.Random) -> str:
         lambda: " ".join("".join(words[n : n + 3]) if rng.random() < share else word for n, word in enumerate(words)),
         lambda: re.sub(r"\w{3,}", lambda found: found[0][: 1 + int(3 * share)], text),
         lambda: "\n".join(words[n : n + 6] and " ".join(words[n : n + 6]) for n in range(0, len(words), 6)),
-        lambda: "\n".join(each.rstrip(".!?") if rng.random() < 0.7 + share / 3 else each for each in split_sentences(text)),
+        lambda: "\n".join(each.rstrip(".!?") if rng.random() < 0.7 + share / 3 else each for each in sentences),
         lambda: "\n".join(split_sentences(text)[: rng.randrange(1, 8)]),
         lambda: text.replace(".", ". {", 1) if share < 0.5 else text.replace("\n", "\nLorem ipsum dolor sit. ", 1),
         lambda: "Lorem ipsum dolor sit amet, well.\n" + text.replace(".", ". {", 1),

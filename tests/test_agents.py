@@ -14,7 +14,7 @@ from pretrain.config.command_line import parse
 from pretrain.config.compose import composed, register_schemas, sweep_words
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.scripts import CurateConfig, ExportConfig, InspectConfig, PrepareConfig, VerifyConfig
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
@@ -27,6 +27,7 @@ TYPED = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for
 CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
     "eval": EvalConfig, "export": ExportConfig, "plan": PlanConfig, "doctor": DoctorConfig,
+    "curate": CurateConfig, "verify": VerifyConfig,
 }  # fmt: skip
 
 

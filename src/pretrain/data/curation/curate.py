@@ -21,6 +21,7 @@ import xxhash
 
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
 from pretrain.data.curation.engine import Stage, Workers, counts_of, done_record, file_of, storage_errors
+from pretrain.data.curation.languages import for_language
 from pretrain.data.curation.manifest import (
     DOMAINS,
     MANIFEST,
@@ -30,7 +31,7 @@ from pretrain.data.curation.manifest import (
     made_with,
     manifest_bytes,
 )
-from pretrain.data.curation.rules import STOP_WORDS, measuring, rule_record, rules_of
+from pretrain.data.curation.rules import measuring, rule_record, rules_of
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -95,8 +96,11 @@ class _Curation:
     def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
         self.config, self.output, self.work, self.workers = config, output, output / "work", workers
         self.sources: dict[str, CorpusSource] = config.sources
-        self.rules: dict[str, RulesConfig] = {name: config.rules_of(name) for name in self.sources}
-        self.measured: dict[str, Measuring] = {name: measuring(self.rules[name], STOP_WORDS) for name in self.sources}
+        self.rules: dict[str, RulesConfig] = {}
+        self.measured: dict[str, Measuring] = {}
+        for name, source in self.sources.items():
+            self.rules[name], stop_words = for_language(config.rules_of(name), name, source.language)
+            self.measured[name] = measuring(self.rules[name], stop_words)
         self.timings: dict[str, float] = {}
         self.progress = Progress(report)
 
