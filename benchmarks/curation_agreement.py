@@ -19,7 +19,7 @@ import numpy as np
 from corpora import assets
 
 from pretrain.config.compose import compose, register_schemas
-from pretrain.config.scripts import CurateConfig
+from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.config import RulesConfig
 from pretrain.data.curation.rules import KEPT, RULE_NAMES, STOP_WORDS, decide, measuring, rules_of
 from pretrain.data.curation.statistics import measure
@@ -90,6 +90,8 @@ def changed(text: str, kind: int, rng: random.Random) -> str:
         lambda: " ".join(words * int(1 + 400 * share)) if len(words) < 300 else text,
         lambda: " ".join(words + words[: int(len(words) * rng.uniform(0.1, 0.19))]),
         lambda: "\n".join(f"{line[: 20 + int(20 * share)]}." for line in split_sentences(text)),
+        lambda: " ".join(words + words[: int(len(words) * rng.uniform(0.149, 0.165))]),
+        lambda: "\n\n".join([text, *sentences[:2], text[: len(text) // 3], *sentences[2:5], text]),
         lambda: ("\n" * (1 + int(9 * share))).join(split_sentences(text)),
     ]  # fmt: skip
     return changes[kind % len(changes)]()
@@ -164,7 +166,7 @@ def main() -> None:
     documents = list(originals)
     for number, text in enumerate(originals):
         rng = random.Random(number)
-        documents += [changed(text, number + step, rng) for step in (0, 9, 19)]
+        documents += [changed(text, number + step, rng) for step in (0, 9, 19, 27)]
     documents = [text for text in documents if split_words(text)]
     rows, fired = [], Counter[str]()
     for name, (theirs, config) in filters().items():

@@ -12,9 +12,10 @@ from pretrain import errors
 from pretrain.__main__ import COMMANDS
 from pretrain.config.command_line import parse
 from pretrain.config.compose import composed, register_schemas, sweep_words
+from pretrain.config.curate import CurateConfig, VerifyConfig
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import CurateConfig, ExportConfig, InspectConfig, PrepareConfig, VerifyConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig
 from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import CurateConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.data.curation.config import RulesConfig
 from pretrain.models.size import parameter_count

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.config import cli
+from pretrain.config.curate import CurateConfig, VerifyConfig
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import CurateConfig, ExportConfig, InspectConfig, PrepareConfig, VerifyConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import typed_settings
 from pretrain.doctor.config import DoctorConfig

@@ -47,22 +47,22 @@ def for_language(rules: RulesConfig, source: str, language: str | None) -> tuple
     left out for scripts without spaces between words. Raises ConfigError for a language that nothing is known of.
     """
     key = f"sources.{source}.language"
+    gopher, fineweb = replace(rules.gopher), replace(rules.fineweb)
     if rules.by_language and language not in (*_NUMBERS, "en"):
         raise ConfigError(
             f"{key}={language or 'null'} has no thresholds in rules.by_language. There are: "
-            f"{', '.join(sorted(_NUMBERS))}, en. Give one of these, or rules that need none: sources.{source}.rules=prose."
+            f"{', '.join(sorted(_NUMBERS))}, en. Give one of these, or others: sources.{source}.rules=prose."
         )
     if language in WITHOUT_SPACES:
         return _without_words(rules), ()
     if rules.gopher.min_stop_words and language is not None and language not in _STOP_WORDS:
         raise ConfigError(
-            f"{key}={language} has no stop words here, and rules.gopher.min_stop_words={rules.gopher.min_stop_words} "
-            f"counts them. There are: {', '.join(sorted(_STOP_WORDS))}. Try sources.{source}.rules=prose, which needs none."
+            f"{key}={language} has no stop words here, and rules.gopher.min_stop_words={gopher.min_stop_words} "
+            f"counts them. There are: {', '.join(sorted(_STOP_WORDS))}. Try sources.{source}.rules=prose."
         )
     stop_words = tuple(_STOP_WORDS.get(language or "en", "").split())
     if not rules.by_language or language == "en":
         return rules, stop_words
-    gopher, fineweb = replace(rules.gopher), replace(rules.fineweb)
     for name, number in zip(_FIELDS, _NUMBERS[str(language)].split(), strict=True):
         group = fineweb if hasattr(fineweb, name) else gopher
         if getattr(group, name) is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.curation.config import LicensesConfig, RulesConfig, Unknown
-from pretrain.data.curation.licenses import UNKNOWN, allows
+from pretrain.data.curation.licenses import UNKNOWN, allows, spdx_name
 from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES, VALUES, C4Lines, Measuring
 
 RULES_VERSION = 1  # increase when a decision changes
@@ -146,14 +146,11 @@ def _order_of_lines(first: npt.NDArray[np.int16], mask: npt.NDArray[np.uint64], 
 
 def may_be_used(config: LicensesConfig, license_names: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return for each SPDX name or "unknown" whether the settings allow it."""
-    known: dict[str, bool] = {}
-    for name in set(license_names):
-        if name == UNKNOWN:
-            known[name] = config.unknown is Unknown.keep
-        else:
-            known[name] = allows(config.allow, name) and not set(config.deny) & set(
-                name.replace("AND", "OR").split(" OR ")
-            )
+    denied = {spdx_name(name) for name in config.deny}
+    known: dict[str, bool] = {UNKNOWN: config.unknown is Unknown.keep}
+    for name in set(license_names) - known.keys():
+        alternatives = name.split(" OR ")  # one that may be used is enough
+        known[name] = any(allows(config.allow, each) and not denied & set(each.split(" AND ")) for each in alternatives)
     return np.array([known[name] for name in license_names], bool)
 
 
