@@ -1,4 +1,4 @@
-"""Raw text to a corpus: every document accounted for, equal bytes however it was run, and errors that say what to do."""
+"""Raw text to a corpus: every document accounted for, equal bytes however it was run, errors that say what to do."""
 
 import hashlib
 import json
@@ -27,6 +27,7 @@ from pretrain.files.records import read_record
 from pretrain.interop.model_card import CuratedText, ModelCard
 
 SCRIPT = Path(__file__).parents[3] / "src" / "curate.py"
+RIGHTS = ["cc-by-4.0", "cc-by-nc", "https://creativecommons.org/publicdomain/zero/1.0/", 7]
 SENTENCE = "the {} of number {} is one that we have with us today, and it ends here."
 
 
@@ -47,14 +48,14 @@ def raw(tmp_path: Path) -> Path:
     (folder / "web.jsonl").write_text(
         lines(
             *({"text": text("web", n), "url": f"https://a{n % 3}.org/{n}", "date": f"202{n % 5}-01-02", "rights": rights}
-              for n, rights in zip(range(40), ["cc-by-4.0", "by-nc", "https://creativecommons.org/publicdomain/zero/1.0/", 7] * 10)),
+              for n, rights in zip(range(40), RIGHTS * 10, strict=True)),
             {"text": twin, "url": None, "date": None, "rights": "mit"}, "no json\n", "[1]\n", {"text": 5},
             {"text": "  "}, {"text": "a\0b"}, {"text": "half \ud800"}, {"text": "short"}, "\n",
         )
     )  # fmt: skip
     (folder / "table.csv").write_text(f'name,text\na,"{text("csv", 0)}"\nb,"{twin}"\n')
     (folder / "table.tsv").write_text("text\tname\n" + text("tsv", 0, 1) * 3 + "\tx\n")
-    table = pa.table({"body": [text("parquet", n) for n in range(6)] + [twin], "day": [n for n in range(7)]})
+    table = pa.table({"body": [text("parquet", n) for n in range(6)] + [twin], "day": list(range(7))})
     table = table.set_column(1, "day", table["day"].cast(pa.int32()).cast(pa.date32()))
     pq.write_table(table, folder / "rows.parquet", row_group_size=2)
     (folder / "book.txt").write_text("<|>".join(text("book", n) for n in range(3)))
@@ -108,7 +109,8 @@ def test_every_document_is_accounted_for(raw: Path, tmp_path: Path) -> None:
     counts = {name: source["documents"] for name, source in manifest["sources"].items()}
     assert counts["web"]["read"] == 48
     assert counts["web"]["unusable"] == {
-        "not JSON": 1, "not a JSON object": 1, "text is no string": 1, "empty": 1, "NUL character": 1, "lone surrogate": 1
+        "not JSON": 1, "not a JSON object": 1, "text is no string": 1, "empty": 1, "NUL character": 1,
+        "lone surrogate": 1,
     }  # fmt: skip
     assert counts["web"]["removed"]["gopher.words"] == {"first": 1, "would": 1, "alone": 0, "characters": 5}
     assert (counts["web"]["exact"], counts["rows"]["exact"], counts["csv"]["exact"]) == (1, 1, 0)  # csv has priority
@@ -116,19 +118,19 @@ def test_every_document_is_accounted_for(raw: Path, tmp_path: Path) -> None:
         "book": 3,
         "csv": 2,
         "rows": 6,
-        "tsv": 0,
+        "tsv": 1,
         "web": 40,
     }
     kept = documents(output)
     assert [row["source"] for row in kept] == sorted(row["source"] for row in kept)
     (twin,) = [row for row in kept if row["text"] == text("twin", 0)]
-    assert (twin["origin"], twin["cluster_size"], twin["license"]) == ("csv/table.csv:13", 3, "CC-BY-SA-4.0")
+    assert (twin["origin"], twin["cluster_size"], twin["license"]) == ("csv/table.csv:10", 3, "CC-BY-SA-4.0")
     first = next(row for row in kept if row["source"] == "web")
     assert (first["license"], first["license_evidence"], first["url"]) == ("CC-BY-4.0", "column", "https://a0.org/0")
-    assert manifest["licenses"]["unknown"]["documents"] == 10  # a number is no license
+    assert manifest["licenses"]["unknown"]["documents"] == 11  # a number is no license
     assert {"CC0-1.0", "LicenseRef-CC-BY-NC", "CC-BY-SA-4.0", "MIT"} <= manifest["licenses"].keys()
     assert manifest["domains_top"] == {"a0.org": 14, "a1.org": 13, "a2.org": 13}
-    assert (verify(output).documents, manifest["documents"]) == (51, 51)
+    assert (verify(output).documents, manifest["documents"]) == (52, 52)
     assert any("removed           1    2.1%  gopher.words" in line for line in overview(manifest))
     _check_decisions(output)
 
@@ -164,7 +166,7 @@ def test_a_new_threshold_reads_no_text_again(raw: Path, tmp_path: Path) -> None:
     added = {path.parent.name.partition("-")[0] for path in output.glob("work/*/*.done")} - {"files"}
     assert added == {"read", "measure", "decide", "exact", "write"}
     assert len([path for path in output.glob("work/*-*") if path.name.startswith(("read-", "measure-"))]) == 2
-    assert verify(output).documents == 52
+    assert verify(output).documents == 53
 
 
 @pytest.mark.slow
@@ -203,7 +205,9 @@ def test_a_failed_task_leaves_nothing_half_written(raw: Path, tmp_path: Path, mo
 
     driver_write = driver.write_unit
     monkeypatch.setattr(driver, "write_unit", fails)
-    with pytest.raises(CheckpointError, match="cannot be written to: No space left on device.*it goes on where it was"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written to: No space left on device.*it goes on where it was"
+    ):
         run(raw, tmp_path / "corpus")
     assert not (tmp_path / "corpus" / "manifest.json").exists()
     assert not list(tmp_path.glob("corpus/work/*/.*.tmp"))
@@ -219,7 +223,7 @@ def test_a_failed_task_leaves_nothing_half_written(raw: Path, tmp_path: Path, mo
     ("keep", "origin"), [("longest", "web/b.jsonl:2"), ("newest", "web/a.jsonl:2"), ("first", "web/a.jsonl:1")]
 )
 def test_which_of_equal_texts_stays(keep: str, origin: str, tmp_path: Path) -> None:
-    """C4 cuts the second line, so the texts are equal as they are written, and of different lengths as they are read."""
+    """C4 cuts the second line: the texts are equal as they are written, and of different lengths as they are read."""
     (tmp_path / "a.jsonl").write_text(
         lines({"text": "It is so now.", "d": "2020"}, {"text": "It is so now.\nx", "d": "2024-03"})
     )
@@ -277,10 +281,10 @@ def test_hugging_face_folders_are_read(tmp_path: Path) -> None:
         (["output=x"], r"sources names no source, and a corpus needs one\. Try 'sources\.web="),
         (["sources.a={kind: warc, path: x, license: MIT}"], r"sources\.a\.kind=warc is unknown\. "),
         (["sources.a={kind: jsonl, path: x}"], r"sources\.a\.license has no value, and needs one"),
-        (["sources.a={kind: jsonl, path: x, license: CC-BY-5}"], r"sources\.a\.license=CC-BY-5 is no license .* Did you"),
-        (["sources.a={kind: jsonl, path: x, license: MIT, rules: gofer}"], r"sources\.a\.rules=gofer is not a preset .*gopher"),
+        (["sources.a={kind: jsonl, path: x, license: CC-BY-5}"], r"sources\.a\.license=CC-BY-5 is no .* Did you"),
+        (["sources.a={kind: jsonl, path: x, license: MIT, rules: gofer}"], r"a\.rules=gofer is not a preset .*gopher"),
         (["licenses.deny=[gpl-9]"], r"licenses\.deny=gpl-9 is no license that is known here"),
-        (["rules.gopher.min_wordz=3"], r"rules\.gopher\.min_wordz is not a setting\. Did you mean rules\.gopher\.min_words"),
+        (["rules.gopher.min_wordz=3"], r"min_wordz is not a setting\. Did you mean rules\.gopher\.min_words"),
         (["rules.gopher.max_bullet_lines=2"], r"rules\.gopher\.max_bullet_lines=2.* is not a share from 0 to 1"),
         (["rules=gofer"], r"rules=gofer is not a preset"),
     ],
@@ -297,11 +301,9 @@ def test_input_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
         run(raw, output, f"sources.web={{kind: jsonl, path: {raw}/nothing, license: MIT}}")
     with pytest.raises(DataError, match=r"web\.jsonl has no sources\.web\.text_column=body"):
         run(raw, output, f"sources.web={{kind: jsonl, path: {raw}/web.jsonl, license: MIT, text_column: body}}")
-    with pytest.raises(
-        DataError, match=r"no document is left of 7: olmo3\.characters removed most of them, 7\. Try other"
-    ):
-        source = f"sources={{rows: {{kind: parquet, path: {raw}/rows.parquet, license: MIT, text_column: body}}}}"
-        words = [source, "rules=none", "rules.min_characters=100000", f"output={tmp_path}/none", "workers=1"]
+    source = f"sources={{rows: {{kind: parquet, path: {raw}/rows.parquet, license: MIT, text_column: body}}}}"
+    words = [source, "rules=none", "rules.min_characters=100000", f"output={tmp_path}/none", "workers=1"]
+    with pytest.raises(DataError, match=r"no document is left of 7: olmo3\.characters removed most of them, 7\. Try"):
         curate(config_of(*words), report=lambda line: None)
     run(raw, output)
     (raw / "book.txt").write_text("other words")
@@ -309,7 +311,7 @@ def test_input_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
         DataError, match=r"book/book\.txt has changed since this curation began .*choose another output"
     ):
         run(raw, output)
-    assert verify(output).documents == 51  # the corpus is as it was
+    assert verify(output).documents == 52  # the corpus is as it was
 
 
 def test_two_do_not_write_one_corpus(raw: Path, tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_a_damaged_corpus_is_refused(raw: Path, tmp_path: Path) -> None:
     path = output / "manifest.json"
     manifest = path.read_text()
     for edited in (
-        manifest.replace('"documents": 51', '"documents": 52'),
+        manifest.replace('"documents": 52', '"documents": 53'),
         "[]",
         '{"format": "pretrain corpus", "version": 9}',
     ):
@@ -353,8 +355,8 @@ def test_training_reads_the_corpus_with_its_provenance(raw: Path, tmp_path: Path
     config = CuratedConfig(path=str(output), validation_fraction=0.2)
     prepared = prepare(config, BytesTokenizerConfig(), tmp_path / "cache", report=lambda line: None)
     train, validation = prepared.train[""], prepared.validation[""]
-    assert train.n_documents + validation.n_documents == 51
-    assert validation.name_of(0) in {row["id"] for row in documents(output) if row["split_key"] % 10_000 < 2000}
+    assert train.n_documents + validation.n_documents == 52
+    assert validation.document_name(0) in {row["id"] for row in documents(output) if row["split_key"] % 10_000 < 2000}
     assert prepared.provenance[""] == summary(manifest) == train.provenance["corpus"]
     only = replace(config, only=CuratedOnly(source=["book", "csv"], license=["CC0-1.0"]))
     part = prepare(only, BytesTokenizerConfig(), tmp_path / "cache", report=lambda line: None)

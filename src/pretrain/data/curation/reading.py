@@ -98,7 +98,7 @@ def _of_hugging_face(reading: Reading, part: Part, skipped: Counter[str]) -> Ite
     from pretrain.data.sources.column_files import missing_column
 
     source = HuggingFace(HuggingFaceConfig(**reading.hugging_face))
-    name = printable(f"{part.file} {source.config.split}")
+    name = printable(part.file)
     for number, record in enumerate(source.records(list(reading.columns.values())), start=1):
         if number == 1:
             for setting, column in reading.columns.items():

@@ -80,7 +80,8 @@ def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
     """Return name, path, size, time of change and format of each file of a source."""
     with source_errors(name):
         if isinstance(source, HuggingFaceSource):
-            return [[source.path, source.path, 0, 0, HUGGING_FACE]]
+            named = [Path(source.path).name if Path(source.path).is_dir() else source.path, source.subset, source.split]
+            return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, 0, HUGGING_FACE]]
         assert isinstance(source, FilesSource)
         listed = []
         for file, path in find_files(source.path, "data.path").items():
@@ -92,7 +93,7 @@ def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
 def _hugging_face_settings(source: CorpusSource) -> dict[str, Any]:
     if not isinstance(source, HuggingFaceSource):
         return {}
-    names = ("path", "subset", "split", "revision", "text_column")
+    names = ("path", "subset", "split", "revision")
     return {name: getattr(source, name) for name in names}
 
 
