@@ -47,8 +47,8 @@ def raw(tmp_path: Path) -> Path:
     twin = text("twin", 0)
     (folder / "web.jsonl").write_text(
         lines(
-            *({"text": text("web", n), "url": f"https://a{n % 3}.org/{n}", "date": f"202{n % 5}-01-02", "rights": rights}
-              for n, rights in zip(range(40), RIGHTS * 10, strict=True)),
+            *({"text": text("web", n), "url": f"https://a{n % 3}.org/{n}", "date": f"202{n % 5}-01-02", "rights": own}
+              for n, own in zip(range(40), RIGHTS * 10, strict=True)),
             {"text": twin, "url": None, "date": None, "rights": "mit"}, "no json\n", "[1]\n", {"text": 5},
             {"text": "  "}, {"text": "a\0b"}, {"text": "half \ud800"}, {"text": "short"}, "\n",
         )

@@ -142,7 +142,7 @@ def test_n_grams_are_those_of_plain_loops() -> None:
 
 
 def test_c4_keeps_its_lines_and_no_others() -> None:
-    text = f"{LINE[:-1]}\nNo end here\nToo short.\nEnds with dots...\n{'x' * 1001} is a word.\nWe use Javascript here.\n"
+    text = f"{LINE[:-1]}\nNo end here\nToo short.\nEnds with dots...\n{'x' * 1001} is it.\nWe use Javascript here.\n"
     text += "See our Privacy Policy now.\n  It says so.[12] Really.[citation needed]  "
     config = RulesConfig(c4=C4Rules(lines=True, max_word_length=1000))
     _, written = measure(f'{text}\nA line that ends in a quote"', measuring(config, ()))

@@ -113,8 +113,8 @@ def inventory(task: Task) -> Counts:
                 blocks.append(hashes)
         found.append({"source": source, "file": name, "path": path, "block": count, **file})
         count += 0 if form == HUGGING_FACE else len(hashes)
-    with task.output("blocks.npy").open("wb") as output:
-        np.save(output, np.concatenate([np.empty(0, np.uint64), *blocks]).astype("<u8"), allow_pickle=False)
+    hashes = np.concatenate([np.empty(0, np.uint64), *blocks])
+    task.output("blocks").write_bytes(hashes.astype("<u8").tobytes())
     task.output("files.json").write_text(json.dumps(found), encoding="utf8")
     return {"files": len(found), "bytes": sum(file["bytes"] for file in found)}
 
@@ -214,6 +214,5 @@ def read_unit(task: Task) -> tuple[str, list[Part]]:
 
 def hashes_of(task: Task, part: Part) -> HashedFile:
     """Return the block hashes of a part's file as it was when the curation began."""
-    blocks = np.load(task.input("files", "blocks.npy", part.task), mmap_mode="r", allow_pickle=False)
-    count = -(-part.size // BLOCK_BYTES)
-    return HashedFile(part.size, np.asarray(blocks[part.block : part.block + count]))
+    path, count = task.input("files", "blocks", part.task), -(-part.size // BLOCK_BYTES)
+    return HashedFile(part.size, np.fromfile(path, "<u8", count, offset=8 * part.block).astype(np.uint64))
