@@ -4,23 +4,23 @@ Commands run in forks of one warm process, at nano size, in a folder with the ru
 needs a GPU, the net or an extra is only composed. README is part of `make test`, the pages of `make test-long`.
 """
 
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from documentation import (
-    LANGUAGES, README, ROOT, Block, Command, blocks, broken_links, code_spans, commands, pages, sentences,
+    LANGUAGES,
+    README,
+    ROOT,
+    Block,
+    Command,
+    blocks,
+    commands,
+    pages,
 )  # fmt: skip
 from documented_files import write_inputs
 from warm_process import WarmProcess
-
-from pretrain.__main__ import COMMANDS
-from pretrain.config.preset_folders import CONFIG_FOLDER
-from pretrain.config.settings_help import settings_page
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (

@@ -28,7 +28,17 @@ from pretrain.launch.run_folder import saved_settings
 from pretrain.planning.config import PlanConfig
 from pretrain.training.train import run
 
-SCRIPTS = (RunConfig, PlanConfig, DoctorConfig, GenerateConfig, EvalConfig, ExportConfig, InspectConfig, PrepareConfig, ReportConfig)
+SCRIPTS = (
+    RunConfig,
+    PlanConfig,
+    DoctorConfig,
+    GenerateConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 WORDS = ["data=text_files", "data.path=x", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 FITTING = {  # settings that another rule asks for beside a size
     "model.n_heads": ["model.head_dim=64"],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.config import cli
+from pretrain.config.curate import CurateConfig, VerifyConfig
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
@@ -21,6 +22,7 @@ from pretrain.errors import printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
 from pretrain.planning.config import PlanConfig
+from pretrain.program import command
 
 
 def train(config: RunConfig | None, overrides: list[str]) -> float | None:
@@ -75,6 +77,30 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
                     f"{store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
                 )
                 print(printable(line))
+
+
+def curate(config: CurateConfig, overrides: list[str]) -> None:
+    """Write the corpus that `config` describes, and print what was read, removed and kept."""
+    from pretrain.data.curation.curate import curate as curate_corpus
+    from pretrain.data.curation.manifest import overview
+
+    manifest = curate_corpus(config, lambda line: print(printable(line)))
+    for line in overview(manifest):
+        print(printable(line, one_line=True))
+    print(
+        printable(
+            f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"
+        )
+    )
+
+
+def verify(config: VerifyConfig, overrides: list[str]) -> None:
+    """Print the totals of a corpus after a check of every hash and count."""
+    from pretrain.data.curation.manifest import verify as verify_corpus
+
+    found = verify_corpus(Path(config.path).expanduser())
+    line = f"{found.documents:,} documents, {found.characters:,} characters in {found.shards:,} shards"
+    print(printable(f"verified    {line}; every hash and count is that of the manifest"))
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
@@ -183,6 +209,8 @@ _COMMANDS = {
     "train": _Command(RunConfig, train),
     "plan": _Command(PlanConfig, plan),
     "doctor": _Command(DoctorConfig, doctor),
+    "curate": _Command(CurateConfig, curate),
+    "verify": _Command(VerifyConfig, verify),
     "prepare": _Command(PrepareConfig, prepare),
     "inspect": _Command(InspectConfig, inspect),
     "generate": _Command(GenerateConfig, generate, "prompt"),

@@ -13,7 +13,7 @@ from pretrain.errors import ConfigError, nearest, show
 
 FILE = "pretrain.yaml"
 _FOLDER = "config_dir"
-_COMMANDS = ("train", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
+_COMMANDS = ("train", "curate", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
 _OF_A_RUN = ("plan", "doctor")  # read that of train where the file gives them none
 
 

@@ -256,6 +256,8 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule)
         **fixed_facts(prepared),
         "torch": torch.__version__,
     }
+    if provenance := prepared.provenance:
+        facts["corpora"] = provenance
     return SaveSettings(
         folder=run_plan.folder / CHECKPOINTS,
         keep=config.checkpoint.keep,
