@@ -11,7 +11,15 @@ from numpy.testing import assert_array_equal
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
 
-from planted_duplicates import BIN_EDGES, pairs_by_similarity, reviews, windows
+from planted_duplicates import (
+    BIN_EDGES,
+    batch,
+    datatrove_removed,
+    pairs_by_similarity,
+    planted_copies,
+    reviews,
+    windows,
+)
 
 from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicatesConfig
 from pretrain.data.curation.near_duplicates.minhash import MinHash, candidate_probability, keys_within
@@ -22,6 +30,7 @@ from pretrain.data.curation.near_duplicates.shingles import (
     jaccard,
     normalized_words,
 )
+from pretrain.data.curation.near_duplicates.stages import run_all
 from pretrain.errors import ConfigError
 
 
@@ -150,3 +159,21 @@ def test_wrong_settings_are_refused() -> None:
         NearDuplicatesConfig(similarity=0)
     with pytest.raises(ConfigError, match=r"duplicates\.paragraphs=5.*Try duplicates\.paragraphs=200"):
         NearDuplicatesConfig(paragraphs=5)
+
+
+def test_datatrove_removes_the_same_but_for_the_chance_of_hashes(assets: Path, tmp_path: Path) -> None:
+    """Of 1,500 pairs from J = .3 to 1, without verification: within 3 sigma of each other and of theory."""
+    pytest.importorskip("datatrove", reason="pip install --no-deps datatrove==0.10.1 loguru humanize dill")
+    config = PRESETS["fineweb"]
+    documents, similarities = planted_copies(windows(reviews(assets), 150), 1500, seed=6)
+    theirs = datatrove_removed(documents, config)
+    rows = run_all([batch(documents)], config, tmp_path, 3)
+    ours = set(rows["document"][~rows["kept"]].tolist())
+    chance = candidate_probability(similarities, config.bands, config.rows)
+    sigma = np.sqrt((chance * (1 - chance)).sum())
+    assert abs(len(ours) - len(theirs)) < 3 * np.sqrt(2) * sigma
+    assert abs(len(ours) - chance.sum()) < 3 * sigma > abs(len(theirs) - chance.sum())
+    pairs_of = [{number // 2 for number in each} for each in (ours, theirs)]
+    for place in pairs_of[0] ^ pairs_of[1]:
+        assert chance[place] < 0.999
+    assert len(pairs_of[0] & pairs_of[1]) > 0.7 * len(ours)
