@@ -21,8 +21,14 @@ from planted_duplicates import (
     windows,
 )
 
-from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicatesConfig
-from pretrain.data.curation.near_duplicates.minhash import MinHash, candidate_probability, keys_within
+from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicatesConfig, Within
+from pretrain.data.curation.near_duplicates.minhash import (
+    MinHash,
+    candidate_probability,
+    check_index,
+    index_parameters,
+    keys_within,
+)
 from pretrain.data.curation.near_duplicates.shingles import (
     MAX_CACHED_WORDS,
     Shingler,
@@ -31,7 +37,7 @@ from pretrain.data.curation.near_duplicates.shingles import (
     normalized_words,
 )
 from pretrain.data.curation.near_duplicates.stages import run_all
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("name", ["default", "fineweb", "olmo3"])
@@ -131,9 +137,22 @@ def test_a_full_cache_of_words_changes_no_hash(monkeypatch: pytest.MonkeyPatch) 
 
 def test_only_texts_of_one_group_share_keys() -> None:
     keys = np.repeat(MinHash(5, 20, 8).band_keys(["the same text in two languages"]), 3, axis=0)
-    first, second, other = keys_within(keys, np.array([1, 1, 2], np.uint64))
+    first, second, other = keys_within(keys, ["en", "en", "fr"])
     assert_array_equal(first, second)
     assert not (first == other).any()
+
+
+def test_an_index_of_other_keys_is_refused() -> None:
+    stored = index_parameters(PRESETS["default"])
+    check_index(stored, NearDuplicatesConfig(similarity=0.9), "index.json")
+    with pytest.raises(
+        ConfigError, match=r"duplicates\.bands=14 does not fit .* index\.json.*Try duplicates\.bands=20"
+    ):
+        check_index(stored, PRESETS["fineweb"], "index.json")
+    with pytest.raises(ConfigError, match=r"duplicates\.within=source .*Try duplicates\.within=all"):
+        check_index(stored, NearDuplicatesConfig(within=Within.source), "index.json")
+    with pytest.raises(DataError, match=r"index\.json has band keys of unicode=1\.0.*Curate the base corpus again"):
+        check_index(stored | {"unicode": "1.0"}, PRESETS["default"], "index.json")
 
 
 def test_band_keys_never_change_silently() -> None:

@@ -19,7 +19,7 @@ from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicate
 from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.shuffle_files import map_partition, read_partition
 from pretrain.data.curation.near_duplicates.stages import MemberFiles, counts, decisions_of, run_all
-from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, decide, guard
+from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, check_decisions, decide, guard
 from pretrain.errors import DataError
 
 DEFAULT = NearDuplicatesConfig()
@@ -71,6 +71,25 @@ def test_kept_documents_stand_for_all(planted, decisions) -> None:
         assert twin["cluster_size"] == row["cluster_size"]
         assert (twin["cluster"] == row["cluster"]).all()
         assert (row["twin_id"] == batch([planted[int(row["twin"])]]).members["id"][0]).all()
+
+
+def test_decisions_without_a_kept_twin_are_found_out(decisions) -> None:
+    check_decisions(decisions, 0.8, "decisions-0")
+    check_decisions(decisions[:0], 0.8, "decisions-0")
+    gone = np.flatnonzero(~decisions["kept"])
+    twins = np.searchsorted(decisions["document"], decisions["twin"][gone])
+    for place, name, value in [
+        (gone[3], "similarity", 0.79),
+        (gone[4], "twin", decisions["document"][gone[5]]),
+        (gone[6], "twin", 10**9),
+        (twins[7], "kept", False),
+    ]:
+        damaged = decisions.copy()
+        damaged[name][place] = value
+        with pytest.raises(DataError, match=r"decisions-0 is damaged: document \d+ has no kept twin .* of 0\.8"):
+            check_decisions(damaged, 0.8, "decisions-0")
+    with pytest.raises(DataError, match="has no kept twin"):
+        check_decisions(decisions, 0.95, "decisions-0")
 
 
 def comparable(decisions, ids):

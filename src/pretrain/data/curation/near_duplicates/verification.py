@@ -168,6 +168,24 @@ class _Verifier:
         return place, 1.0, complete
 
 
+def check_decisions(decisions: Rows, similarity: float, name: str) -> None:
+    """Raise DataError unless each removed document has a kept twin, as similar as asked or not compared at all.
+
+    `decisions` are all of a range, and `name` is their file's for the message.
+    """
+    twins = np.searchsorted(decisions["document"], decisions["twin"])
+    found = np.minimum(twins, len(decisions) - 1)
+    own = decisions["document"] == decisions["twin"]
+    right = (decisions["document"][found] == decisions["twin"]) & decisions["kept"][found] & (own == decisions["kept"])
+    right &= ~(decisions["similarity"] < similarity)
+    if not right.all():
+        number = int(decisions["document"][~right][0])
+        raise DataError(
+            f"{name} is damaged: document {number} has no kept twin with a similarity of {similarity}. "
+            "Delete it, and the stage that wrote it runs again."
+        )
+
+
 def guard(bands: Rows, decisions: Rows, validation: npt.NDArray[np.bool_]) -> Hashes:
     """Return the documents to leave out so that no kept pair that shares a band is split: sorted uint64.
 
