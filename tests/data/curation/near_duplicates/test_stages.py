@@ -329,14 +329,26 @@ def test_decisions_are_read_for_a_unit(planted, tmp_path, monkeypatch) -> None:
     assert counts(paths) == {"removed": int((~found["kept"]).sum()), "unverified_kept": 0}
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-3], lambda data: data[:40], lambda data: b"x" + data[1:], bytes]
-)
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut in the head": lambda data: data[:20],
+    "cut in the offsets": lambda data: data[:38],
+    "cut in the rows": lambda data: data[:-3],
+    "longer": lambda data: data + b"x",
+    "another kind": lambda data: b"x" + data[1:],
+    "many partitions": lambda data: data[:8] + (2**62).to_bytes(8, "little") + data[16:],
+    "other rows": lambda data: data[:16] + (9).to_bytes(8, "little") + data[24:],
+    "an offset": lambda data: data[:32] + b"\x01" + data[33:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_named(planted, tmp_path, damage) -> None:
     run_all([batch(planted[:20])], DEFAULT, tmp_path, 1)
     path = tmp_path / "members-0"
-    path.write_bytes(b"" if damage is bytes else damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"members-0 is (damaged|cut off).* Delete it, and the stage .* runs again"):
+    assert len(read_partition([path], 0, MEMBER)) > 5
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"members-0 (is damaged|has other).* Delete it, and the stage .* runs again"):
         read_partition([path], 0, MEMBER)
 
 
