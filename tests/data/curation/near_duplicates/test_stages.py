@@ -16,7 +16,7 @@ from pretrain.data.curation.near_duplicates import stages
 from pretrain.data.curation.near_duplicates.buckets import BAND, Edges
 from pretrain.data.curation.near_duplicates.components import COMPONENT, components_in_ranges, connected_components
 from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicatesConfig
-from pretrain.data.curation.near_duplicates.minhash import MinHash
+from pretrain.data.curation.near_duplicates.minhash import MinHash, keys_within
 from pretrain.data.curation.near_duplicates.shuffle_files import map_partition, read_partition
 from pretrain.data.curation.near_duplicates.stages import MemberFiles, counts, decisions_of, run_all
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, check_decisions, decide, guard
@@ -194,6 +194,27 @@ def test_priority_and_preference_say_which_is_kept(tmp_path) -> None:
         work.mkdir()
         found = run_all([batch([text] * 3, **order)], DEFAULT, work, 2)
         assert removed(found) == dict.fromkeys({0, 1, 2} - {kept}, kept)
+
+
+def test_documents_of_two_groups_are_not_compared(tmp_path: Path) -> None:
+    """`within`: equal texts of one source are duplicates, those of two are not; the guard sees no pair either."""
+    unit = batch(["a text of more than five words in four copies"] * 4)
+    keys = keys_within(MinHash(5, 20, 8).band_keys(unit.texts), ["web", "books", "web", "books"])
+    buckets, components, files = (
+        tmp_path / "buckets",
+        tmp_path / "components",
+        MemberFiles(*(tmp_path / n for n in "ms")),
+    )
+    stages.shuffle_bands(keys, unit.members["document"], tmp_path / "bands", 1)
+    stages.find_buckets([tmp_path / "bands"], 0, buckets)
+    assert stages.write_components([buckets], components) == 1
+    stages.shuffle_members([unit], components, 5, files)
+    stages.shuffle_buckets(buckets, components, tmp_path / "routed")
+    stages.decide_range([files], [tmp_path / "routed"], 0, DEFAULT, tmp_path / "decisions")
+    found = map_partition(tmp_path / "decisions", 0, DECISION)
+    assert removed(found) == {2: 0, 3: 1}
+    bands = stages.read_buckets([tmp_path / "routed"], 0)
+    assert guard(bands, found, found["document"] == 0).tolist() == []
 
 
 @pytest.mark.parametrize("name", ["default", "fineweb"])
