@@ -140,7 +140,7 @@ def speeds(texts: list[str], rounds: int, result: Result) -> None:
         "ours": lambda: megabytes(lambda: own.band_keys(ready)),
         "datatrove": lambda: megabytes(lambda: [peer.get_signature(peer.get_shingles(text)) for text in ready]),
     }
-    result.add("signatures, 14x8", "MB/s", take_turns(both, rounds), more_is_better=True)
+    result.add("signatures for near-duplicates", "MB/s", take_turns(both, rounds), more_is_better=True)
 
 
 def measure(given: argparse.Namespace) -> Result:

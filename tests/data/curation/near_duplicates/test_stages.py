@@ -16,10 +16,10 @@ from pretrain.data.curation.near_duplicates import stages
 from pretrain.data.curation.near_duplicates.buckets import BAND, Edges
 from pretrain.data.curation.near_duplicates.components import COMPONENT, components_in_ranges, connected_components
 from pretrain.data.curation.near_duplicates.config import PRESETS, NearDuplicatesConfig
-from pretrain.data.curation.near_duplicates.minhash import MinHash
+from pretrain.data.curation.near_duplicates.minhash import MinHash, keys_within
 from pretrain.data.curation.near_duplicates.shuffle_files import map_partition, read_partition
 from pretrain.data.curation.near_duplicates.stages import MemberFiles, counts, decisions_of, run_all
-from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, decide, guard
+from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, check_decisions, decide, guard
 from pretrain.errors import DataError
 
 DEFAULT = NearDuplicatesConfig()
@@ -71,6 +71,25 @@ def test_kept_documents_stand_for_all(planted, decisions) -> None:
         assert twin["cluster_size"] == row["cluster_size"]
         assert (twin["cluster"] == row["cluster"]).all()
         assert (row["twin_id"] == batch([planted[int(row["twin"])]]).members["id"][0]).all()
+
+
+def test_decisions_without_a_kept_twin_are_found_out(decisions) -> None:
+    check_decisions(decisions, 0.8, "decisions-0")
+    check_decisions(decisions[:0], 0.8, "decisions-0")
+    gone = np.flatnonzero(~decisions["kept"])
+    twins = np.searchsorted(decisions["document"], decisions["twin"][gone])
+    for place, name, value in [
+        (gone[3], "similarity", 0.79),
+        (gone[4], "twin", decisions["document"][gone[5]]),
+        (gone[6], "twin", 10**9),
+        (twins[7], "kept", False),
+    ]:
+        damaged = decisions.copy()
+        damaged[name][place] = value
+        with pytest.raises(DataError, match=r"decisions-0 is damaged: document \d+ has no kept twin .* of 0\.8"):
+            check_decisions(damaged, 0.8, "decisions-0")
+    with pytest.raises(DataError, match="has no kept twin"):
+        check_decisions(decisions, 0.95, "decisions-0")
 
 
 def comparable(decisions, ids):
@@ -175,6 +194,27 @@ def test_priority_and_preference_say_which_is_kept(tmp_path) -> None:
         work.mkdir()
         found = run_all([batch([text] * 3, **order)], DEFAULT, work, 2)
         assert removed(found) == dict.fromkeys({0, 1, 2} - {kept}, kept)
+
+
+def test_documents_of_two_groups_are_not_compared(tmp_path: Path) -> None:
+    """`within`: equal texts of one source are duplicates, those of two are not; the guard sees no pair either."""
+    unit = batch(["a text of more than five words in four copies"] * 4)
+    keys = keys_within(MinHash(5, 20, 8).band_keys(unit.texts), ["web", "books", "web", "books"])
+    buckets, components, files = (
+        tmp_path / "buckets",
+        tmp_path / "components",
+        MemberFiles(*(tmp_path / n for n in "ms")),
+    )
+    stages.shuffle_bands(keys, unit.members["document"], tmp_path / "bands", 1)
+    stages.find_buckets([tmp_path / "bands"], 0, buckets)
+    assert stages.write_components([buckets], components) == 1
+    stages.shuffle_members([unit], components, 5, files)
+    stages.shuffle_buckets(buckets, components, tmp_path / "routed")
+    stages.decide_range([files], [tmp_path / "routed"], 0, DEFAULT, tmp_path / "decisions")
+    found = map_partition(tmp_path / "decisions", 0, DECISION)
+    assert removed(found) == {2: 0, 3: 1}
+    bands = stages.read_buckets([tmp_path / "routed"], 0)
+    assert guard(bands, found, found["document"] == 0).tolist() == []
 
 
 @pytest.mark.parametrize("name", ["default", "fineweb"])
@@ -310,14 +350,26 @@ def test_decisions_are_read_for_a_unit(planted, tmp_path, monkeypatch) -> None:
     assert counts(paths) == {"removed": int((~found["kept"]).sum()), "unverified_kept": 0}
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-3], lambda data: data[:40], lambda data: b"x" + data[1:], bytes]
-)
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut in the head": lambda data: data[:20],
+    "cut in the offsets": lambda data: data[:38],
+    "cut in the rows": lambda data: data[:-3],
+    "longer": lambda data: data + b"x",
+    "another kind": lambda data: b"x" + data[1:],
+    "many partitions": lambda data: data[:8] + (2**62).to_bytes(8, "little") + data[16:],
+    "other rows": lambda data: data[:16] + (9).to_bytes(8, "little") + data[24:],
+    "an offset": lambda data: data[:32] + b"\x01" + data[33:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_named(planted, tmp_path, damage) -> None:
     run_all([batch(planted[:20])], DEFAULT, tmp_path, 1)
     path = tmp_path / "members-0"
-    path.write_bytes(b"" if damage is bytes else damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"members-0 is (damaged|cut off).* Delete it, and the stage .* runs again"):
+    assert len(read_partition([path], 0, MEMBER)) > 5
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"members-0 (is damaged|has other).* Delete it, and the stage .* runs again"):
         read_partition([path], 0, MEMBER)
 
 

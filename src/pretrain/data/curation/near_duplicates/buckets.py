@@ -44,7 +44,7 @@ def bucket_starts(rows: Rows) -> Ints:
 
 @dataclass(frozen=True)
 class Edges:
-    """Pairs of documents that share a band: a star from the first of each bucket, each pair once. uint64 (edges,)."""
+    """Pairs of documents that share a band: a star from the first of each bucket. uint64 (edges,)."""
 
     first: Hashes
     second: Hashes
@@ -54,9 +54,8 @@ def star_edges(rows: Rows) -> Edges:
     """Return the edges of rows of `shared_bands`: they connect what the buckets connect, with fewer pairs."""
     starts = bucket_starts(rows)
     first = np.repeat(rows["document"][starts[:-1]], np.diff(starts))
-    pairs = np.stack([first, rows["document"]], axis=1)
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-    return Edges(pairs[:, 0], pairs[:, 1])
+    others = first != rows["document"]
+    return Edges(first[others], rows["document"][others])
 
 
 def shares_bucket_with(rows: Rows, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -6,14 +6,17 @@ with probability J^rows, and at least one of `bands` with 1 - (1 - J^rows)^bands
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pretrain.data.curation.near_duplicates.shingles import Hashes, Ints, Shingler
+from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
+from pretrain.data.curation.near_duplicates.shingles import SHINGLES_VERSION, Hashes, Ints, Shingler
 from pretrain.data.shuffle import mix
+from pretrain.errors import ConfigError, DataError
 
 MINHASH_VERSION = 1  # increase when the band keys of a text change
 MAX_CHARACTERS = 1 << 16  # of the texts hashed at once: their shingles stay in the processor's cache
@@ -69,9 +72,43 @@ def candidate_probability(similarity: npt.NDArray[np.float64], bands: int, rows:
     return 1 - (1 - similarity**rows) ** bands
 
 
-def keys_within(keys: Hashes, groups: Hashes) -> Hashes:
-    """Return band keys (texts, bands) that only texts of one group share; `groups` are hashes (texts,)."""
-    return mix(keys ^ groups[:, None])
+def keys_within(keys: Hashes, groups: Sequence[str]) -> Hashes:
+    """Return band keys (texts, bands) that only texts of one group share: of one source, or of one language."""
+    hashes = {name: xxhash.xxh3_64_intdigest(name.encode("utf8", "surrogatepass")) for name in set(groups)}
+    return mix(keys ^ np.array([hashes[name] for name in groups], np.uint64)[:, None])
+
+
+def index_parameters(config: NearDuplicatesConfig) -> dict[str, int | str]:
+    """Return all that band keys depend on but the text: a corpus stores it beside the keys of its documents."""
+    return {
+        "words": config.words,
+        "bands": config.bands,
+        "rows": config.rows,
+        "within": config.within.value,
+        "shingles_version": SHINGLES_VERSION,
+        "minhash_version": MINHASH_VERSION,
+        "unicode": unicodedata.unidata_version,
+    }
+
+
+def check_index(stored: Mapping[str, object], config: NearDuplicatesConfig, name: str) -> None:
+    """Raise ConfigError, or DataError where no setting helps, if band keys stored with these parameters differ.
+
+    `name` is that of the file for the message. Keys of other parameters would be alike by accident alone: no
+    document of the new corpus would be a duplicate of one of the old.
+    """
+    for key, value in index_parameters(config).items():
+        if stored.get(key) == value:
+            continue
+        if hasattr(config, key):
+            raise ConfigError(
+                f"duplicates.{key}={value} does not fit the band keys in {name}, made with {stored.get(key)}. "
+                f"Try duplicates.{key}={stored.get(key)}, or curate the base corpus again."
+            )
+        raise DataError(
+            f"{name} has band keys of {key}={stored.get(key)}, and this program makes {key}={value}. "
+            "Curate the base corpus again with this version."
+        )
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:

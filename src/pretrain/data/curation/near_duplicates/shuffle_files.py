@@ -1,22 +1,28 @@
 """Rows sorted by partition in one file per task, so that a partition is read from all files without the rest.
 
-A file is the offsets of the partitions as a .npy array, int64 (partitions + 1,), and behind it the rows as they lie in
-memory, little-endian. Nothing in it is ever executed. The same rows give the same bytes.
+A file is a head of four words, int64: a mark, the number of partitions, the bytes of a row, and a hash of the offsets;
+then the offsets of the partitions in rows, int64 (partitions + 1,); then the rows as they lie in memory. All is
+little-endian. Nothing in it is ever executed. The same rows give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from pretrain.data.curation.near_duplicates.shingles import Hashes, Ints
 from pretrain.errors import DataError
 from pretrain.files.atomic_files import write_atomically
+
+MARK = int.from_bytes(b"rows v01", "little")  # other bytes when the layout changes
+HEAD_BYTES = 32
+_REMEDY = "Delete it, and the stage that wrote it runs again."
 
 Rows = npt.NDArray[Any]  # of a structured dtype, or uint64
 
@@ -29,31 +35,37 @@ def partitions_of_keys(keys: Hashes, partitions: int) -> Ints:
 def write_rows(path: Path, rows: Rows, partition_of_row: Ints, partitions: int) -> None:
     """Write rows (n,), sorted by partition; within a partition they keep their order."""
     order = np.argsort(partition_of_row, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(partition_of_row, minlength=partitions))]).astype(np.int64)
-    head = io.BytesIO()
-    np.save(head, offsets, allow_pickle=False)
-    write_atomically(path, head.getvalue() + rows[order].astype(rows.dtype.newbyteorder("<")).tobytes())
+    offsets = np.zeros(partitions + 1, "<i8")
+    np.cumsum(np.bincount(partition_of_row, minlength=partitions), out=offsets[1:])
+    head = np.array([MARK, partitions, rows.dtype.itemsize, _hash(offsets)], "<i8")
+    arranged = rows[order].astype(rows.dtype.newbyteorder("<"), copy=False)
+    write_atomically(path, b"".join([head.tobytes(), offsets.tobytes(), arranged.tobytes()]))
 
 
 def map_partition(path: Path, partition: int, dtype: npt.DTypeLike) -> Rows:
     """Return the rows of one partition of one file, read when they are looked at.
 
-    Raises DataError if the file is not whole.
+    Raises DataError if the file is not whole, or of other rows or fewer partitions.
     """
     kind = np.dtype(dtype).newbyteorder("<")
-    try:
-        with path.open("rb") as file:
-            offsets = np.load(file, allow_pickle=False)
-            start = file.tell()
-            size = file.seek(0, io.SEEK_END)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged: {error}. Delete it, and the stage that wrote it runs again.") from error
-    if offsets.ndim != 1 or offsets.dtype != np.int64 or size != start + int(offsets[-1]) * kind.itemsize:
-        raise DataError(f"{path} is cut off or of another kind. Delete it, and the stage that wrote it runs again.")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = np.frombuffer(file.read(HEAD_BYTES), "<i8") if size >= HEAD_BYTES else np.zeros(4, "<i8")
+        mark, partitions, row_bytes, hashed = (int(word) for word in head)
+        start = HEAD_BYTES + 8 * (partitions + 1)
+        if mark != MARK or row_bytes != kind.itemsize or not partition < partitions or start > size:
+            raise DataError(f"{path} has other rows or another kind. {_REMEDY}")
+        offsets = np.frombuffer(file.read(start - HEAD_BYTES), "<i8")
+    if hashed != _hash(offsets) or size != start + int(offsets[-1]) * kind.itemsize:
+        raise DataError(f"{path} is damaged or cut off. {_REMEDY}")
     first, last = (int(offset) for offset in offsets[partition : partition + 2])
     if first == last:
         return np.empty(0, kind)
     return np.memmap(path, kind, "r", start + first * kind.itemsize, (last - first,))
+
+
+def _hash(offsets: Ints) -> int:
+    return xxhash.xxh3_64_intdigest(offsets.tobytes()) >> 1  # fits int64
 
 
 def read_partition(paths: Sequence[Path], partition: int, dtype: npt.DTypeLike) -> Rows:

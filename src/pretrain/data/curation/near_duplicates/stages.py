@@ -42,7 +42,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
 )
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, decide
 
-MEMBERS_OF_RANGE = 100_000  # their bands are 32 MB; a component larger than this is a range of its own
+MEMBERS_OF_RANGE = 50_000  # their bands are 16 MB; a larger component is a range of its own
 
 
 @dataclass(frozen=True)

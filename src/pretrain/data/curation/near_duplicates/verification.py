@@ -77,7 +77,9 @@ def decide(members: Rows, bands: Rows, shingles_of: Callable[[int], Hashes] | No
         found["similarity"] = np.where(twins == np.arange(len(ordered)), 1.0, np.nan)
     else:
         places = order.tolist()
-        result = _Verifier(ordered, similarity, lambda place: shingles_of(places[place])).run(_places(ordered, bands))
+        result = _Verifier(ordered, similarity, lambda place: shingles_of(places[place])).run(
+            _buckets_of(ordered, bands)
+        )
         twins = np.array(result.twins, np.int64)
         found["similarity"], found["unverified"] = result.similarities, result.unverified
     found["kept"] = twins == np.arange(len(ordered))
@@ -92,8 +94,18 @@ def _first_of_component(components: Hashes) -> Ints:
     return firsts[inverse]
 
 
-def _places(ordered: Rows, bands: Rows) -> list[list[int]]:
-    """Return the buckets, as numbers, of each member."""
+@dataclass(frozen=True)
+class _Buckets:
+    """The buckets, as numbers from 0, of each member by its place."""
+
+    buckets: Ints
+    starts: Ints  # (members + 1,)
+
+    def of(self, place: int) -> list[int]:
+        return self.buckets[self.starts[place] : self.starts[place + 1]].tolist()
+
+
+def _buckets_of(ordered: Rows, bands: Rows) -> _Buckets:
     by_document = np.argsort(ordered["document"])
     documents = ordered["document"][by_document]
     spots = np.searchsorted(documents, bands["document"])
@@ -105,8 +117,8 @@ def _places(ordered: Rows, bands: Rows) -> list[list[int]]:
     places = by_document[spots]
     buckets = np.unique(bands["key"], return_inverse=True)[1]
     arranged = np.lexsort((buckets, places))
-    ends = np.searchsorted(places[arranged], np.arange(1, len(ordered)))
-    return [part.tolist() for part in np.split(buckets[arranged], ends)] if len(ordered) else []
+    starts = np.searchsorted(places[arranged], np.arange(len(ordered) + 1))
+    return _Buckets(buckets[arranged], starts)
 
 
 @dataclass
@@ -121,10 +133,11 @@ class _Verifier:
     unverified: list[bool] = field(default_factory=list)
     kept: dict[int, list[int]] = field(default_factory=dict)  # places of kept members by bucket
 
-    def run(self, buckets: list[list[int]]) -> _Verifier:
+    def run(self, buckets: _Buckets) -> _Verifier:
         sizes = self.ordered["shingles"].tolist()
         base = self.ordered["base"].tolist()
-        for place, own in enumerate(buckets):
+        for place in range(len(sizes)):
+            own = buckets.of(place)
             twin, similarity, complete = (place, 1.0, True) if base[place] else self._twin(place, own, sizes)
             self.twins.append(twin)
             self.similarities.append(similarity)
@@ -153,6 +166,24 @@ class _Verifier:
             if found >= self.similarity:
                 return other, found, True
         return place, 1.0, complete
+
+
+def check_decisions(decisions: Rows, similarity: float, name: str) -> None:
+    """Raise DataError unless each removed document has a kept twin, as similar as asked or not compared at all.
+
+    `decisions` are all of a range, and `name` is their file's for the message.
+    """
+    twins = np.searchsorted(decisions["document"], decisions["twin"])
+    found = np.minimum(twins, len(decisions) - 1)
+    own = decisions["document"] == decisions["twin"]
+    right = (decisions["document"][found] == decisions["twin"]) & decisions["kept"][found] & (own == decisions["kept"])
+    right &= ~(decisions["similarity"] < similarity)
+    if not right.all():
+        number = int(decisions["document"][~right][0])
+        raise DataError(
+            f"{name} is damaged: document {number} has no kept twin with a similarity of {similarity}. "
+            "Delete it, and the stage that wrote it runs again."
+        )
 
 
 def guard(bands: Rows, decisions: Rows, validation: npt.NDArray[np.bool_]) -> Hashes:
