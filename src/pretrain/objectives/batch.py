@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,18 @@ class Batch:
         """Return values of the targets (B, M) times their weights; 0 where a position has no target."""
         weighted = values if self.weights is None else values * self.weights
         return weighted.where(self.targets != IGNORE, 0)
+
+    def without_empty_places(self) -> Batch:
+        """Return the batch with all targets in one row, (1, N), and none of IGNORE; its shapes depend on the values."""
+        assert self.target_positions is not None
+        row, slot = (self.targets != IGNORE).nonzero(as_tuple=True)
+        first = row * (self.tokens.numel() // len(self.targets))  # position of each row among those of the batch
+        return replace(
+            self,
+            targets=self.targets[row, slot][None],
+            target_positions=(self.target_positions[row, slot] + first)[None],
+            weights=None if self.weights is None else self.weights[row, slot][None],
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on `device`."""

@@ -17,6 +17,7 @@ class Objective(nn.Module):
     is_bound = False  # whether the mean loss is an upper bound of the text's -log p per token
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
+    static_shapes = False  # whether places without a target reach the head, as always on a GPU
 
     @property
     def parts(self) -> "dict[str, Objective]":
@@ -36,10 +37,16 @@ class Objective(nn.Module):
 
         Where a batch has weights and counts, they are the weighted sum and the sum of the counts.
         """
+        count = batch.row_counts().sum()
+        if batch.weights is not None and batch.target_positions is not None and not self._needs_static(hidden):
+            batch = batch.without_empty_places()  # about half of the places of a diffusion have no target
         features, targets = self._at_targets(hidden, head, batch)
         weights = None if batch.weights is None else batch.weights.flatten()
         settings = LossSettings(self.compiled, self.z_loss)
-        return cross_entropy_sum(features, head, targets, weights, settings), batch.row_counts().sum()
+        return cross_entropy_sum(features, head, targets, weights, settings), count
+
+    def _needs_static(self, hidden: Tensor) -> bool:
+        return self.static_shapes or hidden.device.type != "cpu"
 
     def evaluate(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats, unweighted, and the prediction (argmax), int64 (B, M)."""

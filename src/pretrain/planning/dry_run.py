@@ -148,6 +148,7 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
+    objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)
     settings = replace(config.parallel, compile=False)  # compiling changes memory by fusion alone
     parallelize(model_with_loss, mesh, settings, workload.bf16)
