@@ -50,6 +50,9 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
             id="bert",
             marks=pytest.mark.long,
         ),
+        pytest.param(
+            ["model=diffusion_nano"], ["ddp", "split"], ["back_to_one"], id="diffusion", marks=pytest.mark.long
+        ),
     ],
 )
 @pytest.mark.fault("F11")
