@@ -51,7 +51,7 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
             marks=pytest.mark.long,
         ),
         pytest.param(
-            ["model=diffusion_nano"], ["ddp", "split"], ["back_to_one"], id="diffusion", marks=pytest.mark.long
+            ["model=diffusion_nano"], ["ddp"], ["split"], id="diffusion", marks=pytest.mark.long
         ),
     ],
 )
