@@ -269,6 +269,13 @@ def test_hybrid_rows_may_be_those_of_a_diffusion() -> None:
     assert not denoised.is_causal.any()  # type: ignore[union-attr]
 
 
+def test_an_excluded_row_counts_nothing() -> None:
+    batch = diffusion(complementary=True).collate(packed([9, 6], [15]), torch.arange(2))
+    batch.targets[0] = IGNORE
+    assert batch.row_counts().tolist() == [0, 30]
+    assert batch.weighted(torch.ones(2, 24)).sum(1).tolist() == [0, pytest.approx(30)]
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"min_masked_fraction=0\.6 is more than half.*Try .*=0\.3"):
         DiffusionConfig(complementary=True, min_masked_fraction=0.6)
