@@ -113,7 +113,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         "top_k": config.top_k,
         "top_p": config.top_p,
         "min_p": config.min_p,
-        "repetition_penalty": config.repetition_penalty,
+        "repetition_penalty": 1.1 if config.repetition_penalty is None else config.repetition_penalty,
         "stop": [read_escapes(text) for text in config.stop],
         "seed": config.seed,
     }

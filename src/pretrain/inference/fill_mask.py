@@ -32,13 +32,18 @@ def mask_probabilities(model: LanguageModule, tokens: Sequence[int], mask_id: in
             f"the text has {len(tokens)} tokens, the model's context {model.config.context_length}. Try a shorter text."
         )
     row = torch.tensor([list(tokens)], device=next(model.parameters()).device)
+    check_has_mask(tokens, mask_id)
     positions = (row[0] == mask_id).nonzero().squeeze(1)
-    if not len(positions):
-        raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
     bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
     hidden = hidden_states(model, row, is_causal=bidirectional)[0]
     logits: Tensor = model.head(hidden[positions - int(model.causal)])
     return logits.float().masked_fill(suppress_tokens, -torch.inf).softmax(-1)
+
+
+def check_has_mask(tokens: Sequence[int], mask_id: int) -> None:
+    """Raise ConfigError for a text without a mask."""
+    if mask_id not in tokens:
+        raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
 
 
 def text_with_masks(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

@@ -57,6 +57,11 @@ class ObjectiveConfig(Settings):
         return not self.causal
 
     @property
+    def denoises(self) -> bool:
+        """Whether the model fills any number of masks, and so also continues a text: by filling masks behind it."""
+        return False
+
+    @property
     def n_labels(self) -> int | None:
         """The number of labels that the model classifies texts by; None where it predicts tokens."""
         return None
