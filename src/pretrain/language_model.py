@@ -47,9 +47,13 @@ class LanguageModel:
         classifier: ClassifyConfig | None = None,
         prompt_template: tuple[str, str] | None = None,
         denoises: bool = False,
+        shift_targets: bool | None = None,
     ) -> None:
         self.classifier = classifier
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
+        self.shift_targets = (
+            model.causal if shift_targets is None else shift_targets
+        )  # the token before predicts a mask
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
         self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
@@ -89,6 +93,7 @@ class LanguageModel:
             classifier=objective.classifier,
             prompt_template=data.prompt_template() if data else None,
             denoises=objective.denoises,
+            shift_targets=objective.shift_targets,
         )
 
     @property
@@ -219,15 +224,15 @@ class LanguageModel:
                 raise ConfigError(f"{name} is not an option of {method}(). {nearest(name, kind.__annotations__)}")
             if method != "generate" or value is None:
                 continue
-            if self.denoises and name in _CAUSAL_ONLY:
+            if not self.causal and name in _CAUSAL_ONLY:
                 raise ConfigError(
                     f"{name}={value} means nothing for a diffusion model, which fills masks in any order. "
                     f"Leave {name} out, or take a causal model: objective=causal."
                 )
-            if not self.denoises and name in _DIFFUSION_ONLY:
+            if self.causal and name in _DIFFUSION_ONLY:
                 raise ConfigError(
-                    f"{name}={shown(value)} means nothing for a model that is not a diffusion model. "
-                    f"Leave {name} out, or train one: objective=diffusion."
+                    f"{name}={shown(value)} means nothing for a causal model, which continues a text from left to "
+                    f"right. Leave {name} out, or take a diffusion model: objective=diffusion."
                 )
 
     def _steps(self, rows: list[list[int]], options: GenerationOptions) -> Iterator[list[NewToken | None]]:
@@ -238,7 +243,7 @@ class LanguageModel:
             raise ConfigError("generate() needs at least one prompt, and the list is empty.")
         free = max(1, self.model.config.context_length - max(len(row) for row in rows))
         new = min(100, free) if max_new_tokens is None else max_new_tokens
-        if self.denoises:
+        if not self.causal:
             if any(self.tokenizer.mask_id in row for row in rows):
                 raise ConfigError("a prompt holds [MASK], and generate() only adds text behind it. Use fill().")
             denoising = self._denoising(options, self._suppress_next, self.tokenizer.eos_id)
@@ -257,7 +262,7 @@ class LanguageModel:
             suppress_tokens,
             _sampling(options),
             end_id,
-            shift_targets=self.model.causal,
+            shift_targets=self.shift_targets,
             **chosen,
         )
 
@@ -301,7 +306,7 @@ class LanguageModel:
         if top_k < 1:
             raise ConfigError(f"top_k={top_k} is below 1. Try top_k=5.")
         tokens = self._masked_row(text)
-        probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks)
+        probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks, self.shift_targets)
         inner = tokens[1:-1]
         positions = [position for position, token in enumerate(inner) if token == mask_id]
         best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)

@@ -58,8 +58,13 @@ class ObjectiveConfig(Settings):
 
     @property
     def denoises(self) -> bool:
-        """Whether the model fills any number of masks, and so also continues a text: by filling masks behind it."""
+        """Whether the model generates text by filling a canvas of masks, a few positions at a time."""
         return False
+
+    @property
+    def shift_targets(self) -> bool:
+        """Whether the position before a hidden token predicts it."""
+        return self.causal
 
     @property
     def n_labels(self) -> int | None:
