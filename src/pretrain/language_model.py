@@ -226,7 +226,7 @@ class LanguageModel:
                 continue
             if not self.causal and name in _CAUSAL_ONLY:
                 raise ConfigError(
-                    f"{name}={value} means nothing for a diffusion model, which fills masks in any order. "
+                    f"{name}={shown(value)} means nothing for a diffusion model, which fills masks in any order. "
                     f"Leave {name} out, or take a causal model: objective=causal."
                 )
             if self.causal and name in _DIFFUSION_ONLY:
