@@ -31,6 +31,8 @@ PUBLISHED = {
     "gpt_nano": (OWN, 1_050_240),
     "bert_nano": (OWN, 1_068_800),
     "hybrid_nano": (OWN, 1_050_240),
+    "diffusion_nano": (OWN, 1_050_240),
+    "diffusion_small": (GPT2, 123_552_768),
 }
 NEEDS = {
     "data=text_files": ["data.path=x"],
@@ -53,7 +55,7 @@ OTHERS = sorted(
 )
 # settings of every preset as differences from those of the command without any, written before recipes were files
 SETTINGS: dict[str, dict[str, object]] = json.loads((Path(__file__).parent / "preset_settings.json").read_text())
-MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "bert_nano", "modernbert_nano"]
+MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "diffusion_nano", "bert_nano", "modernbert_nano"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,7 @@ def schemas() -> None:
 
 def test_no_preset_of_a_model_is_left_out() -> None:
     assert {path.stem for path in (CONFIG_FOLDER / "model").iterdir()} == {*PUBLISHED, "imported"}
-    assert len(PUBLISHED) == 16
+    assert len(PUBLISHED) == 18
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -76,7 +78,7 @@ def test_a_model_has_its_published_size(name: str) -> None:
         model = config.model.build(vocab_size, config.objective.causal)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert parameter_count(config.model, vocab_size) == count
-    assert config.objective.causal is ("bert" not in name)
+    assert config.objective.causal is not any(kind in name for kind in ("bert", "diffusion"))
     header = (CONFIG_FOLDER / "model" / f"{name}.yaml").read_text(encoding="utf8")
     claimed = re.search(r"# ([\d.]+) ([MB]) parameters", header)
     assert claimed is not None

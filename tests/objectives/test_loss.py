@@ -65,7 +65,7 @@ def test_the_loss_and_its_gradient_are_as_defined(
     values, targets = problem(bias, ignored)
     expected = plain_loss(values, targets)
     gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss), values)
-    found = loss.cross_entropy_sum(values[0], head_of(*values[1:]), targets, z_loss=z_loss)
+    found = loss.cross_entropy_sum(values[0], head_of(*values[1:]), targets, settings=loss.LossSettings(z_loss=z_loss))
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(torch.autograd.grad(3 * found, values), gradients, strict=True):

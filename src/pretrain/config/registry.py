@@ -33,7 +33,14 @@ from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import (
+    CausalConfig,
+    ClassifyConfig,
+    DiffusionConfig,
+    HybridConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+)
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (
@@ -59,7 +66,7 @@ from pretrain.training.logger_config import (
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig, HybridConfig, ClassifyConfig),
+    "objective": (CausalConfig, MaskedConfig, HybridConfig, DiffusionConfig, ClassifyConfig),
     "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig, MixtureConfig, PairsConfig, LabelledTextConfig),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),

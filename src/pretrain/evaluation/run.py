@@ -13,7 +13,6 @@ import torch
 
 from pretrain.config.registry import typed_tasks
 from pretrain.config.run import RunConfig
-from pretrain.data.collate import IGNORE
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
@@ -104,7 +103,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         rows = min(config.max_rows or len(stream), len(stream)) if stream else 0
         of_source = Counter(documents=store.n_documents, rows=rows)
         for name, part in objective.parts.items():
-            factor = bits_per_byte_of_a_nat(store) if part.causal else None
+            factor = bits_per_byte_of_a_nat(store) if part.causal or part.is_bound else None
             totals = Totals(0.0, 0, 0, factor)
             if stream is not None:
                 totals = score_rows(ModelWithLoss(model, part).eval(), stream, rows, config.batch_size, factor)
@@ -130,15 +129,15 @@ def score_rows(
     bits_per_byte_of_a_nat: float | None,
 ) -> Totals:
     """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model."""
-    loss_sum, correct, count = 0.0, 0, 0
+    loss_sum, correct, count = 0.0, 0.0, 0
     device = next(model_with_loss.parameters()).device
     for start in range(0, n_rows, batch_size):
         row_indices = np.arange(start, min(start + batch_size, n_rows))
         batch = model_with_loss.objective.collate(stream.rows(row_indices), torch.from_numpy(row_indices))
         losses, predictions = model_with_loss.evaluate(batch.to(device))
-        loss_sum += float(losses.cpu().double().sum())
-        correct += int((predictions.cpu() == batch.targets).sum())
-        count += int((batch.targets != IGNORE).sum())
+        loss_sum += float(batch.weighted(losses.cpu().double()).sum())
+        correct += float(batch.weighted((predictions.cpu() == batch.targets).double()).sum())
+        count += int(batch.row_counts().sum())
     return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
 
 

@@ -24,11 +24,23 @@ class Vocabulary(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def bos_id(self) -> int: ...
+    @property
     def mask_id(self) -> int | None: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
     @property
     def word_starts(self) -> NDArray[np.bool_]: ...
+
+
+def mask_id_of(vocabulary: Vocabulary, objective: str) -> int:
+    """Return the id of [MASK]; raise ConfigError if the tokenizer has none, which the objective needs."""
+    if vocabulary.mask_id is None:
+        raise ConfigError(
+            f"objective={objective} needs a tokenizer with a mask token, and this one has none. "
+            "Try tokenizer=bpe, or objective=causal."
+        )
+    return vocabulary.mask_id
 
 
 @dataclass
@@ -153,14 +165,9 @@ class MaskingConfig(ObjectiveConfig):
         """Return the masked objective; `shift_targets`: the position before a hidden token predicts it."""
         from pretrain.objectives.masked import Masked
 
-        if vocabulary.mask_id is None:
-            raise ConfigError(
-                f"objective={self.kind} needs a tokenizer with a mask token, and this one has none. "
-                "Try tokenizer=bpe, or objective=causal."
-            )
         return Masked(
             self,
-            mask_id=vocabulary.mask_id,
+            mask_id=mask_id_of(vocabulary, self.kind),
             special_ids=vocabulary.special_ids,
             word_starts=vocabulary.word_starts if self.unit is MaskingUnit.whole_word else None,
             vocab_size=vocabulary.vocab_size,
@@ -189,6 +196,54 @@ class MaskedConfig(MaskingConfig):
 
     def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         return self.build_masked(vocabulary, seed, shift_targets=False)
+
+
+@dataclass
+class DiffusionConfig(ObjectiveConfig):
+    """Masked diffusion: predict hidden tokens at every noise level; the loss is a bound on -log p of the text.
+
+    Source: Nie et al. 2025, https://arxiv.org/abs/2502.09992; Ou et al. 2024, https://arxiv.org/abs/2406.03736.
+    """
+
+    kind: str = "diffusion"
+    min_masked_fraction: float = setting(
+        0.0, "Least share of a document's tokens to hide; above 0 the training loss is no bound (validation's is).",
+        bounds="[0.0, 1.0)",
+    )  # fmt: skip
+    random_length_rows: float = setting(
+        0.01, "Share of the training rows in which one more document border is drawn, so that texts of every length "
+        "are learned.", bounds="[0.0, 1.0]",
+    )  # fmt: skip
+    shift: bool = setting(False, "The position before a hidden token predicts it, as in a causal model.")
+    complementary: bool = setting(
+        False, "Train on every row twice, under a mask and its complement: every token is a target of one of both."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.complementary and self.min_masked_fraction > 0.5:
+            raise ConfigError(
+                f"objective.min_masked_fraction={self.min_masked_fraction} is more than half, and "
+                "objective.complementary=true hides the rest of a document in the second pass. "
+                "Try objective.min_masked_fraction=0.3."
+            )
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def denoises(self) -> bool:
+        return True
+
+    @property
+    def chooses_positions(self) -> bool:
+        return True
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        from pretrain.objectives.diffusion import Diffusion
+
+        return Diffusion(self, mask_id=mask_id_of(vocabulary, self.kind), bos_id=vocabulary.bos_id, seed=seed)
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Hybrid(Objective):
         return Batch(
             tokens=torch.where(hidden[:, None], masked.tokens, causal.tokens),
             positions=causal.positions,
-            documents=visible_documents(rows, causal=False),
+            documents=visible_documents(rows.documents, causal=False),
             targets=torch.where(hidden[:, None], next_targets, causal.targets),
             target_positions=None,
             sample_indices=sample_indices,

@@ -31,6 +31,7 @@ class PlannedVocabulary:
     """The part of a tokenizer that objectives need, for a plan without one."""
 
     vocab_size: int
+    bos_id: int = 0
     mask_id: int = 0
     special_ids: frozenset[int] = frozenset()
 
