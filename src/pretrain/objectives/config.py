@@ -237,6 +237,10 @@ class DiffusionConfig(ObjectiveConfig):
         return True
 
     @property
+    def shift_targets(self) -> bool:
+        return self.shift
+
+    @property
     def chooses_positions(self) -> bool:
         return True
 
