@@ -225,7 +225,7 @@ def test_a_batch_moves_as_a_whole() -> None:
 def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:
     """Logits that are all moved by the same number have the same loss: the penalty alone moves them back."""
     (features, weight, bias), targets = problem(bias=True, ignored="some")
-    batch: Any = SimpleNamespace(target_positions=None, targets=targets)
+    batch = Batch(targets, targets, None, targets.unsqueeze(0), None, torch.zeros(1))
 
     def trained(z_loss: float) -> tuple[float, float]:
         objective = CausalConfig(z_loss=z_loss).build(Words(), seed=0)

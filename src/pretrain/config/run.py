@@ -251,7 +251,7 @@ def _check_fine_tuning(config: RunConfig) -> None:
             f"data.kind=labelled has labels, and objective={objective.kind} does not predict them. "
             "Try objective=classify, or data=text_files for the texts alone."
         )
-    elif not isinstance(objective, CausalConfig):
+    elif not isinstance(objective, CausalConfig) and not objective.denoises:
         for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
             if isinstance(part, PairsConfig):
                 raise ConfigError(

@@ -104,7 +104,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         of_source = Counter(documents=store.n_documents, rows=rows)
         for name, part in objective.parts.items():
             factor = bits_per_byte_of_a_nat(store) if part.causal or part.is_bound else None
-            totals = Totals(0.0, 0, 0, factor)
+            totals = Totals(0.0, 0, 0, factor, part.is_bound)
             if stream is not None:
                 totals = score_rows(ModelWithLoss(model, part).eval(), stream, rows, config.batch_size, factor)
             of_source["targets"] += int(totals.targets)
@@ -138,7 +138,7 @@ def score_rows(
         loss_sum += float(batch.weighted(losses.cpu().double()).sum())
         correct += float(batch.weighted((predictions.cpu() == batch.targets).double()).sum())
         count += int(batch.row_counts().sum())
-    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
+    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat, model_with_loss.objective.is_bound)
 
 
 def _model(config: EvalConfig, folder: ModelFolder) -> LanguageModule:

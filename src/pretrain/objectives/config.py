@@ -94,6 +94,16 @@ class ObjectiveConfig(Settings):
         return 1.0
 
     @property
+    def passes(self) -> int:
+        """How often the model reads every row, each time with other tokens hidden."""
+        return 1
+
+    @property
+    def weighs_targets(self) -> bool:
+        """Whether targets have weights (`Batch.weights`, `Batch.counts`)."""
+        return False
+
+    @property
     def chooses_positions(self) -> bool:
         """Whether batches name the positions that have targets (`Batch.target_positions`)."""
         return False
@@ -241,6 +251,18 @@ class DiffusionConfig(ObjectiveConfig):
         return self.shift
 
     @property
+    def share_of_logits(self) -> float:
+        return 1.0 / self.passes
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.complementary else 1
+
+    @property
+    def weighs_targets(self) -> bool:
+        return True
+
+    @property
     def chooses_positions(self) -> bool:
         return True
 
@@ -250,9 +272,16 @@ class DiffusionConfig(ObjectiveConfig):
         return Diffusion(self, mask_id=mask_id_of(vocabulary, self.kind), bos_id=vocabulary.bos_id, seed=seed)
 
 
+class BidirectionalRows(Enum):
+    """What a hybrid model learns from its rows with bidirectional attention."""
+
+    masked = "masked"
+    diffusion = "diffusion"
+
+
 @dataclass
 class HybridConfig(MaskingConfig):
-    """Some rows causal, the others masked: one model that continues texts and fills masks.
+    """Some rows causal, the others masked or of a masked diffusion: one model that continues texts and fills masks.
 
     Source: Charpentier and Samuel 2024, "GPT or BERT: why not both?", https://arxiv.org/abs/2410.24159, section 2.
     """
@@ -262,6 +291,11 @@ class HybridConfig(MaskingConfig):
         0.5, "Share of the rows that are masked; the others are causal.", bounds="(0.0, 1.0)",
         hint="or objective=causal or masked for rows of one kind",
     )  # fmt: skip
+    bidirectional: BidirectionalRows = setting(
+        BidirectionalRows.masked,
+        "Objective of the rows that are not causal: masked, as the settings of masking say, or diffusion, at every "
+        "noise level.",
+    )
 
     @property
     def causal(self) -> bool:
@@ -272,13 +306,24 @@ class HybridConfig(MaskingConfig):
         return True
 
     @property
+    def weighs_targets(self) -> bool:
+        return self.bidirectional is BidirectionalRows.diffusion
+
+    @property
     def mixes_directions(self) -> bool:
         return True
 
     def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.hybrid import Hybrid
 
-        return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
+        if self.bidirectional is BidirectionalRows.masked:
+            return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
+        from pretrain.objectives.diffusion import Diffusion
+
+        config = DiffusionConfig(shift=True, random_length_rows=0.0)
+        mask_id = mask_id_of(vocabulary, self.kind)
+        diffusion = Diffusion(config, mask_id=mask_id, bos_id=vocabulary.bos_id, seed=seed, in_causal_model=True)
+        return Hybrid(diffusion, self.masked_rows)
 
 
 class Pooling(Enum):

@@ -55,10 +55,6 @@ class Diffusion(Objective):
         )
         return {"": bound}
 
-    @property
-    def passes(self) -> int:
-        return 2 if self.config.complementary else 1
-
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
         """Return rows with hidden tokens and the weight n / k of each; targets are (B, T), in order of position.
 
@@ -72,12 +68,12 @@ class Diffusion(Objective):
                 add_border(documents[row], positions[row], draw)
         maskable = self._maskable(rows, documents)
         weights = self._weights(_pieces(documents, maskable, sample_indices.numpy()), maskable, scores)
-        tokens = np.repeat(rows.tokens[:, None], self.passes, axis=1)  # (B, P, T)
+        tokens = np.repeat(rows.tokens[:, None], self.config.passes, axis=1)  # (B, P, T)
         targets = _compact(weights > 0, tokens, weights, maskable.shape[1])
         tokens[weights > 0] = self.mask_id
 
         def per_pass(values: NDArray[np.generic]) -> NDArray[np.generic]:
-            return np.repeat(values, self.passes, axis=0) if self.passes > 1 else values
+            return np.repeat(values, self.config.passes, axis=0) if self.config.passes > 1 else values
 
         return Batch(
             tokens=torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])),
@@ -86,9 +82,11 @@ class Diffusion(Objective):
             targets=torch.from_numpy(targets.ids),
             target_positions=torch.from_numpy(targets.positions - self.config.shift * (targets.ids != IGNORE)),
             sample_indices=sample_indices,
-            is_causal=torch.zeros(len(documents) * self.passes, dtype=torch.bool) if self.in_causal_model else None,
+            is_causal=torch.zeros(len(documents) * self.config.passes, dtype=torch.bool)
+            if self.in_causal_model
+            else None,
             weights=torch.from_numpy(targets.weights),
-            counts=torch.from_numpy(self.passes * maskable.sum(1)),
+            counts=torch.from_numpy(self.config.passes * maskable.sum(1)),
         )
 
     def _generator(self, sample: int) -> np.random.Generator:
@@ -126,8 +124,8 @@ class Diffusion(Objective):
         order = np.lexsort((scores[maskable], of_token))
         hidden = np.empty(len(order), bool)
         hidden[order] = np.arange(len(order)) - starts[of_token] < k[of_token]
-        weights = np.zeros((self.passes, *maskable.shape))
-        if self.passes == 1:
+        weights = np.zeros((self.config.passes, *maskable.shape))
+        if self.config.passes == 1:
             weights[0, maskable] = np.where(hidden, (n / k)[of_token], 0.0)
         else:  # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
             first, second = np.where(k == n, 2.0, n / k), n / np.maximum(n - k, 1)
@@ -201,16 +199,16 @@ def _compact(
     hidden: NDArray[np.bool_], tokens: NDArray[np.int64], weights: NDArray[np.float64], n_targets: int
 ) -> _Targets:
     """Return the hidden tokens of each row; the first three are (B, P, T)."""
-    hidden, tokens, weights = (values.reshape(len(values), -1) for values in (hidden, tokens, weights))  # (B, P T)
-    row, place = np.nonzero(hidden)
-    counts = hidden.sum(1)
+    n_rows = len(hidden)
+    row, place = np.nonzero(hidden.reshape(n_rows, -1))
+    counts = hidden.sum((1, 2))
     slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     targets = _Targets(
-        np.full((len(hidden), n_targets), IGNORE, np.int64),
-        np.zeros((len(hidden), n_targets), np.int64),
-        np.zeros((len(hidden), n_targets), np.float32),
+        np.full((n_rows, n_targets), IGNORE, np.int64),
+        np.zeros((n_rows, n_targets), np.int64),
+        np.zeros((n_rows, n_targets), np.float32),
     )
-    targets.ids[row, slot] = tokens[row, place]
+    targets.ids[row, slot] = tokens.reshape(n_rows, -1)[row, place]
     targets.positions[row, slot] = place
-    targets.weights[row, slot] = weights[row, place]
+    targets.weights[row, slot] = weights.reshape(n_rows, -1)[row, place]
     return targets

@@ -27,11 +27,6 @@ class Objective(nn.Module):
         """Return the number of positions of a packed sequence that reach the head, M of `Batch.targets` (B, M)."""
         return length
 
-    @property
-    def passes(self) -> int:
-        """How often the model reads every row, each time with other tokens hidden."""
-        return 1
-
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return the micro-batch of packed rows; `sample_indices` (B,) are their indices in the stream of rows."""
         raise NotImplementedError

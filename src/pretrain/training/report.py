@@ -79,7 +79,9 @@ class Report:
         lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
             ("val/perplexity", "perplexity"),
+            ("val/perplexity_bound", "perplexity (bound)"),
             ("val/bits_per_byte", "bits per byte"),
+            ("val/bits_per_byte_bound", "bits/byte (bound)"),
             ("val/accuracy", "accuracy"),
             ("val/f1", "macro F1"),
         ):
@@ -108,7 +110,7 @@ class Report:
         if "val/loss" not in self.validation:
             reasons = dict.fromkeys(self.not_validated.values())
             return "none" + (f": {'; '.join(reasons)}" if reasons else "")
-        warnings = []
+        warnings = ["an upper bound"] if "val/loss_bound" in self.validation else []
         if self.not_validated:
             warnings.append(f"of {', '.join(self.validation_targets)} alone")
         if self.validation_targets and sum(self.validation_targets.values()) < FEW_TARGETS:

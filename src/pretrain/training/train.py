@@ -227,7 +227,8 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
     return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
-        flops_per_token=config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
+        flops_per_token=config.objective.passes
+        * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
         peak_flops_per_s=peak_flops_per_s(device, config.trainer.precision is Precision.bf16)[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )

@@ -43,8 +43,8 @@ class ValidationScores(nn.Module):
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._loaders = [  # (source, part of the objective, bits per byte of a nat), by number
-            (source, name, factor if part.causal or part.is_bound else None)
+        self._loaders = [  # (source, part of the objective, bits per byte of a nat, whether it is a bound), by number
+            (source, name, factor if part.causal or part.is_bound else None, part.is_bound)
             for source, factor in bits_per_byte_of_a_nat.items()
             for name, part in objective.parts.items()
         ]
@@ -63,9 +63,9 @@ class ValidationScores(nn.Module):
     def compute(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return values by metric name and targets by source, over all ranks, and reset the metrics."""
         totals: list[tuple[str, str, Totals]] = []
-        for (source, part, factor), metrics in zip(self._loaders, self.losses, strict=True):
+        for (source, part, factor, is_bound), metrics in zip(self._loaders, self.losses, strict=True):
             assert isinstance(metrics, LossMetrics)
-            totals.append((source, part, Totals(*metrics.compute(), factor)))
+            totals.append((source, part, Totals(*metrics.compute(), factor, is_bound)))
             metrics.reset()
         values = validation_metrics(totals)
         if self.f1 is not None:
