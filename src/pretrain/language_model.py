@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest, printable, shown
+from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
@@ -359,16 +360,24 @@ class LanguageModel:
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
     @overload
-    def score(self, text: str) -> Score: ...
+    def score(self, text: str, draws: int | None = None) -> Score: ...
     @overload
-    def score(self, text: list[str]) -> list[Score]: ...
-    def score(self, text: str | list[str]) -> Score | list[Score]:
-        """Return the log-likelihood of a text; a masked model's is a pseudo-likelihood.
+    def score(self, text: list[str], draws: int | None = None) -> list[Score]: ...
+    def score(self, text: str | list[str], draws: int | None = None) -> Score | list[Score]:
+        """Return the log-likelihood of a text; a masked model's is a pseudo-likelihood, a diffusion model's a bound.
 
-        A list of texts gives a list, computed in batches.
+        A list of texts gives a list, computed in batches. A bound is estimated by `draws` random masks of each text, 32
+        by default, and the score has its standard error; raises ConfigError for `draws` of another model.
         """
         self._refuse_classifier()
-        scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos)
+        bound = (
+            BoundEstimate(32 if draws is None else draws, self.shift_targets)
+            if self.denoises and not self.causal
+            else None
+        )
+        if bound is None and draws is not None:
+            raise ConfigError(f"draws={draws} means nothing for a model that is scored without a bound. Leave it out.")
+        scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos, bound=bound)
         return scorer.texts([text])[0] if isinstance(text, str) else scorer.texts(text)
 
 

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 
 from pretrain.errors import ConfigError
+from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.scorer import check_examples
@@ -100,7 +101,8 @@ class Scores(StepCallback):
 
         def score() -> dict[str, float]:
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
-                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
+                bound = estimate_of(self.writer.config.objective)
+                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens, bound)
 
         return interruptible(module, score)
 
