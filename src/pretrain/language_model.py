@@ -359,6 +359,10 @@ class LanguageModel:
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
+    def bound(self, draws: int = 32) -> BoundEstimate | None:
+        """Return how a diffusion model's texts are scored; None for a model that is scored without a bound."""
+        return BoundEstimate(draws, self.shift_targets) if self.denoises and not self.causal else None
+
     @overload
     def score(self, text: str, draws: int | None = None) -> Score: ...
     @overload

@@ -35,7 +35,7 @@ class Known:
     def texts(self, texts: Sequence[str], group_size: int = 1) -> list[Score]:
         return [Score(self.likelihoods[text], 1, 1) for text in texts]
 
-    def continuations(self, pairs: Sequence[tuple[str, str]], group_sizes: Any = None) -> list[ContinuationScore]:
+    def continuations(self, pairs: Sequence[tuple[str, str]], *_: Any, **__: Any) -> list[ContinuationScore]:
         return [ContinuationScore(self.likelihoods[text], 1, text.endswith("!")) for _, text in pairs]
 
 

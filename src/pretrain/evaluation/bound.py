@@ -104,6 +104,40 @@ def bounds(
     return found
 
 
+@torch.no_grad()
+def filled_greedily(
+    model: LanguageModule, passages: Sequence[Passage], tokenizer: Tokenizer, estimate: BoundEstimate
+) -> list[bool]:
+    """Return whether filling each passage's targets from left to right, always by the likeliest token, gives them."""
+    return [
+        _is_filled(model, passage, _targets(passage, tokenizer, estimate), tokenizer, estimate) for passage in passages
+    ]
+
+
+def _is_filled(
+    model: LanguageModule, passage: Passage, targets: Ints, tokenizer: Tokenizer, estimate: BoundEstimate
+) -> bool:
+    assert tokenizer.mask_id is not None
+    size = max(1, BATCH_TOKENS // max(1, len(passage.tokens)))
+    for start in range(0, len(targets), size):
+        places = targets[start : start + size]
+        rows = np.repeat(passage.tokens[None], len(places), axis=0)  # in the row of a target all from it on are hidden
+        rows[:, targets] = np.where(targets >= places[:, None], tokenizer.mask_id, rows[:, targets])
+        states = read_padded(model, rows, np.full(len(rows), rows.shape[1]))
+        at = torch.arange(len(rows)), torch.from_numpy(places - int(estimate.shift_targets))
+        _, correct = predict_targets(model, states[at], torch.from_numpy(passage.tokens[places]))
+        if not correct.all():
+            return False
+    return True
+
+
+def _targets(passage: Passage, tokenizer: Tokenizer, estimate: BoundEstimate) -> Ints:
+    """Return the positions of a passage's tokens that may be hidden: no special ones."""
+    first = max(passage.first, int(estimate.shift_targets))
+    special = np.array(sorted(tokenizer.special_ids), np.int64)
+    return first + np.flatnonzero(~np.isin(passage.tokens[first:], special))
+
+
 def _bound(values: Floats, tokens: int) -> Bound:
     """Return the mean of draws (K,), two of each stratum beside each other, with the variance of their mean."""
     if len(values) == 1:  # one token: there is one way to hide it
@@ -118,12 +152,7 @@ def _draw(group: Sequence[Passage], tokenizer: Tokenizer, estimate: BoundEstimat
     Two draws fall into each of K / 2 equal shares of 0..1, and k = 1 + floor(u n). Random numbers belong to positions
     from the left, and in the end that all have in common to positions from the right.
     """
-    special = np.array(sorted(tokenizer.special_ids), np.int64)
-    first = [max(passage.first, int(estimate.shift_targets)) for passage in group]
-    targets = [
-        start + np.flatnonzero(~np.isin(passage.tokens[start:], special))
-        for start, passage in zip(first, group, strict=True)
-    ]
+    targets = [_targets(passage, tokenizer, estimate) for passage in group]
     sizes = [len(each) for each in targets]
     common = _common_end([passage.tokens[each] for passage, each in zip(group, targets, strict=True)])
     left = max(sizes) - common

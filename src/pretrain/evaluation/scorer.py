@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError, DivergenceError, printable
-from pretrain.evaluation.bound import Bound, BoundEstimate, bounds
+from pretrain.evaluation.bound import Bound, BoundEstimate, bounds, filled_greedily
 from pretrain.evaluation.examples import ExampleSet, MinimalPair
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
@@ -38,7 +38,7 @@ class ContinuationScore:
 
     log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood, of diffusion a bound
     tokens: int
-    greedy: bool  # whether greedy decoding would generate it; false where the score is a bound, which does not tell
+    greedy: bool  # whether greedy decoding would generate it, from left to right
 
 
 class Scorer:
@@ -124,11 +124,12 @@ class Scorer:
                 groups.append([windows[row][number] for row in members])
                 rows_of += members
         totals = [Bound(0.0, 0.0, 0)] * len(rows)
-        for row, part in zip(rows_of, self._bounds_of_groups(groups), strict=True):
+        for row, part in zip(rows_of, self.bounds_of(groups), strict=True):
             totals[row] = totals[row] + part
         return totals
 
-    def _bounds_of_groups(self, groups: Sequence[Sequence[Passage]]) -> list[Bound]:
+    def bounds_of(self, groups: Sequence[Sequence[Passage]]) -> list[Bound]:
+        """Return the bound of each passage of the groups, in order; those of a group share masks."""
         assert self.bound is not None
         found = bounds(self.model, groups, self.tokenizer, self.bound, self.batch_tokens, self.report)
         check_numbers(math.isnan(each.log_likelihood) for each in found)
@@ -145,13 +146,14 @@ class Scorer:
         return scores
 
     def continuations(
-        self, pairs: Sequence[tuple[str, str]], group_sizes: Sequence[int] | None = None
+        self, pairs: Sequence[tuple[str, str]], group_sizes: Sequence[int] = (), needs_greedy: bool = False
     ) -> list[ContinuationScore]:
         """Return the score of each continuation after its context; `encode_pairs` tokenizes them.
 
         Contexts are truncated at their beginning to the context length. Continuations of a group, by default each of
-        its own, are compared with each other: their bounds share random masks. Raises DataError for a continuation
-        without a token, or with more than fit.
+        its own, are compared with each other: their bounds share random masks. With a bound, `greedy` takes runs of the
+        model of its own and is false unless `needs_greedy`. Raises DataError for a continuation without a token, or
+        with more than fit.
         """
         encoded = encode_pairs(self.tokenizer, pairs)
         passages = [
@@ -160,9 +162,12 @@ class Scorer:
         if self.bound is not None:
             rest = iter(passages)
             groups = [[next(rest) for _ in range(size)] for size in group_sizes or [1] * len(passages)]
+            greedy = [False] * len(passages)
+            if needs_greedy:
+                greedy = filled_greedily(self.model, passages, self.tokenizer, self.bound)
             return [
-                ContinuationScore(each.log_likelihood, each.tokens, greedy=False)
-                for each in self._bounds_of_groups(groups)
+                ContinuationScore(each.log_likelihood, each.tokens, is_greedy)
+                for each, is_greedy in zip(self.bounds_of(groups), greedy, strict=True)
             ]
         return [
             ContinuationScore(

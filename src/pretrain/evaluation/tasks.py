@@ -90,13 +90,14 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
     """Return the share of continuations that greedy decoding generates, their mean loss in nats, and perplexity.
 
     Loss and perplexity are means over continuations, each counting once however many tokens it has, as in lm-eval.
+    Those of a diffusion model are bounds, given the length of the continuation.
     """
-    if not scorer.causal:
+    if not scorer.causal and scorer.bound is None:
         raise ConfigError(
             "task=cloze needs a causal model, and this one was trained to fill masks. Score it with "
             "task=minimal_pairs or task=multiple_choice."
         )
-    scores = scorer.continuations([pair for example in examples for pair in example.pairs()])
+    scores = scorer.continuations([pair for example in examples for pair in example.pairs()], needs_greedy=True)
     loss = -float(np.mean([score.log_likelihood for score in scores]))
     return {
         "accuracy": float(np.mean([score.greedy for score in scores])),
