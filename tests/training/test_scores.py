@@ -14,7 +14,9 @@ from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.evaluation.run import score
+from pretrain.interop.load import build
 from pretrain.launch.run_folder import read_rows
+from pretrain.models.init import initialize
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.callbacks.scores import Scores, open_tasks
@@ -103,3 +105,14 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
     model = random_model(shape("gpt"), 259, causal=True)
     assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model
+
+
+def test_samples_of_a_diffusion_run_continue_prompts_and_fill_masks(tiny: Any) -> None:
+    config = tiny.config("model=diffusion_nano", "model.context_length=64")
+    tokenizer = byte_tokenizer()
+    model = build(config.model, config.objective, tokenizer)
+    initialize(model, config.model, seed=0)
+    text = Writer(config, tokenizer).write(model.train(), seed=1)
+    assert "no sample" not in text
+    assert len(text.split("\n\n")) >= 6  # three prompts and three texts with masks
+    assert model.training
