@@ -29,7 +29,8 @@ class Recorder:
     """A model that notes what it is asked."""
 
     labels: tuple[str, ...] = ()
-    causal = True
+    causal = completes = True
+    denoises = False
     prompt_template = None
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
@@ -60,6 +61,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         folder.starts_with_bos,
         batch_tokens=config.batch_tokens,
         report=Progress(config.task.name),
+        bound=estimate_of(folder.objective, config.draws),
     )
     if examples is not None:
         metrics = score_examples(scorer, examples)
@@ -152,6 +154,11 @@ def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) 
         raise ConfigError(
             "task=pseudo_perplexity needs a masked model, and this one is causal. "
             "Take task=documents, which returns its perplexity."
+        )
+    if scorer.bound is not None and scorer.bound.shift_targets:
+        raise ConfigError(
+            "task=pseudo_perplexity reads each prediction at the masked token, and this model was trained with "
+            "objective.shift=true. Take task=documents, which returns its bound."
         )
     stores = list(_stores(config, folder).values())
     documents = [(store, number) for store in stores for number in range(store.n_documents)]

@@ -74,6 +74,11 @@ class ObjectiveConfig(Settings):
         return False
 
     @property
+    def shift_targets(self) -> bool:
+        """Whether the position before a hidden token predicts it."""
+        return self.causal
+
+    @property
     def n_labels(self) -> int | None:
         """The number of labels that the model classifies texts by; None where it predicts tokens."""
         return None
@@ -240,6 +245,10 @@ class DiffusionConfig(ObjectiveConfig):
     @property
     def denoises(self) -> bool:
         return True
+
+    @property
+    def shift_targets(self) -> bool:
+        return self.shift
 
     @property
     def share_of_logits(self) -> float:

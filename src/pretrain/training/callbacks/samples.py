@@ -7,6 +7,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.inference.config import GenerationOptions
 from pretrain.interop.load import build, build_without_weights
 from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
@@ -50,6 +51,8 @@ class Writer:
                 self.tokenizer,
                 fills_masks=objective.fills_masks,
                 classifier=objective.classifier,
+                denoises=objective.denoises,
+                shift_targets=objective.shift_targets,
             )
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
                 return sample_text(language_model, self.config.sample, seed)
@@ -98,7 +101,7 @@ def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) 
     """Return completions, filled masks or labels of the prompts, a paragraph each."""
     if language_model.labels:
         return "\n\n".join(_classified(language_model, prompt) for prompt in config.prompts)
-    default = CAUSAL_PROMPTS if language_model.causal else []
+    default = CAUSAL_PROMPTS if language_model.completes else []
     default = default + MASKED_PROMPTS if language_model.fills_masks else default
     return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
 
@@ -106,7 +109,7 @@ def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) 
 def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
     """Return the answer to a prompt, or the reason if the model cannot take it: no prompt ends a training run."""
     try:
-        if "[MASK]" in prompt or not language_model.causal:
+        if "[MASK]" in prompt or not language_model.completes:
             return _filled(language_model, prompt)
         return _completed(language_model, prompt, config, seed)
     except ConfigError as error:
@@ -115,14 +118,15 @@ def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, se
 
 def _completed(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
     limit = language_model.model.config.context_length - 1 - len(language_model.tokenizer.encode_prompt(prompt))
-    return language_model.generate(
-        prompt,
-        max_new_tokens=max(1, min(config.max_new_tokens, limit)),
-        temperature=config.temperature,
-        top_k=config.top_k or None,
-        repetition_penalty=config.repetition_penalty,
-        seed=seed,
-    )
+    options: GenerationOptions = {
+        "max_new_tokens": max(1, min(config.max_new_tokens, limit)),
+        "temperature": config.temperature,
+        "top_k": config.top_k or None,
+        "seed": seed,
+    }
+    if language_model.causal:
+        options["repetition_penalty"] = config.repetition_penalty
+    return language_model.generate(prompt, **options)
 
 
 def _classified(language_model: LanguageModel, text: str) -> str:
@@ -132,6 +136,8 @@ def _classified(language_model: LanguageModel, text: str) -> str:
 
 
 def _filled(language_model: LanguageModel, prompt: str) -> str:
+    if language_model.denoises:  # without chance, so that the samples of two steps can be compared
+        return f"{prompt}\n    {language_model.fill(prompt, temperature=0, order='confidence')}"
     masks = language_model.predict_mask(prompt)
     answers = ["   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in mask) for mask in masks]
     return "\n    ".join([prompt, *answers])
