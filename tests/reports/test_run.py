@@ -215,7 +215,9 @@ def test_settings_are_compared_with_the_presets(tiny: TinyRun) -> None:
         ("model.n_layers", None),
         ("trainer.max_steps", None),
     ]
-    assert about("loggers.mine.project", saved) == about("model.nothing", saved) == about("no.such", saved) == ""
+    saved["loggers"] = {"mine": {"kind": "wandb", "project": "a"}}
+    assert about("loggers.mine.project", saved) == "Project of the run."
+    assert about("loggers.mine.nothing", saved) == about("model.nothing", saved) == about("no.such", saved) == ""
 
 
 def test_a_sweep_is_a_table_with_the_best_run_first(tiny: TinyRun, tmp_path: Path) -> None:
@@ -262,6 +264,7 @@ def test_a_run_leaves_its_report_through_a_resume(tiny: TinyRun, capfd: pytest.C
 
     training_run = training.run
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.training.history.CLEAN_UP_S", 180.0)  # a busy machine needs more than a signal leaves
         patch.setattr(training, "run", interrupted)
         with pytest.raises(Interrupted):
             training.train(tiny.plan(*words, "trainer.max_steps=8", "resume=auto"))
