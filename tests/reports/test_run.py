@@ -15,12 +15,12 @@ import pytest
 import yaml
 from tiny_run import TinyRun
 
+from pretrain.config.changed_settings import about, compare
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, Interrupted
 from pretrain.launch.run_folder import CONFIG, HISTORY, PAGE, REPORT, SAMPLES, TABLE
 from pretrain.reports import write
 from pretrain.reports.history import End, History, Sample, Source, Start, append_sample, read_history, write_history
-from pretrain.reports.settings import about, compare
 from pretrain.reports.sweep import SweptJob, read_sweep, write_record
 from pretrain.reports.write import write_outside, write_report
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.config.changed_settings import about
 from pretrain.config.serialize import flat, to_dict
 from pretrain.errors import ConfigError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.planning.units import count, duration, gib
 from pretrain.reports.chart import WIDE, Bar, Look, stacked_bar
 from pretrain.reports.page import Page, card, code, number, table, verbatim
-from pretrain.reports.settings import about
 
 if TYPE_CHECKING:
     from pretrain.planning.config import PlanConfig

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.changed_settings import Settings, compare
 from pretrain.errors import CheckpointError
 from pretrain.files.untrusted_files import MAX_YAML_BYTES, read_yaml
 from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, finished_run, lines_of
@@ -29,7 +30,6 @@ from pretrain.reports.chart import (
 from pretrain.reports.history import End, History, Sample, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
 from pretrain.reports.series import Series
-from pretrain.reports.settings import Settings, compare
 
 MAX_CURVES = 60  # metrics that get a chart of their own; a run of ours has about ten
 MAX_SAMPLES = 12  # steps whose samples are shown
