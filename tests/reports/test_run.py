@@ -15,12 +15,12 @@ import pytest
 import yaml
 from tiny_run import TinyRun
 
+from pretrain.config.changed_settings import about, compare
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, Interrupted
 from pretrain.launch.run_folder import CONFIG, HISTORY, PAGE, REPORT, SAMPLES, TABLE
 from pretrain.reports import write
 from pretrain.reports.history import End, History, Sample, Source, Start, append_sample, read_history, write_history
-from pretrain.reports.settings import about, compare
 from pretrain.reports.sweep import SweptJob, read_sweep, write_record
 from pretrain.reports.write import write_outside, write_report
 
@@ -215,7 +215,9 @@ def test_settings_are_compared_with_the_presets(tiny: TinyRun) -> None:
         ("model.n_layers", None),
         ("trainer.max_steps", None),
     ]
-    assert about("loggers.mine.project", saved) == about("model.nothing", saved) == about("no.such", saved) == ""
+    saved["loggers"] = {"mine": {"kind": "wandb", "project": "a"}}
+    assert about("loggers.mine.project", saved) == "Project of the run."
+    assert about("loggers.mine.nothing", saved) == about("model.nothing", saved) == about("no.such", saved) == ""
 
 
 def test_a_sweep_is_a_table_with_the_best_run_first(tiny: TinyRun, tmp_path: Path) -> None:
@@ -262,6 +264,7 @@ def test_a_run_leaves_its_report_through_a_resume(tiny: TinyRun, capfd: pytest.C
 
     training_run = training.run
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.training.history.CLEAN_UP_S", 180.0)  # a busy machine needs more than a signal leaves
         patch.setattr(training, "run", interrupted)
         with pytest.raises(Interrupted):
             training.train(tiny.plan(*words, "trainer.max_steps=8", "resume=auto"))

@@ -148,7 +148,7 @@ def line_chart(lines: Sequence[Line], look: Look) -> str:
         color = colors.get(id(line), "quiet")
         drawn.append(f'<g class="{color}">{_curve(line, points[id(line)], across, up)}</g>')
     ends = [(up(points[id(line)][-1].mean), across(points[id(line)][-1].x)) for line in named]
-    drawn += _end_labels(labels, ends, look)
+    drawn += [_marks(across, up.start, look), *_end_labels(labels, ends, look)]
     return _svg(look, _about_lines(lines), "".join(drawn))
 
 
@@ -173,7 +173,7 @@ def _end_label(line: Line, *, alone: bool) -> str:
 
 
 def _frame(across: Axis, up: Axis, look: Look) -> str:
-    """Return grid, round numbers, names of the axes, and the marks."""
+    """Return grid, round numbers and names of the axes."""
     parts = []
     for value in up.ticks(4):
         y = up(value)
@@ -187,12 +187,19 @@ def _frame(across: Axis, up: Axis, look: Look) -> str:
         parts.append(f'<text x="{x:.1f}" y="{base + 16:.1f}" text-anchor="{anchor}">{short(value)}</text>')
     middle = (across.start + across.end) / 2
     parts.append(f'<text x="{middle:.1f}" y="{base + 31:.1f}" text-anchor="middle">{escaped(look.x)}</text>')
+    return "".join(parts)
+
+
+def _marks(across: Axis, base: float, look: Look) -> str:
+    """Return the marks of a chart; above its curves and bars."""
+    parts = []
     for value, text in look.marks:
         if across.low <= value <= across.high:
             x = across(value)
             parts.append(f'<path class="mark-line" d="M{x:.1f} {_TOP:.0f}V{base:.1f}"/>')
             anchor, beside = ("end", x - 4) if x > (across.start + across.end) / 2 else ("start", x + 4)
-            parts.append(f'<text x="{beside:.1f}" y="{_TOP + 8:.0f}" text-anchor="{anchor}">{escaped(text)}</text>')
+            parts.append(f'<text x="{beside:.1f}" y="{_TOP + 8:.0f}" text-anchor="{anchor}" class="mark">')
+            parts.append(f"{escaped(text)}</text>")
     return "".join(parts)
 
 
@@ -333,7 +340,7 @@ def histogram(values: Histogram, look: Look) -> str:
     most = max(range(len(values.counts)), key=lambda place: values.counts[place])
     about = f"{values.total:,} {values.name}; most, {values.counts[most]:,}, between {short(values.edges[most])} and "
     about += f"{short(values.edges[most + 1])}" + "".join(f"; {text}" for _, text in look.marks) + "."
-    return _svg(look, about, "".join([_frame(across, up, look), *parts]))
+    return _svg(look, about, "".join([_frame(across, up, look), *parts, _marks(across, up.start, look)]))
 
 
 def _about_bars(bars: Sequence[Bar]) -> str:

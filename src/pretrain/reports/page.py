@@ -70,6 +70,10 @@ pre { margin: 0 0 8px; padding: 10px 12px; background: var(--code); border-radiu
 details + details { margin-top: 6px; } summary { cursor: pointer; padding: 4px 0; font-weight: 600; }
 details pre { margin-top: 4px; max-height: 420px; overflow-y: auto; }
 a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
+svg text.mark { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+@media (max-width: 760px) { .stack thead { display: none; } .stack tr { display: block; padding: 8px 0;
+  border-top: 1px solid var(--line); } .stack td { display: block; border: 0; padding: 1px 0; }
+  .stack td[data-head]::before { content: attr(data-head) " "; color: var(--muted); font-size: 13px; } }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
 """
 
@@ -152,8 +156,13 @@ def number(text: object) -> Cell:
     return Cell(escaped(text), is_number=True)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> str:
-    """Return a table of texts and cells, empty without rows; row number `best` is marked."""
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None, *, stacks: bool = False
+) -> str:
+    """Return a table of texts and cells, empty without rows; row number `best` is marked.
+
+    On a narrow screen it can be moved sideways, or with `stacks` has its cells one below the other.
+    """
     if not rows:
         return ""
     are_numbers = [isinstance(cell, Cell) and cell.is_number for cell in rows[0]]
@@ -162,9 +171,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | No
     body = []
     for place, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
-        inner = "".join(f"<td{_kind(cell.is_number)}>{cell.html}</td>" for cell in cells)
+        labels = [f' data-head="{escaped(head)}"' if stacks and place else "" for place, head in enumerate(heads)]
+        inner = "".join(
+            f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
+        )
         body.append(f"<tr{' class=best' if place == best else ''}>{inner}</tr>")
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
+    kind = "stack" if stacks else "scroll"
+    return f'<div class="{kind}"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _kind(is_number: bool) -> str:

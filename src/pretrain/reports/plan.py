@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.config.changed_settings import about
 from pretrain.config.serialize import flat, to_dict
 from pretrain.errors import ConfigError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.planning.units import count, duration, gib
 from pretrain.reports.chart import WIDE, Bar, Look, stacked_bar
 from pretrain.reports.page import Page, card, code, number, table, verbatim
-from pretrain.reports.settings import about
 
 if TYPE_CHECKING:
     from pretrain.planning.config import PlanConfig
@@ -54,7 +54,7 @@ def plan_page(forecast: Forecast, config: PlanConfig, text: str) -> str:
     settings = [(key, value) for key, value in flat(to_dict(config.run_config())) if key.startswith(_OF_THE_SHAPE)]
     record = to_dict(config.run_config())
     rows = [[code(key), code(value), about(key, record)] for key, value in settings]
-    page.add("Settings", card(table(["setting", "value", "what it is"], rows)))
+    page.add("Settings", card(table(["setting", "value", "what it is"], rows, stacks=True)))
     page.add("In words", verbatim(text))
     return page.render()
 
@@ -70,7 +70,7 @@ def _memory(forecast: Forecast) -> list[str]:
     bars = [Bar(name, float(size), gib(size)) for name, size in parts.items()]
     limit = (float(forecast.usable_bytes), f"{gib(forecast.usable_bytes)} can be used")
     drawn = []
-    for kind, width in (("wide", WIDE), ("narrow", 440)):
+    for kind, width in (("wide", WIDE), ("narrow", 400)):
         drawn.append(f'<div class="{kind}">{stacked_bar(bars, Look("Memory by part", width=width), limit)}</div>')
     return drawn
 

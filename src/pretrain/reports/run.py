@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.changed_settings import Settings, compare
 from pretrain.errors import CheckpointError
 from pretrain.files.untrusted_files import MAX_YAML_BYTES, read_yaml
 from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, finished_run, lines_of
@@ -29,7 +30,6 @@ from pretrain.reports.chart import (
 from pretrain.reports.history import End, History, Sample, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
 from pretrain.reports.series import Series
-from pretrain.reports.settings import Settings, compare
 
 MAX_CURVES = 60  # metrics that get a chart of their own; a run of ours has about ten
 MAX_SAMPLES = 12  # steps whose samples are shown
@@ -171,7 +171,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     steps = run.end.step if run.end else max(steps, run.report.steps if run.report else 0)
     tiles.append((f"{steps:,}", "steps"))
     if run.history:
-        tiles.append((count(steps * run.history.batch_size * run.history.row_length), "tokens read, padding included"))
+        tiles.append((count(steps * run.history.batch_size * run.history.row_length), "tokens read"))
         tiles.append((count(run.history.parameters), "parameters"))
         training_s = sum(start.end.training_s for start in run.history.starts if start.end)
         tiles += [(duration(training_s), "in steps")] if training_s else []
@@ -309,7 +309,8 @@ def _time(starts: list[Start]) -> list[str]:
             spent[reason] = spent.get(reason, 0.0) + seconds
     spent["start and end"] = max(0.0, sum(end.wall_s for end in ends) - sum(spent.values()))
     bars = [Bar(name, seconds, duration(seconds)) for name, seconds in spent.items()]
-    chart = card(stacked_bar(bars, Look("Time by activity", width=560)))
+    wide, narrow = (stacked_bar(bars, Look("Time by activity", width=width)) for width in (560, 400))
+    chart = card(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>' if wide else "")
     lost = sum(start.end is None and not _goes_on(start, starts) for start in starts)
     rows = [
         [_utc(start.time), number(f"{start.step:,}"), number(f"{start.end.step:,}" if start.end else "-"),
@@ -335,7 +336,7 @@ def _settings_table(settings: Settings) -> list[str]:
         for each in settings.changed
     ]
     return [f'<p class="note">{note}{":" if chosen else "."}</p>', chosen,
-            card(table(["setting", "value", "preset", "what it is"], rows))]  # fmt: skip
+            card(table(["setting", "value", "preset", "what it is"], rows, stacks=True))]  # fmt: skip
 
 
 def _environment(starts: list[Start]) -> list[str]:

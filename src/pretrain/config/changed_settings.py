@@ -7,10 +7,12 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from pretrain.config.declared import alternatives, type_hints
+from pretrain.config.named_entries import SECTIONS, section_of
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import flat
 from pretrain.config.setting import description
+from pretrain.data.config import MixtureSource
 from pretrain.errors import PretrainError, shown
 
 _OF_THE_FOLDERS = ("paths.", "name")  # where a run lies says nothing about it
@@ -51,7 +53,7 @@ def compare(saved: dict[str, Any], typed: list[str]) -> Settings:
     changed = [
         Changed(key, shown(mine[key]), shown(preset[key]) if preset and key in preset else None, about(key, saved))
         for key in differing
-        if not key.startswith(_OF_THE_FOLDERS)
+        if not key.startswith(_OF_THE_FOLDERS) and not _is_default(key, saved)
     ]
     return Settings(chosen, changed, preset is not None)
 
@@ -79,14 +81,39 @@ def _preset_values(chosen: list[str]) -> dict[str, Any] | None:
 def about(key: str, saved: dict[str, Any]) -> str:
     """Return the line of help of a setting; empty where its class is not known here."""
     kind: Any = RunConfig
-    node: Any = saved
     *way, name = key.split(".")
-    for part in way:
-        node = node.get(part) if isinstance(node, dict) else None
+    if (section := section_of(key)) is not None:  # entries whose names are the user's
+        entry = _at(saved, way)
+        kinds = choices(SECTIONS[section].group).get(str(entry.get("kind")) if isinstance(entry, dict) else "")
+        return next((description(each, name).about for each in (kinds, MixtureSource) if _has(each, name)), "")
+    for place, part in enumerate(way):
+        node = _at(saved, way[: place + 1])
         kind = _class_of(kind, part, node)
         if kind is None:
             return ""
-    return description(kind, name).about if name in kind.__dataclass_fields__ else ""
+    return description(kind, name).about if _has(kind, name) else ""
+
+
+def _has(kind: Any, name: str) -> bool:
+    return kind is not None and name in kind.__dataclass_fields__
+
+
+def _at(saved: dict[str, Any], way: list[str]) -> Any:
+    """Return the group of saved settings below these names; None where there is none."""
+    node: Any = saved
+    for part in way:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _is_default(key: str, saved: dict[str, Any]) -> bool:
+    """Whether a setting of a named entry has the default of its class: nobody chose it."""
+    *way, name = key.split(".")
+    section, entry = section_of(key), _at(saved, way)
+    if section is None or not isinstance(entry, dict):
+        return False
+    kind: Any = choices(SECTIONS[section].group).get(str(entry.get("kind")))
+    return name != "kind" and _has(kind, name) and shown(kind.__dataclass_fields__[name].default) == shown(entry[name])
 
 
 def _class_of(parent: Any, name: str, node: Any) -> Any:
