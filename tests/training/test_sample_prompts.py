@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config.compose import compose
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.training.callbacks.sample_prompts import prompts_of
 from pretrain.training.callbacks.samples import is_early
@@ -55,10 +56,13 @@ def test_one_document_gives_several_prompts_and_spelled_special_tokens_none(tiny
 def test_a_classifier_gets_texts_with_their_labels(tiny, tmp_path: Path):
     rows = [f"film number {number} was {('bad', 'good')[number % 2]}\t{number % 2}" for number in range(40)]
     (tmp_path / "films.tsv").write_text("\n".join(rows))
-    words = ["experiment=classify", f"data.path={tmp_path / 'films.tsv'}", "data.validation_fraction=0.3"]
+    words = [
+        "experiment=classify",
+        "model=bert_nano",
+        f"data.path={tmp_path / 'films.tsv'}",
+        "data.validation_fraction=0.3",
+    ]
     words += [word for word in tiny.words if not word.startswith(("data=", "data.path="))]
-    from pretrain.config.compose import compose
-
     config = compose("train", words)
     data = prepare(config.data, config.tokenizer, tiny.folder / "cache", lambda line: None)
     prompts = prompts_of(data, config.objective, 64)

@@ -108,8 +108,10 @@ def _begin(line: str) -> str:
 def _with_mask(line: str, tokenizer: Tokenizer, limit: int) -> SamplePrompt | None:
     """Return the line, cut to `limit` tokens, with a word in its middle masked; None if it has no word to mask."""
     words = line.split()[:_MOST_WORDS]
-    while words and _n_tokens(" ".join(words), tokenizer) not in range(1, limit):
+    while (length := _n_tokens(" ".join(words), tokenizer)) >= limit:
         words.pop()
+    if not length:
+        return None
     text = " ".join(words)
     found = sorted(_WORD.finditer(text), key=lambda word: abs(word.start() + word.end() - len(text)))
     whole = (word for word in found if len(tokenizer.encode_following(f" {word[0]}")) == 1)
