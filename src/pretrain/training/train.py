@@ -165,7 +165,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     if trainer.is_global_zero:
         report.save()
         log_checkpoint(trainer.loggers, folder)
-        compare_by_settings(trainer, to_dict(config), validation)
+        compare_by_settings(trainer, to_dict(config), validation, run_plan.typed)
     skipped = module.skipped_steps - skipped_before
     check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
     return report

@@ -1,7 +1,7 @@
 """TensorBoard: curves, text, and the HParams page that compares the runs of a sweep."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +123,22 @@ class _ConstantCurves:
         return [*held, point]
 
 
-def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+def compare_by_settings(
+    trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float], typed: Sequence[str]
+) -> None:
     """Add the run to TensorBoard's HParams page: its main settings and its final metrics.
 
-    The page shows five settings at first: in a sweep those that differ between its jobs.
+    The page shows five settings at first: in a sweep those that differ between its jobs. A swept preset, such as
+    model=gpt_nano of the overrides `typed`, is one of them, not all the settings that it brings.
     """
-    swept = tuple(filter(None, os.environ.get(SWEPT, "").split(",")))
+    swept = frozenset(filter(None, os.environ.get(SWEPT, "").split(",")))
     shown = {
         key: value
         for key, value in loggable(settings).items()
-        if key.startswith(_HPARAMS + swept) or key.endswith((".weight", ".epochs"))  # of a mixture's sources
+        if key.startswith(_HPARAMS) or key in swept or key.endswith((".weight", ".epochs"))  # of a mixture's sources
     }
+    words = (word.lstrip("+").partition("=") for word in typed)
+    shown |= {key: value for key, _, value in words if key in swept and key not in shown}
     for logger in trainer.loggers:
         if isinstance(logger, RunTensorBoard) and metrics:
             writer = logger.experiment._get_file_writer()
@@ -144,12 +149,12 @@ def compare_by_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: d
             writer.flush()
 
 
-def _with_swept(experiment: Any, swept: tuple[str, ...]) -> Any:
+def _with_swept(experiment: Any, swept: frozenset[str]) -> Any:
     """Return the summary of an experiment with swept settings marked, and metrics named as they are logged."""
     data = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(data.content)
     for info in content.experiment.hparam_infos:
-        info.differs = any(f"{info.name}.".startswith(f"{key}.") for key in swept)  # TensorBoard lists these first
+        info.differs = info.name in swept  # TensorBoard lists these first
     for info in content.experiment.metric_infos:
         info.display_name = info.name.tag
         info.name.group, info.name.tag = VALIDATION, tag_of(info.name.tag)
