@@ -19,6 +19,13 @@ from pretrain.models.attention import attend
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.objectives.loss import LossSettings, cross_entropy_sum
 
+MEASURES = (
+    "src/pretrain/models/attention.py",
+    "src/pretrain/models/masks.py",
+    "src/pretrain/objectives/loss.py",
+    "src/pretrain/kernels",
+)
+
 REPEATS = 20
 
 

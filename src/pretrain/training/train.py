@@ -34,6 +34,7 @@ from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
+from pretrain.training.callbacks.sample_prompts import prompts_of
 from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
@@ -138,11 +139,12 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
-    writer = Writer(config, prepared.tokenizer)
+    prompts = prompts_of(prepared, config.objective, config.model.context_length)
+    writer = Writer(config, prepared.tokenizer, prompts)
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
 
     def make_samples(settings: SampleConfig, tag: str) -> Samples:
-        own = Writer(replace(config, sample=settings), prepared.tokenizer)
+        own = Writer(replace(config, sample=settings), prepared.tokenizer, prompts)
         return Samples(own, throughput, checkpoints, tag)
 
     facts = replace(run_facts(run_plan), make_samples=make_samples)
@@ -176,7 +178,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     if trainer.is_global_zero:
         report.save()
         log_checkpoint(trainer.loggers, folder)
-        compare_by_settings(trainer, to_dict(config), validation)
+        compare_by_settings(trainer, to_dict(config), validation, run_plan.typed)
     skipped = module.skipped_steps - skipped_before
     check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
     return report
