@@ -59,3 +59,8 @@ def test_hybrid_rows_of_a_diffusion_are_scored_apart(tiny):
         "val/diffusion/bits_per_byte_bound",
     }  # fmt: skip
     assert figures["val/bits_per_byte"] == figures["val/causal/bits_per_byte"]  # exact ones alone
+
+
+def test_a_diffusion_may_learn_responses(tiny):
+    """Prompts are never hidden: see `test_what_counts_are_the_targets_of_the_causal_objective`."""
+    assert tiny.config("data=pairs", "data.path=x", "model=diffusion_nano").objective.denoises

@@ -256,5 +256,6 @@ def _check_fine_tuning(config: RunConfig) -> None:
             if isinstance(part, PairsConfig):
                 raise ConfigError(
                     f"data.{f'sources.{name}.' if name else ''}kind=pairs trains a causal model on responses, and "
-                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base."
+                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
+                    "objective=diffusion, from one of its kind."
                 )
