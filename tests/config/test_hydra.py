@@ -169,7 +169,11 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
 
     first = ran()
     assert first.returncode == 3, first.stderr
-    table = [row.split() for row in first.stdout.splitlines() if " logs/sweep/" in row and not row.startswith("job ")]
+    table = [
+        row.split()
+        for row in first.stdout.splitlines()
+        if " logs/sweep/" in row and not row.startswith(("job ", "report:"))
+    ]
     shown = {(*(word for word in row if "=" in word), row[-2]) for row in table}
     lines = sorted((tmp_path / "ran.txt").read_text().splitlines())
     assert shown == {(f"seed={s}", "3" if s == 2 else "0") for s in (1, 2, 3)}
