@@ -172,10 +172,8 @@ def table(
     body = []
     for place, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
-        labels = [
-            f' data-head="{escaped(head)}"' if stacks and 0 < place < len(row) - 1 else ""
-            for place, head in enumerate(heads)
-        ]
+        named = range(1, len(row) - 1) if stacks else ()  # the first cell and the last need no name
+        labels = [f' data-head="{escaped(head)}"' if at in named else "" for at, head in enumerate(heads)]
         inner = "".join(
             f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
         )
