@@ -37,8 +37,12 @@ def sweep(folder: Path, corpus: Path, *words: str) -> list[list[str]]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
-    table = found.stdout.rpartition("val/loss  exit")[2]
-    return [row.lstrip("* ").split() for row in table.splitlines()[1:] if " logs/sweep/" in row]
+    table = found.stdout.rpartition("val/loss  exit")[2].partition("\nreport: ")[0]
+    return [
+        row.lstrip("* ").split()
+        for row in table.splitlines()[1:]
+        if " logs/sweep/" in row and not row.startswith("report")
+    ]
 
 
 def folders(folder: Path) -> list[str]:
