@@ -1,5 +1,6 @@
 """What users of Hydra expect: their own config folder and primary config, its flags, launchers and sweepers."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,12 +170,12 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
 
     first = ran()
     assert first.returncode == 3, first.stderr
-    table = [
-        row.split()
-        for row in first.stdout.splitlines()
-        if " logs/sweep/" in row and not row.startswith(("job ", "report:"))
-    ]
+    table = [row.split() for row in first.stdout.splitlines() if re.match(r"[ *].* logs/sweep/", row)]
     shown = {(*(word for word in row if "=" in word), row[-2]) for row in table}
+    assert "report: logs/sweep/report.html" in first.stdout
+    page = (tmp_path / "logs" / "sweep" / "report.html").read_text()
+    assert "2 of 3" in page
+    assert "0.5000" in page
     lines = sorted((tmp_path / "ran.txt").read_text().splitlines())
     assert shown == {(f"seed={s}", "3" if s == 2 else "0") for s in (1, 2, 3)}
     assert lines == [f"{s} 8 seed" for s in (1, 2, 3)]

@@ -39,9 +39,8 @@ def sweep(folder: Path, corpus: Path, *words: str) -> list[list[str]]:
     assert found.returncode == 0, found.stderr[-3000:]
     table = found.stdout.rpartition("val/loss  exit")[2]
     rows = [row.lstrip("* ").split() for row in table.splitlines()[1:]]
-    return [
-        row for row in rows if row and row[-1].startswith("logs/sweep/")
-    ]  # Ray's workers may still print among them
+    # Ray's workers may still print among them, and the line of the report follows
+    return [row for row in rows if row and row[-1].startswith("logs/sweep/") and row[0] != "report:"]
 
 
 def folders(folder: Path) -> list[str]:

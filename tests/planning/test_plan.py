@@ -10,11 +10,12 @@ from pretrain.data.config import TokenizerConfig
 from pretrain.data.prepare import find_prepared, prepare
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.config import ModelConfig
-from pretrain.planning.answer import answer, measured_by
+from pretrain.planning.answer import answer, forecast_in_words, measured_by
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import find_data
 from pretrain.planning.units import count, duration, gib
 from pretrain.planning.workload import workload_of
+from pretrain.reports.plan import write_plan
 
 Plan = Callable[..., PlanConfig]
 
@@ -35,6 +36,31 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     text = answer(plan(*words, f"data.path={tmp_path}"))
     assert "10 minutes" in text
     assert "price_per_hour=..." in text
+
+
+def test_a_plan_is_a_page_as_well(plan: Plan, tmp_path: Path) -> None:
+    config = plan("model=gpt_small", "vocab_size=50257", "device=h100", "price_per_hour=2", "dry_run=false",
+                  "paths.cache_dir=/nowhere", "name='<script>'")  # fmt: skip
+    text, forecast = forecast_in_words(config)
+    assert forecast is not None
+    write_plan(tmp_path / "plan.html", forecast, config, text)
+    page = (tmp_path / "plan.html").read_text()
+    for part in (
+        "fits",
+        "weights",
+        "optimizer",
+        "can be used",
+        "device hours",
+        "at 2 an hour",
+        "model.n_layers",
+        "Blocks.",
+    ):
+        assert part in page
+    assert "<script" not in page
+    with pytest.raises(ConfigError, match=r"report=.*plan.html cannot be written: .* Try report=plan.html"):
+        write_plan(tmp_path / "nowhere" / "plan.html", forecast, config, text)
+    with pytest.raises(ConfigError, match=r"report=a.html writes a plan, and run=b compares a finished run"):
+        plan("report=a.html", "run=b")
 
 
 @pytest.mark.parametrize(

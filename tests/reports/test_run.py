@@ -37,6 +37,7 @@ class Parsed(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
+        self.titles: list[str] = []  # of the drawings and of the dots in them
         self._open: list[str] = []
         self.feed(text)
         assert not self._open
@@ -56,6 +57,8 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self._open and self._open[-1] == "title":
+            self.titles.append(data)
 
 
 def leave_run(folder: Path, config: Any, text: str = "words", steps: int = 12, end: End | None = ENDED) -> None:
@@ -236,6 +239,9 @@ def test_a_sweep_is_a_table_with_the_best_run_first(tiny: TinyRun, tmp_path: Pat
         assert part in page.text, part
     assert next(value for name, value in page.attributes if name == "href") == "./b/report.html"
     assert read_sweep(tmp_path).best == 1
+    assert [text for text in page.titles if text.startswith("validation loss")] == [
+        "validation loss: 8.6 at 1", "validation loss: 7.6 at 2", "validation loss: 8.1 at 3",
+    ]  # fmt: skip
 
     (tmp_path / "sweep.json").unlink()  # any folder of runs
     page = Parsed(write_report(tmp_path).read_text())

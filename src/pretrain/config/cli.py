@@ -35,7 +35,8 @@ from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.launch.rank import check_launcher, rank, under_launcher
 from pretrain.launch.slurm import adopt_slurm
 from pretrain.program import command, program
-from pretrain.stop_signals import cause_of, listen, stop_listening
+from pretrain.reports.write import DEADLINE_S
+from pretrain.stop_signals import CLEAN_UP_S, cause_of, listen, stop_listening
 
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messages, of CPUs and GPUs
 
@@ -119,13 +120,18 @@ def _sweep(job: HydraJob, given: CommandLine) -> None:
     flags = given.flags if "-m" in given.flags or "--multirun" in given.flags else [*given.flags, "-m"]
     with tempfile.TemporaryDirectory() as records:
         job.records = Path(records)
+        stopped = True
         try:
             _call_hydra(job, flags, words)
+            stopped = False
+        except PretrainError as error:
+            stopped = isinstance(error, Interrupted)
+            raise
         finally:
             if jobs := job.recorded():
                 show_table(jobs)
                 if "logging" in tree and tree.logging.report:
-                    leave_report(jobs)
+                    leave_report(jobs, CLEAN_UP_S / 3 if stopped else DEADLINE_S)
 
 
 def _call_hydra(job: HydraJob, flags: list[str], overrides: list[str]) -> None:

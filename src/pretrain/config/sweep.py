@@ -103,8 +103,8 @@ def of_the_job(words: list[str]) -> list[str]:
     return [word for word in words if not is_hydras(word)]
 
 
-def leave_report(jobs: list[Job]) -> None:
-    """Write report.html into the folder of a sweep; what goes wrong is a line of warning."""
+def leave_report(jobs: list[Job], deadline_s: float) -> None:
+    """Write report.html into the folder of a sweep, if that takes no longer; what goes wrong is a line of warning."""
     from pretrain.reports.sweep import SWEEP_RECORD, SweptJob, write_record  # here: other commands need none of it
     from pretrain.reports.write import write_outside
 
@@ -116,7 +116,7 @@ def leave_report(jobs: list[Job]) -> None:
     except OSError as error:
         show(f"warning: {folder / SWEEP_RECORD} was not written: {error.strerror}", one_line=True)
         return
-    problem = write_outside(folder)
+    problem = write_outside(folder, deadline_s)
     show(f"warning: no report: {problem}" if problem else f"report: {folder / PAGE}", one_line=True)
 
 

@@ -18,6 +18,7 @@ WIDTH, HEIGHT, WIDE = 440, 240, 1200
 COLORS = 8  # lines that colors can tell apart
 _LETTER, _LINE = 6.9, 16.0  # width of a letter, height of a line of text
 _TOP, _BOTTOM, _LEFT, _RIGHT = 14.0, 38.0, 50.0, 14.0
+_MIN_SHARE = 0.3  # of a limit that the parts below it must have to be drawn on its scale
 _MIN_DECADES = 30.0  # largest divided by smallest value from which an axis is logarithmic by itself
 
 
@@ -286,6 +287,8 @@ def stacked_bar(bars: Sequence[Bar], look: Look, limit: tuple[float, str] | None
     if not total:
         return ""
     across = Axis(0.0, max(total, 1.08 * limit[0] if limit else 0.0), 0.0, float(look.width))
+    if limit and total < _MIN_SHARE * limit[0]:  # too small to be seen beside the limit
+        across = Axis(0.0, total, 0.0, float(look.width))
     top = 18.0 if limit else 0.0
     parts, at = [], 0.0
     for number, bar in enumerate(bars):
@@ -303,10 +306,13 @@ def stacked_bar(bars: Sequence[Bar], look: Look, limit: tuple[float, str] | None
         parts.append(f'</text><text x="{look.width:.0f}" y="{y:.0f}" text-anchor="end">{bar.value / total:.1%}</text>')
     about = _about_bars(bars)
     if limit:
-        x = across(limit[0])
-        parts.append(f'<path class="mark-line" d="M{x:.1f} 14V{top + 32:.0f}"/>')
+        x, text = across(min(limit[0], across.high)), limit[1]
+        if limit[0] <= across.high:
+            parts.append(f'<path class="mark-line" d="M{x:.1f} 14V{top + 32:.0f}"/>')
+        else:
+            text = f"{total / limit[0]:.1%} of the limit: {text}"
         anchor = "end" if x > look.width / 2 else "start"
-        parts.append(f'<text x="{x:.1f}" y="10" text-anchor="{anchor}">{escaped(limit[1])}</text>')
+        parts.append(f'<text x="{x:.1f}" y="10" text-anchor="{anchor}">{escaped(text)}</text>')
         about += f" {limit[1]}."
     return _svg(replace(look, height=int(top + 42 + 22 * len(bars))), about, "".join(parts))
 

@@ -73,6 +73,7 @@ a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-siz
 svg text.mark { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 @media (max-width: 760px) { .stack thead { display: none; } .stack tr { display: block; padding: 8px 0;
   border-top: 1px solid var(--line); } .stack td { display: block; border: 0; padding: 1px 0; }
+  .stack td:empty { display: none; }
   .stack td[data-head]::before { content: attr(data-head) " "; color: var(--muted); font-size: 13px; } }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
 """
@@ -171,7 +172,8 @@ def table(
     body = []
     for place, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
-        labels = [f' data-head="{escaped(head)}"' if stacks and place else "" for place, head in enumerate(heads)]
+        named = range(1, len(row) - 1) if stacks else ()  # the first cell and the last need no name
+        labels = [f' data-head="{escaped(head)}"' if at in named else "" for at, head in enumerate(heads)]
         inner = "".join(
             f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.config.changed_settings import about
 from pretrain.config.serialize import flat, to_dict
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, shown
 from pretrain.files.atomic_files import write_atomically
 from pretrain.planning.units import count, duration, gib
 from pretrain.reports.chart import WIDE, Bar, Look, stacked_bar
@@ -53,7 +53,7 @@ def plan_page(forecast: Forecast, config: PlanConfig, text: str) -> str:
     page.add("Time", card(_time(forecast)))
     settings = [(key, value) for key, value in flat(to_dict(config.run_config())) if key.startswith(_OF_THE_SHAPE)]
     record = to_dict(config.run_config())
-    rows = [[code(key), code(value), about(key, record)] for key, value in settings]
+    rows = [[code(key), code(shown(value)), about(key, record)] for key, value in settings if value is not None]
     page.add("Settings", card(table(["setting", "value", "what it is"], rows, stacks=True)))
     page.add("In words", verbatim(text))
     return page.render()

@@ -95,3 +95,15 @@ class Series:
     def extremes(self) -> tuple[float, float]:
         """Return the lowest and the highest value."""
         return min(b.low for b in self._found), max(b.high for b in self._found)
+
+
+class Scatter(Series):
+    """Points at any x in any order, none of them merged; for up to a few thousand."""
+
+    def add(self, x: float, y: float) -> None:
+        """Add a point; one that is not finite is only counted."""
+        if not math.isfinite(y):
+            self.left_out += 1
+            return
+        self.last = (x, y)
+        self._found.append(_Bin(x, x, y, y, y, 1))

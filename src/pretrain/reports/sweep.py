@@ -16,7 +16,7 @@ from pretrain.launch.run_folder import CONFIG, PAGE, record_of
 from pretrain.reports.chart import Line, Look, line_chart
 from pretrain.reports.page import Cell, Page, card, code, escaped, grid, number, table
 from pretrain.reports.run import RunFiles, in_both_widths, read_run
-from pretrain.reports.series import Series
+from pretrain.reports.series import Scatter, Series
 
 SWEEP_RECORD = "sweep.json"
 MAX_RUNS = 200  # of a page
@@ -176,7 +176,8 @@ def _curves(trials: Sequence[Trial], best: int | None) -> str:
     lines = [Line(trial.name, series, quiet=place != best) for place, trial, series in found]
     title = "Loss of every run, nats per token"
     named = f"The best in color: {trials[best].name}" if best is not None else ""
-    return card(in_both_widths(lines, Look(title), 380), heading=named or title)
+    ends = (0.0, max((series.last[0] for _, _, series in found if series.last), default=1.0))
+    return card(in_both_widths(lines, Look(title, x_ends=ends), 380), heading=named or title)
 
 
 def _by_setting(trials: Sequence[Trial]) -> list[str]:
@@ -187,11 +188,7 @@ def _by_setting(trials: Sequence[Trial]) -> list[str]:
         if len({value for value, _ in pairs}) < 2:
             continue
         if all(_is_number(value) for value, _ in pairs):
-            places = sorted((float(value), loss) for value, loss in pairs)
-            ends = places[0][0], places[-1][0]
-            series = Series.of(_spread(places))
-            look = Look(key, x=key, log_x=ends[0] > 0 and ends[1] / ends[0] >= 8, log_y=False)
-            chart = line_chart([Line("validation loss", series, dots=True, joined=False)], look)
+            chart = _by_number(key, sorted((float(value), loss) for value, loss in pairs))
         else:
             lowest = {value: min(loss for each, loss in pairs if each == value) for value, _ in pairs}
             ordered = sorted(lowest.items(), key=lambda item: item[1])
@@ -200,8 +197,15 @@ def _by_setting(trials: Sequence[Trial]) -> list[str]:
     return cards
 
 
-def _spread(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return places
+def _by_number(key: str, places: list[tuple[float, float]]) -> str:
+    """Return the loss of every run by the value of a setting; a line joins the lowest of each value."""
+    lowest: dict[float, float] = {}
+    for value, loss in places:
+        lowest[value] = min(loss, lowest.get(value, loss))
+    first, last = places[0][0], places[-1][0]
+    look = Look(key, x=key, log_x=first > 0 and last / first >= 8, log_y=False)
+    dots = Line("validation loss", Scatter.of(places), dots=True, joined=False)
+    return line_chart([Line("lowest", Scatter.of(lowest.items()), quiet=True), dots], look)
 
 
 def _is_number(text: str) -> bool:

@@ -13,8 +13,6 @@ from pathlib import Path
 from pretrain.errors import CheckpointError, PretrainError, message_of, printable, visible
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import CONFIG, PAGE, REPORT, TABLE
-from pretrain.reports.run import read_run, run_page
-from pretrain.reports.sweep import SWEEP_RECORD, read_sweep, sweep_page
 
 DEADLINE_S = 60.0  # to render a report at the end of a run
 _SOURCES = Path(__file__).parents[2]
@@ -25,6 +23,9 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
     Raises CheckpointError if the folder holds no run, a file of it is damaged, or the report cannot be written.
     """
+    from pretrain.reports.run import read_run, run_page  # here: what only starts the process needs none of it
+    from pretrain.reports.sweep import SWEEP_RECORD, read_sweep, sweep_page
+
     if any(os.path.lexists(folder / name) for name in (CONFIG, REPORT, TABLE)):
         text = run_page(read_run(folder))
     elif os.path.lexists(folder / SWEEP_RECORD) or (folder.is_dir() and any(folder.glob(f"*/{CONFIG}"))):
