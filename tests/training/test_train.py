@@ -98,8 +98,9 @@ def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
     assert llm.generate("the quick", max_new_tokens=5, seed=1).startswith("the quick")
     assert len(llm.predict_mask("the qu[MASK]ck fox")[0]) == 5
     assert llm.embed("the fox").shape == (16,)
-    assert "the qu[MASK]ck" not in report.sample
-    assert report.sample.count("[MASK]") == 3
+    samples = report.sample.split("\n\n")
+    assert len([sample for sample in samples if "[MASK]" in sample]) >= 2  # two lines of text are held out
+    assert len([sample for sample in samples if "[MASK]" not in sample]) >= 2
 
 
 def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):

@@ -43,9 +43,10 @@ def prompts_of(prepared: Prepared, objective: ObjectiveConfig, context_length: i
         return list(islice(_labelled(stores, tokenizer), N_PROMPTS))
     prompts: list[SamplePrompt] = []
     if objective.causal or objective.denoises:
-        begins = list(_pairs(stores, tokenizer)) or (_begin(line) for line in _lines(stores, tokenizer))
-        usable = (text for text in begins if _n_tokens(text, tokenizer) in range(1, context_length // 2))
-        prompts += [SamplePrompt(text) for text in islice(usable, N_PROMPTS)]
+        limit = context_length // 2
+        pairs = [text for text in _pairs(stores, tokenizer) if _n_tokens(text, tokenizer) in range(1, limit)]
+        begins = pairs or filter(None, (_begin(line, tokenizer, limit) for line in _lines(stores, tokenizer)))
+        prompts += [SamplePrompt(text) for text in islice(begins, N_PROMPTS)]
     if objective.fills_masks:
         masked = (_with_mask(line, tokenizer, context_length - 2) for line in _lines(stores, tokenizer))
         prompts += islice(filter(None, masked), N_PROMPTS)
@@ -101,18 +102,22 @@ def _in_turn(lists: list[list[str]]) -> Iterator[str]:
         yield from (each[number] for each in lists if number < len(each))
 
 
-def _begin(line: str) -> str:
-    return " ".join(line.split()[:_BEGIN_WORDS])[:_BEGIN_CHARACTERS]
+def _begin(line: str, tokenizer: Tokenizer, limit: int) -> str:
+    """Return the first words of a line, fewer than `limit` tokens; "" if there are none."""
+    return _cut(line, _BEGIN_WORDS, tokenizer, limit)[:_BEGIN_CHARACTERS]
+
+
+def _cut(line: str, most_words: int, tokenizer: Tokenizer, limit: int) -> str:
+    """Return the first words of a line, fewer than `limit` tokens; "" if they spell special tokens."""
+    words = line.split()[:most_words]
+    while (length := _n_tokens(" ".join(words), tokenizer)) >= limit:
+        words.pop()
+    return " ".join(words) if length else ""
 
 
 def _with_mask(line: str, tokenizer: Tokenizer, limit: int) -> SamplePrompt | None:
     """Return the line, cut to `limit` tokens, with a word in its middle masked; None if it has no word to mask."""
-    words = line.split()[:_MOST_WORDS]
-    while (length := _n_tokens(" ".join(words), tokenizer)) >= limit:
-        words.pop()
-    if not length:
-        return None
-    text = " ".join(words)
+    text = _cut(line, _MOST_WORDS, tokenizer, limit)
     found = sorted(_WORD.finditer(text), key=lambda word: abs(word.start() + word.end() - len(text)))
     whole = (word for word in found if len(tokenizer.encode_following(f" {word[0]}")) == 1)
     if (word := next(whole, None)) is not None:
