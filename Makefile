@@ -7,9 +7,9 @@ BENCH := $(VENV)/.bench
 DOCS := $(VENV)/.docs
 BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing
 EXTRAS := wandb,comet,progress:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt
-OF_CORPORA := data_loading tokenizing# read corpora of the folder that PRETRAIN_ASSETS names
+OF_CORPORA := data_loading tokenizing near_duplicates# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long test-extras wheel faults bench bench-full settings docs check format clean
+.PHONY: train test test-fast test-long test-extras coverage wheel faults bench bench-full settings docs check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -23,6 +23,14 @@ test-fast: $(STAMP)
 # what takes too long for every change: thousands of damaged files, every family and strategy end to end
 test-long: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
+
+# the lines that the fast tests do not reach, when asked for: about twice the time of `make test-fast`
+coverage: $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,coverage]"
+	$(RUN) -m coverage erase
+	OMP_NUM_THREADS=1 $(RUN) -m coverage run -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
 
 # the extras with their real libraries; a set that asks for other versions than the rest has an environment of its own
 test-extras:

@@ -30,6 +30,12 @@ from pretrain.objectives.batch import Batch
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.run_state import RunState, SaveSettings
 
+MEASURES = (
+    "src/pretrain/checkpoint",
+    "src/pretrain/training/run_state.py",
+    "src/pretrain/training/callbacks/checkpoints.py",
+)
+
 VOCABULARY = 50257
 SMALL = ["model.n_layers=4", "model.d_model=192", "model.n_heads=4"]
 

@@ -24,6 +24,14 @@ from pretrain.evaluation.run import score_rows
 from pretrain.interop.load import open_model
 from pretrain.objectives.objective import ModelWithLoss
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/data/mixture.py",
+    "configs/experiment/continue.yaml",
+)
+
 ROOT = Path(__file__).parents[1]
 NO_REPLAY = 1e-9  # a weight so small that no row is sampled; the run still has the text's held-out documents
 TEXTS = {"domain": "domain", "replay": "general"}  # names in the experiment, and here

@@ -38,6 +38,17 @@ from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
 from pretrain.training.datamodule import BatchLoader, MicroBatches, RankSlice
 
+MEASURES = (
+    "src/pretrain/data/collate.py",
+    "src/pretrain/data/mixture.py",
+    "src/pretrain/data/packing.py",
+    "src/pretrain/data/shuffle.py",
+    "src/pretrain/data/token_store",
+    "src/pretrain/data/train_stream.py",
+    "src/pretrain/objectives",
+    "src/pretrain/training/datamodule.py",
+)
+
 ROWS, LENGTH, STEP = 8, 1024, 10**9
 OURS = ("causal", "causal, of a mixture", "masked")
 RACES = (("memory map", "datasets", "datasets, iterable"), ("mosaicml-streaming",), ("litdata",), ("OLMo-core",))

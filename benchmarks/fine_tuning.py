@@ -27,6 +27,13 @@ from pretrain.interop.load import ModelFolder, open_model
 from pretrain.language_model import LanguageModel
 from pretrain.training.validation_metrics import macro_f1
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "configs/experiment/classify.yaml",
+)
+
 ROOT = Path(__file__).parents[1]
 
 

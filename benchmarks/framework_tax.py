@@ -17,6 +17,8 @@ from turns import race
 
 from pretrain.kernels.malloc import REUSE
 
+MEASURES = ("src/pretrain/training", "src/pretrain/objectives", "src/pretrain/optim")
+
 
 def main() -> None:
     """Measure, and print the tax of each."""

@@ -32,6 +32,8 @@ from pretrain.interop.family import choose_family
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer, VocabularyHead
 
+MEASURES = ("src/pretrain/inference", "src/pretrain/language_model.py", "src/pretrain/models", "src/pretrain/kernels")
+
 Prompts = list[list[int]]
 Write = Callable[[Prompts, int], Prompts]  # (prompts, number of new tokens) -> new tokens
 

@@ -23,6 +23,15 @@ from pretrain.kernels.device import peak_flops_per_s
 from pretrain.kernels.malloc import REUSE
 from pretrain.models.size import training_flops_per_token
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/kernels",
+    "src/pretrain/training/lightning_module.py",
+    "src/pretrain/parallel",
+)
+
 PEERS: dict[str, dict[str, float]] = {
     "gpt_124m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
     "gpt_124m_long_gpu": {"nanogpt": 1.0},

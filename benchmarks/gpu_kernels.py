@@ -17,7 +17,14 @@ from torch import Tensor
 
 from pretrain.models.attention import attend
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
-from pretrain.objectives.loss import cross_entropy_sum
+from pretrain.objectives.loss import LossSettings, cross_entropy_sum
+
+MEASURES = (
+    "src/pretrain/models/attention.py",
+    "src/pretrain/models/masks.py",
+    "src/pretrain/objectives/loss.py",
+    "src/pretrain/kernels",
+)
 
 REPEATS = 20
 
@@ -87,7 +94,7 @@ def losses(result: Result, targets: int, rounds: int) -> None:
         return torch.autocast("cuda", torch.bfloat16)(loss)
 
     baselines = {
-        "ours": in_bf16(lambda: cross_entropy_sum(features, head, target_ids, compiled=True)),
+        "ours": in_bf16(lambda: cross_entropy_sum(features, head, target_ids, settings=LossSettings(compiled=True))),
         "chunks": in_bf16(lambda: cross_entropy_sum(features, head, target_ids)),
         "whole logits": torch.compile(in_bf16(whole), dynamic=False),
     }

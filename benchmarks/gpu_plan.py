@@ -13,6 +13,8 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, target_of
 
+MEASURES = ("src/pretrain/planning", "src/pretrain/models")
+
 
 def forecast_mib(name: str) -> float:
     """Return the peak memory of one shape that the dry run estimates."""

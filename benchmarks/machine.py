@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 
 def machine() -> dict[str, Any]:
-    """Return the properties that timings depend on, without the machine's name."""
+    """Return the properties that timings depend on, without the machine's name, and the commit of the code."""
     facts = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", facts.read_text(encoding="utf8"), re.M) if facts.exists() else []
     return {
@@ -22,4 +23,12 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "python": platform.python_version(),
+        **({"commit": commit} if (commit := _commit()) else {}),
     }
+
+
+def _commit() -> str:
+    """Return the commit of this checkout, with -dirty if files have changed since; "" outside a repository."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""

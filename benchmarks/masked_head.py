@@ -24,6 +24,8 @@ from pretrain.data.collate import IGNORE
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 
+MEASURES = ("src/pretrain/objectives", "src/pretrain/models", "src/pretrain/kernels")
+
 MASKED = 0.15
 Loss = Callable[[Tensor], Tensor]  # from hidden states (B, T, d_model) to the mean loss over the targets
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from pretrain.kernels.onednn_linear import OneDnnLinear, amd_with_avx512
 
+MEASURES = ("src/pretrain/kernels",)
+
 ROWS = 2048
 MATRICES = {"12 M: 384 to 1536": (384, 1536), "124 M: 768 to 768": (768, 768), "124 M: 768 to 3072": (768, 3072)}
 REPEATS = 4  # per turn

@@ -19,6 +19,15 @@ from turns import Baseline, BaselineEnded
 
 from pretrain.kernels.malloc import REUSE
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/kernels",
+    "src/pretrain/training/lightning_module.py",
+    "src/pretrain/training/train.py",
+)
+
 SAME_PEERS = {"gpt_12m_long": "gpt_12m", "gpt_12m_wide": "gpt_12m"}  # shapes derived from another, with the same peers
 STEPS = 4
 

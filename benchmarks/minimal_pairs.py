@@ -27,6 +27,8 @@ from pretrain.evaluation.tasks import score_examples
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.interop.load import open_model
 
+MEASURES = ("src/pretrain/evaluation", "src/pretrain/models", "src/pretrain/inference")
+
 EXPORT = Path(__file__).parents[1] / "src" / "export.py"
 
 

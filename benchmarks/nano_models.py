@@ -10,16 +10,24 @@ A hybrid model has both, each trained on half of its rows.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from machine import machine
 
 from pretrain.kernels.device import bf16_is_fast
+
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/data",
+    "configs/model",
+    "configs/recipe",
+)
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("gpt_nano", "llama_nano", "hybrid_nano", "bert_nano", "modernbert_nano")
@@ -60,13 +68,12 @@ def main() -> None:
     words = ["data=text_files", f"data.path={arguments.text}", f"data.validation_path={arguments.validation}"]
     words += ["tokenizer.vocab_size=4096", f"trainer.max_tokens={arguments.tokens}"]
     rows = [row(model, train(model, words, arguments.folder)) for model in MODELS]
-    threads = torch.get_num_threads()
-    machine = f"{platform.machine()}, {threads} threads, {'bf16' if bf16_is_fast(torch.device('cpu')) else 'fp32'}"
-    versions = {"torch": torch.__version__, "lightning": lightning.__version__, "python": platform.python_version()}
-    result = {"machine": machine, "versions": versions, "text": Path(arguments.text).name, "rows": rows}
+    precision = "bf16" if bf16_is_fast(torch.device("cpu")) else "fp32"
+    here = machine() | {"precision": precision}
+    result = {"machine": here, "text": Path(arguments.text).name, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(f"{machine}; torch {torch.__version__}; {Path(arguments.text).name}")
+    print(f"{here}; {Path(arguments.text).name}")
     print(f"{'model':<16} {'parameters':>10} {'tokens':>10} {'seconds':>8} {'bits/byte':>10} {'masked acc.':>12}")
     for line in rows:
         bits, masked = line["bits_per_byte"], line["masked_accuracy"]

@@ -30,6 +30,15 @@ from pretrain.inference.config import GenerationOptions
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/data",
+    "configs/experiment/novels_small.yaml",
+    "configs/experiment/novels_small_masked.yaml",
+)
+
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 KINDS = {"causal": "novels_small", "masked": "novels_small_masked"}
 CHOICE = Path(".cache") / "novels_to_choose_on"

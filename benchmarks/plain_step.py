@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from pretrain.kernels.onednn_linear import amd_with_avx512
 
+MEASURES = ("src/pretrain/models", "src/pretrain/objectives", "src/pretrain/optim", "src/pretrain/kernels")
+
 
 def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:
     """Return a function that takes a step and returns its seconds of CPU time."""

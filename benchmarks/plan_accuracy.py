@@ -30,6 +30,8 @@ from pretrain.kernels.malloc import REUSE, keep_freed_memory
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, target_of
 
+MEASURES = ("src/pretrain/planning", "src/pretrain/models", "src/pretrain/kernels")
+
 ROOT = Path(__file__).parents[1]
 CASES = {"single": [], "fsdp x 2": ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]}
 NEXT_TO_NOTHING = ["model.n_layers=1", "model.d_model=16", "model.n_heads=1", "model.vocab_multiple=1"]

@@ -41,6 +41,15 @@ from pretrain.evaluation.run import score_documents
 from pretrain.language_model import LanguageModel
 from pretrain.training.config import PathsConfig
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/data",
+    "configs/model/gpt_nano.yaml",
+    "configs/recipe/gpt_nano.yaml",
+)
+
 ORDERS = (2, 3, 4, 5)
 NEW_TOKENS, PROMPT_TOKENS = 100, 8
 SAMPLING = {"temperature": 0.8, "top_k": 50, "repetition_penalty": 1.1}  # as in configs and generate.py

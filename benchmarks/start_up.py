@@ -18,6 +18,14 @@ from pathlib import Path
 
 from comparison import Result, take_turns, typed
 
+MEASURES = (
+    "src/train.py",
+    "src/pretrain/commands",
+    "src/pretrain/config",
+    "src/pretrain/launch",
+    "src/pretrain/training",
+)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(REPOSITORY / "src" / "train.py")]
 IMPORTS = "import lightning.pytorch, torch"

@@ -1,52 +1,255 @@
-"""Write the README's table of measurements from benchmarks/results: `python benchmarks/table.py`.
+"""Write the tables of measurements into docs/results and README.md: `python benchmarks/table.py`.
 
-The table is between two marks in README.md; `--check` only reports whether it is current.
+A page holds its text, and a table between two marks, `<!-- results: NAME -->` and `<!-- /results -->`: NAME is a file
+of benchmarks/results. README.md has six rows between `<!-- results -->` and `<!-- /results -->`. With `--check` nothing
+is written, and the exit code is 1 if a table is not current; when each was measured is not compared, as that needs the
+history of the repository.
 """
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from comparison import RESULTS
+from provenance import ROOT, command_of, machine_line, measured_line, script_of
 
-README = Path(__file__).parents[1] / "docs" / "_from_readme_results.md"  # until docs/results has the tables
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-
-
-def table() -> str:
-    """Return the table: a line for each comparison of each saved result, sorted by name."""
-    rows = ["| what | ours | peer | ratio (lowest to highest) | target | command |", "|---|---|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*.json")):
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-        rows += [_row(line, found["command"]) for line in found.get("lines", [])]
-    return "\n".join(rows)
-
-
-def _row(line: dict[str, Any], command: str) -> str:
-    aim = "" if line["target"] is None else f"{line['target']:.2f}"
-    spread = f"{line['ratio']:.2f} ({line['lowest']:.2f} to {line['highest']:.2f})"
-    ours, theirs = (_readable(line[name]) for name in ("ours", "theirs"))
-    cells = [line["what"], f"{ours} {line['unit']}", f"{line['peer'].replace('_', ' ')}: {theirs}", spread, aim]
-    return "| " + " | ".join([*cells, f"`{command}`"]) + " |"
+README, FOLDER = ROOT / "README.md", ROOT / "docs/results"
+PAGES = [README, *(FOLDER / f"{name}.md" for name in ("quality", "cpu", "gpu", "plan-accuracy"))]
+BLOCK = re.compile(r"<!-- results(?:: (?P<name>\w+))? -->\n(?P<table>.*?)<!-- /results -->", re.S)
+MEASURED = re.compile(r"^Measured at .*\n", re.M)
+SUMMARY = (  # of README: what is shown, result, line, baseline
+    ("Shakespeare, seconds to the same loss, CPU", "time_to_loss", "Shakespeare, to the baseline's loss", "baseline"),
+    ("training GPT-2 small, CPU", "training_step", "training, gpt 124m, 4 x 512 tokens", "nanogpt"),
+    ("generation, batch 1, int8, CPU", "generation", "writing, batch 1, prompt 32, int8", "transformers"),
+    ("training GPT-2 small, one H200", "gpu", "training, gpt 124m gpu, 8 x 16 x 1024 tokens", "nanogpt"),
+    ("peak memory of that training", "gpu", "peak memory, gpt 124m gpu, 8 x 16 x 1024 tokens", "hugging_face"),
+)
+NAMES = {
+    "nanogpt": "nanoGPT", "hugging_face": "Hugging Face Trainer", "lightning": "Lightning's defaults",
+    "baseline": "nanoGPT's setting",
+}  # fmt: skip
 
 
-def _readable(value: float) -> str:
+def read(name: str) -> dict[str, Any]:
+    """Return a saved result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf8"))
+    return found
+
+
+def block(name: str | None, with_commit: bool = True) -> str:
+    """Return what stands between the marks of a result, or with None of README's summary."""
+    if name is None:
+        return f"{summary()}\n"
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist, and a page has the mark <!-- results: {name} -->. Take it out.")
+    result = read(name)
+    table = TABLES.get(script_of(path).stem, comparisons)(result)
+    facts = f"Machine: {machine_line(result)}. Command: `{command_of(result, script_of(path))}`.\n"
+    return "\n" + facts + (measured_line(path) + "\n" if with_commit else "") + "\n" + table + "\n\n"
+
+
+def summary() -> str:
+    """Return README's six rows."""
+    quality = read("quality_gpt_nano")
+    bits, ngram = quality["model"]["bits_per_byte"], quality["n-grams"]["5-gram"]["bits_per_byte"]
+    first = ("held-out bits per byte after `make train`", f"{bits:.3f}", f"5-gram, Kneser-Ney: {ngram:.3f}")
+    rows = [(*first, f"{ngram / bits:.2f}")]
+    for shown, name, what, peer in SUMMARY:
+        line = next(line for line in read(name)["lines"] if (line["what"], line["peer"]) == (what, peer))
+        theirs = f"{NAMES.get(peer, peer)}: {readable(line['theirs'])} {line['unit']}"
+        rows.append((shown, f"{readable(line['ours'])} {line['unit']}", theirs, f"{line['ratio']:.2f}"))
+    return markdown(("what", "this code", "beside it", "ratio, above 1 is better"), rows)
+
+
+def comparisons(result: dict[str, Any]) -> str:
+    """Return a row for each comparison with a baseline."""
+    rows = []
+    for line in result["lines"]:
+        theirs = f"{NAMES.get(line['peer'], line['peer'].replace('_', ' '))}: {readable(line['theirs'])}"
+        spread = f"{line['ratio']:.2f} ({line['lowest']:.2f} to {line['highest']:.2f})"
+        target = "" if line["target"] is None else f"{line['target']:.2f}"
+        rows.append((line["what"], f"{readable(line['ours'])} {line['unit']}", theirs, spread, target))
+    rows += [(f"{baseline}: missing", "", why, "", "") for baseline, why in result["missing"].items()]
+    return markdown(("what", "ours", "baseline", "ratio (lowest to highest)", "target"), rows)
+
+
+def quality(result: dict[str, Any]) -> str:
+    """Return bits per byte of a run and of n-grams."""
+    settings, model = result["settings"], result["model"]
+    what = f"`{settings['run']}`, {settings['step']:,} steps, {settings['tokens seen in training']:,} tokens"
+    grams = [(name, f"{figures['bits_per_byte']:.3f}") for name, figures in result["n-grams"].items()]
+    return markdown(("model", "bits per byte"), [(what, f"**{model['bits_per_byte']:.3f}**"), *grams])
+
+
+def nano_models(result: dict[str, Any]) -> str:
+    """Return a row for each family."""
+    rows = [
+        (f"`{row['model']}`", f"{row['tokens']:,}", *(shown(row[key]) for key in ("bits_per_byte", "masked_accuracy")))
+        for row in result["rows"]
+    ]
+    return markdown(("model", "tokens", "bits per byte", "masked accuracy (30 % masked)"), rows)
+
+
+def continued(result: dict[str, Any]) -> str:
+    """Return the losses on the domain and on the general text before and after."""
+    rows = [
+        (f"{result['model']}, {when}", *(shown(losses[f"{text}/loss"]) for text in ("domain", "general")))
+        for when, losses in result["losses"].items()
+    ]
+    return markdown(("model", "domain (nats per token)", "general text"), rows)
+
+
+def fine_tuning(result: dict[str, Any]) -> str:
+    """Return accuracy and F1 on the test set, mean and standard deviation over the seeds."""
+    rows = []
+    for row in result["rows"]:
+        columns = [[figures[name] for figures in row["test"]] for name in ("accuracy", "macro_f1")]
+        start = "the base" if row["start"] == "base" else "random weights"
+        means = (f"{100 * fmean(each):.1f} ± {100 * stdev(each):.1f} %" for each in columns)
+        rows.append((start, f"{row['learning_rate']:g}", *means))
+    return markdown((f"start, {len(result['seeds'])} seeds", "learning rate", "test accuracy", "macro F1"), rows)
+
+
+def novels(result: dict[str, Any]) -> str:
+    """Return what the causal and the masked model have learnt."""
+    rows = [
+        (
+            name,
+            f"{figures['parameters'] / 1e6:.1f} M",
+            f"{figures['tokens_seen'] / 1e6:.1f} M",
+            f"{figures['bits_per_byte']:.3f} bits per byte"
+            if "bits_per_byte" in figures
+            else f"{figures['accuracy']:.1%} masked accuracy",
+        )
+        for name in ("causal", "masked")
+        if (figures := result["figures"].get(name))
+    ]
+    return markdown(("objective", "parameters", "tokens", "on four other novels"), rows)
+
+
+def minimal_pairs(result: dict[str, Any]) -> str:
+    """Return the accuracy on BLiMP."""
+    figures = result["figures"]
+    row = (result["settings"]["model"], f"{figures['parameters'] / 1e6:.2f} M", f"{figures['pairs']:,}")
+    head = ("model", "parameters", "pairs", "accuracy", "seconds")
+    return markdown(head, [(*row, f"{figures['accuracy']:.1%}", f"{figures['seconds']:.0f}")])
+
+
+def start_up(result: dict[str, Any]) -> str:
+    """Return the seconds of each start."""
+    rows = [
+        (
+            name,
+            f"{figures['median_s']:.2f} ({figures['lowest_s']:.2f} to {figures['highest_s']:.2f})",
+            shown(figures.get("target_s")),
+        )
+        for name, figures in result["figures"].items()
+        if isinstance(figures, dict)
+    ]
+    return markdown(("what", "seconds, median (lowest to highest)", "target"), rows)
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """Return speed, utilization and memory of ours, and the comparisons."""
+    rows = [
+        (what, f"{figures['tokens_per_s']:,}", f"{figures['mfu']:.0%}", f"{figures['peak_mib'] / 1024:.1f} GiB")
+        for what, figures in result["figures"].items()
+    ]
+    head = ("ours", "tokens/s", "of the GPU's documented peak (MFU)", "peak memory")
+    return f"{markdown(head, rows)}\n\n{comparisons(result)}"
+
+
+def gpu_plan(result: dict[str, Any]) -> str:
+    """Return estimated and measured memory of each shape."""
+    rows = [
+        (what.replace("_", " "), f"{figures['forecast_mib']:,}", f"{figures['measured_mib']:,}", figures["error"])
+        for what, figures in result["figures"].items()
+    ]
+    return markdown(("run", "estimated MiB", "measured MiB", "error"), rows)
+
+
+def plan_accuracy(result: dict[str, Any]) -> str:
+    """Return estimated and measured memory and time of each run."""
+    rows = [
+        (
+            row["case"],
+            *(f"{row[key]:,}" for key in ("forecast_mib", "measured_mib")),
+            f"{row['memory_error']:+.1%}",
+            *(f"{row[key]:.2f}" for key in ("forecast_step_s", "measured_step_s")),
+            f"{row['time_error']:+.1%}",
+        )
+        for row in result["rows"]
+    ]
+    head = ("run", "estimated MiB", "measured MiB", "error", "estimated s a step", "measured s a step", "error")
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others have comparisons
+    "quality": quality,
+    "nano_models": nano_models,
+    "continued_pretraining": continued,
+    "fine_tuning": fine_tuning,
+    "novels": novels,
+    "minimal_pairs": minimal_pairs,
+    "start_up": start_up,
+    "gpu": gpu,
+    "gpu_plan": gpu_plan,
+    "plan_accuracy": plan_accuracy,
+}
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table."""
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *map(_row, rows)])
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def shown(value: float | None) -> str:
+    """Return a figure with three decimals; nothing for None."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def readable(value: float) -> str:
+    """Return a figure with three significant digits or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def filled(text: str, with_commit: bool = True) -> str:
+    """Return the text of a page with the tables of the saved results between its marks."""
+
+    def replaced(found: re.Match[str]) -> str:
+        opening = found[0].partition("\n")[0]
+        return f"{opening}\n{block(found['name'], with_commit)}<!-- /results -->"
+
+    return BLOCK.sub(replaced, text)
+
+
+def is_current(path: Path) -> bool:
+    """Return whether the tables of a page are those of the saved results, but for when they were measured."""
+    text = path.read_text(encoding="utf8")
+    return MEASURED.sub("", text) == filled(text, with_commit=False)
+
+
 def main() -> None:
-    """Write the table to the README, or check it."""
+    """Write the tables into the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    given = parser.parse_args()
-    text = README.read_text(encoding="utf8")
-    before, rest = text.split(BEGIN)
-    wanted = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-    if given.check and wanted != text:
-        sys.exit("README.md does not have the table of benchmarks/results. Run: python benchmarks/table.py")
-    README.write_text(wanted, encoding="utf8")
+    if parser.parse_args().check:
+        old = [str(path.relative_to(ROOT)) for path in PAGES if not is_current(path)]
+        sys.exit(
+            f"not the tables of benchmarks/results: {', '.join(old)}. Run: python benchmarks/table.py" if old else 0
+        )
+    for path in PAGES:
+        path.write_text(filled(path.read_text(encoding="utf8")), encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,14 @@ from pathlib import Path
 
 from comparison import Result, typed
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/kernels",
+    "configs/experiment/shakespeare.yaml",
+)
+
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 BASELINE = ["experiment=shakespeare_char"]
 OURS = ["experiment=shakespeare", "trainer.max_steps=-1"]

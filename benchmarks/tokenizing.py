@@ -17,6 +17,8 @@ from corpora import assets, novels
 
 from pretrain.data.tokenizers.tokenizer import MIN_FAST_CHARACTERS, Tokenizer
 
+MEASURES = ("src/pretrain/data/tokenizers",)
+
 BATCH = 256  # documents per call of `prepare`
 TARGETS = {"tokenizers, encode": 4.0, "tokenizers, encode_batch": 4.0}
 

@@ -16,6 +16,14 @@ from turns import race
 
 from pretrain.kernels.malloc import REUSE
 
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/kernels",
+    "src/pretrain/training/lightning_module.py",
+)
+
 PEERS = {
     "gpt_12m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},
     "gpt_124m": {"nanogpt": 0.98, "hugging_face": 1.10, "litgpt": 1.0},

@@ -25,6 +25,7 @@ TINY = [
     "checkpoint.every_n_steps=5",
     "checkpoint.keep=0",
     "sample.max_new_tokens=5",
+    "logging.report=false",
 ]
 
 

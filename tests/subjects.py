@@ -11,7 +11,7 @@ from pretrain.data.collate import Rows
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import AdamWConfig, OptimizerConfig
 from pretrain.parallel.parity import TrainingTask
@@ -25,6 +25,7 @@ class Words:
     """What an objective needs to know of a tokenizer."""
 
     vocab_size: int = VOCABULARY
+    bos_id: int = 0
     mask_id: int | None = 1
     special_ids: frozenset[int] = frozenset({0, 1})
 
@@ -34,15 +35,17 @@ class Words:
 
 
 def subject(family: str, optimizer: OptimizerConfig | None = None, **changes: object) -> TrainingTask:
-    """Return a tiny model of a family with data to train it on; `hybrid` is a Llama that fills masks too.
+    """Return a tiny model of a family with data to train it on; `hybrid` and `diffusion` are Llamas that fill masks.
 
     A Llama is trained with a z-loss, of which a split vocabulary needs the sum over all devices.
     """
-    shape = replace(families.SHAPES["llama" if family == "hybrid" else family], **changes)  # type: ignore[arg-type]
+    base = "llama" if family in ("hybrid", "diffusion") else family
+    shape = replace(families.SHAPES[base], **changes)  # type: ignore[arg-type]
     objective = {
         "bert": MaskedConfig(),
         "modern_bert": MaskedConfig(),
         "hybrid": HybridConfig(),
+        "diffusion": DiffusionConfig(z_loss=0.01, random_length_rows=0.5),
         "llama": CausalConfig(z_loss=0.01),
     }.get(family, CausalConfig())
     return TrainingTask(

@@ -12,9 +12,10 @@ from pretrain import errors
 from pretrain.__main__ import COMMANDS
 from pretrain.config.command_line import parse
 from pretrain.config.compose import composed, register_schemas, sweep_words
+from pretrain.config.curate import CurateConfig, VerifyConfig
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
@@ -26,7 +27,8 @@ PAGE = (ROOT / "AGENTS.md").read_text(encoding="utf8")
 TYPED = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
 CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
-    "eval": EvalConfig, "export": ExportConfig, "plan": PlanConfig, "doctor": DoctorConfig,
+    "eval": EvalConfig, "export": ExportConfig, "plan": PlanConfig, "report": ReportConfig, "doctor": DoctorConfig,
+    "curate": CurateConfig, "verify": VerifyConfig,
 }  # fmt: skip
 
 

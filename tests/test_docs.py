@@ -25,7 +25,7 @@ from documentation import (
     commands,
     pages,
     sentences,
-)  # fmt: skip
+)
 from documented_files import write_inputs
 from warm_process import WarmProcess
 
@@ -36,7 +36,7 @@ from pretrain.config.settings_help import settings_page
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
-    "make train", "make wheel", "make docs", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "make train", "make wheel", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ",
 )  # fmt: skip
 NANO = [
@@ -46,14 +46,15 @@ NANO = [
 SMALL_TEXT = ["data=text_files", "data.path=general_texts"]
 RUN = "prepared"  # stands for <time> in the names of runs
 LIMIT_S = 500.0
-# what looks like a setting in inline code, and is Python's or another program's
-FOREIGN = {"torch"}
-# words that LANGUAGE.md's left columns replace, where they have no other meaning
+# what looks like a setting in inline code, and is Python's or stands for any name; each occurs in the texts
+FOREIGN = ("bounds", "group", "key", "setting")
+# words that the field has another word for, where they have no other meaning; and British spellings
 REPLACED = (
-    "quicken", "likeliest", "learnt", "by heart", "never_said", "ended_by", "make_batch", "causal_rows", "from_the_left",
-    "masks_in_blocks", "final_share", "decay_share", "mask_share", "random_share", "head_width", "norm_place",
-    "global_every", "first_values", "materialiser", "own_pieces", "reduce_once_a_step", "looks_at_gradient", "check_room",
-    "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis", "optimis", "neighbour", "colour", "behaviour",
+    "quicken", "likeliest", "learnt", "by heart", "never_said", "ended_by", "make_batch", "causal_rows",
+    "from_the_left", "masks_in_blocks", "final_share", "decay_share", "mask_share", "random_share", "head_width",
+    "norm_place", "global_every", "first_values", "materialiser", "own_pieces", "reduce_once_a_step",
+    "looks_at_gradient", "check_room", "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis",
+    "optimis", "neighbour", "colour", "behaviour",
 )  # fmt: skip
 ALLOWED = ("fast-tokenising",)  # the name of an extra
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.M))
@@ -201,7 +202,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
     assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
     for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):
-        assert (ROOT / path).exists(), path
+        assert "mine" in path or (ROOT / path).exists(), path
     for word in ALLOWED:
         text = text.replace(word, "")
     assert [word for word in REPLACED if re.search(rf"\b{word}", text)] == []

@@ -30,6 +30,7 @@ class TinyRun:
             "checkpoint.every_n_steps=4",
             "schedule.warmup_steps=2",
             "sample.max_new_tokens=4",
+            "logging.report=false",
             f"paths.cache_dir={folder / 'cache'}",
             f"paths.logs_dir={folder / 'logs'}",
         ]

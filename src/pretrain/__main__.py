@@ -9,11 +9,14 @@ from pretrain.errors import ConfigError, message_of, nearest, show
 
 COMMANDS = {
     "train": "pre-train a causal or masked Transformer",
+    "curate": "make a corpus of raw text, with a manifest of what was removed and why",
+    "verify": "check every hash and count of a curated corpus",
     "prepare": "write the tokenizer and the token stores of a corpus",
     "inspect": "show the rows of a step of a run",
     "generate": "complete, fill masks of, or classify a prompt with a trained model",
     "eval": "score a trained model on documents or a task",
     "export": "write a trained model as a Hugging Face folder",
+    "report": "write report.html of a run or of a folder of runs",
     "plan": "say what a run takes, without training",
     "doctor": "prove on this machine, at small size, what a run relies on",
     "init": "write a small project of your own that runs",
@@ -23,7 +26,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first word names; exits with 2 where that is none."""
     words = sys.argv[1:]
-    if words[:2] == ["prepare", "inspect"]:  # as behind the script of a clone
+    if words[:2] in (["prepare", "inspect"], ["curate", "verify"]):  # as behind the script of a clone
         del sys.argv[1], words[0]
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):

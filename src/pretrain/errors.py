@@ -75,10 +75,14 @@ def printable(text: object, *, one_line: bool = False) -> str:
     Spaces of every width and the joiners of Persian, Indic scripts and emoji stay, and line breaks and tabs unless
     `one_line`. Every text for a terminal passes through here (`tests/test_terminal.py` checks it).
     """
-    unescaped = "\u200c\u200d" if one_line else "\n\t\u200c\u200d"
-    visible = "".join(c if c in unescaped or _is_shown(c) else _escaped(c) for c in str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "utf8"
-    return visible.encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text, one_line=one_line).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def visible(text: object, *, one_line: bool = False) -> str:
+    """Return text in which control characters and lone surrogates are escaped, as `printable` does, in UTF-8."""
+    unescaped = "\u200c\u200d" if one_line else "\n\t\u200c\u200d"
+    return "".join(c if c in unescaped or _is_shown(c) else _escaped(c) for c in str(text))
 
 
 def message_of(error: Exception) -> str:

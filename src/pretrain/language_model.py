@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, nearest, printable
+from pretrain.errors import ConfigError, nearest, printable, shown
+from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import label_probabilities
-from pretrain.inference.config import GenerationOptions, InferenceDtype
+from pretrain.inference.config import DecodingOrder, FillOptions, GenerationOptions, InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
+from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
@@ -29,6 +31,8 @@ from pretrain.program import command
 Prompt = TypeVar("Prompt", str, list[str])
 
 _SAMPLING = {field.name for field in fields(Sampling)}
+_CAUSAL_ONLY = ("repetition_penalty", "use_cache")
+_DIFFUSION_ONLY = ("order", "steps", "block_length", "guidance_scale", "on_step")
 
 
 class LanguageModel:
@@ -43,8 +47,14 @@ class LanguageModel:
         starts_with_bos: bool = True,
         classifier: ClassifyConfig | None = None,
         prompt_template: tuple[str, str] | None = None,
+        denoises: bool = False,
+        shift_targets: bool | None = None,
     ) -> None:
         self.classifier = classifier
+        self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
+        self.shift_targets = (
+            model.causal if shift_targets is None else shift_targets
+        )  # the token before predicts a mask
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
         self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
@@ -83,12 +93,19 @@ class LanguageModel:
             folder.starts_with_bos,
             classifier=objective.classifier,
             prompt_template=data.prompt_template() if data else None,
+            denoises=objective.denoises,
+            shift_targets=objective.shift_targets,
         )
 
     @property
     def causal(self) -> bool:
-        """Whether the model completes prompts; a hybrid model does and `fills_masks` too."""
+        """Whether the model completes prompts from left to right; a hybrid model does and `fills_masks` too."""
         return self.model.causal and self.classifier is None
+
+    @property
+    def completes(self) -> bool:
+        """Whether the model completes prompts: a causal or a diffusion model."""
+        return self.causal or self.denoises
 
     @property
     def labels(self) -> list[str]:
@@ -125,7 +142,8 @@ class LanguageModel:
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the prompt with its completion, or a list for a batch of prompts.
 
-        The text ends early if the model ends it, and before a stop string. Raises ConfigError for a masked model, and
+        The text ends early if the model ends it, and before a stop string. A diffusion model fills masks behind the
+        prompt; each prompt's draw depends on the seed and on its own text. Raises ConfigError for a masked model, and
         if prompt and completion exceed the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -178,15 +196,11 @@ class LanguageModel:
         self, prompts: Sequence[str | list[int]], options: GenerationOptions
     ) -> tuple[list[GenerationState], Iterator[list[NewToken | None]]]:
         """Return the state of each prompt's completion and an iterator over their tokens."""
-        known = GenerationOptions.__annotations__
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"{name} is not an option of generate(). {nearest(name, known)}")
-        chosen: dict[str, Any] = {name: value for name, value in options.items() if name in _SAMPLING}
-        sampling = Sampling(**chosen)
+        self._check_completes()
+        self._check_options("generate", GenerationOptions, options)
         stop = StopStrings(options.get("stop", ()))
         rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        steps = self._steps(rows, options.get("max_new_tokens"), sampling, options.get("use_cache", True))
+        steps = self._steps(rows, options)
         return [GenerationState(self.tokenizer, row, stop) for row in rows], steps
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -196,42 +210,106 @@ class LanguageModel:
     def _with_bos(self, row: list[int]) -> list[int]:
         return [self.tokenizer.bos_id, *row] if self.starts_with_bos or not row else row
 
-    def _steps(
-        self, rows: list[list[int]], max_new_tokens: int | None, sampling: Sampling, use_cache: bool
-    ) -> Iterator[list[NewToken | None]]:
+    def _check_completes(self) -> None:
         self._refuse_classifier()
-        if not self.causal:
+        if not self.completes:
             raise ConfigError(
                 "this model was trained to fill masks and cannot complete a prompt. "
                 'Use predict_mask("The quick [MASK] fox"), or train a causal one: objective=causal.'
             )
+
+    def _check_options(self, method: str, kind: Any, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for an option that the method does not have, or that means nothing for this model."""
+        for name, value in options.items():
+            if name not in kind.__annotations__:
+                raise ConfigError(f"{name} is not an option of {method}(). {nearest(name, kind.__annotations__)}")
+            if method != "generate" or value is None:
+                continue
+            if not self.causal and name in _CAUSAL_ONLY:
+                raise ConfigError(
+                    f"{name}={shown(value)} means nothing for a diffusion model, which fills masks in any order. "
+                    f"Leave {name} out, or take a causal model: objective=causal."
+                )
+            if self.causal and name in _DIFFUSION_ONLY:
+                raise ConfigError(
+                    f"{name}={shown(value)} means nothing for a causal model, which continues a text from left to "
+                    f"right. Leave {name} out, or take a diffusion model: objective=diffusion."
+                )
+
+    def _steps(self, rows: list[list[int]], options: GenerationOptions) -> Iterator[list[NewToken | None]]:
+        max_new_tokens = options.get("max_new_tokens")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
         if not rows:
             raise ConfigError("generate() needs at least one prompt, and the list is empty.")
         free = max(1, self.model.config.context_length - max(len(row) for row in rows))
         new = min(100, free) if max_new_tokens is None else max_new_tokens
-        decoding = Decoding(new, sampling, self.tokenizer.eos_id, self._suppress_next, use_cache)
+        if not self.causal:
+            if any(self.tokenizer.mask_id in row for row in rows):
+                raise ConfigError("a prompt holds [MASK], and generate() only adds text behind it. Use fill().")
+            denoising = self._denoising(options, self._suppress_next, self.tokenizer.eos_id)
+            return generate_by_denoising(self.model, rows, new, denoising)
+        use_cache = options.get("use_cache", True)
+        decoding = Decoding(new, _sampling(options), self.tokenizer.eos_id, self._suppress_next, use_cache)
         return generate_tokens(self.model, rows, decoding)
 
-    def predict_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
-        """Return the `top_k` most likely predictions for each [MASK] of the text, in order.
+    def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_id: int | None) -> Denoising:
+        assert self.tokenizer.mask_id is not None
+        chosen = {name: options[name] for name in _DIFFUSION_ONLY if options.get(name) is not None}
+        if "order" in chosen:
+            chosen["order"] = _order(chosen["order"])
+        return Denoising(
+            self.tokenizer.mask_id,
+            suppress_tokens,
+            _sampling(options),
+            end_id,
+            shift_targets=self.shift_targets,
+            **chosen,
+        )
 
-        Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
+    def fill(self, text: Prompt, **options: Unpack[FillOptions]) -> Prompt:
+        """Return the text with a token for each [MASK], or a list for texts; the rest of a text stays.
+
+        A diffusion model is made for it. A masked or hybrid model can too, best with few masks. Raises ConfigError for
+        a causal model, for a text without [MASK], and for one longer than the context.
         """
+        self._check_fills_masks()
+        self._check_options("fill", FillOptions, options)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ConfigError("fill() needs at least one text, and the list is empty.")
+        rows = [self._masked_row(each) for each in texts]
+        *_, canvases = denoise(self.model, rows, self._denoising(options, self._suppress_in_masks, None))
+        filled = [text_with_masks(self.tokenizer, canvas.tokens) for canvas in canvases]
+        return filled[0] if isinstance(text, str) else filled
+
+    def _check_fills_masks(self) -> int:
+        """Return the mask's id; raises ConfigError for a model that fills no masks."""
         self._refuse_classifier()
         if not self.fills_masks or self.tokenizer.mask_id is None:
             raise ConfigError(
                 "this model was trained to complete prompts and cannot fill masks. "
                 'Use generate("The quick"), or train a masked one: objective=masked.'
             )
+        return self.tokenizer.mask_id
+
+    def _masked_row(self, text: str) -> list[int]:
+        """Return the ids of a text in which [MASK] is the tokenizer's mask, between BOS and EOS."""
+        text = text.replace("[MASK]", self.tokenizer.token(self._check_fills_masks()))
+        return [self.tokenizer.bos_id, *self.tokenizer.encode_prompt(text), self.tokenizer.eos_id]
+
+    def predict_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+        """Return the `top_k` most likely predictions for each [MASK] of the text, in order.
+
+        Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
+        """
+        mask_id = self._check_fills_masks()
         if top_k < 1:
             raise ConfigError(f"top_k={top_k} is below 1. Try top_k=5.")
-        text = text.replace("[MASK]", self.tokenizer.token(self.tokenizer.mask_id))
-        inner = self.tokenizer.encode_prompt(text)
-        tokens = [self.tokenizer.bos_id, *inner, self.tokenizer.eos_id]
-        probabilities = mask_probabilities(self.model, tokens, self.tokenizer.mask_id, self._suppress_in_masks)
-        positions = [position for position, token in enumerate(inner) if token == self.tokenizer.mask_id]
+        tokens = self._masked_row(text)
+        probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks, self.shift_targets)
+        inner = tokens[1:-1]
+        positions = [position for position, token in enumerate(inner) if token == mask_id]
         best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)
         return [
             [self._prediction(inner, position, *pair) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
@@ -277,20 +355,33 @@ class LanguageModel:
         data = f", data {printable(self.trained['data'], one_line=True)}" if "data" in self.trained else ""
         if self.classifier is not None:
             return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
-        family = ("hybrid" if self.fills_masks else "causal") if self.causal else "masked"
+        bidirectional = "diffusion" if self.denoises else "masked"
+        family = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
 
-    @overload
-    def score(self, text: str) -> Score: ...
-    @overload
-    def score(self, text: list[str]) -> list[Score]: ...
-    def score(self, text: str | list[str]) -> Score | list[Score]:
-        """Return the log-likelihood of a text; a masked model's is a pseudo-likelihood.
+    def bound(self, draws: int = 32) -> BoundEstimate | None:
+        """Return how a diffusion model's texts are scored; None for a model that is scored without a bound."""
+        return BoundEstimate(draws, self.shift_targets) if self.denoises and not self.causal else None
 
-        A list of texts gives a list, computed in batches.
+    @overload
+    def score(self, text: str, draws: int | None = None) -> Score: ...
+    @overload
+    def score(self, text: list[str], draws: int | None = None) -> list[Score]: ...
+    def score(self, text: str | list[str], draws: int | None = None) -> Score | list[Score]:
+        """Return the log-likelihood of a text; a masked model's is a pseudo-likelihood, a diffusion model's a bound.
+
+        A list of texts gives a list, computed in batches. A bound is estimated by `draws` random masks of each text, 32
+        by default, and the score has its standard error; raises ConfigError for `draws` of another model.
         """
         self._refuse_classifier()
-        scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos)
+        bound = (
+            BoundEstimate(32 if draws is None else draws, self.shift_targets)
+            if self.denoises and not self.causal
+            else None
+        )
+        if bound is None and draws is not None:
+            raise ConfigError(f"draws={draws} means nothing for a model that is scored without a bound. Leave it out.")
+        scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos, bound=bound)
         return scorer.texts([text])[0] if isinstance(text, str) else scorer.texts(text)
 
 
@@ -300,3 +391,16 @@ def _pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]])
         if generation.finish_reason is not None:
             return
     yield generation.end(FinishReason.length)
+
+
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    return Sampling(**{name: value for name, value in options.items() if name in _SAMPLING})
+
+
+def _order(order: DecodingOrder | str) -> DecodingOrder:
+    """Return the order of this name; raises ConfigError for another name."""
+    names = [known.value for known in DecodingOrder]
+    name = order.value if isinstance(order, DecodingOrder) else order
+    if name not in names:
+        raise ConfigError(f"order={shown(name)} is none of {', '.join(names)}. Try order=random.")
+    return DecodingOrder(name)

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-_IN_A_CLONE = {"inspect": "prepare.py inspect"}  # where the name is not that of a script
+_IN_A_CLONE = {"inspect": "prepare.py inspect", "verify": "curate.py verify"}  # where the name is not that of a script
 SCRIPTS = Path(__file__).resolve().parents[1]  # those of a clone
 
 
@@ -35,6 +35,7 @@ def as_typed(text: str) -> str:
     if not is_installed():
         return text
     text = text.replace("python src/prepare.py inspect", command("inspect"))
+    text = text.replace("python src/curate.py verify", command("verify"))
     return re.sub(r"(?:python )?src/(\w+)\.py", lambda found: command(found[1]), text)
 
 

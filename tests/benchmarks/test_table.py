@@ -1,4 +1,4 @@
-"""The README's table of measurements, its lines from results, and baselines that end early."""
+"""The tables of measurements, their lines from results, their age, and baselines that end early."""
 
 import importlib
 import json
@@ -13,22 +13,86 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import comparison
+import provenance
 import table
 from comparison import RESULTS, Result, take_turns
 from turns import race
 
 
-def test_the_page_has_the_table_that_the_results_make() -> None:
-    text = table.README.read_text(encoding="utf8")
-    assert f"{table.BEGIN}\n{table.table()}\n{table.END}" in text
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda path: path.stem)
+def test_the_pages_have_the_tables_that_the_results_make(page: Path) -> None:
+    """All but the commits, which a clone without history does not know."""
+    assert table.is_current(page)
+    assert table.BLOCK.search(page.read_text(encoding="utf8"))
 
 
-def test_every_result_names_its_command() -> None:
+def test_every_result_stands_in_a_page_with_machine_and_command() -> None:
+    pages = "".join(page.read_text(encoding="utf8") for page in table.PAGES)
     for path in RESULTS.glob("*.json"):
-        found = json.loads(path.read_text(encoding="utf8"))
-        for line in found.get("lines", []):
-            assert re.match(r"([A-Z_]+=\w+ )*python benchmarks/", found["command"]), path
+        text = pages.partition(f"<!-- results: {path.stem} -->\n")[2].partition("<!-- /results -->")[0]
+        facts = re.search(
+            r"Machine: .*; torch [\d.]+(\+\w+)?, .*python 3\.\d+.*Command: `(.*)`\.\nMeasured at \w", text
+        )
+        assert facts, path
+        assert re.match(r"([A-Z_]+=\w+ )*python benchmarks/", facts[2]), path
+        for line in json.loads(path.read_text(encoding="utf8")).get("lines", []):
             assert line["lowest"] <= line["ratio"] <= line["highest"], path
+
+
+def test_results_name_no_machine_and_no_folder() -> None:
+    private = re.compile(
+        r"(?<![\w.])/(home|root|tmp|work|usr|mnt|Users)/|https?://(?!aclanthology)|@[\w.]+\.\w|localhost"
+    )
+    for path in [*RESULTS.glob("*.json"), *table.FOLDER.glob("*.md")]:
+        assert not private.search(path.read_text(encoding="utf8")), path
+
+
+def test_a_page_with_another_number_is_not_current(tmp_path: Path) -> None:
+    text = table.PAGES[2].read_text(encoding="utf8")
+    (tmp_path / "page.md").write_text(text)
+    assert table.is_current(tmp_path / "page.md")
+    (tmp_path / "page.md").write_text(text.replace("| 3,888 tokens/s |", "| 3,889 tokens/s |", 1))
+    assert not table.is_current(tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("<!-- results: nothing -->\n<!-- /results -->\n")
+    with pytest.raises(SystemExit, match=r"nothing\.json does not exist, and a page has the mark"):
+        table.is_current(tmp_path / "page.md")
+
+
+def test_every_result_has_a_script_that_names_what_it_measures() -> None:
+    for path in RESULTS.glob("*.json"):
+        for measured in provenance.measured_paths(provenance.script_of(path)):
+            assert (provenance.ROOT / measured).exists(), (path, measured)
+    with pytest.raises(SystemExit, match="no script in benchmarks/ has its name"):
+        provenance.script_of(RESULTS / "nowhere.json")
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_result_is_marked_once_what_it_measures_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "BENCHMARKS", tmp_path)
+    (tmp_path / "speed.py").write_text('"""Measure."""\n\nMEASURES = ("src",)\n')
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "fast.py").write_text("1\n")
+    result = tmp_path / "speed.json"
+    result.write_text(json.dumps({"old name": 1, "machine": {}, "figure": 1234.5}, indent=1))
+    git(tmp_path, "init")
+    with pytest.raises(SystemExit, match="git log"):
+        provenance.measured_line(result)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "measured")
+    unmarked = provenance.measured_line(result)
+    assert re.fullmatch(r"Measured at \w+ \(\d{4}-\d\d-\d\d\)\.", unmarked)
+    (tmp_path / "src" / "fast.py").write_text("2\n")
+    result.write_text(result.read_text().replace("old name", "new name"))  # not a measurement
+    git(tmp_path, "commit", "-am", "changed")
+    assert provenance.measured_line(result) == f"{unmarked[:-1]} **before the last change** of `src`."
+    (tmp_path / "speed.py").write_text("")
+    with pytest.raises(SystemExit, match="does not say what it measures"):
+        provenance.measured_line(result)
 
 
 @pytest.mark.parametrize("name", ["start_up", "checkpointing", "data_loading", "tokenizing", "masked_head"])
@@ -111,7 +175,7 @@ def test_a_baseline_whose_process_ends_is_missing(turns: int) -> None:
 
 def test_make_bench_goes_on_behind_a_script_that_fails(tmp_path: Path) -> None:
     """Every other script is run, and the end says which one failed."""
-    shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
+    shutil.copy(table.README.parent / "Makefile", tmp_path)
     (tmp_path / "benchmarks").mkdir()
     for name in "one", "two", "three":
         text = f"print('ran', {name!r}); raise SystemExit({int(name == 'two')})"

@@ -1,5 +1,6 @@
 """Callbacks and loggers are entries that the user names, by the mechanism of a mixture's sources."""
 
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.errors import ConfigError
 from pretrain.training.callback_config import CallbackConfig
+from pretrain.training.logger_config import check_server
 
 
 def composed(*words: str) -> RunConfig:
@@ -107,3 +109,12 @@ def test_settings_name_a_class_and_import_nothing() -> None:
     before = set(sys.modules)
     composed("callbacks.x.class_path=this.Zen", "loggers.y.class_path=antigravity.Fly")
     assert not {"this", "antigravity"} & (set(sys.modules) - before)
+
+
+def test_a_server_that_does_not_answer_is_told_before_the_run() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        check_server("loggers.mlflow.tracking_uri", address)
+    with pytest.raises(ConfigError, match=rf"loggers\.mlflow\.tracking_uri={address}: no server answers there .*Start"):
+        check_server("loggers.mlflow.tracking_uri", address)
+    check_server("loggers.mlflow.tracking_uri", "sqlite:///mlflow.db")

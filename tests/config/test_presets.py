@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig
 from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
+from pretrain.data.curation.config import RulesConfig
 from pretrain.models.size import parameter_count
 
 GPT2, BERT, OWN = 50257, 30522, 2048  # vocabularies
@@ -31,11 +33,14 @@ PUBLISHED = {
     "gpt_nano": (OWN, 1_050_240),
     "bert_nano": (OWN, 1_068_800),
     "hybrid_nano": (OWN, 1_050_240),
+    "diffusion_nano": (OWN, 1_050_240),
+    "diffusion_small": (GPT2, 123_552_768),
 }
 NEEDS = {
     "data=text_files": ["data.path=x"],
     "data=mixture": ["data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 0.1}}"],
     "data=hugging_face": ["data.path=x"],
+    "data=curated": ["data.path=x"],
     "data=pairs": ["data.path=x"],
     "data=labelled": ["data.path=x", "objective=classify"],
     "objective=classify": ["data=labelled", "data.path=x"],
@@ -48,12 +53,15 @@ NEEDS = {
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }
+OF_CURATION = ("rules", "licenses")  # groups of another command
 OTHERS = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name != "model"
+    f"{path.parent.name}={path.stem}"
+    for path in CONFIG_FOLDER.glob("*/*.yaml")
+    if path.parent.name not in ("model", *OF_CURATION)
 )
 # settings of every preset as differences from those of the command without any, written before recipes were files
 SETTINGS: dict[str, dict[str, object]] = json.loads((Path(__file__).parent / "preset_settings.json").read_text())
-MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "bert_nano", "modernbert_nano"]
+MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "diffusion_nano", "bert_nano", "modernbert_nano"]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +71,7 @@ def schemas() -> None:
 
 def test_no_preset_of_a_model_is_left_out() -> None:
     assert {path.stem for path in (CONFIG_FOLDER / "model").iterdir()} == {*PUBLISHED, "imported"}
-    assert len(PUBLISHED) == 16
+    assert len(PUBLISHED) == 18
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -76,7 +84,7 @@ def test_a_model_has_its_published_size(name: str) -> None:
         model = config.model.build(vocab_size, config.objective.causal)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert parameter_count(config.model, vocab_size) == count
-    assert config.objective.causal is ("bert" not in name)
+    assert config.objective.causal is not any(kind in name for kind in ("bert", "diffusion"))
     header = (CONFIG_FOLDER / "model" / f"{name}.yaml").read_text(encoding="utf8")
     claimed = re.search(r"# ([\d.]+) ([MB]) parameters", header)
     assert claimed is not None
@@ -100,6 +108,18 @@ def test_every_other_preset_composes(word: str) -> None:
     config: RunConfig = compose("train", [word, *NEEDS.get(word, [])])
     assert from_dict(to_dict(config)) == config
     assert hasattr(config, group) or group in ("experiment", "recipe", "logger")
+
+
+@pytest.mark.parametrize(
+    "word", sorted(f"{group}={path.stem}" for group in OF_CURATION for path in (CONFIG_FOLDER / group).iterdir())
+)
+def test_every_preset_of_curation_composes(word: str) -> None:
+    register_schemas("curate", CurateConfig)
+    source = "sources.a={kind: jsonl, path: x, license: unknown, rules: none}"
+    config: CurateConfig = compose("curate", [word, source, "output=x"])
+    default: CurateConfig = compose("curate", [source, "output=x"])
+    assert config.rules_of("a") == RulesConfig()
+    assert (config == default) == (word in ("rules=gopher", "licenses=any"))
 
 
 def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:

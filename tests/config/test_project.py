@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from pretrain.config.cli import main
+from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig
+from pretrain.config.scripts import ExportConfig, PrepareConfig
+from pretrain.doctor.config import DoctorConfig
 from pretrain.planning.config import PlanConfig
 
 
@@ -43,12 +45,17 @@ def test_a_command_in_the_folder_reads_the_projects_configs(
     config = settings(monkeypatch, "train", RunConfig, "model=my_model")
     assert (config.seed, config.model.n_layers) == (5, 3)
     assert sys.modules.pop("own_plugin", None)
+    assert chosen_settings(["model=my_model"]).items() >= {"seed": "5", "model": "my_model"}.items()  # which auto keeps
     assert capsys.readouterr().out == "pretrain.yaml: reads configs/my_run.yaml\n"
     assert settings(monkeypatch, "train", RunConfig, "seed=7").seed == 7
     assert settings(monkeypatch, "train", RunConfig, "--config-name", "other").seed == 6
     assert "own_plugin" in sys.modules  # which other.yaml has from my_run.yaml
-    assert settings(monkeypatch, "plan", PlanConfig, "model=my_model").model.n_layers == 3
+    assert settings(monkeypatch, "prepare", PrepareConfig).data.kind == "python_docs"
     assert "pretrain.yaml: reads the presets in configs\n" in capsys.readouterr().out
+    planned = settings(monkeypatch, "plan", PlanConfig, "model=my_model", "device=h100")
+    assert (planned.seed, planned.model.n_layers, planned.device.name) == (5, 3, "h100")  # the run that would train
+    assert settings(monkeypatch, "doctor", DoctorConfig, "doctor=resume").seed == 5
+    assert capsys.readouterr().out == "pretrain.yaml: reads configs/my_run.yaml\n" * 2
     assert settings(monkeypatch, "train", RunConfig, "--cfg", "job") is None
     assert "seed: 5" in (shown := capsys.readouterr().out)
     assert "pretrain.yaml" not in shown  # what is printed can be read as YAML

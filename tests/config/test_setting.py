@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig, VerifyConfig
 from pretrain.config.declared import alternatives, type_hints
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import MAX_SEED, MAX_TOKENS_PER_STEP, RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.config.setting import Description, Settings, check_bounds, description, setting
 from pretrain.config.settings_help import settings_page
@@ -28,7 +29,10 @@ from pretrain.launch.run_folder import saved_settings
 from pretrain.planning.config import PlanConfig
 from pretrain.training.train import run
 
-SCRIPTS = (RunConfig, PlanConfig, DoctorConfig, GenerateConfig, EvalConfig, ExportConfig, InspectConfig, PrepareConfig)
+SCRIPTS = (
+    RunConfig, PlanConfig, DoctorConfig, GenerateConfig, EvalConfig, ExportConfig, InspectConfig, PrepareConfig,
+    ReportConfig, CurateConfig, VerifyConfig,
+)  # fmt: skip
 WORDS = ["data=text_files", "data.path=x", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 FITTING = {  # settings that another rule asks for beside a size
     "model.n_heads": ["model.head_dim=64"],

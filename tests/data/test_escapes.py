@@ -10,6 +10,7 @@ from pretrain.commands.tasks import generate
 from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel
+from pretrain.training.callbacks.sample_prompts import SamplePrompt
 from pretrain.training.callbacks.samples import sample_text
 from pretrain.training.config import SampleConfig
 
@@ -29,7 +30,8 @@ class Recorder:
     """A model that notes what it is asked."""
 
     labels: tuple[str, ...] = ()
-    causal = True
+    causal = completes = True
+    denoises = False
     prompt_template = None
 
     def __init__(self) -> None:
@@ -57,5 +59,6 @@ def test_stops_have_their_escapes_read_and_a_prompt_stands_as_it_is(
 def test_prompts_of_samples_stand_as_they_are() -> None:
     model = Recorder()
     model.labels = ("yes",)
-    sample_text(model, SampleConfig(prompts=[r"a\tb", "c"]), seed=0)  # type: ignore[arg-type]
+    prompts = [SamplePrompt(text) for text in (r"a\tb", "c")]
+    sample_text(model, SampleConfig(), 0, prompts)  # type: ignore[arg-type]
     assert model.asked == [r"a\tb", "c"]

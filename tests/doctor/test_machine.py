@@ -70,7 +70,9 @@ def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("words", [[], ["model=llama_nano"], ["model=bert_nano"], ["model=hybrid_nano"]])
+@pytest.mark.parametrize(
+    "words", [[], ["model=llama_nano"], ["model=bert_nano"], ["model=hybrid_nano"], ["model=diffusion_nano"]]
+)
 def test_the_kernels_of_a_sound_machine_pass(context, words, precision):
     finding = machine.gradients(context(*words, "trainer=cpu", f"trainer.precision={precision}"))
     assert finding.passed, finding

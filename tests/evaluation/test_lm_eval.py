@@ -49,6 +49,19 @@ def test_requests_are_answered_with_our_scores(tiny: LMEvalAdapter) -> None:
     assert tiny.tokenizer_name == BYTES.fingerprint
 
 
+def test_a_diffusion_model_answers_with_bounds_and_filled_masks() -> None:
+    llm = LanguageModel(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES, denoises=True)
+    adapter = LMEvalAdapter(llm)
+    pairs = [("The quick", " fox"), ("The quick", " dog"), ("", "abc")]
+    ours = Scorer(llm.model, BYTES, bound=llm.bound()).continuations(pairs, [2, 1], needs_greedy=True)
+    found = adapter.loglikelihood(requests(*pairs), disable_tqdm=True)
+    assert found == [(score.log_likelihood, score.greedy) for score in ours]
+    (rolling,) = adapter.loglikelihood_rolling(requests(("x" * 70,)), disable_tqdm=True)
+    assert rolling < 0
+    asked = requests(("ab", {"max_gen_toks": 6}), ("abc", {"max_gen_toks": 6, "until": ["\n"]}))
+    assert adapter.generate_until(asked, disable_tqdm=True) == adapter.generate_until(asked, disable_tqdm=True)
+
+
 def test_the_windows_of_a_long_text_are_full_and_predict_each_token_once() -> None:
     """The example in the documentation of lm-eval's interface: ten tokens behind a first one, four read at a time."""
     found = rolling_windows(np.arange(11), 4)
@@ -76,7 +89,9 @@ def test_texts_are_written_until_a_string(tiny: LMEvalAdapter) -> None:
 
 
 def test_a_masked_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="lm-eval needs a causal model, and this one was trained to fill masks"):
+    with pytest.raises(
+        ConfigError, match="lm-eval needs a causal or diffusion model, and this one was trained to fill masks"
+    ):
         LMEvalAdapter(LanguageModel(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES))
 
 

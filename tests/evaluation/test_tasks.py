@@ -32,10 +32,10 @@ class Known:
     def __init__(self, likelihoods: dict[str, float]) -> None:
         self.likelihoods = likelihoods
 
-    def texts(self, texts: Sequence[str]) -> list[Score]:
+    def texts(self, texts: Sequence[str], group_size: int = 1) -> list[Score]:
         return [Score(self.likelihoods[text], 1, 1) for text in texts]
 
-    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[ContinuationScore]:
+    def continuations(self, pairs: Sequence[tuple[str, str]], *_: Any, **__: Any) -> list[ContinuationScore]:
         return [ContinuationScore(self.likelihoods[text], 1, text.endswith("!")) for _, text in pairs]
 
 

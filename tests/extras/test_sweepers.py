@@ -38,7 +38,10 @@ def sweep(folder: Path, corpus: Path, *words: str) -> list[list[str]]:
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     table = found.stdout.rpartition("val/loss  exit")[2]
-    return [row.lstrip("* ").split() for row in table.splitlines()[1:] if " logs/sweep/" in row]
+    rows = [row.lstrip("* ").split() for row in table.splitlines()[1:]]
+    return [
+        row for row in rows if row and row[-1].startswith("logs/sweep/")
+    ]  # Ray's workers may still print among them
 
 
 def folders(folder: Path) -> list[str]:

@@ -76,7 +76,10 @@ def test_the_loss_at_once_is_the_loss(
     def at_once(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
             return loss.cross_entropy_sum(
-                features, SimpleNamespace(weight=weight, bias=bias), targets, compiled=True, z_loss=z_loss
+                features,
+                SimpleNamespace(weight=weight, bias=bias),
+                targets,
+                settings=loss.LossSettings(compiled=True, z_loss=z_loss),
             )
 
     def exactly(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

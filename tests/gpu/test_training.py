@@ -44,7 +44,7 @@ def trained(one: TrainingTask, device: str, compiled: bool, steps: int = 5) -> l
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("family", ["gpt", "llama", "local", "bert", "modern_bert", "hybrid"])
+@pytest.mark.parametrize("family", ["gpt", "llama", "local", "bert", "modern_bert", "hybrid", "diffusion"])
 def test_a_gpu_trains_what_a_processor_does(family: str, compiled: bool) -> None:
     one = subject(family, d_model=64)
     assert trained(one, "cuda", compiled) == pytest.approx(trained(one, "cpu", False), rel=1e-4)

@@ -43,29 +43,39 @@ def head_of(weight: Tensor, bias: Tensor | None = None) -> Any:
     return SimpleNamespace(weight=weight, bias=bias)
 
 
-def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0) -> Tensor:
+def weights_of(targets: Tensor, weighted: bool) -> Tensor | None:
+    return torch.rand(len(targets), generator=torch.Generator().manual_seed(1)) if weighted else None
+
+
+def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """The definition, in 64 bits."""
     features, weight, *bias = (value.double() for value in values)
     logits = features @ weight.T + (bias[0] if bias else 0.0)
     kept = targets != IGNORE
-    penalty = z_loss * logits.exp().sum(-1).log()[kept].square().sum()
-    return penalty - logits.log_softmax(-1)[kept, targets[kept]].sum()
+    factors = (torch.ones(len(targets)) if weights is None else weights).double()[kept]
+    penalty = z_loss * logits.exp().sum(-1).log()[kept].square()
+    return (factors * (penalty - logits.log_softmax(-1)[kept, targets[kept]])).sum()
 
 
 @pytest.mark.parametrize("chunks", [True, False], ids=["chunks", "whole"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_and_its_gradient_are_as_defined(
-    chunks: bool, bias: bool, ignored: str, z_loss: float, request: pytest.FixtureRequest
+    chunks: bool, bias: bool, ignored: str, z_loss: float, weighted: bool, request: pytest.FixtureRequest
 ) -> None:
     """The penalty of log Z shows in the gradient alone."""
     if chunks:
         request.getfixturevalue("small_chunks")
     values, targets = problem(bias, ignored)
-    expected = plain_loss(values, targets)
-    gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss), values)
-    found = loss.cross_entropy_sum(values[0], head_of(*values[1:]), targets, z_loss=z_loss)
+    weights = weights_of(targets, weighted)
+    expected = plain_loss(values, targets, weights=weights)
+    gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss, weights), values)
+    arguments = (values[0], head_of(*values[1:]), targets, weights, loss.LossSettings(z_loss=z_loss))
+    found = loss.cross_entropy_sum(*arguments)
+    with torch.no_grad():
+        assert_close(loss.cross_entropy_sum(*arguments).double(), expected, rtol=1e-6, atol=0)
     assert found.dtype == torch.float32
     assert_close(found.double(), expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(torch.autograd.grad(3 * found, values), gradients, strict=True):
@@ -108,14 +118,17 @@ def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
-def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: float) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: float, weighted: bool) -> None:
     """What a GPU's compiler makes one kernel of: of one chunk, with its gradient."""
     values, targets = problem(bias, ignored)
-    expected = plain_loss(values, targets)
-    of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss), values)
+    weights = weights_of(targets, weighted)
+    expected = plain_loss(values, targets, weights=weights)
+    of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss, weights), values)
     with torch.no_grad():
         features, weight, *biases = values
-        found, of_bias, total = loss.fused_grad_logits((features @ weight.T), *(biases or [None]), targets, z_loss)
+        logits = features @ weight.T
+        found, of_bias, total = loss.fused_grad_logits(logits, *(biases or [None]), targets, z_loss, weights)
     assert_close(total.double(), expected, rtol=1e-6, atol=0)
     assert_close(found @ weight, of_features.float(), rtol=1e-5, atol=1e-5)
     if bias:
@@ -225,7 +238,7 @@ def test_a_batch_moves_as_a_whole() -> None:
 def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:
     """Logits that are all moved by the same number have the same loss: the penalty alone moves them back."""
     (features, weight, bias), targets = problem(bias=True, ignored="some")
-    batch: Any = SimpleNamespace(target_positions=None, targets=targets)
+    batch = Batch(targets, targets, None, targets.unsqueeze(0), None, torch.zeros(1))
 
     def trained(z_loss: float) -> tuple[float, float]:
         objective = CausalConfig(z_loss=z_loss).build(Words(), seed=0)

@@ -32,6 +32,8 @@ SHAPES = {
     "bert": ["model=bert_nano"],
     "modernbert": ["model=modernbert_nano"],
     "hybrid": ["model=hybrid_nano"],
+    "diffusion": ["model=diffusion_nano"],
+    "complementary pairs": ["model=diffusion_nano", "objective.complementary=true"],
     "fsdp": [*SMALL_GPT, *TWO, "micro_batch_size=2", "vocab_size=50257"],
     "hsdp": [*SMALL_GPT, *FOUR, "micro_batch_size=1", "parallel.replicas=2"],
     "tensor": [*SMALL_GPT, *TWO, "vocab_size=50257", "parallel.tensor_parallel=2"],

@@ -13,7 +13,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.planning.answer import answer, measured_by
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import find_data
-from pretrain.planning.printing import count, duration, gib
+from pretrain.planning.units import count, duration, gib
 from pretrain.planning.workload import workload_of
 
 Plan = Callable[..., PlanConfig]

@@ -50,6 +50,7 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
             id="bert",
             marks=pytest.mark.long,
         ),
+        pytest.param(["model=diffusion_nano"], ["ddp"], ["split"], id="diffusion", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.fault("F11")

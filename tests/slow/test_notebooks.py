@@ -16,6 +16,8 @@ PICTURES = {
     "01_first_run": {},
     "02_look_at_the_data": {"image/png": 4, "text/html": 1},
     "03_inside_the_model": {"image/png": 8},
+    "04_read_a_sweep": {"image/png": 1},
+    "05_export_and_use": {},
 }
 PRINTED = {  # regular expressions
     "01_first_run": ["Report", "bits per byte", "cannot fill masks"],
@@ -46,6 +48,20 @@ PRINTED = {  # regular expressions
         r"(?s)(by the formula the same: True.*){5}",
         r"sum to 1\.000",
     ],
+    "04_read_a_sweep": [
+        r"(?m)^\* +optimizer\.learning_rate=0\.0\d+ +\d+\.\d{4} +0 ",
+        r"(?m)^ +0\.001( +[\d.,]+){4}\n +0\.01( +[\d.,]+){4}\n",
+        r"lowest validation loss: learning_rate=0\.\d+, of 2 runs",
+        "widen the range",
+    ],
+    "05_export_and_use": [
+        r"LlamaForCausalLM 1,\d{3},\d{3} parameters",
+        "the same token ids: True",
+        r"largest difference of a logit: \d\.\de-\d\d, of logits up to",
+        "equal logits: True",
+        "the same text from transformers: True",
+        "the same text again: True",
+    ],
 }
 
 
@@ -59,6 +75,7 @@ def test_the_notebooks_are_found():
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PRETRAIN_NOTEBOOK_STEPS", "3")
     monkeypatch.setenv("PRETRAIN_NOTEBOOK_LOGS", str(tmp_path))
+    monkeypatch.setenv("PRETRAIN_NOTEBOOK_RATES", "0.001,0.01")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()

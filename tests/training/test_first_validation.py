@@ -30,12 +30,11 @@ def rows_at_step_0(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def points_of_tensorboard(folder: Path, name: str) -> list[tuple[int, float]]:
+def validation_losses_of_tensorboard(folder: Path) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
+    events = EventAccumulator(str(folder / "validation")).Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
 
 
 def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, capsys):
@@ -50,7 +49,7 @@ def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, ca
     assert whole.first_validation == before.validation
     assert rows_at_step_0(tiny.folder / "whole") == {name: [value] for name, value in before.validation.items()}
     first, last = whole.first_validation["val/loss"], whole.validation["val/loss"]
-    assert min(points_of_tensorboard(tiny.folder / "whole", "val/loss")) == (0, pytest.approx(first))
+    assert min(validation_losses_of_tensorboard(tiny.folder / "whole")) == (0, pytest.approx(first))
     assert f"    all              {first:.4f} -> {last:.4f} ({last - first:+.4f})" in str(whole).splitlines()
     shown = [line for line in capsys.readouterr().out.splitlines() if ": validation loss " in line]
     assert [line.split(":")[0] for line in shown] == ["step 0", "step 5"]
@@ -82,7 +81,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeyp
     report = run(tiny.plan(*words))
     first = report.first_validation["val/loss"]
     assert rows_at_step_0(tiny.folder / "run")["val/loss"] == [first]
-    points = points_of_tensorboard(tiny.folder / "run", "val/loss")
+    points = validation_losses_of_tensorboard(tiny.folder / "run")
     assert [step for step, _ in points].count(0) == 1
     assert "learning rate" not in capsys.readouterr().out
     longer = run(tiny.plan(*words, "trainer.max_steps=9"))

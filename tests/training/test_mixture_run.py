@@ -103,7 +103,7 @@ def test_a_mixture_follows_its_shares_and_resumes_bit_for_bit(mixed, monkeypatch
     assert "    numbers          loss " in str(whole)
     assert "data mixture of numbers, words)" in repr(LanguageModel.load(folder))
     assert_tensorboard_shows(
-        folder, {f"val/{name}/{figure}" for name in SHARES for figure in ("loss", "bits_per_byte")}
+        folder, {f"loss/{name}/{figure}" for name in SHARES for figure in ("loss", "bits_per_byte")}
     )
     assert_a_change_of_the_mixture_is_refused(mixed)
 
@@ -136,9 +136,8 @@ def assert_figures_of_all_sources_are_those_of_scoring(mixed, folder: Path, foun
 def assert_tensorboard_shows(folder: Path, tags: set[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    assert tags <= set(events.Tags()["scalars"])
+    events, validation = (EventAccumulator(str(path)).Reload() for path in (folder, folder / "validation"))
+    assert tags <= set(validation.Tags()["scalars"])
     settings = [data.plugin_data.content for data in events.summary_metadata.values()]
     assert any(b"data.sources.words.weight" in content for content in settings)
 

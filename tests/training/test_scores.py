@@ -14,7 +14,9 @@ from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.evaluation.run import score
+from pretrain.interop.load import build
 from pretrain.launch.run_folder import read_rows
+from pretrain.models.init import initialize
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.samples import Writer
 from pretrain.training.callbacks.scores import Scores, open_tasks
@@ -78,15 +80,15 @@ def test_scores_settings_are_typed_and_survive_being_saved(tiny: Any, files: dic
         (Task.cloze, files["cloze"]),
     ]
     assert from_dict(to_dict(config)) == config
-    tasks = open_tasks(config.scores, causal=True)
+    tasks = open_tasks(config.scores, completes=True)
     assert [(each.name, len(each.examples)) for each in tasks] == [("minimal_pairs", 1), ("cloze", 1)]
 
 
 def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"scores\.cloze=nowhere does not exist"):
-        open_tasks(ScoresConfig(every_n_steps=1, cloze=["nowhere"]), causal=True)
+        open_tasks(ScoresConfig(every_n_steps=1, cloze=["nowhere"]), completes=True)
     with pytest.raises(ConfigError, match=r"scores\.cloze=\['x'\] completes passages, and this run trains a model to"):
-        open_tasks(ScoresConfig(cloze=["x"]), causal=False)
+        open_tasks(ScoresConfig(cloze=["x"]), completes=False)
     long = Path(files["cloze"]).with_name("long.jsonl")
     long.write_text(json.dumps({"context": "a", "continuation": "b" * 2000}))
     config = tiny.config("scores.every_n_steps=1", f"scores.cloze=[{long}]")
@@ -97,9 +99,20 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
         Scores(config.scores, writer, Throughput.__new__(Throughput), tmp_path, checkpoints)
     twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
     with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose metrics would collide"):
-        open_tasks(twice, causal=True)
+        open_tasks(twice, completes=True)
 
 
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
     model = random_model(shape("gpt"), 259, causal=True)
     assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model
+
+
+def test_samples_of_a_diffusion_run_continue_prompts_and_fill_masks(tiny: Any) -> None:
+    config = tiny.config("model=diffusion_nano", "model.context_length=64")
+    tokenizer = byte_tokenizer()
+    model = build(config.model, config.objective, tokenizer)
+    initialize(model, config.model, seed=0)
+    text = Writer(config, tokenizer).write(model.train(), seed=1)
+    assert "no sample" not in text
+    assert len(text.split("\n\n")) >= 6  # three prompts and three texts with masks
+    assert model.training

@@ -135,11 +135,14 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tiny, monkeypatc
 def assert_tensorboard_shows_curves_text_and_settings(folder: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events, validation = (EventAccumulator(str(path)).Reload() for path in (folder, folder / "validation"))
     tags = events.Tags()
-    assert {"train/loss", "val/loss", "val/bits_per_byte", "optim/learning_rate", "speed/mfu"} <= set(tags["scalars"])
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+    assert {"loss", "optim/learning_rate", "optim/grad_norm", "speed/tokens_per_s"} <= set(tags["scalars"])
+    assert sorted(tags["scalars"])[0] == "loss"  # TensorBoard's first chart
+    assert "optim/skipped_steps" not in tags["scalars"]  # always 0
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.step for event in validation.Scalars("loss")] == [5, 10, 12]  # in the same chart
+    assert {"loss/bits_per_byte", "loss/perplexity", "loss/accuracy"} <= set(validation.Tags()["scalars"])
     assert {"config/text_summary", "samples/text_summary"} <= set(tags["tensors"])
     assert any("hparams" in tag for tag in events.summary_metadata)
 

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config import cli
+from pretrain.config.curate import CurateConfig, VerifyConfig
+from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig
+from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.config.serialize import to_dict
-from pretrain.config.typed_lengths import typed_settings
+from pretrain.data.escapes import read_escapes
 from pretrain.doctor.config import DoctorConfig
-from pretrain.errors import printable
+from pretrain.errors import ConfigError, printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
 from pretrain.planning.config import PlanConfig
+from pretrain.program import command
+
+if TYPE_CHECKING:
+    from pretrain.language_model import LanguageModel
 
 
 def train(config: RunConfig | None, overrides: list[str]) -> float | None:
@@ -32,9 +39,15 @@ def train(config: RunConfig | None, overrides: list[str]) -> float | None:
 
 def plan(config: PlanConfig, overrides: list[str]) -> None:
     """Print what the run that `config` describes takes, settings that fit, or forecast against measurement."""
-    from pretrain.planning.answer import answer
+    from pretrain.planning.answer import forecast_in_words
 
-    print(printable(answer(config, typed_settings(overrides))))
+    text, planned = forecast_in_words(config, chosen_settings(overrides))
+    print(printable(text))
+    if config.report and planned is not None:
+        from pretrain.reports.plan import write_plan
+
+        write_plan(Path(config.report), planned, config, text)
+        print(printable(f"\nreport      {config.report}"))
 
 
 def doctor(config: DoctorConfig, overrides: list[str]) -> None:
@@ -71,6 +84,30 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
                 print(printable(line))
 
 
+def curate(config: CurateConfig, overrides: list[str]) -> None:
+    """Write the corpus that `config` describes, and print what was read, removed and kept."""
+    from pretrain.data.curation.curate import curate as curate_corpus
+    from pretrain.data.curation.manifest import overview
+
+    manifest = curate_corpus(config, lambda line: print(printable(line)))
+    for line in overview(manifest):
+        print(printable(line, one_line=True))
+    print(
+        printable(
+            f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"
+        )
+    )
+
+
+def verify(config: VerifyConfig, overrides: list[str]) -> None:
+    """Print the totals of a corpus after a check of every hash and count."""
+    from pretrain.data.curation.manifest import verify as verify_corpus
+
+    found = verify_corpus(Path(config.path).expanduser())
+    line = f"{found.documents:,} documents, {found.characters:,} characters in {found.shards:,} shards"
+    print(printable(f"verified    {line}; every hash and count is that of the manifest"))
+
+
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
     """Print the rows of a step of a run: their ids, documents and text."""
     from pretrain.evaluation.inspect_step import rows_of_step
@@ -89,8 +126,6 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the completion, the response, the predictions for each mask, or the label probabilities."""
-    from pretrain.data.escapes import read_escapes
-    from pretrain.inference.config import GenerationOptions
     from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
 
@@ -100,23 +135,71 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
-    if "[MASK]" in config.prompt or not language_model.causal:
+    fills = "[MASK]" in config.prompt or not language_model.completes
+    denoising = _denoising_options(config)
+    if fills and not (language_model.denoises or denoising or config.trace != "false"):
         for number, predictions in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
             print(printable(f"mask {number}"))
             for prediction in predictions:
                 token = printable(prediction.token.strip(), one_line=True)
                 print(printable(f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"))
         return
-    options: GenerationOptions = {
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "min_p": config.min_p,
-        "repetition_penalty": config.repetition_penalty,
-        "stop": [read_escapes(text) for text in config.stop],
-        "seed": config.seed,
+    with _traced(config, language_model, fills) as on_step:
+        _write_text(config, language_model, fills, denoising | on_step)
+
+
+def _denoising_options(config: GenerateConfig) -> dict[str, Any]:
+    """Return the settings of diffusion models that are set."""
+    values = {name: getattr(config, name) for name in ("order", "steps", "block_length", "guidance_scale")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _traced(config: GenerateConfig, language_model: LanguageModel, fills: bool) -> Iterator[dict[str, Any]]:
+    """Give the option that shows the steps, if any; write the animation at the end."""
+    from pretrain.inference.canvas_trace import Trace
+
+    if config.trace == "false":
+        yield {}
+        return
+    if language_model.causal and not fills:
+        raise ConfigError(
+            f"trace={config.trace} means nothing for a causal model, which continues a text from left to right. "
+            "Leave trace out, or take a diffusion model: objective=diffusion."
+        )
+    path = None if config.trace == "true" else Path(config.trace)
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"trace={config.trace}: there is no folder {path.parent}. Try trace={path.name}.")
+    trace = Trace(language_model.tokenizer, prints=path is None)
+    yield {"on_step": trace}
+    if path is not None:
+        trace.write(path)
+        print(printable(f"animation   {path}", one_line=True), file=sys.stderr)
+
+
+def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bool, denoising: dict[str, Any]) -> None:
+    """Print the filled text, the response, or the prompt with its completion."""
+    sampling: dict[str, Any] = {
+        name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")
     }
+    if fills:
+        for name, usual in (("max_new_tokens", None), ("repetition_penalty", None), ("stop", []),
+                            ("log_probabilities", False)):  # fmt: skip
+            if (value := getattr(config, name)) != usual:
+                raise ConfigError(
+                    f"{name}={value} means nothing where masks are filled: the text keeps its length. "
+                    f"Leave {name} out, or take [MASK] out of the prompt."
+                )
+        print(printable(language_model.fill(config.prompt, **sampling, **denoising)))
+        return
+    options: Any = {
+        "max_new_tokens": config.max_new_tokens,
+        "stop": [read_escapes(text) for text in config.stop],
+        **sampling,
+        **denoising,
+    }
+    if config.repetition_penalty is not None or language_model.causal:
+        options["repetition_penalty"] = 1.1 if config.repetition_penalty is None else config.repetition_penalty
     if language_model.prompt_template is not None:
         print(printable(language_model.respond(config.prompt, **options)))
         return
@@ -125,6 +208,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         print(printable(config.prompt + completion.text))
         for token_id, value in zip(completion.tokens, completion.log_probabilities, strict=True):
             print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token_id)!r}"))
+        return
+    if config.trace == "true":  # its lines come first
+        print(printable(language_model.generate(config.prompt, **options)))
         return
     pieces = language_model.stream(config.prompt, **options)  # a refused prompt raises before it is printed
     print(printable(config.prompt), end="", flush=True)
@@ -157,6 +243,16 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     print(printable(export_model(config, path)))
 
 
+def report(config: ReportConfig, overrides: list[str]) -> None:
+    """Write the report and print where it is."""
+    from pretrain.checkpoint.read import latest_run
+    from pretrain.reports.write import write_report
+
+    folder = latest_run(config.paths.logs_dir) if config.path == "auto" else Path(config.path)
+    path = write_report(folder, Path(config.output) if config.output else None)
+    print(printable(f"report      {path}", one_line=True))
+
+
 class _Command(NamedTuple):
     config_class: type
     task: Callable[[Any, list[str]], object]
@@ -167,11 +263,14 @@ _COMMANDS = {
     "train": _Command(RunConfig, train),
     "plan": _Command(PlanConfig, plan),
     "doctor": _Command(DoctorConfig, doctor),
+    "curate": _Command(CurateConfig, curate),
+    "verify": _Command(VerifyConfig, verify),
     "prepare": _Command(PrepareConfig, prepare),
     "inspect": _Command(InspectConfig, inspect),
     "generate": _Command(GenerateConfig, generate, "prompt"),
     "eval": _Command(EvalConfig, evaluate, "delimiter"),
     "export": _Command(ExportConfig, export),
+    "report": _Command(ReportConfig, report),
 }
 
 

@@ -23,13 +23,13 @@ from pretrain.config.preset_folders import (
     named_plugins,
     own_words,
     presets,
-    use_config_dir,
+    use_configs,
 )
 from pretrain.config.project import use_project
 from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
-from pretrain.config.sweep import SWEEP, combinations, of_the_job, show_table, swept_keys
+from pretrain.config.sweep import SWEEP, combinations, leave_report, of_the_job, show_table, swept_keys
 from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, printable, show
 from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.launch.rank import check_launcher, rank, under_launcher
@@ -83,7 +83,7 @@ def _run(job: HydraJob, given: CommandLine) -> None:
     from pretrain.config.launcher import register_plugins  # here: it loads Hydra
 
     name = job.config_name
-    use_config_dir(given.config_dir)
+    use_configs(given.config_dir, name)
     config_file(name)
     load_plugins(named_plugins(own_words(name, job.words)))
     register_schemas(name, job.config_class)
@@ -124,6 +124,8 @@ def _sweep(job: HydraJob, given: CommandLine) -> None:
         finally:
             if jobs := job.recorded():
                 show_table(jobs)
+                if "logging" in tree and tree.logging.report:
+                    leave_report(jobs)
 
 
 def _call_hydra(job: HydraJob, flags: list[str], overrides: list[str]) -> None:

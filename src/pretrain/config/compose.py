@@ -352,7 +352,10 @@ def register_schemas(config_name: str, config_class: type) -> None:
 
     _classes[config_name] = config_class
     store = ConfigStore.instance()
-    store.store(name=config_class.__name__, node=config_class, provider="pretrain")
+    ours = (CONFIG_FOLDER / f"{config_name}.yaml").is_file()
+    for each in (base for base in config_class.__mro__ if is_dataclass(base)):
+        # plan and doctor read the user's own config of a training as one of theirs
+        store.store(name=each.__name__, node=each if ours else config_class, provider="pretrain")
     store.store(group="hydra/launcher", name="pretrain", node=LauncherSettings, provider="pretrain")
     for group in groups():
         for choice in choices(group).values():

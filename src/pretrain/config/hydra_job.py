@@ -18,7 +18,7 @@ from typing import Any
 
 from pretrain.config.compose import compose, register_schemas, typed_run
 from pretrain.config.imported import IMPORTED
-from pretrain.config.preset_folders import named_plugins, own_words, use_config_dir
+from pretrain.config.preset_folders import named_plugins, own_words, use_configs
 from pretrain.config.registry import load_plugins
 from pretrain.config.sweep import Job, job_of, of_the_job
 from pretrain.config.whole_numbers import read_presets_for
@@ -48,7 +48,7 @@ class HydraJob:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare another process, in which Hydra composes a job's settings as well."""
         self.__dict__.update(state)
-        use_config_dir(self.config_dir)
+        use_configs(self.config_dir, self.config_name)
         load_plugins(named_plugins(own_words(self.config_name, self.words)))
         register_schemas(self.config_name, self.config_class)
         read_presets_for(self.config_class)

@@ -37,8 +37,17 @@ SOURCES = Section(
 CALLBACKS = Section(
     "callbacks", "callback", "callbacks", "callback", "mine", "{kind: early_stopping, patience: 3}", "early_stopping"
 )
+CORPUS_SOURCES = Section(
+    "sources",
+    "corpus_source",
+    "sources",
+    "source",
+    "web",
+    "{kind: jsonl, path: pages.jsonl, license: unknown}",
+    "jsonl",
+)
 LOGGERS = Section("loggers", "logger", "logger", "logger", "mine", "{kind: tensorboard}", "tensorboard")
-SECTIONS = {section.key: section for section in (SOURCES, CALLBACKS, LOGGERS)}
+SECTIONS = {section.key: section for section in (SOURCES, CALLBACKS, LOGGERS, CORPUS_SOURCES)}
 
 
 def section_of(key: str) -> str | None:

@@ -16,11 +16,16 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_A_CLONE = _PACKAGE.parents[1] / "configs"
 CONFIG_FOLDER = _IN_A_CLONE if (_IN_A_CLONE / "train.yaml").is_file() else _PACKAGE / "configs"  # in a wheel
 _own_folders: list[Path] = []
+_primary_config = ["train"]  # that of the program
 
 
-def use_config_dir(folder: str | None) -> None:
-    """Read presets from a folder of the user's own as well; raises ConfigError if it is none."""
+def use_configs(folder: str | None, config_name: str) -> None:
+    """Read presets from a folder of the user's own as well, and settings from the primary config of this name.
+
+    Raises ConfigError if the folder is none.
+    """
     _own_folders[:] = []
+    _primary_config[:] = [config_name]
     if folder is not None:
         path = Path(folder).expanduser().absolute()
         if not path.is_dir():
@@ -67,6 +72,12 @@ def own_words(config_name: str, overrides: list[str]) -> list[str]:
     words = list(_words_of(config_name.removesuffix(".yaml")))
     chosen = [word.partition("=")[2] for word in [*words, *overrides] if word.lstrip("+").startswith("experiment=")]
     return [*words, *(word for name in chosen[-1:] for word in _words_of(f"experiment/{name}")), *overrides]
+
+
+def chosen_settings(overrides: list[str]) -> dict[str, str]:
+    """Return what the user chose, typed or in configs of their own, by the name of the setting or group."""
+    words = own_words(_primary_config[0], overrides)
+    return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _words_of(name: str, above: tuple[str, ...] = ()) -> Iterator[str]:

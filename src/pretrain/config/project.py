@@ -13,7 +13,8 @@ from pretrain.errors import ConfigError, nearest, show
 
 FILE = "pretrain.yaml"
 _FOLDER = "config_dir"
-_COMMANDS = ("train", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
+_COMMANDS = ("train", "curate", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
+_OF_A_RUN = ("plan", "doctor")  # read that of train where the file gives them none
 
 
 def use_project(command: str, given: CommandLine) -> None:
@@ -27,8 +28,9 @@ def use_project(command: str, given: CommandLine) -> None:
     project = _read(Path(FILE))
     given.config_dir = project.get(_FOLDER, ".")
     given.flags += ["--config-dir", given.config_dir]
-    if given.config_name is None and command in project:
-        given.config_name = project[command]
+    name = project.get(command, project.get("train") if command in _OF_A_RUN else None)
+    if given.config_name is None and name is not None:
+        given.config_name = name
         given.flags += ["--config-name", given.config_name]
     if not (given.help or given.shows or given.completes):
         file = Path(given.config_dir) / f"{(given.config_name or command).removesuffix('.yaml')}.yaml"

@@ -21,6 +21,7 @@ from pretrain.config.named_entries import CALLBACKS, LOGGERS, typed_entries
 from pretrain.data.config import (
     BPETokenizerConfig,
     BytesTokenizerConfig,
+    CuratedConfig,
     DataConfig,
     HuggingFaceConfig,
     MixtureConfig,
@@ -29,11 +30,19 @@ from pretrain.data.config import (
     TextFilesConfig,
     TokenizerConfig,
 )
+from pretrain.data.curation.config import SOURCE_KINDS
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import CausalConfig, ClassifyConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import (
+    CausalConfig,
+    ClassifyConfig,
+    DiffusionConfig,
+    HybridConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+)
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (
@@ -59,8 +68,16 @@ from pretrain.training.logger_config import (
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig, HybridConfig, ClassifyConfig),
-    "data": (PythonDocsConfig, TextFilesConfig, HuggingFaceConfig, MixtureConfig, PairsConfig, LabelledTextConfig),
+    "objective": (CausalConfig, MaskedConfig, HybridConfig, DiffusionConfig, ClassifyConfig),
+    "data": (
+        PythonDocsConfig,
+        TextFilesConfig,
+        HuggingFaceConfig,
+        CuratedConfig,
+        MixtureConfig,
+        PairsConfig,
+        LabelledTextConfig,
+    ),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
@@ -75,8 +92,9 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
     ),
     "logger": (TensorBoardConfig, CSVConfig, WandbConfig, MLflowConfig, CometConfig, ClassPathLoggerConfig),
     "task": (),  # of your own for eval.py
+    "corpus_source": tuple(SOURCE_KINDS.values()),
 }
-_OF_ENTRIES = ("callback", "logger", "task")  # of which a run has any number
+_OF_ENTRIES = ("callback", "logger", "task", "corpus_source")  # of which a run has any number
 
 _BASES: dict[str, type] = {
     "model": ModelConfig,
@@ -100,9 +118,9 @@ def register(group: str, config_class: type) -> None:
     before `main()` in a script. Raises ConfigError for a class that does not derive from the group's, whose docstring
     says what it must have, and for a kind that another class has.
     """
-    if group not in _BUILT_IN:
+    if group not in _BASES:
         raise ConfigError(
-            f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BUILT_IN)}"
+            f"there is no group {group!r} to register {config_class.__name__} in. {nearest(group, _BASES)}"
         )
     base = _BASES[group]
     if not (issubclass(config_class, base) and "__dataclass_fields__" in vars(config_class)):

@@ -251,10 +251,11 @@ def _check_fine_tuning(config: RunConfig) -> None:
             f"data.kind=labelled has labels, and objective={objective.kind} does not predict them. "
             "Try objective=classify, or data=text_files for the texts alone."
         )
-    elif not isinstance(objective, CausalConfig):
+    elif not isinstance(objective, CausalConfig) and not objective.denoises:
         for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
             if isinstance(part, PairsConfig):
                 raise ConfigError(
                     f"data.{f'sources.{name}.' if name else ''}kind=pairs trains a causal model on responses, and "
-                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base."
+                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
+                    "objective=diffusion, from one of its kind."
                 )

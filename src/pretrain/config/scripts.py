@@ -1,4 +1,4 @@
-"""Settings of the scripts that prepare, inspect and export."""
+"""Settings of the scripts that prepare, inspect, report and export."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ class InspectConfig(Settings):
     run: str = setting("auto", "A run folder; auto: the newest run.")
     step: int = setting(MISSING, "The optimizer step, from 1 on.")
     characters: int = setting(200, "Characters of each document to print.", bounds="[0, inf)", unit="characters")
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ReportConfig(Settings):
+    """Write the report of a run, of a sweep, or of any folder of runs."""
+
+    path: str = setting("auto", "A run folder, or a folder of runs such as logs/sweep; auto: the newest run.")
+    output: str | None = setting(None, "The file to write; null: report.html in the folder.", example="report.html")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pretrain.config.command_line import is_hydras
 from pretrain.config.overrides import parsed, quoted
 from pretrain.errors import CheckpointError, ConfigError, PretrainError, show
-from pretrain.launch.run_folder import finished_run
+from pretrain.launch.run_folder import PAGE, finished_run
 
 SWEEP = "sweep"  # folder of a sweep's jobs in paths.logs_dir
 
@@ -101,6 +101,23 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 def of_the_job(words: list[str]) -> list[str]:
     """Return overrides without those of Hydra's own settings."""
     return [word for word in words if not is_hydras(word)]
+
+
+def leave_report(jobs: list[Job]) -> None:
+    """Write report.html into the folder of a sweep; what goes wrong is a line of warning."""
+    from pretrain.reports.sweep import SWEEP_RECORD, SweptJob, write_record  # here: other commands need none of it
+    from pretrain.reports.write import write_outside
+
+    folder = jobs[0].folder.parent
+    swept = {job.folder.name: SweptJob(job.folder.name, job.swept, job.exit_code) for job in jobs}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, list(swept.values()))
+    except OSError as error:
+        show(f"warning: {folder / SWEEP_RECORD} was not written: {error.strerror}", one_line=True)
+        return
+    problem = write_outside(folder)
+    show(f"warning: no report: {problem}" if problem else f"report: {folder / PAGE}", one_line=True)
 
 
 def show_table(jobs: list[Job]) -> None:

@@ -19,7 +19,7 @@ def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
     """
     if "trainer" not in tree or "schedule" not in tree:
         return
-    typed = typed_settings(overrides)
+    typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     _settle_warmup(tree, typed)
     trainer = tree.trainer
     if typed.get("trainer.max_epochs", "null") != "null" and "trainer.max_steps" not in typed:
@@ -28,11 +28,6 @@ def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
         trainer.max_steps = -1
     elif _is_left_open(tree, typed):
         trainer.max_steps = None
-
-
-def typed_settings(overrides: list[str]) -> dict[str, str]:
-    """Return the values of a command line by the name of their setting or group."""
-    return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
 
 
 def _settle_warmup(tree: Any, typed: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -186,6 +186,33 @@ class HuggingFaceConfig(DataConfig):
 
     def is_local(self) -> bool:
         return Path(self.path).is_dir()
+
+
+@dataclass
+class CuratedOnly(Settings):
+    """A part of a curated corpus: documents that have one of the values of each list that is not empty."""
+
+    prefix: ClassVar[str] = "data.only."
+    source: list[str] = setting(default_factory=list, about="Names of sources; empty: all.")
+    license: list[str] = setting(default_factory=list, about="SPDX names of licenses, or unknown; empty: all.")
+    language: list[str] = setting(default_factory=list, about="Languages as two letters; empty: all.")
+
+
+@dataclass
+class CuratedConfig(DataConfig):
+    """A corpus that curate.py wrote: its manifest goes with the tokens, the checkpoints and the exported model."""
+
+    kind: str = "curated"
+    path: str = setting("???", "The folder that curate.py wrote.")
+    only: CuratedOnly = field(default_factory=CuratedOnly)
+
+    def open(self) -> Source:
+        from pretrain.data.sources.curated import Curated
+
+        return Curated(self)
+
+    def check_files(self) -> None:
+        self.open()
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
@@ -67,6 +68,12 @@ class Prepared:
         """The labels of the documents, by class index; empty without labels."""
         annotations = (store.annotations for store in self.train.values() if store.annotations is not None)
         return next((list(annotation.labels) for annotation in annotations), [])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What each source's curated corpus says of itself, by source; sources without one are left out."""
+        stores = {name: corpus.train.provenance.get("corpus") for name, corpus in self.corpora.items()}
+        return {name: found for name, found in stores.items() if found}
 
     @property
     def fingerprint(self) -> str:

@@ -92,7 +92,7 @@ def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
     state = np.zeros(1, np.uint64)  # an array: numpy scalars would warn of the intended overflow
     for part in key:
         word = np.array([part % 2**64], np.uint64) if isinstance(part, int) else np.ravel(part).astype(np.uint64)
-        state = _mix(state + _mix(word))
+        state = mix(state + mix(word))
     return state
 
 
@@ -101,14 +101,14 @@ def _feistel(words: Words, half: int, state: Words) -> Words:
     bits = np.uint64(half)
     mask = (np.uint64(1) << bits) - np.uint64(1)
     rounds = 8 + 16 // half  # narrow words need more rounds: with 6, orders of 5 rows were not equally frequent
-    keys = _mix(state + np.arange(1, rounds + 1, dtype=np.uint64)[:, None])  # (rounds, 1 or words)
+    keys = mix(state + np.arange(1, rounds + 1, dtype=np.uint64)[:, None])  # (rounds, 1 or words)
     left, right = words >> bits, words & mask
     for round_key in keys:
-        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        left, right = right, left ^ (mix(right ^ round_key) & mask)
     return (left << bits) | right
 
 
-def _mix(words: Words) -> Words:
+def mix(words: Words) -> Words:
     """Return a hash of each word, one to one: each bit depends on all bits of the word.
 
     Source: one step of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",

@@ -62,6 +62,11 @@ class EvalConfig(Settings):
         0, "Examples to score, evenly spaced; 0: all, and for memorization 1,000 documents of each kind.",
         bounds="[0, inf)", unit="examples", example=500, hint="or 0 for all",
     )  # fmt: skip
+    draws: int = setting(
+        32,
+        "Diffusion, minimal pairs and multiple choice: random masks of each text that estimate its bound; even.",
+        bounds="[2, inf)",
+    )
     delimiter: str = setting(" ", r"Text between query and choice, or context and completion; \n is a new line.")
     prompt_tokens: int = setting(
         32, "task=memorization: tokens of a document's beginning.", bounds="[1, inf)", unit="tokens"

@@ -26,12 +26,16 @@ Report = Callable[[int, int], object]  # receives the tokens read so far, and th
 class Score:
     """Log-likelihood of a text; for a masked model a pseudo-likelihood, each token masked in turn.
 
-    Source of the latter: Salazar et al. 2020, https://arxiv.org/abs/1910.14659, section 2.
+    A diffusion model has an estimated lower bound of the log-likelihood given the number of tokens, so that loss,
+    perplexity and bits per byte are upper bounds. Source of the pseudo-likelihood: Salazar et al. 2020,
+    https://arxiv.org/abs/1910.14659, section 2.
     """
 
     log_likelihood: float  # nats, summed over the tokens
     tokens: int  # predicted
     text_bytes: int  # UTF-8
+    is_bound: bool = False
+    standard_error: float = 0.0  # nats, of the log-likelihood's estimate; 0 unless it is a bound
 
     @property
     def loss(self) -> float:
@@ -80,16 +84,16 @@ def causal_predictions(
     device = next(model.parameters()).device
     lengths = np.array([len(p.tokens) - 1 if p.first < len(p.tokens) else 0 for p in passages], np.int64)
     predicted = [_nothing()] * len(passages)
-    for chosen in _batches(lengths, np.ones_like(lengths), batch_tokens, report):
+    for chosen in batches(lengths, np.ones_like(lengths), batch_tokens, report):
         batch = [passages[i] for i in chosen]
-        rows = _padded([p.tokens[:-1] for p in batch])  # (R, T)
+        rows = padded([p.tokens[:-1] for p in batch])  # (R, T)
         counts = [len(p.tokens) - p.first for p in batch]
         positions = np.concatenate(
             [np.arange(p.first - 1, len(p.tokens) - 1) + row * rows.shape[1] for row, p in enumerate(batch)]
         )
         hidden = model(torch.from_numpy(rows).to(device)).flatten(0, 1)
         targets = torch.from_numpy(np.concatenate([p.tokens[p.first :] for p in batch]))
-        outputs = _at_targets(model, hidden[torch.from_numpy(positions).to(device)], targets)
+        outputs = predict_targets(model, hidden[torch.from_numpy(positions).to(device)], targets)
         _distribute(predicted, chosen, outputs, counts)
     return predicted
 
@@ -111,8 +115,8 @@ def masked_predictions(
     copies = np.array([len(positions) for positions in target_positions], np.int64)
     lengths = np.array([len(p.tokens) for p in passages], np.int64) * (copies > 0)
     predicted = [_nothing()] * len(passages)
-    for chosen in _batches(lengths, copies, batch_tokens, report):
-        rows = _padded([passages[i].tokens for i in chosen])  # (R, T)
+    for chosen in batches(lengths, copies, batch_tokens, report):
+        rows = padded([passages[i].tokens for i in chosen])  # (R, T)
         positions = np.concatenate([target_positions[i] for i in chosen])
         row_indices = np.repeat(np.arange(len(chosen)), copies[chosen])
         assert tokenizer.mask_id is not None
@@ -135,15 +139,21 @@ def _predict_masked(
     row_indices = np.arange(len(rows))
     targets = torch.from_numpy(rows[row_indices, positions])
     rows[row_indices, positions] = mask_id
+    hidden = read_padded(model, rows, lengths)
+    at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions).to(device)
+    return predict_targets(model, hidden[at], targets)
+
+
+def read_padded(model: LanguageModule, rows: Ints, lengths: Ints) -> Tensor:
+    """Return the hidden states (R, T, d) of rows (R, T) of these lengths (R,) with attention to both sides."""
+    device = next(model.parameters()).device
     documents = None
     if lengths.min() < rows.shape[1]:  # padding is a document of its own, so that no token attends to it
         documents = torch.from_numpy((np.arange(rows.shape[1]) >= lengths[:, None]).astype(np.int32)).to(device)
-    hidden = hidden_states(model, torch.from_numpy(rows).to(device), documents=documents)
-    at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions).to(device)
-    return _at_targets(model, hidden[at], targets)
+    return hidden_states(model, torch.from_numpy(rows).to(device), documents=documents)
 
 
-def _at_targets(model: LanguageModule, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def predict_targets(model: LanguageModule, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and whether each target is the argmax, on the CPU, in chunks of the logits."""
     head = model.head
     losses, predictions = token_losses(features_of(head, hidden), head, targets.to(hidden.device))
@@ -161,7 +171,7 @@ def _distribute(predicted: list[Predicted], chosen: Ints, outputs: tuple[Tensor,
         predicted[i] = Predicted(log_probabilities, correct)
 
 
-def _batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> Iterator[Ints]:
+def batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> Iterator[Ints]:
     """Yield the indices of passages to batch, longest first: one passage, or more in at most `batch_tokens` tokens.
 
     Passages of length 0 are left out.
@@ -180,7 +190,7 @@ def _batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> 
         report(done, total)
 
 
-def _padded(rows: Sequence[Ints]) -> Ints:
+def padded(rows: Sequence[Ints]) -> Ints:
     """Return rows of unequal length as one array (R, T), zeros behind the shorter ones."""
     lengths = np.array([len(row) for row in rows])
     padded = np.zeros((len(rows), int(lengths.max())), np.int64)

@@ -1,4 +1,4 @@
-"""Adapter of a causal model to lm-eval, EleutherAI's evaluation harness; needs the extra `lm-eval`.
+"""Adapter of a causal or diffusion model to lm-eval, EleutherAI's evaluation harness; needs the extra `lm-eval`.
 
 import lm_eval
 from pretrain.evaluation.lm_eval import LMEvalAdapter
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class LMEvalAdapter(LM):
         """`model` may be anything that `LanguageModel.load` accepts; raises ConfigError for a masked model."""
         super().__init__()
         self.language_model = model if isinstance(model, LanguageModel) else LanguageModel.load(model, device)
-        if not self.language_model.causal:
+        if not self.language_model.completes:
             raise ConfigError(
-                "lm-eval needs a causal model, and this one was trained to fill masks. "
+                "lm-eval needs a causal or diffusion model, and this one was trained to fill masks. "
                 f"Score it with {command('eval')} task=minimal_pairs."
             )
         self.batch_tokens = batch_tokens
@@ -49,18 +50,26 @@ class LMEvalAdapter(LM):
         return self.language_model.tokenizer.fingerprint
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return each (context, continuation)'s log-likelihood in nats, and whether greedy decoding generates it."""
-        scores = self._scorer("loglikelihood", disable_tqdm).continuations([request.args for request in requests])
+        """Return each (context, continuation)'s log-likelihood in nats, and whether greedy decoding generates it.
+
+        A diffusion model's is a bound, and it decodes from left to right. Continuations of one context share masks.
+        """
+        pairs = [request.args for request in requests]
+        sizes = [len(list(same)) for _, same in groupby(pairs, key=lambda pair: pair[0])]
+        scores = self._scorer("loglikelihood", disable_tqdm).continuations(pairs, sizes, needs_greedy=True)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each text in nats, read in windows of full length."""
+        """Return the log-likelihood of each text in nats, or its bound, read in windows of full length."""
         scorer, tokenizer = self._scorer("loglikelihood_rolling", disable_tqdm), self.language_model.tokenizer
-        length = self.language_model.model.config.context_length
+        length = self.language_model.model.config.context_length - int(scorer.bound is not None)
         windows = [
             rolling_windows(np.array([tokenizer.bos_id, *tokenizer.encode(request.args[0])], np.int64), length)
             for request in requests
         ]
+        if scorer.bound is not None:
+            found = iter(scorer.bounds_of([[passage] for passages in windows for passage in passages]))
+            return [sum(next(found).log_likelihood for _ in passages) for passages in windows]
         predicted = iter(scorer.predictions([passage for passages in windows for passage in passages]))
         return [sum(float(next(predicted).log_probabilities.double().sum()) for _ in passages) for passages in windows]
 
@@ -86,7 +95,7 @@ class LMEvalAdapter(LM):
 
     def _scorer(self, name: str, quiet: bool) -> Scorer:
         llm = self.language_model
-        scorer = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, self.batch_tokens)
+        scorer = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, self.batch_tokens, bound=llm.bound())
         if not quiet:
             scorer.report = Progress(name)
         return scorer
@@ -100,6 +109,8 @@ class LMEvalAdapter(LM):
             "max_new_tokens": min(int(theirs.get("max_gen_toks", MAX_NEW_TOKENS)), most),
             "temperature": float(theirs.get("temperature", 1.0)) if sampled else 0.0,
         }
+        if not self.language_model.causal and not sampled:
+            options["order"] = "confidence"  # a random order would give another text each time
         for name in ("top_k", "top_p", "min_p"):
             if sampled and theirs.get(name):
                 options[name] = theirs[name]

@@ -13,12 +13,12 @@ import torch
 
 from pretrain.config.registry import typed_tasks
 from pretrain.config.run import RunConfig
-from pretrain.data.collate import IGNORE
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
@@ -61,6 +61,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         folder.starts_with_bos,
         batch_tokens=config.batch_tokens,
         report=Progress(config.task.name),
+        bound=estimate_of(folder.objective, config.draws),
     )
     if examples is not None:
         metrics = score_examples(scorer, examples)
@@ -104,8 +105,8 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         rows = min(config.max_rows or len(stream), len(stream)) if stream else 0
         of_source = Counter(documents=store.n_documents, rows=rows)
         for name, part in objective.parts.items():
-            factor = bits_per_byte_of_a_nat(store) if part.causal else None
-            totals = Totals(0.0, 0, 0, factor)
+            factor = bits_per_byte_of_a_nat(store) if part.causal or part.is_bound else None
+            totals = Totals(0.0, 0, 0, factor, part.is_bound)
             if stream is not None:
                 totals = score_rows(ModelWithLoss(model, part).eval(), stream, rows, config.batch_size, factor)
             of_source["targets"] += int(totals.targets)
@@ -130,16 +131,16 @@ def score_rows(
     bits_per_byte_of_a_nat: float | None,
 ) -> Totals:
     """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model."""
-    loss_sum, correct, count = 0.0, 0, 0
+    loss_sum, correct, count = 0.0, 0.0, 0
     device = next(model_with_loss.parameters()).device
     for start in range(0, n_rows, batch_size):
         row_indices = np.arange(start, min(start + batch_size, n_rows))
         batch = model_with_loss.objective.collate(stream.rows(row_indices), torch.from_numpy(row_indices))
         losses, predictions = model_with_loss.evaluate(batch.to(device))
-        loss_sum += float(losses.cpu().double().sum())
-        correct += int((predictions.cpu() == batch.targets).sum())
-        count += int((batch.targets != IGNORE).sum())
-    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat)
+        loss_sum += float(batch.weighted(losses.cpu().double()).sum())
+        correct += float(batch.weighted((predictions.cpu() == batch.targets).double()).sum())
+        count += int(batch.row_counts().sum())
+    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat, model_with_loss.objective.is_bound)
 
 
 def _model(config: EvalConfig, folder: ModelFolder) -> LanguageModule:
@@ -153,6 +154,11 @@ def _pseudo_perplexity(config: EvalConfig, folder: ModelFolder, scorer: Scorer) 
         raise ConfigError(
             "task=pseudo_perplexity needs a masked model, and this one is causal. "
             "Take task=documents, which returns its perplexity."
+        )
+    if scorer.bound is not None and scorer.bound.shift_targets:
+        raise ConfigError(
+            "task=pseudo_perplexity reads each prediction at the masked token, and this model was trained with "
+            "objective.shift=true. Take task=documents, which returns its bound."
         )
     stores = list(_stores(config, folder).values())
     documents = [(store, number) for store in stores for number in range(store.n_documents)]

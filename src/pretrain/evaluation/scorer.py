@@ -1,5 +1,6 @@
-"""Score texts with a model and its tokenizer: likelihoods of causal models, pseudo-likelihoods of masked ones."""
+"""Score texts with a model: likelihoods of causal models, pseudo-likelihoods of masked ones, bounds of diffusion."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError, DivergenceError, printable
+from pretrain.evaluation.bound import Bound, BoundEstimate, bounds, filled_greedily
 from pretrain.evaluation.examples import ExampleSet, MinimalPair
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
@@ -34,13 +36,16 @@ SECONDS_BETWEEN_LINES = 10.0
 class ContinuationScore:
     """Log-likelihood of a continuation after its context."""
 
-    log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood
+    log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood, of diffusion a bound
     tokens: int
-    greedy: bool  # whether greedy decoding would generate it
+    greedy: bool  # whether greedy decoding would generate it, from left to right
 
 
 class Scorer:
-    """Scores texts in batches: by likelihood with a causal model, by pseudo-likelihood with a masked one."""
+    """Scores texts in batches: by likelihood with a causal model, by pseudo-likelihood with a masked one.
+
+    With `bound`, a diffusion model's texts are scored by an estimated lower bound of the log-likelihood.
+    """
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class Scorer:
         starts_with_bos: bool = True,
         batch_tokens: int = BATCH_TOKENS,
         report: Report = ignore_progress,
+        bound: BoundEstimate | None = None,
     ) -> None:
         """`starts_with_bos` prepends the beginning-of-document token to contexts; `report` receives progress.
 
@@ -69,6 +75,7 @@ class Scorer:
         self.starts_with_bos = starts_with_bos
         self.batch_tokens = batch_tokens
         self.report = report
+        self.bound = bound
 
     @property
     def causal(self) -> bool:
@@ -87,17 +94,46 @@ class Scorer:
         check_numbers(bool(passage.log_probabilities.isnan().any()) for passage in predicted)
         return predicted
 
-    def texts(self, texts: Sequence[str]) -> list[Score]:
+    def texts(self, texts: Sequence[str], group_size: int = 1) -> list[Score]:
         """Return the score of each text; equal texts score exactly the same.
 
         A text longer than the context is read in windows. They do not overlap, except by one token in a causal model.
+        Every `group_size` texts in turn are compared with each other: their bounds share random masks.
         """
         rows = [self._with_specials(document[1:-1]) for document in self.tokenizer.encode_documents(texts)]
+        text_bytes = [len(text.encode()) for text in texts]
+        if self.bound is not None:
+            found = self._bounds(rows, group_size)
+            return [
+                Score(each.log_likelihood, each.tokens, size, True, math.sqrt(each.variance))
+                for each, size in zip(found, text_bytes, strict=True)
+            ]
         distinct = {row.tobytes(): row for row in rows}
         scores = dict(zip(distinct, self.documents(list(distinct.values())), strict=True))
-        return [
-            Score(*scores[row.tobytes()], text_bytes=len(text.encode())) for row, text in zip(rows, texts, strict=True)
-        ]
+        return [Score(*scores[row.tobytes()], text_bytes=size) for row, size in zip(rows, text_bytes, strict=True)]
+
+    def _bounds(self, rows: Sequence[Ints], group_size: int) -> list[Bound]:
+        """Return the bound of each row of ids; the windows at the same place in the rows of a group share masks."""
+        assert self.bound is not None
+        windows = [self._windows(row) for row in rows]
+        groups, rows_of = list[list[Passage]](), list[int]()
+        for start in range(0, len(rows), group_size):
+            group = range(start, min(start + group_size, len(rows)))
+            for number in range(max(len(windows[row]) for row in group)):
+                members = [row for row in group if number < len(windows[row])]
+                groups.append([windows[row][number] for row in members])
+                rows_of += members
+        totals = [Bound(0.0, 0.0, 0)] * len(rows)
+        for row, part in zip(rows_of, self.bounds_of(groups), strict=True):
+            totals[row] = totals[row] + part
+        return totals
+
+    def bounds_of(self, groups: Sequence[Sequence[Passage]]) -> list[Bound]:
+        """Return the bound of each passage of the groups, in order; those of a group share masks."""
+        assert self.bound is not None
+        found = bounds(self.model, groups, self.tokenizer, self.bound, self.batch_tokens, self.report)
+        check_numbers(math.isnan(each.log_likelihood) for each in found)
+        return found
 
     def documents(self, rows: Sequence[Ints]) -> list[tuple[float, int]]:
         """Return the log-likelihood in nats and the predicted tokens of each row of ids, of any length."""
@@ -109,16 +145,30 @@ class Scorer:
             scores.append((sum(float(p.double().sum()) for p in parts), sum(len(p) for p in parts)))
         return scores
 
-    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[ContinuationScore]:
+    def continuations(
+        self, pairs: Sequence[tuple[str, str]], group_sizes: Sequence[int] = (), needs_greedy: bool = False
+    ) -> list[ContinuationScore]:
         """Return the score of each continuation after its context; `encode_pairs` tokenizes them.
 
-        Contexts are truncated at their beginning to the context length. Raises DataError for a continuation without a
-        token, or with more than fit.
+        Contexts are truncated at their beginning to the context length. Continuations of a group, by default each of
+        its own, are compared with each other: their bounds share random masks. With a bound, `greedy` takes runs of the
+        model of its own and is false unless `needs_greedy`. Raises DataError for a continuation without a token, or
+        with more than fit.
         """
         encoded = encode_pairs(self.tokenizer, pairs)
         passages = [
             self._passage(ids, n_context, text) for (ids, n_context), (_, text) in zip(encoded, pairs, strict=True)
         ]
+        if self.bound is not None:
+            rest = iter(passages)
+            groups = [[next(rest) for _ in range(size)] for size in group_sizes or [1] * len(passages)]
+            greedy = [False] * len(passages)
+            if needs_greedy:
+                greedy = filled_greedily(self.model, passages, self.tokenizer, self.bound)
+            return [
+                ContinuationScore(each.log_likelihood, each.tokens, is_greedy)
+                for each, is_greedy in zip(self.bounds_of(groups), greedy, strict=True)
+            ]
         return [
             ContinuationScore(
                 float(passage.log_probabilities.double().sum()), len(passage.correct), bool(passage.correct.all())
@@ -132,8 +182,10 @@ class Scorer:
         return np.concatenate([[self.tokenizer.bos_id], tokens, end]).astype(np.int64)
 
     def _windows(self, row: Ints) -> list[Passage]:
-        length = self.model.config.context_length
         """Return the ids of a document, of any length, as passages; the last target of one is the next one's input."""
+        length = self.model.config.context_length
+        if self.bound is not None and self.bound.shift_targets:
+            return [Passage(row[start : start + length], 1) for start in range(0, len(row) - 1, length - 1)]
         if self.causal:
             return [Passage(row[start : start + length + 1], 1) for start in range(0, len(row) - 1, length)]
         return [Passage(row[start : start + length], 0) for start in range(0, len(row), length)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import BATCH_TOKENS
@@ -17,7 +18,11 @@ from pretrain.models.interface import LanguageModule
 
 
 def score_tasks(
-    model: LanguageModule, tokenizer: Tokenizer, tasks: Sequence[ExampleSet], batch_tokens: int = BATCH_TOKENS
+    model: LanguageModule,
+    tokenizer: Tokenizer,
+    tasks: Sequence[ExampleSet],
+    batch_tokens: int = BATCH_TOKENS,
+    bound: BoundEstimate | None = None,
 ) -> dict[str, float]:
     """Return each task's metrics as `eval/<file name>/<metric>`, without counts and single paradigms.
 
@@ -26,7 +31,7 @@ def score_tasks(
     was_training = model.training
     model.eval()
     try:
-        scorer = Scorer(model, tokenizer, batch_tokens=batch_tokens)
+        scorer = Scorer(model, tokenizer, batch_tokens=batch_tokens, bound=bound)
         metrics = {task.name: score_examples(scorer, task) for task in tasks}
     finally:
         model.train(was_training)
@@ -49,10 +54,11 @@ def score_examples(scorer: Scorer, examples: ExampleSet) -> dict[str, float]:
 def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, float]:
     """Return the share of pairs whose good sentence is likelier: of each paradigm, and their mean.
 
-    A tie is not correct; sentences with the same ids tie exactly.
+    A tie is not correct; sentences with the same ids tie exactly. The bounds of a diffusion model's two sentences are
+    of the same masks.
     Source: Warstadt et al. 2020, https://arxiv.org/abs/1912.00582, section 4.1.
     """
-    scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)])
+    scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)], group_size=2)
     good, bad = (np.array([score.log_likelihood for score in scores[start::2]]) for start in (0, 1))
     paradigms = defaultdict[str, list[bool]](list)
     for pair, correct in zip(pairs, (good > bad).tolist(), strict=True):
@@ -69,7 +75,8 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
     choice while each token of the choice is masked in turn.
     """
-    scores = iter(scorer.continuations([pair for example in examples for pair in example.pairs()]))
+    sizes = [len(example.continuations) for example in examples]
+    scores = iter(scorer.continuations([pair for example in examples for pair in example.pairs()], sizes))
     correct = correct_per_byte = 0
     for example in examples:
         likelihoods = np.array([next(scores).log_likelihood for _ in example.continuations])
@@ -83,13 +90,14 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
     """Return the share of continuations that greedy decoding generates, their mean loss in nats, and perplexity.
 
     Loss and perplexity are means over continuations, each counting once however many tokens it has, as in lm-eval.
+    Those of a diffusion model are bounds, given the length of the continuation.
     """
-    if not scorer.causal:
+    if not scorer.causal and scorer.bound is None:
         raise ConfigError(
             "task=cloze needs a causal model, and this one was trained to fill masks. Score it with "
             "task=minimal_pairs or task=multiple_choice."
         )
-    scores = scorer.continuations([pair for example in examples for pair in example.pairs()])
+    scores = scorer.continuations([pair for example in examples for pair in example.pairs()], needs_greedy=True)
     loss = -float(np.mean([score.log_likelihood for score in scores]))
     return {
         "accuracy": float(np.mean([score.greedy for score in scores])),

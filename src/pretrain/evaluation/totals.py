@@ -15,6 +15,7 @@ class Totals:
     correct: float  # targets that were the argmax
     targets: float
     bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; None for masked targets
+    is_bound: bool = False  # whether the loss is an upper bound of the text's -log p
 
     def __add__(self, other: "Totals") -> "Totals":
         """Return the sums over both; bits per byte become all bits over all bytes, or None if either has none."""
@@ -25,35 +26,42 @@ class Totals:
             factor = targets / (self.targets / factor + other.targets / other.bits_per_byte_of_a_nat)
         elif other.targets:
             factor = other.bits_per_byte_of_a_nat
-        return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor)
+        is_bound = self.is_bound and other.is_bound
+        return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor, is_bound)
 
     def metrics(self) -> dict[str, float]:
-        """Return loss in nats per target, perplexity, accuracy, and bits per byte; nothing without a target."""
+        """Return loss in nats per target, perplexity, accuracy, and bits per byte; nothing without a target.
+
+        Perplexity and bits per byte of a bound have names that say so, and so has the loss beside its own name.
+        """
         if not self.targets:
             return {}
-        loss = self.loss_sum / self.targets
-        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": self.correct / self.targets}
+        loss, suffix = self.loss_sum / self.targets, "_bound" if self.is_bound else ""
+        metrics = {"loss": loss, f"loss{suffix}": loss, f"perplexity{suffix}": math.exp(min(loss, 700.0))}
+        metrics["accuracy"] = self.correct / self.targets
         factor = self.bits_per_byte_of_a_nat
-        return metrics if factor is None else metrics | {"bits_per_byte": loss * factor}
+        return metrics if factor is None else metrics | {f"bits_per_byte{suffix}": loss * factor}
 
 
-ScoredPart = tuple[str, str, Totals]  # source, part of the objective (causal or masked of a hybrid model), totals
+ScoredPart = tuple[str, str, Totals]  # source, part of a hybrid objective (causal, masked, diffusion), totals
 
 
 def validation_metrics(parts: Sequence[ScoredPart]) -> dict[str, float]:
     """Return the metrics of all parts together, then those of each named part and source as <name>/<metric>.
 
-    The bits per byte of all are those of the causal parts. What has no target has no metric.
+    The bits per byte of all are those of the causal parts, or a bound where all parts are. What has no target has no
+    metric.
     """
     metrics = reduce(operator.add, [totals for _, _, totals in parts]).metrics()
-    causal = [totals for _, _, totals in parts if totals.bits_per_byte_of_a_nat is not None]
+    causal = [totals for _, _, totals in parts if totals.bits_per_byte_of_a_nat is not None and not totals.is_bound]
     if causal:
         metrics |= _only(reduce(operator.add, causal).metrics(), "bits_per_byte")
     names = [part for _, part, _ in parts] + [source for source, _, _ in parts]
     for name in filter(None, dict.fromkeys(names)):
         named = reduce(operator.add, [totals for source, part, totals in parts if name in (source, part)]).metrics()
-        second = "bits_per_byte" if "bits_per_byte" in named else "accuracy"
-        metrics |= {f"{name}/{metric}": value for metric, value in _only(named, "loss", second).items()}
+        per_byte = _only(named, "bits_per_byte", "bits_per_byte_bound") or _only(named, "accuracy")
+        chosen = _only(named, "loss", "loss_bound") | per_byte
+        metrics |= {f"{name}/{metric}": value for metric, value in chosen.items()}
     return metrics
 
 

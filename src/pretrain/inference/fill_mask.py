@@ -21,24 +21,31 @@ class Prediction:
 
 
 @torch.inference_mode()
-def mask_probabilities(model: LanguageModule, tokens: Sequence[int], mask_id: int, suppress_tokens: Tensor) -> Tensor:
+def mask_probabilities(
+    model: LanguageModule, tokens: Sequence[int], mask_id: int, suppress_tokens: Tensor, shift_targets: bool = False
+) -> Tensor:
     """Return the probability of every token at every mask of a text, float32 (masks, V).
 
-    `suppress_tokens` is bool (V,): tokens that are never predicted. A causal model predicts a mask from the position
-    before it, so the first token must not be a mask. Raises ConfigError if the text has no mask or is too long.
+    `suppress_tokens` is bool (V,): tokens that are never predicted. With `shift_targets` the position before a mask
+    predicts it, so the first token must not be a mask. Raises ConfigError if the text has no mask or is too long.
     """
     if len(tokens) > model.config.context_length:
         raise ConfigError(
             f"the text has {len(tokens)} tokens, the model's context {model.config.context_length}. Try a shorter text."
         )
     row = torch.tensor([list(tokens)], device=next(model.parameters()).device)
+    check_has_mask(tokens, mask_id)
     positions = (row[0] == mask_id).nonzero().squeeze(1)
-    if not len(positions):
-        raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
     bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
     hidden = hidden_states(model, row, is_causal=bidirectional)[0]
-    logits: Tensor = model.head(hidden[positions - int(model.causal)])
+    logits: Tensor = model.head(hidden[positions - int(shift_targets)])
     return logits.float().masked_fill(suppress_tokens, -torch.inf).softmax(-1)
+
+
+def check_has_mask(tokens: Sequence[int], mask_id: int) -> None:
+    """Raise ConfigError for a text without a mask."""
+    if mask_id not in tokens:
+        raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
 
 
 def text_with_masks(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

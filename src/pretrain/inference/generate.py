@@ -41,7 +41,7 @@ def generate_tokens(
     Raises ConfigError if the context is too short.
     """
     longest = max(len(prompt) for prompt in prompts)
-    _check_length(longest, decoding.max_new_tokens, context_length_of(model))
+    check_length(longest, decoding.max_new_tokens, context_length_of(model))
     if isinstance(model, Transformer):
         return _steps(CachedState(model, prompts, decoding), decoding)
     return _steps(RecomputedState(model, prompts), decoding)
@@ -52,7 +52,8 @@ def context_length_of(model: Any) -> int:
     return int(model.config.context_length)
 
 
-def _check_length(prompt: int, new: int, context_length: int) -> None:
+def check_length(prompt: int, new: int, context_length: int) -> None:
+    """Raise ConfigError if a prompt and its new tokens do not fit into the context; all in tokens."""
     if prompt >= context_length:
         raise ConfigError(
             f"a prompt of {prompt} tokens fills the model's context of {context_length} tokens, so that no new token "

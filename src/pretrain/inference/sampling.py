@@ -46,6 +46,20 @@ class Sampler:
         return torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
 
 
+def draw_tokens(log_probabilities: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """Return a token for each row of float64 (N, V), int64 (N,), by uniform random numbers from 0 to below 1, (N,).
+
+    The draw inverts the cumulative distribution in double precision. Noise of 32 bits cannot be as large as a rare
+    token needs, which lowers the temperature (Zheng et al. 2024, https://arxiv.org/abs/2409.02908, section 5).
+    """
+    if sampling.temperature < 1e-6:
+        return log_probabilities.argmax(-1)
+    scores = restrict(log_probabilities / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    cumulative = scores.softmax(-1).cumsum(-1)
+    targets = (uniforms * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(1)  # right: never one of probability 0
+
+
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Return logits (B, V) with those of the tokens in `seen`, bool (B, V), lowered by a factor.
 

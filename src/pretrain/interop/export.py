@@ -16,7 +16,7 @@ from pretrain.interop.comparison import compare, compare_tokenizers, has_transfo
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
-from pretrain.interop.model_card import ModelCard
+from pretrain.interop.model_card import CuratedText, ModelCard
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
@@ -99,6 +99,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         trained_here=source.run is not None,
         provenance=_provenance(source),
         scores=_scores(source),
+        corpora=_corpora(source),
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
@@ -125,7 +126,7 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "run": run.name,
         "objective": run.objective.kind,
         "data": _described(run.data),
-        "license of the data": _DATA_LICENSES.get(run.data.kind, "not recorded; see its source"),
+        "license of the data": _data_license(source),
         "data fingerprint": metadata.get("data_fingerprint"),
         "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
         "optimizer steps": f"{metadata['step']:,}",
@@ -137,6 +138,25 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "written by": f"pretrain {__version__}; trained with torch {metadata.get('torch')}",
     }
     return {name: value for name, value in rows.items() if value not in (None, "")}
+
+
+def _corpora(source: ModelFolder) -> dict[str, CuratedText]:
+    """Return what the checkpoint records of curated corpora, by source of the run; a damaged record is an error."""
+    recorded = source.metadata.get("corpora") if source.run is not None else None
+    if not isinstance(recorded, dict):
+        return {}
+    try:
+        return {name: read_record(CuratedText, found, "corpora of the checkpoint") for name, found in recorded.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{printable(str(source.folder))}: {printable(str(error))}. It was edited.") from error
+
+
+def _data_license(source: ModelFolder) -> str:
+    assert source.run is not None
+    licenses = sorted({name for corpus in _corpora(source).values() for name in corpus.licenses})
+    if licenses:
+        return ", ".join(licenses[:10]) + (f" and {len(licenses) - 10} more" if len(licenses) > 10 else "")
+    return _DATA_LICENSES.get(source.run.data.kind, "not recorded; see its source")
 
 
 def _described(data: DataConfig) -> str:

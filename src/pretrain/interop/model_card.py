@@ -1,9 +1,51 @@
 """README.md of an exported model: architecture, provenance, use."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from pretrain.data.sources.source import printable
+from pretrain.files.records import Count
+
+LICENSES_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class DocumentCounts:
+    """What became of the documents of a source."""
+
+    read: Count
+    unusable: dict[str, Count]  # by reason
+    removed: dict[str, Count]  # by the first rule that removed them
+    exact: Count  # duplicates
+    kept: Count
+
+
+@dataclass(frozen=True)
+class SourceOfText:
+    """A source of a curated corpus: its stated license and its documents."""
+
+    license: str
+    documents: DocumentCounts
+    characters: Count
+
+
+@dataclass(frozen=True)
+class LicenseCounts:
+    """Documents and characters under one license."""
+
+    documents: Count
+    characters: Count
+
+
+@dataclass(frozen=True)
+class CuratedText:
+    """What a checkpoint records of a curated corpus, as curate.py counted it."""
+
+    fingerprint: str
+    documents: Count
+    characters: Count
+    sources: dict[str, SourceOfText]
+    licenses: dict[str, LicenseCounts]
 
 
 @dataclass(frozen=True)
@@ -19,6 +61,7 @@ class ModelCard:
     trained_here: bool  # False: converted from a Hugging Face folder
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
+    corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
 
     def __str__(self) -> str:
         """Return the page as Markdown with the header that the Hugging Face hub reads.
@@ -43,11 +86,42 @@ class ModelCard:
             f'model = {self.auto_class}.from_pretrained("<this folder>")', "```", "",
             "## Provenance", "", *_table(self.provenance),
         ]  # fmt: skip
+        for name, corpus in self.corpora.items():
+            lines += ["", f"## Training data{f' of source {_plain(name)}' if name else ''}", "", *_of_corpus(corpus)]
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
         license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."
-        lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the table above."]
+        lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the tables above."]
         return "\n".join(lines) + "\n"
+
+
+def _of_corpus(corpus: CuratedText) -> Iterator[str]:
+    """Yield the lines about a curated corpus: sources, what was removed and why, licenses."""
+    yield (
+        f"A curated corpus of {corpus.documents:,} documents and {corpus.characters:,} characters, fingerprint "
+        f"`{_plain(corpus.fingerprint)}`."
+    )
+    yield from (
+        "",
+        "| source | stated license | documents read | kept | removed, by the first reason |",
+        "|---|---|---|---|---|",
+    )
+    for name, source in corpus.sources.items():
+        counts = source.documents
+        reasons = {f"unusable: {reason}": count for reason, count in counts.unusable.items()}
+        reasons |= counts.removed | {"exact duplicates": counts.exact}
+        why = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons.items() if count) or "none"
+        yield f"| {_plain(name)} | {_plain(source.license)} | {counts.read:,} | {counts.kept:,} | {why} |"
+    yield from ("", "| license | documents | characters |", "|---|---|---|")
+    ordered = sorted(corpus.licenses.items(), key=lambda item: (-item[1].characters, item[0]))
+    for name, license_counts in ordered[:LICENSES_SHOWN]:
+        yield f"| {_plain(name)} | {license_counts.documents:,} | {license_counts.characters:,} |"
+    if len(ordered) > LICENSES_SHOWN:
+        yield f"| {len(ordered) - LICENSES_SHOWN} more | | |"
+    yield from (
+        "",
+        "Licenses are as the sources state them. A license of a collection is not always that of each text in it.",
+    )
 
 
 def _table(rows: Mapping[str, object]) -> list[str]:

@@ -1,6 +1,7 @@
 """The files of a run folder, which are not trusted: never opened through a link, and limited in size.
 
-    config.yaml, metrics.csv, ledger.jsonl, report.json, lock      written by rank 0
+    config.yaml, metrics.csv, samples.jsonl, ledger.jsonl, history.json, report.json, report.html, lock
+                                                                   written by rank 0
     checkpoints/, failures/, profile/                              folders of files
 
 A run writes inside its folder only. Every problem is a CheckpointError that names the file.
@@ -26,6 +27,7 @@ from pretrain.files.untrusted_files import MAX_YAML_BYTES, kind_of_file, open_re
 from pretrain.stop_signals import AskedToStop
 
 CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"
+HISTORY, SAMPLES, PAGE = "history.json", "samples.jsonl", "report.html"
 CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
 SWEPT = "PRETRAIN_SWEPT"  # environment variable of a sweep's jobs: the settings that differ between them, by commas
 MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger lists every row of a step
@@ -47,7 +49,7 @@ class FinishedRun:
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointError if a file or folder that a run writes to is a link, or no regular file or folder."""
-    for name in (CONFIG, REPORT, TABLE, LEDGER, LOCK):
+    for name in (CONFIG, REPORT, TABLE, LEDGER, LOCK, HISTORY, SAMPLES, PAGE):
         _check_entry(folder / name, stat.S_ISREG, "a regular file of one name")
     for name in (CHECKPOINTS, FAILURES, PROFILE):
         _check_entry(folder / name, stat.S_ISDIR, "a folder")

@@ -16,7 +16,7 @@ class Causal(Objective):
         return Batch(
             tokens=torch.from_numpy(rows.tokens),
             positions=torch.from_numpy(rows.positions),
-            documents=visible_documents(rows, causal=True),
+            documents=visible_documents(rows.documents, causal=True),
             targets=torch.from_numpy(rows.next_tokens),
             target_positions=None,
             sample_indices=sample_indices,

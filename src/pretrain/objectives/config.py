@@ -24,11 +24,23 @@ class Vocabulary(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def bos_id(self) -> int: ...
+    @property
     def mask_id(self) -> int | None: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
     @property
     def word_starts(self) -> NDArray[np.bool_]: ...
+
+
+def mask_id_of(vocabulary: Vocabulary, objective: str) -> int:
+    """Return the id of [MASK]; raise ConfigError if the tokenizer has none, which the objective needs."""
+    if vocabulary.mask_id is None:
+        raise ConfigError(
+            f"objective={objective} needs a tokenizer with a mask token, and this one has none. "
+            "Try tokenizer=bpe, or objective=causal."
+        )
+    return vocabulary.mask_id
 
 
 @dataclass
@@ -57,6 +69,16 @@ class ObjectiveConfig(Settings):
         return not self.causal
 
     @property
+    def denoises(self) -> bool:
+        """Whether the model generates text by filling a canvas of masks, a few positions at a time."""
+        return False
+
+    @property
+    def shift_targets(self) -> bool:
+        """Whether the position before a hidden token predicts it."""
+        return self.causal
+
+    @property
     def n_labels(self) -> int | None:
         """The number of labels that the model classifies texts by; None where it predicts tokens."""
         return None
@@ -70,6 +92,16 @@ class ObjectiveConfig(Settings):
     def share_of_logits(self) -> float:
         """The fraction of positions that the vocabulary's head computes logits for."""
         return 1.0
+
+    @property
+    def passes(self) -> int:
+        """How often the model reads every row, each time with other tokens hidden."""
+        return 1
+
+    @property
+    def weighs_targets(self) -> bool:
+        """Whether targets have weights (`Batch.weights`, `Batch.counts`)."""
+        return False
 
     @property
     def chooses_positions(self) -> bool:
@@ -143,14 +175,9 @@ class MaskingConfig(ObjectiveConfig):
         """Return the masked objective; `shift_targets`: the position before a hidden token predicts it."""
         from pretrain.objectives.masked import Masked
 
-        if vocabulary.mask_id is None:
-            raise ConfigError(
-                f"objective={self.kind} needs a tokenizer with a mask token, and this one has none. "
-                "Try tokenizer=bpe, or objective=causal."
-            )
         return Masked(
             self,
-            mask_id=vocabulary.mask_id,
+            mask_id=mask_id_of(vocabulary, self.kind),
             special_ids=vocabulary.special_ids,
             word_starts=vocabulary.word_starts if self.unit is MaskingUnit.whole_word else None,
             vocab_size=vocabulary.vocab_size,
@@ -182,8 +209,79 @@ class MaskedConfig(MaskingConfig):
 
 
 @dataclass
+class DiffusionConfig(ObjectiveConfig):
+    """Masked diffusion: predict hidden tokens at every noise level; the loss is a bound on -log p of the text.
+
+    Source: Nie et al. 2025, https://arxiv.org/abs/2502.09992; Ou et al. 2024, https://arxiv.org/abs/2406.03736.
+    """
+
+    kind: str = "diffusion"
+    min_masked_fraction: float = setting(
+        0.0, "Least share of a document's tokens to hide; above 0 the training loss is no bound (validation's is).",
+        bounds="[0.0, 1.0)",
+    )  # fmt: skip
+    random_length_rows: float = setting(
+        0.01, "Share of the training rows in which one more document border is drawn, so that texts of every length "
+        "are learned.", bounds="[0.0, 1.0]",
+    )  # fmt: skip
+    shift: bool = setting(False, "The position before a hidden token predicts it, as in a causal model.")
+    complementary: bool = setting(
+        False, "Train on every row twice, under a mask and its complement: every token is a target of one of both."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.complementary and self.min_masked_fraction > 0.5:
+            raise ConfigError(
+                f"objective.min_masked_fraction={self.min_masked_fraction} is more than half, and "
+                "objective.complementary=true hides the rest of a document in the second pass. "
+                "Try objective.min_masked_fraction=0.3."
+            )
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def denoises(self) -> bool:
+        return True
+
+    @property
+    def shift_targets(self) -> bool:
+        return self.shift
+
+    @property
+    def share_of_logits(self) -> float:
+        return 1.0 / self.passes
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.complementary else 1
+
+    @property
+    def weighs_targets(self) -> bool:
+        return True
+
+    @property
+    def chooses_positions(self) -> bool:
+        return True
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        from pretrain.objectives.diffusion import Diffusion
+
+        return Diffusion(self, mask_id=mask_id_of(vocabulary, self.kind), bos_id=vocabulary.bos_id, seed=seed)
+
+
+class BidirectionalRows(Enum):
+    """What a hybrid model learns from its rows with bidirectional attention."""
+
+    masked = "masked"
+    diffusion = "diffusion"
+
+
+@dataclass
 class HybridConfig(MaskingConfig):
-    """Some rows causal, the others masked: one model that continues texts and fills masks.
+    """Some rows causal, the others masked or of a masked diffusion: one model that continues texts and fills masks.
 
     Source: Charpentier and Samuel 2024, "GPT or BERT: why not both?", https://arxiv.org/abs/2410.24159, section 2.
     """
@@ -193,6 +291,11 @@ class HybridConfig(MaskingConfig):
         0.5, "Share of the rows that are masked; the others are causal.", bounds="(0.0, 1.0)",
         hint="or objective=causal or masked for rows of one kind",
     )  # fmt: skip
+    bidirectional: BidirectionalRows = setting(
+        BidirectionalRows.masked,
+        "Objective of the rows that are not causal: masked, as the settings of masking say, or diffusion, at every "
+        "noise level.",
+    )
 
     @property
     def causal(self) -> bool:
@@ -203,13 +306,24 @@ class HybridConfig(MaskingConfig):
         return True
 
     @property
+    def weighs_targets(self) -> bool:
+        return self.bidirectional is BidirectionalRows.diffusion
+
+    @property
     def mixes_directions(self) -> bool:
         return True
 
     def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
         from pretrain.objectives.hybrid import Hybrid
 
-        return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
+        if self.bidirectional is BidirectionalRows.masked:
+            return Hybrid(self.build_masked(vocabulary, seed, shift_targets=True), self.masked_rows)
+        from pretrain.objectives.diffusion import Diffusion
+
+        config = DiffusionConfig(shift=True, random_length_rows=0.0)
+        mask_id = mask_id_of(vocabulary, self.kind)
+        diffusion = Diffusion(config, mask_id=mask_id, bos_id=vocabulary.bos_id, seed=seed, in_causal_model=True)
+        return Hybrid(diffusion, self.masked_rows)
 
 
 class Pooling(Enum):

@@ -1,4 +1,4 @@
-"""Next-token prediction on some rows and masked prediction on the others, with one model and one head."""
+"""Next-token prediction on some rows, masked prediction or diffusion on the others, with one model and one head."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from pretrain.data.collate import IGNORE
 from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.causal import Causal
+from pretrain.objectives.diffusion import Diffusion
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
 
@@ -13,42 +14,50 @@ _GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fractional part in units of 2^
 
 
 class Hybrid(Objective):
-    """Next-token prediction on some rows, masked next-token prediction on the others.
+    """Next-token prediction on some rows, masked next-token prediction or masked diffusion on the others.
 
     Masked rows have bidirectional attention, and the position before a hidden token predicts it, so that positions of
     both kinds of rows predict the next token. Every target has the same weight, so a causal row, with more targets,
-    weighs more than a masked one. Source: Charpentier and Samuel 2024, https://arxiv.org/abs/2410.24159, section 2.
+    weighs more than a masked one; a diffusion counts all tokens of a row, and weighs as much. Source: Charpentier and
+    Samuel 2024, https://arxiv.org/abs/2410.24159, section 2.
     """
 
     causal = True
 
-    def __init__(self, masked: Masked, masked_rows: float) -> None:
+    def __init__(self, bidirectional: Masked | Diffusion, masked_rows: float) -> None:
         super().__init__()
-        self.masked = masked
+        self.bidirectional = bidirectional
         self.masked_rows = masked_rows
 
     @property
     def parts(self) -> dict[str, Objective]:
         """The objective of either kind of rows, by name."""
-        return {"causal": Causal(), "masked": self.masked}
+        name = "diffusion" if self.bidirectional.is_bound else "masked"
+        return {"causal": Causal(), name: self.bidirectional}
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
         causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())
-        assert masked.target_positions is not None
-        next_targets = torch.full_like(causal.targets, IGNORE)
-        row, slot = (masked.targets != IGNORE).nonzero(as_tuple=True)
-        next_targets[row, masked.target_positions[row, slot]] = masked.targets[row, slot]
+        next_targets = at_positions(masked, masked.targets, torch.full_like(causal.targets, IGNORE))
         hidden = self.is_masked(sample_indices)
         return Batch(
             tokens=torch.where(hidden[:, None], masked.tokens, causal.tokens),
             positions=causal.positions,
-            documents=visible_documents(rows, causal=False),
+            documents=visible_documents(rows.documents, causal=False),
             targets=torch.where(hidden[:, None], next_targets, causal.targets),
             target_positions=None,
             sample_indices=sample_indices,
             is_causal=~hidden,
+            **self._weights(causal, masked, hidden),
         )
+
+    def _weights(self, causal: Batch, masked: Batch, hidden: Tensor) -> dict[str, Tensor]:
+        """Return weights (B, T) and counts (B,) of a batch with diffusion rows, where `hidden` (B,) is true."""
+        if masked.weights is None:
+            return {}
+        ones = torch.ones(causal.targets.shape)
+        weights = torch.where(hidden[:, None], at_positions(masked, masked.weights, ones), ones)
+        return {"weights": weights, "counts": torch.where(hidden, masked.row_counts(), causal.row_counts())}
 
     def is_masked(self, sample_indices: Tensor) -> Tensor:
         """Return which rows of the stream are masked, bool (B,): close to `masked_rows` of any consecutive rows.
@@ -59,3 +68,12 @@ class Hybrid(Objective):
         """
         fraction = sample_indices * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # its first 53 bits; the multiplication wraps
         return fraction.double() / 2**53 < self.masked_rows
+
+
+def at_positions(batch: Batch, values: Tensor, otherwise: Tensor) -> Tensor:
+    """Return values of the targets (B, M) at the positions that predict them, and `otherwise` (B, T) elsewhere."""
+    assert batch.target_positions is not None
+    row, slot = (batch.targets != IGNORE).nonzero(as_tuple=True)
+    placed = otherwise.clone()
+    placed[row, batch.target_positions[row, slot]] = values[row, slot]
+    return placed

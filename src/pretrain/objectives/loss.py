@@ -33,15 +33,27 @@ class Head(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """How the loss of a batch is computed."""
+
+    compiled: bool = False  # on a GPU, one kernel reads each chunk of logits twice; eager operations ten times
+    z_loss: float = 0.0  # weight of (log Z)^2 in the gradient
+
+
 def cross_entropy_sum(
-    features: Tensor, head: Head, targets: Tensor, compiled: bool = False, z_loss: float = 0.0
+    features: Tensor,
+    head: Head,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    settings: LossSettings = LossSettings(),
 ) -> Tensor:
     """Return the summed cross-entropy in nats, float32 (), of features (N, d_model) against targets (N,).
 
+    Each target's loss, its part of the z-loss included, is multiplied by its weight, float32 (N,), if there are any.
     Targets equal to IGNORE add nothing. With many logits, loss and gradient are computed together in chunks of the
     targets, so that memory holds one chunk of logits instead of all (N, V) and their gradient. If devices split the
-    vocabulary, each computes the logits of its shard, and all return the full loss. With `compiled`, one GPU kernel
-    reads each chunk twice; eager operations read it about ten times.
+    vocabulary, each computes the logits of its shard, and all return the full loss.
 
     `z_loss` adds z_loss (log Z)^2 of each target to the gradient, but not to the returned loss, which stays comparable:
     it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
@@ -50,19 +62,29 @@ def cross_entropy_sum(
     weight, bias, matmul = head.weight, head.bias, matmul_of(head)
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
-        logits = matmul.linear(features, weight, bias).float()
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-        if z_loss and torch.is_grad_enabled():
-            penalty = z_loss * logits.logsumexp(-1).square().where(targets != IGNORE, 0.0).sum()
-            loss = loss + (penalty - penalty.detach())
-        return loss
+        return _unchunked(matmul.linear(features, weight, bias).float(), targets, weights, settings.z_loss)
     if not torch.is_grad_enabled():
-        return token_losses(features, head, targets)[0].sum()
+        losses = token_losses(features, head, targets)[0]
+        return (losses if weights is None else losses * weights).sum()
     local_bias = None if bias is None else local(bias)
-    fused = compiled and features.is_cuda and shard.group is None
-    settings = _Chunking(shard, matmul, fused, z_loss)
-    loss = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, settings)
+    fused = settings.compiled and features.is_cuda and shard.group is None
+    chunking = _Chunking(shard, matmul, fused, settings.z_loss, weights)
+    loss = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, chunking)
     assert isinstance(loss, Tensor)
+    return loss
+
+
+def _unchunked(logits: Tensor, targets: Tensor, weights: Tensor | None, z_loss: float) -> Tensor:
+    """Return the summed loss of logits (N, V), float32 (), as `cross_entropy_sum`."""
+    if weights is None:
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    else:
+        loss = (F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none") * weights).sum()
+    if z_loss and torch.is_grad_enabled():
+        squares = logits.logsumexp(-1).square()
+        squares = squares if weights is None else squares * weights
+        penalty = z_loss * squares.where(targets != IGNORE, 0.0).sum()
+        loss = loss + (penalty - penalty.detach())
     return loss
 
 
@@ -72,6 +94,10 @@ class _Chunking:
     matmul: Matmul
     fused: bool
     z_loss: float
+    weights: Tensor | None  # (N,)
+
+    def part_of_weights(self, part: slice) -> Tensor | None:
+        return None if self.weights is None else self.weights[part]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -101,17 +127,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for part in _chunks(x, shard.largest_size):
             if settings.fused:
                 grad_logits, grad_of_bias, losses = _compiled_grad_logits()(
-                    matmul.linear(x[part], matrix), bias, targets[part], z_loss
+                    matmul.linear(x[part], matrix), bias, targets[part], z_loss, settings.part_of_weights(part)
                 )
                 loss += losses
             else:
-                counts = (targets[part] != IGNORE).unsqueeze(1)
                 logits = matmul.linear(x[part], matrix).float()
                 if bias is not None:
                     logits += bias
-                grad_logits, losses = _grad_logits(logits, targets[part], counts, shard, z_loss)
+                grad_logits, losses = _grad_logits(logits, targets[part], settings.part_of_weights(part), settings)
                 del logits
-                loss += losses.where(counts, 0.0).sum()
+                loss += losses
                 grad_of_bias = None if bias is None else grad_logits.sum(0)
                 grad_logits = grad_logits.to(dtype)
             if grad_bias is not None:
@@ -129,26 +154,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _grad_logits(
-    logits: Tensor, targets: Tensor, counts: Tensor, shard: VocabularyShard, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient (1 + 2 z_loss log Z) softmax - one-hot, in the memory of `logits`, and losses (N, 1)."""
+def _grad_logits(logits: Tensor, targets: Tensor, weights: Tensor | None, settings: _Chunking) -> tuple[Tensor, Tensor]:
+    """Return the gradient (1 + 2 z_loss log Z) softmax - one-hot, in the memory of `logits`, and the summed loss.
+
+    Both are weighted.
+    """
+    shard, counts = settings.shard, (targets != IGNORE).unsqueeze(1)
+    factors = counts.float() if weights is None else weights.unsqueeze(1).where(counts, 0.0)
     largest = shard.maximum(logits.amax(-1, keepdim=True))
     logits -= largest
     target, is_local = shard.find(targets)
     of_target = logits.gather(1, target).where(is_local, 0.0)
     grad_logits = logits.exp_()
     of_target, total = shard.total(torch.cat([of_target, grad_logits.sum(-1, keepdim=True)], 1)).split(1, 1)
-    penalty = 2.0 * z_loss * (largest + total.log()) if z_loss else 0.0
-    grad_logits *= ((1.0 + penalty) / total).where(counts, 0.0)
-    grad_logits.scatter_add_(1, target, -(counts & is_local).float())
-    return grad_logits, total.log() - of_target
+    penalty = 2.0 * settings.z_loss * (largest + total.log()) if settings.z_loss else 0.0
+    grad_logits *= (factors * (1.0 + penalty) / total).where(counts, 0.0)
+    grad_logits.scatter_add_(1, target, -factors.where(is_local, 0.0))
+    return grad_logits, (factors * (total.log() - of_target)).where(counts, 0.0).sum()
 
 
 def fused_grad_logits(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0
+    logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return the gradient of the logits in their dtype, that of the bias if any, and the summed loss.
+    """Return the gradient of the logits in their dtype, that of the bias if any, and the summed loss, all weighted.
 
     Written for torch.compile: nothing is changed in place, and each tensor of the logits' size is computed once.
     """
@@ -159,9 +187,13 @@ def fused_grad_logits(
     probability = (exact - total).exp()
     if z_loss:
         probability = probability * (1.0 + 2.0 * z_loss * total)
-    grad_logits = (probability - at_target.float()).where(counts.unsqueeze(1), 0.0)
+    grad_logits = probability - at_target.float()
     of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
-    loss = (total - of_target).squeeze(1).where(counts, 0.0).sum()
+    losses = (total - of_target).squeeze(1)
+    if weights is not None:
+        grad_logits, losses = grad_logits * weights.unsqueeze(1), losses * weights
+    grad_logits = grad_logits.where(counts.unsqueeze(1), 0.0)
+    loss = losses.where(counts, 0.0).sum()
     return grad_logits.to(logits.dtype), None if bias is None else grad_logits.sum(0), loss
 
 

@@ -63,7 +63,7 @@ class Masked(Objective):
         return Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(rows.positions),
-            documents=visible_documents(rows, causal=False),
+            documents=visible_documents(rows.documents, causal=False),
             targets=torch.from_numpy(targets),
             target_positions=torch.from_numpy(target_positions),
             sample_indices=sample_indices,

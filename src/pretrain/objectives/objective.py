@@ -5,18 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.collate import IGNORE
 from pretrain.models.interface import LanguageModule, features_of, hidden_states
 from pretrain.objectives.batch import Batch, TokenRows
-from pretrain.objectives.loss import Head, cross_entropy_sum, token_losses
+from pretrain.objectives.loss import Head, LossSettings, cross_entropy_sum, token_losses
 
 
 class Objective(nn.Module):
     """Chooses targets and computes their loss; a subclass chooses by `collate`."""
 
     causal: bool
+    is_bound = False  # whether the mean loss is an upper bound of the text's -log p per token
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
+    static_shapes = False  # whether places without a target reach the head, as always on a GPU
 
     @property
     def parts(self) -> "dict[str, Objective]":
@@ -32,19 +33,30 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ()."""
+        """Return the summed cross-entropy in nats, float32 (), and the number of targets, int64 ().
+
+        Where a batch has weights and counts, they are the weighted sum and the sum of the counts.
+        """
+        count = batch.row_counts().sum()
+        if batch.weights is not None and batch.target_positions is not None and not self._needs_static(hidden):
+            batch = batch.without_empty_places()  # about half of the places of a diffusion have no target
         features, targets = self._at_targets(hidden, head, batch)
-        loss = cross_entropy_sum(features, head, targets, self.compiled, self.z_loss)
-        return loss, (targets != IGNORE).sum()
+        weights = None if batch.weights is None else batch.weights.flatten()
+        settings = LossSettings(self.compiled, self.z_loss)
+        return cross_entropy_sum(features, head, targets, weights, settings), count
+
+    def _needs_static(self, hidden: Tensor) -> bool:
+        return self.static_shapes or hidden.device.type != "cpu"
 
     def evaluate(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats, unweighted, and the prediction (argmax), int64 (B, M)."""
         features, targets = self._at_targets(hidden, head, batch)
         losses, predictions = token_losses(features, head, targets)
         return losses.view_as(batch.targets), predictions.view_as(batch.targets)
 
     def _at_targets(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.target_positions is not None:
+            hidden = hidden.reshape(len(batch.targets), -1, hidden.shape[-1])  # the passes of a row side by side
             target_positions = batch.target_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, target_positions)
         return features_of(head, hidden.flatten(0, 1)), batch.targets.flatten()

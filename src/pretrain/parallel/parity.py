@@ -18,7 +18,6 @@ from torch import Tensor, multiprocessing
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.data.collate import IGNORE
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
@@ -175,7 +174,7 @@ def train_step(
     parallel_dims, rank = case.parallel_dims, torch.distributed.get_rank()
     batch = task.batch(step)
     size = len(batch.tokens) // (case.accumulation * parallel_dims.data_ranks)
-    targets = int((batch.targets != IGNORE).sum())
+    targets = int(batch.row_counts().sum())
     total = torch.zeros((), dtype=torch.float64)
     optimizer.zero_grad(set_to_none=True)
     for part in range(case.accumulation):

@@ -18,20 +18,26 @@ from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, forecast, target_of
-from pretrain.planning.printing import describe, duration, gib
+from pretrain.planning.printing import describe
+from pretrain.planning.units import duration, gib
 
 
 def answer(config: PlanConfig, typed: Mapping[str, str] | None = None) -> str:
     """Return the text that `python src/plan.py` prints for these settings; those `typed`, by name, stay with a size."""
+    return forecast_in_words(config, typed)[0]
+
+
+def forecast_in_words(config: PlanConfig, typed: Mapping[str, str] | None = None) -> tuple[str, Forecast | None]:
+    """Return that text, and the forecast that it is made of; None where it compares a finished run."""
     if config.run is not None:
-        return compare(config, config.run)
+        return compare(config, config.run), None
     target = target_of(config)
     config, chosen = fit_to_text(config, target, typed or {})
     planned = forecast(config, target, simulate=config.dry_run)
     text = "\n\n".join(filter(None, ["\n".join(chosen), describe(planned, config)]))
     if config.fit or not planned.fits:
         text += "\n\n" + "\n".join(settings_that_fit(config, target))
-    return text
+    return text, planned
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from enum import Enum
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import setting
 from pretrain.errors import ConfigError
+from pretrain.program import command
 
 
 class Device(Enum):
@@ -56,9 +57,15 @@ class PlanConfig(RunConfig):
     )
     fit: bool = setting(False, "Search settings that fit memory_gib, with the same batch_size and so the same losses.")
     run: str | None = setting(None, "A run folder: print its forecast beside what it measured.")
+    report: str | None = setting(None, "An HTML file to write the plan to as well.", example="plan.html")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.report is not None and self.run is not None:
+            raise ConfigError(
+                f"report={self.report} writes a plan, and run={self.run} compares a finished run. Leave one of them "
+                f"out; the report of a run is written by {command('report')} path={self.run}."
+            )
         if self.objective.n_labels is not None:
             raise ConfigError(
                 "objective=classify fine-tunes, and plan counts pre-training. Plan the base with the same rows, "

@@ -48,10 +48,10 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     bytes moved through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785), and bytes exchanged by
     its processes.
     """
-    share = work.targets_per_row / work.length
-    per_token = training_flops_per_token(work.model, work.vocab_size, share)
-    recomputed = _recomputed(work)
-    per_device = work.tokens * work.accumulation
+    share = work.targets_per_row / (work.passes * work.length)
+    per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share)
+    recomputed = work.passes * _recomputed(work)
+    per_device = work.rows * work.length * work.accumulation  # tokens, each once
     flops = per_device * (per_token + recomputed) / work.split
     if hardware.bytes_per_s:
         step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s

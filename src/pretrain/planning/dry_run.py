@@ -148,6 +148,7 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
+    objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)
     settings = replace(config.parallel, compile=False)  # compiling changes memory by fusion alone
     parallelize(model_with_loss, mesh, settings, workload.bf16)
@@ -157,16 +158,18 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
 def zero_batch(config: RunConfig, workload: Workload) -> Batch:
     """Return a micro-batch of zeros in the objective's shapes."""
     rows, length, per_row = workload.rows, workload.length, workload.targets_per_row
-    wide = torch.zeros(rows, length, dtype=torch.int64)
+    wide = torch.zeros(rows * workload.passes, length, dtype=torch.int64)
     narrow = torch.zeros(rows, per_row, dtype=torch.int64)
     return Batch(
         tokens=wide,
         positions=wide.clone(),
-        documents=torch.zeros(rows, length, dtype=torch.int32) if workload.masked else None,
+        documents=torch.zeros_like(wide, dtype=torch.int32) if workload.masked else None,
         targets=narrow,
         target_positions=narrow.clone() if config.objective.chooses_positions else None,
         sample_indices=torch.zeros(rows, dtype=torch.int64),
-        is_causal=torch.zeros(rows, dtype=torch.bool) if config.objective.mixes_directions else None,
+        is_causal=torch.zeros(len(wide), dtype=torch.bool) if config.objective.mixes_directions else None,
+        weights=torch.ones(rows, per_row) if config.objective.weighs_targets else None,
+        counts=torch.full((rows,), length) if config.objective.weighs_targets else None,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pretrain.parallel.config import ParallelConfig
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast, Target, forecast
-from pretrain.planning.printing import gib
+from pretrain.planning.units import gib
 from pretrain.training.config import Strategy
 
 KEEPS_LOSSES = "same batch_size, so the same losses"

@@ -23,7 +23,7 @@ def measured_tokens_per_s(config: RunConfig, work: Workload, device: torch.devic
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         step_s = median(_step_times(config, work, device, seconds)[1:])
-    return work.tokens * work.accumulation / step_s
+    return work.rows * work.length * work.accumulation / step_s
 
 
 def _step_times(config: RunConfig, work: Workload, device: torch.device, seconds: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""A forecast as text, and numbers in readable units."""
+"""A forecast as text."""
 
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast
@@ -9,31 +9,11 @@ from pretrain.planning.scaling import (
     data_warnings,
     twenty_per_parameter,
 )
+from pretrain.planning.units import count, duration, gib
 from pretrain.planning.workload import Workload
 from pretrain.program import command
 
 _WIDTH = 20
-
-
-def count(number: float) -> str:
-    """Return a number with four digits and a suffix: k, M, B, T."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.4g} {letter}"
-    return f"{number:.4g}"
-
-
-def gib(size: float) -> str:
-    """Return bytes in GiB, or in MiB below a tenth of one."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.2f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes, hours or days."""
-    for size, unit in ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def describe(forecast: Forecast, config: PlanConfig) -> str:
@@ -110,19 +90,23 @@ def _optimum(forecast: Forecast) -> list[str]:
     return lines
 
 
-def _memory(forecast: Forecast) -> list[str]:
-    estimate, simulated = forecast.estimate, forecast.simulated
-    counted = simulated or estimate
+def memory_parts(forecast: Forecast) -> dict[str, int]:
+    """Return the bytes on the fullest device by what they hold; their peak is `forecast.peak`."""
+    estimate, counted = forecast.estimate, forecast.simulated or forecast.estimate
     selective = forecast.work.selective_checkpointing  # its activations are not saved by hooks, so not counted apart
-    rows = {
+    return {
         "weights": counted.weights,
         "gradients": counted.gradients,
         "optimizer": counted.optimizer,
         "activations": estimate.activations if selective else counted.activations,
         "FSDP2's gathered": estimate.gathered,
         "DDP's buckets": estimate.buckets,
-        "peak": forecast.peak,
     }
+
+
+def _memory(forecast: Forecast) -> list[str]:
+    simulated = forecast.simulated
+    rows = memory_parts(forecast) | {"peak": forecast.peak}
     device = "the fullest device" if forecast.work.ranks > 1 else "the device"
     how = "a coarse estimate: dry_run=true counts it"
     if simulated:

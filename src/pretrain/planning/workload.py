@@ -31,6 +31,7 @@ class PlannedVocabulary:
     """The part of a tokenizer that objectives need, for a plan without one."""
 
     vocab_size: int
+    bos_id: int = 0
     mask_id: int = 0
     special_ids: frozenset[int] = frozenset()
 
@@ -49,6 +50,7 @@ class Workload:
     shapes: dict[str, tuple[int, ...]]  # of every parameter by name, tied ones once
     matrices: frozenset[str]  # names of parameters that Muon updates; empty for AdamW
     rows: int  # of one micro-batch on one device
+    passes: int  # of the model over every row
     targets_per_row: int
     accumulation: int  # micro-batches of one optimizer step
     parallel_dims: ParallelDims
@@ -95,8 +97,8 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.rows * self.length
+        """Tokens of a micro-batch that the model reads, in all passes."""
+        return self.rows * self.passes * self.length
 
     @property
     def targets(self) -> int:
@@ -168,6 +170,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         shapes={name: tuple(parameter.shape) for name, parameter in parameters_by_name(built).items()},
         matrices=config.optimizer.stacked_matrices(built),
         rows=config.rows_per_micro_batch(),
+        passes=config.objective.passes,
         targets_per_row=_targets_per_row(config),
         accumulation=config.accumulation_steps(),
         parallel_dims=config.parallel_dims(),

@@ -108,7 +108,7 @@ class GenerateSamplesConfig(CallbackConfig):
 
     writes_samples: ClassVar[bool] = True
     kind: str = "generate_samples"
-    prompts: list[str] = setting(default_factory=list, about="Texts to continue; []: a few that suit the objective.")
+    prompts: list[str] = setting(default_factory=list, about="Texts to continue; []: lines of validation documents.")
     every_n_steps: int = setting(
         500, "Steps between samples; there are always some at the end.", bounds="[1, inf)", unit="optimizer steps"
     )

@@ -153,6 +153,7 @@ class LoggingConfig(Settings):
     prefix: ClassVar[str] = "logging."
     norms: bool = setting(False, "Log the norms of gradient and weights of each block, every log_every_n_steps.")
     ledger: bool = setting(False, "Write ledger.jsonl: rows and exact loss of every step, to prove what the run read.")
+    report: bool = setting(True, "Write report.html into the run folder when the run ends or is interrupted.")
 
 
 @dataclass
@@ -164,7 +165,7 @@ class SampleConfig(Settings):
         500, "Steps between samples; 0: only at the end.", bounds="[0, inf)", unit="optimizer steps", example=0
     )
     prompts: list[str] = setting(
-        default_factory=list, about=r"Texts to continue; \n is a new line. []: a few that suit the objective."
+        default_factory=list, about=r"Texts to continue; \n is a new line. []: lines of validation documents."
     )
     max_new_tokens: int = setting(
         100, "Most tokens of a completion.", bounds=f"[0, {1 << 24}]", unit="tokens", example=200

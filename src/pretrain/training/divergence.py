@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.collate import IGNORE
 from pretrain.errors import DivergenceError
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
@@ -122,7 +121,7 @@ def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: n
     for start in range(0, len(samples), data.size):
         batch = data.training_batch(samples[start : start + data.size]).to(device)
         losses, _ = model_with_loss.evaluate(batch)
-        row_losses.append(losses.cpu().double().sum(1) / (batch.targets != IGNORE).sum(1).cpu())
+        row_losses.append(batch.weighted(losses).cpu().double().sum(1) / batch.row_counts().cpu())
     model_with_loss.train(training)
     return torch.cat(row_losses)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
-from pretrain.config.typed_lengths import typed_settings
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import ConfigError, RankLostError, printable
 from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_launcher
@@ -87,7 +87,7 @@ def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
     lines: list[str] = []
     if config.size is not None:
-        config, lines = size_run(config, prepared, typed_settings(overrides))
+        config, lines = size_run(config, prepared, chosen_settings(overrides))
     if config.trainer.max_steps is None:
         config, line = resolve_length(config, prepared)
         lines.append(line)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
@@ -67,7 +69,7 @@ class TensorBoardConfig(LoggerConfig):
 
 @dataclass
 class CSVConfig(LoggerConfig):
-    """The table metrics.csv in the run folder: a row of step, name and value per figure."""
+    """The table metrics.csv in the run folder: a row of step, name and value per figure; samples.jsonl beside it."""
 
     keeps_table: ClassVar[bool] = True
     one_per_run: ClassVar[bool] = True
@@ -128,6 +130,7 @@ class MLflowConfig(LoggerConfig):
     def build(self, name: str, run: RunFacts) -> Any:
         """Return a RunMLflow."""
         check_installed(f"loggers.{name}", "mlflow", "mlflow")
+        check_server(f"loggers.{name}.tracking_uri", self.address(run.config["paths"]["logs_dir"]))
         from pretrain.training.loggers.services import RunMLflow
 
         return RunMLflow(self, run, name)
@@ -185,6 +188,20 @@ def check_installed(key: str, package: str, extra: str) -> None:
             f"{key} needs the package {package}, which is not installed. Install it: pip install 'pretrain[{extra}]', "
             f"or leave the entry out: {key}=null."
         )
+
+
+def check_server(key: str, address: str) -> None:
+    """Raise ConfigError where no server accepts connections at a web address; MLflow would try for many minutes."""
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or url.hostname is None:
+        return
+    try:
+        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={address}: no server answers there ({error.strerror or error}). Start it, correct the address, or "
+            f"log to a file: {key}=sqlite:///mlflow.db."
+        ) from error
 
 
 def check_one_per_run(loggers: dict[str, Any]) -> None:

@@ -79,7 +79,9 @@ class Report:
         lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
             ("val/perplexity", "perplexity"),
+            ("val/perplexity_bound", "perplexity (bound)"),
             ("val/bits_per_byte", "bits per byte"),
+            ("val/bits_per_byte_bound", "bits/byte (bound)"),
             ("val/accuracy", "accuracy"),
             ("val/f1", "macro F1"),
         ):
@@ -90,17 +92,17 @@ class Report:
         lines += changes(self.first_validation, self.validation)
         if self.sample:
             lines += ["", "Sample", *(f"  {line}" for line in printable(self.sample).splitlines())]
-        lines += ["", "Next", *(f"  {shlex.join(command)}" for command in self._commands())]
+        lines += ["", "Next", *(f"  {command}" for command in self.commands())]
         return "\n".join(lines)
 
-    def _commands(self) -> list[list[str]]:
-        """Return the next commands as lists of words, in the form in which this run was started."""
+    def commands(self) -> list[str]:
+        """Return the next commands, in the form in which this run was started."""
         prompt = _PROMPTS.get(self.objective, "The")
         plugins = [word for word in self.named_again if word.startswith("plugins=")]
         return [
-            [*_program("generate"), f"checkpoint={self.folder}", f"prompt={prompt}", *plugins],
-            ["tensorboard", "--logdir", str(Path(self.folder).parent)],
-            [*_program("train"), f"resume={self.folder}", *self.longer.split(), *self.named_again],
+            shlex.join([*_program("generate"), f"checkpoint={self.folder}", f"prompt={prompt}", *plugins]),
+            shlex.join(["tensorboard", "--logdir", str(Path(self.folder).parent)]),
+            *go_on(self.folder, [*self.longer.split(), *self.named_again]),
         ]
 
     def _loss(self) -> str:
@@ -108,7 +110,7 @@ class Report:
         if "val/loss" not in self.validation:
             reasons = dict.fromkeys(self.not_validated.values())
             return "none" + (f": {'; '.join(reasons)}" if reasons else "")
-        warnings = []
+        warnings = ["an upper bound"] if "val/loss_bound" in self.validation else []
         if self.not_validated:
             warnings.append(f"of {', '.join(self.validation_targets)} alone")
         if self.validation_targets and sum(self.validation_targets.values()) < FEW_TARGETS:
@@ -140,6 +142,11 @@ class Report:
         sources |= {name: [f"none: {reason}"] for name, reason in self.not_validated.items() if name}
         width = max([16, *map(len, sources)])
         return [f"    {name:<{width}} {', '.join(texts)}" for name, texts in sources.items()]
+
+
+def go_on(folder: str, words: list[str]) -> list[str]:
+    """Return the command that resumes a run with these settings, in the form in which it was started."""
+    return [shlex.join([*_program("train"), f"resume={folder}", *words])]
 
 
 def _program(name: str) -> list[str]:

@@ -34,6 +34,7 @@ from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
+from pretrain.training.callbacks.sample_prompts import prompts_of
 from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
@@ -41,6 +42,7 @@ from pretrain.training.config import Precision, SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
+from pretrain.training.history import record_end, record_start
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
@@ -63,7 +65,18 @@ def train(run_plan: RunPlan) -> Report:
 
     All processes of a run rewind together. Raises DivergenceError after more than `divergence.max_rewinds` rewinds.
     """
-    max_rewinds, throughput = run_plan.config.divergence.max_rewinds, Throughput()
+    throughput = Throughput()
+    try:
+        report = _with_rewinds(run_plan, throughput)
+    except BaseException as error:
+        record_end(run_plan, throughput, error, _named_again(run_plan))
+        raise
+    record_end(run_plan, throughput, report, report.named_again)
+    return report
+
+
+def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
+    max_rewinds = run_plan.config.divergence.max_rewinds
     for _ in range(max_rewinds + 1):
         start, since_s = run_plan.start, throughput.training_s
         try:
@@ -126,11 +139,12 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
     state.load(resumed)
-    writer = Writer(config, prepared.tokenizer)
+    prompts = prompts_of(prepared, config.objective, config.model.context_length)
+    writer = Writer(config, prepared.tokenizer, prompts)
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
 
     def make_samples(settings: SampleConfig, tag: str) -> Samples:
-        own = Writer(replace(config, sample=settings), prepared.tokenizer)
+        own = Writer(replace(config, sample=settings), prepared.tokenizer, prompts)
         return Samples(own, throughput, checkpoints, tag)
 
     facts = replace(run_facts(run_plan), make_samples=make_samples)
@@ -151,6 +165,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     log(startup_summary(config, model, data, device))
     _seed_everything(parts)
     if trainer.is_global_zero:
+        record_start(run_plan, data, _count(model), device)
         log_config(trainer.loggers, to_dict(config), yaml.safe_dump(to_dict(config), sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
@@ -163,7 +178,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     if trainer.is_global_zero:
         report.save()
         log_checkpoint(trainer.loggers, folder)
-        compare_by_settings(trainer, to_dict(config), validation)
+        compare_by_settings(trainer, to_dict(config), validation, run_plan.typed)
     skipped = module.skipped_steps - skipped_before
     check_outcome(trainer.global_step - start, skipped, module.skipped_because, validation)
     return report
@@ -227,7 +242,8 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
     return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
-        flops_per_token=config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
+        flops_per_token=config.objective.passes
+        * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
         peak_flops_per_s=peak_flops_per_s(device, config.trainer.precision is Precision.bf16)[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
@@ -243,6 +259,8 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule)
         **fixed_facts(prepared),
         "torch": torch.__version__,
     }
+    if provenance := prepared.provenance:
+        facts["corpora"] = provenance
     return SaveSettings(
         folder=run_plan.folder / CHECKPOINTS,
         keep=config.checkpoint.keep,

@@ -25,7 +25,7 @@ class LossMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, correct: Tensor, counts: Tensor) -> None:
-        """Add targets: cross-entropies in nats, whether the prediction was correct, and whether the target counts."""
+        """Add targets: cross-entropies in nats, whether the prediction was correct, and how many targets they are."""
         self.loss_sum += losses.to(self.loss_sum.dtype).sum()
         self.correct += correct.sum()
         self.count += counts.sum()
@@ -43,8 +43,8 @@ class ValidationScores(nn.Module):
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._loaders = [  # (source, part of the objective, bits per byte of a nat), by number
-            (source, name, factor if part.causal else None)
+        self._loaders = [  # (source, part of the objective, bits per byte of a nat, whether it is a bound), by number
+            (source, name, factor if part.causal or part.is_bound else None, part.is_bound)
             for source, factor in bits_per_byte_of_a_nat.items()
             for name, part in objective.parts.items()
         ]
@@ -55,16 +55,17 @@ class ValidationScores(nn.Module):
         """Add a batch of a loader: losses (B, T) in nats and predictions (B, T)."""
         metrics = self.losses[loader]
         assert isinstance(metrics, LossMetrics)
-        metrics.update(losses, predictions == batch.targets, batch.targets != IGNORE)
+        correct = (predictions == batch.targets).to(losses.dtype)
+        metrics.update(batch.weighted(losses), batch.weighted(correct), batch.row_counts())
         if self.f1 is not None:
             self.f1.update(predictions, batch.targets)
 
     def compute(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return values by metric name and targets by source, over all ranks, and reset the metrics."""
         totals: list[tuple[str, str, Totals]] = []
-        for (source, part, factor), metrics in zip(self._loaders, self.losses, strict=True):
+        for (source, part, factor, is_bound), metrics in zip(self._loaders, self.losses, strict=True):
             assert isinstance(metrics, LossMetrics)
-            totals.append((source, part, Totals(*metrics.compute(), factor)))
+            totals.append((source, part, Totals(*metrics.compute(), factor, is_bound)))
             metrics.reset()
         values = validation_metrics(totals)
         if self.f1 is not None:

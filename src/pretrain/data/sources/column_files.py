@@ -237,8 +237,13 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
     raise AssertionError  # a column was missing
 
 
-def _parquet(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str]) -> Records:
-    """Yield the wanted columns of each row; every column but the label must hold text."""
+def parquet_records(
+    stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str], row_groups: range | None = None
+) -> Records:
+    """Yield the wanted columns of each row, of all row groups or of some; every column but the label must hold text.
+
+    Rows are numbered from 1 within the row groups that are read.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -247,7 +252,7 @@ def _parquet(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Cou
         _check_columns(name, columns, file.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.values()))
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=wanted):
+        for batch in file.iter_batches(256, row_groups, wanted):
             values = [_values(batch.column(column), column == columns.get("data.label_column")) for column in wanted]
             for row in zip(*values, strict=True):
                 number += 1
@@ -270,9 +275,11 @@ def _values(array: Any, may_be_number: bool) -> list[Any]:
 
     if may_be_number and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         return list(array.to_pylist())
+    if pa.types.is_temporal(array.type):
+        array = array.cast(pa.string())
     return list(array.cast(pa.large_binary()).to_pylist())
 
 
 _READERS: dict[Format, Callable[[IO[bytes], str, dict[str, str], Counter[str]], Records]] = {
-    Format.jsonl: _json_lines, Format.json: _json, Format.csv: _csv, Format.tsv: _tsv, Format.parquet: _parquet
+    Format.jsonl: _json_lines, Format.json: _json, Format.csv: _csv, Format.tsv: _tsv, Format.parquet: parquet_records
 }  # fmt: skip

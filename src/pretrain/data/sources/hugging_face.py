@@ -113,12 +113,18 @@ class HuggingFace(Source):
             if number == limit:
                 return
 
-    def _rows(self, split: str, key: str, rows_before: int, state: Any) -> Iterator[dict[str, Any]]:
+    def records(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of `data.split` with these columns alone; DataError as `documents`."""
+        return self._rows(self.config.split, "data.split", 0, None, columns)
+
+    def _rows(
+        self, split: str, key: str, rows_before: int, state: Any, columns: list[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield the rows of a split; errors of the library are raised as DataError."""
         import datasets
 
         try:
-            rows = _only(self._open(split, key), self.config.text_column)
+            rows = _only(self._open(split, key), columns or [self.config.text_column])
             if state is not None:
                 rows.load_state_dict(state)
             elif rows_before:
@@ -165,6 +171,6 @@ def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:
     return states
 
 
-def _only(rows: Any, column: str) -> Any:
-    """Return the rows with only one column, if columns are known: others are not decoded."""
-    return rows.select_columns([column]) if column in (rows.column_names or []) else rows
+def _only(rows: Any, columns: list[str]) -> Any:
+    """Return the rows with only these columns, if columns are known: others are not decoded."""
+    return rows.select_columns(columns) if set(columns) <= set(rows.column_names or []) else rows

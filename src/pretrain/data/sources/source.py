@@ -33,6 +33,7 @@ class Document:
     prompt_characters: int | None = None  # length of the prompt that the text begins with; the rest is the response
     label: str | None = None
     part: Part = Part.full
+    split_key: int | None = None  # documents with the same one go into the same split; None: the hash of the text
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Source:
     A subclass has `read()`, `origin()` and `fingerprint()`; where it can be read on from the middle also
     `resume_token()`, for which `read()` takes the position.
     """
+
+    without_duplicates = False  # whether no text stands in it twice, so that none is looked for
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -94,6 +97,10 @@ class Source:
         """Return the fraction of the training documents read, 0 to 1; None if unknown."""
         return None
 
+    def provenance(self) -> dict[str, Any]:
+        """Return what is known of the texts' origin and licenses, plain JSON below 64 kB; it goes where they go."""
+        return {}
+
     def fingerprint(self) -> str:
         """Return 32 hexadecimal digits (xxh3_128) that change whenever the documents do."""
         raise NotImplementedError
@@ -128,7 +135,7 @@ class Source:
         is_empty = True
         for document in documents:
             text = document.text.removeprefix("\ufeff")
-            if fault := _fault(text):
+            if fault := fault_of(text):
                 self.skipped[fault] += 1
             else:
                 is_empty = False
@@ -152,7 +159,7 @@ def counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {printable(name)}" for name, count in ordered)
 
 
-def _fault(text: str) -> str | None:
+def fault_of(text: str) -> str | None:
     """Return why a text cannot be used, or None."""
     if not text or text.isspace():
         return "empty"

@@ -20,8 +20,12 @@ Item = TypeVar("Item")
 
 
 def split_of(document: Document, share: float) -> str:
-    """Return "validation" for about `share` of all documents, else "train", by the text's hash."""
-    part = _digest(document.text) % SPLIT_PARTS
+    """Return "validation" for about `share` of all documents, else "train".
+
+    The hash of its text decides, or the document's `split_key`.
+    """
+    key = _digest(document.text) if document.split_key is None else document.split_key
+    part = key % SPLIT_PARTS
     return "validation" if part < round(share * SPLIT_PARTS) else "train"
 
 

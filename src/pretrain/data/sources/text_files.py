@@ -70,26 +70,27 @@ class TextFiles(FileSource):
         """Yield the stream as one document, or its parts between separators."""
         self._texts += 1
         if self.separator is None:
-            yield from _whole(stream, name, self.skipped)
+            yield from whole_document(stream, name, self.skipped)
             return
-        for number, (part, is_separated) in enumerate(_split(stream, self.separator, name), start=1):
+        for number, (part, is_separated) in enumerate(split_documents(stream, self.separator, name), start=1):
             self._separators += is_separated
-            yield from _decoded(part, f"{name}:{number}", self.skipped)
+            yield from decoded_document(part, f"{name}:{number}", self.skipped)
 
 
-def _decoded(content: bytes, name: str, skipped: Counter[str]) -> Iterator[Document]:
+def decoded_document(content: bytes, name: str, skipped: Counter[str]) -> Iterator[Document]:
+    """Yield a document of UTF-8; count one that is none in `skipped`."""
     try:
         yield Document(content.decode(), name)
     except UnicodeDecodeError:
         skipped["invalid UTF-8"] += 1
 
 
-def _whole(stream: IO[bytes], name: str, skipped: Counter[str]) -> Iterator[Document]:
+def whole_document(stream: IO[bytes], name: str, skipped: Counter[str]) -> Iterator[Document]:
     """Yield a file of plain text as one document."""
     content = stream.read(column_files.MAX_DOCUMENT_BYTES + 1)
     if len(content) > column_files.MAX_DOCUMENT_BYTES:
         raise too_large(name, "Set the string between its documents, such as data.separator='<|endoftext|>'.")
-    yield from _decoded(content, name, skipped)
+    yield from decoded_document(content, name, skipped)
 
 
 def _separating(separator: str) -> tuple[re.Pattern[bytes], int]:
@@ -98,7 +99,7 @@ def _separating(separator: str) -> tuple[re.Pattern[bytes], int]:
     return re.compile(rb"\r?\n".join(map(re.escape, lines))), len(b"\r\n".join(lines))
 
 
-def _split(stream: IO[bytes], separator: str, name: str) -> Iterator[tuple[bytes, bool]]:
+def split_documents(stream: IO[bytes], separator: str, name: str) -> Iterator[tuple[bytes, bool]]:
     """Yield each part and whether a separator follows it; no part after a final separator."""
     pattern, longest = _separating(separator)
     buffer, count = bytearray(), 0

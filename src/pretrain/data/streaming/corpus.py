@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.sources.unchanged_files import HashedFile
 from pretrain.data.streaming.ledger import Ledger
@@ -48,6 +49,11 @@ class Stream:
         """Refresh the ledger; return whether the corpus has been read to its end."""
         self.ledger.refresh()
         return self.ledger.end is not None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is known of the text, as of the first era."""
+        return self.era(0).provenance
 
     @property
     def n_tokens(self) -> int:

@@ -195,7 +195,10 @@ class _EraDraft:
 
     def finish(self) -> dict[str, Any]:
         """Give the folder its final name and return its line of the ledger."""
-        metadata = {"source": self.job.source.config.kind, "stream": self.job.folder.name, "era": self.number}
+        source = self.job.source
+        metadata: dict[str, object] = {"source": source.config.kind, "stream": self.job.folder.name, "era": self.number}
+        if origin := source.provenance():
+            metadata["corpus"] = origin
         stores = {split: writer.finish({"split": split, **metadata}) for split, writer in self.writers.items()}
         hashes = np.array(self.hashes, "<u8").tobytes()
         write_atomically(self.draft / HASHES, hashes)

@@ -45,7 +45,7 @@ def write_stores(
         fresh: list[tuple[str, Document, int]] = []
         for split, document in batch:
             text = document.text.encode()
-            if duplicates.is_new(document, text):
+            if source.without_duplicates or duplicates.is_new(document, text):
                 fresh.append((split, document, len(text)))
         documents = [document for _, document, _ in fresh]
         encoded = tokenizer.encode_documents([document.text for document in documents])
@@ -70,6 +70,8 @@ def write_stores(
         "skipped": skipped,
         "documents": {key: counts[key] for key in ("train", "validation", "in both splits")},
     }
+    if origin := source.provenance():
+        provenance["corpus"] = origin
     for split, writer in writers.items():
         writer.finish(provenance | {"split": split}, _annotations(data, values[split], labels))
     tokenizer.save(folder / "tokenizer")

@@ -186,6 +186,12 @@ class Store:
             for suffix in MAGIC
         }
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is known of the text: its kind of source, the documents skipped, the corpus that it is of."""
+        found = self.manifest.get("provenance")
+        return found if isinstance(found, dict) else {}
+
     def document_bounds(self) -> Ints:
         """Return the global offsets between documents, int64 (n_documents + 1,).
 

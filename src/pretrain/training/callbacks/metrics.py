@@ -50,7 +50,7 @@ class Metrics(Callback):
     ) -> None:
         """Count the tokens of a micro-batch; log the metrics every n steps and at the last."""
         assert isinstance(pl_module, TrainingModule)
-        tokens = batch.tokens.numel() * pl_module.parallel_dims.data_ranks
+        tokens = batch.text_tokens * pl_module.parallel_dims.data_ranks
         self.throughput.add(tokens)
         self.tokens_seen += tokens
         step = trainer.global_step

@@ -99,8 +99,10 @@ class Progress(StepCallback):
         if in_fit and trainer.is_global_zero and "val/loss" in pl_module.validated:
             metrics = pl_module.validated
             per_byte = f"  bits per byte {metrics['val/bits_per_byte']:.3f}" if "val/bits_per_byte" in metrics else ""
-            accuracy = f"  accuracy {metrics['val/accuracy']:.1%}"
-            line = f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f}{per_byte}{accuracy}"
+            if "val/bits_per_byte_bound" in metrics:
+                per_byte = f"  bits per byte at most {metrics['val/bits_per_byte_bound']:.3f}"
+            loss = f"validation loss {metrics['val/loss']:.4f}{' (bound)' * ('val/loss_bound' in metrics)}"
+            line = f"step {trainer.global_step}: {loss}{per_byte}  accuracy {metrics['val/accuracy']:.1%}"
             if self.bar is not None:
                 tqdm.write(printable(line), file=sys.stderr)
             else:

@@ -1,5 +1,8 @@
 """Samples of the model during training: completions, filled masks or labels of prompts, as text in the loggers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import lightning as L
 import torch
 from torch.distributed.tensor import DTensor
@@ -7,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.inference.config import GenerationOptions
 from pretrain.interop.load import build, build_without_weights
 from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
@@ -15,33 +19,33 @@ from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.mesh import full_tensor
 from pretrain.training.callbacks import StepCallback
 from pretrain.training.callbacks.checkpoints import Checkpoints, interruptible
+from pretrain.training.callbacks.sample_prompts import SamplePrompt
 from pretrain.training.config import SampleConfig
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.run_log import log_text
 from pretrain.training.throughput import Throughput
 
-CAUSAL_PROMPTS = ["The", "If you want to", "Return the"]
-MASKED_PROMPTS = [
-    "The quick [MASK] fox jumps over the lazy dog.",
-    "Return the [MASK] of the list.",
-    "If the file does not exist, an [MASK] is raised.",
-]
+EARLY_FRACTION = 0.1  # of the run, in which completions are short: the model writes gibberish
+EARLY_STEPS = 1000  # the same of a run whose number of steps is unknown
+EARLY_TOKENS = 16  # of a completion
 
 
 class Writer:
     """Samples from a model that is being trained, or from a gathered copy if it is sharded."""
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, prompts: Sequence[SamplePrompt] = ()) -> None:
+        """`prompts` are those of the run's own text, for settings that name none."""
         self.config = config
         self.tokenizer = tokenizer
+        self.prompts = [SamplePrompt(text) for text in config.sample.prompts] or list(prompts)
 
     def sample(self, model: LanguageModule, seed: int) -> str:
         """Return the answers to the prompts, a paragraph each; "" on other ranks than 0. A collective call."""
         model = self.gathered_model(model)
         return "" if rank() > 0 else self.write(model, seed)
 
-    def write(self, model: LanguageModule, seed: int) -> str:
-        """Return the answers of an unsharded model to the prompts, a paragraph each."""
+    def write(self, model: LanguageModule, seed: int, most_tokens: int | None = None) -> str:
+        """Return the answers of an unsharded model to the prompts, a paragraph each of at most so many tokens."""
         was_training = model.training
         try:
             objective = self.config.objective
@@ -50,9 +54,14 @@ class Writer:
                 self.tokenizer,
                 fills_masks=objective.fills_masks,
                 classifier=objective.classifier,
+                denoises=objective.denoises,
+                shift_targets=objective.shift_targets,
             )
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
-                return sample_text(language_model, self.config.sample, seed)
+                sample = self.config.sample
+                if most_tokens is not None:
+                    sample = replace(sample, max_new_tokens=min(most_tokens, sample.max_new_tokens))
+                return sample_text(language_model, sample, seed, self.prompts)
         finally:
             model.train(was_training)
 
@@ -89,49 +98,62 @@ class Samples(StepCallback):
             with self.throughput.paused("samples"):
                 gathered = self.writer.gathered_model(model)
                 if rank() == 0:
-                    text = interruptible(module, lambda: self.writer.write(gathered, seed=step))
+                    most = EARLY_TOKENS if is_early(step, trainer.max_steps) else None
+                    text = interruptible(module, lambda: self.writer.write(gathered, seed=step, most_tokens=most))
                     log_text(trainer.loggers, self.tag, text or "", step)
                 self.checkpoints.agree_and_stop_if_asked(trainer, module)
 
 
-def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int) -> str:
+def is_early(step: int, max_steps: int) -> bool:
+    """Return whether a step belongs to the beginning of a run; `max_steps` is -1 if unknown."""
+    return step < (EARLY_STEPS if max_steps < 0 else EARLY_FRACTION * max_steps)
+
+
+def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int, prompts: Sequence[SamplePrompt]) -> str:
     """Return completions, filled masks or labels of the prompts, a paragraph each."""
-    if language_model.labels:
-        return "\n\n".join(_classified(language_model, prompt) for prompt in config.prompts)
-    default = CAUSAL_PROMPTS if language_model.causal else []
-    default = default + MASKED_PROMPTS if language_model.fills_masks else default
-    return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in config.prompts or default)
+    return "\n\n".join(_answer(language_model, prompt, config, seed) for prompt in prompts)
 
 
-def _answer(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
+def _answer(language_model: LanguageModel, prompt: SamplePrompt, config: SampleConfig, seed: int) -> str:
     """Return the answer to a prompt, or the reason if the model cannot take it: no prompt ends a training run."""
     try:
-        if "[MASK]" in prompt or not language_model.causal:
+        if language_model.labels:
+            return _classified(language_model, prompt)
+        if "[MASK]" in prompt.text or not language_model.completes:
             return _filled(language_model, prompt)
-        return _completed(language_model, prompt, config, seed)
+        return _completed(language_model, prompt.text, config, seed)
     except ConfigError as error:
-        return f"{prompt}\n    (no sample: {error})"
+        return f"{prompt.text}\n    (no sample: {error})"
 
 
 def _completed(language_model: LanguageModel, prompt: str, config: SampleConfig, seed: int) -> str:
     limit = language_model.model.config.context_length - 1 - len(language_model.tokenizer.encode_prompt(prompt))
-    return language_model.generate(
-        prompt,
-        max_new_tokens=max(1, min(config.max_new_tokens, limit)),
-        temperature=config.temperature,
-        top_k=config.top_k or None,
-        repetition_penalty=config.repetition_penalty,
-        seed=seed,
-    )
+    options: GenerationOptions = {
+        "max_new_tokens": max(1, min(config.max_new_tokens, limit)),
+        "temperature": config.temperature,
+        "top_k": config.top_k or None,
+        "seed": seed,
+    }
+    if language_model.causal:
+        options["repetition_penalty"] = config.repetition_penalty
+    return language_model.generate(prompt, **options)
 
 
-def _classified(language_model: LanguageModel, text: str) -> str:
-    probabilities = language_model.classify(text)
+def _classified(language_model: LanguageModel, prompt: SamplePrompt) -> str:
+    probabilities = language_model.classify(prompt.text)
     best = sorted(probabilities, key=lambda label: -probabilities[label])[:5]
-    return f"{text}\n    " + "   ".join(f"{label!r} {probabilities[label]:.1%}" for label in best)
+    answer = "   ".join(f"{label!r} {probabilities[label]:.1%}" for label in best)
+    return f"{prompt.text}\n    {answer}{_truth(prompt)}"
 
 
-def _filled(language_model: LanguageModel, prompt: str) -> str:
-    masks = language_model.predict_mask(prompt)
+def _filled(language_model: LanguageModel, prompt: SamplePrompt) -> str:
+    if language_model.denoises:  # without chance, so that the samples of two steps can be compared
+        answer = language_model.fill(prompt.text, temperature=0, order="confidence")
+        return f"{prompt.text}\n    {answer}{_truth(prompt)}"
+    masks = language_model.predict_mask(prompt.text)
     answers = ["   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in mask) for mask in masks]
-    return "\n    ".join([prompt, *answers])
+    return "\n    ".join([prompt.text, *answers]) + _truth(prompt)
+
+
+def _truth(prompt: SamplePrompt) -> str:
+    return f"   (the document has {prompt.truth!r})" if prompt.truth else ""

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 
 from pretrain.errors import ConfigError
+from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.scorer import check_examples
@@ -21,12 +22,12 @@ from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.throughput import Throughput
 
 
-def open_tasks(config: ScoresConfig, causal: bool) -> list[ExampleSet]:
-    """Return the fixed examples that a run is scored on.
+def open_tasks(config: ScoresConfig, completes: bool) -> list[ExampleSet]:
+    """Return the fixed examples that a run is scored on; `completes`: its model continues texts.
 
     Raises ConfigError for a task that a masked model cannot do, DataError for a file without examples.
     """
-    if config.cloze and not causal:
+    if config.cloze and not completes:
         raise ConfigError(
             f"scores.cloze={config.cloze} completes passages, and this run trains a model to fill masks. "
             "Try scores.minimal_pairs or scores.multiple_choice."
@@ -55,10 +56,10 @@ class Scores(StepCallback):
         self.table = folder / TABLE
         self.writer = writer
         self.throughput = throughput
-        causal = writer.config.objective.causal
-        self.tasks = open_tasks(config, causal)
+        objective = writer.config.objective
+        self.tasks = open_tasks(config, objective.causal or objective.denoises)
         for task in self.tasks:
-            check_examples(task, writer.tokenizer, writer.config.model.context_length, causal)
+            check_examples(task, writer.tokenizer, writer.config.model.context_length, objective.causal)
         self._scored_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,7 +101,8 @@ class Scores(StepCallback):
 
         def score() -> dict[str, float]:
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
-                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens)
+                bound = estimate_of(self.writer.config.objective)
+                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens, bound)
 
         return interruptible(module, score)
 

@@ -1,4 +1,4 @@
-"""The table metrics.csv: one row of step, name and value per metric."""
+"""The table metrics.csv: one row of step, name and value per metric; beside it samples.jsonl."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import TABLE, opened_to_append, read_rows
+from pretrain.reports.history import Sample, append_sample, keep_samples
 from pretrain.training.loggers.run_log import RunLog
 
 
@@ -20,6 +21,7 @@ class LongCSVLogger(Logger, RunLog):
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
         self.path = path
+        keep_samples(path.parent, resumed_at if resumed_at else -1)
         rows = [row for row in read_rows(path) if int(row["step"]) <= resumed_at] if resumed_at else []
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, ["step", "name", "value"])
@@ -42,6 +44,10 @@ class LongCSVLogger(Logger, RunLog):
         """Append one row per metric."""
         with opened_to_append(self.path) as file:
             csv.writer(file).writerows([step, name, repr(float(value))] for name, value in metrics.items())
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """Append a sample to samples.jsonl."""
+        append_sample(self.path.parent, Sample(step, tag, text))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,61 @@
+"""Settings of the commands that make a corpus and check one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.config.named_entries import CORPUS_SOURCES, typed_entries
+from pretrain.config.preset_folders import config_file, presets
+from pretrain.config.setting import Settings, plugins_setting, setting
+from pretrain.data.curation.config import SOURCE_KINDS, CurationConfig, RulesConfig, checked_sources
+from pretrain.errors import ConfigError, nearest
+from pretrain.training.config import PathsConfig
+
+
+@dataclass
+class CurateConfig(CurationConfig):
+    """Raw text to a corpus with a manifest: what was read, what was removed and why, and under which licenses."""
+
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sources = checked_sources(typed_entries(CORPUS_SOURCES, self.sources, SOURCE_KINDS))
+        self._rules = {
+            name: self.rules if source.rules is None else _preset_of_rules(f"sources.{name}.rules", source.rules)
+            for name, source in self.sources.items()
+        }
+
+    def rules_of(self, source: str) -> RulesConfig:
+        """Return the rules for one source: those of the preset that it names, else those of all."""
+        return self._rules[source]
+
+
+def _preset_of_rules(key: str, name: str) -> RulesConfig:
+    """Return the rules that a preset of configs/rules holds, ours or one of the user's own."""
+    known = presets("rules")
+    if name not in known:
+        raise ConfigError(f"{key}={name} is not a preset of rules. {nearest(name, known)}")
+    path = config_file(f"rules/{name}")
+    try:
+        written: Any = OmegaConf.load(path)
+        if "defaults" in written:
+            raise ConfigError(f"{path} has a defaults list, which a preset for one source cannot have. Leave it out.")
+        rules: RulesConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RulesConfig), written))  # type: ignore[assignment]
+    except (OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    return rules
+
+
+@dataclass
+class VerifyConfig(Settings):
+    """Check every hash and count of a curated corpus again."""
+
+    path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)

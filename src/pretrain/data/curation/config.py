@@ -1,0 +1,255 @@
+"""Settings of curation: raw text to a corpus with provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+from pretrain.config.setting import Settings, setting
+from pretrain.data.config import Format
+from pretrain.data.curation.licenses import LicenseSet, check_stated
+from pretrain.errors import ConfigError
+
+
+class Keep(Enum):
+    """Which of several duplicates stays."""
+
+    longest = "longest"
+    newest = "newest"  # by the date column of its source
+    first = "first"  # in the order of sources, files and records
+
+
+class Unknown(Enum):
+    """What becomes of documents whose license nobody knows."""
+
+    keep = "keep"
+    drop = "drop"
+
+
+@dataclass
+class CorpusSource(Settings):
+    """Settings that all sources of a curation share."""
+
+    prefix: ClassVar[str] = "sources.<name>."
+    kind: str = "?"
+    path: str = setting("???", "A file, a folder (read recursively, in sorted order) or a glob pattern.")
+    license: str = setting("???", "License of the texts: an SPDX name such as CC-BY-4.0, column, or unknown.")
+    license_column: str = setting("license", "Column of each text's license, for license=column.")
+    text_column: str = setting("text", "Column of the text, in files that are not plain text.")
+    url_column: str | None = setting(None, "Column of the address that a text is from; null: none.")
+    date_column: str | None = setting(None, "Column of a text's date, such as 2024-05-31; null: none.")
+    language: str | None = setting(
+        None,
+        "Language of the texts as two letters (ISO 639-1), which selects stop words and thresholds; null: English.",
+    )
+    priority: int = setting(0, "Of duplicates, that of the source with the larger priority stays.")
+    rules: str | None = setting(None, "Preset of the rules for this source, such as none; null: the rules of all.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.license != "???":
+            check_stated("sources.<name>.license", self.license)
+
+    def columns(self) -> dict[str, str]:
+        """Return the columns that are read, by the settings that name them; the text's comes first."""
+        named = {"text_column": self.text_column, "url_column": self.url_column, "date_column": self.date_column}
+        if self.license == "column":
+            named["license_column"] = self.license_column
+        return {f"sources.<name>.{key}": column for key, column in named.items() if column is not None}
+
+
+@dataclass
+class FilesSource(CorpusSource):
+    """Files on this machine: text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .zst or .bz2."""
+
+    kind: str = "text_files"
+    separator: str | None = setting(
+        None, r"Text between the documents of a plain text file; \n is any line end. null: a file is one document."
+    )
+    format: Format = setting(Format.auto, "Format of the files; auto: by each file's name and its beginning.")
+
+
+@dataclass
+class JSONLinesSource(FilesSource):
+    """Files of one JSON object a line."""
+
+    kind: str = "jsonl"
+    format: Format = setting(Format.jsonl, "Format of the files.")
+
+
+@dataclass
+class CSVSource(FilesSource):
+    """Tables with a heading, fields between commas or other signs."""
+
+    kind: str = "csv"
+    format: Format = setting(Format.csv, "Format of the files.")
+
+
+@dataclass
+class TSVSource(FilesSource):
+    """Tables with a heading, fields between tabs."""
+
+    kind: str = "tsv"
+    format: Format = setting(Format.tsv, "Format of the files.")
+
+
+@dataclass
+class ParquetSource(FilesSource):
+    """Parquet files."""
+
+    kind: str = "parquet"
+    format: Format = setting(Format.parquet, "Format of the files.")
+
+
+@dataclass
+class HuggingFaceSource(CorpusSource):
+    """A data set of the Hugging Face `datasets` library: a folder on this machine or a name on the hub."""
+
+    kind: str = "hugging_face"
+    subset: str | None = setting(None, "A configuration of the hub's data set, such as sample-10BT.")
+    split: str = setting("train", "The split to read.")
+    revision: str | None = setting(None, "A commit or tag of the hub's repository.")
+
+
+SOURCE_KINDS: dict[str, type[CorpusSource]] = {
+    "text_files": FilesSource, "jsonl": JSONLinesSource, "csv": CSVSource, "tsv": TSVSource, "parquet": ParquetSource,
+    "hugging_face": HuggingFaceSource,
+}  # fmt: skip
+
+
+def _share(about: str) -> Any:
+    return setting(None, f"{about}; null: any.", bounds="[0.0, 1.0]", example=0.2)
+
+
+@dataclass
+class GopherRules(Settings):
+    """Rules of Gopher (Rae et al. 2021, https://arxiv.org/abs/2112.11446, section A.1.1 and table A1)."""
+
+    prefix: ClassVar[str] = "rules.gopher."
+    min_words: int | None = setting(None, "Fewest words, signs left out.", bounds="[0, inf)", unit="words", example=50)
+    max_words: int | None = setting(None, "Most words.", bounds="[1, inf)", unit="words", example=100_000)
+    min_word_length: float | None = setting(None, "Least mean length of a word.", bounds="[0.0, inf)", example=3)
+    max_word_length: float | None = setting(None, "Greatest mean length of a word.", bounds="(0.0, inf)", example=10)
+    max_hashes: float | None = setting(None, "Most # signs for each word.", bounds="[0.0, inf)", example=0.1)
+    max_ellipses: float | None = setting(None, "Most ellipses for each word.", bounds="[0.0, inf)", example=0.1)
+    max_bullet_lines: float | None = _share("Most lines that begin with a bullet")
+    max_ellipsis_lines: float | None = _share("Most lines that end with an ellipsis")
+    min_alphabetic_words: float | None = _share("Fewest words with a letter")
+    min_stop_words: int | None = setting(None, "Fewest different stop words.", bounds="[0, inf)", example=2)
+    max_duplicate_lines: float | None = _share("Most repeated lines")
+    max_duplicate_paragraphs: float | None = _share("Most repeated paragraphs")
+    max_duplicate_line_characters: float | None = _share("Most characters in repeated lines")
+    max_duplicate_paragraph_characters: float | None = _share("Most characters in repeated paragraphs")
+    max_top_2_gram: float | None = _share("Most characters in the commonest run of 2 words")
+    max_top_3_gram: float | None = _share("Most characters in the commonest run of 3 words")
+    max_top_4_gram: float | None = _share("Most characters in the commonest run of 4 words")
+    max_repeated_5_grams: float | None = _share("Most characters in repeated runs of 5 words")
+    max_repeated_6_grams: float | None = _share("Most characters in repeated runs of 6 words")
+    max_repeated_7_grams: float | None = _share("Most characters in repeated runs of 7 words")
+    max_repeated_8_grams: float | None = _share("Most characters in repeated runs of 8 words")
+    max_repeated_9_grams: float | None = _share("Most characters in repeated runs of 9 words")
+    max_repeated_10_grams: float | None = _share("Most characters in repeated runs of 10 words")
+
+
+@dataclass
+class C4Rules(Settings):
+    """Rules of C4 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2); they also cut lines."""
+
+    prefix: ClassVar[str] = "rules.c4."
+    lines: bool = setting(False, "Write only lines that C4 keeps; without, its other rules count but change no text.")
+    terminal_punctuation: bool = setting(True, "C4 keeps only lines that end with one of . ! ? and quotes.")
+    min_words_per_line: int = setting(3, "Fewest words of a line that C4 keeps.", bounds="[0, inf)", unit="words")
+    max_word_length: int = setting(1000, "C4 keeps no line with a longer word.", bounds="[1, inf)", unit="characters")
+    min_sentences: int | None = setting(
+        None, "Fewest sentences of the lines kept; null: any.", bounds="[0, inf)", unit="sentences", example=5
+    )
+    lorem_ipsum: bool = setting(False, "Remove texts with placeholder text.")
+    curly_bracket: bool = setting(False, "Remove texts with a curly bracket, as code has.")
+
+
+@dataclass
+class FineWebRules(Settings):
+    """Rules of FineWeb (Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6)."""
+
+    prefix: ClassVar[str] = "rules.fineweb."
+    min_line_ends: float | None = _share("Fewest lines that end a sentence")
+    max_short_lines: float | None = _share("Most lines of 30 characters or fewer")
+    max_repeated_line_characters: float | None = _share("Most characters in repeated lines")
+    max_newlines: float | None = setting(None, "Most line ends for each word.", bounds="[0.0, inf)", example=0.3)
+
+
+@dataclass
+class RulesConfig(Settings):
+    """Rules that remove documents; null: not applied."""
+
+    prefix: ClassVar[str] = "rules."
+    min_characters: int | None = setting(
+        None, "Fewest characters of a document; null: any.", bounds="[0, inf)", unit="characters", example=150
+    )
+    gopher: GopherRules = field(default_factory=GopherRules)
+    c4: C4Rules = field(default_factory=C4Rules)
+    fineweb: FineWebRules = field(default_factory=FineWebRules)
+    by_language: bool = setting(
+        False, "Take thresholds of each source's language from FineWeb-2 where the rule is applied."
+    )
+
+
+@dataclass
+class LicensesConfig(Settings):
+    """Licenses that documents may have."""
+
+    prefix: ClassVar[str] = "licenses."
+    allow: LicenseSet = setting(LicenseSet.any, "Licenses that are kept; each set holds those before it.")
+    deny: list[str] = setting(default_factory=list, about="SPDX names that are removed although the set allows them.")
+    unknown: Unknown = setting(Unknown.keep, "Keep or drop documents whose license is not known.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.deny:
+            check_stated("licenses.deny", name)
+
+
+@dataclass
+class DuplicatesConfig(Settings):
+    """Which duplicates are removed."""
+
+    prefix: ClassVar[str] = "duplicates."
+    exact: bool = setting(True, "Remove all but one of equal texts.")
+    keep: Keep = setting(Keep.longest, "Which of several duplicates stays, within the largest priority.")
+
+
+@dataclass
+class CurationConfig(Settings):
+    """Raw text to a corpus with a manifest."""
+
+    output: str = setting("???", "The folder to write; its work/ folder holds what an interrupted run goes on with.")
+    sources: dict[str, Any] = setting(
+        default_factory=dict, about="Sources by name: kind, path, license, and the kind's own settings."
+    )
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    licenses: LicensesConfig = field(default_factory=LicensesConfig)
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    samples_per_rule: int = setting(
+        20, "Removed documents of each rule that are kept to look at.", bounds="[0, 1000]", unit="documents"
+    )
+    unit_bytes: int = setting(
+        64_000_000, "Input that one task reads, about; 1 GB for more than 10 TB.", bounds="[1000, inf)", unit="bytes"
+    )
+    workers: int | None = setting(
+        None, "Processes that work side by side; null: one for each core.", bounds="[1, 1024]", example=2
+    )
+
+    def rules_of(self, source: str) -> RulesConfig:
+        """Return the rules for one source; a command's settings know the presets that sources name."""
+        return self.rules
+
+
+def checked_sources(sources: dict[str, Any]) -> dict[str, CorpusSource]:
+    """Return the sources; raises ConfigError if there are none."""
+    if not sources:
+        raise ConfigError(
+            "sources names no source, and a corpus needs one. "
+            "Try 'sources.web={kind: jsonl, path: pages.jsonl, license: unknown}'."
+        )
+    return sources

@@ -1,0 +1,338 @@
+"""Curation from start to end: units, stages, and the corpus with its manifest last.
+
+Given again, the command goes on where it was: what is done is found by its key. Equal inputs and settings give equal
+bytes, whatever the number of processes, the order of tasks, and how often it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
+from pretrain.data.curation.engine import Stage, Workers, counts_of, done_record, file_of, storage_errors
+from pretrain.data.curation.languages import for_language
+from pretrain.data.curation.manifest import (
+    DOMAINS,
+    MANIFEST,
+    add_all,
+    by_source,
+    check_identity,
+    made_with,
+    manifest_bytes,
+)
+from pretrain.data.curation.rules import measuring, rule_record, rules_of
+from pretrain.data.curation.stages import (
+    DECIDE_VERSION,
+    EXACT,
+    EXACT_VERSION,
+    MEASURE_VERSION,
+    READ_VERSION,
+    RowGroups,
+    decide_documents,
+    find_exact,
+    measure_documents,
+    read_documents,
+    row_groups,
+)
+from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
+from pretrain.data.curation.units import files_stage, read_inventory, write_units
+from pretrain.data.curation.words import WORDS_VERSION
+from pretrain.data.curation.writing import EXACT_RULE, SAMPLES, WRITE_VERSION, write_unit
+from pretrain.data.progress import Progress
+from pretrain.errors import CheckpointError, DataError, printable
+from pretrain.files.atomic_files import sync_to_disk, write_atomically
+from pretrain.files.locks import try_lock
+from pretrain.files.untrusted_files import open_own, read_json
+
+PARTITION_BYTES = 128_000_000  # of one task of the stage `exact`
+Report = Callable[[str], object]
+_Records = list[dict[str, Any]]
+
+
+def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
+    """Write the corpus that the settings describe into `config.output`; return its manifest.
+
+    Raises DataError for input that cannot be read, has changed since an earlier start, or of which nothing is left;
+    CheckpointError if the output cannot be written or another process writes it.
+    """
+    output = Path(config.output).expanduser()
+    with storage_errors(output):
+        (output / "work").mkdir(parents=True, exist_ok=True)
+    with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+        return _Curation(config, output, workers, report).run()
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    try:
+        descriptor = open_own(output / "work" / "lock", os.O_RDWR)
+    except ValueError as error:
+        raise CheckpointError(f"{output / 'work' / 'lock'} cannot be opened: {error}. Delete it.") from error
+    try:
+        if not try_lock(descriptor):
+            raise CheckpointError(
+                f"output={printable(str(output))} is being written by another process. Wait for it, or choose "
+                "another folder."
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Curation:
+    """One curation under way."""
+
+    def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
+        self.config, self.output, self.work, self.workers = config, output, output / "work", workers
+        self.sources: dict[str, CorpusSource] = config.sources
+        self.rules: dict[str, RulesConfig] = {}
+        self.measured: dict[str, Measuring] = {}
+        for name, source in self.sources.items():
+            self.rules[name], stop_words = for_language(config.rules_of(name), name, source.language)
+            self.measured[name] = measuring(self.rules[name], stop_words)
+        self.timings: dict[str, float] = {}
+        self.progress = Progress(report)
+
+    def run(self) -> dict[str, Any]:
+        """Run every stage, and write the manifest."""
+        files = files_stage(self.sources, self.config.unit_bytes)
+        entries = read_inventory(self.run_stage(files), files.tasks)
+        self._check_unchanged(entries)
+        with storage_errors(self.work):
+            units, count = write_units(self.work, entries, self.config.unit_bytes)
+        read = self._read_stage(units, files.folder, count)
+        self._check_room(sum(entry["bytes"] for entry in entries))
+        counts = counts_of(self.run_stage(read))
+        measure = self._measure_stage(units, read.folder, count)
+        self.run_stage(measure)
+        known = {"units": units, "read": read.folder, "measure": measure.folder}
+        decide = self._decide_stage(known, count, sum(each["usable"] for each in counts))
+        decided = counts_of(self.run_stage(decide))
+        known["decide"] = decide.folder
+        if self.config.duplicates.exact:
+            exact = Stage(
+                "exact", find_exact, decide.settings["partitions"], EXACT_VERSION, {}, {"decide": decide.folder}
+            )
+            self.run_stage(exact)
+            known["exact"] = exact.folder
+        write = self._write_stage(known, count)
+        folder = self.run_stage(write)
+        contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
+        return self._finish(folder, contents, count)
+
+    def run_stage(self, stage: Stage) -> Path:
+        """Run a stage and report how far it is; return its folder."""
+        started = time.monotonic()
+
+        def report(done: int, tasks: int) -> None:
+            self.progress.report_waiting(f"{stage.name}: {done:,} of {tasks:,} tasks")
+
+        folder = self.workers.run_stage(self.work, stage, report)
+        self.timings[stage.name] = round(time.monotonic() - started, 3)
+        return folder
+
+    def _read_stage(self, units: str, files: str, count: int) -> Stage:
+        readings = {}
+        for name, source in self.sources.items():
+            separator = source.separator if isinstance(source, FilesSource) else None
+            hub = {}
+            if isinstance(source, HuggingFaceSource):
+                hub = {key: getattr(source, key) for key in ("path", "subset", "split", "revision", "text_column")}
+            readings[name] = {
+                "kind": source.kind, "license": source.license, "columns": source.columns(), "separator": separator,
+                "hugging_face": hub,
+            }  # fmt: skip
+        settings = {"sources": readings, "made": made_with()}
+        return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
+
+    def _measure_stage(self, units: str, read: str, count: int) -> Stage:
+        how = {}
+        for name, measured in self.measured.items():
+            c4 = None if measured.c4 is None else asdict(measured.c4)
+            how[name] = {"groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4}
+        settings = {"sources": how, "versions": [STATISTICS_VERSION, WORDS_VERSION]}
+        return Stage("measure", measure_documents, count, MEASURE_VERSION, settings, {"units": units, "read": read})
+
+    def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
+        licenses, keep = self.config.licenses, self.config.duplicates.keep
+        settings = {
+            "sources": {
+                name: {"rules": [asdict(rule) for rule in rules_of(self.rules[name])], "priority": source.priority}
+                for name, source in self.sources.items()
+            },
+            "licenses": _plain(asdict(licenses)), "keep": keep.value,
+            "partitions": 1 + documents * EXACT.itemsize // PARTITION_BYTES,
+        }  # fmt: skip
+        return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
+
+    def _write_stage(self, known: dict[str, str], count: int) -> Stage:
+        how = {}
+        for name, source in self.sources.items():
+            measured = self.measured[name]
+            how[name] = {
+                "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
+                "measured": list(measured.names()),
+                "values": {rule.name: rule.value for rule in rules_of(self.rules[name])},
+            }  # fmt: skip
+        exact = self.config.duplicates.exact
+        settings = {"sources": how, "samples": self.config.samples_per_rule, "exact": exact}
+        return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
+
+    def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
+        """Raise DataError if a file has changed since the first start in this output folder."""
+        path = self.work / "inputs.json"
+        now = {f"{entry['source']}/{entry['file']}": entry["xxh3_128"] for entry in entries}
+        before = read_json(path, 1 << 30) if path.exists() else {}
+        for name in sorted(before.keys() & now.keys()):
+            if before[name] != now[name]:
+                raise DataError(
+                    f"{printable(name)} has changed since this curation began in {printable(str(self.output))}. "
+                    f"Restore the file, or begin anew: delete {printable(str(self.work))}, or choose another output."
+                )
+        with storage_errors(self.work):
+            write_atomically(path, json.dumps(before | now, sort_keys=True).encode())
+
+    def _check_room(self, input_bytes: int) -> None:
+        """Raise CheckpointError if the disk has not even room for the texts once."""
+        free = shutil.disk_usage(self.work).free
+        if free < input_bytes // 2:
+            raise CheckpointError(
+                f"{self.work} needs about {input_bytes:,} bytes, and {free:,} are free. Free some space, or choose an "
+                "output on another disk."
+            )
+
+    def _contents(
+        self,
+        entries: list[dict[str, Any]],
+        read: dict[str, Any],
+        decided: dict[str, Any],
+        written: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Return the manifest without its shards and fingerprint, after a check that its counts add up."""
+        kept = by_source(written)
+        sources = {}
+        for name, source in sorted(self.sources.items()):
+            removed = decided[name].get("rules", {})
+            first = sum(rule["first"] for rule in removed.values())
+            documents = {
+                "read": read[name]["read"], "unusable": read[name]["unusable"], "removed": removed,
+                EXACT_RULE: read[name]["usable"] - first - kept[name].get("documents", 0),
+                "kept": kept[name].get("documents", 0),
+            }  # fmt: skip
+            sources[name] = {
+                "license": source.license, "language": source.language, "priority": source.priority,
+                "files": [
+                    {"path": entry["file"], "bytes": entry["bytes"], "xxh3_128": entry["xxh3_128"]}
+                    for entry in entries if entry["source"] == name
+                ],
+                "documents": documents, "characters": kept[name].get("characters", 0),
+            }  # fmt: skip
+        check_identity(sources)
+        total = add_all({key: value for key, value in each.items() if key != "source"} for each in written)
+        if not total.get("documents"):
+            raise self._nothing_left(sources)
+        domains = sorted(total["domains"].items(), key=lambda item: (-item[1], item[0]))
+        return {
+            "made": made_with(), "settings": self._settings(), "documents": total["documents"],
+            "characters": total["characters"], "sources": sources, "licenses": total["licenses"],
+            "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
+            "duplicates": {"exact": sum(source["documents"][EXACT_RULE] for source in sources.values())},
+        }  # fmt: skip
+
+    def _nothing_left(self, sources: dict[str, Any]) -> DataError:
+        counts = add_all(source["documents"] for source in sources.values())
+        removed = counts["removed"] | {"unusable": {"first": sum(counts["unusable"].values())}}
+        rule, most = max(removed.items(), key=lambda item: item[1]["first"])
+        return DataError(
+            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other "
+            "rules, such as rules=none, or licenses=any."
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings without the folders of this machine."""
+        config = self.config
+        return {
+            "rules": {name: rule_record(rules_of(rules)) for name, rules in sorted(self.rules.items())},
+            "licenses": _plain(asdict(config.licenses)), "duplicates": _plain(asdict(config.duplicates)),
+        }  # fmt: skip
+
+    def _finish(self, folder: Path, contents: dict[str, Any], count: int) -> dict[str, Any]:
+        """Put the files into the output folder, the manifest last."""
+        with storage_errors(self.output):
+            (self.output / MANIFEST).unlink(missing_ok=True)
+            shards, digest = [], xxhash.xxh3_128()
+            for name in ("data", "decisions"):
+                shutil.rmtree(self.output / name, ignore_errors=True)
+                (self.output / name).mkdir()
+            for index in range(count):
+                record = done_record(folder, index)
+                assert record is not None
+                _link(file_of(folder, index, "decisions.parquet"), self.output / "decisions" / f"{index:05d}.parquet")
+                digest.update(file_of(folder, index, "digests").read_bytes())
+                if documents := record["counts"].get("documents", 0):
+                    name = f"data/{index:05d}.parquet"
+                    _link(file_of(folder, index, "shard.parquet"), self.output / name)
+                    sizes = {"documents": documents, "characters": record["counts"]["characters"]}
+                    shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
+            self._write_samples(folder, count)
+            self._write_attribution(folder, count)
+            timings = json.dumps(self.timings, indent=1).encode()
+            write_atomically(self.output / "timings.json", timings)
+            for name in ("data", "decisions"):
+                sync_to_disk(self.output / name)
+            data = manifest_bytes({"fingerprint": digest.hexdigest(), **contents, "shards": shards})
+            write_atomically(self.output / MANIFEST, data)
+        manifest: dict[str, Any] = json.loads(data)
+        return manifest
+
+    def _write_samples(self, folder: Path, count: int) -> None:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for index in range(count):
+            for table in row_groups(file_of(folder, index, "samples.parquet")):
+                for row in table.to_pylist():
+                    rows.setdefault(row["rule"], []).append(row)
+            for rule, found in rows.items():
+                found.sort(key=lambda row: row["rank"])
+                del rows[rule][self.config.samples_per_rule :]
+        chosen = [row for rule in sorted(rows) for row in rows[rule]]
+        draft = self.output / ".samples.tmp"
+        with RowGroups(draft, SAMPLES) as output:
+            output.write({name: [row[name] for row in chosen] for name in SAMPLES.names})
+        draft.replace(self.output / "samples.parquet")
+
+    def _write_attribution(self, folder: Path, count: int) -> None:
+        """Write who must be named: frames of zstd one behind the other are one file."""
+        draft = self.output / ".attribution.tmp"
+        with draft.open("wb") as output:
+            for index in range(count):
+                with file_of(folder, index, "attribution.jsonl.zst").open("rb") as frame:
+                    shutil.copyfileobj(frame, output)
+            size = output.tell()
+        target = self.output / "ATTRIBUTION.jsonl.zst"
+        target.unlink(missing_ok=True)
+        if size:
+            draft.replace(target)
+        draft.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file of work/ a second name, or copy it where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.value if isinstance(value, Enum) else value for name, value in settings.items()}

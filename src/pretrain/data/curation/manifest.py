@@ -1,0 +1,243 @@
+"""manifest.json of a corpus: what was read, what was removed and why, what is left, and how to check it.
+
+It is written last, so its presence means that the corpus is complete, and holds a hash of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pretrain import __version__
+from pretrain.data.curation.writing import EXACT_RULE
+from pretrain.errors import DataError, printable
+from pretrain.files.records import check_seal, sealed
+from pretrain.files.untrusted_files import read_json
+
+FORMAT, VERSION = "pretrain corpus", 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 28
+MAX_SUMMARY_BYTES = 60_000
+DOMAINS = 100  # of the manifest
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of all that may change a value or a byte of a corpus."""
+    import numpy as np
+    import xxhash
+
+    return {
+        "pretrain": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version,
+        "numpy": np.__version__, "pyarrow": pa.__version__, "xxhash": xxhash.VERSION,
+    }  # fmt: skip
+
+
+def add_all(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sums of numbers of equal names, also of mappings within mappings; names sorted."""
+    total: dict[str, Any] = {}
+    for each in counts:
+        for name, value in each.items():
+            if isinstance(value, Mapping):
+                total[name] = add_all([total.get(name, {}), value])
+            elif isinstance(value, int):
+                total[name] = total.get(name, 0) + value
+    return dict(sorted(total.items()))
+
+
+def by_source(counts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the sums of tasks' counts for each source."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for each in counts:
+        found.setdefault(each["source"], []).append({name: value for name, value in each.items() if name != "source"})
+    return {name: add_all(each) for name, each in sorted(found.items())}
+
+
+def check_identity(sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DataError unless each source's documents read are those unusable, removed and kept."""
+    for name, source in sources.items():
+        documents = source["documents"]
+        removed = sum(rule["first"] for rule in documents["removed"].values())
+        rest = documents["unusable"].values()
+        if documents["read"] != sum(rest) + removed + documents[EXACT_RULE] + documents["kept"]:
+            raise DataError(
+                f"the counts of source {name} do not add up: {documents['read']:,} documents read, {sum(rest):,} "
+                f"unusable, {removed:,} removed by rules, {documents[EXACT_RULE]:,} exact duplicates, "
+                f"{documents['kept']:,} kept. "
+                "Delete work/ in the output folder and start again."
+            )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a corpus; DataError if there is none, or it was edited or damaged."""
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path, MAX_MANIFEST_BYTES)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise ValueError(f"it has no format={FORMAT!r}")
+        if manifest.get("version") != VERSION:
+            raise ValueError(f"it has version={manifest.get('version')!r}, and this release reads version {VERSION}")
+        check_seal(manifest, str(path))
+        _check_names(manifest)
+    except FileNotFoundError:
+        raise DataError(
+            f"{printable(str(folder))} is no finished corpus: it has no {MANIFEST}. Name the output of a curation that "
+            "has ended, or give its command again: it goes on."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = printable(" ".join(str(error).split()), one_line=True)[:300]
+        raise DataError(f"{printable(str(path))} is not the manifest of a corpus: {reason}.") from None
+    return manifest
+
+
+def _check_names(manifest: dict[str, Any]) -> None:
+    for shard in manifest["shards"]:
+        name = shard["file"]
+        if not (isinstance(name, str) and name.startswith("data/") and name[5:].replace(".parquet", "").isdigit()):
+            raise ValueError(f"it lists the shard {str(name)[:80]!r}, which is no name in data/")
+        if not all(type(shard[key]) is int for key in ("documents", "characters", "bytes")):
+            raise ValueError(f"it has no counts of {name}")
+
+
+def manifest_bytes(contents: dict[str, Any]) -> bytes:
+    """Return the file of a manifest."""
+    return json.dumps(sealed({"format": FORMAT, "version": VERSION, **contents}), indent=1).encode()
+
+
+def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what goes with the tokens, the checkpoints and the model: below 64 kB whatever the corpus is."""
+    sources = {
+        name: {
+            "license": source["license"],
+            "documents": source["documents"] | {"removed": _first(source["documents"]["removed"])},
+            "characters": source["characters"],
+        }
+        for name, source in manifest["sources"].items()
+    }
+    short = {
+        "fingerprint": manifest["fingerprint"], "documents": manifest["documents"],
+        "characters": manifest["characters"], "sources": sources, "licenses": manifest["licenses"],
+        "languages": manifest["languages"], "duplicates": manifest["duplicates"],
+        "rules": manifest["settings"]["rules"], "made": manifest["made"],
+    }  # fmt: skip
+    if len(json.dumps(short)) > MAX_SUMMARY_BYTES:  # a thousand sources: their sum says what each would
+        total = add_all({key: source[key] for key in ("documents", "characters")} for source in sources.values())
+        short["sources"] = {"all": {"license": "see the manifest of the corpus", **total}}
+        short["rules"] = {}
+    if len(json.dumps(short)) > MAX_SUMMARY_BYTES:
+        most = Counter({name: each["documents"] for name, each in manifest["licenses"].items()}).most_common(100)
+        short["licenses"] = {name: manifest["licenses"][name] for name, _ in most}
+    return short
+
+
+def _first(removed: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {rule: count["first"] for rule, count in removed.items() if count["first"]}
+
+
+@dataclass
+class Verified:
+    """What `verify` counted."""
+
+    shards: int = 0
+    documents: int = 0
+    characters: int = 0
+
+
+def verify(folder: Path) -> Verified:
+    """Check every hash and count of a corpus again; DataError names the first file that is not as it was written."""
+    manifest = read_manifest(folder)
+    found, seen = Verified(), set[str]()
+    kept: Counter[str] = Counter()
+    licenses: dict[str, Counter[str]] = {}
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        check_shard(path, shard)
+        documents = characters = 0
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, ["id", "text", "source", "license"])
+                ids, texts, names = (table[name].to_pylist() for name in ("id", "text", "license"))
+                _check_unique(path, ids, seen)
+                kept.update(table["source"].to_pylist())
+                for license_name, text in zip(names, texts, strict=True):
+                    licenses.setdefault(license_name, Counter()).update(documents=1, characters=len(text))
+                    characters += len(text)
+                documents += len(ids)
+        if (documents, characters) != (shard["documents"], shard["characters"]):
+            raise _differs(path, f"{documents:,} documents of {characters:,} characters", shard["documents"])
+        found.shards, found.documents = found.shards + 1, found.documents + documents
+        found.characters += characters
+    _check_totals(folder / MANIFEST, manifest, kept, {name: dict(each) for name, each in licenses.items()})
+    return found
+
+
+def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
+    for identity in ids:
+        if identity in seen:
+            raise DataError(f"{printable(str(path))} has the document {identity}, which stands in the corpus before.")
+        seen.add(identity)
+
+
+def _check_totals(
+    path: Path, manifest: Mapping[str, Any], kept: Mapping[str, int], licenses: Mapping[str, Any]
+) -> None:
+    expected = {name: source["documents"]["kept"] for name, source in manifest["sources"].items()}
+    for name, count in expected.items():
+        if kept.get(name, 0) != count:
+            raise _differs(path, f"{kept.get(name, 0):,} documents of source {name}", count)
+    if licenses != manifest["licenses"]:
+        raise _differs(path, f"licenses {licenses}", manifest["licenses"])
+    check_identity(manifest["sources"])
+
+
+def _differs(path: Path, found: str, expected: object) -> DataError:
+    return DataError(f"{printable(str(path))}: the shards hold {found}, and the manifest says {expected}.")
+
+
+def check_shard(path: Path, shard: Mapping[str, Any]) -> None:
+    """Raise DataError unless a shard's file is the one that was written."""
+    try:
+        size = path.stat().st_size
+        if size == shard["bytes"]:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{printable(str(path))} cannot be read: {error.strerror}. The manifest lists it.") from error
+    if size != shard["bytes"] or digest != shard["sha256"]:
+        raise DataError(
+            f"{printable(str(path))} is not the file that the manifest lists: its size or its sha256 is another. "
+            "Give the command that made the corpus again, or fetch the file again."
+        )
+
+
+def made_with() -> dict[str, Any]:
+    """Return the program and libraries that made a corpus."""
+    return libraries() | {"byteorder": sys.byteorder}
+
+
+def overview(manifest: Mapping[str, Any]) -> list[str]:
+    """Return lines that say how many documents were read, removed by each rule, and kept, for each source."""
+    lines = []
+    for name, source in manifest["sources"].items():
+        documents = source["documents"]
+        lines.append(f"source      {name}: {documents['read']:,} documents read, license {source['license']}")
+        unusable = {f"unusable ({reason})": count for reason, count in documents["unusable"].items()}
+        copies = {"exact duplicates": documents[EXACT_RULE]} if documents[EXACT_RULE] else {}
+        for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
+            lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}")
+        share = documents["kept"] / documents["read"] if documents["read"] else 0.0
+        lines.append(f"  kept      {documents['kept']:>9,}  {share:6.1%}  {source['characters']:,} characters")
+    most = sorted(manifest["licenses"].items(), key=lambda item: (-item[1]["characters"], item[0]))[:10]
+    for name, counts in most:
+        lines.append(f"license     {name}: {counts['documents']:,} documents, {counts['characters']:,} characters")
+    return lines

@@ -1,0 +1,259 @@
+"""The stages of a curation; each function is one task of one.
+
+read      a unit       input -> documents.parquet: the usable documents
+measure   a unit       texts -> values.parquet: what the rules compare, and the key of the text as it would be written
+decide    a unit       values -> decisions.parquet: which rules remove; exact.rows: the keys of the others
+exact     a partition  keys -> duplicates.rows: which of equal texts stays
+write     a unit       all of it -> shard.parquet and what the manifest and the report need
+
+Files of one unit have the same documents in the same row groups. The number of a document is its unit's number times
+2^32 and its place there; so no stage depends on the order in which tasks run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pretrain.data.curation.config import Keep, LicensesConfig, Unknown
+from pretrain.data.curation.engine import Counts, Task
+from pretrain.data.curation.licenses import LicenseSet
+from pretrain.data.curation.near_duplicates.shuffle_files import (
+    Rows,
+    partitions_of_keys,
+    read_partition,
+    write_rows,
+)
+from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
+from pretrain.data.curation.rules import KEPT, Decisions, Rule, decide, may_be_used
+from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
+from pretrain.data.curation.units import read_unit, source_errors
+
+READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 1, 1, 1, 1
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 4_000_000, 4096  # of a row group
+DOCUMENTS = pa.schema(
+    [("id", pa.binary(16)), ("text", pa.large_string()), ("origin", pa.string()), ("url", pa.string()),
+     ("date", pa.string()), ("license", pa.string()), ("evidence", pa.string()), ("characters", pa.int64())]
+)  # fmt: skip
+DECISIONS = pa.schema([("first", pa.int16()), ("mask", pa.uint64())])
+
+EXACT = np.dtype(
+    [
+        ("key", "<u8", (2,)),  # of the text as it would be written
+        ("id", "<u8", (2,)),  # of the text as it was read
+        ("priority", "<i8"),
+        ("preference", "<i8"),  # length, date, or the negative number for `keep=first`
+        ("evidence", "u1"),  # place in EVIDENCE
+        ("has_url", "u1"),
+        ("document", "<u8"),
+    ]
+)
+DUPLICATE = np.dtype([("document", "<u8"), ("kept", "<u8"), ("kept_id", "<u8", (2,)), ("copies", "<i8")])
+
+
+class RowGroups:
+    """A parquet file written one row group at a time; equal rows give equal bytes."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3)
+
+    def __enter__(self) -> RowGroups:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def write(self, columns: dict[str, Any]) -> None:
+        """Write one row group."""
+        table = pa.table([pa.array(columns[name], kind) for name, kind in _types(self.schema)], schema=self.schema)
+        self._writer.write_table(table, row_group_size=max(1, len(table)))
+
+
+def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield each row group of a parquet file as a table of these columns."""
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, columns)
+
+
+def read_documents(task: Task) -> Counts:
+    """Read a unit; counts: source, documents read, usable ones, unusable by reason, characters."""
+    source, parts = read_unit(task)
+    reading = Reading(**task.settings["sources"][source])
+    skipped: Counter[str] = Counter()
+    usable = characters = 0
+    with source_errors(source), RowGroups(task.output("documents.parquet"), DOCUMENTS) as output:
+        documents = (document for part in parts for document in read_part(task, part, reading, skipped))
+        for batch in _batches(documents):
+            output.write(_columns(batch, source))
+            usable += len(batch)
+            characters += sum(len(document.text) for document in batch)
+    return {
+        "source": source, "read": usable + skipped.total(), "usable": usable, "unusable": dict(skipped),
+        "characters": characters,
+    }  # fmt: skip
+
+
+def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
+    batch: list[RawDocument] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _columns(batch: list[RawDocument], source: str) -> dict[str, Any]:
+    return {
+        "id": [text_key(document.text) for document in batch],
+        "text": [document.text for document in batch],
+        "origin": [f"{source}/{document.origin}" for document in batch],
+        "url": [document.url for document in batch],
+        "date": [document.date for document in batch],
+        "license": [document.license for document in batch],
+        "evidence": [document.evidence for document in batch],
+        "characters": [len(document.text) for document in batch],
+    }
+
+
+def measuring_of(record: dict[str, Any]) -> Measuring:
+    """Return what is measured, from plain JSON."""
+    c4 = None if record["c4"] is None else C4Lines(**record["c4"])
+    return Measuring(tuple(record["groups"]), frozenset(record["stop_words"]), c4)
+
+
+def values_schema(how: Measuring) -> pa.Schema:
+    """Return the columns of a unit's values."""
+    columns = [("key", pa.binary(16)), ("characters", pa.int64())]
+    return pa.schema(columns + [(name, pa.float64()) for name in how.names()])
+
+
+def measure_documents(task: Task) -> Counts:
+    """Measure the texts of a unit; `key` and `characters` are those of the text as it would be written."""
+    source, _ = read_unit(task)
+    how = measuring_of(task.settings["sources"][source])
+    names = how.names()
+    with RowGroups(task.output("values.parquet"), values_schema(how)) as output:
+        for table in row_groups(task.input("read", "documents.parquet"), ["text", "id"]):
+            keys, sizes = [], []
+            rows = np.empty((len(table), len(names)))
+            for number, (text, raw_key) in enumerate(zip(table["text"], table["id"], strict=True)):
+                raw = text.as_py()
+                values, written = measure(raw, how)
+                rows[number] = values
+                keys.append(raw_key.as_py() if written is raw else text_key(written))
+                sizes.append(len(written))
+            output.write({"key": keys, "characters": sizes} | {name: rows[:, n] for n, name in enumerate(names)})
+    return {}
+
+
+def decide_documents(task: Task) -> Counts:
+    """Compare the values of a unit with the thresholds; counts: each rule's, with the characters that it removes."""
+    source, _ = read_unit(task)
+    settings = task.settings["sources"][source]
+    rules = [Rule(**rule) for rule in settings["rules"]]
+    licenses = licenses_of(task.settings["licenses"])
+    keep, partitions = Keep(task.settings["keep"]), int(task.settings["partitions"])
+    rows: list[Rows] = []
+    counts: dict[str, Counter[str]] = {}
+    place = 0
+    values = row_groups(task.input("measure", "values.parquet"))
+    documents = row_groups(
+        task.input("read", "documents.parquet"), ["id", "url", "date", "license", "evidence", "characters"]
+    )
+    with RowGroups(task.output("decisions.parquet"), DECISIONS) as output:
+        for measured, table in zip(values, documents, strict=True):
+            found = _decided(rules, measured, table, licenses)
+            output.write({"first": found.first, "mask": found.mask})
+            for rule, count in found.counts(table["characters"].to_numpy()).items():
+                counts.setdefault(rule, Counter()).update(count)
+            numbers = (np.uint64(task.index) << np.uint64(32)) + np.arange(place, place + len(table), dtype=np.uint64)
+            rows.append(_exact_rows(measured, table, numbers, keep)[found.first == KEPT])
+            rows[-1]["priority"] = settings["priority"]
+            place += len(table)
+    all_rows = np.concatenate([np.empty(0, EXACT), *rows])
+    write_rows(task.output("exact.rows"), all_rows, partitions_of_keys(all_rows["key"][:, 0], partitions), partitions)
+    return {"source": source, "rules": {rule: dict(count) for rule, count in counts.items()}}
+
+
+def _decided(rules: list[Rule], measured: pa.Table, table: pa.Table, licenses: LicensesConfig) -> Decisions:
+    values = {name: measured[name].to_numpy() for name in measured.column_names if name not in ("key", "characters")}
+    values["characters"] = table["characters"].to_numpy().astype(np.float64)
+    return decide(rules, values, may_be_used(licenses, table["license"].to_pylist()))
+
+
+def _exact_rows(measured: pa.Table, table: pa.Table, numbers: npt.NDArray[np.uint64], keep: Keep) -> Rows:
+    rows = np.zeros(len(table), EXACT)
+    rows["key"], rows["id"] = halves(measured["key"].to_pylist()), halves(table["id"].to_pylist())
+    rows["evidence"] = [EVIDENCE.index(evidence) for evidence in table["evidence"].to_pylist()]
+    rows["has_url"] = [url is not None for url in table["url"].to_pylist()]
+    rows["document"] = numbers
+    if keep is Keep.longest:
+        rows["preference"] = table["characters"].to_numpy()
+    elif keep is Keep.newest:
+        rows["preference"] = [day_of(date) for date in table["date"].to_pylist()]
+    else:
+        rows["preference"] = -numbers.astype(np.int64)
+    return rows
+
+
+def halves(digests: list[bytes]) -> npt.NDArray[np.uint64]:
+    """Return digests of 16 bytes as numbers, uint64 (n, 2): the upper half, then the lower."""
+    return np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def licenses_of(record: dict[str, Any]) -> LicensesConfig:
+    """Return the license settings from plain JSON."""
+    return LicensesConfig(LicenseSet(record["allow"]), list(record["deny"]), Unknown(record["unknown"]))
+
+
+def find_exact(task: Task) -> Counts:
+    """Write which document stays of those with one key: its row and those of its copies, sorted by document."""
+    rows = read_partition(task.inputs("decide", "exact.rows"), task.index, EXACT)
+    key, by = rows["key"], rows["document"]
+    order = np.lexsort(
+        (by, -rows["has_url"].astype(np.int8), -rows["evidence"].astype(np.int8), rows["id"][:, 1], rows["id"][:, 0],
+         -rows["preference"], -rows["priority"], key[:, 1], key[:, 0])
+    )  # fmt: skip
+    rows = rows[order]
+    new = np.concatenate([[True], (rows["key"][1:] != rows["key"][:-1]).any(1)])[: len(rows)]
+    starts = np.flatnonzero(new)
+    copies = np.diff(np.concatenate([starts, [len(rows)]]))
+    found = np.zeros(len(rows), DUPLICATE)
+    found["document"] = rows["document"]
+    found["kept"], found["kept_id"] = (
+        np.repeat(rows["document"][starts], copies),
+        np.repeat(rows["id"][starts], copies, 0),
+    )
+    found["copies"] = np.repeat(copies, copies)
+    found = found[found["copies"] > 1]
+    found = found[np.argsort(found["document"])]
+    write_rows(task.output("duplicates.rows"), found, np.zeros(len(found), np.int64), 1)
+    return {"duplicates": int((found["document"] != found["kept"]).sum())}
+
+
+def sample_rank(identity: str, rule: str) -> int:
+    """Return by what samples of a rule are chosen: the smallest, so that no chance and no order decides."""
+    return xxhash.xxh3_64_intdigest(f"{identity} {rule}".encode())
+
+
+STAGES: dict[str, Callable[[Task], Counts]] = {
+    "read": read_documents, "measure": measure_documents, "decide": decide_documents, "exact": find_exact,
+}  # fmt: skip

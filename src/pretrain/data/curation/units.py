@@ -1,0 +1,218 @@
+"""The input of a curation in units: what one task reads, about equally large whatever the files are.
+
+A file is cut between records: JSON lines at line ends, parquet between row groups. A compressed file and a table of
+text are read whole. Small files share a unit. Every file is hashed in blocks before, and compared as it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+
+from pretrain.data.config import Format, HuggingFaceConfig
+from pretrain.data.curation.config import CorpusSource, FilesSource, HuggingFaceSource
+from pretrain.data.curation.engine import Counts, Stage, Task, file_of
+from pretrain.data.sources.compressed_files import opened
+from pretrain.data.sources.corpus_files import find_files
+from pretrain.data.sources.file_formats import FileKind, kind_of_file
+from pretrain.data.sources.hugging_face import HuggingFace
+from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile
+from pretrain.errors import ConfigError, DataError
+from pretrain.files.atomic_files import write_atomically
+from pretrain.files.untrusted_files import read_json
+
+FILES_VERSION, UNITS_VERSION = 1, 1
+FILES_OF_A_TASK = 1000
+HUGGING_FACE = "hugging_face"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file, or all of it."""
+
+    file: str  # its name within the source
+    path: str
+    form: str  # a Format, or hugging_face
+    compression: str | None
+    start: int  # bytes, or row groups of parquet
+    stop: int
+    record: int  # number of its first line or row, from 0
+    task: int  # of the stage `files`, which has the block hashes
+    block: int  # first block hash of the file there
+    size: int  # bytes of the file
+
+
+@contextmanager
+def source_errors(name: str) -> Iterator[None]:
+    """Have errors name the settings of a source as a user writes them: sources.<name>.path=..."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        text = str(error).replace("data=text_files", f"sources.{name}.kind=text_files")
+        text = text.replace("sources.<name>.", f"sources.{name}.").replace("data.", f"sources.{name}.")
+        raise type(error)(text) from error
+
+
+def files_stage(sources: Mapping[str, CorpusSource], unit_bytes: int) -> Stage:
+    """Return the stage that hashes the files of all sources and finds where to cut them."""
+    tasks: list[list[list[Any]]] = [[]]
+    total = 0
+    for name in sorted(sources):
+        for file in _listed(name, sources[name]):
+            if tasks[-1] and (total >= 4 * unit_bytes or len(tasks[-1]) == FILES_OF_A_TASK):
+                tasks.append([])
+                total = 0
+            tasks[-1].append([name, *file])
+            total += file[2]
+    reading = {name: _hugging_face_settings(source) for name, source in sources.items()}
+    settings = {"files": tasks, "unit_bytes": unit_bytes, "reading": reading}
+    return Stage("files", inventory, len(tasks), FILES_VERSION, settings, {})
+
+
+def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
+    """Return name, path, size, time of change and format of each file of a source."""
+    with source_errors(name):
+        if isinstance(source, HuggingFaceSource):
+            named = [Path(source.path).name if Path(source.path).is_dir() else source.path, source.subset, source.split]
+            return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, 0, HUGGING_FACE]]
+        assert isinstance(source, FilesSource)
+        listed = []
+        for file, path in find_files(source.path, "data.path").items():
+            status = path.stat()
+            listed.append([file, str(path.resolve()), status.st_size, status.st_mtime_ns, source.format.name])
+        return listed
+
+
+def _hugging_face_settings(source: CorpusSource) -> dict[str, Any]:
+    if not isinstance(source, HuggingFaceSource):
+        return {}
+    names = ("path", "subset", "split", "revision")
+    return {name: getattr(source, name) for name in names}
+
+
+def inventory(task: Task) -> Counts:
+    """Hash the files of a task in blocks, and list each with its format and the places to cut it at."""
+    blocks: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+    count = 0
+    found = []
+    for source, name, path, _, _, form in task.settings["files"][task.index]:
+        with source_errors(source):
+            if form == HUGGING_FACE:
+                identity = HuggingFace(HuggingFaceConfig(**task.settings["reading"][source])).fingerprint()
+                file = {"form": form, "compression": None, "bytes": 0, "xxh3_128": identity, "cuts": [[0, 1, 0]]}
+            else:
+                kind = kind_of_file(Path(path), Format[form])
+                file, hashes = _hashed(Path(path), kind, task.settings["unit_bytes"])
+                blocks.append(hashes)
+        found.append({"source": source, "file": name, "path": path, "block": count, **file})
+        count += 0 if form == HUGGING_FACE else len(hashes)
+    hashes = np.concatenate([np.empty(0, np.uint64), *blocks])
+    task.output("blocks").write_bytes(hashes.astype("<u8").tobytes())
+    task.output("files.json").write_text(json.dumps(found), encoding="utf8")
+    return {"files": len(found), "bytes": sum(file["bytes"] for file in found)}
+
+
+def _hashed(path: Path, kind: FileKind, unit_bytes: int) -> tuple[dict[str, Any], Any]:
+    """Return a file's entry of the inventory and its block hashes."""
+    digest, blocks, size = xxhash.xxh3_128(), [], 0
+    cuts, start, first, lines = [], 0, 0, 0  # of JSON lines: from, to, number of the first line
+    cuttable = kind.form is Format.jsonl and kind.compression is None
+    with opened(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            blocks.append(xxhash.xxh3_64_intdigest(block))
+            if cuttable:
+                due = max(0, start + unit_bytes - 1 - size)
+                end = block.find(b"\n", due) + 1 if due < len(block) else 0
+                if end:
+                    before = lines + block.count(b"\n", 0, end)
+                    cuts.append([start, size + end, first])
+                    start, first = size + end, before
+                lines += block.count(b"\n")
+            size += len(block)
+        if kind.form is Format.parquet:
+            stream.seek(0)
+            cuts = _row_groups(stream, str(path), unit_bytes)
+    if kind.form is not Format.parquet and (start < size or not cuts):
+        cuts.append([start, size, first])
+    entry = {
+        "form": kind.form.name, "compression": kind.compression, "bytes": size, "xxh3_128": digest.hexdigest(),
+        "cuts": cuts,
+    }  # fmt: skip
+    return entry, np.array(blocks, np.uint64)
+
+
+def _row_groups(stream: IO[bytes], path: str, unit_bytes: int) -> list[list[int]]:
+    """Return ranges of the row groups of a parquet file, each with the number of its first row."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.ParquetFile(stream).metadata
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path} cannot be read as parquet: {reason}. Fetch it again or leave it out.") from error
+    cuts, start, size, first, rows = [], 0, 0, 0, 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size, rows = size + group.total_byte_size, rows + group.num_rows
+        if size >= unit_bytes or number == metadata.num_row_groups - 1:
+            cuts.append([start, number + 1, first])
+            start, size, first = number + 1, 0, rows
+    return cuts or [[0, 0, 0]]
+
+
+def read_inventory(folder: Path, tasks: int) -> list[dict[str, Any]]:
+    """Return the entries of all files, each with the number of its task, sorted by source and name."""
+    entries = [
+        entry | {"task": task}
+        for task in range(tasks)
+        for entry in read_json(file_of(folder, task, "files.json"), 1 << 30)
+    ]
+    return sorted(entries, key=lambda entry: (entry["source"], entry["file"]))
+
+
+def write_units(work: Path, entries: list[dict[str, Any]], unit_bytes: int) -> tuple[str, int]:
+    """Write one file for each unit; return their folder's name and how many there are."""
+    units: list[dict[str, Any]] = []
+    room = 0
+    for entry in entries:
+        for start, stop, record in entry["cuts"]:
+            if room <= 0 or units[-1]["source"] != entry["source"]:
+                units.append({"source": entry["source"], "parts": []})
+                room = unit_bytes
+            part = Part(
+                entry["file"], entry["path"], entry["form"], entry["compression"], start, stop, record, entry["task"],
+                entry["block"], entry["bytes"],
+            )  # fmt: skip
+            units[-1]["parts"].append(asdict(part))
+            room -= stop - start if entry["form"] != "parquet" else unit_bytes
+    contents = [json.dumps(unit, sort_keys=True).encode() for unit in units]
+    identity = [[entry["file"], entry["xxh3_128"]] for entry in entries]  # paths may change, contents may not
+    key = xxhash.xxh3_128_hexdigest(json.dumps([UNITS_VERSION, identity]).encode() + b"".join(contents))
+    folder = work / f"units-{key[:20]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, content in enumerate(contents):
+        path = file_of(folder, index, "unit.json")
+        if not path.exists():
+            write_atomically(path, content)
+    return folder.name, len(units)
+
+
+def read_unit(task: Task) -> tuple[str, list[Part]]:
+    """Return the source and the parts of the task's unit."""
+    unit = read_json(task.input("units", "unit.json"), 1 << 28)
+    return unit["source"], [Part(**part) for part in unit["parts"]]
+
+
+def hashes_of(task: Task, part: Part) -> HashedFile:
+    """Return the block hashes of a part's file as it was when the curation began."""
+    path, count = task.input("files", "blocks", part.task), -(-part.size // BLOCK_BYTES)
+    return HashedFile(part.size, np.fromfile(path, "<u8", count, offset=8 * part.block).astype(np.uint64))

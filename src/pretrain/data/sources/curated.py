@@ -1,0 +1,98 @@
+"""Documents of a corpus that curate.py wrote."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.config import CuratedConfig
+from pretrain.data.curation.manifest import check_shard, read_manifest, summary
+from pretrain.data.sources.source import Document, ResumeToken, Source, printable
+from pretrain.errors import DataError
+
+COLUMNS = ["id", "text", "source", "license", "language", "split_key"]
+
+
+class Curated(Source):
+    """The documents of a corpus in its order; each shard is compared with the manifest before it is read."""
+
+    config: CuratedConfig
+    without_duplicates = True
+
+    def __init__(self, config: CuratedConfig) -> None:
+        super().__init__(config)
+        self.folder = Path(config.path).expanduser()
+        self.manifest = read_manifest(self.folder)
+        self._checked: set[str] = set()
+        self._resume_token: ResumeToken | None = None
+        self._done = 0  # documents of the shards that were read
+        wanted, known = config.only, self.manifest
+        for name, values, there in (
+            ("source", wanted.source, known["sources"]), ("license", wanted.license, known["licenses"]),
+            ("language", wanted.language, known["languages"]),
+        ):  # fmt: skip
+            for value in values:
+                if value not in there:
+                    raise DataError(
+                        f"data.only.{name}=[{printable(value)}] is not in data.path={printable(config.path)}. "
+                        f"There are: {', '.join(printable(each) for each in sorted(there))}."
+                    )
+
+    def origin(self) -> str:
+        return f"data.path={printable(self.config.path)}"
+
+    def fingerprint(self) -> str:
+        """Return the hash of the corpus's own fingerprint and of the part of it that is read."""
+        import xxhash
+
+        only = self.config.only
+        part = [sorted(only.source), sorted(only.license), sorted(only.language)]
+        return xxhash.xxh3_128_hexdigest(json.dumps([self.manifest["fingerprint"], part]).encode())
+
+    def provenance(self) -> dict[str, Any]:
+        only = {name: values for name, values in vars(self.config.only).items() if values}
+        return summary(self.manifest) | ({"only": only} if only else {})
+
+    def share_read(self) -> float | None:
+        """Return the fraction of the corpus's documents in the shards that were read, 0 to 1."""
+        return min(1.0, self._done / max(1, self.manifest["documents"]))
+
+    def resume_token(self) -> ResumeToken | None:
+        """Return the start of the current shard; its position is the shard's number."""
+        return self._resume_token
+
+    def read(self, position: Any = None) -> Iterator[Document]:
+        shards = self.manifest["shards"]
+        self._done = sum(shard["documents"] for shard in shards[: position or 0])
+        for number in range(position or 0, len(shards)):
+            self._resume_token = ResumeToken(self.kept, dict(self.skipped), number)
+            yield from self._read_shard(shards[number])
+            self._done += shards[number]["documents"]
+
+    def _read_shard(self, shard: dict[str, Any]) -> Iterator[Document]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path, only = self.folder / shard["file"], self.config.only
+        if shard["file"] not in self._checked:
+            check_shard(path, shard)
+            self._checked.add(shard["file"])
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(256, columns=COLUMNS):
+                    for row in batch.to_pylist():
+                        if (
+                            (not only.source or row["source"] in only.source)
+                            and (not only.license or row["license"] in only.license)
+                            and (not only.language or (row["language"] or "not stated") in only.language)
+                        ):
+                            yield Document(row["text"], row["id"], split_key=row["split_key"])
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{printable(str(path))} cannot be read: {' '.join(str(error).split())[:300]}.") from error
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if another corpus has been written into the folder since it was opened."""
+        if read_manifest(self.folder)["fingerprint"] != self.manifest["fingerprint"]:
+            raise DataError(
+                f"{self.origin()} was written anew while it was being prepared, so the result is dropped. Start again."
+            )

@@ -1,0 +1,214 @@
+"""Masked diffusion: predict tokens hidden at any noise level; the loss bounds -log p of the text from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pretrain.data.collate import IGNORE
+from pretrain.objectives.batch import Batch, TokenRows, visible_documents
+from pretrain.objectives.config import DiffusionConfig
+from pretrain.objectives.objective import Objective
+
+# 1 / r and 1 / r^2 in units of 2^-64, where r^3 = r + 1: multiples of the two are spread evenly over the unit square
+# (Roberts 2018, https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences)
+_OF_ROW, _OF_PIECE = 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1D
+_ROUNDING = 1e-9  # a share of n tokens such as 0.1 x 30 must not become 4 of them
+
+
+class Diffusion(Objective):
+    """Masked diffusion with as many hidden tokens as a uniform draw says, and each loss weighted to be a bound.
+
+    Of the n maskable tokens of a document's piece in a row, k are hidden, k uniform over 1..n. The piece's loss is
+    n / k times the sum of their cross-entropies, and counts n targets. Its mean over k and the hidden tokens is the
+    mean of -log p over all orders of generation, an upper bound of -log p(piece) of the model that generates in random
+    order. Hidden tokens are always replaced by [MASK]. A document's begin token is never hidden, its end token is:
+    what can be hidden are the targets of the causal objective.
+
+    k and the hidden tokens are a pure function of (seed, sample index, piece of the row). k is of low discrepancy over
+    samples and pieces, which lowers the variance of the mean loss. Sources: Ou et al. 2024,
+    https://arxiv.org/abs/2406.03736; Nie et al. 2025, https://arxiv.org/abs/2502.09992, section 2.
+    """
+
+    causal = False
+    is_bound = True
+
+    def __init__(
+        self, config: DiffusionConfig, *, mask_id: int, bos_id: int, seed: int, in_causal_model: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_id = mask_id
+        self.bos_id = bos_id
+        self.seed = seed
+        self.in_causal_model = in_causal_model  # rows must say that their attention is bidirectional
+
+    @property
+    def parts(self) -> dict[str, Objective]:
+        """The objective that validation scores: the bound itself, without what only training uses."""
+        config = replace(self.config, min_masked_fraction=0.0, random_length_rows=0.0, complementary=False)
+        bound = Diffusion(
+            config, mask_id=self.mask_id, bos_id=self.bos_id, seed=self.seed, in_causal_model=self.in_causal_model
+        )
+        return {"": bound}
+
+    def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
+        """Return rows with hidden tokens and the weight n / k of each; targets are (B, T), in order of position.
+
+        With `complementary` the model reads 2 B rows, and T targets are enough for both passes of a row.
+        """
+        draws = [self._generator(sample) for sample in sample_indices.tolist()]
+        scores = np.stack([draw.random(rows.tokens.shape[1]) for draw in draws])
+        documents, positions = rows.documents.copy(), rows.positions.copy()
+        for row, draw in enumerate(draws):
+            if draw.random() < self.config.random_length_rows:
+                add_border(documents[row], positions[row], draw)
+        maskable = self._maskable(rows, documents)
+        weights = self._weights(_pieces(documents, maskable, sample_indices.numpy()), maskable, scores)
+        tokens = np.repeat(rows.tokens[:, None], self.config.passes, axis=1)  # (B, P, T)
+        targets = _compact(weights > 0, tokens, weights, maskable.shape[1])
+        tokens[weights > 0] = self.mask_id
+
+        def per_pass(values: NDArray[np.generic]) -> NDArray[np.generic]:
+            return np.repeat(values, self.config.passes, axis=0) if self.config.passes > 1 else values
+
+        return Batch(
+            tokens=torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])),
+            positions=torch.from_numpy(per_pass(positions)),
+            documents=visible_documents(per_pass(documents), causal=False),
+            targets=torch.from_numpy(targets.ids),
+            target_positions=torch.from_numpy(targets.positions - self.config.shift * (targets.ids != IGNORE)),
+            sample_indices=sample_indices,
+            is_causal=torch.zeros(len(documents) * self.config.passes, dtype=torch.bool)
+            if self.in_causal_model
+            else None,
+            weights=torch.from_numpy(targets.weights),
+            counts=torch.from_numpy(self.config.passes * maskable.sum(1)),
+        )
+
+    def _generator(self, sample: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))
+
+    def _maskable(self, rows: TokenRows, documents: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which tokens may be hidden (B, T): not padding, begin tokens or prompts, as in the causal objective.
+
+        With `shift` the first token of a piece has no position before it, and is not hidden either.
+        """
+        follows = np.zeros(rows.tokens.shape, bool)  # whether the token before is of the same document
+        follows[:, 1:] = rows.documents[:, 1:] == rows.documents[:, :-1]
+        is_target = np.zeros_like(follows)
+        is_target[:, 1:] = rows.next_tokens[:, :-1] != IGNORE
+        ends = np.ones_like(follows)
+        ends[:, :-1] = ~follows[:, 1:]
+        # the first token of a piece that continues a document: a prompt's if the token after it is
+        continues = (rows.tokens != self.bos_id) & (ends | (rows.next_tokens != IGNORE))
+        maskable = (rows.documents >= 0) & np.where(follows, is_target, continues)
+        if self.config.shift:
+            maskable[:, 0] = False
+            maskable[:, 1:] &= documents[:, 1:] == documents[:, :-1]
+        return maskable
+
+    def _weights(
+        self, pieces: _Pieces, maskable: NDArray[np.bool_], scores: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the weight of each token in each pass (B, P, T), 0 where it is not hidden.
+
+        The k tokens of a piece with the lowest scores (B, T) are hidden.
+        """
+        n, k = pieces.sizes, self._n_hidden(pieces)
+        starts = np.cumsum(n) - n
+        of_token = np.repeat(np.arange(len(n)), n)
+        order = np.lexsort((scores[maskable], of_token))
+        hidden = np.empty(len(order), bool)
+        hidden[order] = np.arange(len(order)) - starts[of_token] < k[of_token]
+        weights = np.zeros((self.config.passes, *maskable.shape))
+        if self.config.passes == 1:
+            weights[0, maskable] = np.where(hidden, (n / k)[of_token], 0.0)
+        else:  # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
+            first, second = np.where(k == n, 2.0, n / k), n / np.maximum(n - k, 1)
+            weights[0, maskable] = np.where(hidden, first[of_token], 0.0)
+            weights[1, maskable] = np.where(hidden, 0.0, second[of_token])
+        return weights.transpose(1, 0, 2)
+
+    def _n_hidden(self, pieces: _Pieces) -> NDArray[np.int64]:
+        """Return k of each piece; with `complementary` n with probability 1 / n, else uniform over 1..n-1."""
+        n, u = pieces.sizes, uniform(self.seed, pieces.samples, pieces.numbers)
+        least = np.maximum(1, np.ceil(self.config.min_masked_fraction * n - _ROUNDING)).astype(np.int64)
+        if not self.config.complementary:
+            return least + np.floor(u * (n - least + 1)).astype(np.int64)
+        least = np.minimum(least, np.maximum(n // 2, 1))
+        share = (u * n - 1) / np.maximum(n - 1, 1)  # of the second case, uniform in 0..1
+        k = least + np.floor(share * (n - 2 * least + 1)).astype(np.int64)
+        return np.where(u * n < 1, n, k)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The pieces of documents with a maskable token, in order of rows and positions."""
+
+    sizes: NDArray[np.int64]  # (pieces,) maskable tokens of each
+    samples: NDArray[np.int64]  # (pieces,) sample index of its row
+    numbers: NDArray[np.int64]  # (pieces,) its number within the row
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The hidden tokens of each row in order, in arrays of static shape."""
+
+    ids: NDArray[np.int64]  # (B, M) IGNORE behind the last
+    positions: NDArray[np.int64]  # (B, M)
+    weights: NDArray[np.float32]  # (B, M)
+
+
+def uniform(seed: int, samples: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a number in 0 <= u < 1 for each (sample, piece of its row), of low discrepancy over both."""
+    offset = np.random.Philox(key=seed % 2**64).random_raw()
+    with np.errstate(over="ignore"):  # wraps: the fractional part in units of 2^-64
+        place = samples.astype(np.uint64) * np.uint64(_OF_ROW) + pieces.astype(np.uint64) * np.uint64(_OF_PIECE)
+        return ((place + np.uint64(offset)) >> np.uint64(11)) / 2.0**53
+
+
+def add_border(documents: NDArray[np.int32], positions: NDArray[np.int64], draw: np.random.Generator) -> None:
+    """Split one row's document in two at a random place, in place: both (T,).
+
+    Positions restart at the border if those of the row restart with its documents.
+    """
+    used = int((documents >= 0).sum())
+    if used < 2:
+        return
+    border = int(draw.integers(1, used))
+    last = int(np.argmax(documents == documents[used - 1]))
+    if positions[last] == 0:
+        restarts = np.flatnonzero(positions[border:used] == 0)
+        end = border + int(restarts[0]) if len(restarts) else used
+        positions[border:end] -= positions[border] if end > border else 0
+    documents[border:used] += 1
+
+
+def _pieces(documents: NDArray[np.int32], maskable: NDArray[np.bool_], samples: NDArray[np.int64]) -> _Pieces:
+    row, place = np.nonzero(maskable)
+    number = documents[row, place].astype(np.int64)
+    first = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0))
+    return _Pieces(np.diff(first, append=len(row)), samples[row[first]], number[first])
+
+
+def _compact(
+    hidden: NDArray[np.bool_], tokens: NDArray[np.int64], weights: NDArray[np.float64], n_targets: int
+) -> _Targets:
+    """Return the hidden tokens of each row; the first three are (B, P, T)."""
+    n_rows = len(hidden)
+    row, place = np.nonzero(hidden.reshape(n_rows, -1))
+    counts = hidden.sum((1, 2))
+    slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    targets = _Targets(
+        np.full((n_rows, n_targets), IGNORE, np.int64),
+        np.zeros((n_rows, n_targets), np.int64),
+        np.zeros((n_rows, n_targets), np.float32),
+    )
+    targets.ids[row, slot] = tokens.reshape(n_rows, -1)[row, place]
+    targets.positions[row, slot] = place
+    targets.weights[row, slot] = weights.reshape(n_rows, -1)[row, place]
+    return targets

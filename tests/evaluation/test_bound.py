@@ -1,0 +1,193 @@
+"""The bound of a diffusion model: unbiased, with a standard error that holds, and little chance in comparisons."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import random_model, shape
+from torch import Tensor, nn
+
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
+from pretrain.errors import ConfigError
+from pretrain.evaluation.bound import Bound, BoundEstimate, _draw, bounds, estimate_of, filled_greedily
+from pretrain.evaluation.config import Task
+from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
+from pretrain.evaluation.likelihood import Passage
+from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.tasks import score_examples
+from pretrain.language_model import LanguageModel
+from pretrain.models.config import TransformerConfig
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig
+
+BYTES = byte_tokenizer()
+MASK = BYTES.mask_id or 0
+
+
+def passage(text: bytes, first: int = 0) -> Passage:
+    return Passage(np.array([BYTES.bos_id, *text, BYTES.eos_id]), first)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_model(shape("bert", context_length=64), BYTES.vocab_size, causal=False)
+
+
+@torch.no_grad()
+def exact_bound(model: Any, text: bytes, first: int = 1, shift: int = 0) -> float:
+    """Return the mean over every way to hide tokens, each number of them equally likely: by enumeration."""
+    tokens, n = [BYTES.bos_id, *text, BYTES.eos_id], len(text) + 1 - first
+    total = 0.0
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(range(first, len(text) + 1), k))
+        rows = torch.tensor([[MASK if i in subset else token for i, token in enumerate(tokens)] for subset in subsets])
+        log_p = model.head(model(rows)).double().log_softmax(-1)
+        of_size = sum(log_p[row, i - shift, tokens[i]] for row, subset in enumerate(subsets) for i in subset)
+        total += float(of_size) / len(subsets) * n / k / n
+    return total
+
+
+@pytest.mark.parametrize(("first", "shift"), [(1, 0), (3, 0), (1, 1)])
+def test_the_estimate_is_unbiased_and_its_standard_error_holds(model: Any, first: int, shift: int) -> None:
+    """Against the mean over all masks. The other text of a group changes the random numbers and nothing else."""
+    expected = exact_bound(model, b"abcdef", first, shift)
+    estimate = BoundEstimate(8, bool(shift))
+    found = []
+    for seed in range(200):
+        other = Passage(np.array([BYTES.bos_id, seed % 250, seed // 250, BYTES.eos_id]), 4)
+        found.append(bounds(model, [[passage(b"abcdef", first), other]], BYTES, estimate)[0])
+    values = np.array([each.log_likelihood for each in found])
+    errors = np.array([math.sqrt(each.variance) for each in found])
+    assert all(each.tokens == 7 - first for each in found)
+    assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(len(values))
+    assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(), rel=0.25)
+    assert values.std() > 0.01
+
+
+def test_more_draws_agree_within_the_errors(model: Any) -> None:
+    few, many = (bounds(model, [[passage(b"the quick fox")]], BYTES, BoundEstimate(n))[0] for n in (16, 512))
+    assert abs(few.log_likelihood - many.log_likelihood) < 4 * math.sqrt(few.variance + many.variance)
+    assert many.variance < few.variance / 8
+
+
+class Independent(nn.Module):
+    """A model that predicts each place alone, whatever it reads: its bound is its likelihood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = TransformerConfig(context_length=16)
+        self.vocab_size, self.causal = BYTES.vocab_size, False
+        self.embedding = nn.Embedding(16, 24)
+        self.head = nn.Linear(24, BYTES.vocab_size)
+
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        return self.embedding(torch.arange(tokens.shape[1])).expand(len(tokens), -1, -1)
+
+
+def test_the_bound_of_independent_tokens_is_their_likelihood() -> None:
+    """A mean over draws with k of n hidden estimates it; a wrong weight such as k / n would be far off."""
+    torch.manual_seed(0)
+    model: Any = Independent()
+    llm = LanguageModel(model, BYTES, denoises=True)
+    score = llm.score("hello", draws=2000)
+    tokens = list(b"hello")
+    with torch.no_grad():
+        log_p = model.head(model.embedding.weight).double().log_softmax(-1)
+    expected = sum(float(log_p[place + 1, token]) for place, token in enumerate(tokens))
+    assert score.is_bound
+    assert 0 < score.standard_error < 0.2
+    assert abs(score.log_likelihood - expected) < 4 * score.standard_error
+    assert score.tokens == score.text_bytes == 5
+
+
+def test_masks_are_stratified_and_shared_within_a_group() -> None:
+    estimate = BoundEstimate(16)
+    first, second = _draw([passage(b"abcXefgh"), passage(b"abcYZefgh")], BYTES, estimate)
+    assert (first.hidden.sum(1) == 1 + np.arange(8).repeat(2)).all()  # of 8 tokens: each number of them twice
+    for one, other in zip(first.hidden, second.hidden, strict=True):
+        # the numbers differ by one token at most, so that nearly all of the common tokens are hidden together
+        assert (one[[0, 1, 2, 4, 5, 6, 7]] != other[[0, 1, 2, 5, 6, 7, 8]]).sum() <= 2
+    same = _draw([passage(b"abcXefgh"), passage(b"abcYefgh")], BYTES, estimate)
+    assert (same[0].hidden == same[1].hidden).all()
+    alone = _draw([passage(b"abcXefgh")], BYTES, estimate)[0]
+    assert (alone.hidden != same[0].hidden).any()
+
+
+def test_shared_masks_leave_less_chance_in_a_comparison(model: Any) -> None:
+    def spread(group_size: int) -> float:
+        scorer = Scorer(model, BYTES, bound=BoundEstimate(4))
+        texts = [f"{start}he quick {noun} runs far" for start in "tTabcdefgh" for noun in ("fox", "cow")]
+        values = np.array([score.log_likelihood for score in scorer.texts(texts, group_size)])
+        fine = Scorer(model, BYTES, bound=BoundEstimate(64)).texts(texts, 2)
+        exact = np.array([score.log_likelihood for score in fine])
+        return float(((values - exact)[::2] - (values - exact)[1::2]).std())
+
+    assert spread(2) < 0.7 * spread(1)
+
+
+def test_a_score_does_not_depend_on_the_batch_and_adds_up_over_windows(model: Any) -> None:
+    llm = LanguageModel(model, BYTES, denoises=True)
+    texts = ["a", "", "the quick brown fox " * 8, "é", "the"]
+    together = llm.score(texts)
+    for text, found in zip(texts, together, strict=True):
+        alone = llm.score(text)
+        assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-5)
+        assert found.standard_error == pytest.approx(alone.standard_error, rel=1e-3, abs=1e-5)
+        assert found.tokens == len(text.encode())
+    assert together[0].standard_error == 0.0  # one token: one way to hide it
+    assert together[0].log_likelihood == pytest.approx(exact_bound(model, b"a"), rel=1e-5)
+    assert math.isnan(together[1].loss)
+    shifted = LanguageModel(model, BYTES, denoises=True, shift_targets=True).score(texts[2])
+    assert shifted.tokens == 160  # in windows that overlap by one token
+
+
+def test_tasks_are_scored_by_the_bound(model: Any) -> None:
+    scorer = Scorer(model, BYTES, bound=BoundEstimate(4))
+    pairs = [MinimalPair("ab cd", "ba cd", "p"), MinimalPair("same", "same", "p")]
+    found = score_examples(scorer, ExampleSet("x", Task.minimal_pairs, pairs))
+    assert found["ties"] == 1
+    question = MultipleChoice("ab", (" c", " dddd", " e"), (1, 4, 1), 0)
+    assert score_examples(scorer, ExampleSet("x", Task.multiple_choice, [question]))["questions"] == 1
+    one, two = scorer.continuations([("ab", " c"), ("ab", " dddd")], [2])
+    assert (one.tokens, two.tokens) == (2, 5)
+    (alone,) = scorer.continuations([("", "abcdef")])
+    fine = Scorer(model, BYTES, bound=BoundEstimate(400)).continuations([("", "abcdef")])[0]
+    assert fine.log_likelihood == pytest.approx(exact_bound(model, b"abcdef"), rel=0.05)
+    assert alone.tokens == 6
+
+
+@torch.no_grad()
+def test_greedy_filling_is_that_of_the_model(model: Any) -> None:
+    """A continuation that the model itself fills from left to right is greedy, and no other is."""
+    tokens = [BYTES.bos_id, *b"ab", *[MASK] * 4, BYTES.eos_id]
+    for place in range(3, 7):
+        scores = model.head(model(torch.tensor([tokens])))[0, place]
+        tokens[place] = int(scores.argmax())
+    other = [*tokens]
+    other[5] = tokens[5] ^ 1
+    passages = [Passage(np.array(row), 3) for row in (tokens, other)]
+    assert max(tokens[3:7]) < 256
+    assert filled_greedily(model, passages, BYTES, BoundEstimate()) == [True, False]
+    (score,) = Scorer(model, BYTES, bound=BoundEstimate()).continuations([("ab", "cd")], needs_greedy=True)
+    assert score.greedy is False
+    cloze = ExampleSet("x", Task.cloze, [Cloze("ab", " cd")])
+    assert score_examples(Scorer(model, BYTES, bound=BoundEstimate()), cloze)["accuracy"] == 0.0
+
+
+def test_which_objectives_have_a_bound() -> None:
+    assert estimate_of(DiffusionConfig(), 8) == BoundEstimate(8)
+    assert estimate_of(DiffusionConfig(shift=True)) == BoundEstimate(32, shift_targets=True)
+    others: Sequence[Any] = (CausalConfig(), MaskedConfig(), HybridConfig())
+    assert [estimate_of(each) for each in others] == [None] * 3
+    assert Bound(-1.0, 4.0, 2) + Bound(-2.0, 1.0, 3) == Bound(-3.0, 5.0, 5)
+
+
+@pytest.mark.parametrize("draws", [0, 1, 3])
+def test_draws_come_in_pairs(model: Any, draws: int) -> None:
+    with pytest.raises(ConfigError, match=rf"draws={draws} is not an even number from 2 up\. Try draws=32"):
+        LanguageModel(model, BYTES, denoises=True).score("a", draws=draws)
+    with pytest.raises(ConfigError, match=r"means nothing for a model that is scored without a bound"):
+        LanguageModel(model, BYTES).score("a", draws=draws)

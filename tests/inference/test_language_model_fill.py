@@ -1,0 +1,195 @@
+"""A language model that fills masks in texts and behind prompts: in Python and by `generate.py`."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import random_model, shape
+
+from pretrain.commands import tasks
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
+from pretrain.errors import ConfigError
+from pretrain.inference.config import DecodingOrder, GenerateConfig
+from pretrain.interop import load as loading
+from pretrain.language_model import LanguageModel
+from pretrain.training.callbacks.samples import CAUSAL_PROMPTS, MASKED_PROMPTS, sample_text
+from pretrain.training.config import SampleConfig
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+BPE = train_bpe([TEXT] * 3, 300)
+HOLES = "The quick [MASK] [MASK] jumps over the lazy[MASK]."
+
+
+def model_of(kind: str) -> LanguageModel:
+    """Return a model with random weights; its context is 64 tokens."""
+    causal = kind in ("causal", "hybrid")
+    config = shape("llama" if causal else "bert", context_length=64)
+    model = random_model(config, config.vocabulary(BPE.vocab_size), causal)
+    return LanguageModel(model, BPE, fills_masks=kind != "causal", denoises=kind == "diffusion")
+
+
+DIFFUSION, MASKED, HYBRID, CAUSAL = map(model_of, ("diffusion", "masked", "hybrid", "causal"))
+
+
+@pytest.mark.parametrize("llm", [DIFFUSION, MASKED, HYBRID])
+@pytest.mark.parametrize("order", list(DecodingOrder))
+def test_fill_replaces_the_masks_and_keeps_the_rest(llm: LanguageModel, order: DecodingOrder) -> None:
+    texts = [HOLES, "[MASK] fox", "The [MASK]"]
+    filled = llm.fill(texts, order=order, seed=1)
+    assert filled == [llm.fill(text, order=order.value, seed=1) for text in texts]
+    assert filled != llm.fill(texts, order=order, seed=2)
+    for text, found in zip(texts, filled, strict=True):
+        # a mask takes the space before it
+        between = [re.escape(part.removesuffix(" ")) for part in text.split("[MASK]")]
+        assert re.fullmatch(".*".join(between), found, re.DOTALL), found
+        assert "[MASK]" not in found
+
+
+def test_one_mask_at_temperature_0_is_the_best_prediction() -> None:
+    for llm in (DIFFUSION, MASKED, HYBRID):
+        best = llm.predict_mask("The [MASK] fox", top_k=1)[0][0].text
+        assert llm.fill("The [MASK] fox", temperature=0) == best
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0, "order": "margin"}, {"seed": 3, "steps": 5}, {"seed": 4, "block_length": 4}]
+)
+def test_a_diffusion_model_continues_prompts(options: dict[str, Any]) -> None:
+    """A string, a list and a stream agree; prompts of different lengths do not change each other's text."""
+    prompts = ["The", "", "The quick brown fox"]
+    together = DIFFUSION.generate(prompts, max_new_tokens=12, **options)
+    assert together == [DIFFUSION.generate(prompt, max_new_tokens=12, **options) for prompt in prompts]
+    assert all(text.startswith(prompt) for prompt, text in zip(prompts, together, strict=True))
+    assert "".join(DIFFUSION.stream("The", max_new_tokens=12, **options)) == together[0].removeprefix("The")
+    (completion,) = DIFFUSION.complete(["The"], max_new_tokens=12, **options)
+    assert len(completion.tokens) == len(completion.log_probabilities) <= 12
+    assert all(value < 0 for value in completion.log_probabilities)
+    first = completion.text[:1] or "stop"
+    assert not completion.text or DIFFUSION.generate("The", max_new_tokens=12, stop=first, **options) == "The"
+    assert "LanguageModel(diffusion, " in repr(DIFFUSION)
+
+
+def test_a_hybrid_model_continues_from_left_to_right() -> None:
+    assert HYBRID.generate("The", max_new_tokens=4, temperature=0, use_cache=False).startswith("The")
+
+
+@pytest.mark.parametrize(
+    ("llm", "options", "message"),
+    [
+        (DIFFUSION, {"repetition_penalty": 1.1}, r"repetition_penalty=1\.1 means nothing for a diffusion model"),
+        (DIFFUSION, {"use_cache": False}, r"use_cache=false means nothing for a diffusion model.* Leave use_cache out"),
+        (CAUSAL, {"steps": 8}, r"steps=8 means nothing for a causal model.* Leave steps out"),
+        (CAUSAL, {"order": DecodingOrder.margin}, r"order=margin means nothing for a causal model"),
+        (HYBRID, {"guidance_scale": 1.0}, r"guidance_scale=1\.0 means nothing for a causal model"),
+        (DIFFUSION, {"order": "left"}, r"order=left is none of random, confidence, margin, entropy\. Try order=random"),
+        (DIFFUSION, {"max_new_tokens": 10, "steps": 11}, r"steps=11 is more than the 10 masks"),
+        (DIFFUSION, {"max_new_tokens": 70}, r"do not fit into the model's context of 64 tokens"),
+        (DIFFUSION, {"step": 3}, r"step is not an option of generate\(\)\. Did you mean steps\?"),
+        (MASKED, {"steps": 3}, r"trained to fill masks and cannot complete a prompt"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(llm: LanguageModel, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        llm.generate("The", **options)
+
+
+def test_what_cannot_be_filled_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trained to complete prompts and cannot fill masks\. Use generate"):
+        CAUSAL.fill("a [MASK]")
+    with pytest.raises(ConfigError, match=r"use_cache is not an option of fill\(\)"):
+        DIFFUSION.fill("a [MASK]", use_cache=True)  # type: ignore[call-overload, call-arg]
+    with pytest.raises(ConfigError, match=r"the text has no \[MASK\] to fill\. Try: The quick"):
+        DIFFUSION.fill(["a [MASK]", "a"])
+    with pytest.raises(ConfigError, match=r"the text has 72 tokens, the model's context 64"):
+        DIFFUSION.fill(70 * "[MASK]")
+    with pytest.raises(ConfigError, match=r"fill\(\) needs at least one text, and the list is empty"):
+        DIFFUSION.fill([])
+    with pytest.raises(ConfigError, match=r"a prompt holds \[MASK\], and generate\(\) only adds text behind it"):
+        DIFFUSION.generate(f"a {BPE.token(BPE.mask_id or 0)} b")
+
+
+def test_the_canvas_can_be_watched() -> None:
+    hidden: list[int] = []
+    DIFFUSION.fill(HOLES, steps=2, on_step=lambda canvases: hidden.append(len(canvases[0].hidden)))
+    assert hidden == [3, 1, 0]
+
+
+@pytest.fixture(params=["diffusion", "masked", "causal"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    models = {"diffusion": DIFFUSION, "masked": MASKED, "causal": CAUSAL}
+    monkeypatch.setattr(loading, "chosen_model", lambda *_: "")
+    monkeypatch.setattr(LanguageModel, "load", lambda *_: models[request.param])
+    return request.param
+
+
+def written(capsys: pytest.CaptureFixture[str], **settings: Any) -> str:
+    tasks.generate(replace(GenerateConfig(max_new_tokens=None, prompt="The"), **settings), [])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["diffusion"], indirect=True)
+def test_generate_py_with_a_diffusion_model(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = DIFFUSION.generate("The", max_new_tokens=8, seed=0)
+    assert written(capsys, max_new_tokens=8) == f"{tasks.printable(text)}\n"
+    lines = written(capsys, prompt=HOLES, trace="true", steps=2).split("\n")
+    assert [line[:8] for line in lines[:3]] == ["step 0  ", "step 1  ", "step 2  "]
+    assert "\n".join(lines[3:]) == f"{tasks.printable(DIFFUSION.fill(HOLES, seed=0, steps=2))}\n"
+    assert written(capsys, trace="true", max_new_tokens=8).count("step ") == 9
+    assert written(capsys, log_probabilities=True, max_new_tokens=3).count("\n   -") >= 1
+    written(capsys, prompt=HOLES, trace=str(tmp_path / "a.html"))
+    assert (tmp_path / "a.html").read_text(encoding="utf8").startswith("<!doctype html>")
+    with pytest.raises(ConfigError, match=r"there is no folder .*missing\. Try trace=a\.html"):
+        written(capsys, trace=str(tmp_path / "missing" / "a.html"))
+    for name, value in {
+        "max_new_tokens": 3,
+        "stop": ["a"],
+        "log_probabilities": True,
+        "repetition_penalty": 1.1,
+    }.items():
+        with pytest.raises(ConfigError, match=rf"{name}=.* means nothing where masks are filled"):
+            written(capsys, prompt=HOLES, **{name: value})
+    with pytest.raises(ConfigError, match=r"repetition_penalty=1\.1 means nothing for a diffusion model"):
+        written(capsys, repetition_penalty=1.1)
+    with pytest.raises(ConfigError, match=r"trace=steps\.txt is neither true, false nor a file that ends in \.html"):
+        GenerateConfig(trace="steps.txt")
+
+
+@pytest.mark.parametrize("kind", ["masked"], indirect=True)
+def test_generate_py_fills_with_a_masked_model_if_an_order_is_named(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written(capsys, prompt=HOLES).startswith("mask 1\n")
+    filled = MASKED.fill(HOLES, order="confidence", seed=0)
+    assert written(capsys, prompt=HOLES, order=DecodingOrder.confidence) == f"{tasks.printable(filled)}\n"
+
+
+@pytest.mark.parametrize("kind", ["causal"], indirect=True)
+def test_generate_py_refuses_settings_of_diffusion_for_a_causal_model(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = CAUSAL.generate("The", max_new_tokens=8, repetition_penalty=1.1, seed=0)
+    assert written(capsys, max_new_tokens=8) == f"{tasks.printable(usual)}\n"
+    with pytest.raises(ConfigError, match=r"block_length=4 means nothing for a causal model"):
+        written(capsys, block_length=4)
+    with pytest.raises(ConfigError, match=r"trace=true means nothing for a causal model"):
+        written(capsys, trace="true")
+
+
+def test_samples_of_training_continue_and_fill() -> None:
+    text = sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), seed=3)
+    parts = text.split("\n\n")
+    assert "no sample" not in text
+    assert all(any(part.startswith(prompt) for part in parts) for prompt in CAUSAL_PROMPTS)
+    assert all(prompt in text for prompt in MASKED_PROMPTS)
+    assert text == sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), seed=3)
+    penalty = SampleConfig(max_new_tokens=5, repetition_penalty=1.5)  # nothing that a diffusion model has
+    assert sample_text(DIFFUSION, penalty, seed=3) == text
+
+
+def test_bytes_are_filled_too() -> None:
+    tokenizer = byte_tokenizer()
+    llm = LanguageModel(random_model(shape("bert"), tokenizer.vocab_size, False), tokenizer, denoises=True)
+    assert re.fullmatch("Th.* fox", llm.fill("Th[MASK] fox", seed=0), re.DOTALL)

@@ -1,0 +1,66 @@
+"""Small runs of a masked diffusion: resumed equals uninterrupted, and every figure of a bound is named one."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from same_state import assert_same_state
+from test_train import losses, send_at
+
+from pretrain.errors import Interrupted
+from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.run import score_documents
+from pretrain.training.train import run
+
+DIFFUSION = ["model=diffusion_nano", "optimizer=adamw", "optimizer.learning_rate=0.01"]
+ALL = ["objective.complementary=true", "objective.random_length_rows=0.5", "objective.min_masked_fraction=0.2"]
+BOUNDS = {"val/loss", "val/loss_bound", "val/perplexity_bound", "val/bits_per_byte_bound", "val/accuracy"}
+
+
+def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
+    words = ["trainer.max_steps=40", "trainer.val_check_interval=40", "trainer.enable_progress_bar=true"]
+    report = run(tiny.plan(*DIFFUSION, *words))
+    figures = report.validation
+    assert set(figures) == BOUNDS
+    assert figures["val/loss"] == figures["val/loss_bound"] < 5.4  # log 259 = 5.56 nats is chance
+    assert set(losses(Path(report.folder), "val/loss_bound")) == {40}
+    printed = capsys.readouterr()
+    assert f"validation loss {figures['val/loss']:.4f} (bound)  bits per byte at most" in printed.out + printed.err
+    assert f"{figures['val/loss']:.4f} (an upper bound" in str(report)
+    assert "bits/byte (bound)" in str(report)
+    found = score_documents(EvalConfig(paths=tiny.plan().config.paths), Path(report.folder))
+    assert found["accuracy"] > 0
+    assert found["loss"] == found["loss_bound"] == pytest.approx(figures["val/loss"], rel=0.1)  # with other masks
+    assert "bits_per_byte" not in found
+    assert found["targets"] == sum(report.validation_targets.values())
+
+
+def test_an_interrupted_diffusion_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch):
+    """With all that training draws: pairs of masks, borders, and a floor of the hidden share."""
+    whole = run(tiny.plan(*DIFFUSION, *ALL, f"paths.run_dir={tiny.folder / 'whole'}"))
+    cut = f"paths.run_dir={tiny.folder / 'cut'}"
+    with monkeypatch.context() as patch:
+        send_at(patch, 7, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM at step 7: saved"):
+            run(tiny.plan(*DIFFUSION, *ALL, cut))
+    resumed = run(tiny.plan(*DIFFUSION, *ALL, cut, "resume=auto"))
+    assert_same_state(Path(whole.folder), Path(resumed.folder))
+    assert losses(Path(whole.folder)) == losses(Path(resumed.folder))
+    assert whole.validation == resumed.validation
+    assert whole.tokens_seen == resumed.tokens_seen == 12 * 4 * 32  # each token once, though two passes read it
+
+
+def test_hybrid_rows_of_a_diffusion_are_scored_apart(tiny):
+    report = run(tiny.plan("model=hybrid_nano", "objective.bidirectional=diffusion", "trainer.max_steps=4"))
+    figures = report.validation
+    assert set(figures) == {
+        "val/loss", "val/perplexity", "val/accuracy", "val/bits_per_byte", "val/causal/loss",
+        "val/causal/bits_per_byte", "val/diffusion/loss", "val/diffusion/loss_bound",
+        "val/diffusion/bits_per_byte_bound",
+    }  # fmt: skip
+    assert figures["val/bits_per_byte"] == figures["val/causal/bits_per_byte"]  # exact ones alone
+
+
+def test_a_diffusion_may_learn_responses(tiny):
+    """Prompts are never hidden: see `test_what_counts_are_the_targets_of_the_causal_objective`."""
+    assert tiny.config("data=pairs", "data.path=x", "model=diffusion_nano").objective.denoises
