@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LANGUAGES = ("bash", "python", "text", "json", "yaml")  # only the first two are run
+SECOND = (["inspect"], ["verify"])  # commands that are the second word behind the script of another
 _FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]*)")?\n(.*?)^\1```$', re.M | re.S)
 _SHELL = re.compile(r"[|;<>&`]|\$\(")
 _ASSIGNED = re.compile(r"[A-Z_]+=.*")
@@ -60,13 +61,13 @@ class Command:
             return "train"
         if program == "pretrain":
             return rest[0]
-        return "inspect" if rest[1:2] == ["inspect"] else Path(script).stem
+        return rest[1] if rest[1:2] in SECOND else Path(script).stem
 
     @property
     def overrides(self) -> list[str]:
         """What follows the name of the command."""
         first = 1 + next((i for i, word in enumerate(self.words) if word.endswith((".py", ".sh"))), 1)
-        return self.words[first + (self.words[first : first + 1] == ["inspect"]) :]
+        return self.words[first + (self.words[first : first + 1] in SECOND) :]
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:

@@ -47,7 +47,7 @@ SMALL_TEXT = ["data=text_files", "data.path=general_texts"]
 RUN = "prepared"  # stands for <time> in the names of runs
 LIMIT_S = 500.0
 # what looks like a setting in inline code, and is Python's or stands for any name; each occurs in the texts
-FOREIGN = ("bounds", "group", "key", "setting")
+FOREIGN = ("bounds", "group", "key", "setting", "group.setting")
 # words that the field has another word for, where they have no other meaning; and British spellings
 REPLACED = (
     "quicken", "likeliest", "learnt", "by heart", "never_said", "ended_by", "make_batch", "causal_rows",
@@ -77,9 +77,8 @@ class Workspace:
         """Bring back the prepared runs; `everything`: all kinds of them, not only a causal one."""
         if not (self.pristine / ("my_model" if everything else "logs")).exists():
             self._prepare(everything)
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
-        shutil.rmtree(self.folder / "my_model", ignore_errors=True)
-        shutil.rmtree(self.folder / "my_project", ignore_errors=True)
+        for name in ("logs", "my_model", "my_project", "my_export", "corpora"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(self.pristine, self.folder, dirs_exist_ok=True)
 
     def _prepare(self, everything: bool) -> None:
@@ -176,6 +175,8 @@ def known_settings() -> re.Pattern[str]:
 
 def unknown_settings(text: str) -> list[str]:
     """Return the settings in a page's inline code that do not exist."""
+    if "# Coming from another tool" in text:  # in its tables the first column is the other tool's
+        text = re.sub(r"^\| .*? \|", "|", text, flags=re.M)
     typed = [
         word for span in code_spans(text) for word in re.findall(r"(?:^|[\s'\"(])\+?([a-z_]+(?:[./][\w<>]+)*)=", span)
     ]
@@ -250,6 +251,7 @@ def test_help_pages_are_current(workspace: Workspace) -> None:
     folder = ROOT / "docs" / "reference" / "help"
     assert {path.stem for path in folder.iterdir()} == set(COMMANDS)
     for name in COMMANDS:
+        assert f"docs/reference/help/{name}.txt" in (folder.parent / "command-line.md").read_text(encoding="utf8")
         done = workspace.process.run(["pretrain", name, "--help"], workspace.folder, limit_s=LIMIT_S)
         assert done.output == (folder / f"{name}.txt").read_text(encoding="utf8"), f"{name}: make settings"
 
