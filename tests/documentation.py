@@ -35,6 +35,12 @@ class Block:
         """Whether its title says that it needs what a test machine lacks, such as a GPU."""
         return self.title.startswith("needs ")
 
+    @property
+    def included(self) -> str:
+        """The path of the file that the block shows; empty if it has text of its own."""
+        found = re.fullmatch(r'\s*--8<-- "([^"]+)"\s*', self.text)
+        return found[1] if found else ""
+
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page}:{self.line}"
 

@@ -103,7 +103,7 @@ class Workspace:
         """Run the blocks of a page in their order; return what failed, with the end of its output."""
         failed: list[str] = []
         for block in some:
-            if block.language == "python":
+            if block.language == "python" and not block.included:  # a command below runs the file
                 failed += self._failure(str(block), ["python", "-c", block.text], {})
             elif block.language == "bash":
                 for command in commands(block):
@@ -114,6 +114,8 @@ class Workspace:
         where = f"{command.block}: {command.line}"
         if not command.is_ours or command.words[0] == "pip":
             return [] if command.line.startswith(NOT_RUN) else [f"{where} is neither run nor listed in NOT_RUN"]
+        if command.name == "export":  # which overwrites nothing
+            shutil.rmtree(self.folder / "my_model", ignore_errors=True)
         if command.block.only_composes:
             return self._failure(where, ["python", "-c", composed(command)], {})
         return self._failure(where, shortened(command), command.environment)
@@ -201,6 +203,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert unknown_settings(text) == []
     assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
+    assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
     assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
     for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):
         assert "mine" in path or (ROOT / path).exists(), path
