@@ -56,6 +56,7 @@ REPLACED = (
     "looks_at_gradient", "check_room", "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis",
     "optimis", "neighbour", "colour", "behaviour",
 )  # fmt: skip
+REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root")  # by examples/extend
 ALLOWED = ("fast-tokenising",)  # the name of an extra
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.M))
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
@@ -171,7 +172,13 @@ def known_settings() -> re.Pattern[str]:
     of_commands = [each.name for command in tasks._COMMANDS.values() for each in fields(command.config_class)]
     groups = [path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()]
     names = {re.escape(name).replace("<name>", r"\w+") for name in (*of_runs, *of_commands, *groups)}
-    free = [r"data\.sources\.\w+(\.\w+)*", r"(callbacks|loggers)\.\w+\.init_args\.\w+", r"hydra[./].+"]
+    # data.count: of examples/extend/my_data.py
+    free = [
+        r"(data\.)?sources\.\w+(\.\w+)*",
+        r"data\.count",
+        r"(callbacks|loggers)\.\w+\.init_args\.\w+",
+        r"hydra[./].+",
+    ]
     return re.compile("|".join([*sorted(names), *free]))
 
 
@@ -183,6 +190,17 @@ def unknown_settings(text: str) -> list[str]:
         word for span in code_spans(text) for word in re.findall(r"(?:^|[\s'\"(])\+?([a-z_]+(?:[./][\w<>]+)*)=", span)
     ]
     return [word for word in typed if not KNOWN.fullmatch(word) and word not in FOREIGN]
+
+
+def unknown_arguments(command: Command) -> list[str]:
+    """Return the arguments of a command that name no setting, or no preset of its group."""
+    unknown = []
+    for key, _, value in (word.lstrip("+").partition("=") for word in command.overrides if "=" in word):
+        presets = {path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")}
+        chosen = set(re.findall(r"\w+", value)) if presets else set()
+        if not KNOWN.fullmatch(key) or not chosen <= presets | set(REGISTERED):
+            unknown.append(f"{key}={value}")
+    return unknown
 
 
 KNOWN = known_settings()
@@ -201,6 +219,8 @@ def test_a_page_names_what_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf8")
     assert broken_links(ROOT / name) == []
     assert unknown_settings(text) == []
+    typed = [command for block in of_page(name) if block.language == "bash" for command in commands(block)]
+    assert [word for command in typed if command.is_ours for word in unknown_arguments(command)] == []
     assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
     assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
@@ -216,6 +236,9 @@ def test_wrong_names_in_a_page_are_found() -> None:
     text = "`model.n_layer=3`, `'data.sources.mine={kind: text_files}'`, [a](nowhere.md), [b](README.md#nowhere)"
     assert unknown_settings(text) == ["model.n_layer"]
     assert broken_links(README, text) == ["nowhere.md", "README.md#nowhere"]
+    block = "```bash\npython src/train.py model=gpt_smal model.n_layer=3 data.path=my_texts 'logger=[all,csv]'\n```\n"
+    (command,) = commands(blocks(README, block)[0])
+    assert unknown_arguments(command) == ["model=gpt_smal", "model.n_layer=3"]
 
 
 def test_every_entry_of_what_is_not_run_occurs_in_the_texts() -> None:
