@@ -78,7 +78,7 @@ settings: $(STAMP)
 
 # the site, in site/: each link and anchor is checked
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

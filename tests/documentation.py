@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LANGUAGES = ("bash", "python", "text", "json", "yaml")  # only the first two are run
+SECOND = (["inspect"], ["verify"])  # commands that are the second word behind the script of another
 _FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]*)")?\n(.*?)^\1```$', re.M | re.S)
 _SHELL = re.compile(r"[|;<>&`]|\$\(")
 _ASSIGNED = re.compile(r"[A-Z_]+=.*")
@@ -33,6 +34,12 @@ class Block:
     def only_composes(self) -> bool:
         """Whether its title says that it needs what a test machine lacks, such as a GPU."""
         return self.title.startswith("needs ")
+
+    @property
+    def included(self) -> str:
+        """The path of the file that the block shows; empty if it has text of its own."""
+        found = re.fullmatch(r'\s*--8<-- "([^"]+)"\s*', self.text)
+        return found[1] if found else ""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page}:{self.line}"
@@ -60,13 +67,13 @@ class Command:
             return "train"
         if program == "pretrain":
             return rest[0]
-        return "inspect" if rest[1:2] == ["inspect"] else Path(script).stem
+        return rest[1] if rest[1:2] in SECOND else Path(script).stem
 
     @property
     def overrides(self) -> list[str]:
         """What follows the name of the command."""
         first = 1 + next((i for i, word in enumerate(self.words) if word.endswith((".py", ".sh"))), 1)
-        return self.words[first + (self.words[first : first + 1] == ["inspect"]) :]
+        return self.words[first + (self.words[first : first + 1] in SECOND) :]
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:

@@ -4,11 +4,15 @@ Commands run in forks of one warm process, at nano size, in a folder with the ru
 needs a GPU, the net or an extra is only composed. README is part of `make test`, the pages of `make test-long`.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from documentation import (
     LANGUAGES,
     README,
@@ -16,15 +20,23 @@ from documentation import (
     Block,
     Command,
     blocks,
+    broken_links,
+    code_spans,
     commands,
     pages,
-)  # fmt: skip
+    sentences,
+)
 from documented_files import write_inputs
 from warm_process import WarmProcess
 
+from pretrain.__main__ import COMMANDS
+from pretrain.commands import tasks
+from pretrain.config.preset_folders import CONFIG_FOLDER
+from pretrain.config.settings_help import settings_page
+
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
-    "make train", "make wheel", "make docs", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "make train", "make wheel", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ",
 )  # fmt: skip
 NANO = [
@@ -34,10 +46,19 @@ NANO = [
 SMALL_TEXT = ["data=text_files", "data.path=general_texts"]
 RUN = "prepared"  # stands for <time> in the names of runs
 LIMIT_S = 500.0
-# code of other programs, and of Python, that looks like a setting
-FOREIGN = {
-    "torch",
-}
+# what looks like a setting in inline code, and is Python's or stands for any name; each occurs in the texts
+FOREIGN = ("bounds", "group", "key", "setting", "group.setting")
+# words that the field has another word for, where they have no other meaning; and British spellings
+REPLACED = (
+    "quicken", "likeliest", "learnt", "by heart", "never_said", "ended_by", "make_batch", "causal_rows",
+    "from_the_left", "masks_in_blocks", "final_share", "decay_share", "mask_share", "random_share", "head_width",
+    "norm_place", "global_every", "first_values", "materialiser", "own_pieces", "reduce_once_a_step",
+    "looks_at_gradient", "check_room", "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis",
+    "optimis", "neighbour", "colour", "behaviour",
+)  # fmt: skip
+REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root")  # by examples/extend
+ALLOWED = ("fast-tokenising",)  # the name of an extra
+TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.M))
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
 
 
@@ -57,9 +78,8 @@ class Workspace:
         """Bring back the prepared runs; `everything`: all kinds of them, not only a causal one."""
         if not (self.pristine / ("my_model" if everything else "logs")).exists():
             self._prepare(everything)
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
-        shutil.rmtree(self.folder / "my_model", ignore_errors=True)
-        shutil.rmtree(self.folder / "my_project", ignore_errors=True)
+        for name in ("logs", "my_model", "my_project", "my_export", "corpora"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         shutil.copytree(self.pristine, self.folder, dirs_exist_ok=True)
 
     def _prepare(self, everything: bool) -> None:
@@ -84,7 +104,7 @@ class Workspace:
         """Run the blocks of a page in their order; return what failed, with the end of its output."""
         failed: list[str] = []
         for block in some:
-            if block.language == "python":
+            if block.language == "python" and not block.included:  # a command below runs the file
                 failed += self._failure(str(block), ["python", "-c", block.text], {})
             elif block.language == "bash":
                 for command in commands(block):
@@ -95,6 +115,8 @@ class Workspace:
         where = f"{command.block}: {command.line}"
         if not command.is_ours or command.words[0] == "pip":
             return [] if command.line.startswith(NOT_RUN) else [f"{where} is neither run nor listed in NOT_RUN"]
+        if command.name == "export":  # which overwrites nothing
+            shutil.rmtree(self.folder / "my_model", ignore_errors=True)
         if command.block.only_composes:
             return self._failure(where, ["python", "-c", composed(command)], {})
         return self._failure(where, shortened(command), command.environment)
@@ -144,11 +166,120 @@ def shortened(command: Command) -> list[str]:
     return words
 
 
+def known_settings() -> re.Pattern[str]:
+    """Return what matches every setting of all commands, and the names of groups of presets."""
+    of_runs = re.findall(r"^\| `([\w.<>]+)` \|", settings_page(), re.M)
+    of_commands = [each.name for command in tasks._COMMANDS.values() for each in fields(command.config_class)]
+    groups = [path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()]
+    names = {re.escape(name).replace("<name>", r"\w+") for name in (*of_runs, *of_commands, *groups)}
+    # data.count: of examples/extend/my_data.py
+    free = [
+        r"(data\.)?sources\.\w+(\.\w+)*",
+        r"data\.count",
+        r"(callbacks|loggers)\.\w+\.init_args\.\w+",
+        r"hydra[./].+",
+    ]
+    return re.compile("|".join([*sorted(names), *free]))
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Return the settings in a page's inline code that do not exist."""
+    if "# Coming from another tool" in text:  # in its tables the first column is the other tool's
+        text = re.sub(r"^\| .*? \|", "|", text, flags=re.M)
+    typed = [
+        word for span in code_spans(text) for word in re.findall(r"(?:^|[\s'\"(])\+?([a-z_]+(?:[./][\w<>]+)*)=", span)
+    ]
+    return [word for word in typed if not KNOWN.fullmatch(word) and word not in FOREIGN]
+
+
+def unknown_arguments(command: Command) -> list[str]:
+    """Return the arguments of a command that name no setting, or no preset of its group."""
+    unknown = []
+    for key, _, value in (word.lstrip("+").partition("=") for word in command.overrides if "=" in word):
+        presets = {path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")}
+        chosen = set(re.findall(r"\w+", value)) if presets else set()
+        if not KNOWN.fullmatch(key) or not chosen <= presets | set(REGISTERED):
+            unknown.append(f"{key}={value}")
+    return unknown
+
+
+KNOWN = known_settings()
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     made = Workspace(tmp_path_factory.mktemp("documentation"))
     yield made
     made.process.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_what_exists(name: str) -> None:
+    """Its links lead somewhere, its settings and commands exist, its blocks have a language, its words are plain."""
+    text = (ROOT / name).read_text(encoding="utf8")
+    assert broken_links(ROOT / name) == []
+    assert unknown_settings(text) == []
+    typed = [command for block in of_page(name) if block.language == "bash" for command in commands(block)]
+    assert [word for command in typed if command.is_ours for word in unknown_arguments(command)] == []
+    assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
+    assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
+    assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
+    for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):
+        assert "mine" in path or (ROOT / path).exists(), path
+    for word in ALLOWED:
+        text = text.replace(word, "")
+    assert [word for word in REPLACED if re.search(rf"\b{word}", text)] == []
+
+
+def test_wrong_names_in_a_page_are_found() -> None:
+    text = "`model.n_layer=3`, `'data.sources.mine={kind: text_files}'`, [a](nowhere.md), [b](README.md#nowhere)"
+    assert unknown_settings(text) == ["model.n_layer"]
+    assert broken_links(README, text) == ["nowhere.md", "README.md#nowhere"]
+    block = "```bash\npython src/train.py model=gpt_smal model.n_layer=3 data.path=my_texts 'logger=[all,csv]'\n```\n"
+    (command,) = commands(blocks(README, block)[0])
+    assert unknown_arguments(command) == ["model=gpt_smal", "model.n_layer=3"]
+
+
+def test_every_entry_of_what_is_not_run_occurs_in_the_texts() -> None:
+    lines = [
+        command.line
+        for name in PAGES
+        for block in of_page(name)
+        if block.language == "bash"
+        for command in commands(block)
+    ]
+    for entry in NOT_RUN:
+        assert any(line.startswith(entry) for line in lines), f"{entry} is in no page: take it off the list"
+    texts = "".join((ROOT / name).read_text(encoding="utf8") for name in PAGES)
+    for word in (*FOREIGN, *ALLOWED):
+        assert word in texts, word
+
+
+def test_sentences_of_the_readme_are_short() -> None:
+    lengths = [len(words) for words in sentences(README.read_text(encoding="utf8"))]
+    assert len(lengths) > 20
+    assert sum(lengths) / len(lengths) < 20
+
+
+def test_the_menu_has_every_page() -> None:
+    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf8"))["nav"]
+    assert sorted(_pages_of(menu)) == sorted(name.removeprefix("docs/") for name in PAGES if name.startswith("docs/"))
+
+
+def _pages_of(menu: Any) -> list[str]:
+    if isinstance(menu, str):
+        return [menu]
+    return [page for each in (menu.values() if isinstance(menu, dict) else menu) for page in _pages_of(each)]
+
+
+def test_help_pages_are_current(workspace: Workspace) -> None:
+    folder = ROOT / "docs" / "reference" / "help"
+    assert {path.stem for path in folder.iterdir()} == set(COMMANDS)
+    for name in COMMANDS:
+        assert f"docs/reference/help/{name}.txt" in (folder.parent / "command-line.md").read_text(encoding="utf8")
+        done = workspace.process.run(["pretrain", name, "--help"], workspace.folder, limit_s=LIMIT_S)
+        assert done.output == (folder / f"{name}.txt").read_text(encoding="utf8"), f"{name}: make settings"
 
 
 def of_page(name: str) -> list[Block]:
