@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from pretrain.data.shuffle import ORDER_VERSION, Shuffle, _mix, micro_batch_samples, permute
+from pretrain.data.shuffle import ORDER_VERSION, Shuffle, micro_batch_samples, mix, permute
 from pretrain.errors import DataError
 
 
@@ -46,7 +46,7 @@ def test_the_order_never_changes_silently() -> None:
 def test_the_mixer_is_splitmix64() -> None:
     """The first outputs of the published generator for the seed 0."""
     increment = 0x9E3779B97F4A7C15
-    found = _mix(np.array([0, increment, 2 * increment % 2**64], np.uint64))
+    found = mix(np.array([0, increment, 2 * increment % 2**64], np.uint64))
     assert [hex(word) for word in found.tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 

@@ -39,7 +39,9 @@ def sweep(folder: Path, corpus: Path, *words: str) -> list[list[str]]:
     assert found.returncode == 0, found.stderr[-3000:]
     table = found.stdout.rpartition("val/loss  exit")[2]
     rows = [row.lstrip("* ").split() for row in table.splitlines()[1:]]
-    return [row for row in rows if row and row[-1].startswith("logs/sweep/")]  # Ray's workers may still print among them
+    return [
+        row for row in rows if row and row[-1].startswith("logs/sweep/")
+    ]  # Ray's workers may still print among them
 
 
 def folders(folder: Path) -> list[str]:

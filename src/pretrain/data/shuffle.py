@@ -77,7 +77,7 @@ def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.i
         raise ValueError(f"A position is outside the permutation of size={size}.")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     words = positions.astype(np.uint64).ravel()
-    state = _key_state(key)
+    state = hashed_key(key)
     words = _feistel(words, half, state)
     outside = np.flatnonzero(words >= np.uint64(size))
     while outside.size:
@@ -87,12 +87,12 @@ def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.i
     return words.astype(np.int64).reshape(positions.shape)
 
 
-def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
-    """Return the hash of the key, uint64: (1,), or (positions,) if a part of the key is an array."""
+def hashed_key(key: tuple[int | np.integer | Ints, ...]) -> Words:
+    """Return the hash of a key, uint64: (1,), or (positions,) if a part of the key is an array."""
     state = np.zeros(1, np.uint64)  # an array: numpy scalars would warn of the intended overflow
     for part in key:
         word = np.array([part % 2**64], np.uint64) if isinstance(part, int) else np.ravel(part).astype(np.uint64)
-        state = _mix(state + _mix(word))
+        state = mix(state + mix(word))
     return state
 
 
@@ -101,14 +101,14 @@ def _feistel(words: Words, half: int, state: Words) -> Words:
     bits = np.uint64(half)
     mask = (np.uint64(1) << bits) - np.uint64(1)
     rounds = 8 + 16 // half  # narrow words need more rounds: with 6, orders of 5 rows were not equally frequent
-    keys = _mix(state + np.arange(1, rounds + 1, dtype=np.uint64)[:, None])  # (rounds, 1 or words)
+    keys = mix(state + np.arange(1, rounds + 1, dtype=np.uint64)[:, None])  # (rounds, 1 or words)
     left, right = words >> bits, words & mask
     for round_key in keys:
-        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        left, right = right, left ^ (mix(right ^ round_key) & mask)
     return (left << bits) | right
 
 
-def _mix(words: Words) -> Words:
+def mix(words: Words) -> Words:
     """Return a hash of each word, one to one: each bit depends on all bits of the word.
 
     Source: one step of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
@@ -118,3 +118,17 @@ def _mix(words: Words) -> Words:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
+
+
+def mix_32_bits(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Replace each word by a hash, one to one, and return `words`: as `mix`, in a third of the time.
+
+    Source: Wellons 2018, "Prospecting for Hash Functions", https://nullprogram.com/blog/2018/07/31/: the function of
+    two multiplications with the lowest bias that was found.
+    """
+    words ^= words >> np.uint32(16)
+    words *= np.uint32(0x7FEB352D)
+    words ^= words >> np.uint32(15)
+    words *= np.uint32(0x846CA68B)
+    words ^= words >> np.uint32(16)
+    return words

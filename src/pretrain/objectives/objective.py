@@ -17,6 +17,7 @@ class Objective(nn.Module):
     causal: bool
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
+    mask_version: int | None = None  # how tokens to hide are drawn; none: nothing is drawn
 
     @property
     def parts(self) -> "dict[str, Objective]":
