@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -39,8 +39,9 @@ class Batch:
     is_causal: Tensor | None = None  # bool (B,): rows with causal attention; none: the model's default for all
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch on `device`, with the sample indices on the CPU: nothing on a device reads them."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, sample_indices=self.sample_indices)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, which is copied to a GPU asynchronously."""

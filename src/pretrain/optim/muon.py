@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
@@ -30,7 +31,13 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's."""
+    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's.
+
+    With `found_inf`, a tensor () on the weights' device, a step in which it is 1.0 changes neither weights nor state,
+    as in torch's fused optimizers.
+    """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -56,6 +63,7 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:  # type: ignore[attr-defined]
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
+        skips = None if self.found_inf is None else self.found_inf != 0
         rate, decay, momentum = (float(group[key]) for key in ("lr", "weight_decay", "momentum"))  # type: ignore[arg-type]
         for shape, parameters in by_shape.items():
             for parameter in parameters:
@@ -63,13 +71,38 @@ class Muon(torch.optim.AdamW):
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-            nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+            before, gradient = torch.stack(buffers), torch.stack(gradients)
+            after = before.lerp(gradient, 1.0 - momentum)
             dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-            updates = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
+            nesterov = gradient.lerp(after, momentum)
+            update = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
+            kept: float | Tensor = 1.0 - rate * decay
+            if skips is not None:
+                after, update = _where(skips, before, after), _where(skips, torch.zeros_like(update), update)
+                kept = torch.where(skips, 1.0, kept)
+            torch._foreach_copy_([_local(buffer) for buffer in buffers], list(_local(after).unbind()))
+            torch._foreach_mul_([_local(parameter) for parameter in parameters], kept)
             weights: list[Tensor] = list(parameters)
-            torch._foreach_mul_(weights, 1.0 - rate * decay)
-            torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
+            torch._foreach_add_(weights, list(update.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's shard, detached."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return `one` where `condition` () holds, else `other`, in its sharding; 0 times NaN would be NaN."""
+    found = torch.where(condition, _local(one), _local(other))
+    if isinstance(other, DTensor):
+        assert isinstance(one, DTensor)
+        assert one.placements == other.placements
+        size, stride = other.shape, other.stride()
+        return DTensor.from_local(
+            found, other.device_mesh, other.placements, run_check=False, shape=size, stride=stride
+        )
+    return found
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
