@@ -28,7 +28,7 @@ class Hybrid(Objective):
         self.masked_rows = masked_rows
 
     @property
-    def mask_version(self) -> int:  # type: ignore[override]
+    def mask_version(self) -> int:
         """The version of the masked rows' draw."""
         return self.masked.mask_version
 

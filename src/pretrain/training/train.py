@@ -55,8 +55,8 @@ from pretrain.training.run_state import (
     RunState,
     SaveSettings,
     check_disk_space,
-    let_micro_batches_run,
     keep_own_signal_handlers,
+    let_micro_batches_run,
 )
 from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
