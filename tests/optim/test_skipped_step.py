@@ -1,5 +1,6 @@
 """A step without a finite gradient changes neither weights nor state, to the bit, on one process and on two."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     changed = []
-    for config in OPTIMIZERS:
-        task, case = subject("llama", config), Case(2, ParallelConfig())
+    layouts = ParallelConfig(), ParallelConfig(tensor_parallel=2)
+    for config, settings in product(OPTIMIZERS, layouts):
+        task, case = subject("llama", config), Case(2, settings)
         model_with_loss = prepare_case(task, case)
         optimizer: Any = config.build(model_with_loss.model)
         train_step(model_with_loss, optimizer, task, case, 0)

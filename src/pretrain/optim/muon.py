@@ -71,16 +71,15 @@ class Muon(torch.optim.AdamW):
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            before, gradient = torch.stack(buffers), torch.stack(gradients)
-            after = before.lerp(gradient, 1.0 - momentum)
+            momenta = [_local(buffer) for buffer in buffers]
+            moved = torch._foreach_lerp(momenta, [_local(gradient) for gradient in gradients], 1.0 - momentum)
+            torch._foreach_copy_(momenta, list(moved) if skips is None else _selected(skips, momenta, list(moved)))
+            nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
             dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-            nesterov = gradient.lerp(after, momentum)
             update = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
             kept: float | Tensor = 1.0 - rate * decay
             if skips is not None:
-                after, update = _where(skips, before, after), _where(skips, torch.zeros_like(update), update)
-                kept = torch.where(skips, 1.0, kept)
-            torch._foreach_copy_([_local(buffer) for buffer in buffers], list(_local(after).unbind()))
+                update, kept = _zero_where(skips, update), torch.where(skips, 1.0, kept)
             torch._foreach_mul_([_local(parameter) for parameter in parameters], kept)
             weights: list[Tensor] = list(parameters)
             torch._foreach_add_(weights, list(update.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
@@ -92,17 +91,20 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Return `one` where `condition` () holds, else `other`, in its sharding; 0 times NaN would be NaN."""
-    found = torch.where(condition, _local(one), _local(other))
-    if isinstance(other, DTensor):
-        assert isinstance(one, DTensor)
-        assert one.placements == other.placements
-        size, stride = other.shape, other.stride()
-        return DTensor.from_local(
-            found, other.device_mesh, other.placements, run_check=False, shape=size, stride=stride
-        )
-    return found
+def _selected(condition: Tensor, ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Return `ones` if `condition` () holds, else `others`, of the same shapes: three kernels, however many they are."""
+    flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (ones, others)]
+    parts = torch.where(condition, *flat).split([tensor.numel() for tensor in ones])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, ones, strict=True)]
+
+
+def _zero_where(condition: Tensor, values: Tensor) -> Tensor:
+    """Return `values` with their sharding, and zeros if `condition` () holds: a product of 0 and NaN would be NaN."""
+    found = _local(values).where(~condition, 0.0)
+    if not isinstance(values, DTensor):
+        return found
+    mesh, placements, size, stride = values.device_mesh, values.placements, values.shape, values.stride()
+    return DTensor.from_local(found, mesh, placements, run_check=False, shape=size, stride=stride)
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
