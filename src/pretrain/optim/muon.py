@@ -93,8 +93,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _selected(condition: Tensor, ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
     """Return `ones` if `condition` () holds, else `others`, of the same shapes, in a few kernels for all of them."""
-    flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (ones, others)]
-    parts = torch.where(condition, *flat).split([tensor.numel() for tensor in ones])
+    one, other = (torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (ones, others))
+    parts = torch.where(condition, one, other).split([tensor.numel() for tensor in ones])
     return [part.view(tensor.shape) for part, tensor in zip(parts, ones, strict=True)]
 
 
