@@ -32,7 +32,6 @@ from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.token_store.build import open_writer
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.config import MaskedConfig
 from pretrain.objectives.masked import Masked
@@ -106,8 +105,7 @@ def ours(name: str, folder: Path) -> Iterator[Any]:
 
 
 def contend(name: str, folder: Path) -> None:
-    """Read a micro-batch per step, when it is this baseline's turn; with the memory settings of a run."""
-    keep_freed_memory()
+    """Read a micro-batch per step, when it is this baseline's turn."""
     turn = Turn()
     if name in OURS:
         batches = ours(name, folder)

@@ -54,13 +54,3 @@ def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
-
-
-def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a step with `optimizer.found_inf` = 1.0, a tensor (), changes neither weights nor state.
-
-    Fused AdamW does so in its kernel; Muon is built on it. Subclasses may do more in their step.
-    """
-    from pretrain.optim.muon import Muon  # it imports this module
-
-    return type(optimizer) in (torch.optim.AdamW, Muon) and all(group["fused"] for group in optimizer.param_groups)

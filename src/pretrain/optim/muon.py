@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig
 from pretrain.optim.groups import parameter_names, parameters_by_name
@@ -31,13 +30,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's.
-
-    With `found_inf`, a tensor () on the weights' device, a step in which it is 1.0 changes neither weights nor state,
-    as in torch's fused optimizers.
-    """
-
-    found_inf: Tensor | None = None
+    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -63,7 +56,6 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:  # type: ignore[attr-defined]
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
-        skips = None if self.found_inf is None else self.found_inf != 0
         rate, decay, momentum = (float(group[key]) for key in ("lr", "weight_decay", "momentum"))  # type: ignore[arg-type]
         for shape, parameters in by_shape.items():
             for parameter in parameters:
@@ -71,40 +63,13 @@ class Muon(torch.optim.AdamW):
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            momenta = [_local(buffer) for buffer in buffers]
-            moved = torch._foreach_lerp(momenta, [_local(gradient) for gradient in gradients], 1.0 - momentum)
-            torch._foreach_copy_(momenta, list(moved) if skips is None else _selected(skips, momenta, list(moved)))
+            torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
             nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
             dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-            update = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
-            kept: float | Tensor = 1.0 - rate * decay
-            if skips is not None:
-                update, kept = _zero_where(skips, update), torch.where(skips, 1.0, kept)
-            torch._foreach_mul_([_local(parameter) for parameter in parameters], kept)
+            updates = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
             weights: list[Tensor] = list(parameters)
-            torch._foreach_add_(weights, list(update.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this process's shard, detached."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _selected(condition: Tensor, ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    """Return `ones` if `condition` () holds, else `others`, of the same shapes, in a few kernels for all of them."""
-    one, other = (torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (ones, others))
-    parts = torch.where(condition, one, other).split([tensor.numel() for tensor in ones])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, ones, strict=True)]
-
-
-def _zero_where(condition: Tensor, values: Tensor) -> Tensor:
-    """Return `values` with their sharding, and zeros if `condition` () holds: a product of 0 and NaN would be NaN."""
-    found = _local(values).where(~condition, 0.0)
-    if not isinstance(values, DTensor):
-        return found
-    mesh, placements, size, stride = values.device_mesh, values.placements, values.shape, values.stride()
-    return DTensor.from_local(found, mesh, placements, run_check=False, shape=size, stride=stride)
+            torch._foreach_mul_(weights, 1.0 - rate * decay)
+            torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from math import prod
 
 import torch
@@ -99,16 +98,10 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients, foreach=True)
     world_size = torch.distributed.get_world_size()
     norms = torch._foreach_norm([shard.to_local() for shard in shards])
-    copies = tuple(_copies(shard, world_size) for shard in shards)
-    squares = (torch.stack(norms).double().square() / _on_device(copies, norms[0].device)).sum()
+    copies = torch.tensor([_copies(shard, world_size) for shard in shards], dtype=torch.float64, device=norms[0].device)
+    squares = (torch.stack(norms).double().square() / copies).sum()
     torch.distributed.all_reduce(squares)
     return squares.sqrt().float()
-
-
-@lru_cache(maxsize=64)
-def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return constant numbers as float64 on a device; a copy at each step would wait for a GPU's work."""
-    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _copies(shard: DTensor, world_size: int) -> int:

@@ -20,13 +20,10 @@ from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.streaming.corpus import POLL_S
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.train_stream import ShuffledRows
-from pretrain.errors import DataError
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.masked import MASK_VERSION
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training
-_CPU = torch.device("cpu")
 CLOSE_S = 5.0  # for the prefetch thread to finish a batch; it is a daemon, so a process never waits longer
 
 
@@ -109,58 +106,15 @@ class ValidationBatches:
         return batch
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """A batch on its way to a device."""
-
-    batch: Batch
-    arrival: torch.cuda.Event | None  # none: it is there
-
-    def received(self) -> Batch:
-        """Return the batch; the work of this thread's stream waits for it, this thread does not."""
-        if self.arrival is not None:
-            stream = torch.cuda.current_stream(self.batch.tokens.device)
-            stream.wait_event(self.arrival)
-            self.batch.map(lambda tensor: _used_by(stream, tensor))
-        return self.batch
-
-
-def _used_by(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor; its memory is given away after the work of `stream`, not of the one that copied it."""
-    if tensor.is_cuda:
-        tensor.record_stream(stream)
-    return tensor
-
-
-class _Sender:
-    """Sends batches to a device: to a GPU from page-locked memory, over a stream of its own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def send(self, batch: Batch) -> _Sent:
-        """Return the batch on its way; does not wait for the device."""
-        if self._stream is None:
-            return _Sent(batch, None)
-        with torch.cuda.stream(self._stream):
-            moved = batch.pin_memory().to(self._device, non_blocking=True)
-        return _Sent(moved, self._stream.record_event())
-
-
 class BatchLoader(Iterable[Batch]):
-    """Micro-batches `start` to `end`; one thread assembles up to `prefetch` of them ahead and sends them to a device.
+    """Micro-batches `start` to `end`; one thread assembles up to `prefetch` of them ahead.
 
     Unlike torch's DataLoader it draws nothing from the global random generator at its start: a run resumed at a step
     that ends with a validation does not validate again, and must draw the same dropout.
     """
 
-    def __init__(
-        self, batches: MicroBatches | ValidationBatches, start: int, end: int, prefetch: int = 0,
-        device: torch.device = _CPU,
-    ) -> None:  # fmt: skip
+    def __init__(self, batches: MicroBatches | ValidationBatches, start: int, end: int, prefetch: int = 0) -> None:
         self.batches = batches
-        self.device = device
         self.start = start
         self.end = end
         self.prefetch = prefetch
@@ -171,7 +125,7 @@ class BatchLoader(Iterable[Batch]):
         if not self.prefetch or isinstance(self.batches, ValidationBatches):
             return map(self.batches.__getitem__, numbers)
         self.close()
-        self._thread = _PrefetchThread(self.batches, numbers, self.prefetch, _Sender(self.device))
+        self._thread = _PrefetchThread(self.batches, numbers, self.prefetch)
         return self._thread
 
     def __len__(self) -> int:
@@ -186,11 +140,11 @@ class BatchLoader(Iterable[Batch]):
 
 
 class _PrefetchThread(Iterator[Batch]):
-    """Assembles and sends batches in order; the error of a batch is raised by the `next` of that batch."""
+    """Assembles batches in order; the error of a batch is raised by the `next` of that batch."""
 
-    def __init__(self, batches: MicroBatches, numbers: range, prefetch: int, sender: _Sender) -> None:
-        self._batches, self._numbers, self._sender = batches, numbers, sender
-        self._queue: queue.Queue[_Sent | Exception] = queue.Queue(prefetch)
+    def __init__(self, batches: MicroBatches, numbers: range, prefetch: int) -> None:
+        self._batches, self._numbers = batches, numbers
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
@@ -200,7 +154,7 @@ class _PrefetchThread(Iterator[Batch]):
         if isinstance(item, Exception):
             self.close()
             raise item
-        return item.received()
+        return item
 
     def close(self) -> None:
         """End the thread after its current batch."""
@@ -216,13 +170,13 @@ class _PrefetchThread(Iterator[Batch]):
             if self._stopped.is_set():
                 return
 
-    def _items(self) -> Iterator[_Sent | Exception]:
+    def _items(self) -> Iterator[Batch | Exception]:
         try:
             for number in self._numbers:
                 while self._batches.is_waiting(number):
                     if self._stopped.wait(POLL_S):
                         return
-                yield self._sender.send(self._batches[number])
+                yield self._batches[number]
             yield StopIteration()
         except Exception as error:
             yield error
@@ -253,27 +207,15 @@ class TextDataModule(L.LightningDataModule):
         self._loader: BatchLoader | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return excluded rows, batch sizes and how masks are drawn; the step gives the position in the data."""
-        state: dict[str, Any] = {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
-        if self.objective.mask_version is not None:
-            state["mask_version"] = self.objective.mask_version
-        return state
+        """Return the excluded rows and the batch sizes; the step gives the position in the data."""
+        return {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Exclude the rows of `state_dict` too, and draw masks as its run did.
+        """Exclude the rows of `state_dict` too.
 
-        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
-        version of the masks that this program does not know.
+        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them.
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))
-        if self.objective.mask_version is not None:
-            version = state_dict.get("mask_version", 1)  # the first one was not recorded
-            if version not in range(1, MASK_VERSION + 1):
-                raise DataError(
-                    f"the resumed run drew its masks by mask_version {version!r}, and this program knows 1 to "
-                    f"{MASK_VERSION}. Resume it with the program that wrote it, or start anew with init_from=<run>."
-                )
-            self.objective.mask_version = version
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""
@@ -281,7 +223,7 @@ class TextDataModule(L.LightningDataModule):
         batches = self._training_batches()
         start = self.trainer.global_step * batches.accumulation
         end = 2**62  # never exhausted: the run's length ends it
-        self._loader = BatchLoader(batches, start, end, self.prefetch, self.trainer.strategy.root_device)
+        self._loader = BatchLoader(batches, start, end, self.prefetch)
         return self._loader
 
     def close(self) -> None:
@@ -306,9 +248,7 @@ class TextDataModule(L.LightningDataModule):
         return [BatchLoader(batches, 0, len(batches)) for batches in sources]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Return the batch on the device, where the prefetch thread has sent it; else copy it there."""
-        if batch.tokens.device == device:
-            return batch
+        """Return the batch on the device; copies to a GPU are asynchronous, from pinned memory."""
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     def _slice(self) -> RankSlice:

@@ -1,8 +1,8 @@
 """The LightningModule: one training step, the same for every model and objective."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -17,21 +17,20 @@ from pretrain.errors import DataError, DivergenceError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
-from pretrain.optim.groups import skips_on_device
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import global_norm, scale_by
 from pretrain.program import command
-from pretrain.training.agreement import Agreement
+from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
 from pretrain.training.run_length import RunLength
 from pretrain.training.run_state import end_after_step
-from pretrain.training.step_outcomes import NO_TARGET, StepOutcome, StepOutcomes
 from pretrain.training.validation_metrics import ValidationScores
 
 MAX_SKIPPED_IN_A_ROW = 10
+NO_TARGET = "the step's rows had no target token"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class StepSettings:
     expected_targets: float  # approximate number in a global batch: keeps gradients near their final scale
     sum_dtype: torch.dtype  # of summed losses
     keeps_ledger: bool
-    timeout: timedelta  # of a process's wait for the others
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
 
 
@@ -70,8 +68,7 @@ class TrainingModule(L.LightningModule):
         self.expected_targets = settings.expected_targets
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, at the latest reduction
-        self.outcomes = StepOutcomes(torch.device("cpu"))
-        self._agreement: Agreement | None = None  # from `configure_model` on
+        self._signal_reduction: tuple[Any, Tensor] | None = None  # pending all-reduce of signals
         self._is_materialized = False
         self.validated: dict[str, float] = {}  # metrics of the latest validation; empty without targets
         self.validation_targets: dict[str, int] = {}  # of the latest validation, by source
@@ -82,6 +79,8 @@ class TrainingModule(L.LightningModule):
         self.skipped_steps = 0
         self.skipped_because = ""  # reason of the latest skipped step
         self._skipped_in_a_row = 0
+        self.step_loss = math.nan  # of the latest step, over all processes; computed for spikes and ledger only
+        self.step_samples: list[int] = []  # sample indices of the latest step, for the ledger only
         self._step_targets = torch.zeros((), dtype=torch.int64)
         self._step_loss_sum = torch.zeros((), dtype=settings.sum_dtype)
         self._logged_loss = torch.zeros((), dtype=settings.sum_dtype)
@@ -103,9 +102,6 @@ class TrainingModule(L.LightningModule):
             strategy = self.trainer.strategy
             mesh = strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
             self.settings.materialize(mesh, strategy.root_device)
-            self._agreement = Agreement(self.global_rank, self.trainer.world_size, self.settings.timeout)
-            self.outcomes = StepOutcomes(strategy.root_device)
-            self.outcomes.listeners.append(self.count_outcome)
             self._is_materialized = True
 
     def on_train_start(self) -> None:
@@ -134,42 +130,53 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Run the last micro-batch, then take one optimizer step or skip it; nothing here waits for the device.
+        """Run the last micro-batch, then take one optimizer step or skip it.
 
-        A skipped step advances `global_step`, the schedule and the hooks like any other. Without a finite gradient or
-        without targets the device itself leaves the weights alone, and `outcomes` tell of it one step later.
+        A skipped step advances `global_step`, the schedule and the batch-end hooks like any other.
         """
         assert optimizer_closure is not None
         optimizer_closure()  # the last micro-batch; Lightning has run the earlier ones before this hook
-        assert self._agreement is not None
-        self._agreement.start(self.signal_received, self.length.clock())
-        targets, loss_sum = self.reduce_step_totals()
+        targets = self.reduce_step_totals()
+        self.set_learning_rate(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scale = self.measure_gradients(gradients, targets)
-        self.signal_agreed, seconds = self._agreement.finish()
-        self.length.record_step(seconds)
-        self.set_learning_rate(optimizer)
-        applies = torch.isfinite(self.grad_norm) & (targets > 0)
-        because = self.skipped_for_its_loss(applies, targets, loss_sum)
-        if not because:
+        if reason := self.reason_to_skip(targets):
+            self.skip_step(reason)
+        else:
             self.average_and_clip(gradients, scale)
-            self.add_to_logged_loss(applies, targets)
-            self.update_weights(optimizer, applies)
+            self.count_step(targets)
+            optimizer.step()  # Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients
         optimizer.optimizer.zero_grad(set_to_none=True)
-        self.end_step(because, torch.stack([applies, targets, loss_sum.to(targets.device)]).to(loss_sum.dtype))
+        self.end_step()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` has freed the gradients of the previous step."""
 
-    def reduce_step_totals(self) -> tuple[Tensor, Tensor]:
-        """Return the targets of the global batch, int64 (), and their summed loss ()."""
-        targets, loss_sum = self._step_targets, self._step_loss_sum
+    def reduce_step_totals(self) -> Tensor:
+        """Return the targets of the global batch, int64 (); agree on loss, stop signal and the run's clock.
+
+        One all-reduce carries all four; the clock is that of rank 0.
+        """
+        seconds, loss_sum, targets = self.length.clock(), self._step_loss_sum, self._step_targets
         if self.trainer.world_size == 1:
-            return targets, loss_sum
-        # float64 is exact for integers below 2^53
-        sums = torch.stack([targets.double(), loss_sum.to(targets.device)]) * self._is_tp_rank_zero()
-        torch.distributed.all_reduce(sums)
-        return sums[0].long(), sums[1]
+            self.signal_agreed = self.signal_received
+        else:
+            signals = [int(self.signal_received == number) for number in STOP_SIGNALS]
+            clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
+            device = targets.device
+            sums = torch.stack([targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
+            # float64 is exact for integers below 2^53
+            sums = torch.cat([sums, torch.tensor([*signals, clock], device=device, dtype=sums.dtype)])
+            torch.distributed.all_reduce(sums)
+            targets, loss_sum = sums[0].long(), sums[1]
+            *counts, clock = sums[2:].long().tolist()
+            self.signal_agreed = _first_signal(counts)
+            seconds = clock / 1000
+        self.length.record_step(seconds)
+        if self.spikes.is_on or self.settings.keeps_ledger:  # waits for the device
+            count = int(targets)
+            self.step_loss = float(loss_sum) / count if count else math.nan
+        return targets
 
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set this step's learning rate; if the step is the last, end the training after it."""
@@ -191,27 +198,19 @@ class TrainingModule(L.LightningModule):
             self.gradient_hook(scale)
         return scale
 
-    def skipped_for_its_loss(self, applies: Tensor, targets: Tensor, loss_sum: Tensor) -> str:
-        """Return why a step that could be applied must not be; empty if it may.
+    def reason_to_skip(self, targets: Tensor) -> str:
+        """Return why this step must not change the weights; empty if it may.
 
-        Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip. Waits for the
-        device, but only where spikes are looked for: the step after a spike must not be taken.
+        Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip.
         """
-        if self.spikes.is_on and bool(applies) and self.spikes.is_spike(loss := float(loss_sum) / int(targets)):
-            self._handle_spike(loss)
+        if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
+            return "the gradient was not finite"
+        if not int(targets):
+            return NO_TARGET
+        if self.spikes.is_spike(self.step_loss):
+            self._handle_spike()
             return "the loss jumped"
         return ""
-
-    def update_weights(self, optimizer: Any, applies: Tensor) -> None:
-        """Take the optimizer step if `applies` () is true; the device decides where the optimizer can skip by itself.
-
-        `optimizer` is Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients.
-        """
-        if skips_on_device(optimizer.optimizer):
-            optimizer.optimizer.found_inf = (~applies).float()  # torch's own protocol, of its gradient scaler
-        elif not bool(applies):  # waits for the device
-            return
-        optimizer.step()
 
     def average_and_clip(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Multiply the gradients by `scale` and clip their norm, in one pass over them."""
@@ -219,11 +218,11 @@ class TrainingModule(L.LightningModule):
             scale = scale * (self.settings.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         scale_by(gradients, scale)
 
-    def add_to_logged_loss(self, applies: Tensor, targets: Tensor) -> None:
+    def count_step(self, targets: Tensor) -> None:
         """Add a step that changes the weights to the next logged training loss."""
-        loss_sum = torch.where(applies, self._step_loss_sum, 0.0)
-        self._logged_loss = self._logged_loss.to(loss_sum.device) + loss_sum
-        self._logged_targets = self._logged_targets.to(targets.device) + targets * applies
+        self._skipped_in_a_row = 0
+        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
+        self._logged_targets = self._logged_targets.to(targets.device) + targets
 
     def agree_on_signal(self) -> None:
         """Set `signal_agreed` between two steps; a collective call."""
@@ -231,18 +230,22 @@ class TrainingModule(L.LightningModule):
         self.finish_signal_reduction()
 
     def start_signal_reduction(self) -> None:
-        """Start to agree on stop signals, without waiting for the other processes."""
-        assert self._agreement is not None
-        self._agreement.start(self.signal_received, 0.0)
-        if not self._agreement.is_pending:  # of one process
+        """Start the all-reduce of stop signals, without waiting for it."""
+        if self.trainer.world_size == 1:
             self.signal_agreed = self.signal_received
+            return
+        counts = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
+        self._signal_reduction = torch.distributed.all_reduce(counts, async_op=True), counts
 
     def finish_signal_reduction(self) -> None:
-        """Wait for the other processes if `start_signal_reduction` was called, and set `signal_agreed`."""
-        if self._agreement is not None and self._agreement.is_pending:
-            self.signal_agreed, _ = self._agreement.finish()
+        """Wait for the pending all-reduce of stop signals, if any, and set `signal_agreed`."""
+        if self._signal_reduction is None:
+            return
+        (work, counts), self._signal_reduction = self._signal_reduction, None
+        work.wait()
+        self.signal_agreed = _first_signal(counts.tolist())
 
-    def _handle_spike(self, loss: float) -> None:
+    def _handle_spike(self) -> None:
         """Raise Rewind or DivergenceError at a spike, as `divergence.on_spike` asks; return if it is skip."""
         if self.spikes.on_spike is OnSpike.skip:
             return
@@ -250,59 +253,45 @@ class TrainingModule(L.LightningModule):
         samples = torch.cat(self._samples).cpu().numpy()
         rows = outlier_sequences(self.model_with_loss, data, samples, self.spikes.deviations, self.parallel_dims)
         step = self.global_step + 1
-        description = self.spikes.describe(step, loss)
+        description = self.spikes.describe(step, self.step_loss)
         new = frozenset(rows) - data.excluded
         if self.spikes.on_spike is OnSpike.rewind and new:
             message = f"{description}; excluding rows {named(new)}"
             raise Rewind(message, step, data.excluded | new, self.length.clock())
         raise spike_error(description, rows)
 
-    def count_outcome(self, outcome: StepOutcome) -> None:
-        """Count a step that did not change the weights.
+    def skip_step(self, reason: str) -> None:
+        """Count a step that does not change the weights.
 
         Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW consecutive ones.
         """
-        if not (reason := outcome.skipped_because):
-            self._skipped_in_a_row = 0
-            return
         self.skipped_steps += 1
         self.skipped_because = reason
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
-            samples = outcome.samples if self.settings.keeps_ledger else self._of_all_processes(outcome.samples)
-            rows = data.train_stream.row_origins(samples.cpu().numpy())
+            rows = data.train_stream.row_origins(self._all_samples().cpu().numpy())
             description = (
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, up to step {outcome.step}: {reason}. "
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, up to step {self.global_step + 1}: {reason}. "
                 f"The last one read rows {named(row.id for row in rows)}. "
             )
             if reason == NO_TARGET:
                 raise DataError(f"{description}Look at them: {command('inspect')} run=<run folder> step=1.")
             raise DivergenceError(f"{description}Try a lower optimizer.learning_rate, then resume=auto.")
 
-    def end_step(self, skipped_because: str, numbers: Tensor) -> None:
-        """Post the outcome of the step, which hands over that of the step before; reset the sums of the step."""
+    def end_step(self) -> None:
+        """Reset the sums of the step; keep its sample indices if the ledger needs them."""
         self._step_targets = torch.zeros_like(self._step_targets)
         self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
-        samples = torch.cat(self._samples)
-        self._samples.clear()
         if self.settings.keeps_ledger:
-            samples = self._of_all_processes(samples)
-        self.outcomes.post(self.global_step + 1, skipped_because, numbers, samples)
+            self.step_samples = sorted(self._all_samples().tolist())
+        self._samples.clear()
 
-    def on_validation_start(self) -> None:
-        """Count every step before a validation."""
-        self.outcomes.settle()
-
-    def on_train_end(self) -> None:
-        """Count the last step."""
-        self.outcomes.settle()
-
-    def _of_all_processes(self, samples: Tensor) -> Tensor:
-        """Return the sample indices of a step over all processes, int64 (batch_size,); a collective call."""
+    def _all_samples(self) -> Tensor:
+        """Return the sample indices of this step over all processes, int64 (batch_size,)."""
+        samples = torch.cat(self._samples)
         if self.trainer.world_size == 1:
             return samples
-        samples = samples.to(self.device)
         gathered = [torch.empty_like(samples) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(gathered, samples)
         return torch.cat(gathered[:: self.parallel_dims.tensor])
@@ -344,3 +333,8 @@ class TrainingModule(L.LightningModule):
             self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)
         if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for the one before the first step
             self.first_validated = self.validated
+
+
+def _first_signal(counts: list[int]) -> int:
+    """Return the first of STOP_SIGNALS with a nonzero count, 0 if none; `counts` are in their order."""
+    return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)

@@ -31,7 +31,6 @@ from pretrain.parallel.mesh import distribute_like, local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Spikes
-from pretrain.training.host_copies import HostCopies
 from pretrain.training.run_length import RunLength
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class RunState(Callback):
         self._thread = ThreadPoolExecutor(1, "checkpoint") if settings.asynchronous else None
         self._writing: Future[str | None] | None = None
         self._undeletable: set[Path] = set()  # folders that another program may own, already reported
-        self._copies: HostCopies | None = None  # of the tensors being written
+        self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save reuses the memory
         self._group: Any = None  # gloo group for checkpoints only: their threads run beside the training
 
     def add_user_callbacks(self, callbacks: UserCallbacks) -> None:
@@ -140,7 +139,6 @@ class RunState(Callback):
         every process raises CheckpointError.
         """
         self._raise(self.wait())
-        self.module.outcomes.settle()
         reshard(self.module.model_with_loss)
         model, rank, ranks = self.module.model_with_loss.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
@@ -191,21 +189,19 @@ class RunState(Callback):
         folder = os.path.relpath(Path.cwd(), self.settings.folder.parent)
         return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.settings.typed}
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Let the device copy what is being saved before it changes."""
-        if self._copies is not None:
-            self._copies.hold_back()
-
     def _copy(self, parts: dict[str, dict[str, Tensor | TensorShard]]) -> dict[str, dict[str, Tensor | TensorShard]]:
-        """Return a copy of the parts in CPU memory that every save reuses, to be read after `HostCopies.wait`."""
-        copies = self._copies = self._copies or HostCopies(self.trainer.strategy.root_device)
+        """Return a copy of the parts in CPU memory that every save reuses."""
 
         def copy(key: str, tensor: Tensor | TensorShard) -> Tensor | TensorShard:
             if isinstance(tensor, TensorShard):
-                return replace(tensor, values=copies.copy(key, tensor.values))
-            return copies.copy(key, tensor)
+                return replace(tensor, values=copy_values(key, tensor.values))
+            return copy_values(key, tensor)
+
+        def copy_values(key: str, tensor: Tensor) -> Tensor:
+            buffer = self._copies.get(key)
+            if buffer is None or buffer.shape != tensor.shape:
+                buffer = self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            return buffer.copy_(tensor)
 
         return {
             part: {name: copy(f"{part}/{name}", tensor) for name, tensor in tensors.items()}
@@ -218,8 +214,6 @@ class RunState(Callback):
         """Write a checkpoint and delete old ones; return the error message of the first process that failed."""
         problem = None
         try:
-            if self._copies is not None:
-                self._copies.wait()
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
             checkpoint_writing.write(
                 self.settings.folder,
@@ -263,14 +257,6 @@ def end_after_step(trainer: L.Trainer, step: int) -> None:
 def keep_own_signal_handlers(trainer: L.Trainer) -> None:
     """Register no signal handlers of Lightning's, which would communicate in the middle of a step."""
     trainer._signal_connector.register_signal_handlers = lambda: None
-
-
-def let_micro_batches_run(trainer: L.Trainer) -> None:
-    """Have Lightning not ask all processes for SIGTERM at every micro-batch, which waits for the device.
-
-    The run agrees on signals itself, once a step (`training/agreement.py`).
-    """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def every_random_state(parallel_dims: ParallelDims, device: torch.device) -> dict[str, Tensor]:

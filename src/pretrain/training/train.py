@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
@@ -31,7 +30,6 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.auto_settings import choose_device, resolve_precision
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
-from pretrain.training.callbacks.garbage import Garbage
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
@@ -53,13 +51,7 @@ from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.model_support import check_supported
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
-from pretrain.training.run_state import (
-    RunState,
-    SaveSettings,
-    check_disk_space,
-    keep_own_signal_handlers,
-    let_micro_batches_run,
-)
+from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
 from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightning
@@ -143,7 +135,6 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
     trainer = build_trainer(run_plan, device, list(loggers.values()), length.max_steps, bool(data.validation_streams))
     keep_own_signal_handlers(trainer)
-    let_micro_batches_run(trainer)
     vocabulary = config.model.vocabulary(prepared.tokenizer.vocab_size)
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
@@ -239,7 +230,6 @@ def _build_module(
         expected_targets=float(targets_per_row * config.batch_size),
         sum_dtype=sum_dtype(choose_device(config.trainer)),
         keeps_ledger=config.logging.ledger,
-        timeout=timedelta(seconds=config.trainer.timeout_s),
         materialize=materializer(model_with_loss, config, weights),
     )
     factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
@@ -303,7 +293,7 @@ def _build_callbacks(parts: _Parts) -> list[Callback]:
         callbacks.append(_build_text_ahead(parts, parts.data.train_stream, checkpoints))
     if config.trainer.profile_steps:
         callbacks.append(Profile(folder / PROFILE, config.trainer.profile_steps))
-    return [*callbacks, Garbage(), parts.state]
+    return [*callbacks, parts.state]
 
 
 def _build_text_ahead(parts: _Parts, rows: StreamingDataset, checkpoints: Checkpoints) -> TextAhead:
