@@ -122,8 +122,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         x, matrix = features.to(dtype), weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=features.device)
         grad_x = torch.empty_like(features)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
+        # FSDP2 gathers weights in bfloat16, and a sum over many chunks in that format loses small terms
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for part in _chunks(x, shard.largest_size):
             if settings.fused:
                 grad_logits, grad_of_bias, losses = _compiled_grad_logits()(
@@ -145,13 +146,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             matmul.add_gradient(grad_weight, grad_logits, x[part])
             del grad_logits  # before the next chunk allocates its logits
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
+        ctx.dtypes = features.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
-        return (*gradients, None, None)
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return (*(None if each is None else (each * grad).to(dtype) for each, dtype in saved), None, None)
 
 
 def _grad_logits(logits: Tensor, targets: Tensor, weights: Tensor | None, settings: _Chunking) -> tuple[Tensor, Tensor]:
