@@ -125,14 +125,22 @@ def test_the_mask_is_a_function_of_seed_and_sample() -> None:
         assert not torch.equal(masked(seed).collate(rows(same), samples).target_positions, together.target_positions)
 
 
-def test_the_draw_never_changes_silently() -> None:
-    """A resumed run must hide what it would have hidden."""
+@pytest.mark.parametrize(
+    ("version", "places", "words"), [(1, [0, 9, 13, 14], [62, 4, 30]), (2, [5, 10, 15, 16], [90, 38, 42])]
+)
+def test_the_draw_never_changes_silently(version: int, places: list[int], words: list[int]) -> None:
+    """A resumed run must hide what it would have hidden, by the version it began with."""
     tokens = np.arange(10, 30).reshape(1, 20)
-    batch = masked(seed=5, mask_probability=0.2).collate(rows(tokens), torch.tensor([12]))
+    objective = masked(seed=5, mask_probability=0.2)
+    objective.mask_version = version
+    batch = objective.collate(rows(tokens), torch.tensor([12]))
     assert batch.target_positions is not None
-    assert batch.target_positions.tolist() == [[0, 9, 13, 14]]
-    batch = masked(seed=5, mask_token_prob=0.0, random_token_prob=1.0).collate(rows(tokens), torch.tensor([12]))
-    assert batch.tokens[0, batch.target_positions[0]].tolist() == [62, 4, 30]
+    assert batch.target_positions.tolist() == [places]
+    objective = masked(seed=5, mask_token_prob=0.0, random_token_prob=1.0)
+    objective.mask_version = version
+    batch = objective.collate(rows(tokens), torch.tensor([12]))
+    assert batch.target_positions is not None
+    assert batch.tokens[0, batch.target_positions[0]].tolist() == words
 
 
 def test_a_bidirectional_model_gets_the_documents_of_padded_rows() -> None:

@@ -2,12 +2,16 @@
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from subjects import Words
 
 from pretrain.errors import DataError
-from pretrain.training.datamodule import BatchLoader
+from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig
+from pretrain.objectives.masked import MASK_VERSION
+from pretrain.training.datamodule import BatchLoader, TextDataModule
 
 
 class Numbers:
@@ -54,3 +58,23 @@ def test_a_closed_loader_leaves_no_thread(waits_at: int):
     assert threads()
     batches.close()
     assert not threads()
+
+
+def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
+    objective = MaskedConfig().build(Words(), seed=0)
+    data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, batch_sizes=SimpleNamespace(record=list))
+    newest = TextDataModule.state_dict(data)
+    assert newest["mask_version"] == MASK_VERSION == 2
+    TextDataModule.load_state_dict(data, {})  # of a program that knew one version only
+    assert objective.mask_version == 1
+    assert TextDataModule.state_dict(data)["mask_version"] == 1
+    TextDataModule.load_state_dict(data, newest)
+    assert objective.mask_version == 2
+    with pytest.raises(DataError, match=r"by mask_version 3, and this program knows 1 to 2\. Resume it with"):
+        TextDataModule.load_state_dict(data, {"mask_version": 3})
+    hybrid = HybridConfig().build(Words(), seed=0)
+    hybrid.mask_version = 1
+    assert hybrid.parts["masked"].mask_version == 1
+    data.objective = CausalConfig().build(Words(), seed=0)
+    TextDataModule.load_state_dict(data, {})
+    assert "mask_version" not in TextDataModule.state_dict(data)

@@ -77,7 +77,7 @@ def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.i
         raise ValueError(f"A position is outside the permutation of size={size}.")
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     words = positions.astype(np.uint64).ravel()
-    state = _key_state(key)
+    state = hashed_key(key)
     words = _feistel(words, half, state)
     outside = np.flatnonzero(words >= np.uint64(size))
     while outside.size:
@@ -87,8 +87,8 @@ def permute(positions: npt.NDArray[np.integer], size: int, key: tuple[int | np.i
     return words.astype(np.int64).reshape(positions.shape)
 
 
-def _key_state(key: tuple[int | np.integer | Ints, ...]) -> Words:
-    """Return the hash of the key, uint64: (1,), or (positions,) if a part of the key is an array."""
+def hashed_key(key: tuple[int | np.integer | Ints, ...]) -> Words:
+    """Return the hash of a key, uint64: (1,), or (positions,) if a part of the key is an array."""
     state = np.zeros(1, np.uint64)  # an array: numpy scalars would warn of the intended overflow
     for part in key:
         word = np.array([part % 2**64], np.uint64) if isinstance(part, int) else np.ravel(part).astype(np.uint64)
@@ -118,3 +118,17 @@ def mix(words: Words) -> Words:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
+
+
+def mix_32_bits(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Replace each word by a hash, one to one, and return `words`: as `mix`, in a third of the time.
+
+    Source: Wellons 2018, "Prospecting for Hash Functions", https://nullprogram.com/blog/2018/07/31/: the function of
+    two multiplications with the lowest bias that was found.
+    """
+    words ^= words >> np.uint32(16)
+    words *= np.uint32(0x7FEB352D)
+    words ^= words >> np.uint32(15)
+    words *= np.uint32(0x846CA68B)
+    words ^= words >> np.uint32(16)
+    return words

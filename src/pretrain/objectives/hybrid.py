@@ -30,6 +30,15 @@ class Hybrid(Objective):
         self.masked_rows = masked_rows
 
     @property
+    def mask_version(self) -> int:  # type: ignore[override]
+        """The version of the masked rows' draw."""
+        return self.masked.mask_version
+
+    @mask_version.setter
+    def mask_version(self, version: int) -> None:
+        self.masked.mask_version = version
+
+    @property
     def parts(self) -> dict[str, Objective]:
         """The objective of either kind of rows, by name."""
         name = "diffusion" if self.bidirectional.is_bound else "masked"

@@ -8,16 +8,22 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.data.collate import IGNORE
+from pretrain.data.shuffle import hashed_key, mix, mix_32_bits
 from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.config import MaskingConfig, MaskingUnit
 from pretrain.objectives.objective import Objective
+
+# how targets are drawn: 1 row by row, from a generator of its own; 2 single tokens of all rows at once, by hashes, words
+# and spans as 1. A checkpoint names its version, and a resume goes on with it.
+MASK_VERSION = 2
+_FATE = np.uint32(0x9E3779B9)  # added to the hash that chose a target, to hash it again
 
 
 class Masked(Objective):
     """Masked-token prediction with targets drawn anew each time a row is read.
 
-    The draw is a pure function of (seed, sample index): it resumes exactly and does not depend on ranks, workers or
-    micro-batches. Every row has room for the same number of targets, so that shapes are static and the head runs at the
+    The draw is a pure function of (seed, sample index, position): it resumes exactly and does not depend on ranks,
+    workers or micro-batches. Every row has room for the same number of targets, so that shapes are static and the head runs at the
     targets only. Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
     """
 
@@ -39,9 +45,12 @@ class Masked(Objective):
         self.mask_id = mask_id
         self.vocab_size = vocab_size
         self.seed = seed
+        self._seed_hash = hashed_key((seed,))
         self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; for unit=whole_word only
         self.shift_targets = shift_targets  # the position before a hidden token predicts it
-        self.special_ids = np.fromiter(special_ids, dtype=np.int64)
+        self.mask_version: int = MASK_VERSION
+        self.is_special = np.zeros(vocab_size, dtype=np.bool_)
+        self.is_special[np.fromiter(special_ids, dtype=np.int64)] = True
 
     def targets_per_sequence(self, length: int) -> int:
         return max(1, math.ceil(self.config.mask_probability * length))
@@ -52,12 +61,15 @@ class Masked(Objective):
         n_targets = self.targets_per_sequence(tokens.shape[1])
         target_positions = np.zeros((len(tokens), n_targets), dtype=np.int64)
         targets = np.full((len(tokens), n_targets), IGNORE, dtype=np.int64)
-        maskable = (rows.documents >= 0) & ~np.isin(tokens, self.special_ids)
+        maskable = (rows.documents >= 0) & ~self.is_special.take(tokens)
         if self.shift_targets:  # no position before a document's first token in the row can predict it
             maskable[:, 0] = False
             maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
-        for row, sample in enumerate(sample_indices.tolist()):
-            self._hide(tokens[row], np.flatnonzero(maskable[row]), target_positions[row], targets[row], sample)
+        if self.mask_version > 1 and self.config.unit is MaskingUnit.token:
+            self._hide_at_once(tokens, maskable, target_positions, targets, sample_indices.numpy())
+        else:
+            for row, sample in enumerate(sample_indices.tolist()):
+                self._hide(tokens[row], np.flatnonzero(maskable[row]), target_positions[row], targets[row], sample)
         if self.shift_targets:
             target_positions -= targets != IGNORE
         return Batch(
@@ -70,10 +82,48 @@ class Masked(Objective):
             is_causal=torch.zeros(len(tokens), dtype=torch.bool) if self.shift_targets else None,
         )
 
+    def _hide_at_once(
+        self, tokens: NDArray[np.int64], maskable: NDArray[np.bool_], target_positions: NDArray[np.int64],
+        targets: NDArray[np.int64], samples: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        """Choose the targets of all rows: of each, the `maskable` tokens (B, T) with the smallest hashes.
+
+        Writes to `tokens`, `target_positions` and `targets` in place.
+        """
+        (n_rows, length), n_targets = tokens.shape, targets.shape[1]
+        n_maskable = np.count_nonzero(maskable, axis=1)
+        wanted = np.rint(self.config.mask_probability * n_maskable).astype(np.int64)
+        counts = np.minimum(np.maximum(wanted, 1), np.minimum(n_maskable, n_targets))
+        keys = self._hashes(samples, length)
+        np.putmask(keys, ~maskable, np.iinfo(np.uint32).max)
+        last = np.sort(keys, axis=1)[np.arange(n_rows), counts - 1]  # of a row without candidates: any
+        chosen = np.flatnonzero((keys <= last[:, None]) & maskable)
+        # in the flat targets: chosen number i of row r is at r n_targets + i - (chosen in earlier rows)
+        shift = np.arange(n_rows) * n_targets - np.cumsum(counts) + counts
+        slot = np.arange(len(chosen)) + np.repeat(shift, counts)
+        tokens = tokens.reshape(-1)
+        target_positions.reshape(-1)[slot] = chosen - np.repeat(np.arange(n_rows) * length, counts)
+        targets.reshape(-1)[slot] = tokens[chosen]
+        fates = mix_32_bits(keys.reshape(-1)[chosen] + _FATE)
+        masked = fates < self.config.mask_token_prob * 2.0**32
+        randomized = ~masked & (fates < (self.config.mask_token_prob + self.config.random_token_prob) * 2.0**32)
+        tokens[chosen[masked]] = self.mask_id
+        words = mix_32_bits(fates[randomized] + _FATE)
+        tokens[chosen[randomized]] = words * np.uint64(self.vocab_size) >> np.uint64(32)
+
+    def _hashes(self, samples: NDArray[np.int64], length: int) -> NDArray[np.uint32]:
+        """Return a hash of each of `length` positions for each sample (B,): (B, length), distinct within a row."""
+        keys = mix(samples.view(np.uint64) + self._seed_hash)
+        factors, offsets = (keys >> np.uint64(32)).astype(np.uint32) | np.uint32(1), keys.astype(np.uint32)
+        return mix_32_bits(np.arange(length, dtype=np.uint32) * factors[:, None] + offsets[:, None])
+
     def _hide(
         self, tokens: np.ndarray, candidates: np.ndarray, target_positions: np.ndarray, targets: np.ndarray, sample: int
     ) -> None:
-        """Choose one row's targets among positions `candidates`; writes to the three other arrays in place."""
+        """Choose one row's targets among positions `candidates`, by a generator of the row.
+
+        Writes to the three other arrays in place.
+        """
         if not len(candidates):
             return
         draw = np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))

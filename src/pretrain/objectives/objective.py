@@ -18,6 +18,7 @@ class Objective(nn.Module):
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
     static_shapes = False  # whether places without a target reach the head, as always on a GPU
+    mask_version: int | None = None  # how tokens to hide are drawn; none: nothing is drawn
 
     @property
     def parts(self) -> "dict[str, Objective]":

@@ -20,7 +20,9 @@ from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.streaming.corpus import POLL_S
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.train_stream import ShuffledRows
+from pretrain.errors import DataError
 from pretrain.objectives.batch import Batch
+from pretrain.objectives.masked import MASK_VERSION
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training
@@ -207,15 +209,27 @@ class TextDataModule(L.LightningDataModule):
         self._loader: BatchLoader | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the excluded rows and the batch sizes; the step gives the position in the data."""
-        return {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
+        """Return excluded rows, batch sizes and how masks are drawn; the step gives the position in the data."""
+        state: dict[str, Any] = {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
+        if self.objective.mask_version is not None:
+            state["mask_version"] = self.objective.mask_version
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Exclude the rows of `state_dict` too.
+        """Exclude the rows of `state_dict` too, and draw masks as its run did.
 
-        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them.
+        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
+        version of the masks that this program does not know.
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))
+        if self.objective.mask_version is not None:
+            version = state_dict.get("mask_version", 1)  # the first one was not recorded
+            if version not in range(1, MASK_VERSION + 1):
+                raise DataError(
+                    f"the resumed run drew its masks by mask_version {version!r}, and this program knows 1 to "
+                    f"{MASK_VERSION}. Resume it with the program that wrote it, or start anew with init_from=<run>."
+                )
+            self.objective.mask_version = version
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Return the loader of all micro-batches from the trainer's step on."""
