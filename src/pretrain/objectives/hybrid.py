@@ -30,13 +30,13 @@ class Hybrid(Objective):
         self.masked_rows = masked_rows
 
     @property
-    def mask_version(self) -> int:  # type: ignore[override]
-        """The version of the masked rows' draw."""
-        return self.masked.mask_version
+    def mask_version(self) -> int | None:  # type: ignore[override]
+        """The version of the draw of masked rows; None for diffusion rows, which have one draw."""
+        return self.bidirectional.mask_version
 
     @mask_version.setter
-    def mask_version(self, version: int) -> None:
-        self.masked.mask_version = version
+    def mask_version(self, version: int | None) -> None:
+        self.bidirectional.mask_version = version
 
     @property
     def parts(self) -> dict[str, Objective]:
