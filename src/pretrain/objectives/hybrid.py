@@ -30,7 +30,7 @@ class Hybrid(Objective):
         self.masked_rows = masked_rows
 
     @property
-    def mask_version(self) -> int | None:  # type: ignore[override]
+    def mask_version(self) -> int | None:
         """The version of the draw of masked rows; None for diffusion rows, which have one draw."""
         return self.bidirectional.mask_version
 

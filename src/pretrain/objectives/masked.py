@@ -13,8 +13,8 @@ from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.config import MaskingConfig, MaskingUnit
 from pretrain.objectives.objective import Objective
 
-# how targets are drawn: 1 row by row, from a generator of its own; 2 single tokens of all rows at once, by hashes, words
-# and spans as 1. A checkpoint names its version, and a resume goes on with it.
+# How targets are drawn. 1: row by row, from a generator of each row's own. 2: single tokens of all rows at once, by
+# hashes; words and spans as 1. A checkpoint names its version, and a resume goes on with it.
 MASK_VERSION = 2
 _FATE = np.uint32(0x9E3779B9)  # added to the hash that chose a target, to hash it again
 
@@ -23,8 +23,8 @@ class Masked(Objective):
     """Masked-token prediction with targets drawn anew each time a row is read.
 
     The draw is a pure function of (seed, sample index, position): it resumes exactly and does not depend on ranks,
-    workers or micro-batches. Every row has room for the same number of targets, so that shapes are static and the head runs at the
-    targets only. Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
+    workers or micro-batches. Every row has room for the same number of targets, so that shapes are static and the head
+    runs at the targets only. Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
     """
 
     causal = False
