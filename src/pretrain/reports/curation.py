@@ -18,7 +18,7 @@ from pretrain.data.curation.writing import EXACT_RULE, SAMPLE_CHARACTERS
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.reports.chart import WIDE, WIDTH, Bar, Histogram, Look, bar_chart, histogram, short
-from pretrain.reports.page import Page, card, code, escaped, grid, marked, number, table
+from pretrain.reports.page import Cell, Page, card, code, escaped, grid, marked, number, table
 
 PAGE = "report.html"
 ROWS = 20  # of a table of domains, licenses or languages
@@ -63,12 +63,13 @@ def corpus_page(folder: Path) -> str:
         note="First: the rule is the reason. Would: the rule removes it, perhaps after another. Alone: no other rule "
         "removes it, so without this one it would stay.",
     )  # fmt: skip
+    found = thresholds(folder, manifest["settings"]["rules"])
     page.add(
-        "Thresholds", grid(_threshold(each, len(sources)) for each in thresholds(folder, manifest["settings"]["rules"])),
-        note="The values of all usable documents. The tables say how many documents the rules would keep with another "
-        "threshold, all others unchanged, before duplicates are removed.",
+        "Thresholds", grid(_threshold(each, len(sources)) for each in found),
+        note="The values of all usable documents; heights are logarithmic. The tables say how many documents the rules "
+        "would keep with another threshold, all others unchanged, before duplicates are removed.",
     )  # fmt: skip
-    page.add("Duplicates", *_duplicates(folder, manifest))
+    page.add("Duplicates", grid(_duplicates(folder, manifest), "one"))
     page.add("Licenses and languages", grid(_origins(manifest, counts), "two"))
     page.add(
         "Samples of what was removed", *_samples(folder, manifest),
@@ -83,7 +84,8 @@ def _version(manifest: Mapping[str, Any]) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "0 %"
+    share = part / whole if whole else 0.0
+    return "< 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def _both(draw: Any) -> str:
@@ -114,7 +116,9 @@ def _waterfall(counts: Mapping[str, Any]) -> str:
     for name, count, color in _removals(counts):
         left -= count
         bars.append(Bar(name, float(count), f"{count:,} ({_percent(count, read)})", left, color))
-    bars.append(Bar("kept", float(counts["kept"]), f"{counts['kept']:,} ({_percent(counts['kept'], read)})", 0.0, _KEPT))
+    bars.append(
+        Bar("kept", float(counts["kept"]), f"{counts['kept']:,} ({_percent(counts['kept'], read)})", 0.0, _KEPT)
+    )
     return _both(lambda width: bar_chart(bars, Look("Documents from read to kept", width=width)))
 
 
@@ -139,7 +143,14 @@ def _rules(sources: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     rows = []
     for rule in sorted(counts["removed"], key=order_of):
         each = [sources[name]["documents"]["removed"].get(rule) for name in shown]
-        rows.append([code(rule), _three(counts["removed"][rule]), *map(_three, each), _about(rule)])
+        rows.append(
+            [
+                Cell(f'<code style="white-space: nowrap">{escaped(rule)}</code>'),
+                _three(counts["removed"][rule]),
+                *map(_three, each),
+                _about(rule),
+            ]
+        )
     rest = [] if len(sources) <= SOURCES else [f"and {len(sources) - SOURCES} smaller sources, in the column of all"]
     heads = ["rule", "all: first, would, alone", *shown, "what it counts"]
     return table(heads, rows) + "".join(f'<p class="note">{escaped(text)}</p>' for text in rest)
@@ -157,7 +168,9 @@ def _threshold(each: Threshold, sources: int) -> str:
     rule = each.rule
     low = [] if rule.low is None else [(float(rule.low), f"at least {short(rule.low)}")]
     high = [] if rule.high is None else [(float(rule.high), f"at most {short(rule.high)}")]
-    look = Look(f"{rule.name}: {rule.value}", x=rule.value.replace("_", " "), log_x=each.is_log, marks=[*low, *high])
+    look = Look(
+        f"{rule.name}: {rule.value}", x=rule.value.replace("_", " "), log_x=each.is_log, log_y=True, marks=[*low, *high]
+    )
     drawn = histogram(Histogram(each.edges.tolist(), each.counts.tolist(), "documents"), look)
     parts = [f'<p class="note">{escaped(_about(rule.name))}.</p>' if _about(rule.name) else "", drawn]
     for words, mark, kept in (("at least", rule.low, each.low_kept), ("at most", rule.high, each.high_kept)):
@@ -197,10 +210,10 @@ def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str
     for name, heading in (("licenses", "Licenses"), ("languages", "Languages, as stated by the sources")):
         found = sorted(manifest[name].items(), key=lambda item: (-item[1]["characters"], item[0]))
         rows = [
-            [each, number(f"{count['documents']:,}"), number(f"{count['characters']:,}")]
-            + [number(_percent(count["characters"], manifest["characters"]))]
+            [each, number(f"{count['documents']:,}"), number(f"{count['characters']:,}"),
+             number(_percent(count["characters"], manifest["characters"]))]
             for each, count in found[:ROWS]
-        ]
+        ]  # fmt: skip
         rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
         cards.append(card(table([name[:-1], "documents", "characters", ""], rows), rest, heading=heading))
     for name, head, heading in (("domains_top", "domain", "Domains"), ("dates", "year", "Years")):

@@ -40,11 +40,7 @@ class Threshold:
     low_kept: list[tuple[float, int]] = field(default_factory=list)
     high_kept: list[tuple[float, int]] = field(default_factory=list)
     unmeasured: int = 0  # documents without a value, which the rule keeps
-
-    @property
-    def is_log(self) -> bool:
-        """Whether the bins widen with the value."""
-        return bool(len(self.edges)) and self.edges[0] > 0 and self.edges[-1] / self.edges[0] > _LOG_RATIO
+    is_log: bool = False  # whether the bins widen with the value
 
     def add(self, values: npt.NDArray[np.float64], mask: npt.NDArray[np.uint64]) -> None:
         """Count documents; `mask` has a bit for each rule that would remove one."""
@@ -75,7 +71,7 @@ def thresholds(folder: Path, rules: Mapping[str, Mapping[str, Any]]) -> list[Thr
         ranges.read(path)
     ordered = [each for each in ordered if _prepare(each, ranges)]
     for path in _files(folder, "decisions"):
-        for table in _groups(path):
+        for table in row_groups_of(path):
             _count(ordered, table)
     return ordered
 
@@ -95,7 +91,7 @@ class _Ranges:
         self.found: dict[tuple[str, str], tuple[float, float]] = {}
 
     def read(self, path: Path) -> None:
-        with _opened(path) as file:
+        with opened(path) as file:
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
                 columns = {group.column(n).path_in_schema: group.column(n).statistics for n in range(group.num_columns)}
@@ -119,7 +115,8 @@ def _prepare(each: Threshold, ranges: _Ranges) -> bool:
     low, high = min(low, *marks), max(high, *marks)
     if high == low:
         high = low + 1
-    if high > _LOG_RATIO and high / max(low, 1.0) > _LOG_RATIO:
+    each.is_log = high > _LOG_RATIO and high / max(low, 1.0) > _LOG_RATIO
+    if each.is_log:
         each.edges = np.geomspace(max(low, 1.0), high, BINS + 1)
     else:
         each.edges = np.linspace(low, high, BINS + 1)
@@ -131,7 +128,7 @@ def _prepare(each: Threshold, ranges: _Ranges) -> bool:
 
 
 def _tried(mark: float, whole: bool) -> list[float]:
-    tried = [float(round(mark * factor)) if whole else round(mark * factor, 6) for factor in _FACTORS]
+    tried = [float(round(mark * factor)) if whole else float(f"{mark * factor:.2g}") for factor in _FACTORS]
     if not whole and mark <= 1:
         tried = [min(1.0, number) for number in tried]
     return sorted({*tried, mark})
@@ -154,7 +151,7 @@ def clusters(folder: Path) -> tuple[dict[int, int], list[Cluster]]:
     largest: list[tuple[int, int, Path, int, int]] = []  # size, minus the place in the corpus, where it is
     place = 0
     for path in _files(folder, "data"):
-        for number, table in enumerate(_groups(path, ["cluster_size"])):
+        for number, table in enumerate(row_groups_of(path, ["cluster_size"])):
             for row, size in enumerate(table["cluster_size"].to_pylist()):
                 sizes[size] += 1
                 place += 1
@@ -168,7 +165,7 @@ def clusters(folder: Path) -> tuple[dict[int, int], list[Cluster]]:
 
 
 def _cluster(size: int, _: int, path: Path, number: int, row: int) -> Cluster:
-    with _opened(path) as file:
+    with opened(path) as file:
         table = file.read_row_group(number, ["id", "source", "origin", "text"]).slice(row, 1)
     (found,) = table.to_pylist()
     return Cluster(size, found["id"], found["source"], found["origin"], found["text"][:PREVIEW])
@@ -179,7 +176,7 @@ def samples(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     path = folder / "samples.parquet"
     if path.exists():
-        for table in _groups(path):
+        for table in row_groups_of(path):
             for row in table.to_pylist():
                 found.setdefault(row["rule"], []).append(row)
     return {rule: found[rule] for rule in sorted(found, key=order_of)}
@@ -194,15 +191,17 @@ def _files(folder: Path, name: str) -> list[Path]:
     return sorted((folder / name).glob("*.parquet"))
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def opened(path: Path) -> pq.ParquetFile:
+    """Return a file of a corpus; DataError if it is missing or damaged."""
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
-def _groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    with _opened(path) as file:
+def row_groups_of(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of a file of a corpus that are not empty; DataError if it is missing or damaged."""
+    with opened(path) as file:
         for number in range(file.num_row_groups):
             try:
                 table = file.read_row_group(number, columns)

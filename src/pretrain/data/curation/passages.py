@@ -90,7 +90,7 @@ def _parts(text: str, separator: str) -> list[Span]:
 def _repeated(separator: str) -> Callable[[str], list[Span]]:
     def find(text: str) -> list[Span]:
         known: set[str] = set()
-        found = []
+        found: list[Span] = []
         for start, end in _parts(text, separator):
             if text[start:end] in known:
                 found.append((start, end))
@@ -106,7 +106,7 @@ def _lines(wanted: Callable[[str], bool]) -> Callable[[str], list[Span]]:
 
 def _all_of(*signs: str) -> Callable[[str], list[Span]]:
     def find(text: str) -> list[Span]:
-        found = []
+        found: list[Span] = []
         for sign in signs:
             at = text.find(sign)
             while at >= 0 and len(found) < MAX_PASSAGES:
