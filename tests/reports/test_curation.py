@@ -10,13 +10,17 @@ import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig, ExplainConfig
+from pretrain.data.config import CuratedConfig, CuratedOnly
 from pretrain.data.curation.corpus_statistics import clusters, thresholds
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.explain import explain_id, explain_rule, lines_of
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.curation.passages import passages
 from pretrain.data.curation.rules import RULE_NAMES, rule_settings
+from pretrain.data.sources.curated import Curated
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.planning.answer import answer
+from pretrain.planning.config import PlanConfig
 from pretrain.reports.curation import corpus_page, write_corpus_report
 from pretrain.reports.write import write_report
 
@@ -196,3 +200,14 @@ def test_every_rule_has_a_setting_that_says_what_it_counts() -> None:
     found = rule_settings()
     assert list(found) == list(RULE_NAMES[1:])
     assert all(found.values())
+
+
+def test_a_plan_knows_how_large_the_corpus_is(corpus: Path) -> None:
+    register_schemas("plan", PlanConfig)
+    words = ["data=curated", f"data.path={corpus}", "device=h100", "dry_run=false", "data.validation_fraction=0.5"]
+    total = read_manifest(corpus)["characters"]
+    assert f"{total:,} characters, not prepared: about {int(total / 8):,} tokens" in answer(compose("plan", words))
+    book = Curated(CuratedConfig(path=str(corpus), only=CuratedOnly(source=["book"]))).characters()
+    assert book == len(text("book", 5000, 40))
+    missing = compose("plan", [*words[:1], "data.path=missing", *words[2:]])
+    assert "not prepared here" in answer(missing)
