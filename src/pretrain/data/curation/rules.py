@@ -22,6 +22,12 @@ from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES,
 RULES_VERSION = 1  # increase when a decision changes
 LICENSE = "license"
 KEPT = -1
+# What removes documents that no rule removes, in this order.
+EXACT_RULE, NEAR_RULE, GUARD_RULE, PARAGRAPHS_RULE = "exact", "near", "guard", "paragraphs"
+DUPLICATE_RULES = {
+    EXACT_RULE: "exact duplicates", NEAR_RULE: "near-duplicates", GUARD_RULE: "beside the other split",
+    PARAGRAPHS_RULE: "nothing but repeated paragraphs",
+}  # fmt: skip
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher, section A.1.1
 
 Values = Mapping[str, npt.NDArray[np.float64]]
