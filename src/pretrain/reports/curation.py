@@ -13,8 +13,8 @@ from typing import Any
 from pretrain.data.curation.corpus_statistics import Threshold, clusters, order_of, samples, thresholds
 from pretrain.data.curation.manifest import add_all, read_manifest
 from pretrain.data.curation.passages import passages
-from pretrain.data.curation.rules import LICENSE, rule_settings
-from pretrain.data.curation.writing import EXACT_RULE, SAMPLE_CHARACTERS
+from pretrain.data.curation.rules import DUPLICATE_RULES, EXACT_RULE, LICENSE, NEAR_RULE, rule_settings
+from pretrain.data.curation.writing import SAMPLE_CHARACTERS
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.reports.chart import WIDE, WIDTH, Bar, Histogram, Look, bar_chart, histogram, short
@@ -25,8 +25,8 @@ ROWS = 20  # of a table of domains, licenses or languages
 SOURCES = 8  # that have columns of their own
 _READ, _REMOVED, _COPIES, _KEPT = 0, 1, 3, 2  # colors
 _ABOUT = {
-    LICENSE: "The license may not be used.", EXACT_RULE: "Its text is that of another document.",
-    "near": "Its text is almost that of another document.",
+    LICENSE: "The license may not be used", EXACT_RULE: "The text is that of another document",
+    NEAR_RULE: "The text is almost that of another document",
 }  # fmt: skip
 
 
@@ -100,14 +100,8 @@ def _removals(counts: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     steps = [(f"unusable: {name}", count, _REMOVED) for name, count in sorted(counts["unusable"].items())]
     removed = counts["removed"]
     steps += [(rule, removed[rule]["first"], _REMOVED) for rule in sorted(removed, key=order_of)]
-    copies = {name: count for name, count in counts.items() if isinstance(count, int) and name not in ("read", "kept")}
-    names = {EXACT_RULE: "exact duplicates", "near": "near-duplicates"}
-    steps += [(names.get(name, name), copies[name], _COPIES) for name in sorted(copies, key=_as_tried)]
+    steps += [(about, counts.get(name, 0), _COPIES) for name, about in DUPLICATE_RULES.items()]
     return [step for step in steps if step[1]]
-
-
-def _as_tried(name: str) -> tuple[int, str]:
-    return ((EXACT_RULE, "near").index(name) if name in (EXACT_RULE, "near") else 2, name)
 
 
 def _waterfall(counts: Mapping[str, Any]) -> str:
@@ -161,7 +155,11 @@ def _three(count: Mapping[str, int] | None) -> Any:
 
 
 def _about(rule: str) -> str:
-    return _ABOUT.get(rule) or "; ".join(dict.fromkeys(rule_settings().get(rule, {}).values()))
+    return (
+        _ABOUT.get(rule)
+        or DUPLICATE_RULES.get(rule)
+        or "; ".join(dict.fromkeys(rule_settings().get(rule, {}).values()))
+    )
 
 
 def _threshold(each: Threshold, sources: int) -> str:
