@@ -11,12 +11,13 @@ import pytest
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig, ExplainConfig
 from pretrain.data.config import CuratedConfig, CuratedOnly
+from pretrain.data.curation.config import RulesConfig
 from pretrain.data.curation.corpus_statistics import clusters, thresholds
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.explain import explain_id, explain_rule, lines_of
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.curation.passages import passages
-from pretrain.data.curation.rules import RULE_NAMES, rule_settings
+from pretrain.data.curation.rules import RULE_NAMES, rule_settings, rules_of
 from pretrain.data.sources.curated import Curated
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.planning.answer import answer
@@ -211,3 +212,13 @@ def test_a_plan_knows_how_large_the_corpus_is(corpus: Path) -> None:
     assert book == len(text("book", 5000, 40))
     missing = compose("plan", [*words[:1], "data.path=missing", *words[2:]])
     assert "not prepared here" in answer(missing)
+
+
+def test_the_documented_table_has_every_rule_with_its_value_and_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "curation.md").read_text(encoding="utf8")
+    table = page.partition("<!-- rules -->\n")[2].partition("<!-- /rules -->")[0].splitlines()[2:]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [(name, value, settings) for name, value, _, settings in found] == [
+        (f"`{rule.name}`", f"`{rule.value}`", ", ".join(f"`{key}`" for key in rule_settings()[rule.name]))
+        for rule in rules_of(RulesConfig())
+    ]
