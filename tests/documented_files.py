@@ -19,6 +19,7 @@ def write_inputs(folder: Path) -> None:
             text = " ".join(_sentence(draw) for _ in range(80))
             (folder / name / f"{number:02d}.txt").write_text(text)
     _write_lines(folder / "pages.jsonl", ({"text": " ".join(_sentence(draw) for _ in range(40))} for _ in range(30)))
+    (folder / "my_texts" / "short.txt").write_text(" ".join(_sentence(draw) for _ in range(6)))  # curation removes it
     (folder / "my.txt").write_text("\n\n".join(_sentence(draw) for _ in range(400)))
     _write_lines(folder / "pairs.jsonl", ({"prompt": f"The {a}", "response": b} for a, b in _pairs(draw, 60)))
     for name, count in (("train.tsv", 60), ("dev.tsv", 20)):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pretrain.config.compose import compose, register_schemas
-from pretrain.config.curate import CurateConfig, VerifyConfig
+from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.declared import alternatives, type_hints
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import MAX_SEED, MAX_TOKENS_PER_STEP, RunConfig
@@ -31,7 +31,7 @@ from pretrain.training.train import run
 
 SCRIPTS = (
     RunConfig, PlanConfig, DoctorConfig, GenerateConfig, EvalConfig, ExportConfig, InspectConfig, PrepareConfig,
-    ReportConfig, CurateConfig, VerifyConfig,
+    ReportConfig, CurateConfig, VerifyConfig, ExplainConfig,
 )  # fmt: skip
 WORDS = ["data=text_files", "data.path=x", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 FITTING = {  # settings that another rule asks for beside a size

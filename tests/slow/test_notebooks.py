@@ -18,6 +18,7 @@ PICTURES = {
     "03_inside_the_model": {"image/png": 8},
     "04_read_a_sweep": {"image/png": 1},
     "05_export_and_use": {},
+    "06_curate": {},
 }
 PRINTED = {  # regular expressions
     "01_first_run": ["Report", "bits per byte", "cannot fill masks"],
@@ -61,6 +62,17 @@ PRINTED = {  # regular expressions
         "equal logits: True",
         "the same text from transformers: True",
         "the same text again: True",
+    ],
+    "06_curate": [
+        r"equal +20 documents planted",
+        r"removed +\d+ +\d\.\d% +exact duplicates",
+        r"junk that stays: 0\n",
+        r"removed by  near\n",
+        r"similarity of removed near-duplicates: 0\.[89]\d* or more",
+        "every one has a twin that stays: True",
+        r"words with a letter >= 0\.6: +\d+ good, +0 junk",
+        "report: True",
+        r"## Training data(?s:.*)\| docs \| PSF-2\.0 \| 290 \|",
     ],
 }
 

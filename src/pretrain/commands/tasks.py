@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config import cli
-from pretrain.config.curate import CurateConfig, VerifyConfig
+from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
@@ -88,10 +88,13 @@ def curate(config: CurateConfig, overrides: list[str]) -> None:
     """Write the corpus that `config` describes, and print what was read, removed and kept."""
     from pretrain.data.curation.curate import curate as curate_corpus
     from pretrain.data.curation.manifest import overview
+    from pretrain.reports.curation import write_corpus_report
 
     manifest = curate_corpus(config, lambda line: print(printable(line)))
     for line in overview(manifest):
         print(printable(line, one_line=True))
+    report = write_corpus_report(Path(config.output).expanduser())
+    print(printable(f"report      {report}", one_line=True))
     print(
         printable(
             f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"
@@ -106,6 +109,21 @@ def verify(config: VerifyConfig, overrides: list[str]) -> None:
     found = verify_corpus(Path(config.path).expanduser())
     line = f"{found.documents:,} documents, {found.characters:,} characters in {found.shards:,} shards"
     print(printable(f"verified    {line}; every hash and count is that of the manifest"))
+
+
+def explain(config: ExplainConfig, overrides: list[str]) -> None:
+    """Print why documents of a corpus were removed."""
+    from pretrain.data.curation.explain import explain_id, explain_rule, lines_of
+
+    folder = Path(config.path).expanduser()
+    if config.id is not None:
+        found = explain_id(folder, config.id, config.n)
+    else:
+        found = explain_rule(folder, str(config.rule), config.n)
+    for number, document in enumerate(found):
+        lines = lines_of(document, config.characters, all_rules=config.id is not None)
+        for line in ([""] if number else []) + lines:
+            print(printable(line, one_line=True))
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
@@ -265,6 +283,7 @@ _COMMANDS = {
     "doctor": _Command(DoctorConfig, doctor),
     "curate": _Command(CurateConfig, curate),
     "verify": _Command(VerifyConfig, verify),
+    "explain": _Command(ExplainConfig, explain, "id"),
     "prepare": _Command(PrepareConfig, prepare),
     "inspect": _Command(InspectConfig, inspect),
     "generate": _Command(GenerateConfig, generate, "prompt"),

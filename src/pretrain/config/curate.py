@@ -59,3 +59,24 @@ class VerifyConfig(Settings):
     path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class ExplainConfig(Settings):
+    """Say why documents of a curated corpus were removed: text, values beside thresholds, and twin."""
+
+    path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
+    id: str | None = setting(None, "Id of a document, or its beginning; or give rule.", example="9f86d081884c7d65")
+    rule: str | None = setting(None, "Show documents that this rule removed, such as gopher.words, exact or near.")
+    n: int = setting(5, "Most documents to show.", bounds="[1, inf)", unit="documents")
+    characters: int = setting(600, "Characters of each text to print.", bounds="[0, inf)", unit="characters")
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.id is None) == (self.rule is None):
+            both = "both are" if self.id is not None else "neither is"
+            raise ConfigError(
+                f"id= or rule= says which documents to explain, and {both} given. Try rule=gopher.words n=5."
+            )

@@ -39,9 +39,9 @@ class InspectConfig(Settings):
 
 @dataclass
 class ReportConfig(Settings):
-    """Write the report of a run, of a sweep, or of any folder of runs."""
+    """Write the report of a run, of a sweep, of any folder of runs, or of a corpus."""
 
-    path: str = setting("auto", "A run folder, or a folder of runs such as logs/sweep; auto: the newest run.")
+    path: str = setting("auto", "A run, a folder of runs such as logs/sweep, or a corpus; auto: the newest run.")
     output: str | None = setting(None, "The file to write; null: report.html in the folder.", example="report.html")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)

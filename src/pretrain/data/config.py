@@ -101,6 +101,13 @@ class DataConfig(Settings):
         """Whether the documents are on this machine; if not, a plan does not look for them."""
         return True
 
+    def known_characters(self) -> int | None:
+        """Return about how many characters the documents have where a file says so without reading them, else None.
+
+        Raises DataError if that file is missing or damaged.
+        """
+        return None
+
     def prompt_template(self) -> tuple[str, str] | None:
         """Return the text before and after each document's prompt; None without prompts."""
         return None
@@ -213,6 +220,11 @@ class CuratedConfig(DataConfig):
 
     def check_files(self) -> None:
         self.open()
+
+    def known_characters(self) -> int | None:
+        from pretrain.data.sources.curated import Curated
+
+        return Curated(self).characters()
 
 
 @dataclass

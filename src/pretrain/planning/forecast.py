@@ -14,15 +14,17 @@ from pretrain.planning.estimate import Memory, estimate_memory
 from pretrain.planning.hardware import Hardware, hardware_of, uses_bf16
 from pretrain.planning.workload import FLOAT_BYTES, Workload, workload_of
 
+CHARACTERS_PER_TOKEN = 4.0  # of English with tens of thousands of tokens: a rule of thumb for text without a tokenizer
 MARGIN = 0.92  # usable share of a device's memory: fragmentation and buffers of collectives take the rest
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared corpus in the cache."""
+    """A prepared corpus in the cache, or a curated one of which the manifest says how large it is."""
 
     vocab_size: int  # of its tokenizer
     tokens: int | None  # to train on; None for a stream
+    characters: int | None = None  # of the manifest, from which `tokens` is estimated; None: they were counted
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def target_of(config: PlanConfig) -> Target:
     """
     data = find_data(config)
     vocab_size = config.vocab_size or (data.vocab_size if data else config.tokenizer.largest_vocabulary())
+    if data is None and (characters := _known_characters(config)) is not None:
+        tokens = int(characters / CHARACTERS_PER_TOKEN * (1.0 - config.data.validation_fraction))
+        data = PreparedData(vocab_size, tokens, characters)
     hardware = hardware_of(config)
     return Target(hardware, uses_bf16(config, hardware), vocab_size, data)
 
@@ -104,11 +109,18 @@ def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
     )
 
 
+def _known_characters(config: RunConfig) -> int | None:
+    try:
+        return config.data.known_characters()
+    except DataError:  # a plan may be made on a machine without the text
+        return None
+
+
 def find_data(config: RunConfig) -> PreparedData | None:
     """Return the run's corpus from the cache; None if it is not prepared or its text is not here."""
     try:
         prepared = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir))
-    except DataError:  # a plan may be made on a machine without the text
+    except DataError:  # the same
         return None
     if prepared is None:
         return None

@@ -1,7 +1,7 @@
 """A forecast as text."""
 
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.forecast import Forecast
+from pretrain.planning.forecast import CHARACTERS_PER_TOKEN, Forecast
 from pretrain.planning.scaling import (
     BESIROGLU,
     HOFFMANN,
@@ -45,9 +45,15 @@ def _data(forecast: Forecast) -> list[str]:
     data, planned = forecast.target.data, forecast.cost.tokens
     if data is None or data.tokens is None:
         return [_line("data", f"not prepared here: {command('prepare')} with the same settings prints its size")]
+    size = f"{data.tokens:,} tokens"
+    if data.characters is not None:
+        size = (
+            f"{data.characters:,} characters, not prepared: about {data.tokens:,} tokens to train on at "
+            f"{CHARACTERS_PER_TOKEN:g} characters a token"
+        )
     if planned is None:
-        return [_line("data", f"{data.tokens:,} tokens")]
-    lines = [_line("data", f"{data.tokens:,} tokens, read {planned / data.tokens:.2f} times")]
+        return [_line("data", size)]
+    lines = [_line("data", f"{size}, read {planned / max(1, data.tokens):.2f} times")]
     return lines + [_line("", warning) for warning in data_warnings(forecast.work.parameters, data.tokens, planned)]
 
 

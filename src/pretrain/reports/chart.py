@@ -331,11 +331,18 @@ class Histogram:
 
 
 def histogram(values: Histogram, look: Look) -> str:
-    """Return a bar for each interval, as high as it has values, with thresholds as marks; empty without values."""
+    """Return a bar for each interval, as high as it has values, with thresholds as marks; empty without values.
+
+    With `log_y` the heights are logarithmic, so that few values are seen beside many.
+    """
     if not values.total:
         return ""
     across = axis(values.edges, _LEFT, look.width - _RIGHT, is_log=look.log_x)
-    up = _with_room(axis([0.0, *values.counts], look.height - _BOTTOM, _TOP, from_zero=True), from_zero=True)
+    base = look.height - _BOTTOM
+    if look.log_y:
+        up = Axis(0.5, max(2.0, 1.3 * max(values.counts)), base, _TOP, is_log=True)
+    else:
+        up = _with_room(axis([0.0, *values.counts], base, _TOP, from_zero=True), from_zero=True)
     parts = []
     for low, high, count in zip(values.edges, values.edges[1:], values.counts, strict=False):
         left, right, y = across(low), across(high), up(count)

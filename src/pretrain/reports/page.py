@@ -16,10 +16,12 @@ MAX_TEXT = 6_000  # characters shown of one text
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f3; --card: #fdfdfb; --ink: #17170f; --muted: #5c5b54; --line: #dddcd5;
   --grid: #e8e7e1; --s1: #2a78d6; --s2: #e0561c; --s3: #13875f; --s4: #a87400; --s5: #c2447e; --s6: #4a3aa7;
-  --s7: #0a7f8c; --s8: #d03a3a; --quiet: #a9a8a0; --good: #13795a; --bad: #b42a2a; --code: #efeee9; }
+  --s7: #0a7f8c; --s8: #d03a3a; --quiet: #a9a8a0; --good: #13795a; --bad: #b42a2a; --code: #efeee9;
+  --mark: #ffe08a; }
 @media (prefers-color-scheme: dark) { :root { --page: #121211; --card: #1b1b19; --ink: #f2f1ec; --muted: #b0aea4;
   --line: #35342f; --grid: #2b2a27; --s1: #5a9df0; --s2: #f07f4c; --s3: #35b98b; --s4: #d9a31e; --s5: #e57aa8;
-  --s6: #a095f0; --s7: #3fb6c4; --s8: #ef7575; --quiet: #6f6e67; --good: #4cc39a; --bad: #f08a8a; --code: #262522; } }
+  --s6: #a095f0; --s7: #3fb6c4; --s8: #ef7575; --quiet: #6f6e67; --good: #4cc39a; --bad: #f08a8a; --code: #262522;
+  --mark: #6b5410; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", sans-serif; }
@@ -67,6 +69,7 @@ code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaV
 code { overflow-wrap: anywhere; }
 pre { margin: 0 0 8px; padding: 10px 12px; background: var(--code); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
+mark { background: var(--mark); color: inherit; border-radius: 3px; }
 details + details { margin-top: 6px; } summary { cursor: pointer; padding: 4px 0; font-weight: 600; }
 details pre { margin-top: 4px; max-height: 420px; overflow-y: auto; }
 a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
@@ -189,6 +192,19 @@ def _kind(is_number: bool) -> str:
 def verbatim(text: str) -> str:
     """Return a text as it is, with its line breaks."""
     return f"<pre>{escaped(text)}</pre>"
+
+
+def marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """Return a text as it is, with the passages between these places marked; they are in order, none over another."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts.append(f"{_whole(text[at:start])}<mark>{_whole(text[start:end])}</mark>")
+        at = end
+    return f"<pre>{''.join(parts)}{_whole(text[at:])}</pre>"
+
+
+def _whole(text: str) -> str:
+    return escaped(text, limit=len(text))
 
 
 def folded(summary: str, text: str, *, is_open: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Write report.html: of a run, or of a folder of runs. In a process of its own, as a program: this module.
+"""Write report.html: of a run, of a folder of runs, or of a corpus. In a process of its own, as a program: this module.
 
 It loads no torch, so that it starts fast and needs little memory beside a run.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pretrain.data.curation.manifest import MANIFEST
 from pretrain.errors import CheckpointError, PretrainError, message_of, printable, visible
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import CONFIG, PAGE, REPORT, TABLE
@@ -19,20 +20,25 @@ _SOURCES = Path(__file__).parents[2]
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a run, of a sweep, or of any folder of runs, into the folder or to `output`; return its path.
+    """Write the report of a run, of a sweep, of a folder of runs, or of a corpus; return its path.
 
-    Raises CheckpointError if the folder holds no run, a file of it is damaged, or the report cannot be written.
+    It goes into the folder or to `output`. Raises CheckpointError if the folder holds none of them, a file of it is
+    damaged, or the report cannot be written; DataError for a damaged corpus.
     """
-    from pretrain.reports.run import read_run, run_page  # here: what only starts the process needs none of it
+    from pretrain.reports.curation import write_corpus_report  # here: what only starts the process needs none of it
+    from pretrain.reports.run import read_run, run_page
     from pretrain.reports.sweep import SWEEP_RECORD, read_sweep, sweep_page
 
+    if os.path.lexists(folder / MANIFEST):
+        return write_corpus_report(folder, output)
     if any(os.path.lexists(folder / name) for name in (CONFIG, REPORT, TABLE)):
         text = run_page(read_run(folder))
     elif os.path.lexists(folder / SWEEP_RECORD) or (folder.is_dir() and any(folder.glob(f"*/{CONFIG}"))):
         text = sweep_page(read_sweep(folder))
     else:
         raise CheckpointError(
-            f"path={folder} holds no run: neither it nor a folder in it has a {CONFIG}. Try path=logs/gpt_nano/<time>."
+            f"path={folder} holds no run and no corpus: neither it nor a folder in it has a {CONFIG}, and it has no "
+            f"{MANIFEST}. Try path=logs/gpt_nano/<time>."
         )
     path = output or folder / PAGE
     try:

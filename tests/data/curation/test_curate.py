@@ -75,7 +75,7 @@ def words_of(raw: Path, output: Path, *more: str) -> list[str]:
         "rules.gopher.max_repeated_7_grams=null", "rules.gopher.max_repeated_8_grams=null",
         "rules.gopher.max_repeated_9_grams=null", "rules.gopher.max_repeated_10_grams=null", "workers=1",
         "rules.gopher.max_top_2_gram=null", "rules.gopher.max_top_3_gram=null", "rules.gopher.max_top_4_gram=null",
-        "unit_bytes=3000", f"output={output}", *more,
+        "unit_bytes=3000", "duplicates.near=false", f"output={output}", *more,
     ]  # fmt: skip
 
 

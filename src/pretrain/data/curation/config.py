@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
 from pretrain.data.curation.licenses import LicenseSet, check_stated
+from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
 from pretrain.errors import ConfigError
 
 
@@ -211,12 +212,25 @@ class LicensesConfig(Settings):
 
 
 @dataclass
-class DuplicatesConfig(Settings):
+class DuplicatesConfig(NearDuplicatesConfig):
     """Which duplicates are removed."""
 
-    prefix: ClassVar[str] = "duplicates."
     exact: bool = setting(True, "Remove all but one of equal texts.")
+    near: bool = setting(True, "Remove texts that are nearly those of a kept one.")
     keep: Keep = setting(Keep.longest, "Which of several duplicates stays, within the largest priority.")
+
+
+@dataclass
+class ValidationConfig(Settings):
+    """The split that a training will make, for which the corpus is kept free of leaks."""
+
+    prefix: ClassVar[str] = "validation."
+    fraction: float = setting(
+        0.05, "Share of the corpus that a training on it holds out: its data.validation_fraction.", bounds="[0.0, 1.0)"
+    )
+    guard: bool = setting(
+        True, "Leave out documents that share a band with one of the other split, where a cluster cannot hold both."
+    )
 
 
 @dataclass
@@ -224,12 +238,16 @@ class CurationConfig(Settings):
     """Raw text to a corpus with a manifest."""
 
     output: str = setting("???", "The folder to write; its work/ folder holds what an interrupted run goes on with.")
+    base: str | None = setting(
+        None, "A curated corpus whose documents count as older, so that only what is new is written; null: none."
+    )
     sources: dict[str, Any] = setting(
         default_factory=dict, about="Sources by name: kind, path, license, and the kind's own settings."
     )
     rules: RulesConfig = field(default_factory=RulesConfig)
     licenses: LicensesConfig = field(default_factory=LicensesConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     samples_per_rule: int = setting(
         20, "Removed documents of each rule that are kept to look at.", bounds="[0, 1000]", unit="documents"
     )

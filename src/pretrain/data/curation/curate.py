@@ -19,7 +19,9 @@ from typing import Any
 
 import xxhash
 
+from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
+from pretrain.data.curation.duplicates import PARTITION_BYTES, Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import Stage, Workers, counts_of, done_record, file_of, storage_errors
 from pretrain.data.curation.languages import for_language
 from pretrain.data.curation.manifest import (
@@ -31,16 +33,14 @@ from pretrain.data.curation.manifest import (
     made_with,
     manifest_bytes,
 )
-from pretrain.data.curation.rules import measuring, rule_record, rules_of
+from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
-    EXACT_VERSION,
     MEASURE_VERSION,
     READ_VERSION,
     RowGroups,
     decide_documents,
-    find_exact,
     measure_documents,
     read_documents,
     row_groups,
@@ -48,14 +48,13 @@ from pretrain.data.curation.stages import (
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.words import WORDS_VERSION
-from pretrain.data.curation.writing import EXACT_RULE, SAMPLES, WRITE_VERSION, write_unit
+from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
 from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import open_own, read_json
 
-PARTITION_BYTES = 128_000_000  # of one task of the stage `exact`
 Report = Callable[[str], object]
 _Records = list[dict[str, Any]]
 
@@ -95,6 +94,7 @@ class _Curation:
 
     def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
         self.config, self.output, self.work, self.workers = config, output, output / "work", workers
+        self.base = open_base(config.base, output, config.duplicates)
         self.sources: dict[str, CorpusSource] = config.sources
         self.rules: dict[str, RulesConfig] = {}
         self.measured: dict[str, Measuring] = {}
@@ -117,15 +117,18 @@ class _Curation:
         measure = self._measure_stage(units, read.folder, count)
         self.run_stage(measure)
         known = {"units": units, "read": read.folder, "measure": measure.folder}
-        decide = self._decide_stage(known, count, sum(each["usable"] for each in counts))
+        documents = self.base.documents + sum(each["usable"] for each in counts)
+        decide = self._decide_stage(known, count, documents)
+        if self.config.duplicates.near:
+            signatures = signatures_stage(self._c4(), self.config, count, known)
+            self.run_stage(signatures)
+            known["signatures"] = signatures.folder
         decided = counts_of(self.run_stage(decide))
         known["decide"] = decide.folder
-        if self.config.duplicates.exact:
-            exact = Stage(
-                "exact", find_exact, decide.settings["partitions"], EXACT_VERSION, {}, {"decide": decide.folder}
-            )
-            self.run_stage(exact)
-            known["exact"] = exact.folder
+        partitions = decide.settings["partitions"]
+        c4, languages = self._c4(), {name: source.language for name, source in self.sources.items()}
+        corpus = Corpus(self.config, self.base, count, documents, partitions, c4, languages)
+        find_duplicates(corpus, known, self.run_stage)
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
@@ -176,6 +179,10 @@ class _Curation:
         }  # fmt: skip
         return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
 
+    def _c4(self) -> dict[str, Any]:
+        """Return by source how the lines of its texts are chosen; None: all."""
+        return {name: None if how.c4 is None else asdict(how.c4) for name, how in self.measured.items()}
+
     def _write_stage(self, known: dict[str, str], count: int) -> Stage:
         how = {}
         for name, source in self.sources.items():
@@ -185,8 +192,8 @@ class _Curation:
                 "measured": list(measured.names()),
                 "values": {rule.name: rule.value for rule in rules_of(self.rules[name])},
             }  # fmt: skip
-        exact = self.config.duplicates.exact
-        settings = {"sources": how, "samples": self.config.samples_per_rule, "exact": exact}
+        index = index_record(self.config.duplicates)
+        settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
         return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
 
     def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
@@ -223,11 +230,10 @@ class _Curation:
         kept = by_source(written)
         sources = {}
         for name, source in sorted(self.sources.items()):
-            removed = decided[name].get("rules", {})
-            first = sum(rule["first"] for rule in removed.values())
             documents = {
-                "read": read[name]["read"], "unusable": read[name]["unusable"], "removed": removed,
-                EXACT_RULE: read[name]["usable"] - first - kept[name].get("documents", 0),
+                "read": read[name]["read"], "unusable": read[name]["unusable"],
+                "removed": decided[name].get("rules", {}),
+                **{rule: kept[name]["duplicates"].get(rule, 0) for rule in DUPLICATE_RULES},
                 "kept": kept[name].get("documents", 0),
             }  # fmt: skip
             sources[name] = {
@@ -247,12 +253,20 @@ class _Curation:
             "made": made_with(), "settings": self._settings(), "documents": total["documents"],
             "characters": total["characters"], "sources": sources, "licenses": total["licenses"],
             "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
-            "duplicates": {"exact": sum(source["documents"][EXACT_RULE] for source in sources.values())},
+            "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
+            "base": self.base.fingerprint or None,
         }  # fmt: skip
+
+    def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
+        """Return what the manifest says of duplicates: documents removed, paragraphs cut, and sizes of clusters."""
+        names = (*DUPLICATE_RULES, "unverified_kept", "documents_cut", "paragraphs_cut", "characters_cut")
+        sizes = sorted(total["clusters"].items(), key=lambda item: int(item[0].partition("-")[0]))
+        return {name: total["duplicates"].get(name, 0) for name in names} | {"clusters": dict(sizes)}
 
     def _nothing_left(self, sources: dict[str, Any]) -> DataError:
         counts = add_all(source["documents"] for source in sources.values())
         removed = counts["removed"] | {"unusable": {"first": sum(counts["unusable"].values())}}
+        removed |= {rule: {"first": counts[rule]} for rule in DUPLICATE_RULES}
         rule, most = max(removed.items(), key=lambda item: item[1]["first"])
         return DataError(
             f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other "
@@ -265,6 +279,7 @@ class _Curation:
         return {
             "rules": {name: rule_record(rules_of(rules)) for name, rules in sorted(self.rules.items())},
             "licenses": _plain(asdict(config.licenses)), "duplicates": _plain(asdict(config.duplicates)),
+            "validation": asdict(config.validation),
         }  # fmt: skip
 
     def _finish(self, folder: Path, contents: dict[str, Any], count: int) -> dict[str, Any]:
@@ -272,7 +287,7 @@ class _Curation:
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
             shards, digest = [], xxhash.xxh3_128()
-            for name in ("data", "decisions"):
+            for name in ("data", "decisions", "index"):
                 shutil.rmtree(self.output / name, ignore_errors=True)
                 (self.output / name).mkdir()
             for index in range(count):
@@ -283,13 +298,16 @@ class _Curation:
                 if documents := record["counts"].get("documents", 0):
                     name = f"data/{index:05d}.parquet"
                     _link(file_of(folder, index, "shard.parquet"), self.output / name)
+                    index_name = f"index/{index:05d}.rows"
+                    _link(file_of(folder, index, "index.rows"), self.output / index_name)
                     sizes = {"documents": documents, "characters": record["counts"]["characters"]}
+                    sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
                     shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
             self._write_samples(folder, count)
             self._write_attribution(folder, count)
             timings = json.dumps(self.timings, indent=1).encode()
             write_atomically(self.output / "timings.json", timings)
-            for name in ("data", "decisions"):
+            for name in ("data", "decisions", "index"):
                 sync_to_disk(self.output / name)
             data = manifest_bytes({"fingerprint": digest.hexdigest(), **contents, "shards": shards})
             write_atomically(self.output / MANIFEST, data)

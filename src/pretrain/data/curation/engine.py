@@ -76,6 +76,10 @@ class Task:
         folder = self.input_folder(stage)
         return [file_of(folder, index, name) for index in range(number_of_tasks(folder))]
 
+    def optional_inputs(self, stage: str, name: str) -> list[Path]:
+        """Return that file of all tasks of an earlier stage; none if this stage does not read that one."""
+        return self.inputs(stage, name) if stage in self._inputs else []
+
     def input_folder(self, stage: str) -> Path:
         """Return the folder of an earlier stage."""
         return self.folder.parent / self._inputs[stage]

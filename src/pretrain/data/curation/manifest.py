@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain import __version__
-from pretrain.data.curation.writing import EXACT_RULE
+from pretrain.data.curation.rules import DUPLICATE_RULES
 from pretrain.errors import DataError, printable
 from pretrain.files.records import check_seal, sealed
 from pretrain.files.untrusted_files import read_json
@@ -69,11 +69,13 @@ def check_identity(sources: Mapping[str, Mapping[str, Any]]) -> None:
         documents = source["documents"]
         removed = sum(rule["first"] for rule in documents["removed"].values())
         rest = documents["unusable"].values()
-        if documents["read"] != sum(rest) + removed + documents[EXACT_RULE] + documents["kept"]:
+        duplicates = {about: documents[rule] for rule, about in DUPLICATE_RULES.items()}
+        if documents["read"] != sum(rest) + removed + sum(duplicates.values()) + documents["kept"]:
             raise DataError(
                 f"the counts of source {name} do not add up: {documents['read']:,} documents read, {sum(rest):,} "
-                f"unusable, {removed:,} removed by rules, {documents[EXACT_RULE]:,} exact duplicates, "
-                f"{documents['kept']:,} kept. "
+                f"unusable, {removed:,} removed by rules, "
+                + "".join(f"{count:,} {about}, " for about, count in duplicates.items())
+                + f"{documents['kept']:,} kept. "
                 "Delete work/ in the output folder and start again."
             )
 
@@ -232,7 +234,7 @@ def overview(manifest: Mapping[str, Any]) -> list[str]:
         documents = source["documents"]
         lines.append(f"source      {name}: {documents['read']:,} documents read, license {source['license']}")
         unusable = {f"unusable ({reason})": count for reason, count in documents["unusable"].items()}
-        copies = {"exact duplicates": documents[EXACT_RULE]} if documents[EXACT_RULE] else {}
+        copies = {about: documents[rule] for rule, about in DUPLICATE_RULES.items() if documents[rule]}
         for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
             lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}")
         share = documents["kept"] / documents["read"] if documents["read"] else 0.0

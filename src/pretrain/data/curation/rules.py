@@ -7,12 +7,14 @@ A rule removes where its value is below `low` or above `high`, both strictly, as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pretrain.config.setting import description
 from pretrain.data.curation.config import LicensesConfig, RulesConfig, Unknown
 from pretrain.data.curation.licenses import UNKNOWN, allows, spdx_name
 from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES, VALUES, C4Lines, Measuring
@@ -20,6 +22,12 @@ from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES,
 RULES_VERSION = 1  # increase when a decision changes
 LICENSE = "license"
 KEPT = -1
+# What removes documents that no rule removes, in this order.
+EXACT_RULE, NEAR_RULE, GUARD_RULE, PARAGRAPHS_RULE = "exact", "near", "guard", "paragraphs"
+DUPLICATE_RULES = {
+    EXACT_RULE: "exact duplicates", NEAR_RULE: "near-duplicates", GUARD_RULE: "beside the other split",
+    PARAGRAPHS_RULE: "nothing but repeated paragraphs",
+}  # fmt: skip
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher, section A.1.1
 
 Values = Mapping[str, npt.NDArray[np.float64]]
@@ -87,6 +95,27 @@ def rules_of(config: RulesConfig) -> list[Rule]:
 
 RULE_NAMES = (LICENSE, *(rule.name for rule in rules_of(RulesConfig())))
 _LOREM, _CURLY = RULE_NAMES.index("c4.lorem"), RULE_NAMES.index("c4.curly")
+
+
+@cache
+def rule_settings() -> dict[str, dict[str, str]]:
+    """Return for each rule the settings that apply it, such as gopher.min_words, with what each one says about it."""
+    plain = RulesConfig()
+    found: dict[str, dict[str, str]] = {name: {} for name in RULE_NAMES[1:]}
+    for part in ("", "gopher", "c4", "fineweb"):
+        settings: Any = getattr(plain, part) if part else plain
+        for each in fields(settings):
+            about = description(type(settings), each.name)
+            value = True if getattr(settings, each.name) is False else about.example
+            if value is None:
+                continue
+            changed: Any = replace(settings, **{each.name: value})
+            changed = replace(plain, **{part: changed}) if part else changed
+            for before, after in zip(rules_of(plain), rules_of(changed), strict=True):
+                if before != after:
+                    text = about.about.partition("; null")[0].rstrip(".")
+                    found[after.name][f"{part}.{each.name}".lstrip(".")] = text
+    return found
 
 
 def measuring(config: RulesConfig, stop_words: Sequence[str]) -> Measuring:

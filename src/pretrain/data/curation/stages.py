@@ -12,8 +12,9 @@ Files of one unit have the same documents in the same row groups. The number of 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.licenses import LicenseSet
 from pretrain.data.curation.near_duplicates.shuffle_files import (
     Rows,
+    concatenated,
+    map_partition,
     partitions_of_keys,
     read_partition,
     write_rows,
@@ -226,7 +229,8 @@ def licenses_of(record: dict[str, Any]) -> LicensesConfig:
 
 def find_exact(task: Task) -> Counts:
     """Write which document stays of those with one key: its row and those of its copies, sorted by document."""
-    rows = read_partition(task.inputs("decide", "exact.rows"), task.index, EXACT)
+    paths = task.inputs("decide", "exact.rows") + task.optional_inputs("base", "exact.rows")
+    rows = read_partition(paths, task.index, EXACT)
     key, by = rows["key"], rows["document"]
     order = np.lexsort(
         (by, -rows["has_url"].astype(np.int8), -rows["evidence"].astype(np.int8), rows["id"][:, 1], rows["id"][:, 0],
@@ -249,11 +253,17 @@ def find_exact(task: Task) -> Counts:
     return {"duplicates": int((found["document"] != found["kept"]).sum())}
 
 
+def duplicates_of(paths: list[Path], unit: int) -> Rows:
+    """Return the rows of a unit's documents that have equal texts elsewhere, sorted by document."""
+    found = []
+    for path in paths:
+        rows = map_partition(path, 0, DUPLICATE)
+        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
+        found.append(rows[first:last])
+    rows = concatenated(found, DUPLICATE)
+    return rows[np.argsort(rows["document"])]
+
+
 def sample_rank(identity: str, rule: str) -> int:
     """Return by what samples of a rule are chosen: the smallest, so that no chance and no order decides."""
     return xxhash.xxh3_64_intdigest(f"{identity} {rule}".encode())
-
-
-STAGES: dict[str, Callable[[Task], Counts]] = {
-    "read": read_documents, "measure": measure_documents, "decide": decide_documents, "exact": find_exact,
-}  # fmt: skip

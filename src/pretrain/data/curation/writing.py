@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import io
 import json
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,16 +16,20 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pretrain.data.curation.base_corpus import index_dtype
+from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.licenses import needs_attribution
-from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition
-from pretrain.data.curation.rules import KEPT, RULE_NAMES
-from pretrain.data.curation.stages import DUPLICATE, RowGroups, row_groups, sample_rank
-from pretrain.data.curation.statistics import C4Lines, c4_lines
+from pretrain.data.curation.near_duplicates.minhash import MinHash
+from pretrain.data.curation.near_duplicates.paragraphs import cut
+from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
+from pretrain.data.curation.near_duplicates.tasks import written_text
+from pretrain.data.curation.rules import DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
+from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
+from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 1
-EXACT_RULE = "exact"
+WRITE_VERSION = 2
 SAMPLE_CHARACTERS = 2000
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
@@ -57,6 +60,8 @@ class _Written:
     languages: dict[str, Counter[str]] = field(default_factory=dict)
     domains: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    clusters: Counter[str] = field(default_factory=Counter)  # documents kept, by how many each stands for
     samples: dict[str, list[tuple[int, _Unordered]]] = field(default_factory=dict)
     digests: bytearray = field(default_factory=bytearray)
 
@@ -65,7 +70,7 @@ def write_unit(task: Task) -> Counts:
     """Write the documents of a unit that stay, and what the manifest and the report say about it."""
     source, _ = read_unit(task)
     settings = task.settings["sources"][source]
-    duplicates = duplicates_of(task.inputs("exact", "duplicates.rows"), task.index) if task.settings["exact"] else None
+    fates, index = Fates(task), IndexWriter(task)
     written, values_of = _Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
     measured = row_groups(task.input("measure", "values.parquet"))
@@ -78,43 +83,57 @@ def write_unit(task: Task) -> Counts:
     ):
         for table, values, rules in zip(documents, measured, decided, strict=True):
             group = _Group(source, settings, table, values)
-            group.reasons(rules, _of_group(duplicates, task.index, place, len(table)))
-            place += len(table)
+            group.reasons(rules, fates, (task.index << 32) + place)
             decisions.write(group.decisions(rules, settings["measured"]))
             kept = [number for number, reason in enumerate(group.removed_by) if reason is None]
             if kept:
                 columns = group.shard(kept)
                 shard.write(columns)
+                index.add(group, kept, place, columns["text"])
                 _count(columns, written, attribution)
+            place += len(table)
+            written.duplicates.update(group.counts())
             _sample(group, written, values_of, task.settings["samples"])
     _write_samples(task.output("samples.parquet"), written)
+    index.write(task.output("index.rows"))
     task.output("digests").write_bytes(bytes(written.digests))
     task.output("attribution.jsonl.zst").write_bytes(_compressed(attribution.getvalue()))
     return {
         "source": source, **written.counts, "licenses": {name: dict(each) for name, each in written.licenses.items()},
         "languages": {name: dict(each) for name, each in written.languages.items()},
+        "duplicates": dict(written.duplicates), "clusters": dict(written.clusters),
         "domains": dict(written.domains.most_common(DOMAINS_OF_A_UNIT)), "years": dict(written.years),
     }  # fmt: skip
 
 
-def duplicates_of(paths: list[Path], unit: int) -> Rows:
-    """Return the rows of a unit's documents that have equal texts elsewhere, sorted by document."""
-    found = []
-    for path in paths:
-        rows = map_partition(path, 0, DUPLICATE)
-        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
-        found.append(rows[first:last])
-    rows = concatenated(found, DUPLICATE)
-    return rows[np.argsort(rows["document"])]
+class IndexWriter:
+    """The keys of a unit's kept documents, by which a later curation finds duplicates of them."""
 
+    def __init__(self, task: Task) -> None:
+        record = task.settings["index"]
+        self._bands = int(record["bands"]) if record["near"] else 0
+        self._rows: list[Rows] = []
+        self._keys = np.empty((0, 0), np.uint64)
+        if self._bands:
+            flat = map_partition(task.input("signatures", "keys.rows"), 0, np.uint64)
+            self._keys = flat.reshape(-1, self._bands)
+            self._minhash = MinHash(record["words"], self._bands, record["rows"])
 
-def _of_group(duplicates: Rows | None, unit: int, place: int, count: int) -> dict[int, Any]:
-    """Return the row of each document of a row group that has one, by its place in the group."""
-    if duplicates is None:
-        return {}
-    start = (unit << 32) + place
-    first, last = np.searchsorted(duplicates["document"], np.array([start, start + count], np.uint64))
-    return {int(row["document"]) - start: row for row in duplicates[first:last]}
+    def add(self, group: _Group, kept: list[int], place: int, texts: list[str]) -> None:
+        """Add the documents `kept` of a row group whose first document has this place in the unit."""
+        rows = np.zeros(len(kept), index_dtype(self._bands))
+        rows["key"] = halves([group.key(number) for number in kept])
+        if self._bands:
+            rows["bands"] = self._keys[place + np.array(kept)]
+            cut_ones = [at for at, number in enumerate(kept) if number in group.cut_characters]
+            if cut_ones:
+                rows["bands"][cut_ones] = self._minhash.band_keys([texts[at] for at in cut_ones])
+        self._rows.append(rows)
+
+    def write(self, path: Path) -> None:
+        """Write the index of the unit."""
+        rows = concatenated(self._rows, index_dtype(self._bands))
+        write_rows(path, rows, np.zeros(len(rows), np.int64), 1)
 
 
 class _Group:
@@ -124,53 +143,78 @@ class _Group:
         self.source, self.settings, self.table, self.values = source, settings, table, values
         self.ids = [identity.hex() for identity in table["id"].to_pylist()]
         self.removed_by: list[str | None] = []
-        self.duplicate_of: list[str | None] = []
-        self.copies: list[int] = []
+        self.fates: list[Fate] = []
+        self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
+        self.cut_characters: dict[int, int] = {}
 
-    def reasons(self, rules: pa.Table, duplicates: dict[int, Any]) -> None:
-        """Find why each document is removed: by the first rule, or as the copy of another; None: it stays."""
-        for number, first in enumerate(rules["first"].to_pylist()):
-            row = duplicates.get(number)
-            is_copy = row is not None and row["document"] != row["kept"]
-            self.removed_by.append(RULE_NAMES[first] if first != KEPT else EXACT_RULE if is_copy else None)
-            kept_id = row["kept_id"].tolist() if row is not None and is_copy else None
-            self.duplicate_of.append(None if kept_id is None else f"{kept_id[0]:016x}{kept_id[1]:016x}")
-            self.copies.append(1 if row is None else int(row["copies"]))
+    def reasons(self, rules: pa.Table, fates: Fates, first: int) -> None:
+        """Find why each document is removed: by the first rule, or as a duplicate; None: it stays."""
+        for number, rule in enumerate(rules["first"].to_pylist()):
+            fate = fates.of(first + number) if rule == KEPT else Fate()
+            self.fates.append(fate)
+            reason = fate.removed_by if rule == KEPT else RULE_NAMES[rule]
+            if reason is None:
+                reason = self._text(number, fate)
+            self.removed_by.append(reason)
+
+    def _text(self, number: int, fate: Fate) -> str | None:
+        """Make the text of a document that stays; return why it does not if nothing is left of it."""
+        whole = written_text(self.table["text"][number].as_py(), self.settings["c4"])
+        text = cut(whole, fate.paragraphs)
+        if fate.paragraphs:
+            self.cut_characters[number] = len(whole) - len(text)
+            if not text.strip():
+                return PARAGRAPHS_RULE
+        self.texts[number] = text
+        return None
+
+    def counts(self) -> Counter[str]:
+        """Return how many documents each kind of duplicate removed, and what was cut."""
+        found = Counter(reason for reason in self.removed_by if reason in DUPLICATE_RULES)
+        found["unverified_kept"] = sum(self.fates[number].unverified for number in self.texts)
+        found["documents_cut"] = sum(number in self.texts for number in self.cut_characters)
+        found["paragraphs_cut"] = sum(len(self.fates[number].paragraphs) for number in self.cut_characters)
+        found["characters_cut"] = sum(self.cut_characters.values())
+        return found
 
     def decisions(self, rules: pa.Table, measured: list[str]) -> dict[str, Any]:
         """Return the columns of the decisions on all documents."""
         return {
             "id": self.ids, "source": [self.source] * len(self.ids), "origin": self.table["origin"],
-            "removed_by": self.removed_by, "rules": rules["mask"], "duplicate_of": self.duplicate_of,
+            "removed_by": self.removed_by, "rules": rules["mask"], "duplicate_of": [fate.twin for fate in self.fates],
+            "similarity": [fate.similarity for fate in self.fates],
+            "cluster": [fate.cluster for fate in self.fates],
             "license": self.table["license"], "characters": self.table["characters"],
             **{name: self.values[name] for name in measured},
         }  # fmt: skip
 
-    def text(self, number: int) -> str:
-        """Return the text of a document as it is written."""
-        text: str = self.table["text"][number].as_py()
-        c4 = self.settings["c4"]
-        return text if c4 is None else c4_lines(text, C4Lines(**c4))[0]
+    def key(self, number: int) -> bytes:
+        """Return the key of the text of a document that stays, as it is written."""
+        if number in self.cut_characters:
+            return text_key(self.texts[number])
+        key: bytes = self.values["key"][number].as_py()
+        return key
 
     def shard(self, kept: list[int]) -> dict[str, Any]:
         """Return the columns of the documents that stay."""
         table = self.table.take(kept)
         ids = [self.ids[number] for number in kept]
+        clusters = [self.fates[number].cluster or self.ids[number] for number in kept]
         return {
-            "id": ids, "text": [self.text(number) for number in kept], "source": [self.source] * len(kept),
+            "id": ids, "text": [self.texts[number] for number in kept], "source": [self.source] * len(kept),
             "origin": table["origin"].to_pylist(), "url": table["url"].to_pylist(), "date": table["date"].to_pylist(),
             "license": table["license"].to_pylist(), "license_evidence": table["evidence"].to_pylist(),
             "language": [self.settings["language"]] * len(kept),
-            "characters": self.values["characters"].take(kept).to_pylist(),
-            "cluster": ids, "cluster_size": [self.copies[number] for number in kept],
-            "split_key": [int(identity[16:], 16) for identity in ids],
+            "characters": [len(self.texts[number]) for number in kept],
+            "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
+            "split_key": [int(cluster[16:], 16) for cluster in clusters],
         }  # fmt: skip
 
 
 def _decisions_schema(measured: list[str]) -> pa.Schema:
     columns = [("id", pa.string()), ("source", pa.string()), ("origin", pa.string()), ("removed_by", pa.string()),
-               ("rules", pa.uint64()), ("duplicate_of", pa.string()), ("license", pa.string()),
-               ("characters", pa.int64())]  # fmt: skip
+               ("rules", pa.uint64()), ("duplicate_of", pa.string()), ("similarity", pa.float64()),
+               ("cluster", pa.string()), ("license", pa.string()), ("characters", pa.int64())]  # fmt: skip
     return pa.schema(columns + [(name, pa.float64()) for name in measured])
 
 
@@ -186,10 +230,17 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
             written.domains[domain] += 1
         if date is not None:
             written.years[date[:4] if date[:4].isdigit() else "other"] += 1
+        written.clusters[_size_class(row["cluster_size"])] += 1
         written.digests += _digest(row)
         if needs_attribution(row["license"]):
             line = {name: row[name] for name in ("id", "license", "url", "origin")}
             attribution.write(json.dumps(line).encode() + b"\n")
+
+
+def _size_class(size: int) -> str:
+    """Return the class of a cluster's size, between powers of two: 1, 2, 3-4, 5-8 and so on."""
+    high = 1 << (size - 1).bit_length()
+    return str(high) if high <= 2 else f"{high // 2 + 1}-{high}"
 
 
 def _rows(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -224,8 +275,9 @@ def _sample(group: _Group, written: _Written, values_of: dict[str, str], most: i
         value = values_of.get(rule)
         row = {
             "rule": rule, "rank": rank, "id": group.ids[number], "origin": origin,
-            "value": group.values[value][number].as_py() if value in group.values.column_names else None,
-            "duplicate_of": group.duplicate_of[number],
+            "value": group.values[value][number].as_py()
+            if value in group.values.column_names else group.fates[number].similarity,
+            "duplicate_of": group.fates[number].twin,
             "text": group.table["text"][number].as_py()[:SAMPLE_CHARACTERS],
         }  # fmt: skip
         if len(chosen) < most:

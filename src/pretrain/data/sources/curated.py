@@ -53,6 +53,17 @@ class Curated(Source):
         only = {name: values for name, values in vars(self.config.only).items() if values}
         return summary(self.manifest) | ({"only": only} if only else {})
 
+    def characters(self) -> int:
+        """Return the characters of the part of the corpus that is read; at most so many where `only` names several."""
+        only, known = self.config.only, self.manifest
+        parts = [int(known["characters"])]
+        for names, of_name in (
+            (only.source, known["sources"]), (only.license, known["licenses"]), (only.language, known["languages"]),
+        ):  # fmt: skip
+            if names:
+                parts.append(sum(int(of_name[name]["characters"]) for name in names))
+        return min(parts)
+
     def share_read(self) -> float | None:
         """Return the fraction of the corpus's documents in the shards that were read, 0 to 1."""
         return min(1.0, self._done / max(1, self.manifest["documents"]))

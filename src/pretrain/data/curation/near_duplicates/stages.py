@@ -153,10 +153,10 @@ def read_buckets(buckets: Sequence[Path], index: int) -> Rows:
     return read_partition(buckets, index, BAND)
 
 
-def decisions_of(decisions: Sequence[Path], documents: Hashes) -> Rows:
+def decisions_of(decisions: Sequence[Path], documents: Hashes, between: bool = False) -> Rows:
     """Return the decisions on those of the documents that have an edge, sorted by document; all others are kept.
 
-    Of each range only the rows between the smallest and the largest document are read.
+    Of each range only the rows between the smallest and the largest document are read; `between` returns all of them.
     """
     found = []
     if len(documents):
@@ -164,7 +164,8 @@ def decisions_of(decisions: Sequence[Path], documents: Hashes) -> Rows:
         for path in decisions:
             rows = map_partition(path, 0, DECISION)
             first, last = (bisect_left(rows, number, key=_document) for number in (low, high + 1))
-            found.append(rows[first:last][np.isin(rows["document"][first:last], documents)])
+            rows = rows[first:last]
+            found.append(rows if between else rows[np.isin(rows["document"], documents)])
     rows = concatenated(found, DECISION)
     return rows[np.argsort(rows["document"])]
 

@@ -33,6 +33,7 @@ MEMBER = np.dtype(
         ("id", "<u8", (2,)),  # upper and lower half
         ("cluster", "<u8", (2,)),  # of a document of the base corpus: its cluster there
         ("shingles", "<u4"),  # distinct ones
+        ("copies", "<u4"),  # documents of equal text that it stands for, itself among them; 0 counts as 1
     ]
 )
 
@@ -46,7 +47,7 @@ DECISION = np.dtype(
         ("twin_id", "<u8", (2,)),
         ("similarity", "<f8"),  # Jaccard, with the twin; NaN if removed without verification
         ("cluster", "<u8", (2,)),  # id of the first document of its component: near-duplicates, found or not, share it
-        ("cluster_size", "<i8"),  # documents that its twin stands for, the twin among them
+        ("cluster_size", "<i8"),  # documents that its twin stands for with their copies, itself among them
     ]
 )
 
@@ -84,7 +85,8 @@ def decide(members: Rows, bands: Rows, shingles_of: Callable[[int], Hashes] | No
         found["similarity"], found["unverified"] = result.similarities, result.unverified
     found["kept"] = twins == np.arange(len(ordered))
     found["twin"], found["twin_id"] = ordered["document"][twins], ordered["id"][twins]
-    found["cluster_size"] = np.bincount(twins, minlength=len(ordered))[twins]
+    copies = np.maximum(ordered["copies"], 1)
+    found["cluster_size"] = np.bincount(twins, weights=copies, minlength=len(ordered))[twins]
     return found[np.argsort(found["document"])]
 
 

@@ -1,0 +1,208 @@
+"""Why a document of a corpus was removed or kept: its text, its values beside the thresholds, and its twin."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.curation.corpus_statistics import opened, row_groups_of, samples
+from pretrain.data.curation.manifest import read_manifest
+from pretrain.data.curation.passages import passages
+from pretrain.data.curation.rules import RULE_NAMES, Rule
+from pretrain.data.curation.stages import sample_rank
+from pretrain.errors import ConfigError, nearest, printable
+
+_BEFORE = 80  # characters shown before the first passage that a rule counts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule says on a document."""
+
+    rule: Rule
+    value: float | None  # None: the rule compares no number, or had none to compare
+    removes: bool
+
+    def __str__(self) -> str:
+        """Return rule, value and thresholds in words."""
+        rule = self.rule
+        if self.value is None or rule.high == -1.0:  # the number of a line, of which any removes
+            return rule.name
+        limits = [f"at least {rule.low:g}"] if rule.low is not None else []
+        limits += [f"at most {rule.high:g}"] if rule.high is not None else []
+        return f"{rule.name}: {rule.value} {self.value:.6g}, {' and '.join(limits)}"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A document, and what became of it."""
+
+    id: str
+    source: str
+    origin: str
+    license: str
+    characters: int
+    removed_by: str | None  # None: it is kept
+    verdicts: list[Verdict] = field(default_factory=list)
+    similarity: float | None = None  # to its twin, if that was computed
+    text: str | None = None  # None: no file has it any more
+    is_whole: bool = True  # False: the text is only the beginning
+    twin: Explained | None = None  # the document of which it is a copy
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the decision on a document stands: in which file of decisions/, row group and row."""
+
+    unit: int
+    group: int
+    row: int
+    decision: dict[str, Any]
+
+
+def explain_id(folder: Path, identity: str, most: int = 20) -> list[Explained]:
+    """Return the documents whose id begins with `identity`, at most so many; equal texts have equal ids.
+
+    Raises ConfigError if there is none, DataError if the folder holds no sound corpus.
+    """
+    manifest = read_manifest(folder)
+    wanted = identity.lower()
+    found = [
+        place for place, _ in zip(_places(folder, lambda row: row["id"].startswith(wanted)), range(most), strict=False)
+    ]
+    if not found:
+        raise ConfigError(
+            f"id={printable(identity)} is no document of {printable(str(folder))}. Ids are in the column id of "
+            "decisions/ and data/, and rule= shows some: try rule=gopher.words."
+        )
+    return [_explained(folder, manifest, place) for place in found]
+
+
+def explain_rule(folder: Path, rule: str, most: int = 20) -> list[Explained]:
+    """Return documents that a rule removed first, those with the smallest hashes, as the report's samples are chosen.
+
+    Raises ConfigError for a rule that removed nothing, DataError if the folder holds no sound corpus.
+    """
+    manifest = read_manifest(folder)
+    chosen = heapq.nsmallest(
+        most,
+        _places(folder, lambda row: row["removed_by"] == rule),
+        key=lambda place: sample_rank(f"{place.decision['id']} {place.decision['origin']}", rule),
+    )
+    if not chosen:
+        removed = {row["removed_by"] for row in (place.decision for place in _places(folder, lambda row: True))}
+        known = removed - {None}
+        hint = nearest(rule, known) if known else "None of its rules did."
+        raise ConfigError(f"rule={printable(rule)} removed no document of {printable(str(folder))}. {hint}")
+    return [_explained(folder, manifest, place) for place in chosen]
+
+
+def _places(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterator[_Place]:
+    for path in sorted((folder / "decisions").glob("*.parquet")):
+        for group, table in enumerate(row_groups_of(path)):
+            short = table.select(["id", "removed_by"]).to_pylist()
+            for row, values in enumerate(short):
+                if wanted(values):
+                    (decision,) = table.slice(row, 1).to_pylist()
+                    yield _Place(int(path.stem), group, row, decision)
+
+
+def _explained(folder: Path, manifest: dict[str, Any], place: _Place, *, with_twin: bool = True) -> Explained:
+    decision = place.decision
+    text, is_whole = _text(folder, place)
+    twin = None
+    twin_id = decision.get("twin") or decision["duplicate_of"]
+    if twin_id and with_twin:
+        same = (p for p in _places(folder, lambda row: row["id"] == twin_id and row["removed_by"] is None))
+        found = next(same, None)
+        twin = None if found is None else _explained(folder, manifest, found, with_twin=False)
+    return Explained(
+        decision["id"], decision["source"], decision["origin"], decision["license"], decision["characters"],
+        decision["removed_by"], _verdicts(manifest, decision), decision.get("similarity"), text, is_whole, twin,
+    )  # fmt: skip
+
+
+def _verdicts(manifest: dict[str, Any], decision: dict[str, Any]) -> list[Verdict]:
+    """Return what each applied rule says, in the order in which rules are tried."""
+    rules = manifest["settings"]["rules"].get(decision["source"], {})
+    found = []
+    for number, name in enumerate(RULE_NAMES):
+        removes = bool(decision["rules"] >> number & 1)
+        if name in rules:
+            rule = Rule(name, **rules[name])
+            found.append(Verdict(rule, decision.get(rule.value), removes))
+        elif removes:
+            found.append(Verdict(Rule(name, ""), None, removes))
+    return found
+
+
+def _text(folder: Path, place: _Place) -> tuple[str | None, bool]:
+    """Return the text and whether it is whole: as it was read, else as it was written, else as it was sampled."""
+    decision = place.decision
+    for path in sorted((folder / "work").glob(f"read-*/{place.unit:05d}.documents.parquet")):
+        if (text := _of_work(path, place)) is not None:
+            return text, True
+    if decision["removed_by"] is None:
+        for table in row_groups_of(folder / "data" / f"{place.unit:05d}.parquet", ["id", "text"]):
+            for row, identity in enumerate(table["id"].to_pylist()):
+                if identity == decision["id"]:
+                    return table["text"][row].as_py(), True
+    for sample in samples(folder).get(decision["removed_by"] or "", []):
+        if (sample["id"], sample["origin"]) == (decision["id"], decision["origin"]):
+            return sample["text"], len(sample["text"]) == decision["characters"]
+    return None, False
+
+
+def _of_work(path: Path, place: _Place) -> str | None:
+    """Return the text that a finished stage read; None if the file is that of another start."""
+    with opened(path) as file:
+        if place.group >= file.num_row_groups:
+            return None
+        table = file.read_row_group(place.group, ["id", "text"])
+    if place.row >= len(table) or table["id"][place.row].as_py().hex() != place.decision["id"]:
+        return None
+    text: str = table["text"][place.row].as_py()
+    return text
+
+
+def lines_of(document: Explained, characters: int, *, all_rules: bool) -> list[str]:
+    """Return an explanation as lines for a terminal, with so many characters of each text.
+
+    What the rule counts stands between >> and <<. `all_rules`: also those that do not remove the document.
+    """
+    about = f"{document.characters:,} characters, license {document.license}"
+    lines = [f"document    {document.id}  {document.origin}, {about}"]
+    lines.append(f"removed by  {document.removed_by}" if document.removed_by else "kept")
+    lines += [
+        f"  {'removes' if verdict.removes else 'passes ':<9} {verdict}"
+        for verdict in document.verdicts
+        if verdict.removes or (all_rules and verdict.value is not None)
+    ]
+    lines += _text_lines("text", document, characters)
+    if document.twin is not None:
+        alike = "" if document.similarity is None else f", similarity {document.similarity:.3f}"
+        lines.append(f"copy of     {document.twin.id}  {document.twin.origin}{alike}")
+        lines += _text_lines("its text", document.twin, characters)
+    return lines
+
+
+def _text_lines(head: str, document: Explained, characters: int) -> list[str]:
+    if document.text is None:
+        return [f"{head:<11} not there any more: work/ of the corpus was deleted, and it is no sample"]
+    if not characters:
+        return []
+    spans = passages(document.text, document.removed_by or "")
+    start = max(0, spans[0][0] - _BEFORE) if spans and spans[0][1] > characters else 0
+    end = start + characters
+    shown, at = "..." if start else "", start
+    for first, last in spans:
+        if last <= end:
+            shown += f"{document.text[at:first]}>>{document.text[first:last]}<<"
+            at = last
+    shown += document.text[at:end]
+    if end < len(document.text) or not document.is_whole:
+        shown += "..."
+    return [f"{head:<11} {shown}"]
