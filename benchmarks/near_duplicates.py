@@ -39,6 +39,8 @@ from pretrain.data.curation.near_duplicates.shingles import Shingler, jaccard
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows
 from pretrain.data.curation.near_duplicates.stages import run_all
 
+MEASURES = ("src/pretrain/data/curation/near_duplicates",)
+
 
 def decisions_on(texts: list[str], config: NearDuplicatesConfig) -> Rows:
     """Return the decisions on the texts."""

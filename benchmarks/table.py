@@ -19,7 +19,7 @@ from comparison import RESULTS
 from provenance import ROOT, command_of, machine_line, measured_line, script_of
 
 README, FOLDER = ROOT / "README.md", ROOT / "docs/results"
-PAGES = [README, *(FOLDER / f"{name}.md" for name in ("quality", "cpu", "gpu", "plan-accuracy"))]
+PAGES = [README, *(FOLDER / f"{name}.md" for name in ("quality", "cpu", "gpu", "plan-accuracy", "curation"))]
 BLOCK = re.compile(r"<!-- results(?:: (?P<name>\w+))? -->\n(?P<table>.*?)<!-- /results -->", re.S)
 MEASURED = re.compile(r"^Measured at .*\n", re.M)
 SUMMARY = (  # of README: what is shown, result, line, baseline
@@ -190,6 +190,22 @@ def plan_accuracy(result: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def near_duplicates(result: dict[str, Any]) -> str:
+    """Return recall by similarity for each preset, precision, and what was compared with datatrove."""
+    figures = result["figures"]
+    recalls = {name.partition(": ")[2]: bins for name, bins in figures.items() if name.startswith("recall")}
+    rows = [(each, *(recall[each] for recall in recalls.values())) for each in next(iter(recalls.values()))]
+    rest = [("planted pairs of 1,000 articles", figures["articles"])]
+    rest += [(f"datatrove's MinHash: {name}", value) for name, value in figures["datatrove"].items()]
+    rest += [(name, value) for name, value in figures.items() if isinstance(value, str) and name != "articles"]
+    tables = [
+        markdown(("similarity of the pair", *(f"found by {name}" for name in recalls)), rows),
+        markdown(("removed documents with a kept twin, by brute force", "share"), list(figures["precision"].items())),
+        markdown(("what", "result"), rest),
+    ]
+    return "\n\n".join([*tables, comparisons(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others have comparisons
     "quality": quality,
     "nano_models": nano_models,
@@ -201,6 +217,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "gpu": gpu,
     "gpu_plan": gpu_plan,
     "plan_accuracy": plan_accuracy,
+    "near_duplicates": near_duplicates,
 }
 
 

@@ -15,7 +15,8 @@ from pretrain.errors import ConfigError
 from pretrain.inference.config import DecodingOrder, GenerateConfig
 from pretrain.interop import load as loading
 from pretrain.language_model import LanguageModel
-from pretrain.training.callbacks.samples import CAUSAL_PROMPTS, MASKED_PROMPTS, sample_text
+from pretrain.training.callbacks.sample_prompts import SamplePrompt
+from pretrain.training.callbacks.samples import sample_text
 from pretrain.training.config import SampleConfig
 
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -179,14 +180,16 @@ def test_generate_py_refuses_settings_of_diffusion_for_a_causal_model(
 
 
 def test_samples_of_training_continue_and_fill() -> None:
-    text = sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), seed=3)
-    parts = text.split("\n\n")
+    prompts = [SamplePrompt("The quick"), SamplePrompt("The [MASK] fox", truth="brown")]
+    text = sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), 3, prompts)
+    completed, filled = text.split("\n\n")
     assert "no sample" not in text
-    assert all(any(part.startswith(prompt) for part in parts) for prompt in CAUSAL_PROMPTS)
-    assert all(prompt in text for prompt in MASKED_PROMPTS)
-    assert text == sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), seed=3)
+    assert completed.startswith("The quick")
+    assert filled.startswith("The [MASK] fox\n")
+    assert filled.endswith("(the document has 'brown')")
+    assert text == sample_text(DIFFUSION, SampleConfig(max_new_tokens=5), 3, prompts)
     penalty = SampleConfig(max_new_tokens=5, repetition_penalty=1.5)  # nothing that a diffusion model has
-    assert sample_text(DIFFUSION, penalty, seed=3) == text
+    assert sample_text(DIFFUSION, penalty, 3, prompts) == text
 
 
 def test_bytes_are_filled_too() -> None:

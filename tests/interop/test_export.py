@@ -107,7 +107,7 @@ def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_pat
         "| optimizer steps | 5 |",
         "| seed | 3 |",
         "| loss | 1.2500 |",
-        "Weights: apache-2.0. The license of the data, if known, is in the table above.",
+        "Weights: apache-2.0. The license of the data, if known, is in the tables above.",
     ):
         assert line in page.splitlines()
     assert "trained with `pretrain`. A base model" in page
