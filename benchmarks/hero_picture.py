@@ -1,7 +1,7 @@
 """Draw the README's pictures in docs/pictures, pipeline.svg and badges.svg: `python benchmarks/hero_picture.py`.
 
 With a run folder (`python benchmarks/hero_picture.py logs/gpt_nano/<time>`) it first reads that run into
-benchmarks/results/first_run.json: the curve, and of the first steps the rows with most documents and some tokens. The
+docs/pictures/first_run.json: the curve, and of the first steps the rows with most documents and some tokens. The
 n-gram lines are those of benchmarks/results/quality_gpt_nano.json; the badges show values of pyproject.toml. The same
 input gives the same bytes.
 """
@@ -17,9 +17,8 @@ from typing import Any
 from machine import machine
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CURVE, QUALITY = RESULTS / "first_run.json", RESULTS / "quality_gpt_nano.json"
 PICTURES = ROOT / "docs" / "pictures"
+CURVE, QUALITY = PICTURES / "first_run.json", ROOT / "benchmarks" / "results" / "quality_gpt_nano.json"
 SHOWN_STEPS, SHOWN_ROWS, SHOWN_TOKENS, SHOWN_TEXT = 4, 4, 8, 42
 
 WIDTH, HEIGHT = 960, 300
