@@ -20,7 +20,8 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
 from pretrain.data.config import BytesTokenizerConfig, CuratedConfig, CuratedOnly
 from pretrain.data.curation.curate import curate
-from pretrain.data.curation.manifest import overview, read_manifest, summary, verify
+from pretrain.data.curation.manifest import overview, read_manifest, summary
+from pretrain.data.curation.verify import verify
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.files.records import read_record
