@@ -172,8 +172,9 @@ def test_a_new_threshold_reads_no_text_again(raw: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_with_another_hash_seed_it_comes_to_equal_bytes(raw: Path, tmp_path: Path) -> None:
-    run(raw, tmp_path / "whole")
-    words = [sys.executable, str(SCRIPT), *words_of(raw, tmp_path / "killed", "workers=2")]
+    near = ("duplicates.near=true", "duplicates.paragraphs=100")
+    run(raw, tmp_path / "whole", *near)
+    words = [sys.executable, str(SCRIPT), *words_of(raw, tmp_path / "killed", "workers=2", *near)]
     rng = random.Random(0)
     for attempt in range(3):
         environment = os.environ | {"PYTHONHASHSEED": str(attempt + 1), "TZ": "Asia/Tokyo", "LC_ALL": "C"}
