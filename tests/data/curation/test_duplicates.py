@@ -148,16 +148,31 @@ def test_a_base_corpus_gives_what_both_together_give(texts: list[str], tmp_path:
     with pytest.raises(ConfigError, match=r"base=.*both is not the corpus that .*new was curated against"):
         verify(tmp_path / "new", base=tmp_path / "both")
     assert verify(tmp_path / "new", base=tmp_path / "old").documents == len(new_rows)
-    _check_guard(tmp_path, b, clusters)
 
 
-def _check_guard(tmp_path: Path, b: str, clusters: dict[str, str]) -> None:
-    """No new document shares a cluster with one of the other split; without the guard none differs in it."""
-    split = ("validation.fraction=0.3", f"base={tmp_path}/old")
-    guarded = run(tmp_path / "guarded", {"b": b}, *split)
-    left_out = [row for row in rows_of(tmp_path / "guarded", "decisions") if row["removed_by"] == "guard"]
-    assert guarded["duplicates"]["guard"] == len(left_out)
-    assert guarded["sources"]["b"]["documents"]["guard"] == len(left_out)
+def test_the_guard_keeps_new_documents_from_standing_between_the_splits(assets: Path, tmp_path: Path) -> None:
+    """A text between two old ones, like both of them but no duplicate, is left out if they are in different splits."""
+    texts = chains(windows(reviews(assets), 150)[:40], 3, changes=5, seed=3)
+    write(tmp_path / "a.jsonl", texts[::3] + texts[2::3])
+    write(tmp_path / "b.jsonl", texts[1::3])
+    run(tmp_path / "old", {"a": f"path: {tmp_path}/a.jsonl"})
+    old, crossing = rows_of(tmp_path / "old"), {}
+    for guard in ("true", "false"):
+        output = tmp_path / f"guard-{guard}"
+        words = (f"validation.guard={guard}", f"base={tmp_path}/old", "validation.fraction=0.5")
+        manifest = run(output, {"b": f"path: {tmp_path}/b.jsonl"}, *words)
+        left_out = [row for row in rows_of(output, "decisions") if row["removed_by"] == "guard"]
+        assert manifest["duplicates"]["guard"] == manifest["sources"]["b"]["documents"]["guard"] == len(left_out)
+        crossing[guard] = len(_bands(old, True) & _bands(rows_of(output), False)) + len(
+            _bands(old, False) & _bands(rows_of(output), True)
+        )
+    assert crossing["true"] == 0 < crossing["false"]
+
+
+def _bands(rows: list[dict[str, Any]], validation: bool) -> set[int]:
+    """Return the band keys of the documents of one split of a half for validation."""
+    texts = [row["text"] for row in rows if (row["split_key"] % 10_000 < 5_000) == validation]
+    return set(MinHash(5, 20, 8).band_keys(texts).ravel().tolist())
 
 
 def test_bases_that_cannot_be_used(texts: list[str], tmp_path: Path) -> None:

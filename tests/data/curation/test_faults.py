@@ -196,7 +196,7 @@ def test_a_full_disk_in_a_stage_loses_nothing(
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_twenty_times_in_a_stage(stage: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(300))
-    run(tmp_path / "a.jsonl", tmp_path / "whole", "unit_bytes=20000")
+    whole = run(tmp_path / "a.jsonl", tmp_path / "whole", "unit_bytes=20000")
     words = words_of(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=20000")
     command = [sys.executable, str(SCRIPT), *words[:2], "workers=2", *words[3:]]
     draw = random.Random(stage)
@@ -211,7 +211,7 @@ def test_killed_twenty_times_in_a_stage(stage: str, tmp_path: Path) -> None:
                 done.unlink()
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
-    assert verify(tmp_path / "out").compared == 100
+    assert verify(tmp_path / "out").compared == whole["duplicates"]["near"] > 90
 
 
 def _wait_for(output: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
