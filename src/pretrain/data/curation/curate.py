@@ -278,8 +278,12 @@ class _Curation:
         removed |= {rule: {"first": counts[rule]} for rule in DUPLICATE_RULES}
         rule, most = max(removed.items(), key=lambda item: item[1]["first"])
         return DataError(
-            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other "
-            "rules, such as rules=none, or licenses=any."
+            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. "
+            + (
+                "They are in the base corpus already: nothing is new."
+                if self.base.shards and rule in DUPLICATE_RULES
+                else "Try other rules, such as rules=none, or licenses=any."
+            )
         )
 
     def _settings(self) -> dict[str, Any]:
