@@ -245,7 +245,7 @@ def test_which_of_equal_texts_stays(keep: str, origin: str, tmp_path: Path) -> N
     assert [(row["origin"], row["text"]) for row in documents(tmp_path / "out") if row["cluster_size"] == 3] == [
         (origin, "It is so now.")
     ]
-    assert manifest["duplicates"] == {"exact": 2}
+    assert manifest["duplicates"]["exact"] == 2
 
 
 def test_what_may_not_be_used_is_dropped_and_who_must_be_named_is_listed(raw: Path, tmp_path: Path) -> None:
