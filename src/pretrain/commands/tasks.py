@@ -104,11 +104,18 @@ def curate(config: CurateConfig, overrides: list[str]) -> None:
 
 def verify(config: VerifyConfig, overrides: list[str]) -> None:
     """Print the totals of a corpus after a check of every hash and count."""
-    from pretrain.data.curation.manifest import verify as verify_corpus
+    from pretrain.data.curation.verify import verify as verify_corpus
 
-    found = verify_corpus(Path(config.path).expanduser())
+    base = None if config.base is None else Path(config.base).expanduser()
+    found = verify_corpus(Path(config.path).expanduser(), base)
     line = f"{found.documents:,} documents, {found.characters:,} characters in {found.shards:,} shards"
     print(printable(f"verified    {line}; every hash and count is that of the manifest"))
+    if found.removed:
+        unseen = f"; {found.in_base:,} in the base corpus, which base=... checks too" if found.in_base else ""
+        print(
+            f"duplicates  {found.removed:,} removed, each with a kept twin that is as similar as asked; "
+            f"{found.compared:,} near-duplicates compared again by their text{unseen}"
+        )
 
 
 def explain(config: ExplainConfig, overrides: list[str]) -> None:

@@ -57,6 +57,7 @@ class VerifyConfig(Settings):
     """Check every hash and count of a curated corpus again."""
 
     path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
+    base: str | None = setting(None, "The corpus that it was curated against, to check twins there too; null: none.")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 

@@ -22,7 +22,15 @@ import xxhash
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
 from pretrain.data.curation.duplicates import PARTITION_BYTES, Corpus, find_duplicates, signatures_stage
-from pretrain.data.curation.engine import Stage, Workers, counts_of, done_record, file_of, storage_errors
+from pretrain.data.curation.engine import (
+    Stage,
+    Workers,
+    counts_of,
+    done_record,
+    file_of,
+    number_of_tasks,
+    storage_errors,
+)
 from pretrain.data.curation.languages import for_language
 from pretrain.data.curation.manifest import (
     DOMAINS,
@@ -47,6 +55,7 @@ from pretrain.data.curation.stages import (
 )
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
+from pretrain.data.curation.verify import STAGES
 from pretrain.data.curation.words import WORDS_VERSION
 from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
@@ -132,7 +141,7 @@ class _Curation:
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
-        return self._finish(folder, contents, count)
+        return self._finish(folder, contents, read.folder)
 
     def run_stage(self, stage: Stage) -> Path:
         """Run a stage and report how far it is; return its folder."""
@@ -269,8 +278,12 @@ class _Curation:
         removed |= {rule: {"first": counts[rule]} for rule in DUPLICATE_RULES}
         rule, most = max(removed.items(), key=lambda item: item[1]["first"])
         return DataError(
-            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. Try other "
-            "rules, such as rules=none, or licenses=any."
+            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. "
+            + (
+                "They are in the base corpus already: nothing is new."
+                if self.base.shards and rule in DUPLICATE_RULES
+                else "Try other rules, such as rules=none, or licenses=any."
+            )
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -282,11 +295,12 @@ class _Curation:
             "validation": asdict(config.validation),
         }  # fmt: skip
 
-    def _finish(self, folder: Path, contents: dict[str, Any], count: int) -> dict[str, Any]:
+    def _finish(self, folder: Path, contents: dict[str, Any], read: str) -> dict[str, Any]:
         """Put the files into the output folder, the manifest last."""
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
-            shards, digest = [], xxhash.xxh3_128()
+            write_atomically(self.work / STAGES, json.dumps({"read": read, "c4": self._c4()}).encode())
+            shards, digest, count = [], xxhash.xxh3_128(), number_of_tasks(folder)
             for name in ("data", "decisions", "index"):
                 shutil.rmtree(self.output / name, ignore_errors=True)
                 (self.output / name).mkdir()

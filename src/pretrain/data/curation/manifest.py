@@ -12,12 +12,10 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pretrain import __version__
 from pretrain.data.curation.rules import DUPLICATE_RULES
@@ -144,66 +142,6 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(removed: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {rule: count["first"] for rule, count in removed.items() if count["first"]}
-
-
-@dataclass
-class Verified:
-    """What `verify` counted."""
-
-    shards: int = 0
-    documents: int = 0
-    characters: int = 0
-
-
-def verify(folder: Path) -> Verified:
-    """Check every hash and count of a corpus again; DataError names the first file that is not as it was written."""
-    manifest = read_manifest(folder)
-    found, seen = Verified(), set[str]()
-    kept: Counter[str] = Counter()
-    licenses: dict[str, Counter[str]] = {}
-    for shard in manifest["shards"]:
-        path = folder / shard["file"]
-        check_shard(path, shard)
-        documents = characters = 0
-        with pq.ParquetFile(path) as file:
-            for number in range(file.num_row_groups):
-                table = file.read_row_group(number, ["id", "text", "source", "license"])
-                ids, texts, names = (table[name].to_pylist() for name in ("id", "text", "license"))
-                _check_unique(path, ids, seen)
-                kept.update(table["source"].to_pylist())
-                for license_name, text in zip(names, texts, strict=True):
-                    licenses.setdefault(license_name, Counter()).update(documents=1, characters=len(text))
-                    characters += len(text)
-                documents += len(ids)
-        if (documents, characters) != (shard["documents"], shard["characters"]):
-            raise _differs(path, f"{documents:,} documents of {characters:,} characters", shard["documents"])
-        found.shards, found.documents = found.shards + 1, found.documents + documents
-        found.characters += characters
-    _check_totals(folder / MANIFEST, manifest, kept, {name: dict(each) for name, each in licenses.items()})
-    return found
-
-
-def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
-    for identity in ids:
-        if identity in seen:
-            raise DataError(f"{printable(str(path))} has the document {identity}, which stands in the corpus before.")
-        seen.add(identity)
-
-
-def _check_totals(
-    path: Path, manifest: Mapping[str, Any], kept: Mapping[str, int], licenses: Mapping[str, Any]
-) -> None:
-    expected = {name: source["documents"]["kept"] for name, source in manifest["sources"].items()}
-    for name, count in expected.items():
-        if kept.get(name, 0) != count:
-            raise _differs(path, f"{kept.get(name, 0):,} documents of source {name}", count)
-    if licenses != manifest["licenses"]:
-        raise _differs(path, f"licenses {licenses}", manifest["licenses"])
-    check_identity(manifest["sources"])
-
-
-def _differs(path: Path, found: str, expected: object) -> DataError:
-    return DataError(f"{printable(str(path))}: the shards hold {found}, and the manifest says {expected}.")
 
 
 def check_shard(path: Path, shard: Mapping[str, Any]) -> None:

@@ -99,7 +99,7 @@ def measure(text: str, how: Measuring) -> tuple[list[float], str]:
     if "c4" in how.groups:
         lines, found = c4_lines(text, how.c4 or C4Lines())
         values += found
-        written = text if how.c4 is None else lines
+        written = text if how.c4 is None or lines == text else lines
     if "fineweb" in how.groups:
         values += fineweb(written, words if written is text and words else split_words(written))
     return values, written
@@ -156,31 +156,43 @@ def c4_lines(text: str, how: C4Lines) -> tuple[str, list[float]]:
     Values: number of the first line with "lorem ipsum" and with a curly bracket, from 0 (NaN: none), sentences of the
     lines kept and their characters.
     """
+    kept, lorem, curly = _c4_kept(text, how)
+    written = "\n".join(kept).strip()
+    sentences = sum(len(split_sentences(line)) for line in kept)
+    return written, [lorem, curly, float(sentences), float(len(written))]
+
+
+def c4_text(text: str, how: C4Lines) -> str:
+    """Return the lines that c4 keeps, without the values of its rules: no sentence is looked for."""
+    return "\n".join(_c4_kept(text, how)[0]).strip()
+
+
+def _c4_kept(text: str, how: C4Lines) -> tuple[list[str], float, float]:
     kept: list[str] = []
-    sentences, lorem, curly = 0, np.nan, np.nan
+    lorem = curly = np.nan
     for number, raw in enumerate(text.splitlines()):
         line = raw.strip()
         words = line.split()
-        if any(len(word) > how.max_word_length for word in words):
+        if len(line) > how.max_word_length and any(len(word) > how.max_word_length for word in words):
             continue
-        line = _CITATION.sub("", line)
+        line = _CITATION.sub("", line) if "[" in line else line
         if how.terminal_punctuation and (not line.endswith(_LINE_ENDS) or line.endswith("...")):
             continue
         if len(words) < how.min_words:
             continue
         lower = line.lower()
         if "lorem ipsum" in lower:
-            lorem = number if np.isnan(lorem) else lorem
+            lorem = float(number) if np.isnan(lorem) else lorem
         if "javascript" in lower:
             continue
         if "{" in line:
-            curly = number if np.isnan(curly) else curly
-        if any(phrase in lower for phrase in _POLICY):
+            curly = float(number) if np.isnan(curly) else curly
+        if ("cookie" in lower or "policy" in lower or "terms of use" in lower) and any(
+            phrase in lower for phrase in _POLICY
+        ):
             continue
-        sentences += len(split_sentences(line))
         kept.append(line)
-    written = "\n".join(kept).strip()
-    return written, [float(lorem), float(curly), float(sentences), float(len(written))]
+    return kept, float(lorem), float(curly)
 
 
 _PARAGRAPH_END, _LINE_END = re.compile(r"\n{2,}"), re.compile(r"\n+")

@@ -248,7 +248,7 @@ def parquet_records(
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(stream)
+        file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         _check_columns(name, columns, file.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.values()))
         number = 0

@@ -29,7 +29,7 @@ from pretrain.data.curation.near_duplicates.shingles import Hashes
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, guard
 from pretrain.data.curation.stages import EXACT, duplicates_of, row_groups
-from pretrain.data.curation.statistics import C4Lines, c4_lines
+from pretrain.data.curation.statistics import C4Lines, c4_text
 from pretrain.data.curation.units import read_unit
 from pretrain.data.sources.splits import SPLIT_PARTS
 
@@ -51,7 +51,7 @@ def _config(task: Task) -> NearDuplicatesConfig:
 
 def written_text(text: str, c4: dict[str, Any] | None) -> str:
     """Return a text as the corpus has it before paragraphs are cut: the lines that c4 keeps, or all."""
-    return text if c4 is None else c4_lines(text, C4Lines(**c4))[0]
+    return text if c4 is None else c4_text(text, C4Lines(**c4))
 
 
 def sign_documents(task: Task) -> Counts:

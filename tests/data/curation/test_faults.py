@@ -1,0 +1,230 @@
+"""What happens to a curation whose input, disk or process fails: an exit code that says which, and nothing lost."""
+
+import bz2
+import errno
+import gzip
+import json
+import lzma
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig
+from pretrain.data.curation.curate import curate
+from pretrain.data.curation.engine import Task
+from pretrain.data.curation.verify import verify
+from pretrain.data.sources import column_files
+from pretrain.errors import CheckpointError, DataError, PretrainError
+
+SCRIPT = Path(__file__).parents[3] / "src" / "curate.py"
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress,
+    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}  # fmt: skip
+STAGES = (
+    "files", "read", "measure", "signatures", "decide", "exact", "bands", "buckets", "components", "members", "routed",
+    "near", "paragraphs", "repeats", "write",
+)  # fmt: skip
+
+
+def lines(count: int = 60, seed: int = 0) -> bytes:
+    """Return documents, every third a copy of the one before with a word changed, and a paragraph that repeats."""
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        if number % 3 != 2:
+            words = [f"w{draw.getrandbits(24):x}" for _ in range(120)]
+        words[draw.randrange(120)] = "other"
+        text = " ".join(words) + ("\n\n" + "This stands below many a page. " * 8 if number % 5 == 0 else "")
+        found.append(json.dumps({"text": text, "url": None}) + "\n")
+    return "".join(found).encode()
+
+
+def words_of(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> list[str]:
+    source = f"sources.web={{kind: {kind}, path: '{path}', license: MIT}}"
+    return [source, "rules=none", "workers=1", f"output={output}", "duplicates.paragraphs=200", *more]
+
+
+def run(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> dict[str, Any]:
+    register_schemas("curate", CurateConfig)
+    config: CurateConfig = compose("curate", words_of(path, output, *more, kind=kind))
+    return curate(config, report=lambda line: None)
+
+
+def failure(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> tuple[int, str]:
+    """Return exit code and message of a curation that fails; there must be no manifest and no half-written file."""
+    with pytest.raises(PretrainError) as caught:
+        run(path, output, *more, kind=kind)
+    assert not (output / "manifest.json").exists()
+    assert not list(output.glob("work/*/.*.tmp"))
+    return caught.value.exit_code, str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [*COMPRESS, "parquet"])
+def test_damaged_files_are_named_and_whole_ones_are_then_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / ("pages.parquet" if suffix == "parquet" else f"pages.jsonl.{suffix}")
+    kind = "parquet" if suffix == "parquet" else "jsonl"
+    if suffix == "parquet":
+        texts = [json.loads(line)["text"] for line in lines().splitlines()]
+        pq.write_table(pa.table({"text": texts}), path, write_page_checksum=True)
+        whole = path.read_bytes()
+    else:
+        whole = COMPRESS[suffix](lines())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 16
+    for number, damaged in enumerate((whole[:-20], whole[: len(whole) // 2], bytes(flipped))):
+        path.write_bytes(damaged)
+        code, message = failure(path, tmp_path / f"out-{number}", kind=kind)
+        assert (code, path.name in message) == (3, True), message
+        path.write_bytes(whole)  # then the file is fetched again
+        if suffix == "parquet" and number < 2:  # it was refused before anything was read
+            assert run(path, tmp_path / f"out-{number}", kind=kind)["documents"] == 40
+            continue
+        with pytest.raises(DataError, match="has changed since this curation began"):
+            run(path, tmp_path / f"out-{number}", kind=kind)
+    path.write_bytes(whole)
+    manifest = run(path, tmp_path / "out", kind=kind)
+    assert (manifest["sources"]["web"]["documents"]["read"], manifest["duplicates"]["near"]) == (60, 20)
+
+
+def test_bytes_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    good = lines(3).splitlines(keepends=True)
+    deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    address = json.dumps({"text": "one more page with its own words in it", "url": "https://a.org/" + "a" * 1_000_000})
+    rest = [b'{"text": "half \\ud800"}\n', b'{"text": "a\\u0000b"}\n', b'{"text": "\xff\xfe"}\n', deep, b"{\n", b"[]\n"]
+    (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join([*good, *rest, address.encode(), b"\n"]))
+    (folder / "b.jsonl").write_bytes(b"".join(lines(4, seed=1).splitlines(keepends=True)).replace(b"\n", b"\r\n"))
+    (folder / "c.jsonl").write_bytes(b"")
+    (folder / "\x1b[31mred\nline.jsonl").write_bytes(lines(2, seed=2))
+    source = f"sources.web={{kind: jsonl, path: {folder}, license: MIT, url_column: url}}"
+    manifest = run(folder, tmp_path / "out", source)
+    counts = manifest["sources"]["web"]["documents"]
+    assert counts["read"] == 3 + len(rest) + 1 + 4 + 2
+    assert counts["unusable"]["lone surrogate"] == counts["unusable"]["NUL character"] == 1
+    assert sum(counts["unusable"].values()) == len(rest)
+    rows = [row for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert max(len(row["url"] or "") for row in rows) == 2000
+    assert not any("\x1b" in row["origin"] or "\r" in row["text"][-1:] for row in rows)
+    assert verify(tmp_path / "out").documents == len(rows)
+
+
+def test_bombs_and_endless_lines_end_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_files, "MAX_DOCUMENT_BYTES", 1 << 24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    zeros = bytes(1 << 20)
+    for suffix, packed in (
+        ("gz", gzip.compress(zeros) * 64),
+        ("zst", zstandard.ZstdCompressor().compress(zeros * 64)),
+    ):
+        path = tmp_path / f"bomb.jsonl.{suffix}"
+        path.write_bytes(packed)
+        code, message = failure(path, tmp_path / f"out-{suffix}")
+        assert (code, "as one document" in message) == (3, True), message
+    path = tmp_path / "line.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 28)  # no line end in 256 MiB, of a gigabyte's limit scaled down
+    code, message = failure(path, tmp_path / "out-line")
+    assert (code, "line.jsonl" in message and "as one document" in message) == (3, True), message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "good.jsonl").write_bytes(lines(3))
+    (folder / "loop").symlink_to(folder)
+    (folder / "self.jsonl").symlink_to(folder / "self.jsonl")
+    (tmp_path / "outside.jsonl").write_bytes(lines(2, seed=1))
+    (folder / "link.jsonl").symlink_to(tmp_path / "outside.jsonl")
+    os.mkfifo(folder / "pipe.jsonl")
+    outcome: str | int
+    try:
+        outcome = run(folder, tmp_path / "out")["sources"]["web"]["documents"]["read"]
+    except DataError as error:
+        outcome = str(error)
+    assert outcome == 5 or "pipe.jsonl" in str(outcome) or "self.jsonl" in str(outcome)
+    (folder / "empty").mkdir()
+    code, message = failure(folder / "empty", tmp_path / "none")
+    assert (code, "has no file to read" in message) == (3, True)
+    (folder / "empty" / "nothing.jsonl").write_bytes(b"")
+    code, message = failure(folder / "empty", tmp_path / "none")
+    assert (code, "no document is left of 0" in message) == (3, True), message
+    code, message = failure(folder / "pipe.jsonl", tmp_path / "pipe")
+    assert (code, "pipe.jsonl" in message) == (3, True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_in_a_stage_loses_nothing(
+    stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start goes on, and makes the same corpus as if nothing had been."""
+    (tmp_path / "a.jsonl").write_bytes(lines(15))
+    finish = Task.finish
+
+    def full(task: Task, counts: dict[str, Any]) -> None:
+        if task.folder.name.startswith(f"{stage}-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finish(task, counts)
+
+    monkeypatch.setattr(Task, "finish", full)
+    code, message = failure(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=4000")
+    assert (code, f"{stage}-" in message and "it goes on where it was" in message) == (4, True), message
+    monkeypatch.undo()
+    manifest = run(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=4000")
+    assert manifest["duplicates"]["near"] == 5
+    reference = tmp_path_factory.getbasetemp() / "whole"
+    if not (reference / "manifest.json").exists():
+        run(tmp_path / "a.jsonl", reference, "unit_bytes=4000")
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (reference / "manifest.json").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_twenty_times_in_a_stage(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(300))
+    whole = run(tmp_path / "a.jsonl", tmp_path / "whole", "unit_bytes=20000")
+    words = words_of(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=20000")
+    command = [sys.executable, str(SCRIPT), *words[:2], "workers=2", *words[3:]]
+    draw = random.Random(stage)
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _wait_for(tmp_path / "out", stage, process)
+        time.sleep(draw.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+        for path in (tmp_path / "out" / "work").glob(f"{stage}-*"):  # the stage begins anew, perhaps in its middle
+            for done in sorted(path.glob("*.done"))[draw.randrange(2) :]:
+                done.unlink()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    assert verify(tmp_path / "out").compared == whole["duplicates"]["near"] > 90
+
+
+def _wait_for(output: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a process has begun the stage, or has ended."""
+    for _ in range(6000):
+        if process.poll() is not None or any(output.glob(f"work/{stage}-*/plan.json")):
+            return
+        time.sleep(0.01)
+
+
+def test_the_lock_is_free_after_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"no json\n")
+    for _ in range(2):
+        code, message = failure(tmp_path / "a.jsonl", tmp_path / "out")
+        assert (code, "unusable removed most of them, 1" in message) == (3, True)
+    assert issubclass(CheckpointError, PretrainError)
