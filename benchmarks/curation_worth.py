@@ -173,7 +173,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clean", type=int, default=1000, help="clean documents; as many again and more are planted")
+    parser.add_argument("--clean", type=int, default=1000, help="clean documents, at most; more junk is planted")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--quick", action="store_true", help="100 documents, 5 steps, 1 seed: does it run?")

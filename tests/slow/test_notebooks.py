@@ -67,7 +67,7 @@ PRINTED = {  # regular expressions
         r"equal +20 documents planted",
         r"removed +\d+ +\d\.\d% +exact duplicates",
         r"junk that stays: 0\n",
-        r"removed by  near\n",
+        r"removed by  near\b",
         r"similarity of removed near-duplicates: 0\.[89]\d* or more",
         "every one has a twin that stays: True",
         r"words with a letter >= 0\.6: +\d+ good, +0 junk",

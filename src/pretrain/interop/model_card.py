@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pretrain.data.curation.rules import DUPLICATE_RULES
 from pretrain.data.sources.source import printable
 from pretrain.files.records import Count
 
@@ -20,8 +19,8 @@ class DocumentCounts:
     exact: Count  # duplicates
     kept: Count
     near: Count = 0  # near-duplicates
-    guard: Count = 0  # nearly those of the other split
-    paragraphs: Count = 0  # empty once repeated paragraphs were cut
+    guard: Count = 0  # beside a document of the other split
+    paragraphs: Count = 0  # nothing but repeated paragraphs
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,8 @@ def _of_corpus(corpus: CuratedText) -> Iterator[str]:
     for name, source in corpus.sources.items():
         counts = source.documents
         reasons = {f"unusable: {reason}": count for reason, count in counts.unusable.items()}
-        reasons |= counts.removed | {about: getattr(counts, name) for name, about in DUPLICATE_RULES.items()}
+        reasons |= counts.removed | {"exact duplicates": counts.exact, "near-duplicates": counts.near}
+        reasons |= {"beside the other split": counts.guard, "repeated paragraphs": counts.paragraphs}
         why = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons.items() if count) or "none"
         yield f"| {_plain(name)} | {_plain(source.license)} | {counts.read:,} | {counts.kept:,} | {why} |"
     yield from ("", "| license | documents | characters |", "|---|---|---|")
