@@ -32,6 +32,14 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     assert found["accuracy"] > 0
     assert found["loss"] == found["loss_bound"] == pytest.approx(figures["val/loss"], rel=0.1)  # with other masks
     assert "bits_per_byte" not in found
+    more, single = (
+        score_documents(EvalConfig(paths=tiny.plan().config.paths, draws_per_row=draws), Path(report.folder))
+        for draws in (16, 1)
+    )
+    assert "loss_standard_error" not in single
+    assert 0 < more["loss_standard_error"] < found["loss_standard_error"]
+    deviation = (found["loss_standard_error"] ** 2 + more["loss_standard_error"] ** 2) ** 0.5
+    assert abs(found["loss"] - more["loss"]) < 4 * deviation
     assert found["targets"] == sum(report.validation_targets.values())
 
 
