@@ -10,6 +10,7 @@ from test_train import losses, send_at
 from pretrain.errors import Interrupted
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
+from pretrain.reports.write import write_report
 from pretrain.training.train import run
 
 DIFFUSION = ["model=diffusion_nano", "optimizer=adamw", "optimizer.learning_rate=0.01"]
@@ -28,6 +29,13 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     assert f"validation loss {figures['val/loss']:.4f} (bound)  bits per byte at most" in printed.out + printed.err
     assert f"{figures['val/loss']:.4f} (an upper bound" in str(report)
     assert "bits/byte (bound)" in str(report)
+    page = write_report(Path(report.folder)).read_text(encoding="utf8")
+    for named in (
+        "validation loss (bound)",
+        "bits per byte (bound)",
+        "validation (bound)",
+    ):
+        assert named in page
     found = score_documents(EvalConfig(paths=tiny.plan().config.paths), Path(report.folder))
     assert found["accuracy"] > 0
     assert found["loss"] == found["loss_bound"] == pytest.approx(figures["val/loss"], rel=0.1)  # with other masks
