@@ -88,6 +88,7 @@ class Workspace:
         run = ["python", "src/train.py", *NANO, "trainer.max_steps=3"]
         if everything:
             self.do([*run, *SMALL_TEXT, "model=bert_nano", f"paths.run_dir=logs/bert_nano/{RUN}"])
+            self.do([*run, *SMALL_TEXT, "model=diffusion_nano", f"paths.run_dir=logs/diffusion_nano/{RUN}"])
             base = [f"init_from=logs/bert_nano/{RUN}", "data.path=train.tsv", "data.validation_path=dev.tsv"]
             self.do([*run, "experiment=classify", *base, f"paths.run_dir=logs/classify/{RUN}"])
         self.do([*run, *SMALL_TEXT, f"paths.run_dir=logs/gpt_nano/{RUN}"])  # the newest: what `auto` means

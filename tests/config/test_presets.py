@@ -50,6 +50,8 @@ NEEDS = {
     "experiment=shakespeare_char": ["data.path=x"],
     "experiment=novels_small": ["data.path=x"],
     "experiment=novels_small_masked": ["data.path=x"],
+    "experiment=novels_small_diffusion": ["data.path=x"],
+    "experiment=convert_to_diffusion": ["data.path=x", "model=gpt_nano", "tokenizer=pretrained", "tokenizer.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }

@@ -21,7 +21,7 @@ from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import CausalConfig, MaskedConfig
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig
 from pretrain.optim.schedules import CosineConfig
 
@@ -30,11 +30,11 @@ NANO = shape("llama", vocab_multiple=64, context_length=64)
 
 def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: Any) -> Path:
     """Write what a run of a random model leaves behind, and return its folder."""
-    chosen: dict[str, Any] = {"data": PythonDocsConfig(), "seed": 3} | settings
+    objective = CausalConfig() if causal else MaskedConfig()
+    chosen: dict[str, Any] = {"data": PythonDocsConfig(), "seed": 3, "objective": objective} | settings
     run = RunConfig(
         name="tiny",
         tokenizer=BytesTokenizerConfig(),
-        objective=CausalConfig() if causal else MaskedConfig(),
         model=config,
         optimizer=AdamWConfig(),
         schedule=CosineConfig(),
@@ -91,6 +91,18 @@ def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_pat
     text = [each["token_str"] for each in theirs if each["token"] < 256]
     assert [answer.token for answer in ours] == text[:3]
     assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["bert", "modern_bert"])
+def test_a_diffusion_is_exported_as_a_masked_model(name: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", shape(name, context_length=64), causal=False, objective=DiffusionConfig())
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert found.card.auto_class == "AutoModelForMaskedLM"
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-3
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "A masked diffusion model: it fills any share of masks in a text" in page
+    assert "completes text like its training data" not in page
 
 
 def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_path: Path) -> None:

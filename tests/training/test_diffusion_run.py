@@ -10,6 +10,7 @@ from test_train import losses, send_at
 from pretrain.errors import Interrupted
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
+from pretrain.reports.write import write_report
 from pretrain.training.train import run
 
 DIFFUSION = ["model=diffusion_nano", "optimizer=adamw", "optimizer.learning_rate=0.01"]
@@ -28,10 +29,25 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     assert f"validation loss {figures['val/loss']:.4f} (bound)  bits per byte at most" in printed.out + printed.err
     assert f"{figures['val/loss']:.4f} (an upper bound" in str(report)
     assert "bits/byte (bound)" in str(report)
+    page = write_report(Path(report.folder)).read_text(encoding="utf8")
+    for named in (
+        "validation loss (bound)",
+        "bits per byte (bound)",
+        "validation (bound)",
+    ):
+        assert named in page
     found = score_documents(EvalConfig(paths=tiny.plan().config.paths), Path(report.folder))
     assert found["accuracy"] > 0
     assert found["loss"] == found["loss_bound"] == pytest.approx(figures["val/loss"], rel=0.1)  # with other masks
     assert "bits_per_byte" not in found
+    more, single = (
+        score_documents(EvalConfig(paths=tiny.plan().config.paths, draws_per_row=draws), Path(report.folder))
+        for draws in (16, 1)
+    )
+    assert "loss_standard_error" not in single
+    assert 0 < more["loss_standard_error"] < found["loss_standard_error"]
+    deviation = (found["loss_standard_error"] ** 2 + more["loss_standard_error"] ** 2) ** 0.5
+    assert abs(found["loss"] - more["loss"]) < 4 * deviation
     assert found["targets"] == sum(report.validation_targets.values())
 
 

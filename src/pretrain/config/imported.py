@@ -24,8 +24,12 @@ def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) 
     found = open_model(tree.init_from)
     shape = flat(to_dict(found.shape), "model.")  # numbers, flags and names of our own enumerations only
     implied = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
-    if chosen["objective"] == "causal" and not any(each.startswith("objective=") for each in overrides):
-        implied.append(f"objective={found.objective.kind}")
+    objective = chosen["objective"]
+    if objective == "causal" and not any(each.startswith("objective=") for each in overrides):
+        objective = found.objective.kind
+        implied.append(f"objective={objective}")
+    if objective == "diffusion":  # a position goes on to predict what it has learned to: the next token, or its own
+        implied.append(f"objective.shift={str(found.objective.shift_targets).lower()}")
     if chosen["objective"] == "classify":  # a hybrid model reads both ways, too
         reads_both_ways = found.objective.fills_masks or not found.objective.causal
         implied.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")

@@ -391,12 +391,17 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     kind: str = "pretrained"
     path: str = setting("???", "A folder with the tokenizer's files, or a hub name.")
     revision: str | None = setting(None, "A commit or tag of the hub's repository.")
+    mask_token: str | None = setting(
+        None, "What hides text, where the tokenizer has no mask token: a token to add, or one of its unused added "
+        "tokens.", example="[MASK]",
+    )  # fmt: skip
 
     def load(self) -> Tokenizer:
         from pretrain.data.tokenizers.load import find_tokenizer
         from pretrain.data.tokenizers.tokenizer import Tokenizer
 
-        return Tokenizer.load(find_tokenizer(self.path, self.revision))
+        tokenizer = Tokenizer.load(find_tokenizer(self.path, self.revision))
+        return tokenizer if self.mask_token is None else tokenizer.with_mask(self.mask_token)
 
     def largest_vocabulary(self) -> int:
         if Path(self.path).expanduser().is_dir():

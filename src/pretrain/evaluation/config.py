@@ -67,6 +67,10 @@ class EvalConfig(Settings):
         "Diffusion, minimal pairs and multiple choice: random masks of each text that estimate its bound; even.",
         bounds="[2, inf)",
     )
+    draws_per_row: int = setting(
+        4, "Diffusion, task=documents: random masks of each row that estimate the bound; 1: no standard error.",
+        bounds="[1, inf)",
+    )  # fmt: skip
     delimiter: str = setting(" ", r"Text between query and choice, or context and completion; \n is a new line.")
     prompt_tokens: int = setting(
         32, "task=memorization: tokens of a document's beginning.", bounds="[1, inf)", unit="tokens"

@@ -89,7 +89,8 @@ def score_own_tasks(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """Return loss in nats per target, perplexity, accuracy and, for a causal model, bits per byte of the text.
 
-    The documents are those of `config.path`, or the run's validation documents. Metrics of a mixture's sources and a
+    A diffusion model's loss is a bound, with its standard error over `config.draws_per_row` masks of each row. The
+    documents are those of `config.path`, or the run's validation documents. Metrics of a mixture's sources and a
     hybrid model's parts follow as `<name>/loss` and so on. Raises DataError if there are no documents, CheckpointError
     for a checkpoint that cannot be read.
     """
@@ -108,7 +109,9 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
             factor = bits_per_byte_of_a_nat(store) if part.causal or part.is_bound else None
             totals = Totals(0.0, 0, 0, factor, part.is_bound)
             if stream is not None:
-                totals = score_rows(ModelWithLoss(model, part).eval(), stream, rows, config.batch_size, factor)
+                draws = config.draws_per_row if part.is_bound else 1
+                scorer = ModelWithLoss(model, part).eval()
+                totals = score_rows(scorer, stream, rows, config.batch_size, factor, draws)
             of_source["targets"] += int(totals.targets)
             scored.append((source, name, totals))
         counts += of_source
@@ -129,18 +132,32 @@ def score_rows(
     n_rows: int,
     batch_size: int,
     bits_per_byte_of_a_nat: float | None,
+    draws: int = 1,
 ) -> Totals:
-    """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model."""
-    loss_sum, correct, count = 0.0, 0.0, 0
+    """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model.
+
+    A bound is the mean over `draws` masks of each row, and its variance, with two or more, that within rows.
+    """
+    losses = np.zeros((draws, n_rows))
+    correct, counts = np.zeros((draws, n_rows)), np.zeros(n_rows)
     device = next(model_with_loss.parameters()).device
-    for start in range(0, n_rows, batch_size):
-        row_indices = np.arange(start, min(start + batch_size, n_rows))
-        batch = model_with_loss.objective.collate(stream.rows(row_indices), torch.from_numpy(row_indices))
-        losses, predictions = model_with_loss.evaluate(batch.to(device))
-        loss_sum += float(batch.weighted(losses.cpu().double()).sum())
-        correct += float(batch.weighted((predictions.cpu() == batch.targets).double()).sum())
-        count += int(batch.row_counts().sum())
-    return Totals(loss_sum, correct, count, bits_per_byte_of_a_nat, model_with_loss.objective.is_bound)
+    for draw in range(draws):
+        for start in range(0, n_rows, batch_size):
+            rows = np.arange(start, min(start + batch_size, n_rows))
+            samples = torch.from_numpy(rows + draw * n_rows)  # masks are a function of the sample
+            batch = model_with_loss.objective.collate(stream.rows(rows), samples)
+            of_targets, predictions = model_with_loss.evaluate(batch.to(device))
+            losses[draw, rows] = batch.weighted(of_targets.cpu().double()).sum(1)
+            correct[draw, rows] = batch.weighted((predictions.cpu() == batch.targets).double()).sum(1)
+            counts[rows] = batch.row_counts()
+    return Totals(
+        float(losses.mean(0).sum()),
+        float(correct.mean(0).sum()),
+        int(counts.sum()),
+        bits_per_byte_of_a_nat,
+        model_with_loss.objective.is_bound,
+        float(losses.var(0, ddof=1).sum() / draws) if draws > 1 else 0.0,
+    )
 
 
 def _model(config: EvalConfig, folder: ModelFolder) -> LanguageModule:

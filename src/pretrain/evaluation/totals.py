@@ -16,6 +16,7 @@ class Totals:
     targets: float
     bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; None for masked targets
     is_bound: bool = False  # whether the loss is an upper bound of the text's -log p
+    variance: float = 0.0  # of the loss_sum of a bound, over draws of masks; 0: not estimated
 
     def __add__(self, other: "Totals") -> "Totals":
         """Return the sums over both; bits per byte become all bits over all bytes, or None if either has none."""
@@ -27,17 +28,21 @@ class Totals:
         elif other.targets:
             factor = other.bits_per_byte_of_a_nat
         is_bound = self.is_bound and other.is_bound
-        return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor, is_bound)
+        variance = self.variance + other.variance  # their masks are independent
+        return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor, is_bound, variance)
 
     def metrics(self) -> dict[str, float]:
         """Return loss in nats per target, perplexity, accuracy, and bits per byte; nothing without a target.
 
-        Perplexity and bits per byte of a bound have names that say so, and so has the loss beside its own name.
+        Perplexity and bits per byte of a bound have names that say so, and so has the loss beside its own name; its
+        standard error, where known, is in nats per target.
         """
         if not self.targets:
             return {}
         loss, suffix = self.loss_sum / self.targets, "_bound" if self.is_bound else ""
         metrics = {"loss": loss, f"loss{suffix}": loss, f"perplexity{suffix}": math.exp(min(loss, 700.0))}
+        if self.variance:
+            metrics["loss_standard_error"] = math.sqrt(self.variance) / self.targets
         metrics["accuracy"] = self.correct / self.targets
         factor = self.bits_per_byte_of_a_nat
         return metrics if factor is None else metrics | {f"bits_per_byte{suffix}": loss * factor}
@@ -60,7 +65,7 @@ def validation_metrics(parts: Sequence[ScoredPart]) -> dict[str, float]:
     for name in filter(None, dict.fromkeys(names)):
         named = reduce(operator.add, [totals for source, part, totals in parts if name in (source, part)]).metrics()
         per_byte = _only(named, "bits_per_byte", "bits_per_byte_bound") or _only(named, "accuracy")
-        chosen = _only(named, "loss", "loss_bound") | per_byte
+        chosen = _only(named, "loss", "loss_bound", "loss_standard_error") | per_byte
         metrics |= {f"{name}/{metric}": value for metric, value in chosen.items()}
     return metrics
 

@@ -63,6 +63,11 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
             f"{path} is a classifier, and transformers has no such head (objective.pooling="
             f"{classifier.pooling.name}). Export the base model, or use LanguageModel.load(...).classify(text)."
         )
+    if source.objective.shift_targets and not source.objective.causal:
+        raise ConfigError(
+            f"{path} was trained with objective.shift=true: the position before a mask predicts it, and in a masked "
+            "model of transformers the mask's own does. Train with objective.shift=false to export."
+        )
     family = choose_family(shape, source.objective.causal, FAMILIES, config.family)
     temporary = output.with_name(f"{output.name}.tmp")
     try:
@@ -100,6 +105,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         provenance=_provenance(source),
         scores=_scores(source),
         corpora=_corpora(source),
+        denoises=source.objective.denoises,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids

@@ -65,6 +65,7 @@ class ModelCard:
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
     corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
+    denoises: bool = False  # whether it is a masked diffusion
 
     def __str__(self) -> str:
         """Return the page as Markdown with the header that the Hugging Face hub reads.
@@ -75,9 +76,14 @@ class ModelCard:
         header = ["library_name: transformers", f"pipeline_tag: {tasks.get(self.auto_class, 'feature-extraction')}"]
         header += [f"license: {_plain(self.license)}"] if self.license else []
         lines = ["---", *header, "tags:", "- pretrain", "---", "", f"# {_plain(self.title)}", ""]
+        does = (
+            "A masked diffusion model: it fills any share of masks in a text, and writes by filling masks behind a "
+            "prompt, several at a time, which `pretrain` does and transformers' fill-mask pipeline does not."
+            if self.denoises
+            else "A base model: it completes text like its training data."
+        )
         origin = (
-            "trained with `pretrain`. A base model: it completes text like its training data. It is not tuned to "
-            "follow instructions or to be safe."
+            f"trained with `pretrain`. {does} It is not tuned to follow instructions or to be safe."
             if self.trained_here
             else "converted by `pretrain` from a model trained elsewhere; see the original model's page for its use."
         )

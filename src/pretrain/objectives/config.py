@@ -38,7 +38,8 @@ def mask_id_of(vocabulary: Vocabulary, objective: str) -> int:
     if vocabulary.mask_id is None:
         raise ConfigError(
             f"objective={objective} needs a tokenizer with a mask token, and this one has none. "
-            "Try tokenizer=bpe, or objective=causal."
+            "Try tokenizer=bpe; tokenizer.mask_token='[MASK]', which adds one to a pretrained tokenizer; or "
+            "objective=causal."
         )
     return vocabulary.mask_id
 

@@ -40,6 +40,7 @@ _TITLES = {
     "speed/tokens_per_s": "Speed in tokens/s",
     "speed/memory_gib": "Memory in GiB",
     "val/bits_per_byte": "Bits per byte, validation",
+    "val/bits_per_byte_bound": "Bits per byte (upper bound), validation",
     "val/accuracy": "Accuracy, validation",
     "val/f1": "Macro F1, validation",
     "speed/mfu": "Share of the peak FLOP/s (MFU)",
@@ -159,8 +160,10 @@ def _state(run: RunFiles) -> tuple[str, bool] | None:
 
 def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     tiles = []
+    is_bound = " (bound)" if "val/loss_bound" in run.curves else ""
     for metric, name in (
-        ("val/loss", "validation loss"), ("val/bits_per_byte", "bits per byte"), ("val/accuracy", "accuracy"),
+        ("val/loss", f"validation loss{is_bound}"), ("val/bits_per_byte", "bits per byte"),
+        ("val/bits_per_byte_bound", "bits per byte (bound)"), ("val/accuracy", "accuracy"),
     ):  # fmt: skip
         if (value := run.latest(metric)) is not None:
             tiles.append((f"{value:.4f}", name))
@@ -194,9 +197,10 @@ def _marks(run: RunFiles) -> list[tuple[float, str]]:
 
 def _loss(run: RunFiles) -> list[str]:
     """Return the chart of the loss for wide and for narrow screens, and that of each source of a mixture."""
+    validation = "validation (bound)" if "val/loss_bound" in run.curves else "validation"
     lines = [
         Line(name, run.curves[metric], dots=metric == "val/loss" and len(run.curves[metric].points()) <= 40)
-        for metric, name in (("train/loss", "training"), ("val/loss", "validation"))
+        for metric, name in (("train/loss", "training"), ("val/loss", validation))
         if metric in run.curves
     ]
     if not run.curves:
@@ -220,7 +224,8 @@ def in_both_widths(lines: Sequence[Line], look: Look, height: int) -> str:
 
 def _curves(run: RunFiles) -> Iterable[str]:
     """Yield a chart for every other metric that changes, those of `_TITLES` first."""
-    others = [m for m in run.curves if m not in _TITLES and not m.endswith("/loss") and m != "val/perplexity"]
+    shown = ("/loss", "/loss_bound", "val/perplexity", "val/perplexity_bound")  # by other charts
+    others = [m for m in run.curves if m not in _TITLES and not m.endswith(shown)]
     others = [m for m in others if m.count("/") < 2]
     for metric in [*_TITLES, *others][:MAX_CURVES]:
         series = run.curves.get(metric)

@@ -134,17 +134,23 @@ def _table(trials: Sequence[Trial], best: int | None) -> str:
     for place in order:
         trial = trials[place]
         speed = trial.run.latest("speed/tokens_per_s") if trial.run else None
-        bits = trial.run.latest("val/bits_per_byte") if trial.run else None
         rows.append([
             *(code(trial.values.get(key, "-")) for key in keys),
             number("-" if trial.loss is None else f"{trial.loss:.4f}"),
-            number("-" if bits is None else f"{bits:.4f}"),
+            number(_bits_per_byte(trial)),
             number("-" if speed is None else f"{speed:,.0f}"),
             number(_outcome(trial)), _link(trial),
         ])  # fmt: skip
     return table(
         [*keys, "validation loss", "bits per byte", "tokens/s", "exit", "run"], rows, 0 if best is not None else None
     )
+
+
+def _bits_per_byte(trial: Trial) -> str:
+    for metric, mark in (("val/bits_per_byte", ""), ("val/bits_per_byte_bound", " (bound)")):
+        if trial.run and (bits := trial.run.latest(metric)) is not None:
+            return f"{bits:.4f}{mark}"
+    return "-"
 
 
 def _outcome(trial: Trial) -> str:

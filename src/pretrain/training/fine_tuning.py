@@ -54,6 +54,27 @@ def excluded_pairs(data: TextDataModule) -> list[str]:
     return warnings
 
 
+def _with_new_tokens(config: RunConfig, base: ModelFolder, model: LanguageModule) -> LoadParameter:
+    """Return the weights of a base model by name, with rows for tokens that its vocabulary lacks.
+
+    A new row is the mean of the others, so that it changes the predictions of the others little. Source: Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
+    """
+    before = build_without_weights(config.model, base.objective, base.tokenizer)
+    if before.vocab_size == model.vocab_size:
+        return base.values(model)
+    weights, sizes = base.values(before), {name: parameter.shape for name, parameter in before.named_parameters()}
+
+    def load(name: str, size: torch.Size) -> Tensor:
+        value = weights(name, sizes[name])
+        if value.shape == size:
+            return value
+        new = value.float().mean(0, keepdim=True).to(value.dtype)
+        return torch.cat([value, new.expand(size[0] - len(value), *value.shape[1:])])
+
+    return load
+
+
 def _n_excluded(rows: ShuffledRows) -> int:
     return 0 if rows.without_target is None else int(rows.without_target.sum())
 
@@ -70,7 +91,7 @@ def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model
                 f"init_from={config.init_from} is a classifier and has no head over the vocabulary, which "
                 f"objective={config.objective.kind} needs. Start from the model that it was fine-tuned from."
             )
-        return base.values(model)
+        return _with_new_tokens(config, base, model)
     left_to_right, labels = classifier.left_to_right, classifier.labels
     if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):
         raise ConfigError(

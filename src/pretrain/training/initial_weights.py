@@ -13,6 +13,7 @@ from pretrain.data.prepare import Prepared
 from pretrain.data.shuffle import ORDER_VERSION
 from pretrain.errors import ConfigError, DataError, shown
 from pretrain.interop.load import LoadParameter, ModelFolder, open_model, saved_values
+from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
@@ -37,6 +38,8 @@ def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule
         base = open_model(config.init_from)
         _check_same_tokenizer(config, base, prepared)
         _check_same_shape(config, base.shape)
+        for line in what_changes(config, base, prepared):
+            log(line)
         return base_weights(config, base, prepared, model)
     return lambda name, size: config.model.initial_value(name, size, config.seed)
 
@@ -77,7 +80,30 @@ def fixed_facts(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def what_changes(config: RunConfig, base: ModelFolder, prepared: Prepared) -> list[str]:
+    """Return a line for each thing that the base model did not learn in its training: direction, place, new tokens."""
+    lines, objective = list[str](), config.objective
+    if base.objective.causal and not objective.causal and not base.objective.fills_masks:
+        lines.append(
+            f"init_from={config.init_from} is causal, and objective={objective.kind} reads text from both sides: its "
+            "attention becomes bidirectional"
+        )
+    if objective.denoises and base.objective.shift_targets != objective.shift_targets:
+        place = "before a token predicts it" if base.objective.shift_targets else "of a token predicts it"
+        lines.append(
+            f"in init_from={config.init_from} the position {place}, and with "
+            f"objective.shift={str(objective.shift_targets).lower()} another one does, which takes longer to learn"
+        )
+    if (added := prepared.tokenizer.vocab_size - base.tokenizer.vocab_size) > 0:
+        lines.append(f"{added} new {'row' if added == 1 else 'rows'} of the embedding: the mean of the others")
+    return lines
+
+
 def _check_same_tokenizer(config: RunConfig, base: ModelFolder, prepared: Prepared) -> None:
+    if base.tokenizer.mask_id is None and prepared.tokenizer.mask_id is not None:
+        mask = prepared.tokenizer.roles["mask_token"]
+        if base.tokenizer.with_mask(mask).fingerprint == prepared.tokenizer.fingerprint:
+            return
     saved, current = base.tokenizer.fingerprint, prepared.tokenizer.fingerprint
     if saved != current:
         raise ConfigError(

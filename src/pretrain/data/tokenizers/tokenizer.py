@@ -17,7 +17,7 @@ from pretrain.data.tokenizers.plain_text import as_plain_text, spelled_by_model
 from pretrain.data.tokenizers.rust_calls import library_errors, suppressed_panics
 from pretrain.data.tokenizers.tiktoken_encoder import FastEncoder, fast_encoder
 from pretrain.data.tokenizers.tokenizer_json import BYTE_OF, ids_are_bytes, splits_at_spaces, unknown_ids
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 LENGTHS = Lengths()
 ADVICE = "Name another tokenizer.path, or train one: tokenizer=bpe."
@@ -63,6 +63,28 @@ class Tokenizer:
         self._has_byte_decoder = (state.get("decoder") or {}).get("type") == "ByteLevel"
         canonical = json.dumps([state | {"post_processor": None}, self.roles], sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def with_mask(self, token: str) -> "Tokenizer":
+        """Return the tokenizer with this mask token, or itself if it has one of its own.
+
+        A token that it lacks is added, with the id after the highest. Raises ConfigError for a token that has another
+        use.
+        """
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Inner
+
+        if self.mask_id is not None:
+            return self
+        inner = Inner.from_str(self._json)
+        ids = inner.get_vocab(with_added_tokens=True)
+        in_use = token in ids and token not in {each.content for each in inner.get_added_tokens_decoder().values()}
+        if not token or in_use or token in self.roles.values():
+            raise ConfigError(
+                f"tokenizer.mask_token={token!a} is a token with another use: text or a document's ends have it. Name "
+                "an unused one of the added tokens, or a new one: tokenizer.mask_token='[MASK]'."
+            )
+        inner.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        return Tokenizer(inner, self.roles | {"mask_token": token})
 
     @property
     def padding_id(self) -> int:

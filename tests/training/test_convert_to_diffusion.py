@@ -1,0 +1,93 @@
+"""A causal model becomes a masked diffusion, which learns to respond to prompts and is exported or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import random_model, shape
+from folders import BYTES, write_ours
+
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.scripts import ExportConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import ConfigError
+from pretrain.interop.export import export_model
+from pretrain.interop.families import LLAMA_FAMILY
+from pretrain.interop.load import open_model
+from pretrain.language_model import LanguageModel
+from pretrain.training.train import run
+
+SHAPE = shape("llama", qk_norm=False, context_length=64, norm_eps=1e-6)
+HARDLY = ["optimizer.learning_rate=1e-12", "trainer.max_steps=1", "schedule.warmup_steps=0", "trainer.max_time=null"]
+
+
+def without_mask(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of bytes without its mask token, whose id is the last."""
+    state = json.loads(tokenizer._json)
+    state["added_tokens"] = [each for each in state["added_tokens"] if each["content"] != "[MASK]"]
+    state["model"]["vocab"].pop("[MASK]", None)
+    roles = {role: token for role, token in tokenizer.roles.items() if role != "mask_token"}
+    return Tokenizer(type(tokenizer._inner).from_str(json.dumps(state)), roles)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Return the folder of a tiny Llama whose tokenizer has no mask token."""
+    model = random_model(SHAPE, BYTES.vocab_size - 1, causal=True)
+    folder = write_ours(tmp_path / "base", LLAMA_FAMILY, model)
+    without_mask(BYTES).save(folder)
+    return folder
+
+
+def converting(tiny: Any, base: Path, *words: str) -> list[str]:
+    tiny.words = [word for word in tiny.words if not word.startswith(("model.", "tokenizer=", "data=", "batch_size"))]
+    return ["experiment=convert_to_diffusion", f"init_from={base}", "batch_size=4", *HARDLY, *words]
+
+
+def test_a_mask_token_is_added_or_chosen() -> None:
+    bare = without_mask(BYTES)
+    assert bare.mask_id is None
+    added = bare.with_mask("[HIDDEN]")
+    assert (added.mask_id, added.vocab_size) == (bare.vocab_size, bare.vocab_size + 1)
+    assert added.encode("a [HIDDEN] b") == bare.encode("a [HIDDEN] b")  # in a document its spelling is text
+    assert added.mask_id in added.encode_prompt("a [HIDDEN] b")
+    assert BYTES.with_mask("[HIDDEN]") is BYTES
+    for token in ("a", bare.token(bare.eos_id), ""):
+        with pytest.raises(ConfigError, match=r"tokenizer\.mask_token='.*' is a token with another use"):
+            bare.with_mask(token)
+
+
+@pytest.mark.slow
+def test_a_causal_model_becomes_a_diffusion_that_responds(tiny: Any, base: Path, tmp_path: Path, capsys: Any) -> None:
+    report = run(tiny.plan(*converting(tiny, base)))
+    printed = "".join(capsys.readouterr())
+    assert "is causal, and objective=diffusion reads text from both sides: its attention becomes bidirect" in printed
+    assert "1 new row of the embedding: the mean of the others" in printed
+    found = open_model(report.folder)
+    assert (found.objective.kind, found.objective.shift_targets, found.tokenizer.mask_id) == ("diffusion", True, 258)
+    saved, before = open_checkpoint(Path(report.folder)).tensors("model"), open_model(base).load()
+    for name, parameter in before.named_parameters():
+        rows = len(parameter)
+        torch.testing.assert_close(saved[name][:rows], parameter.detach(), atol=1e-6, rtol=1e-6)
+        if len(saved[name]) > rows:
+            torch.testing.assert_close(saved[name][rows], parameter.detach().mean(0), atol=1e-6, rtol=1e-6)
+    with pytest.raises(ConfigError, match=r"was trained with objective\.shift=true: .* objective\.shift=false to exp"):
+        export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"say {n}", "response": "it is said"}) + "\n" for n in range(40)))
+    tiny.words = [word for word in tiny.words if not word.startswith("data.path")]
+    words = ["experiment=instruct", f"init_from={report.folder}", f"data.path={pairs}", "batch_size=4"]
+    tuned = run(tiny.plan(*words, "optimizer.learning_rate=0.01", f"paths.run_dir={tmp_path / 'tuned'}"))
+    assert open_model(tuned.folder).objective.shift_targets  # the base's
+    assert tuned.validation["val/loss_bound"] > 0
+    assert tuned.validation_targets[""] == len(" it is said") + 1  # the response and its end alone
+    assert LanguageModel.load(tuned.folder).respond("say 1", max_new_tokens=4, seed=0) is not None
+
+
+def test_a_base_without_a_mask_token_says_what_to_type(tiny: Any, base: Path) -> None:
+    words = converting(tiny, base, "tokenizer.mask_token=null")
+    with pytest.raises(ConfigError, match=r"tokenizer\.mask_token='\[MASK\]', which adds one to a pretrained tok"):
+        run(tiny.plan(*words))
