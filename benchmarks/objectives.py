@@ -35,6 +35,8 @@ from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.language_model import LanguageModel
 from pretrain.reports.chart import Line, Look, line_chart
+from pretrain.reports.run import read_run
+from pretrain.reports.series import Series
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 OBJECTIVES = {
@@ -164,8 +166,10 @@ def score(cell: Cell, folder: Path, texts: Texts, given: argparse.Namespace) -> 
     """Return all figures of a trained cell."""
     llm = LanguageModel.load(folder)
     report = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    history = read_run(folder).history  # of all starts of the cell's run
+    training_s = sum(start.end.training_s for start in history.starts if start.end) if history else 0.0
     figures: dict[str, Any] = {"cell": str(cell), "objective": cell.objective, "epochs": cell.epochs, "seed": cell.seed}
-    figures |= {"seconds": report["training_s"], "tokens_seen": report["tokens_seen"]}
+    figures |= {"seconds": training_s, "tokens_seen": report["tokens_seen"]}
     figures |= likelihood(llm, texts.excerpts)
     figures |= {f"infill_{span}": infill(llm, texts.excerpts[: given.infills], span) for span in SPANS}
     if given.pairs:
@@ -195,7 +199,11 @@ def picture(done: list[dict[str, Any]]) -> str:
                 points.setdefault(float(figures["epochs"]), []).append(value)
         if points:
             label = f"{name}{'' if name in ('causal', 'hybrid') else ' (bound)'}"
-            lines.append(Line(label, [(count, float(np.mean(values))) for count, values in sorted(points.items())]))
+            lines.append(
+                Line(
+                    label, Series.of((count, float(np.mean(some))) for count, some in sorted(points.items())), dots=True
+                )
+            )
     return line_chart(lines, Look("bits per byte of unseen novels", x="epochs", log_x=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 from pretrain.language_model import LanguageModel
 from pretrain.training.train import run
 
-SYMBOLS, LENGTH, STEPS = "abcdefgh", 48, 3000
+SYMBOLS, LENGTH, STEPS = "abcdefgh", 48, 6000
 WORDS = [
     "model=diffusion_nano", "model.n_layers=3", "model.d_model=64", "model.n_heads=2", "model.context_length=52",
     "model.dropout=0.0", "batch_size=32", f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}",
