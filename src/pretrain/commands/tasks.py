@@ -112,10 +112,8 @@ def verify(config: VerifyConfig, overrides: list[str]) -> None:
     print(printable(f"verified    {line}; every hash and count is that of the manifest"))
     if found.removed:
         unseen = f"; {found.in_base:,} in the base corpus, which base=... checks too" if found.in_base else ""
-        print(
-            f"duplicates  {found.removed:,} removed, each with a kept twin that is as similar as asked; "
-            f"{found.compared:,} near-duplicates compared again by their text{unseen}"
-        )
+        line = f"{found.removed:,} removed, each with a kept twin that is as similar as asked"
+        print(printable(f"duplicates  {line}; {found.compared:,} near-duplicates compared again by their text{unseen}"))
 
 
 def explain(config: ExplainConfig, overrides: list[str]) -> None:
