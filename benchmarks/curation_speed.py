@@ -31,6 +31,8 @@ from planted_duplicates import changed
 if TYPE_CHECKING:  # it loads torch, which would count as memory and time of a process that is measured
     from comparison import Result
 
+MEASURES = ("src/pretrain/data/curation",)
+
 SENTENCES = 14  # of a document: 1.75 kB
 CHILD = "--child"
 

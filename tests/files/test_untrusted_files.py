@@ -199,4 +199,4 @@ def test_no_setting_holds_a_secret():
     classes = {*(choice for group in groups() for choice in choices(group).values()), RunConfig, *SCRIPTS}
     names = {field.name for kind in classes for field in fields(kind)}
     assert len(names) > 100
-    assert not [name for name in names if secret.search(name)]
+    assert [name for name in names if secret.search(name)] == ["mask_token"]  # of a vocabulary

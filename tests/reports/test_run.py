@@ -158,7 +158,9 @@ def test_a_run_that_was_killed_or_left_little(tiny: TinyRun, tmp_path: Path) -> 
 
 
 def test_what_is_no_run_or_is_damaged_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"path=.*/empty holds no run and no corpus: .* Try path=logs/gpt_nano/<time>"):
+    with pytest.raises(
+        CheckpointError, match=r"path=.*/empty holds no run and no corpus: .* Try path=logs/gpt_nano/<time>"
+    ):
         write_report(tmp_path / "empty")
     folder = tmp_path / "run"
     leave_run(folder, tiny.config())

@@ -162,7 +162,7 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     words.append("init_from=null,nowhere")
     first = call(*words, cwd=tmp_path)
     assert first.returncode == 4, first.stderr
-    rows = first.stdout.rstrip().splitlines()[-5:]
+    rows = first.stdout.partition("\nreport: ")[0].rstrip().splitlines()[-5:]
     assert rows[0].split() == ["settings", "val/loss", "exit", "folder"]
     assert [row.partition(" my runs")[0].split()[-1] for row in rows[1:]] == ["0", "4", "0", "4"]
     assert sum(row.startswith("*") for row in rows) == 1

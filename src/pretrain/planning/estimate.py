@@ -70,7 +70,7 @@ def activation_bytes(work: Workload) -> int:
     blocks = n * checkpointed + (model.n_layers - n) * block_bytes(work)
     features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
     chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
-    head = work.vocabulary_held * model.d_model * work.stream_bytes
+    head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
     loss = head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
     copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies

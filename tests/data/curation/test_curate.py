@@ -95,12 +95,12 @@ def documents(output: Path) -> list[dict[str, Any]]:
 
 
 def tree(output: Path) -> dict[str, str]:
-    """Return the hash of every file of a corpus but timings and work."""
+    """Return the hash of every file of a corpus but timings, work, and the report that only the command writes."""
     paths = [path for path in output.rglob("*") if path.is_file() and path.relative_to(output).parts[0] != "work"]
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
-        if path.name != "timings.json"
+        if path.name not in ("timings.json", "report.html")
     }
 
 
