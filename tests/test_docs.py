@@ -7,9 +7,9 @@ needs a GPU, the net or an extra is only composed. README is part of `make test`
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -170,7 +170,7 @@ def shortened(command: Command) -> list[str]:
 def known_settings() -> re.Pattern[str]:
     """Return what matches every setting of all commands, and the names of groups of presets."""
     of_runs = re.findall(r"^\| `([\w.<>]+)` \|", settings_page(), re.M)
-    of_commands = [each.name for command in tasks._COMMANDS.values() for each in fields(command.config_class)]
+    of_commands = [name for command in tasks._COMMANDS.values() for name in _names(command.config_class)]
     groups = [path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()]
     names = {re.escape(name).replace("<name>", r"\w+") for name in (*of_runs, *of_commands, *groups)}
     # data.count: of examples/extend/my_data.py
@@ -181,6 +181,17 @@ def known_settings() -> re.Pattern[str]:
         r"hydra[./].+",
     ]
     return re.compile("|".join([*sorted(names), *free]))
+
+
+def _names(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Yield the names of a class's settings, and of those below them."""
+    for name, kind in get_type_hints(config_class).items():
+        if get_origin(kind) is ClassVar:
+            continue
+        yield prefix + name
+        for below in (kind, *get_args(kind)):
+            if is_dataclass(below):
+                yield from _names(below, f"{prefix}{name}.")
 
 
 def unknown_settings(text: str) -> list[str]:
