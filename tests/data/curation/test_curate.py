@@ -212,7 +212,7 @@ def test_a_failed_task_leaves_nothing_half_written(raw: Path, tmp_path: Path, mo
     ):
         run(raw, tmp_path / "corpus")
     assert not (tmp_path / "corpus" / "manifest.json").exists()
-    assert not list(tmp_path.glob("corpus/work/*/.*.tmp"))
+    assert not list((tmp_path / "corpus").glob("work/*/.*.tmp"))
     with pytest.raises(DataError, match=r"is no finished corpus: it has no manifest\.json"):
         verify(tmp_path / "corpus")
     monkeypatch.undo()

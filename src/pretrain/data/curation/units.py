@@ -23,7 +23,7 @@ from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
 from pretrain.data.sources.hugging_face import HuggingFace
-from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile
+from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile, hash_file
 from pretrain.errors import ConfigError, DataError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.files.untrusted_files import read_json
@@ -121,32 +121,44 @@ def inventory(task: Task) -> Counts:
 
 def _hashed(path: Path, kind: FileKind, unit_bytes: int) -> tuple[dict[str, Any], Any]:
     """Return a file's entry of the inventory and its block hashes."""
-    digest, blocks, size = xxhash.xxh3_128(), [], 0
-    cuts, start, first, lines = [], 0, 0, 0  # of JSON lines: from, to, number of the first line
-    cuttable = kind.form is Format.jsonl and kind.compression is None
+    lines = _LineCuts(unit_bytes) if kind.form is Format.jsonl and kind.compression is None else None
     with opened(path) as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            blocks.append(xxhash.xxh3_64_intdigest(block))
-            if cuttable:
-                due = max(0, start + unit_bytes - 1 - size)
-                end = block.find(b"\n", due) + 1 if due < len(block) else 0
-                if end:
-                    before = lines + block.count(b"\n", 0, end)
-                    cuts.append([start, size + end, first])
-                    start, first = size + end, before
-                lines += block.count(b"\n")
-            size += len(block)
+        digest, hashed = hash_file(stream, lines.read if lines else None)
         if kind.form is Format.parquet:
             stream.seek(0)
             cuts = _row_groups(stream, str(path), unit_bytes)
-    if kind.form is not Format.parquet and (start < size or not cuts):
-        cuts.append([start, size, first])
+        else:
+            cuts = lines.to_the_end() if lines else [[0, hashed.size, 0]]
     entry = {
-        "form": kind.form.name, "compression": kind.compression, "bytes": size, "xxh3_128": digest.hexdigest(),
+        "form": kind.form.name, "compression": kind.compression, "bytes": hashed.size, "xxh3_128": digest.hex(),
         "cuts": cuts,
     }  # fmt: skip
-    return entry, np.array(blocks, np.uint64)
+    return entry, hashed.blocks
+
+
+class _LineCuts:
+    """Ranges of a file of JSON lines, each of whole lines: first byte, end, and number of the first line."""
+
+    def __init__(self, unit_bytes: int) -> None:
+        self._unit_bytes = unit_bytes
+        self._cuts: list[list[int]] = []
+        self._start, self._first = 0, 0  # of the range that is not complete
+        self._size, self._lines = 0, 0  # read so far
+
+    def read(self, block: bytes) -> None:
+        """Read the next block of the file; at most one range ends in it."""
+        due = max(0, self._start + self._unit_bytes - 1 - self._size)
+        end = block.find(b"\n", due) + 1 if due < len(block) else 0
+        if end:
+            self._cuts.append([self._start, self._size + end, self._first])
+            self._start, self._first = self._size + end, self._lines + block.count(b"\n", 0, end)
+        self._lines += block.count(b"\n")
+        self._size += len(block)
+
+    def to_the_end(self) -> list[list[int]]:
+        """Return all ranges, the last up to the end of what was read."""
+        rest = [[self._start, self._size, self._first]] if self._start < self._size or not self._cuts else []
+        return self._cuts + rest
 
 
 def _row_groups(stream: IO[bytes], path: str, unit_bytes: int) -> list[list[int]]:

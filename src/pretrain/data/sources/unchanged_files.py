@@ -5,6 +5,7 @@ a changed block is an error, and bytes appended later are not read.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,13 +27,15 @@ class HashedFile:
     blocks: npt.NDArray[np.uint64]  # xxh3_64 of each block of BLOCK_BYTES; the last may be shorter
 
 
-def hash_file(file: IO[bytes]) -> tuple[bytes, HashedFile]:
-    """Read a file to its end; return its xxh3_128 and its block hashes."""
+def hash_file(file: IO[bytes], on_block: Callable[[bytes], None] | None = None) -> tuple[bytes, HashedFile]:
+    """Read a file to its end; return its xxh3_128 and its block hashes. `on_block` gets each block in turn."""
     digest, blocks, size = xxhash.xxh3_128(), [], 0
     while block := file.read(BLOCK_BYTES):
         digest.update(block)
         blocks.append(xxhash.xxh3_64_intdigest(block))
         size += len(block)
+        if on_block is not None:
+            on_block(block)
     return digest.digest(), HashedFile(size, np.array(blocks, np.uint64))
 
 
