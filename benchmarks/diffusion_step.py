@@ -1,10 +1,10 @@
-"""Times a training step of a masked diffusion beside masked ones whose head runs at as many places, and their batches.
+"""Times a step of a masked diffusion beside masked ones whose head runs at as many positions, and their batches.
 
     python benchmarks/diffusion_step.py            gpt_nano's shape, 8 rows of 256 tokens, on this processor
     python benchmarks/diffusion_step.py small      gpt_small's, 2 rows of 1,024
 
 The kinds take turns, so that all meet the same load; a line is the median of the steps. `static` is what a GPU
-computes: its head also runs at places without a target. Complementary pairs read half of the rows, each twice.
+computes: its head also runs at positions without a target. Complementary pairs read half of the rows, each twice.
 """
 
 import sys

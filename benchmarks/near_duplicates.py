@@ -120,8 +120,8 @@ def speeds(texts: list[str], rounds: int, result: Result) -> None:
 
     def comparisons() -> float:
         start = time.process_time()
-        for place in range(len(sets) - 1):
-            jaccard(sets[place], sets[place + 1])
+        for position in range(len(sets) - 1):
+            jaccard(sets[position], sets[position + 1])
         return (len(sets) - 1) / (time.process_time() - start)
 
     ways = {

@@ -17,7 +17,7 @@ from pretrain.data.curation.near_duplicates.shingles import Shingler, jaccard, n
 from pretrain.data.curation.near_duplicates.stages import Batch
 from pretrain.data.curation.near_duplicates.verification import MEMBER
 
-BIN_EDGES = [round(0.3 + 0.1 * place, 1) for place in range(8)]  # of the true similarity
+BIN_EDGES = [round(0.3 + 0.1 * position, 1) for position in range(8)]  # of the true similarity
 
 
 def reviews(assets: Path) -> list[str]:
@@ -38,8 +38,8 @@ def windows(texts: list[str], words: int) -> list[str]:
 def changed(text: str, changes: int, draw: random.Random) -> str:
     """Return the text with so many words replaced, each by a word that no other text has."""
     words = text.split()
-    for place in draw.sample(range(len(words)), min(changes, len(words))):
-        words[place] = f"x{draw.getrandbits(40):x}"
+    for position in draw.sample(range(len(words)), min(changes, len(words))):
+        words[position] = f"x{draw.getrandbits(40):x}"
     return " ".join(words)
 
 
@@ -50,12 +50,12 @@ def pairs_by_similarity(texts: list[str], a_bin: int, seed: int) -> list[list[tu
     bins: list[list[tuple[str, str, float]]] = [[] for _ in BIN_EDGES[:-1]]
     most = max(1, len(texts[0].split()) // 8)
     while any(len(each) < a_bin for each in bins):
-        place = draw.randrange(len(texts))
-        copy = changed(texts[place], draw.randint(1, most), draw)
-        similarity = jaccard(sets[place], shingler.shingle_set(copy))
+        position = draw.randrange(len(texts))
+        copy = changed(texts[position], draw.randint(1, most), draw)
+        similarity = jaccard(sets[position], shingler.shingle_set(copy))
         index = int(np.searchsorted(BIN_EDGES, similarity, "right")) - 1
         if 0 <= index < len(bins) and len(bins[index]) < a_bin:
-            bins[index].append((texts[place], copy, similarity))
+            bins[index].append((texts[position], copy, similarity))
     return bins
 
 
@@ -90,7 +90,7 @@ def true_similarities(texts: list[str]) -> npt.NDArray[np.float64]:
     sets = []
     for text in texts:
         words = re.findall(r"\w+", text.lower())
-        sets.append({tuple(words[place : place + 5]) for place in range(max(1, len(words) - 4))})
+        sets.append({tuple(words[position : position + 5]) for position in range(max(1, len(words) - 4))})
     holders: dict[tuple[str, ...], list[int]] = {}
     for index, each in enumerate(sets):
         for shingle in each:
@@ -140,14 +140,14 @@ def datatrove_signature_step(config: NearDuplicatesConfig, folder: Path) -> Any:
 
 
 def datatrove_removed(texts: list[str], config: NearDuplicatesConfig) -> set[int]:
-    """Return the places of the texts that datatrove's MinHash steps remove. Raises ImportError without datatrove."""
+    """Return the positions of the texts that datatrove's MinHash steps remove. Raises ImportError without datatrove."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup import minhash
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = datatrove_signature_step(config, folder)
-        documents = (Document(text=text, id=str(place)) for place, text in enumerate(normalized(texts)))
+        documents = (Document(text=text, id=str(position)) for position, text in enumerate(normalized(texts)))
         first.run(documents, 0, 1)
         pairs, clusters = str(folder / "pairs"), str(folder / "clusters")
         second = minhash.MinhashDedupBuckets(str(folder / "signatures"), pairs, config=first.config)

@@ -117,7 +117,7 @@ def fine_tuning(result: dict[str, Any]) -> str:
 
 
 def novels(result: dict[str, Any]) -> str:
-    """Return what the causal and the masked model have learnt."""
+    """Return what the causal and the masked model have learned."""
     rows = [
         (
             name,

@@ -86,8 +86,8 @@ def about(key: str, saved: dict[str, Any]) -> str:
         entry = _at(saved, way)
         kinds = choices(SECTIONS[section].group).get(str(entry.get("kind")) if isinstance(entry, dict) else "")
         return next((description(each, name).about for each in (kinds, MixtureSource) if _has(each, name)), "")
-    for place, part in enumerate(way):
-        node = _at(saved, way[: place + 1])
+    for position, part in enumerate(way):
+        node = _at(saved, way[: position + 1])
         kind = _class_of(kind, part, node)
         if kind is None:
             return ""

@@ -1,6 +1,6 @@
 """Charts as inline SVG, without scripts; the same data gives the same bytes. `page.py` has their colors.
 
-Lengths are in units of the SVG's own, which the page scales to the place that a chart has: `WIDTH` fits half a wide
+Lengths are in units of the SVG's own, which the page scales to the position that a chart has: `WIDTH` fits half a wide
 screen or a whole narrow one.
 """
 
@@ -28,7 +28,7 @@ class Line:
 
     name: str
     series: Series
-    dots: bool = False  # mark each place, where they are few
+    dots: bool = False  # mark each position, where they are few
     joined: bool = True
     quiet: bool = False  # gray, without a label: one of many to compare with
 
@@ -42,7 +42,7 @@ class Look:
     y: str = ""
     log_x: bool = False
     log_y: bool | None = None  # None: where the values differ much
-    marks: Sequence[tuple[float, str]] = ()  # places on the x axis with a text, such as a threshold
+    marks: Sequence[tuple[float, str]] = ()  # positions on the x axis with a text, such as a threshold
     from_zero: bool = False
     x_ends: tuple[float, float] | None = None  # of charts that share an axis; None: those of the values
     width: int = WIDTH
@@ -62,7 +62,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from values to places between two ends, and its round numbers."""
+    """A scale from values to positions between two ends, and its round numbers."""
 
     low: float
     high: float
@@ -71,7 +71,7 @@ class Axis:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value."""
+        """Return the position of a value."""
         low, high, at = self.low, self.high, value
         if self.is_log:
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
@@ -205,16 +205,16 @@ def _marks(across: Axis, base: float, look: Look) -> str:
 
 
 def _curve(line: Line, points: list[Point], across: Axis, up: Axis) -> str:
-    places = [(across(p.x), up(p.low), up(p.mean), up(p.high)) for p in points]
+    positions = [(across(p.x), up(p.low), up(p.mean), up(p.high)) for p in points]
     parts = []
     if line.joined and not line.quiet and any(p.low < p.high for p in points):
-        upper = "L".join(f"{x:.1f} {high:.1f}" for x, _, _, high in places)
-        lower = "L".join(f"{x:.1f} {low:.1f}" for x, low, _, _ in reversed(places))
+        upper = "L".join(f"{x:.1f} {high:.1f}" for x, _, _, high in positions)
+        lower = "L".join(f"{x:.1f} {low:.1f}" for x, low, _, _ in reversed(positions))
         parts.append(f'<path class="band" d="M{upper}L{lower}Z"/>')
     if line.joined and len(points) > 1:
-        parts.append(f'<path class="curve" d="M{"L".join(f"{x:.1f} {mean:.1f}" for x, _, mean, _ in places)}"/>')
+        parts.append(f'<path class="curve" d="M{"L".join(f"{x:.1f} {mean:.1f}" for x, _, mean, _ in positions)}"/>')
     if line.dots or len(points) == 1:
-        for point, (x, _, mean, _) in zip(points, places, strict=True):
+        for point, (x, _, mean, _) in zip(points, positions, strict=True):
             said = escaped(f"{line.name}: {short(point.mean)} at {short(point.x)}")
             parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{mean:.1f}" r="4"><title>{said}</title></circle>')
     return "".join(parts)
@@ -222,20 +222,20 @@ def _curve(line: Line, points: list[Point], across: Axis, up: Axis) -> str:
 
 def _end_labels(labels: list[str], ends: list[tuple[float, float]], look: Look) -> list[str]:
     """Return the names of the curves at their ends, moved apart where they would cover each other."""
-    order = sorted((place for place in range(len(labels)) if labels[place]), key=lambda place: ends[place][0])
+    order = sorted((line for line in range(len(labels)) if labels[line]), key=lambda line: ends[line][0])
     heights: list[float] = []
-    for place in order:
-        heights.append(max(ends[place][0], heights[-1] + _LINE if heights else _TOP))
+    for line in order:
+        heights.append(max(ends[line][0], heights[-1] + _LINE if heights else _TOP))
     lowest = look.height - _BOTTOM
-    for place in reversed(range(len(heights))):
-        heights[place] = min(heights[place], lowest - _LINE * (len(heights) - 1 - place))
+    for line in reversed(range(len(heights))):
+        heights[line] = min(heights[line], lowest - _LINE * (len(heights) - 1 - line))
     parts = []
-    for place, y in zip(order, heights, strict=True):
-        x = ends[place][1]
+    for line, y in zip(order, heights, strict=True):
+        x = ends[line][1]
         parts.append(
-            f'<g class="s{place % COLORS + 1}"><circle class="dot" cx="{x:.1f}" cy="{ends[place][0]:.1f}" r="3.5"/>'
+            f'<g class="s{line % COLORS + 1}"><circle class="dot" cx="{x:.1f}" cy="{ends[line][0]:.1f}" r="3.5"/>'
         )
-        parts.append(f'<text class="label" x="{x + 9:.1f}" y="{y + 4:.1f}">{escaped(labels[place])}</text></g>')
+        parts.append(f'<text class="label" x="{x + 9:.1f}" y="{y + 4:.1f}">{escaped(labels[line])}</text></g>')
     return parts
 
 
@@ -350,7 +350,7 @@ def histogram(values: Histogram, look: Look) -> str:
             said = escaped(f"{short(low)} to {short(high)}: {count:,}")
             parts.append(f'<rect class="area s1" x="{left:.1f}" y="{y:.1f}" width="{max(1.0, right - left - 1):.1f}" ')
             parts.append(f'height="{max(1.0, up.start - y):.1f}"><title>{said}</title></rect>')
-    most = max(range(len(values.counts)), key=lambda place: values.counts[place])
+    most = max(range(len(values.counts)), key=lambda position: values.counts[position])
     about = f"{values.total:,} {values.name}; most, {values.counts[most]:,}, between {short(values.edges[most])} and "
     about += f"{short(values.edges[most + 1])}" + "".join(f"; {text}" for _, text in look.marks) + "."
     return _svg(look, about, "".join([_frame(across, up, look), *parts, _marks(across, up.start, look)]))

@@ -173,14 +173,14 @@ def table(
     top = "".join(f"<th{_kind(right)}>{escaped(head)}</th>" for head, right in zip(heads, are_numbers, strict=True))
     head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
     body = []
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
         named = range(1, len(row) - 1) if stacks else ()  # the first cell and the last need no name
         labels = [f' data-head="{escaped(head)}"' if at in named else "" for at, head in enumerate(heads)]
         inner = "".join(
             f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
         )
-        body.append(f"<tr{' class=best' if place == best else ''}>{inner}</tr>")
+        body.append(f"<tr{' class=best' if position == best else ''}>{inner}</tr>")
     kind = "stack" if stacks else "scroll"
     return f'<div class="{kind}"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
@@ -195,7 +195,7 @@ def verbatim(text: str) -> str:
 
 
 def marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Return a text as it is, with the passages between these places marked; they are in order, none over another."""
+    """Return a text with the passages between these positions marked; they are in order and do not overlap."""
     parts, at = [], 0
     for start, end in spans:
         parts.append(f"{_whole(text[at:start])}<mark>{_whole(text[start:end])}</mark>")

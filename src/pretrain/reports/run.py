@@ -249,7 +249,7 @@ def _samples(samples: list[Sample]) -> str:
         by_step.setdefault(each.step, []).append(f"{tag}{each.text}")
     steps = sorted(by_step)
     if len(steps) > MAX_SAMPLES:
-        steps = [steps[round(place * (len(steps) - 1) / (MAX_SAMPLES - 1))] for place in range(MAX_SAMPLES)]
+        steps = [steps[round(position * (len(steps) - 1) / (MAX_SAMPLES - 1))] for position in range(MAX_SAMPLES)]
     shown = [folded(f"step {step:,}", "\n\n".join(by_step[step]), is_open=step == steps[-1]) for step in steps]
     return card(*shown)
 

@@ -11,7 +11,7 @@ BINS = 400  # of a curve: more than a chart has pixels to show
 
 @dataclass(frozen=True)
 class Point:
-    """A place of a curve: one value, or the lowest, mean and highest of several."""
+    """A position of a curve: one value, or the lowest, mean and highest of several."""
 
     x: float
     low: float
@@ -42,7 +42,7 @@ class Series:
     def __init__(self, bins: int = BINS) -> None:
         self.bins = bins
         self.left_out = 0  # values that are not finite
-        self.last: tuple[float, float] | None = None  # the newest place and value
+        self.last: tuple[float, float] | None = None  # the newest position and value
         self._width = 1.0
         self._number = -1.0  # of the newest bin
         self._found: list[_Bin] = []

@@ -69,9 +69,9 @@ class Sweep:
 
     @property
     def best(self) -> int | None:
-        """The place of the run with the lowest validation loss; None without one."""
-        losses = {place: trial.loss for place, trial in enumerate(self.trials) if trial.loss is not None}
-        return min(losses, key=lambda place: losses[place]) if losses else None
+        """The position of the run with the lowest validation loss; None without one."""
+        losses = {position: trial.loss for position, trial in enumerate(self.trials) if trial.loss is not None}
+        return min(losses, key=lambda position: losses[position]) if losses else None
 
 
 def write_record(folder: Path, jobs: Sequence[SweptJob]) -> None:
@@ -129,10 +129,12 @@ def sweep_page(sweep: Sweep) -> str:
 
 def _table(trials: Sequence[Trial], best: int | None) -> str:
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))[:8]
-    order = sorted(range(len(trials)), key=lambda place: (trials[place].loss is None, trials[place].loss or 0.0))
+    order = sorted(
+        range(len(trials)), key=lambda position: (trials[position].loss is None, trials[position].loss or 0.0)
+    )
     rows: list[list[str | Cell]] = []
-    for place in order:
-        trial = trials[place]
+    for position in order:
+        trial = trials[position]
         speed = trial.run.latest("speed/tokens_per_s") if trial.run else None
         rows.append([
             *(code(trial.values.get(key, "-")) for key in keys),
@@ -178,8 +180,8 @@ def _curve(trial: Trial) -> Series | None:
 
 def _curves(trials: Sequence[Trial], best: int | None) -> str:
     """Return the curves of all runs, that of the best one in color."""
-    found = [(place, trial, series) for place, trial in enumerate(trials) if (series := _curve(trial))]
-    lines = [Line(trial.name, series, quiet=place != best) for place, trial, series in found]
+    found = [(position, trial, series) for position, trial in enumerate(trials) if (series := _curve(trial))]
+    lines = [Line(trial.name, series, quiet=position != best) for position, trial, series in found]
     title = "Loss of every run, nats per token"
     named = f"The best in color: {trials[best].name}" if best is not None else ""
     ends = (0.0, max((series.last[0] for _, _, series in found if series.last), default=1.0))
@@ -203,14 +205,14 @@ def _by_setting(trials: Sequence[Trial]) -> list[str]:
     return cards
 
 
-def _by_number(key: str, places: list[tuple[float, float]]) -> str:
+def _by_number(key: str, positions: list[tuple[float, float]]) -> str:
     """Return the loss of every run by the value of a setting; a line joins the lowest of each value."""
     lowest: dict[float, float] = {}
-    for value, loss in places:
+    for value, loss in positions:
         lowest[value] = min(loss, lowest.get(value, loss))
-    first, last = places[0][0], places[-1][0]
+    first, last = positions[0][0], positions[-1][0]
     look = Look(key, x=key, log_x=first > 0 and last / first >= 8, log_y=False)
-    dots = Line("validation loss", Scatter.of(places), dots=True, joined=False)
+    dots = Line("validation loss", Scatter.of(positions), dots=True, joined=False)
     return line_chart([Line("lowest", Scatter.of(lowest.items()), quiet=True), dots], look)
 
 

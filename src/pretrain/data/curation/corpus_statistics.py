@@ -50,10 +50,10 @@ class Threshold:
         others = mask & ~np.uint64(1 << RULE_NAMES.index(self.rule.name)) == 0
         rule = self.rule
         for kept, low in ((self.low_kept, True), (self.high_kept, False)):
-            for place, (threshold, count) in enumerate(kept):
+            for position, (threshold, count) in enumerate(kept):
                 changed = Rule("", "", threshold, rule.high) if low else Rule("", "", rule.low, threshold)
                 passed = others & ~changed.removes({"": values})
-                kept[place] = (threshold, count + int(np.count_nonzero(passed)))
+                kept[position] = (threshold, count + int(np.count_nonzero(passed)))
 
 
 def thresholds(folder: Path, rules: Mapping[str, Mapping[str, Any]]) -> list[Threshold]:
@@ -148,15 +148,15 @@ class Cluster:
 def clusters(folder: Path) -> tuple[dict[int, int], list[Cluster]]:
     """Return how many kept documents stand for how many, by that number, and the largest clusters."""
     sizes: Counter[int] = Counter()
-    largest: list[tuple[int, int, Path, int, int]] = []  # size, minus the place in the corpus, where it is
-    place = 0
+    largest: list[tuple[int, int, Path, int, int]] = []  # size, minus the position in the corpus, where it is
+    position = 0
     for path in _files(folder, "data"):
         for number, table in enumerate(row_groups_of(path, ["cluster_size"])):
             for row, size in enumerate(table["cluster_size"].to_pylist()):
                 sizes[size] += 1
-                place += 1
+                position += 1
                 if size > 1:
-                    entry = (size, -place, path, number, row)
+                    entry = (size, -position, path, number, row)
                     if len(largest) < CLUSTERS:
                         heapq.heappush(largest, entry)
                     elif entry > largest[0]:

@@ -55,7 +55,7 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
     `known` has those of units, read, measure and decide.
     """
     config, base = corpus.config.duplicates, corpus.base
-    places = corpus.units + len(base.shards)
+    n_units = corpus.units + len(base.shards)
     settings = corpus.settings()
 
     def stage(name: str, function: Callable[[Task], Any], count: int, version: int, **more: Any) -> Path:
@@ -75,18 +75,18 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
         known["exact"] = equal.folder
         run(equal)
     if config.near:
-        stage("bands", tasks.shuffle_bands, places, tasks.BANDS_VERSION)
+        stage("bands", tasks.shuffle_bands, n_units, tasks.BANDS_VERSION)
         stage("buckets", tasks.find_buckets, settings["buckets"], tasks.BANDS_VERSION)
         ranges = counts_of(stage("components", tasks.find_components, 1, tasks.BANDS_VERSION))[0]["ranges"]
         if ranges:
-            stage("members", tasks.shuffle_members, places, tasks.MEMBERS_VERSION)
+            stage("members", tasks.shuffle_members, n_units, tasks.MEMBERS_VERSION)
             stage("routed", tasks.route_buckets, settings["buckets"], tasks.MEMBERS_VERSION)
             stage("near", tasks.decide_range, ranges, VERIFICATION_VERSION)
             validation = corpus.config.validation
             if base.shards and validation.guard and validation.fraction:  # else a cluster is in one split anyway
                 stage("guard", tasks.guard_range, ranges, tasks.GUARD_VERSION, fraction=validation.fraction)
     if config.paragraphs is not None:
-        stage("paragraphs", tasks.shuffle_paragraphs, places, PARAGRAPHS_VERSION)
+        stage("paragraphs", tasks.shuffle_paragraphs, n_units, PARAGRAPHS_VERSION)
         stage("repeats", tasks.cut_repeats, settings["buckets"], PARAGRAPHS_VERSION)
 
 

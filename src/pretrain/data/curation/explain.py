@@ -54,7 +54,7 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     """Where the decision on a document stands: in which file of decisions/, row group and row."""
 
     unit: int
@@ -71,14 +71,15 @@ def explain_id(folder: Path, identity: str, most: int = 20) -> list[Explained]:
     manifest = read_manifest(folder)
     wanted = identity.lower()
     found = [
-        place for place, _ in zip(_places(folder, lambda row: row["id"].startswith(wanted)), range(most), strict=False)
+        location
+        for location, _ in zip(_locations(folder, lambda row: row["id"].startswith(wanted)), range(most), strict=False)
     ]
     if not found:
         raise ConfigError(
             f"id={printable(identity)} is no document of {printable(str(folder))}. Ids are in the column id of "
             "decisions/ and data/, and rule= shows some: try rule=gopher.words."
         )
-    return [_explained(folder, manifest, place) for place in found]
+    return [_explained(folder, manifest, location) for location in found]
 
 
 def explain_rule(folder: Path, rule: str, most: int = 20) -> list[Explained]:
@@ -89,34 +90,36 @@ def explain_rule(folder: Path, rule: str, most: int = 20) -> list[Explained]:
     manifest = read_manifest(folder)
     chosen = heapq.nsmallest(
         most,
-        _places(folder, lambda row: row["removed_by"] == rule),
-        key=lambda place: sample_rank(f"{place.decision['id']} {place.decision['origin']}", rule),
+        _locations(folder, lambda row: row["removed_by"] == rule),
+        key=lambda location: sample_rank(f"{location.decision['id']} {location.decision['origin']}", rule),
     )
     if not chosen:
-        removed = {row["removed_by"] for row in (place.decision for place in _places(folder, lambda row: True))}
+        removed = {
+            row["removed_by"] for row in (location.decision for location in _locations(folder, lambda row: True))
+        }
         known = removed - {None}
         hint = nearest(rule, known) if known else "None of its rules did."
         raise ConfigError(f"rule={printable(rule)} removed no document of {printable(str(folder))}. {hint}")
-    return [_explained(folder, manifest, place) for place in chosen]
+    return [_explained(folder, manifest, location) for location in chosen]
 
 
-def _places(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterator[_Place]:
+def _locations(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterator[_Location]:
     for path in sorted((folder / "decisions").glob("*.parquet")):
         for group, table in enumerate(row_groups_of(path)):
             short = table.select(["id", "removed_by"]).to_pylist()
             for row, values in enumerate(short):
                 if wanted(values):
                     (decision,) = table.slice(row, 1).to_pylist()
-                    yield _Place(int(path.stem), group, row, decision)
+                    yield _Location(int(path.stem), group, row, decision)
 
 
-def _explained(folder: Path, manifest: dict[str, Any], place: _Place, *, with_twin: bool = True) -> Explained:
-    decision = place.decision
-    text, is_whole = _text(folder, place)
+def _explained(folder: Path, manifest: dict[str, Any], location: _Location, *, with_twin: bool = True) -> Explained:
+    decision = location.decision
+    text, is_whole = _text(folder, location)
     twin = None
     twin_id = decision.get("twin") or decision["duplicate_of"]
     if twin_id and with_twin:
-        same = (p for p in _places(folder, lambda row: row["id"] == twin_id and row["removed_by"] is None))
+        same = (p for p in _locations(folder, lambda row: row["id"] == twin_id and row["removed_by"] is None))
         found = next(same, None)
         twin = None if found is None else _explained(folder, manifest, found, with_twin=False)
     return Explained(
@@ -139,14 +142,14 @@ def _verdicts(manifest: dict[str, Any], decision: dict[str, Any]) -> list[Verdic
     return found
 
 
-def _text(folder: Path, place: _Place) -> tuple[str | None, bool]:
+def _text(folder: Path, location: _Location) -> tuple[str | None, bool]:
     """Return the text and whether it is whole: as it was read, else as it was written, else as it was sampled."""
-    decision = place.decision
-    for path in sorted((folder / "work").glob(f"read-*/{place.unit:05d}.documents.parquet")):
-        if (text := _of_work(path, place)) is not None:
+    decision = location.decision
+    for path in sorted((folder / "work").glob(f"read-*/{location.unit:05d}.documents.parquet")):
+        if (text := _of_work(path, location)) is not None:
             return text, True
     if decision["removed_by"] is None:
-        for table in row_groups_of(folder / "data" / f"{place.unit:05d}.parquet", ["id", "text"]):
+        for table in row_groups_of(folder / "data" / f"{location.unit:05d}.parquet", ["id", "text"]):
             for row, identity in enumerate(table["id"].to_pylist()):
                 if identity == decision["id"]:
                     return table["text"][row].as_py(), True
@@ -156,15 +159,15 @@ def _text(folder: Path, place: _Place) -> tuple[str | None, bool]:
     return None, False
 
 
-def _of_work(path: Path, place: _Place) -> str | None:
+def _of_work(path: Path, location: _Location) -> str | None:
     """Return the text that a finished stage read; None if the file is that of another start."""
     with opened(path) as file:
-        if place.group >= file.num_row_groups:
+        if location.group >= file.num_row_groups:
             return None
-        table = file.read_row_group(place.group, ["id", "text"])
-    if place.row >= len(table) or table["id"][place.row].as_py().hex() != place.decision["id"]:
+        table = file.read_row_group(location.group, ["id", "text"])
+    if location.row >= len(table) or table["id"][location.row].as_py().hex() != location.decision["id"]:
         return None
-    text: str = table["text"][place.row].as_py()
+    text: str = table["text"][location.row].as_py()
     return text
 
 

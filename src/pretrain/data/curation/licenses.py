@@ -153,7 +153,7 @@ def _creative_commons(text: str) -> str:
     found = _CC_WORDS.match(re.sub(r"[^a-z0-9]+", "", lower))
     if found is None or not found["kind"]:
         return UNKNOWN
-    marks = [found["kind"][place : place + 2] for place in range(0, len(found["kind"]), 2)]
+    marks = [found["kind"][position : position + 2] for position in range(0, len(found["kind"]), 2)]
     parts = ["cc", *(mark for mark in ("by", "nc", "sa", "nd") if mark in marks)]
     version = found["version"]
     name = "-".join([*parts, f"{version[0]}.{version[1:] or '0'}"] if version else ["licenseref", *parts])

@@ -48,14 +48,14 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def _commonest(text: str, n: int) -> list[Span]:
-    """Return all places of the commonest run of n words; of equals, of the first one."""
+    """Return all occurrences of the commonest run of n words; of equals, of the first one."""
     spans = word_spans(text)
     words = [text[start:end] for start, end in spans]
-    grams = [tuple(words[place : place + n]) for place in range(len(words) - n + 1)]
+    grams = [tuple(words[position : position + n]) for position in range(len(words) - n + 1)]
     if not grams:
         return []
     most, _ = Counter(grams).most_common(1)[0]
-    return [(spans[place][0], spans[place + n - 1][1]) for place, gram in enumerate(grams) if gram == most]
+    return [(spans[position][0], spans[position + n - 1][1]) for position, gram in enumerate(grams) if gram == most]
 
 
 def _repeated_grams(text: str, n: int) -> list[Span]:
@@ -64,13 +64,13 @@ def _repeated_grams(text: str, n: int) -> list[Span]:
     known: set[str] = set()
     found: list[Span] = []
     free = 0
-    for place in range(len(spans) - n + 1):
-        if place < free:
+    for position in range(len(spans) - n + 1):
+        if position < free:
             continue
-        gram = "".join(text[start:end] for start, end in spans[place : place + n])
+        gram = "".join(text[start:end] for start, end in spans[position : position + n])
         if gram in known:
-            found.append((spans[place][0], spans[place + n - 1][1]))
-            free = place + n
+            found.append((spans[position][0], spans[position + n - 1][1]))
+            free = position + n
         known.add(gram)
     return found
 

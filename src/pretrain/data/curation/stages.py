@@ -7,7 +7,7 @@ exact     a partition  keys -> duplicates.rows: which of equal texts stays
 write     a unit       all of it -> shard.parquet and what the manifest and the report need
 
 Files of one unit have the same documents in the same row groups. The number of a document is its unit's number times
-2^32 and its place there; so no stage depends on the order in which tasks run.
+2^32 and its position there; so no stage depends on the order in which tasks run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ EXACT = np.dtype(
         ("id", "<u8", (2,)),  # of the text as it was read
         ("priority", "<i8"),
         ("preference", "<i8"),  # length, date, or the negative number for `keep=first`
-        ("evidence", "u1"),  # place in EVIDENCE
+        ("evidence", "u1"),  # position in EVIDENCE
         ("has_url", "u1"),
         ("document", "<u8"),
     ]
@@ -176,7 +176,7 @@ def decide_documents(task: Task) -> Counts:
     keep, partitions = Keep(task.settings["keep"]), int(task.settings["partitions"])
     rows: list[Rows] = []
     counts: dict[str, Counter[str]] = {}
-    place = 0
+    position = 0
     values = row_groups(task.input("measure", "values.parquet"))
     documents = row_groups(
         task.input("read", "documents.parquet"), ["id", "url", "date", "license", "evidence", "characters"]
@@ -187,10 +187,12 @@ def decide_documents(task: Task) -> Counts:
             output.write({"first": found.first, "mask": found.mask})
             for rule, count in found.counts(table["characters"].to_numpy()).items():
                 counts.setdefault(rule, Counter()).update(count)
-            numbers = (np.uint64(task.index) << np.uint64(32)) + np.arange(place, place + len(table), dtype=np.uint64)
+            numbers = (np.uint64(task.index) << np.uint64(32)) + np.arange(
+                position, position + len(table), dtype=np.uint64
+            )
             rows.append(_exact_rows(measured, table, numbers, keep)[found.first == KEPT])
             rows[-1]["priority"] = settings["priority"]
-            place += len(table)
+            position += len(table)
     all_rows = np.concatenate([np.empty(0, EXACT), *rows])
     write_rows(task.output("exact.rows"), all_rows, partitions_of_keys(all_rows["key"][:, 0], partitions), partitions)
     return {"source": source, "rules": {rule: dict(count) for rule, count in counts.items()}}

@@ -259,13 +259,13 @@ class WordGrams:
         return (self._sums[n:] - self._sums[:count]) * self._inverse[self._ends[:count]]
 
     def commonest(self, n: int) -> int:
-        """Return the characters of all places of the commonest n-gram, joined by spaces; of equals, the first."""
+        """Return the characters of all occurrences of the commonest n-gram, joined by spaces; of equals, the first."""
         count = len(self._words) - n + 1
         if count < 1:
             return 0
         hashes = self._words[:count].copy()
-        for place in range(1, n):
-            hashes = hashes * _NEXT_WORD + self._words[place : place + count]
+        for position in range(1, n):
+            hashes = hashes * _NEXT_WORD + self._words[position : position + count]
         ordered = np.sort(hashes)
         starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
         counts = np.diff(np.concatenate([starts, [count]]))
@@ -282,13 +282,13 @@ class WordGrams:
             return 0
         known: set[int] = set()
         characters = free = 0
-        for place in np.flatnonzero(np.isin(hashes, doubled)).tolist():
-            if place < free:
+        for position in np.flatnonzero(np.isin(hashes, doubled)).tolist():
+            if position < free:
                 continue
-            gram = int(hashes[place])
+            gram = int(hashes[position])
             if gram in known:
-                characters += int(self._ends[place + n] - self._ends[place])
-                free = place + n
+                characters += int(self._ends[position + n] - self._ends[position])
+                free = position + n
             else:
                 known.add(gram)
         return characters

@@ -98,7 +98,7 @@ def _hugging_face_settings(source: CorpusSource) -> dict[str, Any]:
 
 
 def inventory(task: Task) -> Counts:
-    """Hash the files of a task in blocks, and list each with its format and the places to cut it at."""
+    """Hash the files of a task in blocks, and list each with its format and the positions to cut it at."""
     blocks: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     count = 0
     found = []

@@ -44,7 +44,7 @@ class _Pairs:
     threshold: float | None
     twins: list[tuple[str, str]] = field(default_factory=list)  # of those removed, by id
     chosen: list[tuple[int, tuple[int, int, str, float]]] = field(default_factory=list)
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the twins that are needed
+    positions: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the twins that are needed
     left_out: set[str] = field(default_factory=set)  # by the guard, or as nothing is left of them
 
 
@@ -142,22 +142,22 @@ def _check_twins(
     found.removed = len(pairs.twins)
     needed = {row[2] for _, row in pairs.chosen}
     for path in files:
-        for place, row in _rows(path, ["id", "removed_by"]):
+        for position, row in _rows(path, ["id", "removed_by"]):
             if row["id"] in needed and row["removed_by"] in (None, GUARD_RULE, PARAGRAPHS_RULE):
-                pairs.places[row["id"]] = (int(path.stem), place)
+                pairs.positions[row["id"]] = (int(path.stem), position)
     found.compared = _compare(folder, pairs, Shingler(int(settings["words"])))
 
 
 def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    place = 0
+    position = 0
     for table in row_groups(path, columns):
         for row in table.to_pylist():
-            yield place, row
-            place += 1
+            yield position, row
+            position += 1
 
 
 def _read_decisions(path: Path, pairs: _Pairs) -> None:
-    for place, row in _rows(path, ["id", "removed_by", "duplicate_of", "similarity"]):
+    for position, row in _rows(path, ["id", "removed_by", "duplicate_of", "similarity"]):
         reason, twin, similarity = row["removed_by"], row["duplicate_of"], row["similarity"]
         if reason in (GUARD_RULE, PARAGRAPHS_RULE):
             pairs.left_out.add(row["id"])
@@ -173,7 +173,7 @@ def _read_decisions(path: Path, pairs: _Pairs) -> None:
             )
         if reason == NEAR_RULE:
             rank = -xxhash.xxh3_64_intdigest(row["id"].encode())
-            heapq.heappush(pairs.chosen, (rank, (int(path.stem), place, twin, similarity)))
+            heapq.heappush(pairs.chosen, (rank, (int(path.stem), position, twin, similarity)))
             if len(pairs.chosen) > MAX_COMPARED:
                 heapq.heappop(pairs.chosen)
 
@@ -183,18 +183,18 @@ def _compare(folder: Path, pairs: _Pairs, shingler: Shingler) -> int:
     try:
         stages = read_json(folder / "work" / STAGES, 1 << 28)
         read, c4 = folder / "work" / str(stages["read"]), stages["c4"]
-        wanted = {(unit, place) for _, (unit, place, _, _) in pairs.chosen} | set(pairs.places.values())
+        wanted = {(unit, position) for _, (unit, position, _, _) in pairs.chosen} | set(pairs.positions.values())
         sets = dict(_shingle_sets(read, c4, wanted, shingler))
     except FileNotFoundError:
         return 0
     compared = 0
-    for _, (unit, place, twin, similarity) in pairs.chosen:
-        if (there := pairs.places.get(twin)) is None:
+    for _, (unit, position, twin, similarity) in pairs.chosen:
+        if (there := pairs.positions.get(twin)) is None:
             continue
-        true = jaccard(sets[unit, place], sets[there])
+        true = jaccard(sets[unit, position], sets[there])
         if true != similarity:
             raise DataError(
-                f"{printable(str(folder))}/decisions/{unit:05d}.parquet: row {place} has a similarity of {true} to "
+                f"{printable(str(folder))}/decisions/{unit:05d}.parquet: row {position} has a similarity of {true} to "
                 f"{twin} by its text, and {similarity} is written. Give the command that made the corpus again."
             )
         compared += 1
@@ -205,10 +205,10 @@ def _shingle_sets(
     read: Path, c4: Mapping[str, Any], wanted: Iterable[tuple[int, int]], shingler: Shingler
 ) -> Iterator[tuple[tuple[int, int], Hashes]]:
     units: dict[int, set[int]] = {}
-    for unit, place in wanted:
-        units.setdefault(unit, set()).add(place)
-    for unit, places in sorted(units.items()):
-        for place, row in _rows(file_of(read, unit, "documents.parquet"), ["text", "origin"]):
-            if place in places:
+    for unit, position in wanted:
+        units.setdefault(unit, set()).add(position)
+    for unit, positions in sorted(units.items()):
+        for position, row in _rows(file_of(read, unit, "documents.parquet"), ["text", "origin"]):
+            if position in positions:
                 text = written_text(row["text"], c4[row["origin"].partition("/")[0]])
-                yield (unit, place), shingler.shingle_set(text)
+                yield (unit, position), shingler.shingle_set(text)

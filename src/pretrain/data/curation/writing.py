@@ -76,22 +76,22 @@ def write_unit(task: Task) -> Counts:
     measured = row_groups(task.input("measure", "values.parquet"))
     decided = row_groups(task.input("decide", "decisions.parquet"))
     attribution = io.BytesIO()
-    place = 0
+    position = 0
     with (
         RowGroups(task.output("shard.parquet"), SHARD) as shard,
         RowGroups(task.output("decisions.parquet"), _decisions_schema(settings["measured"])) as decisions,
     ):
         for table, values, rules in zip(documents, measured, decided, strict=True):
             group = _Group(source, settings, table, values)
-            group.reasons(rules, fates, (task.index << 32) + place)
+            group.reasons(rules, fates, (task.index << 32) + position)
             decisions.write(group.decisions(rules, settings["measured"]))
             kept = [number for number, reason in enumerate(group.removed_by) if reason is None]
             if kept:
                 columns = group.shard(kept)
                 shard.write(columns)
-                index.add(group, kept, place, columns["text"])
+                index.add(group, kept, position, columns["text"])
                 _count(columns, written, attribution)
-            place += len(table)
+            position += len(table)
             written.duplicates.update(group.counts())
             _sample(group, written, values_of, task.settings["samples"])
     _write_samples(task.output("samples.parquet"), written)
@@ -119,12 +119,12 @@ class IndexWriter:
             self._keys = flat.reshape(-1, self._bands)
             self._minhash = MinHash(record["words"], self._bands, record["rows"])
 
-    def add(self, group: _Group, kept: list[int], place: int, texts: list[str]) -> None:
-        """Add the documents `kept` of a row group whose first document has this place in the unit."""
+    def add(self, group: _Group, kept: list[int], position: int, texts: list[str]) -> None:
+        """Add the documents `kept` of a row group whose first document has this position in the unit."""
         rows = np.zeros(len(kept), index_dtype(self._bands))
         rows["key"] = halves([group.key(number) for number in kept])
         if self._bands:
-            rows["bands"] = self._keys[place + np.array(kept)]
+            rows["bands"] = self._keys[position + np.array(kept)]
             cut_ones = [at for at, number in enumerate(kept) if number in group.cut_characters]
             if cut_ones:
                 rows["bands"][cut_ones] = self._minhash.band_keys([texts[at] for at in cut_ones])

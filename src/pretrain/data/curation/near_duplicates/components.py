@@ -66,8 +66,8 @@ def number_of_ranges(components: Rows) -> int:
 
 
 def find_components(components: Rows, documents: Hashes) -> tuple[Rows, Ints]:
-    """Return the rows of those documents that have one, and the places of these in `documents`."""
-    places = np.searchsorted(components["document"], documents)
-    inside = np.flatnonzero(places < len(components))
-    inside = inside[components["document"][places[inside]] == documents[inside]]
-    return components[places[inside]], inside
+    """Return the rows of those documents that have one, and the positions of these in `documents`."""
+    positions = np.searchsorted(components["document"], documents)
+    inside = np.flatnonzero(positions < len(components))
+    inside = inside[components["document"][positions[inside]] == documents[inside]]
+    return components[positions[inside]], inside

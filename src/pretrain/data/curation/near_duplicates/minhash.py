@@ -62,9 +62,9 @@ class MinHash:
     def _hash_bands(self, signatures: Signatures) -> Hashes:
         data, width = signatures.astype("<u4").tobytes(), 4 * self.rows
         digest, bands = xxhash.xxh3_64_intdigest, self.bands
-        places = range(len(signatures) * bands)
-        found = (digest(data[place * width : (place + 1) * width], place % bands) for place in places)
-        return np.fromiter(found, np.uint64, len(places)).reshape(-1, bands)
+        positions = range(len(signatures) * bands)
+        found = (digest(data[position * width : (position + 1) * width], position % bands) for position in positions)
+        return np.fromiter(found, np.uint64, len(positions)).reshape(-1, bands)
 
 
 def candidate_probability(similarity: npt.NDArray[np.float64], bands: int, rows: int) -> npt.NDArray[np.float64]:

@@ -1,7 +1,7 @@
-"""Exact repeats of long paragraphs: cut everywhere but at their first place.
+"""Exact repeats of long paragraphs: cut everywhere but at their first occurrence.
 
 Three stages, as for exact duplicates: paragraphs of a unit by partition, repeats of a partition by unit, and the cut.
-They come after near-duplicates, over the documents that are kept: the first place of a paragraph then stays.
+They come after near-duplicates, over the documents that are kept: the first occurrence of a paragraph then stays.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REPEAT = np.dtype([("document", "<u8"), ("index", "<u4")])
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Paragraph:
     """A paragraph of a text, with the line breaks behind it."""
 
     first: int
@@ -48,14 +48,14 @@ class _Place:
     last: int  # of the line breaks behind it
 
 
-def _paragraphs(text: str) -> list[_Place]:
+def _paragraphs(text: str) -> list[_Paragraph]:
     """Return the paragraphs: what blank lines divide; in a text without blank lines, what line breaks divide."""
     pattern = r"\n[^\S\n]*(?:\n[^\S\n]*)+" if re.search(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S", text) else r"\n"
-    places, first = [], 0
+    positions, first = [], 0
     for found in re.finditer(pattern, text):
-        places.append(_Place(first, found.start(), found.end()))
+        positions.append(_Paragraph(first, found.start(), found.end()))
         first = found.end()
-    return [*places, _Place(first, len(text), len(text))]
+    return [*positions, _Paragraph(first, len(text), len(text))]
 
 
 def paragraph_rows(member: Rows, text: str, characters: int, unit: int) -> Rows:
@@ -64,8 +64,8 @@ def paragraph_rows(member: Rows, text: str, characters: int, unit: int) -> Rows:
     `member` is one row of dtype MEMBER.
     """
     found = []
-    for index, place in enumerate(_paragraphs(text)):
-        words = text[place.first : place.end].strip()
+    for index, position in enumerate(_paragraphs(text)):
+        words = text[position.first : position.end].strip()
         if len(words) >= characters:
             found.append((index, xxhash.xxh3_128_intdigest(words.encode("utf8", "surrogatepass"))))
     rows = np.empty(len(found), PARAGRAPH)
@@ -84,7 +84,7 @@ def shuffle_paragraphs(rows: Rows, output: Path, partitions: int) -> None:
 def repeats(rows: Rows) -> Rows:
     """Return the rows that repeat a paragraph, in canonical order of the documents; those of the base corpus are not.
 
-    The first place is in the first document of the canonical order, so the result depends on no order of input.
+    The first occurrence is in the first document of the canonical order, so the result depends on no order of input.
     """
     by = (
         rows["index"],

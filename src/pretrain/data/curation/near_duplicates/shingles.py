@@ -82,8 +82,8 @@ class Shingler:
         hashes = np.fromiter(map(self._hashes.__getitem__, flat), np.uint64, len(flat))
         windows = len(flat) - self.words + 1
         sums = hashes[:windows] * self._factors[0]
-        for place in range(1, self.words):
-            sums += hashes[place : place + windows] * self._factors[place]
+        for position in range(1, self.words):
+            sums += hashes[position : position + windows] * self._factors[position]
         if len(texts) > 1:  # leave out the windows that reach into the next text
             ends = np.cumsum(lengths)[:-1, None]
             sums = np.delete(sums, (ends - np.arange(1, self.words)).ravel())
@@ -98,7 +98,7 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     """Return the Jaccard similarity of two sets, each sorted and without repeats and not empty: 0 to 1."""
     if len(first) > len(second):
         first, second = second, first
-    places = np.searchsorted(second, first)
-    places[places == len(second)] = 0
-    shared = int(np.count_nonzero(second[places] == first))
+    positions = np.searchsorted(second, first)
+    positions[positions == len(second)] = 0
+    shared = int(np.count_nonzero(second[positions] == first))
     return shared / (len(first) + len(second) - shared)

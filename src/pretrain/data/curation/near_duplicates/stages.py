@@ -95,9 +95,9 @@ def shuffle_members(batches: Iterable[Batch], components: Path, words: int, outp
     sets: list[Hashes] = []
     ranges = []
     for batch in batches:
-        rows, places = find_components(known, batch.members["document"])
-        chosen = batch.members[places].copy()
-        found = [shingler.shingle_set(batch.texts[place]) for place in places]
+        rows, positions = find_components(known, batch.members["document"])
+        chosen = batch.members[positions].copy()
+        found = [shingler.shingle_set(batch.texts[position]) for position in positions]
         chosen["component"] = rows["component"]
         chosen["shingles"] = [len(each) for each in found]
         members.append(chosen)
@@ -132,7 +132,7 @@ def decide_range(
 
 
 class ShingleSets:
-    """The shingle sets of a range's members by their place, read from the files of the units."""
+    """The shingle sets of a range's members by their position, read from the files of the units."""
 
     def __init__(self, units: Sequence[tuple[Rows, Path]], index: int) -> None:
         self._files = [map_partition(path, index, np.uint64) for _, path in units]
@@ -142,10 +142,10 @@ class ShingleSets:
         self._ends = concatenated(ends, np.int64)
         self._counts = concatenated(counts, np.int64)
 
-    def __call__(self, place: int) -> Hashes:
-        """Return the set of the member at this place, sorted uint64."""
-        end = self._ends[place]
-        return self._files[self._file[place]][end - self._counts[place] : end]
+    def __call__(self, position: int) -> Hashes:
+        """Return the set of the member at this position, sorted uint64."""
+        end = self._ends[position]
+        return self._files[self._file[position]][end - self._counts[position] : end]
 
 
 def read_buckets(buckets: Sequence[Path], index: int) -> Rows:

@@ -69,7 +69,7 @@ def sign_documents(task: Task) -> Counts:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TaskUnit:
     """A unit, or a shard of the base corpus."""
 
     task: Task
@@ -90,14 +90,14 @@ class _Place:
         if shard >= 0:
             return rows, copies
         found = duplicates_of(task.optional_inputs("exact", "duplicates.rows"), task.index)
-        places = np.searchsorted(rows["document"], found["document"])
-        copies[places] = found["copies"]
+        positions = np.searchsorted(rows["document"], found["document"])
+        copies[positions] = found["copies"]
         stays = np.ones(len(rows), bool)
-        stays[places] = found["document"] == found["kept"]
+        stays[positions] = found["document"] == found["kept"]
         return rows[stays], copies[stays]
 
     def keys(self, bands: int) -> Hashes:
-        """Return the band keys of all documents of the place, uint64 (documents, bands)."""
+        """Return the band keys of all documents of the unit, uint64 (documents, bands)."""
         if self.shard >= 0:
             base = self.task.settings["base"]
             return index_of(Path(base["path"]), base["shards"][self.shard], bands)["bands"]
@@ -115,7 +115,7 @@ class _Place:
         return [value] * sum(len(table) for table in with_rows)
 
     def texts(self, wanted: Hashes) -> Iterator[tuple[slice, list[str]]]:
-        """Yield the written texts of documents, sorted numbers, a row group at a time with their places in `wanted`."""
+        """Yield the written texts of documents, sorted numbers, by row group with their positions in `wanted`."""
         start = self.task.index << 32
         if self.shard >= 0:
             tables, c4 = base_texts(self.task.settings["base"], self.shard), None
@@ -147,11 +147,11 @@ class _Place:
 
 def shuffle_bands(task: Task) -> Counts:
     """Write the band keys of a unit's or shard's documents by partition."""
-    place, config = _Place(task), _config(task)
-    documents = place.documents()[0]["document"]
-    keys = place.keys(config.bands)
+    unit, config = _TaskUnit(task), _config(task)
+    documents = unit.documents()[0]["document"]
+    keys = unit.keys(config.bands)
     if config.within is not Within.all:
-        keys = keys_within(keys, place.groups(config.within))
+        keys = keys_within(keys, unit.groups(config.within))
     keys = keys[(documents & LOW).astype(np.int64)]
     stages.shuffle_bands(keys, documents, task.output("bands.rows"), int(task.settings["buckets"]))
     return {}
@@ -171,13 +171,13 @@ def find_components(task: Task) -> Counts:
 
 def shuffle_members(task: Task) -> Counts:
     """Write order, id and shingles of a unit's or shard's documents with an edge, by range."""
-    place, config = _Place(task), _config(task)
+    unit, config = _TaskUnit(task), _config(task)
     known = task.input("components", "components.rows", 0)
-    members = place.members()
+    members = unit.members()
     rows = map_partition(known, 0, components.COMPONENT)
-    _, places = components.find_components(rows, members["document"])
-    members = members[places]
-    batches = (stages.Batch(members[chosen], texts) for chosen, texts in place.texts(members["document"]))
+    _, positions = components.find_components(rows, members["document"])
+    members = members[positions]
+    batches = (stages.Batch(members[chosen], texts) for chosen, texts in unit.texts(members["document"]))
     output = stages.MemberFiles(task.output("members.rows"), task.output("shingles.rows"))
     stages.shuffle_members(batches, known, config.words, output)
     return {}
@@ -223,9 +223,9 @@ def gone_documents(paths: list[Path], task_index: int) -> Hashes:
 
 def shuffle_paragraphs(task: Task) -> Counts:
     """Write the long paragraphs of the documents of a unit or shard that are kept."""
-    place, characters = _Place(task), int(task.settings["near"]["paragraphs"])
-    members = place.members()
-    if place.shard < 0:
+    unit, characters = _TaskUnit(task), int(task.settings["near"]["paragraphs"])
+    members = unit.members()
+    if unit.shard < 0:
         found = stages.decisions_of(task.optional_inputs("near", "near.rows"), members["document"])
         gone = np.union1d(
             found["document"][~found["kept"]], gone_documents(task.optional_inputs("guard", "gone.rows"), task.index)
@@ -233,7 +233,7 @@ def shuffle_paragraphs(task: Task) -> Counts:
         members = members[~np.isin(members["document"], gone)]
     rows = [
         paragraphs.paragraph_rows(member, text, characters, task.index)
-        for chosen, texts in place.texts(members["document"])
+        for chosen, texts in unit.texts(members["document"])
         for member, text in zip(members[chosen], texts, strict=True)
     ]
     found = concatenated(rows, paragraphs.PARAGRAPH)

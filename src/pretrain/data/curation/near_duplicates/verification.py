@@ -53,7 +53,7 @@ DECISION = np.dtype(
 
 
 def canonical_order(members: Rows) -> Ints:
-    """Return the places of the members in canonical order, int64."""
+    """Return the positions of the members in canonical order, int64."""
     ids = members["id"]
     by = (members["document"], ids[:, 1], ids[:, 0], -members["preference"], -members["priority"], ~members["base"])
     return np.lexsort(by)
@@ -63,7 +63,7 @@ def decide(members: Rows, bands: Rows, shingles_of: Callable[[int], Hashes] | No
     """Return a row of `DECISION` for each member, sorted by document.
 
     `members` are whole components and `bands` the rows of their buckets. `shingles_of` gives the shingle set of a
-    member by its place, and members are removed that have the similarity with a kept one; None removes all of a
+    member by its position, and members are removed that have the similarity with a kept one; None removes all of a
     component but its first and the base corpus. Raises DataError if a band names a document that is no member.
     """
     order = canonical_order(members)
@@ -77,8 +77,8 @@ def decide(members: Rows, bands: Rows, shingles_of: Callable[[int], Hashes] | No
         twins = np.where(ordered["base"], np.arange(len(ordered)), first)
         found["similarity"] = np.where(twins == np.arange(len(ordered)), 1.0, np.nan)
     else:
-        places = order.tolist()
-        result = _Verifier(ordered, similarity, lambda place: shingles_of(places[place])).run(
+        positions = order.tolist()
+        result = _Verifier(ordered, similarity, lambda position: shingles_of(positions[position])).run(
             _buckets_of(ordered, bands)
         )
         twins = np.array(result.twins, np.int64)
@@ -91,20 +91,20 @@ def decide(members: Rows, bands: Rows, shingles_of: Callable[[int], Hashes] | No
 
 
 def _first_of_component(components: Hashes) -> Ints:
-    """Return for each member, in canonical order, the place of the first of its component."""
+    """Return for each member, in canonical order, the position of the first of its component."""
     _, firsts, inverse = np.unique(components, return_index=True, return_inverse=True)
     return firsts[inverse]
 
 
 @dataclass(frozen=True)
 class _Buckets:
-    """The buckets, as numbers from 0, of each member by its place."""
+    """The buckets, as numbers from 0, of each member by its position."""
 
     buckets: Ints
     starts: Ints  # (members + 1,)
 
-    def of(self, place: int) -> list[int]:
-        return self.buckets[self.starts[place] : self.starts[place + 1]].tolist()
+    def of(self, position: int) -> list[int]:
+        return self.buckets[self.starts[position] : self.starts[position + 1]].tolist()
 
 
 def _buckets_of(ordered: Rows, bands: Rows) -> _Buckets:
@@ -116,10 +116,10 @@ def _buckets_of(ordered: Rows, bands: Rows) -> _Buckets:
     if not known.all():
         number = int(bands["document"][~known][0])
         raise DataError(f"Document {number} has a bucket but no shingles: the files of this stage are not all there.")
-    places = by_document[spots]
+    positions = by_document[spots]
     buckets = np.unique(bands["key"], return_inverse=True)[1]
-    arranged = np.lexsort((buckets, places))
-    starts = np.searchsorted(places[arranged], np.arange(len(ordered) + 1))
+    arranged = np.lexsort((buckets, positions))
+    starts = np.searchsorted(positions[arranged], np.arange(len(ordered) + 1))
     return _Buckets(buckets[arranged], starts)
 
 
@@ -133,23 +133,23 @@ class _Verifier:
     twins: list[int] = field(default_factory=list)
     similarities: list[float] = field(default_factory=list)
     unverified: list[bool] = field(default_factory=list)
-    kept: dict[int, list[int]] = field(default_factory=dict)  # places of kept members by bucket
+    kept: dict[int, list[int]] = field(default_factory=dict)  # positions of kept members by bucket
 
     def run(self, buckets: _Buckets) -> _Verifier:
         sizes = self.ordered["shingles"].tolist()
         base = self.ordered["base"].tolist()
-        for place in range(len(sizes)):
-            own = buckets.of(place)
-            twin, similarity, complete = (place, 1.0, True) if base[place] else self._twin(place, own, sizes)
+        for position in range(len(sizes)):
+            own = buckets.of(position)
+            twin, similarity, complete = (position, 1.0, True) if base[position] else self._twin(position, own, sizes)
             self.twins.append(twin)
             self.similarities.append(similarity)
-            self.unverified.append(twin == place and not complete)
-            if twin == place:
+            self.unverified.append(twin == position and not complete)
+            if twin == position:
                 for bucket in own:
-                    self.kept.setdefault(bucket, []).append(place)
+                    self.kept.setdefault(bucket, []).append(position)
         return self
 
-    def _twin(self, place: int, own: list[int], sizes: list[int]) -> tuple[int, float, bool]:
+    def _twin(self, position: int, own: list[int], sizes: list[int]) -> tuple[int, float, bool]:
         """Return the first kept member with the similarity, or the member itself; and whether all were compared."""
         listed = [self.kept[bucket] for bucket in own if bucket in self.kept]
         complete = all(len(each) <= MAX_LISTED for each in listed)
@@ -157,17 +157,17 @@ class _Verifier:
         mine: Hashes | None = None
         tries = 0
         for other, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            small, large = sorted((sizes[place], sizes[other]))
+            small, large = sorted((sizes[position], sizes[other]))
             if small / large < self.similarity:  # no set of these sizes has it: costs no comparison
                 continue
             if tries == MAX_TRIES:
-                return place, 1.0, False
+                return position, 1.0, False
             tries += 1
-            mine = self.shingles_of(place) if mine is None else mine
+            mine = self.shingles_of(position) if mine is None else mine
             found = jaccard(mine, self.shingles_of(other))
             if found >= self.similarity:
                 return other, found, True
-        return place, 1.0, complete
+        return position, 1.0, complete
 
 
 def check_decisions(decisions: Rows, similarity: float, name: str) -> None:
@@ -195,13 +195,13 @@ def guard(bands: Rows, decisions: Rows, validation: npt.NDArray[np.bool_]) -> Ha
     document is for validation. A training document beside a validation document goes; beside one of the base corpus,
     which is never changed, the new validation document goes instead.
     """
-    places = np.searchsorted(decisions["document"], bands["document"])
-    kept = decisions["kept"][places]
-    bands, places = bands[kept], places[kept]
-    held_out, base = validation[places], decisions["base"][places]
+    positions = np.searchsorted(decisions["document"], bands["document"])
+    kept = decisions["kept"][positions]
+    bands, positions = bands[kept], positions[kept]
+    held_out, base = validation[positions], decisions["base"][positions]
     beside_training = shares_bucket_with(bands, base & ~held_out)
     gone = np.unique(bands["document"][beside_training & held_out & ~base])
     held_out &= ~np.isin(bands["document"], gone)
     beside_validation = shares_bucket_with(bands, held_out)
-    leaking = ~validation[places] & ~base & beside_validation
+    leaking = ~validation[positions] & ~base & beside_validation
     return np.union1d(gone, bands["document"][leaking])
