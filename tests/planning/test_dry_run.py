@@ -79,10 +79,11 @@ def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     """24 layers of 2,048 channels, in seconds and without the memory."""
     config = plan(*BILLION, f"trainer.devices={ranks}", f"batch_size={4 * ranks}")
     work = work_of(config, bf16=True)
-    started = time.process_time()
+    started, highest = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = dry_run(config.run_config(), work)
     assert time.process_time() - started < 20
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 2e9
+    # growth: earlier tests of this process have a peak of their own; the weights alone would be 5.7 GB
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - highest) * 1024 < 1e9
     held = seen.weights + seen.gradients + seen.optimizer
     assert held == pytest.approx(16 * work.parameters / ranks, rel=0.01)
     assert 1.4e9 < work.parameters < 1.45e9
