@@ -6,12 +6,7 @@ import gzip
 import json
 import lzma
 import os
-import random
 import resource
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from curation_documents import lines, settings
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.engine import Task
 from pretrain.data.curation.verify import verify
@@ -40,27 +34,8 @@ STAGES = (
 )  # fmt: skip
 
 
-def lines(count: int = 60, seed: int = 0) -> bytes:
-    """Return documents, every third a copy of the one before with a word changed, and a paragraph that repeats."""
-    draw, found = random.Random(seed), []
-    for number in range(count):
-        if number % 3 != 2:
-            words = [f"w{draw.getrandbits(24):x}" for _ in range(120)]
-        words[draw.randrange(120)] = "other"
-        text = " ".join(words) + ("\n\n" + "This stands below many a page. " * 8 if number % 5 == 0 else "")
-        found.append(json.dumps({"text": text, "url": None}) + "\n")
-    return "".join(found).encode()
-
-
-def words_of(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> list[str]:
-    source = f"sources.web={{kind: {kind}, path: '{path}', license: MIT}}"
-    return [source, "rules=none", "workers=1", f"output={output}", "duplicates.paragraphs=200", *more]
-
-
 def run(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> dict[str, Any]:
-    register_schemas("curate", CurateConfig)
-    config: CurateConfig = compose("curate", words_of(path, output, *more, kind=kind))
-    return curate(config, report=lambda line: None)
+    return curate(settings(path, output, *more, kind=kind), report=lambda line: None)
 
 
 def failure(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> tuple[int, str]:
@@ -190,36 +165,6 @@ def test_a_full_disk_in_a_stage_loses_nothing(
     if not (reference / "manifest.json").exists():
         run(tmp_path / "a.jsonl", reference, "unit_bytes=4000")
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (reference / "manifest.json").read_bytes()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_twenty_times_in_a_stage(stage: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(lines(300))
-    whole = run(tmp_path / "a.jsonl", tmp_path / "whole", "unit_bytes=20000")
-    words = words_of(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=20000")
-    command = [sys.executable, str(SCRIPT), *words[:2], "workers=2", *words[3:]]
-    draw = random.Random(stage)
-    for _ in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _wait_for(tmp_path / "out", stage, process)
-        time.sleep(draw.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        for path in (tmp_path / "out" / "work").glob(f"{stage}-*"):  # the stage begins anew, perhaps in its middle
-            for done in sorted(path.glob("*.done"))[draw.randrange(2) :]:
-                done.unlink()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
-    assert verify(tmp_path / "out").compared == whole["duplicates"]["near"] > 90
-
-
-def _wait_for(output: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a process has begun the stage, or has ended."""
-    for _ in range(6000):
-        if process.poll() is not None or any(output.glob(f"work/{stage}-*/plan.json")):
-            return
-        time.sleep(0.01)
 
 
 def test_the_lock_is_free_after_a_failure(tmp_path: Path) -> None:

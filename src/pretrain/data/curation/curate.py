@@ -78,6 +78,7 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     with storage_errors(output):
         (output / "work").mkdir(parents=True, exist_ok=True)
     with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+        _sweep(output)
         return _Curation(config, output, workers, report).run()
 
 
@@ -96,6 +97,14 @@ def _locked(output: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _sweep(output: Path) -> None:
+    """Delete the half-written files of a process that was killed; those of stages are deleted as each begins."""
+    with storage_errors(output):
+        for pattern in (".*.tmp", "work/.*.tmp", "work/units-*/.*.tmp"):
+            for draft in output.glob(pattern):
+                draft.unlink(missing_ok=True)
 
 
 class _Curation:
