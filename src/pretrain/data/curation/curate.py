@@ -21,7 +21,7 @@ import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
-from pretrain.data.curation.duplicates import PARTITION_BYTES, Corpus, find_duplicates, signatures_stage
+from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
     Workers,
@@ -41,6 +41,7 @@ from pretrain.data.curation.manifest import (
     made_with,
     manifest_bytes,
 )
+from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
 from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
@@ -193,7 +194,7 @@ class _Curation:
                 for name, source in self.sources.items()
             },
             "licenses": _plain(asdict(licenses)), "keep": keep.value,
-            "partitions": 1 + documents * EXACT.itemsize // PARTITION_BYTES,
+            "partitions": number_of_partitions(documents * EXACT.itemsize),
         }  # fmt: skip
         return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
 

@@ -39,6 +39,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
     partitions_of_keys,
     read_partition,
     write_rows,
+    write_sets,
 )
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, decide
 
@@ -106,8 +107,7 @@ def shuffle_members(batches: Iterable[Batch], components: Path, words: int, outp
     count = number_of_ranges(known)
     all_ranges = np.concatenate([np.empty(0, np.int64), *ranges])
     write_rows(output.members, concatenated(members, MEMBER), all_ranges, count)
-    of_shingle = np.repeat(all_ranges, [len(each) for each in sets])
-    write_rows(output.shingles, concatenated(sets, np.uint64), of_shingle, count)
+    write_sets(output.shingles, sets, all_ranges, count, np.uint64)
 
 
 def shuffle_buckets(buckets: Path, components: Path, output: Path) -> None:
