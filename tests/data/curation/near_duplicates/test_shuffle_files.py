@@ -48,9 +48,10 @@ def test_sets_are_written_as_their_rows_would_be(tmp_path: Path) -> None:
 
 def test_writing_copies_no_more_than_a_block(tmp_path: Path) -> None:
     rows = bands(SMALL_PARTITION // BAND.itemsize)
+    partitions = np.zeros(len(rows), np.int64)
     tracemalloc.start()
     try:
-        write_rows(tmp_path / "rows", rows, np.zeros(len(rows), np.int64), 1)
+        write_rows(tmp_path / "rows", rows, partitions, 1)
         assert tracemalloc.get_traced_memory()[1] < rows.nbytes / 2
     finally:
         tracemalloc.stop()
