@@ -3,10 +3,12 @@
 import bz2
 import errno
 import gzip
+import io
 import json
 import lzma
 import os
 import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,102 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     assert (code, "no document is left of 0" in message) == (3, True), message
     code, message = failure(folder / "pipe.jsonl", tmp_path / "pipe")
     assert (code, "pipe.jsonl" in message) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("permissions", "Permission denied"), ("read error", "Input/output error"), ("folder", "it is a folder"),
+        ("gone", "No such file"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_are_named(
+    fault: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start, or once the curation has begun; whole again, the same command goes on."""
+    path, output = tmp_path / "raw" / "b.jsonl", tmp_path / "out"
+    path.parent.mkdir()
+    (path.parent / "a.jsonl").write_bytes(lines(30))
+    path.write_bytes(lines(30, seed=1))
+    with monkeypatch.context() as patch:
+        if fault == "permissions":
+            path.chmod(0)
+            if os.geteuid() == 0:  # whom permissions do not bind
+                patch.setattr(os, "open", _as_nobody)
+        elif fault == "read error":
+            path.rename(tmp_path / "whole")
+            path.symlink_to("/proc/self/mem")  # a regular file whose first bytes no process can read
+        else:
+            finish = Task.finish
+
+            def finish_and_lose(task: Task, counts: dict[str, Any]) -> None:
+                finish(task, counts)
+                if task.folder.name.startswith("files-"):
+                    path.rename(tmp_path / "whole")
+                    if fault == "folder":
+                        path.mkdir()
+
+            patch.setattr(Task, "finish", finish_and_lose)
+        code, message = failure(path.parent, output)
+        named = "/mem" if fault == "read error" else "b.jsonl"  # what a link names
+        assert (code, named in message, reason in message) == (3, True, True), message
+    if fault == "permissions":
+        path.chmod(0o600)
+    else:
+        if path.is_dir():
+            path.rmdir()
+        (tmp_path / "whole").rename(path)
+    manifest = run(path.parent, output)
+    assert (manifest["documents"], manifest["duplicates"]["near"]) == (40, 20)
+
+
+_open = os.open
+
+
+def _as_nobody(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+    """Open a file as a user to whom others' private files are closed; folders on the way stay root's to pass."""
+    if os.fspath(path).endswith("b.jsonl") and not Path(path).stat().st_mode & 0o004:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return _open(path, flags, mode, **more)
+
+
+def test_texts_of_other_encodings_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    text = "Über die Brücke führte früher ein schmaler Weg, den nur wenige kannten. "
+    encodings = ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "shift-jis")
+    for number, encoding in enumerate(encodings):
+        written = (
+            f"Text {number}: {text}"
+            if encoding != "shift-jis"
+            else "橋を渡る細い道は、昔はほとんど知られていなかった。"
+        )
+        (folder / f"{encoding}.txt").write_bytes(written.encode(encoding))
+    manifest = run(folder, tmp_path / "out", "duplicates.near=false", kind="text_files")
+    counts = manifest["sources"]["web"]["documents"]
+    assert (counts["read"], counts["kept"], sum(counts["unusable"].values())) == (len(encodings), 2, len(encodings) - 2)
+    rows = [row for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert [row["text"] for row in rows] == [f"Text {number}: {text}" for number in (1, 0)]
+
+
+def test_archives_and_endless_windows_are_refused(tmp_path: Path) -> None:
+    header = b"\x28\xb5\x2f\xfd" + b"\x00" + b"\xff"  # zstd, and a window of 3.75 TB
+    for name, content, reason in (
+        ("window.jsonl.zst", header + b"\x01\x00\x00", "cannot be read to its end"),
+        ("pages.zip", _zipped(lines(3)), "no document is left"),
+        ("nested.jsonl.gz", gzip.compress(_zipped(lines(3))), "no document is left"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        code, message = failure(path, tmp_path / f"out-{name}")
+        assert (code, reason in message) == (3, True), message
+
+
+def _zipped(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("pages.jsonl", content)
+    return packed.getvalue()
 
 
 @pytest.mark.parametrize("stage", STAGES)
