@@ -4,8 +4,8 @@ one core     jsonl to a corpus with the rules of web_english and near-duplicates
              with datatrove's chain of the same filters, its MinHash (14 bands of 8 there, 20 of 8 here) and its writer
 cores        two workers over one
 threshold    another threshold on a corpus that is measured already
-memory       peak of the largest process, at several numbers of documents; with --short of two sentences each and
-             without rules, so that a million take minutes: memory that grows would grow with their number
+memory       peak of the largest process, at several numbers of documents; with --short only this, of documents of
+             two sentences each and without rules, so that a million take minutes
 
 datatrove finds words with spaCy, as it does by default. Needs `pip install datatrove==0.10.1 loguru humanize nltk
 tldextract spacy`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on average, and
@@ -196,14 +196,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000], help="numbers of documents")
     parser.add_argument("--quick", action="store_true", help="2,000 documents, one round, nothing saved")
-    parser.add_argument("--short", action="store_true", help="documents of two sentences for memory")
+    parser.add_argument("--short", action="store_true", help="memory alone, of short documents")
     given = parser.parse_args()
     settings = {"documents": given.documents, "rounds": given.rounds, "memory": given.memory, "short": given.short}
+    if given.short:
+        settings = {"memory": given.memory, "short": True}
     if given.quick:
         settings = {"documents": 2000, "rounds": 1, "memory": [], "short": False}
-    result = Result("curation_speed", typed(), settings)
+    result = Result("curation_speed_short" if settings["short"] else "curation_speed", typed(), settings)
     with tempfile.TemporaryDirectory() as name:
-        if settings["rounds"]:
+        if not settings["short"]:
             compare(result, Path(name), settings["documents"], settings["rounds"])
         memory(result, Path(name), settings["memory"], settings["short"])
     result.finish(keep=not given.quick)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from comparison import RESULTS
@@ -217,14 +217,12 @@ def curation_agreement(result: dict[str, Any]) -> str:
 
 
 def curation_speed(result: dict[str, Any]) -> str:
-    """Return the comparison, and the figures without a baseline."""
-    figures, rows = result["figures"], []
-    for name, values in figures.items():
-        if isinstance(values, dict):
-            rows += [(f"{name}: {count}", str(peak)) for count, peak in values.items()]
-        else:
-            rows.append((name, f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"))
-    return f"{comparisons(result)}\n\n{markdown(('what', 'median (lowest to highest)'), rows)}"
+    """Return the comparison, if there is one, and the peak memory by number of documents."""
+    peaks = result["figures"]["peak MiB of the largest process, by documents"]
+    memory = markdown(
+        ("documents", "peak memory of the largest process"), [(n, f"{each} MiB") for n, each in peaks.items()]
+    )
+    return "\n\n".join([*([comparisons(result)] if result["lines"] else []), memory])
 
 
 def curation_worth(result: dict[str, Any]) -> str:
