@@ -5,7 +5,7 @@ one core     jsonl to a corpus with the rules of web_english and near-duplicates
 cores        two workers over one
 threshold    another threshold on a corpus that is measured already
 memory       peak of the largest process, at several numbers of documents; with --short only this, of documents of
-             two sentences each and without rules, so that a million take minutes
+             two sentences each and without rules, so that a million take minutes, 10,000 of them in a task
 
 datatrove finds words with spaCy, as it does by default. Needs `pip install datatrove==0.10.1 loguru humanize nltk
 tldextract spacy`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on average, and
@@ -178,7 +178,7 @@ def memory(result: "Result", folder: Path, counts: list[int], short: bool) -> No
     for count in counts:
         documents = folder / "many.jsonl"
         write_documents(documents, count, SHORT if short else SENTENCES)
-        words = ("2", "rules=none") if short else ("2",)
+        words = ("2", "rules=none", "unit_bytes=2500000") if short else ("2",)
         seconds, _, peak = measured("ours", str(documents), str(folder / f"many-{count}"), *words)
         peaks[f"{count:,}"] = round(peak)
         print(count, "documents,", round(peak), "MiB,", round(seconds), "s", flush=True)
