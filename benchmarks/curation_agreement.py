@@ -7,6 +7,7 @@ Texts are reviews, web pages and lead sections of Wikipedia of the test data (PR
 in ways that make each rule remove some of them.
 """
 
+import argparse
 import json
 import lzma
 import random
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from comparison import Result, typed
 from corpora import assets
 
 from pretrain.config.compose import compose, register_schemas
@@ -24,6 +26,11 @@ from pretrain.data.curation.config import RulesConfig
 from pretrain.data.curation.rules import KEPT, RULE_NAMES, STOP_WORDS, decide, measuring, rules_of
 from pretrain.data.curation.statistics import measure
 from pretrain.data.curation.words import split_sentences, split_words
+
+MEASURES = (
+    "src/pretrain/data/curation/statistics.py", "src/pretrain/data/curation/words.py",
+    "src/pretrain/data/curation/rules.py", "configs/rules",
+)  # fmt: skip
 
 # the reasons of datatrove, and the rule here with the side of its threshold
 REASONS = {
@@ -40,6 +47,8 @@ REASONS = {
     "line_punct_ratio": "fineweb.line_end", "short_line_ratio": "fineweb.short_lines",
     "char_dup_ratio": "fineweb.dup_characters", "list_ratio": "fineweb.newlines",
 }  # fmt: skip
+
+COLUMNS = ("same reason", "another reason", "kept with another text", "raises there")
 
 
 def texts() -> Iterator[str]:
@@ -151,46 +160,51 @@ def filters() -> dict[str, tuple[Any, RulesConfig]]:
     }  # fmt: skip
 
 
-def print_table(heading: list[str], rows: list[list[str]]) -> None:
-    """Print a table as Markdown."""
-    for row in [heading, ["---"] * len(heading), *rows]:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
-def main() -> None:
-    """Print a row for each filter, and the documents that each rule removes."""
+def compared(documents: list[str], theirs: Any, config: RulesConfig, fired: Counter[str]) -> dict[str, int]:
+    """Return how many texts a filter of datatrove decides as we do; count in `fired` what it removes, by rule."""
     from datatrove.data import Document
 
+    counts = dict.fromkeys(COLUMNS, 0)
+    for text in documents:
+        document = Document(text=text, id="")
+        try:
+            result = theirs.filter(document)
+        except ZeroDivisionError:
+            counts["raises there"] += 1
+            continue
+        reason = None if result is True else REASONS.get(result[1], result[1])
+        mine = ours(text, config)
+        fired[reason or "kept"] += 1
+        counts["same reason" if reason == mine else "another reason"] += 1
+        if reason != mine and counts["another reason"] <= 3:
+            print(f"{reason} there, {mine} here: {text[:200]!r}")
+        elif reason is None and config.c4.lines:
+            counts["kept with another text"] += measure(text, measuring(config, STOP_WORDS))[1] != document.text
+    return counts
+
+
+def all_documents() -> list[str]:
+    """Return the texts, and each of them changed in four ways."""
     originals = list(texts())
     documents = list(originals)
     for number, text in enumerate(originals):
         rng = random.Random(number)
         documents += [changed(text, number + step, rng) for step in (0, 9, 19, 27)]
-    documents = [text for text in documents if split_words(text)]
-    rows, fired = [], Counter[str]()
-    for name, (theirs, config) in filters().items():
-        same = differing = raised = texts_differ = 0
-        for text in documents:
-            document = Document(text=text, id="")
-            try:
-                result = theirs.filter(document)
-            except ZeroDivisionError:
-                raised += 1
-                continue
-            reason = None if result is True else REASONS.get(result[1], result[1])
-            mine = ours(text, config)
-            fired[reason or "kept"] += 1
-            same += reason == mine
-            if reason != mine:
-                differing += 1
-                if differing <= 3:
-                    print(f"{name}: {reason} there, {mine} here: {text[:200]!r}")
-            elif reason is None and config.c4.lines:
-                texts_differ += measure(text, measuring(config, STOP_WORDS))[1] != document.text
-        rows.append([name, f"{len(documents):,}", f"{same:,}", str(differing), str(raised), str(texts_differ)])
-    print_table(["filter of datatrove 0.10.1", "texts", "same reason", "other", "raises there", "other text"], rows)
-    print_table(["rule", "removed"], [[rule, f"{fired[rule]:,}"] for rule in dict.fromkeys(REASONS.values())])
+    return [text for text in documents if split_words(text)]
+
+
+def main() -> None:
+    """Compare every filter, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="every tenth text, nothing saved")
+    given = parser.parse_args()
+    documents = all_documents()[:: 10 if given.quick else 1]
+    result, fired = Result("curation_agreement", typed(), {"texts": len(documents)}), Counter[str]()
+    result.figures["filters"] = {
+        name: compared(documents, theirs, config, fired) for name, (theirs, config) in filters().items()
+    }
+    result.figures["removed"] = {rule: fired[rule] for rule in dict.fromkeys(REASONS.values())}
+    result.finish(keep=not given.quick)
 
 
 if __name__ == "__main__":

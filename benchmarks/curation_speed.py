@@ -4,7 +4,8 @@ one core     jsonl to a corpus with the rules of web_english and near-duplicates
              with datatrove's chain of the same filters, its MinHash (14 bands of 8 there, 20 of 8 here) and its writer
 cores        two workers over one
 threshold    another threshold on a corpus that is measured already
-memory       peak of the largest process, at several numbers of documents
+memory       peak of the largest process, at several numbers of documents; with --short only this, of documents of
+             two sentences each and without rules, so that a million take minutes, 10,000 of them in a task
 
 datatrove finds words with spaCy, as it does by default. Needs `pip install datatrove==0.10.1 loguru humanize nltk
 tldextract spacy`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on average, and
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # it loads torch, which would count as memory and time of a p
 
 MEASURES = ("src/pretrain/data/curation",)
 
-SENTENCES = 14  # of a document: 1.75 kB
+SENTENCES, SHORT = 14, 2  # of a document: 1.75 kB, and of a short one
 CHILD = "--child"
 
 
@@ -47,8 +48,8 @@ def sentences(count: int = 200_000) -> list[str]:
     return found[:count]
 
 
-def write_documents(path: Path, count: int) -> int:
-    """Write so many documents as JSON lines; return the bytes of their text."""
+def write_documents(path: Path, count: int, length: int = SENTENCES) -> int:
+    """Write so many documents of `length` sentences as JSON lines; return the bytes of their text."""
     draw, pool = random.Random(1), sentences()
     earlier: list[str] = []
     size = 0
@@ -57,7 +58,7 @@ def write_documents(path: Path, count: int) -> int:
             if number % 10 == 9:
                 text = changed(draw.choice(earlier), 3, draw)
             else:
-                lines = [" ".join(draw.choices(pool, k=SENTENCES // 2)) for _ in range(2)]
+                lines = [" ".join(draw.choices(pool, k=length // 2)) for _ in range(2)]
                 text = "\n".join(lines)
             if len(earlier) < 1000:
                 earlier.append(text)
@@ -171,13 +172,14 @@ def compare(result: "Result", folder: Path, count: int, rounds: int) -> None:
     result.figures["new threshold, MB/s"] = more["new threshold"]
 
 
-def memory(result: "Result", folder: Path, counts: list[int]) -> None:
+def memory(result: "Result", folder: Path, counts: list[int], short: bool) -> None:
     """Add the peak memory of the largest process at numbers of documents."""
     peaks = result.figures["peak MiB of the largest process, by documents"] = {}
     for count in counts:
         documents = folder / "many.jsonl"
-        write_documents(documents, count)
-        seconds, _, peak = measured("ours", str(documents), str(folder / f"many-{count}"), "2")
+        write_documents(documents, count, SHORT if short else SENTENCES)
+        words = ("2", "rules=none", "unit_bytes=2500000") if short else ("2",)
+        seconds, _, peak = measured("ours", str(documents), str(folder / f"many-{count}"), *words)
         peaks[f"{count:,}"] = round(peak)
         print(count, "documents,", round(peak), "MiB,", round(seconds), "s", flush=True)
 
@@ -194,14 +196,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000], help="numbers of documents")
     parser.add_argument("--quick", action="store_true", help="2,000 documents, one round, nothing saved")
+    parser.add_argument("--short", action="store_true", help="memory alone, of short documents")
     given = parser.parse_args()
-    settings = {"documents": given.documents, "rounds": given.rounds, "memory": given.memory}
+    settings = {"documents": given.documents, "rounds": given.rounds, "memory": given.memory, "short": given.short}
+    if given.short:
+        settings = {"memory": given.memory, "short": True}
     if given.quick:
-        settings = {"documents": 2000, "rounds": 1, "memory": []}
-    result = Result("curation_speed", typed(), settings)
+        settings = {"documents": 2000, "rounds": 1, "memory": [], "short": False}
+    result = Result("curation_speed_short" if settings["short"] else "curation_speed", typed(), settings)
     with tempfile.TemporaryDirectory() as name:
-        compare(result, Path(name), settings["documents"], settings["rounds"])
-        memory(result, Path(name), settings["memory"])
+        if not settings["short"]:
+            compare(result, Path(name), settings["documents"], settings["rounds"])
+        memory(result, Path(name), settings["memory"], settings["short"])
     result.finish(keep=not given.quick)
 
 

@@ -206,6 +206,43 @@ def near_duplicates(result: dict[str, Any]) -> str:
     return "\n\n".join([*tables, comparisons(result)])
 
 
+def curation_agreement(result: dict[str, Any]) -> str:
+    """Return how many texts each filter of datatrove decides as we do, and how often each rule removes one."""
+    filters = result["figures"]["filters"]
+    columns = tuple(next(iter(filters.values())))
+    rows = [(f"`{name}`", *(f"{counts[each]:,}" for each in columns)) for name, counts in filters.items()]
+    removed = [(f"`{rule}`", f"{count:,}") for rule, count in result["figures"]["removed"].items()]
+    heading = (f"filter of datatrove, {result['settings']['texts']:,} texts", *columns)
+    return f"{markdown(heading, rows)}\n\n{markdown(('rule', 'texts that it removes'), removed)}"
+
+
+def curation_speed(result: dict[str, Any]) -> str:
+    """Return the comparison, if there is one, and the peak memory by number of documents."""
+    peaks = result["figures"]["peak MiB of the largest process, by documents"]
+    memory = markdown(
+        ("documents", "peak memory of the largest process"), [(n, f"{each} MiB") for n, each in peaks.items()]
+    )
+    return "\n\n".join([*([comparisons(result)] if result["lines"] else []), memory])
+
+
+def curation_worth(result: dict[str, Any]) -> str:
+    """Return what was planted and kept, and how well the models of both corpora do."""
+    arms, settings, found = result["arms"], result["settings"], result["difference"]
+    kept = [
+        (kind, f"{count:,}", *(f"{arm['kept'].get(kind, 0):,}" for arm in arms.values()))
+        for kind, count in result["planted"].items()
+    ]
+    scores = [
+        (name, f"{arm['tokens'][0]:,}", f"**{fmean(arm['bits_per_byte']):.3f}**",
+         ", ".join(f"{value:.3f}" for value in arm["bits_per_byte"]))
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    interval = f"{found['mean']:+.3f} (95 %: {found['low']:+.3f} to {found['high']:+.3f})"
+    scores.append(("curated minus as it is", "", interval, ""))
+    head = (f"`{settings['model']}`, {settings['steps']} steps", "tokens", "bits per byte", "by seed")
+    return f"{markdown(('documents', 'planted', *arms), kept)}\n\n{markdown(head, scores)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others have comparisons
     "quality": quality,
     "nano_models": nano_models,
@@ -218,6 +255,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "gpu_plan": gpu_plan,
     "plan_accuracy": plan_accuracy,
     "near_duplicates": near_duplicates,
+    "curation_agreement": curation_agreement,
+    "curation_speed": curation_speed,
+    "curation_worth": curation_worth,
 }
 
 

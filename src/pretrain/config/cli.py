@@ -53,7 +53,8 @@ def main(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process of the run imports the script to register its classes
     typed = sys.argv[2:] if subcommand else sys.argv[1:]
-    keep_freed_memory()
+    if config_name != "curate":  # its tasks need their memory once
+        keep_freed_memory()
     try:
         listen()
         _check_environment(config_name)

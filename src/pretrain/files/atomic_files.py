@@ -2,16 +2,22 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; a crash leaves the old file or the new one."""
+    write_blocks_atomically(path, (data,))
+
+
+def write_blocks_atomically(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write blocks one behind the other to `path`, as they come; a crash leaves the old file or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.unlink(missing_ok=True)
         with draft.open("xb") as file:  # never through a link
-            file.write(data)
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

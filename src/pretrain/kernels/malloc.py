@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that each step reuses the memory of the previous step's tensors."""
+"""What becomes of freed memory: steps of a training reuse it, tasks of a curation give it back."""
 
 import ctypes
 import os
@@ -17,11 +17,23 @@ def keep_freed_memory() -> None:
     """
     if any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ):
         return
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
+    library = _glibc()
+    if library is None:
         return
     library.mallopt(_M_TRIM_THRESHOLD, -1)  # no limit: 1 << 34 does not fit its int
     library.mallopt(_M_MMAP_MAX, 0)
     os.environ.update(REUSE)
+
+
+def return_freed_memory() -> None:
+    """Give the memory that was freed back to Linux. Does nothing if the C library is not glibc."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -167,6 +167,12 @@ def test_the_guard_keeps_new_documents_from_standing_between_the_splits(assets: 
             _bands(old, False) & _bands(rows_of(output), True)
         )
     assert crossing["true"] == 0 < crossing["false"]
+    guarded = str(tmp_path / "guard-true")
+    with pytest.raises(ConfigError, match=r"data\.validation_fraction=0\.05 is not the validation\.fraction=0\.5 "):
+        CuratedConfig(path=guarded).open()
+    for path, fraction in ((guarded, 0.5), (guarded, 0.0), (str(tmp_path / "guard-false"), 0.05)):
+        CuratedConfig(path=path, validation_fraction=fraction).open()
+    CuratedConfig(path=str(tmp_path / "old"), validation_fraction=0.2).open()  # it has no base: clusters are whole
 
 
 def _bands(rows: list[dict[str, Any]], validation: bool) -> set[int]:

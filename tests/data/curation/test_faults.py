@@ -3,15 +3,12 @@
 import bz2
 import errno
 import gzip
+import io
 import json
 import lzma
 import os
-import random
 import resource
-import signal
-import subprocess
-import sys
-import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from curation_documents import lines, settings
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.engine import Task
 from pretrain.data.curation.verify import verify
@@ -40,27 +36,8 @@ STAGES = (
 )  # fmt: skip
 
 
-def lines(count: int = 60, seed: int = 0) -> bytes:
-    """Return documents, every third a copy of the one before with a word changed, and a paragraph that repeats."""
-    draw, found = random.Random(seed), []
-    for number in range(count):
-        if number % 3 != 2:
-            words = [f"w{draw.getrandbits(24):x}" for _ in range(120)]
-        words[draw.randrange(120)] = "other"
-        text = " ".join(words) + ("\n\n" + "This stands below many a page. " * 8 if number % 5 == 0 else "")
-        found.append(json.dumps({"text": text, "url": None}) + "\n")
-    return "".join(found).encode()
-
-
-def words_of(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> list[str]:
-    source = f"sources.web={{kind: {kind}, path: '{path}', license: MIT}}"
-    return [source, "rules=none", "workers=1", f"output={output}", "duplicates.paragraphs=200", *more]
-
-
 def run(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> dict[str, Any]:
-    register_schemas("curate", CurateConfig)
-    config: CurateConfig = compose("curate", words_of(path, output, *more, kind=kind))
-    return curate(config, report=lambda line: None)
+    return curate(settings(path, output, *more, kind=kind), report=lambda line: None)
 
 
 def failure(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> tuple[int, str]:
@@ -167,6 +144,102 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     assert (code, "pipe.jsonl" in message) == (3, True)
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("permissions", "Permission denied"), ("read error", "Input/output error"), ("folder", "it is a folder"),
+        ("gone", "No such file"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_are_named(
+    fault: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start, or once the curation has begun; whole again, the same command goes on."""
+    path, output = tmp_path / "raw" / "b.jsonl", tmp_path / "out"
+    path.parent.mkdir()
+    (path.parent / "a.jsonl").write_bytes(lines(30))
+    path.write_bytes(lines(30, seed=1))
+    with monkeypatch.context() as patch:
+        if fault == "permissions":
+            path.chmod(0)
+            if os.geteuid() == 0:  # whom permissions do not bind
+                patch.setattr(os, "open", _as_nobody)
+        elif fault == "read error":
+            path.rename(tmp_path / "whole")
+            path.symlink_to("/proc/self/mem")  # a regular file whose first bytes no process can read
+        else:
+            finish = Task.finish
+
+            def finish_and_lose(task: Task, counts: dict[str, Any]) -> None:
+                finish(task, counts)
+                if task.folder.name.startswith("files-"):
+                    path.rename(tmp_path / "whole")
+                    if fault == "folder":
+                        path.mkdir()
+
+            patch.setattr(Task, "finish", finish_and_lose)
+        code, message = failure(path.parent, output)
+        named = "/mem" if fault == "read error" else "b.jsonl"  # what a link names
+        assert (code, named in message, reason in message) == (3, True, True), message
+    if fault == "permissions":
+        path.chmod(0o600)
+    else:
+        if path.is_dir():
+            path.rmdir()
+        (tmp_path / "whole").rename(path)
+    manifest = run(path.parent, output)
+    assert (manifest["documents"], manifest["duplicates"]["near"]) == (40, 20)
+
+
+_open = os.open
+
+
+def _as_nobody(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+    """Open a file as a user to whom others' private files are closed; folders on the way stay root's to pass."""
+    if os.fspath(path).endswith("b.jsonl") and not Path(path).stat().st_mode & 0o004:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return _open(path, flags, mode, **more)
+
+
+def test_texts_of_other_encodings_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    text = "Über die Brücke führte früher ein schmaler Weg, den nur wenige kannten. "
+    encodings = ("utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "shift-jis")
+    for number, encoding in enumerate(encodings):
+        written = (
+            f"Text {number}: {text}"
+            if encoding != "shift-jis"
+            else "橋を渡る細い道は、昔はほとんど知られていなかった。"
+        )
+        (folder / f"{encoding}.txt").write_bytes(written.encode(encoding))
+    manifest = run(folder, tmp_path / "out", "duplicates.near=false", kind="text_files")
+    counts = manifest["sources"]["web"]["documents"]
+    assert (counts["read"], counts["kept"], sum(counts["unusable"].values())) == (len(encodings), 2, len(encodings) - 2)
+    rows = [row for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert [row["text"] for row in rows] == [f"Text {number}: {text}" for number in (1, 0)]
+
+
+def test_archives_and_endless_windows_are_refused(tmp_path: Path) -> None:
+    header = b"\x28\xb5\x2f\xfd" + b"\x00" + b"\xff"  # zstd, and a window of 3.75 TB
+    for name, content, reason in (
+        ("window.jsonl.zst", header + b"\x01\x00\x00", "cannot be read to its end"),
+        ("pages.zip", _zipped(lines(3)), "no document is left"),
+        ("nested.jsonl.gz", gzip.compress(_zipped(lines(3))), "no document is left"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        code, message = failure(path, tmp_path / f"out-{name}")
+        assert (code, reason in message) == (3, True), message
+
+
+def _zipped(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("pages.jsonl", content)
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_in_a_stage_loses_nothing(
     stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -190,36 +263,6 @@ def test_a_full_disk_in_a_stage_loses_nothing(
     if not (reference / "manifest.json").exists():
         run(tmp_path / "a.jsonl", reference, "unit_bytes=4000")
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (reference / "manifest.json").read_bytes()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_twenty_times_in_a_stage(stage: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(lines(300))
-    whole = run(tmp_path / "a.jsonl", tmp_path / "whole", "unit_bytes=20000")
-    words = words_of(tmp_path / "a.jsonl", tmp_path / "out", "unit_bytes=20000")
-    command = [sys.executable, str(SCRIPT), *words[:2], "workers=2", *words[3:]]
-    draw = random.Random(stage)
-    for _ in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _wait_for(tmp_path / "out", stage, process)
-        time.sleep(draw.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        for path in (tmp_path / "out" / "work").glob(f"{stage}-*"):  # the stage begins anew, perhaps in its middle
-            for done in sorted(path.glob("*.done"))[draw.randrange(2) :]:
-                done.unlink()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
-    assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
-    assert verify(tmp_path / "out").compared == whole["duplicates"]["near"] > 90
-
-
-def _wait_for(output: Path, stage: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a process has begun the stage, or has ended."""
-    for _ in range(6000):
-        if process.poll() is not None or any(output.glob(f"work/{stage}-*/plan.json")):
-            return
-        time.sleep(0.01)
 
 
 def test_the_lock_is_free_after_a_failure(tmp_path: Path) -> None:

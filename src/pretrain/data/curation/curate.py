@@ -21,7 +21,7 @@ import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
-from pretrain.data.curation.duplicates import PARTITION_BYTES, Corpus, find_duplicates, signatures_stage
+from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
     Workers,
@@ -41,6 +41,7 @@ from pretrain.data.curation.manifest import (
     made_with,
     manifest_bytes,
 )
+from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
 from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
@@ -78,6 +79,7 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     with storage_errors(output):
         (output / "work").mkdir(parents=True, exist_ok=True)
     with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+        _sweep(output)
         return _Curation(config, output, workers, report).run()
 
 
@@ -96,6 +98,14 @@ def _locked(output: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _sweep(output: Path) -> None:
+    """Delete the half-written files of a process that was killed; those of stages are deleted as each begins."""
+    with storage_errors(output):
+        for pattern in (".*.tmp", "work/.*.tmp", "work/units-*/.*.tmp"):
+            for draft in output.glob(pattern):
+                draft.unlink(missing_ok=True)
 
 
 class _Curation:
@@ -184,7 +194,7 @@ class _Curation:
                 for name, source in self.sources.items()
             },
             "licenses": _plain(asdict(licenses)), "keep": keep.value,
-            "partitions": 1 + documents * EXACT.itemsize // PARTITION_BYTES,
+            "partitions": number_of_partitions(documents * EXACT.itemsize),
         }  # fmt: skip
         return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
 

@@ -16,6 +16,7 @@ from pretrain.data.curation.near_duplicates import tasks
 from pretrain.data.curation.near_duplicates.buckets import BAND
 from pretrain.data.curation.near_duplicates.minhash import index_parameters
 from pretrain.data.curation.near_duplicates.paragraphs import PARAGRAPHS_VERSION, repeats_of
+from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
 from pretrain.data.curation.near_duplicates.stages import decisions_of
 from pretrain.data.curation.near_duplicates.verification import VERIFICATION_VERSION
 from pretrain.data.curation.rules import EXACT_RULE, GUARD_RULE, NEAR_RULE
@@ -23,7 +24,6 @@ from pretrain.data.curation.stages import EXACT_VERSION, duplicates_of, find_exa
 
 _OF_KEYS = ("words", "bands", "rows", "within")
 _USED_BY = {"near": (*_OF_KEYS, "similarity", "verify"), "paragraphs": (*_OF_KEYS, "paragraphs")}  # by stage
-PARTITION_BYTES = 128_000_000  # of one task of `exact`, `buckets` and `routed`
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Corpus:
         return {
             "near": near, "units": self.units, "base": self.base.record(), "partitions": self.partitions,
             "c4": dict(self.c4), "languages": dict(self.languages),
-            "buckets": 1 + self.documents * bands * BAND.itemsize // PARTITION_BYTES,
+            "buckets": number_of_partitions(self.documents * bands * BAND.itemsize),
         }  # fmt: skip
 
 

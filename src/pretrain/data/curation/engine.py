@@ -31,6 +31,7 @@ import xxhash
 from pretrain.errors import CheckpointError, RankLostError
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_json
+from pretrain.kernels.malloc import return_freed_memory
 from pretrain.stop_signals import keep_from_children
 
 TASKS_OF_A_PROCESS = 64  # then it is replaced, so that no library's memory grows over a long run
@@ -204,6 +205,15 @@ def run_task(function: Callable[[Task], Counts], folder: Path, index: int) -> No
             task.finish(function(task))
         finally:
             task.discard()
+            _free_memory()
+
+
+def _free_memory() -> None:
+    """Give freed memory back, so that a process needs what its largest task needs, however many it has done."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    return_freed_memory()
 
 
 class storage_errors:  # noqa: N801  (a context manager, used like a function)

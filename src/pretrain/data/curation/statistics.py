@@ -173,7 +173,7 @@ def _c4_kept(text: str, how: C4Lines) -> tuple[list[str], float, float]:
     for number, raw in enumerate(text.splitlines()):
         line = raw.strip()
         words = line.split()
-        if len(line) > how.max_word_length and any(len(word) > how.max_word_length for word in words):
+        if len(line) > how.max_word_length and max(map(len, words), default=0) > how.max_word_length:
             continue
         line = _CITATION.sub("", line) if "[" in line else line
         if how.terminal_punctuation and (not line.endswith(_LINE_ENDS) or line.endswith("...")):

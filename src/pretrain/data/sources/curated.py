@@ -8,7 +8,7 @@ from typing import Any
 from pretrain.data.config import CuratedConfig
 from pretrain.data.curation.manifest import check_shard, read_manifest, summary
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 COLUMNS = ["id", "text", "source", "license", "language", "split_key"]
 
@@ -23,6 +23,7 @@ class Curated(Source):
         super().__init__(config)
         self.folder = Path(config.path).expanduser()
         self.manifest = read_manifest(self.folder)
+        self._check_split()
         self._checked: set[str] = set()
         self._resume_token: ResumeToken | None = None
         self._done = 0  # documents of the shards that were read
@@ -37,6 +38,17 @@ class Curated(Source):
                         f"data.only.{name}=[{printable(value)}] is not in data.path={printable(config.path)}. "
                         f"There are: {', '.join(printable(each) for each in sorted(there))}."
                     )
+
+    def _check_split(self) -> None:
+        """Raise ConfigError if near-duplicates were kept on one side of another split than this training's."""
+        made, share = self.manifest["settings"]["validation"], self.config.validation_fraction
+        guarded = self.manifest["base"] and self.manifest["settings"]["duplicates"]["near"] and made["guard"]
+        if guarded and share and share != made["fraction"]:
+            raise ConfigError(
+                f"data.validation_fraction={share:g} is not the validation.fraction={made['fraction']:g} for which "
+                f"{self.origin()} was made: near-duplicates of its base could be in training and validation. Try "
+                f"data.validation_fraction={made['fraction']:g}, or curate again with validation.fraction={share:g}."
+            )
 
     def origin(self) -> str:
         return f"data.path={printable(self.config.path)}"

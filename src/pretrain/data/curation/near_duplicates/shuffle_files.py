@@ -8,7 +8,8 @@ little-endian. Nothing in it is ever executed. The same rows give the same bytes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,21 @@ import xxhash
 
 from pretrain.data.curation.near_duplicates.shingles import Hashes, Ints
 from pretrain.errors import DataError
-from pretrain.files.atomic_files import write_atomically
+from pretrain.files.atomic_files import write_blocks_atomically
 
 MARK = int.from_bytes(b"rows v01", "little")  # other bytes when the layout changes
 HEAD_BYTES = 32
+BLOCK_ROWS = 1 << 16  # written at once
+SMALL_PARTITION, LARGE_PARTITION = 16_000_000, 128_000_000  # bytes of a task's rows; it needs four times that memory
+PARTITIONS = 1024  # small ones, then they grow: each is a piece of every unit's file
 _REMEDY = "Delete it, and the stage that wrote it runs again."
 
 Rows = npt.NDArray[Any]  # of a structured dtype, or uint64
+
+
+def number_of_partitions(rows_bytes: int) -> int:
+    """Return into how many partitions rows of so many bytes are divided; 1 or more."""
+    return 1 + rows_bytes // min(LARGE_PARTITION, max(SMALL_PARTITION, rows_bytes // PARTITIONS))
 
 
 def partitions_of_keys(keys: Hashes, partitions: int) -> Ints:
@@ -34,12 +43,32 @@ def partitions_of_keys(keys: Hashes, partitions: int) -> Ints:
 
 def write_rows(path: Path, rows: Rows, partition_of_row: Ints, partitions: int) -> None:
     """Write rows (n,), sorted by partition; within a partition they keep their order."""
-    order = np.argsort(partition_of_row, kind="stable")
-    offsets = np.zeros(partitions + 1, "<i8")
-    np.cumsum(np.bincount(partition_of_row, minlength=partitions), out=offsets[1:])
-    head = np.array([MARK, partitions, rows.dtype.itemsize, _hash(offsets)], "<i8")
-    arranged = rows[order].astype(rows.dtype.newbyteorder("<"), copy=False)
-    write_atomically(path, b"".join([head.tobytes(), offsets.tobytes(), arranged.tobytes()]))
+
+    def blocks() -> Iterator[Rows]:
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            yield rows[block if order is None else order[block]]
+
+    order = None if partitions == 1 else np.argsort(partition_of_row, kind="stable")
+    _write(path, np.bincount(partition_of_row, minlength=partitions), rows.dtype, blocks())
+
+
+def write_sets(path: Path, sets: Sequence[Rows], partition_of_set: Ints, partitions: int, dtype: npt.DTypeLike) -> None:
+    """Write the rows of all sets, each set whole in its partition; within a partition sets keep their order."""
+    order = np.argsort(partition_of_set, kind="stable")
+    counts = np.zeros(partitions, np.int64)
+    np.add.at(counts, partition_of_set, np.array([len(each) for each in sets], np.int64))
+    _write(path, counts, np.dtype(dtype), (sets[index] for index in order))
+
+
+def _write(path: Path, counts: Ints, dtype: np.dtype[Any], blocks: Iterable[Rows]) -> None:
+    """Write a file of partitions with so many rows each; only a block at a time is copied in memory."""
+    kind = dtype.newbyteorder("<")
+    offsets = np.zeros(len(counts) + 1, "<i8")
+    np.cumsum(counts, out=offsets[1:])
+    head = np.array([MARK, len(counts), kind.itemsize, _hash(offsets)], "<i8")
+    written = (block.astype(kind, copy=False).tobytes() for block in blocks)
+    write_blocks_atomically(path, chain([head.tobytes(), offsets.tobytes()], written))
 
 
 def map_partition(path: Path, partition: int, dtype: npt.DTypeLike) -> Rows:

@@ -39,6 +39,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
     partitions_of_keys,
     read_partition,
     write_rows,
+    write_sets,
 )
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, decide
 
@@ -106,8 +107,7 @@ def shuffle_members(batches: Iterable[Batch], components: Path, words: int, outp
     count = number_of_ranges(known)
     all_ranges = np.concatenate([np.empty(0, np.int64), *ranges])
     write_rows(output.members, concatenated(members, MEMBER), all_ranges, count)
-    of_shingle = np.repeat(all_ranges, [len(each) for each in sets])
-    write_rows(output.shingles, concatenated(sets, np.uint64), of_shingle, count)
+    write_sets(output.shingles, sets, all_ranges, count, np.uint64)
 
 
 def shuffle_buckets(buckets: Path, components: Path, output: Path) -> None:
@@ -132,10 +132,14 @@ def decide_range(
 
 
 class ShingleSets:
-    """The shingle sets of a range's members by their position, read from the files of the units."""
+    """The shingle sets of a range's members by their position, read from the files of the units.
+
+    Each is read when it is asked for: mapped files would count as memory of the process, as large as all sets.
+    """
 
     def __init__(self, units: Sequence[tuple[Rows, Path]], index: int) -> None:
-        self._files = [map_partition(path, index, np.uint64) for _, path in units]
+        mapped = ((path, map_partition(path, index, np.uint64)) for _, path in units)
+        self._files = [(path, int(getattr(rows, "offset", 0))) for path, rows in mapped]  # an empty one has no offset
         counts = [members["shingles"].astype(np.int64) for members, _ in units]
         self._file = np.repeat(np.arange(len(counts)), [len(each) for each in counts])
         ends = [np.cumsum(each) for each in counts]
@@ -144,8 +148,9 @@ class ShingleSets:
 
     def __call__(self, position: int) -> Hashes:
         """Return the set of the member at this position, sorted uint64."""
-        end = self._ends[position]
-        return self._files[self._file[position]][end - self._counts[position] : end]
+        path, start = self._files[self._file[position]]
+        count = int(self._counts[position])
+        return np.fromfile(path, "<u8", count, offset=start + 8 * (int(self._ends[position]) - count))
 
 
 def read_buckets(buckets: Sequence[Path], index: int) -> Rows:
