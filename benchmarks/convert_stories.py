@@ -13,6 +13,7 @@ own figure is kind to it.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,6 +41,7 @@ MEASURES = (
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 SEPARATOR = "<|endoftext|>"
 HELD_OUT = 60  # stories, evenly spaced over the file
+STARTS = ("converted", "random")
 PROMPT = "Once upon a time"
 
 
@@ -70,7 +72,7 @@ def train(start: str, given: argparse.Namespace) -> Path:
         return folder
     words = [
         "experiment=convert_to_diffusion", *start_words(given.base, start), f"data.path={given.runs / 'train.jsonl'}",
-        f"data.validation_path={given.runs / 'held_out.jsonl'}", "trainer.max_time=null",
+        f"data.validation_path={given.runs / 'held_out.jsonl'}", "trainer.max_time=null", "batch_size=8",
         f"trainer.max_steps={given.steps}", f"trainer.val_check_interval={max(1, given.steps // 4)}",
         f"checkpoint.every_n_steps={max(1, given.steps // 4)}", "checkpoint.keep=1", "logger=csv",
         "logging.report=false", f"paths.run_dir={folder}", f"paths.cache_dir={given.runs / 'cache'}", *given.words,
@@ -84,8 +86,8 @@ def likelihood(scores: list[Score]) -> dict[str, float]:
     """Return nats per token and bits per byte of scored stories, with the standard error of a bound."""
     tokens, text_bytes = (sum(getattr(score, name) for score in scores) for name in ("tokens", "text_bytes"))
     nats = -sum(score.log_likelihood for score in scores)
-    error = float(np.sqrt(sum((score.standard_error or 0.0) ** 2 for score in scores)))
-    bits = 1 / np.log(2) / text_bytes
+    error = math.sqrt(sum((score.standard_error or 0.0) ** 2 for score in scores))
+    bits = 1 / math.log(2) / text_bytes
     found = {"nats_per_token": nats / tokens, "bits_per_byte": nats * bits, "standard_error": error * bits}
     return found | {"tokens": tokens, "bytes": text_bytes}
 
@@ -130,7 +132,7 @@ def measure(given: argparse.Namespace, path: Path) -> dict[str, Any]:
     training = f" {' '.join(' '.join(text).split())} "
     scores = {"base": LanguageModel.load(given.base).score(held_out)}
     figures: dict[str, Any] = {"base": likelihood(scores["base"])}
-    for start in ("converted", "random"):
+    for start in given.only or STARTS:
         folder = train(start, given)
         llm = LanguageModel.load(folder)
         scores[start] = llm.score(held_out)
@@ -138,6 +140,8 @@ def measure(given: argparse.Namespace, path: Path) -> dict[str, Any]:
         kept = {name: report[name] for name in ("parameters", "steps", "tokens_seen", "training_s")}
         figures[start] = likelihood(scores[start]) | kept | {"sample": sample(llm, training)}
         print(f"{start}: {figures[start]['bits_per_byte']:.4f} bits per byte at most", flush=True)
+    if given.only:
+        return figures
     figures["random minus converted"] = difference(scores)
     spans = [len(copied_words(story, training).split()) for story in held_out]
     figures["copied words of held-out stories"] = {"median": float(np.median(spans)), "most": max(spans)}
@@ -147,8 +151,9 @@ def measure(given: argparse.Namespace, path: Path) -> dict[str, Any]:
 def main() -> None:
     """Train both, print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="of each run")
+    parser.add_argument("--steps", type=int, default=400, help="of each run, of 8 rows of 512 tokens")
     parser.add_argument("--runs", type=Path, default=Path("logs/convert_stories"), help="folder of the runs")
+    parser.add_argument("--only", nargs="+", choices=STARTS, help="these alone; the result is then not saved")
     parser.add_argument("words", nargs="*", help="more settings of both runs; the result is then not saved")
     given = parser.parse_args()
     assets = Path(os.environ.get("PRETRAIN_ASSETS", ""))
@@ -158,7 +163,7 @@ def main() -> None:
         sys.exit(f"there are no stories at {path}: name the folder of the assets by PRETRAIN_ASSETS")
     result = Result("convert_stories", typed(), {"steps": given.steps, "held out": HELD_OUT})
     result.figures = measure(given, path)
-    result.finish(keep=not given.words)
+    result.finish(keep=not (given.words or given.only))
 
 
 if __name__ == "__main__":
