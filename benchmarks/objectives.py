@@ -13,7 +13,7 @@ seconds           of training
 
 A cell that is done is a line of `<runs>/cells.jsonl` and is not run again: typed again, the script goes on, also in the
 middle of a run, and the saved result has the cells so far. All of it is about an hour and a half on two idle cores.
-`--only` runs cells by name, such as diffusion-1-0; `--quick` runs a small cell of each objective, to show that it works.
+`--only` runs cells by name, such as diffusion-1-0; `--quick` runs a small cell of each objective to show that it works.
 """
 
 import argparse
