@@ -4,8 +4,8 @@
     python benchmarks/diffusion_step.py --size small --layers 4   diffusion_small's with 4 of its layers, 2 rows of 512
 
 The kinds take turns, so that all meet the same load. With one thread the seconds are of CPU time; making the batch is
-counted. `static` is what a GPU computes: its head also runs at positions without a target. Complementary pairs read half
-of the rows, each twice.
+counted. `static` is what a GPU computes: its head also runs at positions without a target. Complementary pairs read
+half of the rows, each twice.
 """
 
 import argparse
