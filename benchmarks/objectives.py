@@ -261,7 +261,7 @@ def main() -> None:
         if not given.quick and not given.words:
             result.save()
 
-    keep(measure(given, keep))
+    keep(measure(given, keep))  # without a new cell, too
     result.finish(keep=False)
 
 
