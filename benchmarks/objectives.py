@@ -218,11 +218,12 @@ def picture(done: list[dict[str, Any]]) -> str:
     return line_chart(lines, Look("bits per byte of unseen novels", x="epochs", log_x=True))
 
 
-def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
-    """Run and score the cells that are not done, keep what is done after each, and return the figures of all."""
+def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Run and score the cells that are not done, keep what is done after each."""
     texts, table = shared_texts(given), given.runs / "cells.jsonl"
     done = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
     known = {figures["cell"] for figures in done}
+    keep(done)
     for cell in cells(given):
         if str(cell) not in known:
             done.append(score(cell, train(cell, texts, given), texts, given))
@@ -234,7 +235,6 @@ def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], No
         print(f"{cell!s:<16} {', '.join(shown)}", flush=True)
     if len({figures["tokens"] for figures in done}) > 1:
         sys.exit("the cells were scored on different tokens, so they cannot be compared: delete cells.jsonl")
-    return done
 
 
 def main() -> None:
@@ -261,7 +261,7 @@ def main() -> None:
         if not given.quick and not given.words:
             result.save()
 
-    keep(measure(given, keep))  # without a new cell, too
+    measure(given, keep)
     result.finish(keep=False)
 
 
