@@ -45,6 +45,7 @@ def spelled(symbols: np.ndarray) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # of a busy machine: four minutes of one idle core
 def test_the_bound_comes_down_to_the_entropy_of_the_source(tiny: Any, tmp_path: Path) -> None:
     source = Source(seed=0)
     text = tmp_path / "chain.jsonl"
