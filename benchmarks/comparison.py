@@ -66,8 +66,7 @@ class Result:
 
     def finish(self, keep: bool = True) -> None:
         """Print the table and, with `keep`, write it to benchmarks/results."""
-        here = machine()
-        print(f"{self.name}: {self.settings}\n{here}")
+        print(f"{self.name}: {self.settings}\n{machine()}")
         for name, why in self.missing.items():
             print(f"  missing: {name}: {why}")
         for line in self.lines:
@@ -79,9 +78,13 @@ class Result:
         for name, figure in self.figures.items():
             print(f"  {name}: {figure}")
         if keep:
-            RESULTS.mkdir(exist_ok=True)
-            text = json.dumps(asdict(self) | {"machine": here}, indent=1)
-            (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf8")
+            self.save()
+
+    def save(self) -> None:
+        """Write what has been measured to benchmarks/results."""
+        RESULTS.mkdir(exist_ok=True)
+        text = json.dumps(asdict(self) | {"machine": machine()}, indent=1)
+        (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf8")
 
 
 def typed() -> str:

@@ -1,8 +1,9 @@
 """Compare objectives on equal text, model and budget: `python benchmarks/objectives.py --novels FOLDER --pairs FILE`.
 
 A causal, a masked (30 %), a hybrid (causal and diffusion rows) and a diffusion model of one shape read the same first
-part of english_novels, 1, 4 and 16 times, with two seeds each, and with `--whole` the whole of it once. All have one
-tokenizer and are scored on the same tokens of the same excerpts of the validation novels:
+part of english_novels: 1 and 4 times with two seeds, 16 times with one, and with `--whole` the whole of it once. All
+have one tokenizer, one learning rate and no dropout, and are scored on the same tokens of the same excerpts of the
+validation novels:
 
 bits per byte     exact for causal and hybrid models, an upper bound with its standard error for masked and diffusion
 minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier
@@ -10,8 +11,9 @@ infill            share of the words of a hidden span of 1, 3, 8 words that come
                   before the span alone, and all are told how many tokens the span has
 seconds           of training
 
-A cell that is done is a line of `<runs>/cells.jsonl` and is not run again: typed again, the script goes on. `--only`
-runs cells by name, such as diffusion-1-0; `--quick` runs one small cell of each objective, to show that it works.
+A cell that is done is a line of `<runs>/cells.jsonl` and is not run again: typed again, the script goes on, also in the
+middle of a run, and the saved result has the cells so far. All of it is about an hour and a half on two idle cores.
+`--only` runs cells by name, such as diffusion-1-0; `--quick` runs a small cell of each objective to show that it works.
 """
 
 import argparse
@@ -19,13 +21,13 @@ import json
 import lzma
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import Result, typed
+from comparison import Result
 
 from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.evaluation.bound import BoundEstimate
@@ -37,6 +39,14 @@ from pretrain.language_model import LanguageModel
 from pretrain.reports.chart import Line, Look, line_chart
 from pretrain.reports.run import read_run
 from pretrain.reports.series import Series
+
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/evaluation/bound.py",
+    "src/pretrain/inference/diffusion.py",
+)
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 OBJECTIVES = {
@@ -50,6 +60,7 @@ SHAPE = [  # that of experiment=novels_small, with its rate
     "batch_size=8", "optimizer.learning_rate=4.0e-3", "schedule.warmup_steps=30", "schedule.decay_fraction=0.5",
     "data=text_files",
 ]  # fmt: skip
+COMMAND = "python benchmarks/objectives.py --novels NOVELS --pairs PAIRS"
 SPANS = (1, 3, 8)  # words
 BYTES_OF_A_TOKEN = 4  # of this vocabulary on novels, about
 
@@ -181,9 +192,9 @@ def score(cell: Cell, folder: Path, texts: Texts, given: argparse.Namespace) -> 
 
 
 def cells(given: argparse.Namespace) -> list[Cell]:
-    """Return the cells to run, the short ones first."""
-    epochs, seeds = ([1], [0]) if given.quick else ([1, 4, 16], [0, 1])
-    found = [Cell(name, count, seed) for count in epochs for seed in seeds for name in OBJECTIVES]
+    """Return the cells to run in order: what a table needs most comes first."""
+    passes = [(1, 0)] if given.quick else [(1, 0), (1, 1), (4, 0), (16, 0), (4, 1)]  # epochs, seed
+    found = [Cell(name, count, seed) for count, seed in passes for name in OBJECTIVES]
     found += [Cell(name, 1, 0, whole=True) for name in OBJECTIVES] if given.whole else []
     return [cell for cell in found if not given.only or str(cell) in given.only]
 
@@ -207,22 +218,23 @@ def picture(done: list[dict[str, Any]]) -> str:
     return line_chart(lines, Look("bits per byte of unseen novels", x="epochs", log_x=True))
 
 
-def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run and score the cells that are not done, write each as it ends, and return the figures of all."""
+def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Run and score the cells that are not done, keep what is done after each."""
     texts, table = shared_texts(given), given.runs / "cells.jsonl"
     done = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
     known = {figures["cell"] for figures in done}
+    keep(done)
     for cell in cells(given):
         if str(cell) not in known:
             done.append(score(cell, train(cell, texts, given), texts, given))
             with table.open("a") as lines:
                 lines.write(json.dumps(done[-1]) + "\n")
+            keep(done)
         figures = next(each for each in done if each["cell"] == str(cell))
         shown = [f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
         print(f"{cell!s:<16} {', '.join(shown)}", flush=True)
     if len({figures["tokens"] for figures in done}) > 1:
         sys.exit("the cells were scored on different tokens, so they cannot be compared: delete cells.jsonl")
-    return done
 
 
 def main() -> None:
@@ -235,17 +247,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 steps of each objective, in a folder of their own")
     parser.add_argument("words", nargs="*", help="more settings of every run")
     given = parser.parse_args()
-    given.tokens, given.vocab_size, given.excerpts, given.infills, given.n_pairs = 1_000_000, 4096, 400, 200, 2000
+    given.tokens, given.vocab_size, given.excerpts, given.infills, given.n_pairs = 1_000_000, 4096, 200, 100, 1000
     if given.quick:
         given.tokens, given.vocab_size, given.excerpts, given.infills, given.n_pairs = 100_000, 1024, 8, 4, 20
         given.runs /= "quick"
         given.words += ["trainer.max_steps=20", "trainer.max_epochs=null", "schedule.warmup_steps=2"]
-    done = measure(given)
-    (given.runs / "objectives.svg").write_text(picture(done), encoding="utf8")
-    if not given.quick and not given.only:
-        result = Result("objectives", typed(), {"shape": "experiment=novels_small", "tokens": given.tokens})
+    scored = {"excerpts": given.excerpts, "infills": given.infills, "pairs": given.n_pairs}
+    result = Result("objectives", COMMAND, {"shape": "experiment=novels_small", "tokens": given.tokens} | scored)
+
+    def keep(done: list[dict[str, Any]]) -> None:
         result.figures["cells"] = done
-        result.finish()
+        (given.runs / "objectives.svg").write_text(picture(done), encoding="utf8")
+        if not given.quick and not given.words:
+            result.save()
+
+    measure(given, keep)
+    result.finish(keep=False)
 
 
 if __name__ == "__main__":

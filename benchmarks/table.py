@@ -19,7 +19,10 @@ from comparison import RESULTS
 from provenance import ROOT, command_of, machine_line, measured_line, script_of
 
 README, FOLDER = ROOT / "README.md", ROOT / "docs/results"
-PAGES = [README, *(FOLDER / f"{name}.md" for name in ("quality", "cpu", "gpu", "plan-accuracy", "curation"))]
+PAGES = [
+    README,
+    *(FOLDER / f"{name}.md" for name in ("quality", "objectives", "cpu", "gpu", "plan-accuracy", "curation")),
+]
 BLOCK = re.compile(r"<!-- results(?:: (?P<name>\w+))? -->\n(?P<table>.*?)<!-- /results -->", re.S)
 MEASURED = re.compile(r"^Measured at .*\n", re.M)
 SUMMARY = (  # of README: what is shown, result, line, baseline
@@ -131,6 +134,55 @@ def novels(result: dict[str, Any]) -> str:
         if (figures := result["figures"].get(name))
     ]
     return markdown(("objective", "parameters", "tokens", "on four other novels"), rows)
+
+
+def objectives(result: dict[str, Any]) -> str:
+    """Return a row for each objective and number of passes, over the cells that are done."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in result["figures"]["cells"]:
+        passes = "all novels once" if "whole" in cell["cell"] else f"{cell['epochs']}"
+        groups.setdefault((passes, cell["objective"]), []).append(cell)
+    rows = []
+    for (passes, name), cells in groups.items():
+        bound = "bits_per_byte_bound" in cells[0]
+        likelihood = spread([cell["bits_per_byte_bound" if bound else "bits_per_byte"] for cell in cells], shown)
+        shares = (
+            spread([cell[key] for cell in cells if key in cell], percent)
+            for key in ("minimal_pairs", "infill_1", "infill_3", "infill_8")
+        )
+        seconds = f"{fmean(cell['seconds'] for cell in cells):,.0f}"
+        rows.append((passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", *shares, seconds))
+    head = (
+        "passes",
+        "objective",
+        "seeds",
+        "bits per byte",
+        "minimal pairs",
+        "infill 1 word",
+        "3 words",
+        "8 words",
+        "s",
+    )
+    return markdown(head, rows) if rows else "No cell has been measured yet."
+
+
+def convert_stories(result: dict[str, Any]) -> str:
+    """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
+    figures = result["figures"]
+    rows = []
+    for name, start in (("converted", "stories260K"), ("random", "random weights")):
+        row = figures[name]
+        bits = f"at most {row['bits_per_byte']:.3f} ± {row['standard_error']:.3f}"
+        copied = f"{row['sample']['copied_words']}"
+        rows.append((start, f"{row['steps']:,}", f"{row['tokens_seen'] / 1e6:.1f} M", bits, copied))
+    rows.append(("stories260K as it came, causal", "", "", shown(figures["base"]["bits_per_byte"]), ""))
+    lead, copied = figures["random minus converted"], figures["copied words of held-out stories"]
+    head = ("start", "steps", "tokens", "bits per byte", "longest copied run of a sample, words")
+    return (
+        f"{markdown(head, rows)}\n\nThe bound is {lead['nats_per_token']:.3f} ± {lead['standard_error']:.3f} nats per "
+        f"token lower from stories260K. The longest run of words that a held-out story shares with a training story is "
+        f"{copied['median']:.0f} words in the median and {copied['most']} at most."
+    )
 
 
 def minimal_pairs(result: dict[str, Any]) -> str:
@@ -249,6 +301,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "continued_pretraining": continued,
     "fine_tuning": fine_tuning,
     "novels": novels,
+    "objectives": objectives,
+    "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
     "gpu": gpu,
@@ -273,6 +327,18 @@ def _row(cells: tuple[str, ...]) -> str:
 def shown(value: float | None) -> str:
     """Return a figure with three decimals; nothing for None."""
     return "" if value is None else f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """Return a share in percent."""
+    return f"{value:.1%}"
+
+
+def spread(values: list[float], show: Callable[[float], str]) -> str:
+    """Return the mean, and with several values the lowest and highest; nothing for none."""
+    if len(values) < 2:
+        return "".join(map(show, values))
+    return f"{show(fmean(values))} ({show(min(values))} to {show(max(values))})"
 
 
 def readable(value: float) -> str:

@@ -93,10 +93,21 @@ def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_pat
     assert not (tmp_path / "out" / "generation_config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["bert", "modern_bert"])
-def test_a_diffusion_is_exported_as_a_masked_model(name: str, tmp_path: Path) -> None:
-    run = run_of(tmp_path / "run", shape(name, context_length=64), causal=False, objective=DiffusionConfig())
+@pytest.mark.parametrize(
+    ("name", "changes", "architecture"),
+    [
+        ("bert", {}, "BertForMaskedLM"),
+        ("modern_bert", {}, "ModernBertForMaskedLM"),
+        ("llama", {"qk_norm": False}, "EuroBertForMaskedLM"),
+    ],
+)
+def test_a_diffusion_is_exported_as_a_masked_model(
+    name: str, changes: dict[str, Any], architecture: str, tmp_path: Path
+) -> None:
+    config = shape(name, context_length=64, **changes)
+    run = run_of(tmp_path / "run", config, causal=False, objective=DiffusionConfig())
     found = export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert architecture in str(found)
     assert found.card.auto_class == "AutoModelForMaskedLM"
     assert found.largest_difference is not None
     assert found.largest_difference < 1e-3

@@ -1,4 +1,4 @@
-"""A causal model becomes a masked diffusion, which learns to respond to prompts and is exported or refused."""
+"""A causal or masked model becomes a masked diffusion, which samples, is scored, and is exported or refused."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from pretrain.config.scripts import ExportConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.interop.export import export_model
-from pretrain.interop.families import LLAMA_FAMILY
+from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY, MODERN_BERT_FAMILY
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.training.train import run
@@ -85,6 +85,47 @@ def test_a_causal_model_becomes_a_diffusion_that_responds(tiny: Any, base: Path,
     assert tuned.validation["val/loss_bound"] > 0
     assert tuned.validation_targets[""] == len(" it is said") + 1  # the response and its end alone
     assert LanguageModel.load(tuned.folder).respond("say 1", max_new_tokens=4, seed=0) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family"), [("bert", BERT_FAMILY), ("modern_bert", MODERN_BERT_FAMILY)], ids=["bert", "modern_bert"]
+)
+def test_a_masked_model_becomes_a_diffusion_and_goes_back(name: str, family: Any, tiny: Any, tmp_path: Path) -> None:
+    """A folder of transformers in, some steps with samples, its bound, and a folder of transformers out."""
+    start = random_model(shape(name, context_length=64), BYTES.vocab_size, causal=False)
+    base = write_ours(tmp_path / "base", family, start)
+    words = ["optimizer.learning_rate=0.003", "trainer.max_steps=20", "trainer.val_check_interval=20"]
+    words += [
+        "trainer.validate_first=true",
+        "sample.every_n_steps=10",
+        "sample.prompts=['The quick', 'a [MASK][MASK]']",
+    ]
+    report = run(tiny.plan(*converting(tiny, base, "objective.random_length_rows=0.5", *words)))
+    assert report.validation["val/loss_bound"] < report.first_validation["val/loss_bound"]
+    samples = [json.loads(line) for line in (Path(report.folder) / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [10, 20]
+    for sample in samples:
+        assert "The quick" in str(sample)
+        assert "a [MASK][MASK]" in str(sample)
+        assert "no sample" not in str(sample)
+
+    found = open_model(report.folder)
+    assert (found.objective.kind, found.objective.shift_targets) == ("diffusion", False)  # it predicts in place
+    llm = LanguageModel.load(report.folder)
+    score = llm.score("The quick brown fox")
+    assert score.is_bound
+    assert score.standard_error is not None
+    exported = export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
+    assert exported.card.auto_class == "AutoModelForMaskedLM"
+    assert exported.largest_difference is not None  # of logits, in transformers
+    assert exported.largest_difference < 1e-3
+    again = open_model(tmp_path / "out").load()
+    before = dict(start.named_parameters())
+    trained = found.load()
+    for key, parameter in again.named_parameters():
+        torch.testing.assert_close(parameter, trained.get_parameter(key), atol=0, rtol=0)
+    assert any(not torch.equal(parameter, before[key]) for key, parameter in trained.named_parameters())
 
 
 def test_a_base_without_a_mask_token_says_what_to_type(tiny: Any, base: Path) -> None:
