@@ -1,6 +1,6 @@
 """Sizes that the training benchmarks compare, and our settings for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -75,4 +75,14 @@ SHAPES = {
     "llama_1b_gpu": Shape("llama_1b", 16, 2048, 32, 128256, 2048, 4, accumulation=4, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
+    "gpt_tiny": Shape("gpt_nano", 2, 64, 2, 512, 64, 4, accumulation=2),  # to try the benchmarks of GPUs on a CPU
 }
+
+
+def shape_of(name: str) -> Shape:
+    """Return the shape of a name; of `name@rows` with micro-batches of that many rows and as many tokens a step."""
+    shape, _, rows = name.partition("@")
+    found = SHAPES[shape]
+    if not rows:
+        return found
+    return replace(found, rows=int(rows), accumulation=max(1, found.rows * found.accumulation // int(rows)))
