@@ -17,6 +17,7 @@ shows that they work and measures nothing. In benchmarks/results the files make 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def run_part(command: list[str], deadline_s: float, log: Path) -> tuple[str, flo
         )
         try:
             code = process.wait(deadline_s)
-            outcome = "done" if code == 0 else f"ended with exit code {code}: {_last_line(log)}"
+            outcome = "done" if code == 0 else _failure(code, log)
         except subprocess.TimeoutExpired:
             outcome = f"ended at its deadline of {deadline_s:.0f} s; the files have what it measured by then"
         finally:
@@ -100,6 +101,13 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _failure(code: int, log: Path) -> str:
+    """Return why a part has ended: it lacks a library, which is no fault of its own, or it failed."""
+    last = _last_line(log)
+    lacking = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
+    return f"left out: {lacking[1]} is not installed" if lacking else f"ended with exit code {code}: {last}"
 
 
 def _last_line(log: Path) -> str:

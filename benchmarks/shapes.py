@@ -17,6 +17,7 @@ class Shape:
     rows: int  # per micro-batch
     compile: bool | None = None  # our blocks; None: where it pays, as in any long run
     accumulation: int = 1  # micro-batches per step
+    text: Path | None = None  # files that ours reads; None: the documentation of Python
     gpu: bool = False  # on a GPU in bf16, where peers compile too; else on a CPU in float32
 
     @property
@@ -57,6 +58,7 @@ class Shape:
             f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
             "checkpoint.every_n_steps=1000000",
             "sample.every_n_steps=0",
+            *(["data=text_files", f"data.path={self.text}"] if self.text else []),
             f"paths.logs_dir={folder / 'logs'}",
             f"paths.cache_dir={folder / 'cache'}",
         ]
@@ -75,7 +77,19 @@ SHAPES = {
     "llama_1b_gpu": Shape("llama_1b", 16, 2048, 32, 128256, 2048, 4, accumulation=4, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
-    "gpt_tiny": Shape("gpt_nano", 2, 64, 2, 512, 64, 4, accumulation=2),  # to try the benchmarks of GPUs on a CPU
+    # to try the benchmarks of GPUs on a CPU
+    "gpt_tiny": Shape(
+        "gpt_nano",
+        2,
+        64,
+        2,
+        512,
+        64,
+        4,
+        compile=False,
+        accumulation=2,
+        text=Path(__file__).parents[1] / "CONTRIBUTING.md",
+    ),
 }
 
 
