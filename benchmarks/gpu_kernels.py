@@ -130,23 +130,23 @@ class Bench:
             first_sparse = AttentionMask(case.causal, blocks=build_block_mask(case.causal, case.window, numbers[:1]))
         compiled = self.compile(attend)
         candidates: dict[str, Work] = {
-            "ours": lambda *qkv: compiled(*qkv, sparse, 0.0),
-            "dense": lambda *qkv: attend(*qkv, dense, 0.0),
+            "ours": lambda q, k, v: compiled(q, k, v, sparse, 0.0),
+            "dense": lambda q, k, v: attend(q, k, v, dense, 0.0),
         }
         rows = [each.detach()[:1].requires_grad_() for each in (q, k, v)]
         of_first: dict[str, Work] = {
-            "ours": lambda *qkv: compiled(*qkv, first_sparse, 0.0),
-            "dense": lambda *qkv: attend(*qkv, first, 0.0),
+            "ours": lambda q, k, v: compiled(q, k, v, first_sparse, 0.0),
+            "dense": lambda q, k, v: attend(q, k, v, first, 0.0),
         }
-        errors = errors_of(of_first, lambda *qkv: attend(*qkv, first, 0.0), rows)
+        errors = errors_of(of_first, lambda q, k, v: attend(q, k, v, first, 0.0), rows)
         if case.window is None:
             plain = AttentionMask(case.causal)
-            whole: dict[str, Work] = {"one document": lambda *qkv: attend(*qkv, plain, 0.0)}
+            whole: dict[str, Work] = {"one document": lambda q, k, v: attend(q, k, v, plain, 0.0)}
             if self.device == "cuda":
-                whole["cudnn"] = lambda *qkv: by_cudnn(*qkv, case.causal)
+                whole["cudnn"] = lambda q, k, v: by_cudnn(q, k, v, case.causal)
             candidates |= whole
             with_error = {name: work for name, work in whole.items() if self.works(name, work, rows)}
-            errors |= errors_of(with_error, lambda *qkv: attend(*qkv, plain, 0.0), rows)
+            errors |= errors_of(with_error, lambda q, k, v: attend(q, k, v, plain, 0.0), rows)
         self.race(str(case), candidates, (q, k, v), errors)
 
     def works(self, name: str, work: Work, inputs: Sequence[Tensor]) -> bool:
@@ -187,7 +187,7 @@ class Bench:
         some = ids[:512]
         few = {"ours": summed(ours, some), "chunks": summed(LossSettings(), some)}
         part = [features.detach()[:512].requires_grad_(), weight.detach().clone().requires_grad_()]
-        errors = errors_of(few, lambda *inputs: whole(*inputs, some), part)
+        errors = errors_of(few, lambda x, weight: whole(x, weight, some), part)
         what = f"loss of {targets:,} targets, vocabulary of {vocabulary:,}"
         self.race(what, candidates, (features, weight), errors)
         for name, work in candidates.items() if self.device == "cuda" else ():
