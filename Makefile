@@ -9,7 +9,7 @@ BENCHMARKS := start_up framework_tax plain_step training_step memory matmul mask
 EXTRAS := wandb,comet,progress:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt
 OF_CORPORA := data_loading tokenizing near_duplicates# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long test-extras coverage wheel faults bench bench-full settings docs check format clean
+.PHONY: train test test-fast test-long test-extras coverage wheel faults bench bench-full gpu settings docs check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
@@ -56,11 +56,18 @@ bench: $(BENCH)
 	test -z "$$failed" || { echo "these ended with an error:$$failed"; exit 1; }
 	$(if $(PRETRAIN_ASSETS),,@echo "left out, as PRETRAIN_ASSETS names no folder of corpora: $(OF_CORPORA)")
 
-# in full, for an idle machine: writes benchmarks/results and the README's table; gpu.py where there is a GPU
+# in full, for an idle machine: writes benchmarks/results and the README's table; `make gpu` where there is a GPU
 bench-full: $(BENCH)
 	@failed=; for name in $(BENCHMARKS) $(OF_CORPORA) time_to_loss; do $(RUN) benchmarks/$$name.py || failed="$$failed $$name"; done; \
 	test -z "$$failed" || { echo "these ended with an error:$$failed"; exit 1; }
 	$(RUN) benchmarks/table.py
+
+# where there is a GPU: ceilings, kernels, races, profile and truth in less than nine minutes, and their tables; elsewhere
+# a tiny form that keeps nothing
+gpu: $(BENCH)
+	@if $(RUN) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		$(RUN) benchmarks/gpu_all.py --out benchmarks/results && $(RUN) benchmarks/table.py; \
+	else $(RUN) benchmarks/gpu_all.py --tiny --out .cache/gpu_tiny; fi
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -11,25 +11,25 @@ hugging_face    GPT-2 or BERT of transformers under its Trainer
 litgpt          litgpt's model in a loop
 """
 
+from __future__ import annotations
+
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from shapes import SHAPES, Shape
+from shapes import Shape, shape_of
 from torch import Tensor, nn
 from turns import Turn
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
-from pretrain.objectives.batch import Batch
-from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.parallelize import parallelize
+if TYPE_CHECKING:  # loaded by those who need it: a peer runs where this package's requirements are not installed
+    from pretrain.config.run import RunConfig
+    from pretrain.objectives.batch import Batch
+    from pretrain.objectives.objective import ModelWithLoss
 
 
 def ours(shape: Shape, turn: Turn, folder: Path) -> None:
@@ -47,6 +47,9 @@ def ours(shape: Shape, turn: Turn, folder: Path) -> None:
 
 def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train our model without a framework."""
+    from pretrain.parallel.config import ParallelConfig
+    from pretrain.parallel.parallelize import parallelize
+
     model_with_loss, batches = our_learner(shape, folder)
     model_with_loss.to(shape.device)
     parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
@@ -101,7 +104,7 @@ def lightning(shape: Shape, turn: Turn, folder: Path) -> None:
     trainer.fit(Module(), torch.utils.data.DataLoader(_Endless(batches), batch_size=None))
 
 
-class _Endless(torch.utils.data.IterableDataset[Batch]):
+class _Endless(torch.utils.data.IterableDataset[Any]):
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches = batches
 
@@ -220,6 +223,7 @@ def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Bat
     from pretrain.data.batch_sizes import BatchSizes, StepSize
     from pretrain.data.prepare import prepare, training_rows
     from pretrain.models.init import initialize
+    from pretrain.objectives.objective import ModelWithLoss
     from pretrain.training.datamodule import MicroBatches, RankSlice
 
     config = _config(shape, folder)
@@ -234,6 +238,9 @@ def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Bat
 
 
 def _config(shape: Shape, folder: Path) -> RunConfig:
+    from pretrain.config.compose import compose, register_schemas
+    from pretrain.config.run import RunConfig
+
     register_schemas("train", RunConfig)
     found: RunConfig = compose("train", shape.settings(folder))
     return found
@@ -292,7 +299,7 @@ def main() -> None:
     name, shape = sys.argv[1:]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        CONTENDERS[name](SHAPES[shape], Turn(SHAPES[shape].gpu), Path(folder))
+        CONTENDERS[name](shape_of(shape), Turn(shape_of(shape).gpu), Path(folder))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,19 @@ class Result:
             line.target = (targets or {}).get(peer)
             self.lines.append(line)
 
-    def finish(self, keep: bool = True) -> None:
-        """Print the table and, with `keep`, write it to benchmarks/results."""
-        print(f"{self.name}: {self.settings}\n{machine()}")
+    def save(self, folder: Path | None = None) -> None:
+        """Write what is measured so far to a folder; by default benchmarks/results."""
+        folder = folder or RESULTS
+        folder.mkdir(exist_ok=True, parents=True)
+        text = json.dumps(asdict(self) | {"machine": machine()}, indent=1)
+        draft = folder / f"{self.name}.json.draft"
+        draft.write_text(text + "\n", encoding="utf8")
+        draft.replace(folder / f"{self.name}.json")
+
+    def finish(self, keep: bool = True, folder: Path | None = None) -> None:
+        """Print the table and, with `keep`, write it to a folder; by default benchmarks/results."""
+        here = machine()
+        print(f"{self.name}: {self.settings}\n{here}")
         for name, why in self.missing.items():
             print(f"  missing: {name}: {why}")
         for line in self.lines:
@@ -78,18 +88,15 @@ class Result:
         for name, figure in self.figures.items():
             print(f"  {name}: {figure}")
         if keep:
-            self.save()
-
-    def save(self) -> None:
-        """Write what has been measured to benchmarks/results."""
-        RESULTS.mkdir(exist_ok=True)
-        text = json.dumps(asdict(self) | {"machine": machine()}, indent=1)
-        (RESULTS / f"{self.name}.json").write_text(text + "\n", encoding="utf8")
+            self.save(folder)
 
 
 def typed() -> str:
-    """Return the command line that repeats this measurement."""
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """Return the command line that repeats this measurement, without the folder of its result."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def take_turns(

@@ -4,10 +4,10 @@ import os
 import platform
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 
 
@@ -21,10 +21,18 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "lightning": lightning.__version__,
+        **_versions("lightning"),
         "python": platform.python_version(),
         **({"commit": commit} if (commit := _commit()) else {}),
     }
+
+
+def _versions(package: str) -> dict[str, str]:
+    """Return the version of a package by its name; nothing if it is not installed."""
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
 
 
 def _commit() -> str:

@@ -1,6 +1,6 @@
 """Sizes that the training benchmarks compare, and our settings for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -17,6 +17,7 @@ class Shape:
     rows: int  # per micro-batch
     compile: bool | None = None  # our blocks; None: where it pays, as in any long run
     accumulation: int = 1  # micro-batches per step
+    text: Path | None = None  # files that ours reads; None: the documentation of Python
     gpu: bool = False  # on a GPU in bf16, where peers compile too; else on a CPU in float32
 
     @property
@@ -57,6 +58,7 @@ class Shape:
             f"trainer.accelerator={'gpu' if self.gpu else 'cpu'}",
             "checkpoint.every_n_steps=1000000",
             "sample.every_n_steps=0",
+            *(["data=text_files", f"data.path={self.text}"] if self.text else []),
             f"paths.logs_dir={folder / 'logs'}",
             f"paths.cache_dir={folder / 'cache'}",
         ]
@@ -75,4 +77,26 @@ SHAPES = {
     "llama_1b_gpu": Shape("llama_1b", 16, 2048, 32, 128256, 2048, 4, accumulation=4, gpu=True),
     "bert_12m": Shape("bert_base", 6, 384, 6, 4096, 128, 16),
     "bert_110m": Shape("bert_base", 12, 768, 12, 30522, 128, 16),
+    # to try the benchmarks of GPUs on a CPU
+    "gpt_tiny": Shape(
+        "gpt_nano",
+        2,
+        64,
+        2,
+        512,
+        64,
+        4,
+        compile=False,
+        accumulation=2,
+        text=Path(__file__).parents[1] / "CONTRIBUTING.md",
+    ),
 }
+
+
+def shape_of(name: str) -> Shape:
+    """Return the shape of a name; of `name@rows` with micro-batches of that many rows and as many tokens a step."""
+    shape, _, rows = name.partition("@")
+    found = SHAPES[shape]
+    if not rows:
+        return found
+    return replace(found, rows=int(rows), accumulation=max(1, found.rows * found.accumulation // int(rows)))

@@ -32,6 +32,7 @@ SUMMARY = (  # of README: what is shown, result, line, baseline
     ("training GPT-2 small, one H200", "gpu", "training, gpt 124m gpu, 8 x 16 x 1024 tokens", "nanogpt"),
     ("peak memory of that training", "gpu", "peak memory, gpt 124m gpu, 8 x 16 x 1024 tokens", "hugging_face"),
 )
+OF_GPUS = ("gpu_ceilings", "gpu_kernels", "gpu_profile")  # of `make gpu`; their tables wait for one
 NAMES = {
     "nanogpt": "nanoGPT", "hugging_face": "Hugging Face Trainer", "lightning": "Lightning's defaults",
     "baseline": "nanoGPT's setting",
@@ -49,6 +50,8 @@ def block(name: str | None, with_commit: bool = True) -> str:
     if name is None:
         return f"{summary()}\n"
     path = RESULTS / f"{name}.json"
+    if not path.exists() and name in OF_GPUS:
+        return "\nNot measured yet. Command, where there is a GPU: `make gpu`.\n\n"
     if not path.exists():
         raise SystemExit(f"{path} does not exist, and a page has the mark <!-- results: {name} -->. Take it out.")
     result = read(name)
@@ -217,6 +220,36 @@ def gpu(result: dict[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{comparisons(result)}"
 
 
+def gpu_ceilings(result: dict[str, Any]) -> str:
+    """Return what a GPU reaches, and whether its host was free."""
+    return markdown(("what", "figure"), [(what, str(figure)) for what, figure in result["figures"].items()])
+
+
+def gpu_kernels(result: dict[str, Any]) -> str:
+    """Return time, error and determinism of each kernel."""
+    rows = []
+    for what, figures in result["figures"].items():
+        case, _, kernel = what.rpartition(": ")
+        error = "" if figures["error"] is None else f"{figures['error']:.1g}"
+        peak = f"{figures['peak_mib']:,}" if "peak_mib" in figures else ""
+        rows.append((case, kernel, f"{figures['ms']:.3g}", error, "yes" if figures["deterministic"] else "no", peak))
+    rows += [("missing", kernel, "", why, "", "") for kernel, why in result["missing"].items()]
+    return markdown(("what", "kernel", "ms, forward and backward", "error", "deterministic", "MiB"), rows)
+
+
+def gpu_profile(result: dict[str, Any]) -> str:
+    """Return where the time of a micro-batch goes, ours and a peer's."""
+    rows = []
+    for what, figures in result["figures"].items():
+        classes = ", ".join(f"{kind} {ms:.3g}" for kind, ms in figures["classes_ms"].items())
+        host = "yes" if figures.get("host_bound") else "no"
+        times = [shown(figures.get(key)) for key in ("enqueue_ms", "gpu_ms")]
+        rows.append((what, *times, host, f"{figures['idle']:.0%}", f"{figures['launches']:,}", classes))
+    rows += [(f"{what}: missing", "", "", "", "", "", why) for what, why in result["missing"].items()]
+    head = ("micro-batch", "host, ms", "GPU, ms", "waits for the host", "idle", "launches", "ms by class of kernel")
+    return markdown(head, rows)
+
+
 def gpu_plan(result: dict[str, Any]) -> str:
     """Return estimated and measured memory of each shape."""
     rows = [
@@ -306,6 +339,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
     "gpu": gpu,
+    "gpu_ceilings": gpu_ceilings,
+    "gpu_kernels": gpu_kernels,
+    "gpu_profile": gpu_profile,
     "gpu_plan": gpu_plan,
     "plan_accuracy": plan_accuracy,
     "near_duplicates": near_duplicates,

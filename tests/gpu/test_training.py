@@ -12,11 +12,13 @@ from pretrain.checkpoint.read import open_checkpoint
 from pretrain.data.collate import IGNORE
 from pretrain.language_model import LanguageModel
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.parity import TrainingTask
+from pretrain.training.datamodule import BatchLoader, CopyToGpu
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 ON_GPU = ("trainer.accelerator=gpu", "model.d_model=64", "trainer.precision=bf16")
@@ -68,16 +70,38 @@ def test_layers_are_compiled_once() -> None:
     assert graphs[1:] == graphs[:1] * 3
 
 
+def test_batches_copied_ahead_are_the_batches(gpu: torch.device) -> None:
+    """While the stream of the steps is busy, and more batches are built than are used at once."""
+    one = subject("gpt", d_model=64)
+
+    class Batches:
+        def is_waiting(self, index: int) -> bool:
+            return False
+
+        def __getitem__(self, index: int) -> Batch:
+            return one.batch(index)
+
+    ahead = BatchLoader(Batches(), 0, 40, 3, CopyToGpu(gpu))  # type: ignore[arg-type]
+    sums = []
+    for batch in ahead:
+        assert batch.tokens.is_cuda
+        torch.cuda._sleep(1_000_000)
+        sums.append((batch.tokens * batch.positions).sum())
+    assert [int(each) for each in sums] == [
+        int((one.batch(index).tokens * one.batch(index).positions).sum()) for index in range(40)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["true", "false"])
 def test_a_run_goes_on_exactly(compiled: str, job: Job) -> None:
-    """Bit for bit, in bf16, with dropout."""
+    """Bit for bit, in bf16, with dropout, with batches copied ahead after the resume only."""
     words = [*ON_GPU, f"parallel.compile={compiled}", "model.dropout=0.1"]
     whole = job.run("whole", *words)
     cut = shutil.copytree(whole, job.folder / "cut")
     shutil.rmtree(max((cut / "checkpoints").glob("step*")))
     (cut / "report.json").unlink()
-    job.run("cut", *words, "resume=auto")
+    job.run("cut", *words, "resume=auto", "data.prefetch=2")
     assert open_checkpoint(cut).step == 10
     assert files(cut) == files(whole)
     assert losses(cut) == losses(whole)

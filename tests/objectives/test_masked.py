@@ -143,6 +143,30 @@ def test_the_draw_never_changes_silently(version: int, places: list[int], words:
     assert batch.tokens[0, batch.target_positions[0]].tolist() == words
 
 
+@pytest.mark.parametrize("probability", [0.01, 0.15, 0.9])
+def test_a_sort_of_few_hashes_chooses_what_a_sort_of_all_does(
+    probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for rows of nothing but padding, and where the bound leaves out hashes that are needed."""
+    before = rows(text(6, length=600))
+    before.documents[1, 40:] = -1
+    before.documents[2] = -1
+    before.tokens[3, ::2] = MASK
+    few = masked(mask_probability=probability)
+    too_few = masked(mask_probability=probability)
+    quotas, bounds = too_few._quotas(600)
+    too_few._quotas_of[600] = quotas, bounds // np.uint32(8)
+    drawn = [objective.collate(before, torch.arange(6)) for objective in (few, too_few)]
+    monkeypatch.setattr("pretrain.objectives.masked._LONG", 601)
+    of_all = few.collate(before, torch.arange(6))
+    for batch in drawn:
+        assert batch.target_positions is not None
+        assert of_all.target_positions is not None
+        assert torch.equal(batch.tokens, of_all.tokens)
+        assert torch.equal(batch.targets, of_all.targets)
+        assert torch.equal(batch.target_positions, of_all.target_positions)
+
+
 def test_a_bidirectional_model_gets_the_documents_of_padded_rows() -> None:
     assert masked().collate(rows(text(2)), torch.arange(2)).documents is None
     assert masked().collate(rows(text(2), padding=3), torch.arange(2)).documents is not None

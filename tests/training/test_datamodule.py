@@ -60,6 +60,24 @@ def test_a_closed_loader_leaves_no_thread(waits_at: int):
     assert not threads()
 
 
+def test_batches_are_copied_in_the_thread_and_received_outside_it() -> None:
+    copied, received = [], []
+
+    def copy_ahead(number: Any) -> Any:
+        copied.append((number, threading.current_thread().name))
+        if number == 4:
+            raise DataError("no memory for batch 4")
+        return lambda: received.append(threading.current_thread().name) or number
+
+    batches = iter(BatchLoader(Numbers(), 1, 9, 2, copy_ahead))  # type: ignore[arg-type]
+    assert [next(batches) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(DataError, match=r"^no memory for batch 4$"):
+        next(batches)
+    assert copied == [(number, "prefetch") for number in (1, 2, 3, 4)]
+    assert received == [threading.current_thread().name] * 3
+    assert not threads()
+
+
 def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
     objective = MaskedConfig().build(Words(), seed=0)
     data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, batch_sizes=SimpleNamespace(record=list))

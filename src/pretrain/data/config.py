@@ -79,8 +79,9 @@ class DataConfig(Settings):
         bounds="[1024, inf)", unit="tokens",
     )  # fmt: skip
     prefetch: int = setting(
-        0, "Micro-batches that a thread prepares ahead of the step; 0: none, as fast on a CPU.", bounds="[0, 256]"
-    )
+        0, "Micro-batches that a thread prepares, and copies to a GPU, ahead of the step; 0: none, as fast on a CPU.",
+        bounds="[0, 256]",
+    )  # fmt: skip
 
     @property
     def annotated(self) -> bool:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -108,18 +108,58 @@ class ValidationBatches:
         return batch
 
 
+# Run by the prefetch thread for each batch; returns what the main thread calls to have the batch.
+CopyAhead = Callable[[Batch], Callable[[], Batch]]
+
+
+class CopyToGpu:
+    """Copies batches to a GPU on a stream of its own, so that the copy runs beside the kernels of the step before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, batch: Batch) -> Callable[[], Batch]:
+        """Begin to copy a batch, from page-locked memory."""
+        with torch.cuda.stream(self.stream):
+            copy = batch.pin_memory().to(self.device, non_blocking=True)
+            copied = self.stream.record_event()
+
+        def received() -> Batch:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied)
+            copy.map(lambda tensor: _used_by(stream, tensor))
+            return copy
+
+        return received
+
+
+def _used_by(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, whose memory is not given to another copy before `stream` has come past its use."""
+    tensor.record_stream(stream)
+    return tensor
+
+
 class BatchLoader(Iterable[Batch]):
-    """Micro-batches `start` to `end`; one thread assembles up to `prefetch` of them ahead.
+    """Micro-batches `start` to `end`; one thread assembles up to `prefetch` of them ahead, and copies them ahead.
 
     Unlike torch's DataLoader it draws nothing from the global random generator at its start: a run resumed at a step
     that ends with a validation does not validate again, and must draw the same dropout.
     """
 
-    def __init__(self, batches: MicroBatches | ValidationBatches, start: int, end: int, prefetch: int = 0) -> None:
+    def __init__(
+        self,
+        batches: MicroBatches | ValidationBatches,
+        start: int,
+        end: int,
+        prefetch: int = 0,
+        copy_ahead: CopyAhead | None = None,
+    ) -> None:
         self.batches = batches
         self.start = start
         self.end = end
         self.prefetch = prefetch
+        self.copy_ahead = copy_ahead
         self._thread: _PrefetchThread | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -127,7 +167,7 @@ class BatchLoader(Iterable[Batch]):
         if not self.prefetch or isinstance(self.batches, ValidationBatches):
             return map(self.batches.__getitem__, numbers)
         self.close()
-        self._thread = _PrefetchThread(self.batches, numbers, self.prefetch)
+        self._thread = _PrefetchThread(self.batches, numbers, self.prefetch, self.copy_ahead)
         return self._thread
 
     def __len__(self) -> int:
@@ -144,9 +184,10 @@ class BatchLoader(Iterable[Batch]):
 class _PrefetchThread(Iterator[Batch]):
     """Assembles batches in order; the error of a batch is raised by the `next` of that batch."""
 
-    def __init__(self, batches: MicroBatches, numbers: range, prefetch: int) -> None:
+    def __init__(self, batches: MicroBatches, numbers: range, prefetch: int, copy_ahead: CopyAhead | None) -> None:
         self._batches, self._numbers = batches, numbers
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
+        self._copy_ahead = copy_ahead or (lambda batch: lambda: batch)
+        self._queue: queue.Queue[Callable[[], Batch] | Exception] = queue.Queue(prefetch)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
@@ -156,7 +197,7 @@ class _PrefetchThread(Iterator[Batch]):
         if isinstance(item, Exception):
             self.close()
             raise item
-        return item
+        return item()
 
     def close(self) -> None:
         """End the thread after its current batch."""
@@ -172,13 +213,13 @@ class _PrefetchThread(Iterator[Batch]):
             if self._stopped.is_set():
                 return
 
-    def _items(self) -> Iterator[Batch | Exception]:
+    def _items(self) -> Iterator[Callable[[], Batch] | Exception]:
         try:
             for number in self._numbers:
                 while self._batches.is_waiting(number):
                     if self._stopped.wait(POLL_S):
                         return
-                yield self._batches[number]
+                yield self._copy_ahead(self._batches[number])
             yield StopIteration()
         except Exception as error:
             yield error
@@ -237,7 +278,9 @@ class TextDataModule(L.LightningDataModule):
         batches = self._training_batches()
         start = self.trainer.global_step * batches.accumulation
         end = 2**62  # never exhausted: the run's length ends it
-        self._loader = BatchLoader(batches, start, end, self.prefetch)
+        device = self.trainer.strategy.root_device
+        copy_ahead = CopyToGpu(device) if self.prefetch and device.type == "cuda" else None
+        self._loader = BatchLoader(batches, start, end, self.prefetch, copy_ahead)
         return self._loader
 
     def close(self) -> None:
@@ -263,6 +306,8 @@ class TextDataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return the batch on the device; copies to a GPU are asynchronous, from pinned memory."""
+        if batch.tokens.device == device:  # copied ahead
+            return batch
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
     def _slice(self) -> RankSlice:
