@@ -65,7 +65,9 @@ def compare(result: Result, name: str, baselines: list[Baseline], rounds: int, s
     tokens_per_s = sorted(speeds["ours"])[rounds // 2]
     result.figures[what] = {
         "tokens_per_s": round(tokens_per_s),
-        "mfu": round(tokens_per_s * flops_per_token(name) / peak_flops_per_s(torch.device("cuda"), bf16=True)[0], 3),
+        "mfu": round(
+            tokens_per_s * flops_per_token(name) / peak_flops_per_s(torch.device("cuda"), torch.bfloat16)[0], 3
+        ),
         "peak_mib": round(peaks["ours"]),
     }
     print(f"{what}: {speeds}, {result.figures[what]}", flush=True)

@@ -85,7 +85,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
     model = settings(f"model.dropout={dropout}").model
-    block = TrialBlock(model, (2, 16), causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
+    block = TrialBlock(model, (2, 16), causal=True, half=None, device=CPU)  # type: ignore[arg-type]
     found = block.gradient()
     assert found.norm() > 0
     assert torch.equal(block.gradient(), found)
