@@ -154,6 +154,7 @@ def test_a_compiled_block_really_has_the_same_gradient() -> None:
 
 def test_trainer_settings_are_arguments_of_the_trainer() -> None:
     ours = {"max_tokens", "max_restarts", "profile_steps", "timeout_s", "validate_first"}
+    ours |= {"initial_loss_scale", "loss_scale_growth_interval"}
     names = {field.name for field in fields(TrainerConfig)} - ours
     assert names <= set(inspect.signature(L.Trainer.__init__).parameters)
 
