@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
@@ -126,3 +127,42 @@ def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
     assert here.bytes_per_s > 1e8
     assert precision_of(plan(), smaller) is Precision.bf16
     assert precision_of(plan("trainer.precision=fp32"), smaller) is Precision.fp32
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "tera", "gib"),
+    [
+        ("device=t4", Precision.fp16, 65, 14.7),
+        ("device=v100 memory_gib=32", Precision.fp16, 125, 32),
+        ("device=v100 trainer.precision=bf16", Precision.bf16, 15.7, 15.8),  # without tensor cores
+        ("device=l4", Precision.bf16, 121, 22.5),
+        ("device=rtx_5090 trainer.precision=fp32", Precision.fp32, 104.8, 31.8),
+        ("device=other peak_tflops=60 memory_gib=12", Precision.bf16, 60, 12),
+        ("device=m1", Precision.fp32, 2.6, 8),
+        ("device=m3_max peak_tflops=10 memory_gib=64", Precision.fp32, 10, 64),
+    ],
+)
+def test_a_gpu_has_the_numbers_of_its_data_sheet_or_those_given(
+    plan: Plan, words: str, precision: Precision, tera: float, gib: float
+) -> None:
+    config = plan(*words.split())
+    hardware = hardware_of(config)
+    assert precision_of(config, hardware) is precision
+    assert hardware.flops_per_s(precision) == pytest.approx(tera * 1e12)
+    assert hardware.memory == int(gib * 2**30)
+    assert hardware.source
+    assert hardware.reserved == (hardware.memory // 4 if "device=m" in words else 2**30)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("device=other memory_gib=12", "device=other needs peak_tflops, .* Try device=other peak_tflops=65"),
+        ("device=other peak_tflops=12", "device=other needs memory_gib"),
+        ("device=m3_max", "device=m3_max needs peak_tflops"),
+        ("device=cpu peak_tflops=4", "peak_tflops=4 is the peak of a GPU, and device=cpu is measured"),
+    ],
+)
+def test_a_device_without_its_numbers_is_refused(plan: Plan, words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hardware_of(plan(*words.split()))
