@@ -52,7 +52,7 @@ def plain_loop(shape: Shape, turn: Turn, folder: Path) -> None:
 
     model_with_loss, batches = our_learner(shape, folder)
     model_with_loss.to(shape.device)
-    parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
+    parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), None)
     optimizer = _adamw(model_with_loss)
     while True:
         turn.step()

@@ -100,7 +100,7 @@ def compare(result: Result, name: str, baselines: list[Baseline], rounds: int, s
     memory = {each: [peak] for each, peak in peaks.items() if "@" not in each}
     result.add(f"peak memory, {what}", "MiB", memory, more_is_better=False)
     tokens_per_s = sorted(speeds["ours"])[rounds // 2]
-    peak = peak_flops_per_s(torch.device(shape.device), bf16=shape.gpu)[0]
+    peak = peak_flops_per_s(torch.device(shape.device), torch.bfloat16 if shape.gpu else None)[0]
     result.figures[what] = {
         "tokens_per_s": round(tokens_per_s),
         "mfu": round(tokens_per_s * flops_per_token(name) / peak, 3),

@@ -113,7 +113,7 @@ def ours(shape: Shape, folder: Path) -> Callable[[], None]:
 
     model_with_loss, batches = our_learner(shape, folder)
     model_with_loss.to(shape.device)
-    parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), bf16=shape.gpu)
+    parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), torch.bfloat16 if shape.gpu else None)
     batch = next(batches).to(shape.device)
 
     def micro_batch() -> None:

@@ -70,6 +70,7 @@ def test_a_word_of_the_fields_leads_to_ours(word: str, message: str) -> None:
     ("word", "near"),
     [
         ("trainer.precision=bf16-mixed", "trainer.precision=bf16"), ("trainer.precision=32", "trainer.precision=fp32"),
+        ("trainer.precision=16-mixed", "trainer.precision=fp16"),
         ("model.norm=rmsnorm", "model.norm=rms"), ("model.position=RoPE", "model.position=rope"),
         ("data.packing=bestfit", "data.packing=best_fit"),
     ],

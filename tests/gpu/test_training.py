@@ -28,7 +28,7 @@ def trained(one: TrainingTask, device: str, compiled: bool, steps: int = 5) -> l
     """Return the losses of some steps of a tiny model, in nats per target."""
     torch.compiler.reset()
     model_with_loss: ModelWithLoss = one.build()
-    parallelize(model_with_loss, None, ParallelConfig(compile=compiled), bf16=False)
+    parallelize(model_with_loss, None, ParallelConfig(compile=compiled), None)
     model_with_loss.to_empty(device=device)
     assert isinstance(model_with_loss.model, Transformer)
     model_with_loss.model.tie()
@@ -59,7 +59,7 @@ def test_layers_are_compiled_once() -> None:
     one = subject("local", d_model=64)
     counters.clear()
     model_with_loss: ModelWithLoss = one.build()
-    parallelize(model_with_loss, None, ParallelConfig(compile=True), bf16=False)
+    parallelize(model_with_loss, None, ParallelConfig(compile=True), None)
     model_with_loss.to_empty(device="cuda")
     load_parameters(model_with_loss.model, one.values)
     graphs = []

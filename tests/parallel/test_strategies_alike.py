@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from subjects import subject
 
 from pretrain.optim.config import AdamWConfig, MuonConfig
@@ -108,8 +109,8 @@ def test_muon_trains_alike_on_split_matrices():
 def test_bf16_trains_alike_within_its_rounding():
     one = subject("gpt", AdamWConfig(learning_rate=1e-3))
     names = ["fsdp x 2", "tensor x 2, rows split"]
-    bf16 = {name: (one, Case(SHARED[name].ranks, SHARED[name].settings, bf16=True)) for name in names}
-    found = table({"alone": (one, Case(bf16=True)), "fp32": (one, ALONE)} | bf16, steps=10)
+    bf16 = {name: (one, Case(SHARED[name].ranks, SHARED[name].settings, half=torch.bfloat16)) for name in names}
+    found = table({"alone": (one, Case(half=torch.bfloat16)), "fp32": (one, ALONE)} | bf16, steps=10)
     for name in names:
         assert 0 < difference(found["alone"], found[name]).loss <= 5e-4
     assert difference(found["alone"], found["fp32"]).loss > 1e-5, "nothing was computed in bf16"

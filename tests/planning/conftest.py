@@ -8,6 +8,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Target
 from pretrain.planning.hardware import GIB, Hardware
+from pretrain.training.config import Precision
 
 Plan = Callable[..., PlanConfig]
 # a machine of round numbers, so that no test measures
@@ -29,7 +30,7 @@ def plan() -> Plan:
 @pytest.fixture
 def target() -> Target:
     """Return a CPU without prepared data, in float32."""
-    return Target(CPU, bf16=False, vocab_size=2048, data=None)
+    return Target(CPU, Precision.fp32, vocab_size=2048, data=None)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pretrain.planning.forecast import PreparedData, Target
 from pretrain.planning.length_rule import length_by_rule
 from pretrain.planning.measured_step import measured_tokens_per_s
 from pretrain.planning.workload import workload_of
+from pretrain.training.config import Precision
 
 Plan = Callable[..., PlanConfig]
 ENOUGH = 10**12
@@ -77,7 +78,7 @@ def test_every_family_has_every_size(plan: Plan, model: str) -> None:
     assert counts == sorted(set(counts))
     assert len(counts) == len(SHAPES)
     for each in sizes:
-        workload_of(each, 2048, bf16=False)  # builds on the meta device
+        workload_of(each, 2048, Precision.fp32)  # builds on the meta device
         assert each.model.__class__ is base.model.__class__
         assert each.objective == base.objective
     rates = [each.optimizer.learning_rate for each in sizes]
@@ -133,7 +134,7 @@ def test_without_a_typed_length_the_rule_decides(plan: Plan, target: Target) -> 
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_measured_step_has_a_speed(plan: Plan, model: str) -> None:
     config = plan(f"model={model}", "model.n_layers=1", "model.d_model=16", "model.context_length=32", "batch_size=2")
-    work = workload_of(config, 300, bf16=False)
+    work = workload_of(config, 300, Precision.fp32)
     before = torch.get_rng_state()
     speed = measured_tokens_per_s(config.run_config(), work, torch.device("cpu"), seconds=0.05)
     assert 100 < speed < 1e9

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
 from pretrain.planning.config import Device, PlanConfig
@@ -14,9 +15,10 @@ from pretrain.planning.hardware import (
     Hardware,
     exchanged_bytes_per_s,
     hardware_of,
-    uses_bf16,
+    precision_of,
 )
 from pretrain.planning.workload import workload_of
+from pretrain.training.config import Precision
 
 Plan = Callable[..., PlanConfig]
 
@@ -31,7 +33,7 @@ def test_gpt2_small_without_biases_has_the_operations_counted_by_hand(plan: Plan
 
 def test_a_gpu_takes_its_time_at_the_stated_utilization(plan: Plan) -> None:
     config = plan("model=gpt_small", "vocab_size=50257", "batch_size=512", "trainer.max_steps=10")
-    work, h100 = workload_of(config, 50_257, bf16=True, gpu=True), DOCUMENTED[Device.h100]
+    work, h100 = workload_of(config, 50_257, Precision.bf16, gpu=True), DOCUMENTED[Device.h100]
     cost = cost_of(work, h100, mfu=0.5, max_steps=10, max_minutes=None)
     assert cost.step_s == pytest.approx(512 * 874_944_921_600 / (0.5 * 989e12))
     assert cost.tokens == 10 * 512 * 1024
@@ -43,7 +45,7 @@ def test_a_gpu_takes_its_time_at_the_stated_utilization(plan: Plan) -> None:
 
 
 def test_a_cpu_takes_the_time_of_matmuls_and_of_memory(plan: Plan, cpu: Hardware) -> None:
-    work = workload_of(plan("model=gpt_nano"), 2048, bf16=False)
+    work = workload_of(plan("model=gpt_nano"), 2048, Precision.fp32)
     cost = cost_of(work, cpu, 0.4, None, max_minutes=1.0)
     assert cost.step_s == pytest.approx(7_864_320 * 2048 / 1e11 + bytes_moved(work) / 1e10)
     assert cost.steps == int(60 / cost.step_s)
@@ -51,7 +53,7 @@ def test_a_cpu_takes_the_time_of_matmuls_and_of_memory(plan: Plan, cpu: Hardware
 
 def test_a_sharded_model_copies_what_it_gathers_and_reduces(plan: Plan) -> None:
     words = ("model=gpt_nano", "trainer.accelerator=cpu", "trainer.devices=2", "batch_size=16")
-    copied, sharded = (workload_of(plan(*words, f"trainer={kind}"), 2048, bf16=False) for kind in ("ddp", "fsdp"))
+    copied, sharded = (workload_of(plan(*words, f"trainer={kind}"), 2048, Precision.fp32) for kind in ("ddp", "fsdp"))
     blocks = 4 * (12 * 128 * 128 + 2 * 128 + 2 * 64)
     held = sum(sharded.local_size(name) for name in sharded.shapes)
     fewer_to_step = 10 * 4 * (copied.parameters - held)
@@ -69,7 +71,7 @@ def test_processes_exchange_what_a_ring_passes(plan: Plan, cpu: Hardware) -> Non
         "copies": ["trainer=fsdp", "trainer.devices=4", "parallel.replicas=2"],
         "split": ["trainer=fsdp", "trainer.devices=2", "parallel.tensor_parallel=2"],
     }
-    works = {name: workload_of(plan(*words, *more), 2048, bf16=False) for name, more in settings.items()}
+    works = {name: workload_of(plan(*words, *more), 2048, Precision.fp32) for name, more in settings.items()}
     found = {name: bytes_exchanged(work) for name, work in works.items()}
     whole, blocks = works["alone"].parameters, 4 * (12 * 128 * 128 + 2 * 128 + 2 * 64)
     assert found["alone"] == 0
@@ -89,7 +91,7 @@ def test_what_processes_exchange_is_measured() -> None:
 
 def test_devices_divide_the_step(plan: Plan) -> None:
     words = ["model=gpt_nano", "batch_size=64", "trainer.devices=8"]
-    alone, shared = (workload_of(plan(*w), 2048, bf16=True) for w in (words[:2], [*words, "trainer=fsdp"]))
+    alone, shared = (workload_of(plan(*w), 2048, Precision.bf16) for w in (words[:2], [*words, "trainer=fsdp"]))
     h100 = DOCUMENTED[Device.h100]
     one, eight = (cost_of(work, h100, 0.4, 10, None) for work in (alone, shared))
     assert one.step_s == pytest.approx(8 * eight.step_s)
@@ -97,7 +99,9 @@ def test_devices_divide_the_step(plan: Plan) -> None:
 
 
 def test_a_checkpoint_holds_weights_and_moments(plan: Plan) -> None:
-    adamw, muon = (workload_of(plan("model=gpt_nano", f"optimizer={kind}"), 2048, False) for kind in ("adamw", "muon"))
+    adamw, muon = (
+        workload_of(plan("model=gpt_nano", f"optimizer={kind}"), 2048, Precision.fp32) for kind in ("adamw", "muon")
+    )
     matrices = 4 * 12 * 128 * 128
     assert checkpoint_bytes(adamw) == 12 * 1_050_240
     assert checkpoint_bytes(muon) == 12 * 1_050_240 - 4 * matrices
@@ -119,7 +123,46 @@ def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
     assert (smaller.name, smaller.memory) == ("A100 SXM 80 GB", 40 * 2**30)
     here = hardware_of(plan("device=cpu"))
     assert not here.gpu
-    assert here.flops_per_s(bf16=False) > 1e8
+    assert here.flops_per_s(Precision.fp32) > 1e8
     assert here.bytes_per_s > 1e8
-    assert uses_bf16(plan(), smaller)
-    assert not uses_bf16(plan("trainer.precision=fp32"), smaller)
+    assert precision_of(plan(), smaller) is Precision.bf16
+    assert precision_of(plan("trainer.precision=fp32"), smaller) is Precision.fp32
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "tera", "gib"),
+    [
+        ("device=t4", Precision.fp16, 65, 14.7),
+        ("device=v100 memory_gib=32", Precision.fp16, 125, 32),
+        ("device=v100 trainer.precision=bf16", Precision.bf16, 15.7, 15.8),  # without tensor cores
+        ("device=l4", Precision.bf16, 121, 22.5),
+        ("device=rtx_5090 trainer.precision=fp32", Precision.fp32, 104.8, 31.8),
+        ("device=other peak_tflops=60 memory_gib=12", Precision.bf16, 60, 12),
+        ("device=m1", Precision.fp32, 2.6, 8),
+        ("device=m3_max peak_tflops=10 memory_gib=64", Precision.fp32, 10, 64),
+    ],
+)
+def test_a_gpu_has_the_numbers_of_its_data_sheet_or_those_given(
+    plan: Plan, words: str, precision: Precision, tera: float, gib: float
+) -> None:
+    config = plan(*words.split())
+    hardware = hardware_of(config)
+    assert precision_of(config, hardware) is precision
+    assert hardware.flops_per_s(precision) == pytest.approx(tera * 1e12)
+    assert hardware.memory == int(gib * 2**30)
+    assert hardware.source
+    assert hardware.reserved == (hardware.memory // 4 if "device=m" in words else 2**30)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("device=other memory_gib=12", "device=other needs peak_tflops, .* Try device=other peak_tflops=65"),
+        ("device=other peak_tflops=12", "device=other needs memory_gib"),
+        ("device=m3_max", "device=m3_max needs peak_tflops"),
+        ("device=cpu peak_tflops=4", "peak_tflops=4 is the peak of a GPU, and device=cpu is measured"),
+    ],
+)
+def test_a_device_without_its_numbers_is_refused(plan: Plan, words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hardware_of(plan(*words.split()))

@@ -12,6 +12,7 @@ from pretrain.planning.config import PlanConfig
 from pretrain.planning.dry_run import dry_run
 from pretrain.planning.estimate import estimate_memory
 from pretrain.planning.workload import Workload, workload_of
+from pretrain.training.config import Precision
 
 Plan = Callable[..., PlanConfig]
 TWO = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -56,16 +57,16 @@ BILLION = [
 ]  # fmt: skip
 
 
-def work_of(config: PlanConfig, bf16: bool) -> Workload:
-    return workload_of(config, config.vocab_size or 2048, bf16)
+def work_of(config: PlanConfig, precision: Precision) -> Workload:
+    return workload_of(config, config.vocab_size or 2048, precision)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, bf16: bool) -> None:
+def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Precision) -> None:
     """State is exact; peaks lay at 0.94 to 1.19 of the dry run's, with split matmuls from 0.68 on."""
     config = plan(*SHAPES[name])
-    work = work_of(config, bf16)
+    work = work_of(config, precision)
     seen, memory = dry_run(config.run_config(), work), estimate_memory(work)
     assert (seen.weights, seen.gradients) == (memory.weights, memory.gradients)
     assert seen.optimizer == pytest.approx(memory.optimizer, rel=1e-4)  # and one number for each parameter's step
@@ -78,7 +79,7 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, bf16: bool) -> 
 def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     """24 layers of 2,048 channels, in seconds and without the memory."""
     config = plan(*BILLION, f"trainer.devices={ranks}", f"batch_size={4 * ranks}")
-    work = work_of(config, bf16=True)
+    work = work_of(config, Precision.bf16)
     started, highest = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = dry_run(config.run_config(), work)
     assert time.process_time() - started < 20
@@ -94,7 +95,7 @@ def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
 def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -> None:
     config = plan("model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", f"trainer.devices={ranks}",
                   f"batch_size={ranks}", "vocab_size=2050", "optimizer=adamw")  # fmt: skip
-    work = work_of(config, bf16=False)
+    work = work_of(config, Precision.fp32)
     seen = dry_run(config.run_config(), work)
     fullest = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in work.shapes.values())
     assert seen.weights == seen.gradients == 4 * fullest > 4 * work.parameters / ranks
@@ -104,19 +105,19 @@ def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -
 
 def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:
     config = plan("model=gpt_nano", *TWO)
-    dry_run(config.run_config(), work_of(config, bf16=False))
+    dry_run(config.run_config(), work_of(config, Precision.fp32))
     assert not torch.distributed.is_initialized()
 
 
 def test_buckets_of_ddp_are_counted(plan: Plan) -> None:
     config = plan("model=gpt_nano", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    memory = estimate_memory(work_of(config, bf16=False))
+    memory = estimate_memory(work_of(config, Precision.fp32))
     assert memory.buckets == memory.gradients == memory.weights
 
 
 def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
     config = plan("model=llama_nano", *TWO)
-    here, there = (estimate_memory(workload_of(config, 2048, bf16=True, gpu=gpu)) for gpu in (False, True))
+    here, there = (estimate_memory(workload_of(config, 2048, Precision.bf16, gpu=gpu)) for gpu in (False, True))
     assert there.activations < here.activations
     assert there.gathered > here.gathered
 
@@ -124,7 +125,7 @@ def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
 def test_compiled_layers_of_a_gpu_hold_no_mask(plan: Plan) -> None:
     """Whether they will be compiled is not known before a run; a long one is."""
     usual, plain, dropping = (
-        workload_of(plan("model=llama_nano", *words), 2048, bf16=True, gpu=True)
+        workload_of(plan("model=llama_nano", *words), 2048, Precision.bf16, gpu=True)
         for words in ([], ["parallel.compile=false"], ["model.attention_dropout=0.1"])
     )
     assert plain.masked
@@ -132,4 +133,4 @@ def test_compiled_layers_of_a_gpu_hold_no_mask(plan: Plan) -> None:
     assert not usual.masked
     assert usual.compiled
     assert estimate_memory(plain).activations > estimate_memory(usual).activations
-    assert workload_of(plan("model=llama_nano"), 2048, bf16=True).masked  # a processor's
+    assert workload_of(plan("model=llama_nano"), 2048, Precision.bf16).masked  # a processor's

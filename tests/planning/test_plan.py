@@ -16,6 +16,7 @@ from pretrain.planning.forecast import find_data
 from pretrain.planning.units import count, duration, gib
 from pretrain.planning.workload import workload_of
 from pretrain.reports.plan import write_plan
+from pretrain.training.config import Precision
 
 Plan = Callable[..., PlanConfig]
 
@@ -96,7 +97,7 @@ def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
     other = plan()
     other.model = ModelConfig()
     with pytest.raises(ConfigError, match=r"model.kind=\? is not a transformer, and only .* is planned"):
-        workload_of(other, 100, bf16=False)
+        workload_of(other, 100, Precision.fp32)
     assert plan("tokenizer=bytes").tokenizer.largest_vocabulary() == 259
     assert plan("tokenizer.vocab_size=512").tokenizer.largest_vocabulary() == 512
 

@@ -35,7 +35,7 @@ def main() -> None:
     mesh = build_mesh(ParallelDims(2), "cpu")
     # 33 rows do not divide evenly over two processes
     whole, sharded = (random_model(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
-    parallelize(ModelWithLoss(sharded, Causal()), mesh, ParallelConfig(), bf16=False)
+    parallelize(ModelWithLoss(sharded, Causal()), mesh, ParallelConfig(), None)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
     optimizers = [MuonConfig(learning_rate=0.02, weight_decay=0.1).build(model) for model in (whole, sharded)]
     before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}

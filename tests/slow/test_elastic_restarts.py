@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from job import ROOT, TWO, Job, kill, wait_for, workers_of
+from job import ROOT, TWO, Job, kill, losses, wait_for, workers_of
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.training.callbacks.ledger import read_lines
@@ -60,6 +60,25 @@ def test_a_loss_that_is_no_number_on_one_of_two_is_skipped_by_both(job: Job, mon
     assert "skipped            1 steps" in out
     saved = open_checkpoint(job.folder / "planted")
     assert saved.progress["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for part in ("model", "optimizer") for tensor in saved.tensors(part).values())
+
+
+@pytest.mark.fault("F08")
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+def test_a_gradient_that_overflows_on_one_of_two_lowers_the_scale_of_both(
+    job: Job, strategy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PLANTED_FAULT", "one")
+    words = ["trainer.precision=fp16", "optimizer=adamw", "trainer.initial_loss_scale=1024"]
+    process = job.start("planted", f"trainer={strategy}", *TWO, *words, script=PLANTED)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "step 4: the gradient overflowed fp16 and is skipped; loss scale 1024 before, 512 from here on" in out
+    saved = open_checkpoint(job.folder / "planted")
+    assert saved.progress["skipped_steps"] == 1
+    assert saved.progress["loss_scale"] == {"scale": 512.0, "steps_since_change": 6}
+    alone = job.run("alone", *words)
+    assert losses(job.folder / "planted")[:3] == pytest.approx(losses(alone)[:3], abs=2e-3)
     assert all(tensor.isfinite().all() for part in ("model", "optimizer") for tensor in saved.tensors(part).values())
 
 

@@ -85,7 +85,7 @@ def test_a_compiler_that_makes_wrong_code_is_not_used(
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_the_gradient_of_a_block_is_the_same_each_time(dropout: str) -> None:
     model = settings(f"model.dropout={dropout}").model
-    block = TrialBlock(model, (2, 16), causal=True, bf16=False, device=CPU)  # type: ignore[arg-type]
+    block = TrialBlock(model, (2, 16), causal=True, half=None, device=CPU)  # type: ignore[arg-type]
     found = block.gradient()
     assert found.norm() > 0
     assert torch.equal(block.gradient(), found)
@@ -154,6 +154,7 @@ def test_a_compiled_block_really_has_the_same_gradient() -> None:
 
 def test_trainer_settings_are_arguments_of_the_trainer() -> None:
     ours = {"max_tokens", "max_restarts", "profile_steps", "timeout_s", "validate_first"}
+    ours |= {"initial_loss_scale", "loss_scale_growth_interval"}
     names = {field.name for field in fields(TrainerConfig)} - ours
     assert names <= set(inspect.signature(L.Trainer.__init__).parameters)
 

@@ -63,6 +63,8 @@ _SETTINGS: dict[str, str] = {
     "trainer.max_tokens": "train_tokens total_tokens num_tokens token_budget",
     "trainer.max_time": "time_limit max_minutes max_hours minutes",
     "trainer.precision": "dtype amp mixed_precision fp16 bf16 half",
+    "trainer.initial_loss_scale": "loss_scale init_scale initial_scale initial_scale_power",
+    "trainer.loss_scale_growth_interval": "growth_interval loss_scale_window scale_window",
     "trainer.devices": "gpus num_gpus n_gpus ngpu num_devices nproc_per_node",
     "trainer.accelerator": "accel",
     "trainer.num_nodes": "nodes nnodes n_nodes",
@@ -120,7 +122,8 @@ _PRESETS: dict[str, dict[str, str]] = {
 
 
 _VALUES: dict[str, str] = {
-    "bf16": "bf16-mixed bf16-true bfloat16 16-mixed 16 fp16 float16 half mixed",
+    "bf16": "bf16-mixed bf16-true bfloat16 mixed",
+    "fp16": "16-mixed 16-true 16 float16 half amp",
     "fp32": "32 32-true float32 full float",
     "rms": "rmsnorm rms_norm", "layer": "layernorm layer_norm ln", "swiglu": "silu swish", "gelu": "gelu_new gelu_tanh",
     "rope": "rotary rope_embeddings", "learned": "absolute learnt", "fsdp": "fsdp2 zero zero3", "ddp": "dp",

@@ -18,11 +18,11 @@ from pretrain.doctor.context import Context
 from pretrain.doctor.shrink import ROWS
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.compile import can_compile
-from pretrain.kernels.device import bf16_is_fast
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.precision import auto_precision, autocast, half_dtype
 from pretrain.training.auto_settings import choose_device
 from pretrain.training.config import Precision
 
@@ -33,7 +33,7 @@ VERSIONS = {  # minimum, and upper bound (exclusive), as in pyproject.toml
     "omegaconf": ("2.3.1", "2.4"),
 }
 FP32_ERROR = 1e-3  # relative to the gradient norm
-BF16_ERROR = 0.05  # 0.01 is usual
+HALF_ERROR = 0.05  # 0.01 is usual
 
 
 def versions(context: Context) -> CheckResult:
@@ -75,22 +75,23 @@ def gradients(context: Context) -> CheckResult:
     """
     config, device = context.config, context.device
     precision = config.trainer.precision
-    bf16 = precision is Precision.bf16 or (precision is Precision.auto and bf16_is_fast(device))
+    precision = auto_precision(device) if precision is Precision.auto else precision
+    half = half_dtype(precision)
     compiles = can_compile(device) and (
         device.type == "cuda" if config.parallel.compile is None else config.parallel.compile
     )
     model, reference = (ModelWithLoss(context.randomized_model(), context.build_objective()) for _ in range(2))
     model.to(device)
-    parallelize(model, None, ParallelConfig(compile=compiles), bf16)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    parallelize(model, None, ParallelConfig(compile=compiles), half)
+    with autocast(device.type, half):
         gradient = _gradient(model, context.batch(ROWS).to(device))
     with sdpa_kernel(SDPBackend.MATH):
         expected = _gradient(reference.double(), context.batch(ROWS))
     error = float((gradient - expected).norm() / expected.norm())
-    limit = BF16_ERROR if bf16 else FP32_ERROR
+    limit = HALF_ERROR if half else FP32_ERROR
     return CheckResult(
         error <= limit,  # false for NaN
-        f"{device.type}, {'bf16' if bf16 else 'fp32'}{', compiled' if compiles else ''}: relative error {error:.1e} "
+        f"{device.type}, {precision.name}{', compiled' if compiles else ''}: relative error {error:.1e} "
         f"(limit {limit:g}) over {expected.numel():,} weights",
     )
 

@@ -14,10 +14,15 @@ _VOCAB_SIZE = 64  # small, so that the head costs little
 
 
 class TrialBlock:
-    """A model of one block and random tokens (B, T); `size` is (B, T)."""
+    """A model of one block and random tokens (B, T), in autocast to `half` if there is one; `size` is (B, T)."""
 
     def __init__(
-        self, config: TransformerConfig, size: tuple[int, int], causal: bool, bf16: bool, device: torch.device
+        self,
+        config: TransformerConfig,
+        size: tuple[int, int],
+        causal: bool,
+        half: torch.dtype | None,
+        device: torch.device,
     ) -> None:
         config = replace(config, n_layers=1)
         with torch.random.fork_rng():
@@ -27,7 +32,7 @@ class TrialBlock:
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(_VOCAB_SIZE, size, generator=generator).to(device)
         self.direction = torch.randn(config.d_model, generator=generator).to(device)
-        self.bf16 = bf16
+        self.half = half
         self.has_dropout = bool(config.dropout or config.attention_dropout)
 
     def compile(self) -> None:
@@ -41,7 +46,8 @@ class TrialBlock:
         training = self.model.training
         self.model.zero_grad()
         self.model.train(training and not self.has_dropout)
-        with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bf16):
+        half = self.half or torch.bfloat16
+        with torch.autocast(self.tokens.device.type, half, enabled=self.half is not None):
             hidden = self.model(self.tokens)
         (hidden.float() @ self.direction).mean().backward()
         self.model.train(training)

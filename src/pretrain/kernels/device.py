@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from pretrain.kernels.onednn_linear import amd_with_avx512, linear
 
-# dense bf16 tensor-core TFLOP/s of the SXM or desktop form, without sparsity, from NVIDIA's data sheets
-DOCUMENTED_BF16 = {
+# dense tensor-core TFLOP/s in bf16 (V100, T4: fp16, as they lack bf16) of the SXM or desktop form, without sparsity and
+# with sums in float32, from NVIDIA's data sheets
+DOCUMENTED_HALF = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0,
-    "A10G": 70.0, "A10": 125.0, "RTX 4090": 165.2, "RTX 3090": 71.0,
+    "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
 }  # fmt: skip
 
 
@@ -41,14 +42,22 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float 
     return 2.0 * size**3 * runs / (time.perf_counter() - start)
 
 
-def peak_flops_per_s(device: torch.device, bf16: bool) -> tuple[float, str]:
-    """Return the peak speed for utilization (MFU) and its origin, "documented for ..." or "measured"."""
-    if device.type == "cuda" and bf16:
+def is_named(model: str, name: str) -> bool:
+    """Return whether a GPU's name, as its driver spells it, is that of a model: a T400 is no T4."""
+    return re.search(rf"\b{re.escape(model)}\b", name) is not None
+
+
+def peak_flops_per_s(device: torch.device, half: torch.dtype | None) -> tuple[float, str]:
+    """Return the peak speed for utilization (MFU) and its origin, "documented for ..." or "measured".
+
+    `half` is the 16-bit dtype of the matmuls; None: float32.
+    """
+    if device.type == "cuda" and half is not None:
         name = torch.cuda.get_device_name(device)
-        for model, teraflops in DOCUMENTED_BF16.items():
-            if model in name:
+        for model, teraflops in DOCUMENTED_HALF.items():
+            if is_named(model, name) and (half is torch.float16 or bf16_is_fast(device)):
                 return teraflops * 1e12, f"documented for {model}"
-    return matmul_flops_per_s(device, torch.bfloat16 if bf16 else torch.float32), "measured"
+    return matmul_flops_per_s(device, half or torch.float32), "measured"
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -65,6 +74,11 @@ def bf16_is_fast(device: torch.device) -> bool:
     if platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", CPUINFO.read_text(encoding="utf8")) is not None
+
+
+def fp16_is_fast(device: torch.device) -> bool:
+    """Return whether the device is a GPU with tensor cores for fp16 and none for bf16, such as V100 and T4."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -21,7 +21,7 @@ from pretrain.launch.rank import log, under_launcher
 _RESUME_CRITICAL = (
     "seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "optimizer", "schedule",
 )  # fmt: skip
-_RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.gradient_clip_val")
+_RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.loss_scale_growth_interval", "trainer.gradient_clip_val")
 # exceptions to these; labels are read from the data, whose fingerprint is compared instead
 _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved

@@ -46,11 +46,13 @@ _KEPT_OPS = {  # selective checkpointing keeps the results of matmuls and attent
 warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
 
 
-def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, settings: ParallelConfig, bf16: bool) -> None:
+def parallelize(
+    model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, settings: ParallelConfig, half: torch.dtype | None
+) -> None:
     """Parallelize in place: install kernels, split matrices, checkpoint activations, compile, shard over the mesh.
 
-    Without a mesh (of `build_mesh`) only the steps for one device run. With `bf16` a sharded model computes in bf16,
-    with weights and reduced gradients in float32.
+    Without a mesh (of `build_mesh`) only the steps for one device run. A sharded model computes in the 16-bit dtype
+    `half`, if there is one, with weights and reduced gradients in float32.
     """
     model, blocks = model_with_loss.model, blocks_of(model_with_loss.model)
     install(model)
@@ -62,7 +64,7 @@ def parallelize(model_with_loss: ModelWithLoss, mesh: DeviceMesh | None, setting
     if settings.compile:
         _compile(model_with_loss)
     if mesh is not None:
-        _shard(model_with_loss, mesh, settings, bf16)
+        _shard(model_with_loss, mesh, settings, half)
 
 
 def _compile(model_with_loss: ModelWithLoss) -> None:
@@ -87,14 +89,14 @@ def _selective_policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any
     return CheckpointPolicy.MUST_SAVE if operation in _KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _shard(model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelConfig, bf16: bool) -> None:
+def _shard(
+    model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelConfig, half: torch.dtype | None
+) -> None:
     """Shard each block, then the `ModelWithLoss` as the outermost unit.
 
     The outermost unit gathers embedding and head together, so a tied matrix is gathered once.
     """
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
-    )
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
     offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
     shard = partial(fully_shard, mesh=data_mesh(mesh), mp_policy=policy, offload_policy=offload)
     model = model_with_loss.model

@@ -8,7 +8,6 @@ print(difference(one, two))
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -26,6 +25,7 @@ from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelConfig, ParallelDims
 from pretrain.parallel.mesh import build_mesh, full_tensor, global_norm, load_parameters, scale_by
 from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.precision import autocast
 from pretrain.parallel.process_group import end_process
 from pretrain.stop_signals import join_no_group, keep_from_children
 
@@ -49,7 +49,7 @@ class Case:
     settings: ParallelConfig = field(default_factory=ParallelConfig)
     ddp: bool = False  # every process holds the full model
     accumulation: int = 1  # micro-batches of a step on each process
-    bf16: bool = False
+    half: torch.dtype | None = None  # of the matmuls
 
     @property
     def parallel_dims(self) -> ParallelDims:
@@ -158,7 +158,7 @@ def prepare_case(task: TrainingTask, case: Case) -> ModelWithLoss:
     """Return the task's model with its loss and initial weights, parallelized for the case."""
     model_with_loss = task.build()
     mesh = build_mesh(case.parallel_dims, "cpu") if case.sharded else None
-    parallelize(model_with_loss, mesh, case.settings, case.bf16)
+    parallelize(model_with_loss, mesh, case.settings, case.half)
     model_with_loss.to_empty(device="cpu")
     model = model_with_loss.model
     assert isinstance(model, Transformer)
@@ -182,8 +182,7 @@ def train_step(
             module.set_requires_gradient_sync(part == case.accumulation - 1)
         start = size * (part * parallel_dims.data_ranks + parallel_dims.data_rank(rank))
         rows = slice(start, start + size)
-        autocast = torch.autocast("cpu", torch.bfloat16) if case.bf16 and not case.sharded else nullcontext()
-        with autocast:
+        with autocast("cpu", None if case.sharded else case.half):
             loss, _ = module(batch.map(itemgetter(rows)))
         (loss * (parallel_dims.data_ranks / targets)).backward()
         total += loss.detach() * parallel_dims.is_tp_rank_zero(rank)

@@ -12,7 +12,7 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.sizes import SHAPES, Size, scaled
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.planning.forecast import Forecast, PreparedData, Target, forecast
-from pretrain.planning.hardware import hardware_of, uses_bf16
+from pretrain.planning.hardware import hardware_of, precision_of
 from pretrain.planning.length_rule import CHINCHILLA, REPEATED, length_by_rule, steps_of_text, tokens_of
 from pretrain.planning.measured_step import measured_tokens_per_s
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS, TOKENS_PER_PARAMETER
@@ -55,7 +55,7 @@ def size_run(config: RunConfig, prepared: Prepared, typed: Mapping[str, str]) ->
     tokens = tokens_of(prepared)
     hardware = hardware_of(planned)
     target = Target(
-        hardware, uses_bf16(planned, hardware), prepared.tokenizer.vocab_size,
+        hardware, precision_of(planned, hardware), prepared.tokenizer.vocab_size,
         PreparedData(prepared.tokenizer.vocab_size, tokens),
     )  # fmt: skip
     chosen, lines = choose(planned, target, typed)
@@ -75,7 +75,7 @@ def fit_to_text(config: PlanConfig, target: Target, typed: Mapping[str, str]) ->
         config = with_length(chosen.config, tokens, typed)
     trainer = config.trainer
     if trainer.max_steps is None:
-        parameters = workload_of(config, target.vocab_size, target.bf16, target.hardware.gpu).parameters
+        parameters = workload_of(config, target.vocab_size, target.precision, target.hardware.gpu).parameters
         steps, line = length_by_rule(config, parameters, tokens)
         config, lines = replace(config, trainer=replace(trainer, max_steps=steps)), [*lines, line]
     elif trainer.max_epochs is not None and tokens is not None:

@@ -17,7 +17,20 @@ class Device(Enum):
     h100 = "h100"  # SXM, 80 GB
     h200 = "h200"
     b200 = "b200"
+    v100 = "v100"  # SXM, 16 GB
+    t4 = "t4"
+    l4 = "l4"
+    a10g = "a10g"
+    rtx_3090 = "rtx_3090"
     rtx_4090 = "rtx_4090"
+    rtx_5090 = "rtx_5090"
+    m1 = "m1"
+    m2 = "m2"  # with 10 GPU cores
+    m3 = "m3"
+    m3_max = "m3_max"
+    m4 = "m4"
+    m4_max = "m4_max"
+    other = "other"  # a GPU by peak_tflops and memory_gib
     cpu = "cpu"  # this machine's CPU, measured
 
 
@@ -28,6 +41,10 @@ class PlanConfig(RunConfig):
     device: Device = setting(
         Device.auto, "Device to plan for; auto: this machine's, an H100 where the run asks for GPUs and there are none."
     )
+    peak_tflops: float | None = setting(
+        None, "Dense peak of one GPU in the run's precision; null: that of its data sheet.", bounds="(0.0, inf)",
+        unit="TFLOP/s", example=65,
+    )  # fmt: skip
     mfu: float = setting(
         0.4, "Share of a GPU's peak FLOP/s that the model reaches; a CPU's speed is measured.", bounds="(0.0, 1.0]"
     )

@@ -54,11 +54,11 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     per_device = work.rows * work.length * work.accumulation  # tokens, each once
     flops = per_device * (per_token + recomputed) / work.split
     if hardware.bytes_per_s:
-        step_s = flops / hardware.flops_per_s(work.bf16) + bytes_moved(work) / hardware.bytes_per_s
+        step_s = flops / hardware.flops_per_s(work.precision) + bytes_moved(work) / hardware.bytes_per_s
         if hardware.exchanged_per_s:
             step_s += bytes_exchanged(work) / hardware.exchanged_per_s
     else:
-        step_s = flops / (hardware.flops_per_s(work.bf16) * mfu)
+        step_s = flops / (hardware.flops_per_s(work.precision) * mfu)
     steps = max_steps
     if max_minutes is not None:
         by_clock = max(1, int(60 * max_minutes / step_s))
@@ -119,7 +119,7 @@ def _gathered(work: Workload) -> float:
     """Return the bytes of weights that a micro-batch gathers: blocks twice if they are resharded after forward."""
     blocks = sum(math.prod(work.gathered_shape(name)) for name in work.shapes if name.startswith("blocks."))
     backward = blocks if work.reshard_after_forward else 0
-    return float((2 if work.bf16 else FLOAT_BYTES) * (_numbers(work) + backward))
+    return float((2 if work.half else FLOAT_BYTES) * (_numbers(work) + backward))
 
 
 def _ring_share(devices: int) -> float:

@@ -30,6 +30,7 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import build_mesh, global_norm, scale_by
 from pretrain.parallel.parallelize import parallelize
+from pretrain.parallel.precision import autocast, half_dtype
 from pretrain.planning.workload import PlannedVocabulary, Workload
 
 
@@ -151,7 +152,7 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)
     settings = replace(config.parallel, compile=False)  # compiling changes memory by fusion alone
-    parallelize(model_with_loss, mesh, settings, workload.bf16)
+    parallelize(model_with_loss, mesh, settings, half_dtype(workload.precision))
     return model_with_loss
 
 
@@ -198,9 +199,8 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 def _step(model_with_loss: ModelWithLoss, optimizer: Optimizer, batch: Batch, workload: Workload, saved: Saved) -> int:
     """Take an optimizer step as the training module does, and return the bytes of its gradients."""
     for index in range(min(2, workload.accumulation)):  # later ones equal the second
-        single_bf16 = workload.bf16 and not workload.sharded
-        autocast = torch.autocast("cpu", torch.bfloat16) if single_bf16 else nullcontext()
-        with autocast, saved if index == 0 else nullcontext():
+        half = None if workload.sharded else half_dtype(workload.precision)
+        with autocast("cpu", half), saved if index == 0 else nullcontext():
             loss, count = model_with_loss(batch)
         loss.backward()
         del loss, count

@@ -11,7 +11,7 @@ from pretrain.models.attention import MAX_EAGER_SCORES
 from pretrain.models.config import Head, Norm
 from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import FLOAT_BYTES, Workload
-from pretrain.training.config import Strategy
+from pretrain.training.config import Precision, Strategy
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def estimate_memory(work: Workload) -> Memory:
 
 
 def activation_bytes(work: Workload) -> int:
-    """Return the bytes saved by one micro-batch: blocks, norm and head, loss, bf16 copies of weights.
+    """Return the bytes saved by one micro-batch: blocks, norm and head, loss, 16-bit copies of weights.
 
     Checkpointing saves the input of each block (Chen et al. 2016, https://arxiv.org/abs/1604.06174); selective
     checkpointing also the outputs of its matmuls and attention.
@@ -95,9 +95,9 @@ def _score_bytes(work: Workload) -> int:
     model, n, length = work.model, work.tokens, work.length
     scores = n * model.n_heads // work.split * length
     mask = n * length * work.compute_bytes if work.masked else 0
-    if work.gpu or not (model.attention_dropout or (work.bf16 and scores <= MAX_EAGER_SCORES)):
+    if work.gpu or not (model.attention_dropout or (work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES)):
         return mask
-    if work.bf16 and scores <= MAX_EAGER_SCORES:
+    if work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES:
         return mask + scores * 2 * (3 if model.attention_dropout else 1)
     return mask + 3 * scores * FLOAT_BYTES
 
@@ -107,7 +107,7 @@ def _logits_bytes(work: Workload) -> int:
     rows = min(work.targets, chunk_size(work.vocabulary_held, work.gpu))
     if work.split == 1 and work.targets * work.vocab_size <= MAX_UNCHUNKED_LOGITS:
         return 2 * work.targets * work.vocab_size * FLOAT_BYTES
-    return rows * work.vocabulary_held * (FLOAT_BYTES + 2 * work.bf16)
+    return rows * work.vocabulary_held * (FLOAT_BYTES + 2 * work.half)
 
 
 def _unit_bytes(work: Workload) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
 from pretrain.planning.dry_run import Simulated, dry_run
 from pretrain.planning.estimate import Memory, estimate_memory
-from pretrain.planning.hardware import Hardware, hardware_of, uses_bf16
+from pretrain.planning.hardware import Hardware, hardware_of, precision_of
 from pretrain.planning.workload import FLOAT_BYTES, Workload, workload_of
+from pretrain.training.config import Precision
 
 CHARACTERS_PER_TOKEN = 4.0  # of English with tens of thousands of tokens: a rule of thumb for text without a tokenizer
 MARGIN = 0.92  # usable share of a device's memory: fragmentation and buffers of collectives take the rest
@@ -32,7 +33,7 @@ class Target:
     """The device and data of a plan, measured and looked up once."""
 
     hardware: Hardware
-    bf16: bool
+    precision: Precision  # resolved
     vocab_size: int
     data: PreparedData | None
 
@@ -89,12 +90,12 @@ def target_of(config: PlanConfig) -> Target:
         tokens = int(characters / CHARACTERS_PER_TOKEN * (1.0 - config.data.validation_fraction))
         data = PreparedData(vocab_size, tokens, characters)
     hardware = hardware_of(config)
-    return Target(hardware, uses_bf16(config, hardware), vocab_size, data)
+    return Target(hardware, precision_of(config, hardware), vocab_size, data)
 
 
 def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
     """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError like `workload_of`."""
-    work = workload_of(config, target.vocab_size, target.bf16, target.hardware.gpu)
+    work = workload_of(config, target.vocab_size, target.precision, target.hardware.gpu)
     size = checkpoint_bytes(work)
     write_s = size / (1e9 * config.storage_gb_per_s)
     return Forecast(

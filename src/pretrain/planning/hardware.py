@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import threading
@@ -13,7 +14,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.kernels.device import DOCUMENTED_BF16, bf16_is_fast, matmul_flops_per_s
+from pretrain.errors import ConfigError
+from pretrain.kernels.device import DOCUMENTED_HALF, is_named, matmul_flops_per_s
+from pretrain.parallel.precision import auto_precision, half_dtype
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.training.config import Precision, Strategy
 
@@ -26,7 +29,7 @@ class Hardware:
     """One device."""
 
     name: str
-    bf16_flops_per_s: float  # dense peak
+    half_flops_per_s: float  # dense peak in `auto`, or in bf16 or fp16 if that is fp32
     fp32_flops_per_s: float
     memory: int  # bytes; for a CPU those of the machine, shared by all processes
     gpu: bool
@@ -34,15 +37,33 @@ class Hardware:
     exchanged_per_s: float = 0.0  # bytes that a process receives from the others, measured; 0: not counted
     reserved: int = 0  # bytes of each process for libraries and driver
     source: str = ""
+    auto: Precision = Precision.bf16  # of trainer.precision=auto
 
-    def flops_per_s(self, bf16: bool) -> float:
-        """Return the peak in the dtype of the matmuls."""
-        return self.bf16_flops_per_s if bf16 else self.fp32_flops_per_s
+    def flops_per_s(self, precision: Precision) -> float:
+        """Return the peak of the matmuls in a precision; without tensor cores for bf16, that of fp32."""
+        lacks_bf16 = precision is Precision.bf16 and self.auto is Precision.fp16
+        return self.fp32_flops_per_s if precision is Precision.fp32 or lacks_bf16 else self.half_flops_per_s
 
 
 def _gpu(name: str, device: Device, fp32_tera: float, memory_gib: float, source: str) -> Hardware:
-    peak, memory = DOCUMENTED_BF16[_model(device)] * 1e12, int(memory_gib * GIB)
+    peak, memory = DOCUMENTED_HALF[_model(device)] * 1e12, int(memory_gib * GIB)
     return Hardware(name, peak, fp32_tera * 1e12, memory, gpu=True, reserved=GIB, source=source)
+
+
+def _without_bf16(hardware: Hardware) -> Hardware:
+    """Return a GPU whose tensor cores compute in fp16, not in bf16."""
+    return replace(hardware, auto=Precision.fp16)
+
+
+def _apple(name: str, fp32_tera: float | None, memory_gib: int, source: str) -> Hardware:
+    """Return an Apple chip with the least memory that it is sold with; without a published peak it is NaN.
+
+    Its GPU computes in fp16 as fast as in fp32 and shares the memory with macOS and other programs; Metal advises to
+    use about three quarters of it (recommendedMaxWorkingSetSize).
+    """
+    peak, memory = math.nan if fp32_tera is None else fp32_tera * 1e12, memory_gib * GIB
+    auto = auto_precision(torch.device("mps"))
+    return Hardware(name, peak, peak, memory, gpu=True, reserved=memory // 4, source=source, auto=auto)
 
 
 def _model(device: Device) -> str:
@@ -50,21 +71,64 @@ def _model(device: Device) -> str:
     return device.value.replace("_", " ").upper()
 
 
-# dense bf16 tensor cores; fp32 without TF32, as torch computes it by default; memory as the driver reports it
+# dense tensor cores in bf16, or in fp16 for lack of it; fp32 without TF32, as torch computes it by default; memory as
+# the driver reports it
 DOCUMENTED = {
     Device.a100: _gpu("A100 SXM 80 GB", Device.a100, 19.5, 80.0, "NVIDIA A100 data sheet, 2021"),
     Device.h100: _gpu("H100 SXM 80 GB", Device.h100, 67.0, 79.6, "NVIDIA H100 data sheet, 2023"),
     Device.h200: _gpu("H200 SXM 141 GB", Device.h200, 67.0, 140.4, "NVIDIA H200 data sheet, 2024"),
     Device.b200: _gpu("B200 SXM 180 GB", Device.b200, 75.0, 179.0, "NVIDIA DGX B200 data sheet, 2024"),
+    Device.v100: _without_bf16(_gpu("V100 SXM 16 GB", Device.v100, 15.7, 15.8, "NVIDIA V100 data sheet, 2020")),
+    Device.t4: _without_bf16(_gpu("T4", Device.t4, 8.1, 14.7, "NVIDIA T4 data sheet, 2019")),
+    Device.l4: _gpu("L4", Device.l4, 30.3, 22.5, "NVIDIA L4 data sheet, 2023"),
+    Device.a10g: _gpu("A10G", Device.a10g, 35.0, 22.5, "NVIDIA A10G data sheet, 2022"),
+    Device.rtx_3090: _gpu("RTX 3090", Device.rtx_3090, 35.6, 24.0, "NVIDIA Ampere GA102 paper, 2020, table 9"),
     Device.rtx_4090: _gpu("RTX 4090", Device.rtx_4090, 82.6, 24.0, "NVIDIA Ada architecture paper, 2022, table 2"),
+    Device.rtx_5090: _gpu("RTX 5090", Device.rtx_5090, 104.8, 31.8, "NVIDIA RTX Blackwell paper, 2025"),
+    Device.m1: _apple("Apple M1", 2.6, 8, "Apple's announcement of M1, November 2020"),
+    Device.m2: _apple("Apple M2", 3.5, 8, "1.35 x M1 by Apple's announcement, June 2022"),
+    Device.m3: _apple("Apple M3", None, 8, "Apple's announcement of M3, October 2023"),
+    Device.m3_max: _apple("Apple M3 Max", None, 36, "Apple's announcement of M3 Max, October 2023"),
+    Device.m4: _apple("Apple M4", None, 16, "Apple's announcement of M4 for Mac, October 2024"),
+    Device.m4_max: _apple("Apple M4 Max", None, 36, "Apple's announcement of M4 Max, October 2024"),
 }
 
 
 def hardware_of(config: PlanConfig) -> Hardware:
-    """Return the device of a plan, with the memory of the setting `memory_gib`."""
+    """Return the device of a plan, with the peak and memory of the settings `peak_tflops` and `memory_gib`.
+
+    Raises ConfigError for a device without a known peak or memory.
+    """
     device = config.device if config.device is not Device.auto else _auto_device(config)
-    hardware = measure_cpu(config) if device is Device.cpu else DOCUMENTED[device]
-    return hardware if config.memory_gib is None else replace(hardware, memory=int(config.memory_gib * GIB))
+    if device is Device.cpu:
+        hardware = measure_cpu(config)
+    elif device is Device.other:
+        hardware = Hardware("a GPU by its numbers", math.nan, math.nan, 0, gpu=True, reserved=GIB)
+    else:
+        hardware = DOCUMENTED[device]
+    return _with_numbers(hardware, device, config)
+
+
+def _with_numbers(hardware: Hardware, device: Device, config: PlanConfig) -> Hardware:
+    """Return the device with the peak and memory of the settings, if there are any."""
+    peak, memory = config.peak_tflops, config.memory_gib
+    if peak is not None and device is Device.cpu:
+        raise ConfigError(
+            f"peak_tflops={peak:g} is the peak of a GPU, and device=cpu is measured. Leave it out, or try device=other."
+        )
+    if peak is not None:
+        flops = peak * 1e12
+        hardware = replace(hardware, half_flops_per_s=flops, fp32_flops_per_s=flops, source="peak_tflops")
+    if memory is not None:
+        reserved = int(memory * GIB) // 4 if hardware.reserved > GIB else hardware.reserved  # of Apple's chips, a share
+        hardware = replace(hardware, memory=int(memory * GIB), reserved=reserved)
+    if not hardware.memory or math.isnan(hardware.fp32_flops_per_s):
+        lacks = "peak_tflops" if math.isnan(hardware.fp32_flops_per_s) else "memory_gib"
+        raise ConfigError(
+            f"device={device.value} needs {lacks}, which no source gives. "
+            f"Try device={device.value} peak_tflops=65 memory_gib=16, with the numbers of its data sheet."
+        )
+    return hardware
 
 
 def _auto_device(config: PlanConfig) -> Device:
@@ -72,16 +136,15 @@ def _auto_device(config: PlanConfig) -> Device:
     trainer = config.trainer
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        return next((device for device in DOCUMENTED if _model(device) in name), Device.h100)
+        return next((device for device in DOCUMENTED if is_named(_model(device), name)), Device.h100)
     wants_gpus = trainer.accelerator in ("gpu", "cuda") or trainer.strategy is not Strategy.single
     return Device.h100 if wants_gpus and trainer.accelerator != "cpu" else Device.cpu
 
 
-def uses_bf16(config: PlanConfig, hardware: Hardware) -> bool:
-    """Return whether the run computes in bf16 on this device, with trainer.precision=auto resolved."""
-    if config.trainer.precision is not Precision.auto:
-        return config.trainer.precision is Precision.bf16
-    return True if hardware.gpu else bf16_is_fast(torch.device("cpu"))
+def precision_of(config: PlanConfig, hardware: Hardware) -> Precision:
+    """Return the precision of the run on this device."""
+    precision = config.trainer.precision
+    return hardware.auto if precision is Precision.auto else precision
 
 
 def measure_cpu(config: PlanConfig) -> Hardware:
@@ -92,7 +155,7 @@ def measure_cpu(config: PlanConfig) -> Hardware:
     try:
         return Hardware(
             name=f"this CPU ({platform.machine()}, {cores} threads)",
-            bf16_flops_per_s=_best_matmul(cpu, torch.bfloat16) / ranks,
+            half_flops_per_s=_best_matmul(cpu, half_dtype(config.trainer.precision) or torch.bfloat16) / ranks,
             fp32_flops_per_s=_best_matmul(cpu, torch.float32) / ranks,
             memory=psutil.virtual_memory().total,
             gpu=False,
@@ -100,6 +163,7 @@ def measure_cpu(config: PlanConfig) -> Hardware:
             exchanged_per_s=exchanged_bytes_per_s() if ranks > 1 else 0.0,
             reserved=LIBRARIES,
             source="measured",
+            auto=auto_precision(cpu),
         )
     finally:
         torch.set_num_threads(threads)

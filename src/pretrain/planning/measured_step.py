@@ -10,6 +10,7 @@ from pretrain.config.run import RunConfig
 from pretrain.models.init import initialize
 from pretrain.models.transformer import Transformer
 from pretrain.parallel.mesh import global_norm, scale_by
+from pretrain.parallel.precision import autocast, half_dtype
 from pretrain.planning.dry_run import build_model_with_loss, zero_batch
 from pretrain.planning.workload import Workload
 
@@ -41,7 +42,7 @@ def _step_times(config: RunConfig, work: Workload, device: torch.device, seconds
     while len(taken) < _STEPS[0] or (time.perf_counter() < end and len(taken) < _STEPS[1]):
         started = time.perf_counter()
         for _ in range(work.accumulation):
-            with torch.autocast(device.type, torch.bfloat16, enabled=work.autocasts):
+            with autocast(device.type, half_dtype(work.precision) if work.autocasts else None):
                 loss, count = model_with_loss(batch)
             (loss / count).backward()
         gradients: list[Tensor] = [p.grad for p in model_with_loss.parameters() if p.grad is not None]

@@ -2,6 +2,7 @@
 
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import CHARACTERS_PER_TOKEN, Forecast
+from pretrain.planning.hardware import Hardware
 from pretrain.planning.scaling import (
     BESIROGLU,
     HOFFMANN,
@@ -12,6 +13,7 @@ from pretrain.planning.scaling import (
 from pretrain.planning.units import count, duration, gib
 from pretrain.planning.workload import Workload
 from pretrain.program import command
+from pretrain.training.config import Precision
 
 _WIDTH = 20
 
@@ -132,13 +134,13 @@ def _memory(forecast: Forecast) -> list[str]:
 
 def _time(forecast: Forecast, config: PlanConfig) -> list[str]:
     cost, hardware = forecast.cost, forecast.target.hardware
-    peak = (
-        f"{hardware.flops_per_s(forecast.work.bf16) / 1e12:,.4g} TFLOP/s in {'bf16' if forecast.work.bf16 else 'fp32'}"
-    )
+    precision = forecast.work.precision
+    peak = f"{hardware.flops_per_s(precision) / 1e12:,.4g} TFLOP/s in {precision.name}"
     how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
     lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]
+    lines += [_line("precision", note)] if (note := _precision_note(hardware, precision)) else []
     lines.append(_line("a step", duration(cost.step_s)))
     lines.append(_line("speed", f"{cost.tokens_per_s:,.0f} tokens/s"))
     if cost.seconds is None:
@@ -150,6 +152,15 @@ def _time(forecast: Forecast, config: PlanConfig) -> list[str]:
     else:
         lines.append(_line("cost", f"{hours * config.price_per_hour:,.2f} at {config.price_per_hour:g} an hour"))
     return lines
+
+
+def _precision_note(hardware: Hardware, precision: Precision) -> str:
+    """Return what to know of a precision on a GPU without tensor cores for bf16; empty on others."""
+    if hardware.auto is not Precision.fp16 or precision is Precision.fp32:
+        return ""
+    if precision is Precision.bf16:
+        return f"{hardware.name} has no tensor cores for bf16: trainer.precision=fp16 is faster"
+    return f"fp16 with a loss scale, which trainer.precision=auto means here: {hardware.name} has no bf16"
 
 
 def _checkpoints(forecast: Forecast, config: PlanConfig) -> list[str]:

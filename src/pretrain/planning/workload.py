@@ -13,7 +13,7 @@ from pretrain.models.config import TransformerConfig, transformer_of
 from pretrain.models.masks import can_use_block_masks
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelDims
-from pretrain.training.config import Strategy
+from pretrain.training.config import Precision, Strategy
 
 FLOAT_BYTES = 4
 _SPLIT_INTO_COLUMNS = ("attention.output.weight", "feed_forward.down.weight")
@@ -55,7 +55,7 @@ class Workload:
     accumulation: int  # micro-batches of one optimizer step
     parallel_dims: ParallelDims
     strategy: Strategy
-    bf16: bool
+    precision: Precision  # resolved
     masked: bool  # whether attention reads a dense mask (T, T)
     activation_checkpointing: bool
     checkpoint_every_blocks: int
@@ -106,19 +106,24 @@ class Workload:
         return self.rows * self.targets_per_row
 
     @property
+    def half(self) -> bool:
+        """Whether matmuls are in 16 bits."""
+        return self.precision is not Precision.fp32
+
+    @property
     def compute_bytes(self) -> int:
         """Bytes of one number in a matmul."""
-        return 2 if self.bf16 else FLOAT_BYTES
+        return 2 if self.half else FLOAT_BYTES
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of a number of the residual stream or a weight in use: float32 by autocast, bf16 by FSDP2's policy."""
-        return 2 if self.bf16 and self.sharded else FLOAT_BYTES
+        """Bytes of a number of the residual stream or a weight in use: float32 by autocast, 16 bits by FSDP2."""
+        return 2 if self.half and self.sharded else FLOAT_BYTES
 
     @property
     def autocasts(self) -> bool:
-        """Whether autocast converts weights and inputs to bf16, with one copy per linear layer."""
-        return self.bf16 and not self.sharded
+        """Whether autocast converts weights and inputs to 16 bits, with one copy per linear layer."""
+        return self.half and not self.sharded
 
     @property
     def sharded(self) -> bool:
@@ -150,7 +155,7 @@ class Workload:
         return math.ceil(shape[0] / self.parallel_dims.shards) * math.prod(shape[1:])
 
 
-def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = False) -> Workload:
+def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: bool = False) -> Workload:
     """Return the workload of a run with a tokenizer of `vocab_size` ids.
 
     Raises ConfigError for a model that is not a Transformer of ours, and for trainer.devices=-1.
@@ -175,7 +180,7 @@ def workload_of(config: RunConfig, vocab_size: int, bf16: bool, gpu: bool = Fals
         accumulation=config.accumulation_steps(),
         parallel_dims=config.parallel_dims(),
         strategy=config.trainer.strategy,
-        bf16=bf16,
+        precision=precision,
         masked=_masked(config) and not (compiled and can_use_block_masks(shape)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,

@@ -8,8 +8,9 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import can_compile, compiler
-from pretrain.kernels.device import bf16_is_fast, peak_flops_per_s
+from pretrain.kernels.device import peak_flops_per_s
 from pretrain.launch.rank import log
+from pretrain.parallel.precision import auto_precision, half_dtype
 from pretrain.training.config import Precision, TrainerConfig
 
 MIN_COMPILED_S = 300.0  # shortest run that is compiled by default: compiling takes up to a minute
@@ -36,13 +37,13 @@ def choose_device(config: TrainerConfig) -> torch.device:
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """Return the settings with fp32 or bf16 instead of an `auto` precision.
+    """Return the settings with fp32, bf16 or fp16 instead of an `auto` precision.
 
     A run saves its resolved precision, so a resume on another machine computes in the same one.
     """
     precision = config.trainer.precision
     if precision is Precision.auto:
-        precision = Precision.bf16 if bf16_is_fast(device) else Precision.fp32
+        precision = auto_precision(device)
     optimizer = config.optimizer.resolved(bf16=precision is Precision.bf16)
     return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
 
@@ -78,11 +79,11 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
     trainer, model = config.trainer, config.model
     if config.parallel.tensor_parallel > 1:
         return False  # tensor parallelism compiles only if the settings ask for it
-    bf16 = trainer.precision is Precision.bf16
     steps = trainer.max_steps or -1
     tokens = [float(config.tokens_per_step() * steps)] if steps > 0 else []
     tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
-    tokens_per_s = peak_flops_per_s(device, bf16)[0] / 3 * trainer.ranks / model.training_flops_per_token(1)
+    peak, _ = peak_flops_per_s(device, half_dtype(trainer.precision))
+    tokens_per_s = peak / 3 * trainer.ranks / model.training_flops_per_token(1)
     seconds = [limit / tokens_per_s for limit in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])
     return min(seconds, default=float("inf")) >= MIN_COMPILED_S
 
@@ -93,8 +94,8 @@ def _compiles_correctly(config: RunConfig, device: torch.device) -> bool:
     if shape is None:
         return True
     rows, length = config.rows_per_micro_batch(), config.model.context_length
-    bf16 = config.trainer.precision is Precision.bf16
-    block = TrialBlock(shape, (rows, length), config.objective.causal, bf16, device)
+    half = half_dtype(config.trainer.precision)
+    block = TrialBlock(shape, (rows, length), config.objective.causal, half, device)
     expected = block.gradient()
     block.compile()
     error = float((block.gradient() - expected).norm() / expected.norm())

@@ -1,5 +1,6 @@
 """Settings of a training run: Lightning's Trainer, checkpoints, logs, samples, folders."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -11,9 +12,10 @@ from pretrain.errors import ConfigError
 class Precision(Enum):
     """Number format of the computation; weights, optimizer state and gradients stay in 32 bits."""
 
-    auto = "auto"  # bf16 where the device has instructions for it, else 32
+    auto = "auto"  # bf16 where the device has instructions for it, fp16 on a GPU that has them for it alone, else fp32
     fp32 = "32"
     bf16 = "bf16"
+    fp16 = "fp16"  # with a loss scale (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740)
 
 
 class Strategy(Enum):
@@ -54,8 +56,16 @@ class TrainerConfig(Settings):
     )  # fmt: skip
     strategy: Strategy = setting(Strategy.single, "How several devices share the run.")
     precision: Precision = setting(
-        Precision.auto, "Number format of the computation; auto: bf16 where the device has instructions for it."
+        Precision.auto, "Number format of the computation; auto: bf16 or fp16 where the device has instructions for it."
     )
+    initial_loss_scale: float = setting(
+        65536.0, "fp16: factor of the first step's loss, a power of two; it halves at a gradient that overflows.",
+        bounds="[1.0, 16777216.0]", hint="a power of two",
+    )  # fmt: skip
+    loss_scale_growth_interval: int = setting(
+        2000, "fp16: steps without overflow after which the loss scale doubles.", bounds="[1, inf)",
+        unit="optimizer steps",
+    )  # fmt: skip
     max_steps: int | None = setting(
         1000, "Length of the run, beside max_tokens, max_epochs, max_time. -1: no limit; null: by a printed rule.",
         bounds="[1, inf)", unit="optimizer steps", also=-1,
@@ -102,6 +112,11 @@ class TrainerConfig(Settings):
             raise ConfigError(
                 "trainer.max_steps=-1 sets no limit, and there is no other: the run would not end. "
                 "Try trainer.max_time=60 (minutes), trainer.max_epochs=1, or trainer.max_tokens=1000000000."
+            )
+        if math.frexp(self.initial_loss_scale)[0] != 0.5:
+            raise ConfigError(
+                f"trainer.initial_loss_scale={self.initial_loss_scale:g} is not a power of two, and only those leave "
+                "the digits of gradients as they are. Try trainer.initial_loss_scale=65536."
             )
         if self.accelerator not in ACCELERATORS:
             raise ConfigError(

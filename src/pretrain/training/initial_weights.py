@@ -20,7 +20,8 @@ from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
-from pretrain.training.config import Precision, Strategy
+from pretrain.parallel.precision import half_dtype
+from pretrain.training.config import Strategy
 from pretrain.training.fine_tuning import base_weights
 
 
@@ -51,11 +52,11 @@ def materializer(
 
     No process holds more than its shard and one full parameter.
     """
-    bf16 = config.trainer.precision is Precision.bf16
+    half = half_dtype(config.trainer.precision)
 
     def materialize(mesh: DeviceMesh | None, device: torch.device) -> None:
         model = model_with_loss.model
-        parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, bf16)
+        parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, half)
         allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
         load_parameters(model, weights)
         model_with_loss.train()

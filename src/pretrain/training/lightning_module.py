@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from pretrain.errors import DataError, DivergenceError
+from pretrain.launch.rank import log
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
@@ -25,12 +26,14 @@ from pretrain.stop_signals import STOP_SIGNALS
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
+from pretrain.training.loss_scaler import LossScaler
 from pretrain.training.run_length import RunLength
 from pretrain.training.run_state import end_after_step
 from pretrain.training.validation_metrics import ValidationScores
 
 MAX_SKIPPED_IN_A_ROW = 10
 NO_TARGET = "the step's rows had no target token"
+OVERFLOW = "the gradient overflowed fp16"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class StepSettings:
     expected_targets: float  # approximate number in a global batch: keeps gradients near their final scale
     sum_dtype: torch.dtype  # of summed losses
     keeps_ledger: bool
+    loss_scaler: LossScaler | None  # of fp16
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
 
 
@@ -62,6 +66,7 @@ class TrainingModule(L.LightningModule):
         self.model_with_loss = model_with_loss
         self.settings = settings
         self.parallel_dims = settings.parallel_dims
+        self.loss_scaler = settings.loss_scaler
         self.length = length
         self.spikes = spikes
         self.validation = validation
@@ -83,18 +88,27 @@ class TrainingModule(L.LightningModule):
         self.step_samples: list[int] = []  # sample indices of the latest step, for the ledger only
         self._step_targets = torch.zeros((), dtype=torch.int64)
         self._step_loss_sum = torch.zeros((), dtype=settings.sum_dtype)
+        self._global_loss_sum = self._step_loss_sum  # of the latest step, over all processes
         self._logged_loss = torch.zeros((), dtype=settings.sum_dtype)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
 
     def counters(self) -> dict[str, Any]:
         """Return the module's counters; `state_dict` holds its weights."""
-        return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated}
+        scaler = {} if self.loss_scaler is None else self.loss_scaler.state_dict()
+        return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated, **scaler}
 
     def load_counters(self, state: dict[str, Any]) -> None:
         """Continue from the counters of `state`."""
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.first_validated = dict(state.get("first_validation", {}))
+        if self.loss_scaler is not None:
+            self.loss_scaler.load_state_dict(state)
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor of losses and gradients in the backward pass: of fp16, else 1."""
+        return 1.0 if self.loss_scaler is None else self.loss_scaler.scale
 
     def configure_model(self) -> None:
         """Shard the model over the devices and load its weights, once."""
@@ -112,13 +126,13 @@ class TrainingModule(L.LightningModule):
         """Return this micro-batch's part of the loss, a scalar for Lightning to differentiate.
 
         The loss is summed over targets and divided by a constant; `optimizer_step` then divides by the true number of
-        targets in the global batch. The code is the same for every objective.
+        targets in the global batch, and by the loss scale. The code is the same for every objective.
         """
         loss_sum, count = self.model_with_loss(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
         self._samples.append(batch.sample_indices)
-        return loss_sum * (self.trainer.accumulate_grad_batches / self.expected_targets)
+        return loss_sum * (self.loss_scale * self.trainer.accumulate_grad_batches / self.expected_targets)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer; `set_learning_rate` computes the rate of each step, without a scheduler object."""
@@ -173,6 +187,7 @@ class TrainingModule(L.LightningModule):
             self.signal_agreed = _first_signal(counts)
             seconds = clock / 1000
         self.length.record_step(seconds)
+        self._global_loss_sum = loss_sum
         if self.spikes.is_on or self.settings.keeps_ledger:  # waits for the device
             count = int(targets)
             self.step_loss = float(loss_sum) / count if count else math.nan
@@ -190,9 +205,10 @@ class TrainingModule(L.LightningModule):
     def measure_gradients(self, gradients: list[Tensor], targets: Tensor) -> Tensor:
         """Set `grad_norm`; return the factor that makes gradients a mean over the global batch's targets.
 
-        DDP and FSDP2 have averaged them over the data ranks, and each micro-batch was divided by `expected_targets`.
+        DDP and FSDP2 have averaged them over the data ranks, and each micro-batch was divided by `expected_targets` and
+        multiplied by the loss scale.
         """
-        scale = self.expected_targets * self.parallel_dims.data_ranks / targets.clamp(min=1).float()
+        scale = self.expected_targets * self.parallel_dims.data_ranks / self.loss_scale / targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
         if self.gradient_hook is not None:
             self.gradient_hook(scale)
@@ -204,7 +220,7 @@ class TrainingModule(L.LightningModule):
         Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip.
         """
         if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
-            return "the gradient was not finite"
+            return OVERFLOW if self._lower_loss_scale() else "the gradient was not finite"
         if not int(targets):
             return NO_TARGET
         if self.spikes.is_spike(self.step_loss):
@@ -221,8 +237,24 @@ class TrainingModule(L.LightningModule):
     def count_step(self, targets: Tensor) -> None:
         """Add a step that changes the weights to the next logged training loss."""
         self._skipped_in_a_row = 0
+        if self.loss_scaler is not None:
+            self.loss_scaler.count_step()
         self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
         self._logged_targets = self._logged_targets.to(targets.device) + targets
+
+    def _lower_loss_scale(self) -> bool:
+        """Halve the loss scale if that may make the gradient finite; return whether it did.
+
+        It cannot if the loss itself is not finite, or the scale is at its lowest. Loss and gradient norm are those of
+        all processes, so all decide alike.
+        """
+        if self.loss_scaler is None or not bool(torch.isfinite(self._global_loss_sum)):
+            return False
+        before = self.loss_scale
+        if lowered := self.loss_scaler.lower():
+            change = f"loss scale {before:g} before, {self.loss_scale:g} from here on"
+            log(f"step {self.global_step + 1}: {OVERFLOW} and is skipped; {change}")
+        return lowered
 
     def agree_on_signal(self) -> None:
         """Set `signal_agreed` between two steps; a collective call."""
@@ -263,10 +295,13 @@ class TrainingModule(L.LightningModule):
     def skip_step(self, reason: str) -> None:
         """Count a step that does not change the weights.
 
-        Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW consecutive ones.
+        Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW consecutive ones; a step that lowered the loss
+        scale is none of them, as the next may fit.
         """
         self.skipped_steps += 1
         self.skipped_because = reason
+        if reason == OVERFLOW:
+            return
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
@@ -277,7 +312,10 @@ class TrainingModule(L.LightningModule):
             )
             if reason == NO_TARGET:
                 raise DataError(f"{description}Look at them: {command('inspect')} run=<run folder> step=1.")
-            raise DivergenceError(f"{description}Try a lower optimizer.learning_rate, then resume=auto.")
+            advice = "a lower optimizer.learning_rate, then resume=auto."
+            if self.loss_scaler is not None:
+                advice += " Or start anew with trainer.precision=fp32: fp16 has no number above 65,504."
+            raise DivergenceError(f"{description}Try {advice}")
 
     def end_step(self) -> None:
         """Reset the sums of the step; keep its sample indices if the ledger needs them."""

@@ -15,7 +15,7 @@ from pretrain.launch.run_folder import REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
 from pretrain.program import SCRIPTS, command, is_installed
 from pretrain.training.divergence import named
-from pretrain.training.lightning_module import NO_TARGET
+from pretrain.training.lightning_module import NO_TARGET, OVERFLOW
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
@@ -194,7 +194,9 @@ def check_outcome(steps: int, skipped: int, skipped_because: str, metrics: Mappi
                 f"{message} {skipped_because}. Look at the rows: {command('inspect')} step=1; a tokenizer "
                 "without the text's characters leaves no targets. Try tokenizer=bpe, or tokenizer=bytes."
             )
-        raise DivergenceError(f"{message} {skipped_because}. Try a lower optimizer.learning_rate.")
+        remedy = "a lower trainer.initial_loss_scale, or more steps"
+        remedy = remedy if skipped_because == OVERFLOW else "a lower optimizer.learning_rate"
+        raise DivergenceError(f"{message} {skipped_because}. Try {remedy}.")
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise DivergenceError(

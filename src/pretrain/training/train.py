@@ -27,6 +27,7 @@ from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, save
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.parallel.precision import half_dtype
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.auto_settings import choose_device, resolve_precision
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
@@ -38,7 +39,7 @@ from pretrain.training.callbacks.sample_prompts import prompts_of
 from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
 from pretrain.training.callbacks.text_ahead import TextAhead
-from pretrain.training.config import Precision, SampleConfig
+from pretrain.training.config import SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.fine_tuning import with_labels
@@ -48,6 +49,7 @@ from pretrain.training.lightning_module import StepSettings, TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.loggers.run_log import close, ids_of, log_checkpoint, log_config
 from pretrain.training.loggers.tensorboard import compare_by_settings
+from pretrain.training.loss_scaler import build_loss_scaler
 from pretrain.training.model_support import check_supported
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
@@ -230,6 +232,7 @@ def _build_module(
         expected_targets=float(targets_per_row * config.batch_size),
         sum_dtype=sum_dtype(choose_device(config.trainer)),
         keeps_ledger=config.logging.ledger,
+        loss_scaler=build_loss_scaler(config.trainer),
         materialize=materializer(model_with_loss, config, weights),
     )
     factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
@@ -244,7 +247,7 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=config.objective.passes
         * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
-        peak_flops_per_s=peak_flops_per_s(device, config.trainer.precision is Precision.bf16)[0],
+        peak_flops_per_s=peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
 

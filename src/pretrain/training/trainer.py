@@ -2,12 +2,15 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from pretrain.config.serialize import to_dict
@@ -15,10 +18,26 @@ from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.rank import rank, under_launcher
 from pretrain.launch.run_folder import CONFIG
 from pretrain.launch.run_plan import RunPlan
-from pretrain.training.config import Precision, Strategy
+from pretrain.parallel.precision import autocast, half_dtype
+from pretrain.training.config import Strategy
 from pretrain.training.strategy import build_strategy
 from pretrain.training.user_callbacks import build_loggers, run_facts
 from pretrain.training.validation import validates_first
+
+
+class Autocast(Precision):
+    """Forward passes in autocast, without Lightning's loss scaler: the module scales the loss of fp16 itself."""
+
+    def __init__(self, device_type: str, half: torch.dtype) -> None:
+        super().__init__()
+        self._device_type = device_type
+        self._half = half
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Compute matmuls in the 16-bit dtype."""
+        with autocast(self._device_type, self._half):
+            yield
 
 
 def build_trainer(
@@ -27,14 +46,16 @@ def build_trainer(
     """Return the trainer of a run; `validates`: whether it has validation data."""
     config, folder, start = run_plan.config, run_plan.folder, run_plan.start
     accumulation = config.accumulation_steps()
-    autocast = config.trainer.precision is Precision.bf16 and config.trainer.strategy is not Strategy.fsdp
+    half = half_dtype(config.trainer.precision) if config.trainer.strategy is not Strategy.fsdp else None
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config, device),
-        plugins=[TorchElasticEnvironment() if under_launcher() else LightningEnvironment()],  # never a guess
-        precision="bf16-mixed" if autocast else "32-true",  # FSDP2 casts by a policy of its own
+        plugins=[
+            TorchElasticEnvironment() if under_launcher() else LightningEnvironment(),  # never a guess
+            *([] if half is None else [Autocast(device.type, half)]),  # FSDP2 casts by a policy of its own
+        ],
         max_steps=max_steps or -1,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,

@@ -71,6 +71,8 @@ class Metrics(Callback):
             "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
+        if module.loss_scaler is not None:
+            self.newest["optim/loss_scale"] = module.loss_scale
         if utilization <= 1.0:  # above: the peak was measured too low, while another process used the CPU
             self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:
