@@ -259,11 +259,11 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
     """Write the folder, compare it with the model it was made of, and say how to load it."""
-    from pretrain.interop.export import export_model
+    from pretrain.interop.export import export_adapters, export_model
     from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    print(printable(export_model(config, path)))
+    print(printable(export_adapters(config, path) if config.adapters else str(export_model(config, path))))
 
 
 def report(config: ReportConfig, overrides: list[str]) -> None:
