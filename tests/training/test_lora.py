@@ -52,6 +52,10 @@ def unmerged(path: Path):
 
 def test_only_adapters_train_and_the_checkpoint_is_complete(tiny, base, tmp_path, capsys):
     words = lora_words(tiny, base, tmp_path, "trainer.max_steps=60", "checkpoint.every_n_steps=60")
+    with pytest.raises(
+        ConfigError, match=r"'\*\.qeury', which matches no matrix.*It has blocks\.0\.attention\.query\.weight"
+    ):
+        run(tiny.plan(*words, "lora.targets=[*.qeury]"))
     report = run(tiny.plan(*words))
     assert "parameters are trained" in capsys.readouterr().out
     before, after = open_checkpoint(base), open_checkpoint(Path(report.folder))
@@ -62,7 +66,41 @@ def test_only_adapters_train_and_the_checkpoint_is_complete(tiny, base, tmp_path
     assert optimizer == {name for name in weights if is_adapter(name)}
     base.rename(base.with_name("elsewhere"))  # the checkpoint needs it no more
     llm = LanguageModel.load(report.folder)
-    assert llm.respond("The quick brown", temperature=0) == "fox"
     rows = torch.arange(64).reshape(1, -1)
     assert_close(logits(llm.model, rows), logits(unmerged(Path(report.folder)), rows), atol=1e-5, rtol=1e-5)
     assert "lora" not in str(list(dict(llm.model.named_parameters())))
+
+
+def test_resume_is_exact(tiny, base, tmp_path):
+    words = lora_words(tiny, base, tmp_path, "trainer.max_steps=6", "checkpoint.every_n_steps=3", "lora.dropout=0.1")
+    whole = Path(run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'whole'}", "checkpoint.keep=0")).folder)
+    half = whole / "checkpoints" / "step-00000003"
+    copy = tmp_path / "copy" / "checkpoints"
+    copy.mkdir(parents=True)
+    half.rename(copy / half.name)
+    again = [*words, "resume=auto", f"paths.run_dir={tmp_path / 'copy'}"]
+    resumed = Path(run(tiny.plan(*again)).folder)
+    assert_same_state(whole, resumed)
+    with pytest.raises(ConfigError, match=r"lora\.rank: 4 in the run, 2 now"):
+        tiny.plan(*again, "lora.rank=2")
+    # what was learned goes on in a run without adapters, and in one with new ones
+    merged = run(tiny.plan(*words, f"init_from={resumed}", "lora.rank=0", "trainer.max_steps=1"))
+    assert open_checkpoint(Path(merged.folder)).tensors("model").keys() == open_checkpoint(base).tensors("model").keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lora.targets=[]"], r"lora\.targets=\[\] gives no matrix an adapter\. Try 'lora\.targets=\[blocks\.\*\]'"),
+        (["lora.rank=-1"], r"lora\.rank=-1 is negative\. Try lora\.rank=8, or 0 for none"),
+        (["init_from=null"], r"lora\.rank=4 trains adapters of a trained base, and init_from names none"),
+        (["lora.init_from=x", "lora.rank=0"], r"lora\.init_from=x starts from adapters, and lora\.rank=0 trains none"),
+        (
+            ["trainer.strategy=fsdp", "trainer.devices=2", "parallel.tensor_parallel=2"],
+            r"parallel\.tensor_parallel=2 splits the matrices, and lora\.rank=4",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(tiny, words, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny.config("model=gpt_nano", "init_from=base", "lora.rank=4", *words)
