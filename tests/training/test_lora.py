@@ -1,6 +1,5 @@
 """LoRA: only adapters train, a checkpoint is complete, merged equals unmerged, resume is exact."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,12 @@ from test_fine_tuning import pairs, tune
 from torch.testing import assert_close
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.config.scripts import ExportConfig
-from pretrain.errors import CheckpointError, ConfigError
-from pretrain.interop.export import export_adapters, export_model
+from pretrain.errors import ConfigError
 from pretrain.interop.load import build_without_weights, open_model
 from pretrain.language_model import LanguageModel
 from pretrain.models.interface import hidden_states
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.parallel.mesh import load_parameters
-from pretrain.planning.answer import answer
-from pretrain.planning.config import PlanConfig
 from pretrain.training.train import run
 
 LORA = ["lora.rank=4", "lora.alpha=8", "optimizer.learning_rate=0.02", "model.dropout=0.0"]

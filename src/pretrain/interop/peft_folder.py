@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
-from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.interop.config_json import ConfigJson, read_config_json
-from pretrain.interop.families import FAMILIES
-from pretrain.interop.family import Family, choose_family
+from pretrain.interop.family import Family
 from pretrain.interop.names import Stored
-from pretrain.models.config import transformer_of
 from pretrain.models.lora import A, B, adapted, is_adapter
 from pretrain.models.lora_config import LoraConfig
 
@@ -119,17 +116,15 @@ def _targets(matrices: list[_Matrix], everything: list[str]) -> dict[str, int]:
     return named
 
 
-def read_adapters(folder: Path, sizes: Sizes, run: RunConfig) -> Callable[[str, Tensor], Tensor]:
+def read_adapters(folder: Path, sizes: Sizes, config: LoraConfig, family: Family) -> Callable[[str, Tensor], Tensor]:
     """Return a function from the name and first value of an adapter's parameter to its value in a PEFT folder.
 
     An adapter of a smaller rank fills a part of ours, so that both compute the same. Raises CheckpointError for a
-    folder that is damaged or adapts more than matrices, ConfigError where `run.lora` has no room for its adapters.
+    folder that is damaged or adapts more than matrices, ConfigError where `config` has no room for its adapters.
     """
-    config, model = run.lora, transformer_of(run.model, "has adapters of PEFT")
     record = read_config_json(folder / CONFIG)
     _check_kind(record)
     files = TensorFiles([_weights(folder)])
-    family = choose_family(model, run.objective.causal, FAMILIES, "auto")
     matrices = {matrix.module: matrix for matrix in _matrices(family, sizes)}
     _check_names(folder, files, matrices)
     of_ours = {module: matrix for matrix in matrices.values() for module in matrix.modules}

@@ -13,11 +13,13 @@ from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared
 from pretrain.data.shuffle import ORDER_VERSION
 from pretrain.errors import ConfigError, DataError, shown
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import choose_family
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights, open_model, saved_values
 from pretrain.interop.peft_folder import read_adapters
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
@@ -53,8 +55,7 @@ def _with_adapters(config: RunConfig, base: ModelFolder, prepared: Prepared, mod
         return base_weights(config, base, prepared, model)
     plain = build_without_weights(config.model, config.objective, prepared.tokenizer)
     weights, sizes = base_weights(config, base, prepared, plain), _sizes(model)
-    folder = config.lora.init_from
-    adapters = None if folder is None else read_adapters(Path(folder), sizes, config)
+    adapters = None if config.lora.init_from is None else _peft_adapters(config, config.lora.init_from, sizes)
 
     def load(name: str, size: torch.Size) -> Tensor:
         if not is_adapter(name):
@@ -63,6 +64,12 @@ def _with_adapters(config: RunConfig, base: ModelFolder, prepared: Prepared, mod
         return value if adapters is None else adapters(name, value)
 
     return load
+
+
+def _peft_adapters(config: RunConfig, folder: str, sizes: dict[str, torch.Size]) -> Callable[[str, Tensor], Tensor]:
+    shape = transformer_of(config.model, "has adapters in a PEFT folder")
+    family = choose_family(shape, config.objective.causal, FAMILIES)
+    return read_adapters(Path(folder), sizes, config.lora, family)
 
 
 def _sizes(model: nn.Module) -> dict[str, torch.Size]:
