@@ -1,40 +1,23 @@
 """Adapters as a PEFT folder: what is written computes the same when it is read, and damage is refused."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import CAUSAL, random_model, shape
+from families import CAUSAL, random_model, shape, with_adapters
 from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.interop.families import FAMILIES
-from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import open_model
 from pretrain.interop.peft_folder import CONFIG, WEIGHTS, read_adapters, write_adapters
-from pretrain.models.lora import adapted, add_adapters, initial_adapter, is_adapter, merged
+from pretrain.models.lora import adapted, add_adapters, initial_adapter, merged
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.transformer import Transformer
 
 ALL = LoraConfig(rank=3, alpha=5.0)
-
-
-def with_adapters(name: str, config: LoraConfig, folder: Path) -> tuple[Transformer, Family, TensorFiles]:
-    """Return a model whose adapters have random values, its family, and the tensors of its checkpoint."""
-    model = random_model(shape(name), 40, name in CAUSAL)
-    add_adapters(model, config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if is_adapter(parameter_name):
-                parameter.normal_(std=0.3, generator=generator)
-    path = folder / "model.safetensors"
-    write_tensors(path, dict(model.named_parameters()))
-    return model, choose_family(model.config, name in CAUSAL, FAMILIES), TensorFiles([path])
 
 
 def added(model: Transformer, values: Any, config: LoraConfig) -> dict[str, Tensor]:
@@ -52,7 +35,7 @@ def test_what_is_written_computes_the_same(tmp_path, name, targets):
     model, family, saved = with_adapters(name, config, tmp_path)
     write_adapters(tmp_path, saved, family, config, base="somebody/base")
     larger = LoraConfig(rank=5, alpha=2.0, targets=targets)
-    other = random_model(shape(name), 40, name in CAUSAL)
+    other = random_model(shape(name), 260, name in CAUSAL)
     add_adapters(other, larger)
     sizes = {key: parameter.shape for key, parameter in other.named_parameters()}
     load = read_adapters(tmp_path, sizes, larger, family)

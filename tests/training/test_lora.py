@@ -9,12 +9,18 @@ from test_fine_tuning import pairs, tune
 from torch.testing import assert_close
 
 from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.scripts import ExportConfig
 from pretrain.errors import ConfigError
+from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.load import build_without_weights, open_model
 from pretrain.language_model import LanguageModel
 from pretrain.models.interface import hidden_states
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.parallel.mesh import load_parameters
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.forecast import forecast, target_of
+from pretrain.planning.printing import describe
 from pretrain.training.train import run
 
 LORA = ["lora.rank=4", "lora.alpha=8", "optimizer.learning_rate=0.02", "model.dropout=0.0"]
@@ -99,3 +105,43 @@ def test_resume_is_exact(tiny, base, tmp_path):
 def test_wrong_settings_are_refused(tiny, words, message):
     with pytest.raises(ConfigError, match=message):
         tiny.config("model=gpt_nano", "init_from=base", "lora.rank=4", *words)
+
+
+def test_a_hugging_face_base_is_exported_merged_and_as_adapters(tiny, assets, tmp_path, capsys):
+    """stories260K: the merged export has the run's logits, and the PEFT folder starts a run that has the same loss."""
+    base = assets / "models" / "stories260K" / "hf"
+    words = lora_words(tiny, base, tmp_path, "trainer.max_steps=3", "lora.targets=[*.query,*.down]")
+    path = run(tiny.plan(*words)).folder
+    rows = torch.arange(100).reshape(2, -1)
+    expected = logits(unmerged(Path(path)), rows)
+    export_model(ExportConfig(checkpoint=path, output=str(tmp_path / "merged")), path)
+    assert_close(logits(open_model(tmp_path / "merged").load(), rows), expected, atol=1e-5, rtol=1e-5)
+    said = export_adapters(ExportConfig(checkpoint=path, output=str(tmp_path / "adapters"), adapters=True), path)
+    assert "PeftModel.from_pretrained(<the base>" in said
+    again = run(tiny.plan(*words, f"lora.init_from={tmp_path / 'adapters'}", "optimizer.learning_rate=1e-12"))
+    assert_close(logits(unmerged(Path(again.folder)), rows), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"adapters=true writes the adapters of a LoRA run, and .* has none"):
+        export_adapters(ExportConfig(output=str(tmp_path / "none"), adapters=True), base)
+
+
+def test_the_plan_knows_what_is_frozen():
+    words = [
+        "model=gpt_nano",
+        "init_from=base",
+        "vocab_size=256",
+        "device=cpu",
+        "optimizer=adamw",
+        "trainer.precision=fp32",
+    ]
+    register_schemas("plan", PlanConfig)
+    full, lora = (compose("plan", [*words, f"lora.rank={rank}"]) for rank in (0, 2))
+    target = target_of(full)
+    planned = [forecast(config, target, simulate=True) for config in (full, lora)]
+    assert all(each.simulated is not None for each in planned)
+    for counted in (planned[1].simulated, planned[1].estimate):
+        trained = 4 * (planned[1].work.parameters - planned[1].work.frozen_parameters)
+        assert counted.gradients == trained
+        assert counted.optimizer == pytest.approx(2 * trained, rel=0.01)  # and a step count each
+    assert planned[1].peak < 0.9 * planned[0].peak
+    assert " of them trained" in describe(planned[1], lora)
+    assert planned[1].checkpoint_bytes < planned[0].checkpoint_bytes
