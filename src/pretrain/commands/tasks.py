@@ -145,6 +145,8 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
             text = piece.marked[: config.characters] + ("..." if len(piece.marked) > config.characters else "")
             line = f"  document {piece.document} ({piece.name}){at}, {piece.tokens} tokens: {text}"
             print(printable(line, one_line=True))
+            for learned in piece.learned:
+                print(printable(f"    learned: {learned[: config.characters]}", one_line=True))
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:

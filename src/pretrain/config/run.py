@@ -20,7 +20,7 @@ from pretrain.data.config import (
     Mode,
     TokenizerConfig,
 )
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
@@ -273,9 +273,9 @@ def _check_fine_tuning(config: RunConfig) -> None:
         )
     elif not isinstance(objective, CausalConfig) and not objective.denoises:
         for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
-            if isinstance(part, PairsConfig):
+            if isinstance(part, PairsConfig | ChatConfig):
                 raise ConfigError(
-                    f"data.{f'sources.{name}.' if name else ''}kind=pairs trains a causal model on responses, and "
-                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
+                    f"data.{f'sources.{name}.' if name else ''}kind={part.kind} trains a causal model on responses, "
+                    f"and objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
                     "objective=diffusion, from one of its kind."
                 )
