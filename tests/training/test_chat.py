@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from test_fine_tuning import tune
 
-from pretrain.errors import ConfigError
+from pretrain.data.collate import IGNORE
+from pretrain.data.prepare import prepare, training_rows
+from pretrain.data.tokenizers.chat_template import ChatTemplate
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
@@ -58,27 +62,18 @@ def test_a_model_learns_to_converse(tiny, base, tmp_path):
         llm.chat([{"role": "user"}])
 
 
+PAIR = {"messages": pair("a", "b")}
+
+
 @pytest.mark.parametrize(
     ("line", "template", "message"),
     [
-        ({"messages": pair("a", "b")}, "{{ messages[0].content }}{{ eos_token }}", r"writes the messages \[0\] of 2"),
-        (
-            {"messages": pair("a", "b")},
-            "{% for m in messages %}{{ m.content }}: {% endfor %}",
-            r"with text instead of a",
-        ),
-        (
-            {"messages": pair("a", "b")},
-            "{{ raise_exception('no system turn') }}",
-            r"refuses the messages: no system turn",
-        ),
-        ({"messages": pair("a", "b")}, "{{ ''.__class__.__mro__ }}", r"refuses the messages: access to attribute"),
-        (
-            {"messages": pair("a", "b")},
-            "{% for x in range(10**9) %}{% endfor %}",
-            r"refuses the messages: Range too big",
-        ),
-        ({"messages": pair("a", "b")}, "{% for %}", r"the chat template cannot be read"),
+        (PAIR, "{{ messages[0].content }}{{ eos_token }}", r"writes the messages \[0\] of 2"),
+        (PAIR, "{% for m in messages %}{{ m.content }}: {% endfor %}", r"with text instead of a special token"),
+        (PAIR, "{{ raise_exception('no system turn') }}", r"refuses the messages: no system turn"),
+        (PAIR, "{{ ''.__class__.__mro__ }}", r"refuses the messages: access to attribute"),
+        (PAIR, "{% for x in range(10**9) %}{% endfor %}", r"refuses the messages: Range too big"),
+        (PAIR, "{% for %}", r"the chat template cannot be read"),
         ({"messages": "a"}, None, r"messages are no list"),
         ({"messages": [{"role": "user"}]}, None, r"message without role and content"),
         ({"messages": pair("a\ue000", "b")}, None, r"message with U\+E000"),
