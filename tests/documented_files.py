@@ -11,7 +11,7 @@ ADJECTIVES = ["quick", "brown", "lazy", "small", "old", "green", "quiet", "brigh
 
 
 def write_inputs(folder: Path) -> None:
-    """Write folders of text, pairs, labels and examples of three tasks into `folder`."""
+    """Write folders of text, pairs, conversations, labels and examples of three tasks into `folder`."""
     draw = random.Random(0)
     for name, count in (("my_texts", 40), ("general_texts", 40)):
         (folder / name).mkdir()
@@ -22,6 +22,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "my_texts" / "short.txt").write_text(" ".join(_sentence(draw) for _ in range(6)))  # curation removes it
     (folder / "my.txt").write_text("\n\n".join(_sentence(draw) for _ in range(400)))
     _write_lines(folder / "pairs.jsonl", ({"prompt": f"The {a}", "response": b} for a, b in _pairs(draw, 60)))
+    _write_lines(folder / "conversations.jsonl", ({"messages": _messages(draw)} for _ in range(40)))
     for name, count in (("train.tsv", 60), ("dev.tsv", 20)):
         lines = [f"{_sentence(draw)}\t{draw.choice(['good', 'bad'])}\n" for _ in range(count)]
         (folder / name).write_text("".join(lines))
@@ -41,6 +42,11 @@ def _sentence(draw: random.Random) -> str:
 
 def _pairs(draw: random.Random, count: int) -> list[tuple[str, str]]:
     return [(f"{draw.choice(ADJECTIVES)} {draw.choice(ADJECTIVES)}", draw.choice(NOUNS)) for _ in range(count)]
+
+
+def _messages(draw: random.Random) -> list[dict[str, str]]:
+    turns = [(role, content) for a, b in _pairs(draw, 2) for role, content in (("user", f"The {a}"), ("assistant", b))]
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def _write_lines(path: Path, records) -> None:

@@ -1,11 +1,17 @@
 """Tiny models of every family, with random weights that all affect the output."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import Family, choose_family
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.lora import add_adapters, is_adapter
+from pretrain.models.lora_config import LoraConfig
 from pretrain.models.transformer import Transformer
 
 GPT = TransformerConfig(n_layers=2, d_model=32, n_heads=4, context_length=32)
@@ -47,3 +53,17 @@ def random_model(config: TransformerConfig, vocab_size: int, causal: bool, seed:
             parameter.normal_(std=0.3, generator=generator)
             parameter += float("norm" in name and name.endswith("weight"))
     return model.eval()
+
+
+def with_adapters(name: str, config: LoraConfig, folder: Path) -> tuple[Transformer, Family, TensorFiles]:
+    """Return a model whose adapters have random values, its family, and the tensors of its checkpoint."""
+    model = random_model(shape(name), 260, name in CAUSAL)
+    add_adapters(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if is_adapter(parameter_name):
+                parameter.normal_(std=0.3, generator=generator)
+    path = folder / "model.safetensors"
+    write_tensors(path, dict(model.named_parameters()))
+    return model, choose_family(model.config, name in CAUSAL, FAMILIES), TensorFiles([path])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
+from pretrain.data.tokenizers.chat_template import ASSISTANT, ChatTemplate, checked_messages
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, nearest, printable, shown
 from pretrain.evaluation.bound import BoundEstimate
@@ -60,6 +61,7 @@ class LanguageModel:
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
         self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
+        self.conversation: list[dict[str, str]] = []  # of `chat`, the model's turns included
         self.trained = trained or {}  # metadata of the training: step, tokens_seen, data
         everything = torch.arange(model.vocab_size, device=next(model.parameters()).device)
         special = torch.tensor(sorted(tokenizer.special_ids), device=everything.device)
@@ -168,6 +170,28 @@ class LanguageModel:
         texts = [completion.text.strip() for completion in self.complete(rows, **options)]
         return texts[0] if isinstance(prompt, str) else texts
 
+    def chat(self, messages: str | Sequence[Mapping[str, str]], **options: Unpack[GenerationOptions]) -> str:
+        """Return the assistant's next turn, and keep the conversation with it in `conversation`.
+
+        A text is the user's next turn of the conversation so far; messages with role and content begin another one. The
+        template is that of the tokenizer. Options and errors as of `generate`; also raises ConfigError for a tokenizer
+        without chat template and for messages that it refuses.
+        """
+        self._check_completes()
+        self._check_options("generate", GenerationOptions, options)
+        begun = [*self.conversation, {"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        checked = checked_messages([dict(message) for message in begun])
+        if isinstance(checked, str):
+            raise ConfigError(f"chat() takes messages with role and content, and there is a problem: {checked}.")
+        template = ChatTemplate(self.tokenizer)
+        row, end_id = template.prompt(checked), template.end_id
+        generation = GenerationState(self.tokenizer, row, StopStrings(options.get("stop", ())))
+        text = "".join(_pieces(generation, self._steps([row], options, end_id))).strip()
+        self.conversation = [
+            *({"role": role, "content": content} for role, content in checked), {"role": ASSISTANT, "content": text}
+        ]  # fmt: skip
+        return text
+
     def complete(self, prompts: Sequence[str | list[int]], **options: Unpack[GenerationOptions]) -> list[Completion]:
         """Return the completion of each prompt: its text, its tokens and their log-probabilities.
 
@@ -236,7 +260,13 @@ class LanguageModel:
                     f"right. Leave {name} out, or take a diffusion model: objective=diffusion."
                 )
 
-    def _steps(self, rows: list[list[int]], options: GenerationOptions) -> Iterator[list[NewToken | None]]:
+    def _steps(
+        self, rows: list[list[int]], options: GenerationOptions, end_id: int | None = None
+    ) -> Iterator[list[NewToken | None]]:
+        """Return an iterator over the tokens of each completion; `end_id` ends one, by default that of a document."""
+        end_id = self.tokenizer.eos_id if end_id is None else end_id
+        suppress = self._suppress_next.clone()
+        suppress[end_id] = False
         max_new_tokens = options.get("max_new_tokens")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
@@ -247,10 +277,10 @@ class LanguageModel:
         if not self.causal:
             if any(self.tokenizer.mask_id in row for row in rows):
                 raise ConfigError("a prompt holds [MASK], and generate() only adds text behind it. Use fill().")
-            denoising = self._denoising(options, self._suppress_next, self.tokenizer.eos_id)
+            denoising = self._denoising(options, suppress, end_id)
             return generate_by_denoising(self.model, rows, new, denoising)
         use_cache = options.get("use_cache", True)
-        decoding = Decoding(new, _sampling(options), self.tokenizer.eos_id, self._suppress_next, use_cache)
+        decoding = Decoding(new, _sampling(options), end_id, suppress, use_cache)
         return generate_tokens(self.model, rows, decoding)
 
     def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_id: int | None) -> Denoising:

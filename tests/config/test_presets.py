@@ -42,9 +42,12 @@ NEEDS = {
     "data=hugging_face": ["data.path=x"],
     "data=curated": ["data.path=x"],
     "data=pairs": ["data.path=x"],
+    "data=chat": ["data.path=x"],
     "data=labelled": ["data.path=x", "objective=classify"],
     "objective=classify": ["data=labelled", "data.path=x"],
     "experiment=instruct": ["data.path=x", "model=gpt_nano"],
+    "experiment=chat": ["data.path=x", "model=gpt_nano"],
+    "experiment=lora": ["data.path=x", "resume=x"],  # no model to read
     "experiment=classify": ["data.path=x", "model=bert_nano"],
     "experiment=shakespeare": ["data.path=x"],
     "experiment=shakespeare_char": ["data.path=x"],

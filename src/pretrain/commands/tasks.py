@@ -145,6 +145,8 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
             text = piece.marked[: config.characters] + ("..." if len(piece.marked) > config.characters else "")
             line = f"  document {piece.document} ({piece.name}){at}, {piece.tokens} tokens: {text}"
             print(printable(line, one_line=True))
+            for learned in piece.learned:
+                print(printable(f"    learned: {learned[: config.characters]}", one_line=True))
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
@@ -158,6 +160,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
+    if config.chat:
+        _converse(config, language_model)
+        return
     fills = "[MASK]" in config.prompt or not language_model.completes
     denoising = _denoising_options(config)
     if fills and not (language_model.denoises or denoising or config.trace != "false"):
@@ -169,6 +174,23 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         return
     with _traced(config, language_model, fills) as on_step:
         _write_text(config, language_model, fills, denoising | on_step)
+
+
+def _converse(config: GenerateConfig, language_model: LanguageModel) -> None:
+    """Print the model's answer to each line of standard input, until that ends."""
+    options: Any = {
+        name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+    }
+    options |= {"stop": [read_escapes(text) for text in config.stop], **_denoising_options(config)}
+    if config.repetition_penalty is not None:
+        options["repetition_penalty"] = config.repetition_penalty
+    mark = "> " if sys.stdin.isatty() else ""
+    print(mark, end="", file=sys.stderr, flush=True)
+    for number, line in enumerate(sys.stdin):
+        if text := line.strip():
+            answer = language_model.chat(text, seed=config.seed + number, **options)
+            print(printable(answer), flush=True)
+        print(mark, end="", file=sys.stderr, flush=True)
 
 
 def _denoising_options(config: GenerateConfig) -> dict[str, Any]:
@@ -259,11 +281,11 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
     """Write the folder, compare it with the model it was made of, and say how to load it."""
-    from pretrain.interop.export import export_model
+    from pretrain.interop.export import export_adapters, export_model
     from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    print(printable(export_model(config, path)))
+    print(printable(export_adapters(config, path) if config.adapters else str(export_model(config, path))))
 
 
 def report(config: ReportConfig, overrides: list[str]) -> None:

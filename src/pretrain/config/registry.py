@@ -31,7 +31,7 @@ from pretrain.data.config import (
     TokenizerConfig,
 )
 from pretrain.data.curation.config import SOURCE_KINDS
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
@@ -76,6 +76,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         CuratedConfig,
         MixtureConfig,
         PairsConfig,
+        ChatConfig,
         LabelledTextConfig,
     ),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),

@@ -20,10 +20,11 @@ from pretrain.data.config import (
     Mode,
     TokenizerConfig,
 )
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.lora_config import LoraConfig
 from pretrain.models.sizes import Size
 from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
 from pretrain.optim.config import OptimizerConfig
@@ -76,6 +77,7 @@ class RunConfig(Settings):
     tokenizer: TokenizerConfig = MISSING
     objective: ObjectiveConfig = MISSING
     model: ModelConfig = MISSING
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -103,6 +105,7 @@ class RunConfig(Settings):
             self.parallel_dims()
         self.accumulation_steps()
         _check_fine_tuning(self)
+        _check_lora(self)
         _check_epochs(self)
         _check_size(self)
         if self.trainer.max_tokens is not None:
@@ -232,6 +235,23 @@ def _check_size(config: RunConfig) -> None:
         raise ConfigError(f"size={config.size.name} chooses the shape of a new model, and {reason}. Try size=null.")
 
 
+def _check_lora(config: RunConfig) -> None:
+    """Raise ConfigError for adapters without a base, or with devices that split the matrices."""
+    rank = config.lora.rank
+    if not rank:
+        return
+    if not config.init_from and not config.resume:
+        raise ConfigError(
+            f"lora.rank={rank} trains adapters of a trained base, and init_from names none. "
+            "Try init_from=<a run, a Hugging Face folder or a hub name>, or lora.rank=0."
+        )
+    if config.parallel.tensor_parallel > 1:
+        raise ConfigError(
+            f"parallel.tensor_parallel={config.parallel.tensor_parallel} splits the matrices, and lora.rank={rank} "
+            "needs them in one piece. Try parallel.tensor_parallel=1, with trainer.strategy=fsdp."
+        )
+
+
 def _check_fine_tuning(config: RunConfig) -> None:
     """Raise ConfigError for an objective that does not fit the annotations of the data."""
     data, objective = config.data, config.objective
@@ -253,9 +273,9 @@ def _check_fine_tuning(config: RunConfig) -> None:
         )
     elif not isinstance(objective, CausalConfig) and not objective.denoises:
         for name, part in data.parts().items() if isinstance(data, DataConfig) else ():
-            if isinstance(part, PairsConfig):
+            if isinstance(part, PairsConfig | ChatConfig):
                 raise ConfigError(
-                    f"data.{f'sources.{name}.' if name else ''}kind=pairs trains a causal model on responses, and "
-                    f"objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
+                    f"data.{f'sources.{name}.' if name else ''}kind={part.kind} trains a causal model on responses, "
+                    f"and objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
                     "objective=diffusion, from one of its kind."
                 )

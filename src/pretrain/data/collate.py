@@ -1,6 +1,6 @@
 """Read rows of a plan as arrays: tokens, next tokens, positions, documents, labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.packing import Plan
-from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS
+from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS, TargetSpans
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
 
@@ -78,6 +78,9 @@ def read_rows(
     if annotations is not None and annotations.kind == PROMPT_TOKENS:
         prompt_lengths = spans.of_pieces(annotations.values[documents] - offsets, 0)
         following[spans.offsets() + 1 < spans.fill(prompt_lengths)] = IGNORE
+    if annotations is not None and annotations.targets is not None:
+        pieces = zip(begins.tolist(), documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
+        following[~_has_target(annotations.targets, pieces, size).reshape(shape)] = IGNORE
     if annotations is not None and annotations.kind == LABEL:
         labels = spans.fill(spans.of_pieces(annotations.values[documents], IGNORE))
     return Rows(
@@ -87,6 +90,18 @@ def read_rows(
         documents=spans.fill(spans.number.astype(np.int32)),
         labels=labels,
     )
+
+
+def _has_target(targets: TargetSpans, pieces: Iterable[tuple[int, int, int, int]], size: int) -> npt.NDArray[np.bool_]:
+    """Return which tokens are followed by a target, bool (size,).
+
+    `pieces` have the place of the first token, the document, and the piece's offset and length in it.
+    """
+    found = np.zeros(size, np.bool_)
+    for begin, document, offset, length in pieces:
+        for first, end in targets.of(document):  # the token before a target predicts it
+            found[begin + max(0, first - 1 - offset) : begin + max(0, min(end - 1 - offset, length))] = True
+    return found
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class DataConfig(Settings):
     prefix: ClassVar[str] = "data."
     has_prompts: ClassVar[bool] = False  # documents begin with a prompt, `Document.prompt_characters`
     has_labels: ClassVar[bool] = False  # documents have a label, `Document.label`
+    has_messages: ClassVar[bool] = False  # documents are conversations, `Document.messages`
     kind: str = "?"
     mode: Mode = setting(Mode.prepare, "Tokenize all of the text before the first step, or stream it during the run.")
     era_tokens: int = setting(
@@ -85,8 +86,8 @@ class DataConfig(Settings):
 
     @property
     def annotated(self) -> bool:
-        """Whether documents have a prompt or a label, for fine-tuning; such documents are never split over rows."""
-        return self.has_prompts or self.has_labels
+        """Whether documents have prompts, labels or messages, for fine-tuning; these are never split over rows."""
+        return self.has_prompts or self.has_labels or self.has_messages
 
     def open(self) -> Source:
         """Return the source of the documents, without reading them.

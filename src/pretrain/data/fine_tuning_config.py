@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.config.setting import setting
 from pretrain.data.config import DataConfig, Format, Mode, Packing
 from pretrain.data.escapes import read_escapes
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, printable
+from pretrain.files.untrusted_files import MAX_JSON_BYTES, read_text
 
 if TYPE_CHECKING:
     from pretrain.data.sources.source import Source
@@ -81,6 +83,45 @@ class PairsConfig(AnnotatedConfig):
         """Return the template's text before the prompt, and between prompt and response."""
         before, between = read_escapes(self.template).removesuffix("{response}").split("{prompt}")
         return before, between
+
+
+@dataclass
+class ChatConfig(AnnotatedConfig):
+    """Conversations, of which a causal model learns the assistant's turns: a list of messages a line, in .jsonl.
+
+    A message has a role (system, user or assistant) and a content.
+    """
+
+    reads: ClassVar[str] = "conversations"
+    has_messages: ClassVar[bool] = True
+    kind: str = "chat"
+    messages_column: str = setting("messages", "Key of the messages in each line's object.")
+    chat_template: str = setting(
+        "auto", "auto: the tokenizer's own chat template, or plain where it has none; plain; or a file of Jinja."
+    )
+
+    def open(self) -> Source:
+        from pretrain.data.sources.labelled_files import Conversations
+
+        return Conversations(self)
+
+    def check_files(self) -> None:
+        super().check_files()
+        self.template_of(None)
+
+    def template_of(self, own: str | None) -> str:
+        """Return the chat template, `own` that of the tokenizer; ConfigError if the file cannot be read."""
+        from pretrain.data.tokenizers.chat_template import PLAIN
+
+        if self.chat_template in ("auto", "plain"):
+            return own if own is not None and self.chat_template == "auto" else PLAIN
+        try:
+            return read_text(Path(self.chat_template).expanduser(), MAX_JSON_BYTES)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"data.chat_template={printable(self.chat_template)} cannot be read: {printable(str(error))}. Name a "
+                "file of Jinja, or try data.chat_template=plain."
+            ) from None
 
 
 @dataclass

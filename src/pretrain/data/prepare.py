@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Source
@@ -24,7 +25,7 @@ from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import head
 from pretrain.data.train_stream import ShuffledRows, validation_rows
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 from pretrain.files.untrusted_files import read_text
 
 PREPARE_VERSION = 1  # of the rules that decide a store's content; raise it and older stores are no longer used
@@ -92,7 +93,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: R
     """
     sources = _open(data)
     with storage_errors(cache):
-        trained = _cached_tokenizer(sources, tokenizer, cache, report)
+        trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report), data)
         corpora = {}
         for name, source in sources.items():
             with errors_of(name):
@@ -110,7 +111,7 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
     sources = _open(data)
     if tokenizer.trains and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
         return None
-    trained = _cached_tokenizer(sources, tokenizer, cache, report=lambda line: None)
+    trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report=lambda line: None), data)
     for source in sources.values():
         folder = _store_folder(source, trained, cache)
         streamed = source.config.mode is Mode.stream
@@ -183,6 +184,8 @@ def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
     metadata.append(getattr(data, "validation_path", None))
     if tokenizer.ids_version:  # else the ids are those of earlier versions, whose stores are found
         metadata.append(f"ids {tokenizer.ids_version}")
+    if data.has_messages:
+        metadata.append(f"chat template {tokenizer.chat_template}")
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
     return cache / "stores" / f"{data.kind}-{_key(*metadata)}"
@@ -229,6 +232,21 @@ def _cached_tokenizer(sources: dict[str, Source], config: TokenizerConfig, cache
         tokenizer = config.train(_training_texts(sources, config, report), report)
         _commit(folder, partial(_save_tokenizer, tokenizer))
     return _load_tokenizer(folder)
+
+
+def _with_chat_template(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
+    """Return the tokenizer with the chat template that the settings of conversations choose, if there are any.
+
+    Raises ConfigError for sources with different templates.
+    """
+    found = {
+        part.template_of(tokenizer.chat_template) for part in data.parts().values() if isinstance(part, ChatConfig)
+    }
+    if len(found) > 1:
+        raise ConfigError("the sources of conversations have different data.sources.<name>.chat_template. Choose one.")
+    if found:
+        tokenizer.chat_template = found.pop()
+    return tokenizer
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

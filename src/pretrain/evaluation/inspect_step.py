@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.data.collate import IGNORE
 from pretrain.data.prepare import prepare, training_rows
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.launch.run_folder import CONFIG, saved_settings
@@ -25,6 +27,7 @@ class InspectedPiece:
     offset: int  # tokens of the document before the piece
     tokens: int
     text: str
+    learned: list[str]  # the runs of tokens with a loss, marked; empty where every token has one
     marked: str  # the text with special tokens in double brackets, [[</s>]], unlike text that spells one
 
 
@@ -60,13 +63,21 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
         raise ConfigError(f"step={step} reads text that the stream has not produced yet. Try a step of the past.")
     tokenizer = prepared.tokenizer
     for sample, row in zip(samples.tolist(), stream.row_origins(samples), strict=True):
-        pieces = [
-            InspectedPiece(
-                document, name, offset, len(tokens), tokenizer.decode(tokens), tokenizer.decode_marked(tokens)
-            )
-            for document, name, offset, tokens in row.pieces()
-        ]
+        targets = row.stream.read(np.array([row.row])).next_tokens[0] if config.data.annotated else None
+        pieces, begin = list[InspectedPiece](), 0
+        for document, name, offset, tokens in row.pieces():
+            part = [] if targets is None else targets[begin : begin + len(tokens)].tolist()
+            begin += len(tokens)
+            learned = [tokenizer.decode_marked(run) for run in _runs(part)]
+            text, marked = tokenizer.decode(tokens), tokenizer.decode_marked(tokens)
+            pieces.append(InspectedPiece(document, name, offset, len(tokens), text, learned, marked))
         yield InspectedRow(sample, row.id, row.id in excluded, pieces)
+
+
+def _runs(targets: list[int]) -> list[list[int]]:
+    """Return the runs of targets between places without one."""
+    runs = groupby(targets, lambda target: target != IGNORE)
+    return [list(run) for is_target, run in runs if is_target]
 
 
 def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:

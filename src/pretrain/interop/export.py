@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import CuratedText, ModelCard
+from pretrain.interop.peft_folder import write_adapters
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
@@ -57,6 +60,48 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     if output.exists():
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
     source = open_model(path)
+    family = _family_of(source, path, config.family)
+    with _new_folder(output) as temporary:
+        card, added_ids = _write(temporary, config, source, family)
+        difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
+    return Exported(output, card, difference)
+
+
+def export_adapters(config: ExportConfig, path: str | Path) -> str:
+    """Write the adapters of the LoRA run at `path` as a folder of PEFT, and return what to do with it.
+
+    Raises ConfigError and CheckpointError as `export_model`, and ConfigError for a run without adapters.
+    """
+    output, source = Path(config.output), open_model(path)
+    if source.run is None or source.saved is None or not source.run.lora.is_on:
+        raise ConfigError(f"adapters=true writes the adapters of a LoRA run, and {path} has none. Try adapters=false.")
+    family = _family_of(source, path, config.family)
+    with _new_folder(output) as temporary:
+        base = _without_folders(source.run.init_from) if source.run.init_from else None
+        write_adapters(temporary, source.saved, family, source.run.lora, base)
+    shown = json.dumps(str(output), ensure_ascii=False)
+    return f"exported  {output}\nas        adapters of {base}\nload      PeftModel.from_pretrained(<the base>, {shown})"
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `output` at the end; ConfigError if that exists, CheckpointError from the disk."""
+    if output.exists():
+        raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
+    temporary = output.with_name(f"{output.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(output)
+    except OSError as error:
+        raise CheckpointError(f"output={output} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
+    """Return the family that computes the same as a model; ConfigError if none does."""
     shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
     if (classifier := source.objective.classifier) is not None:
         raise ConfigError(
@@ -68,19 +113,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
             f"{path} was trained with objective.shift=true: the position before a mask predicts it, and in a masked "
             "model of transformers the mask's own does. Train with objective.shift=false to export."
         )
-    family = choose_family(shape, source.objective.causal, FAMILIES, config.family)
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        card, added_ids = _write(temporary, config, source, family)
-        difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
-        temporary.rename(output)
-    except OSError as error:
-        raise CheckpointError(f"output={output} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(output, card, difference)
+    return choose_family(shape, source.objective.causal, FAMILIES, name)
 
 
 def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Family) -> tuple[ModelCard, AddedIds]:

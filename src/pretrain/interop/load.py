@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import Checkpoint, latest_run, open_checkpoint
 from pretrain.checkpoint.recorded_paths import settings_of
+from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, printable
@@ -21,8 +22,11 @@ from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_h
 from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
+from pretrain.models.lora import A, B, adapted, merged
+from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.mesh import load_parameters
+from pretrain.program import command
 
 LoadParameter = Callable[[str, torch.Size], Tensor]
 
@@ -40,6 +44,7 @@ class ModelFolder:
     metadata: dict[str, Any]  # step, tokens seen and so on
     values: Callable[[LanguageModule], LoadParameter]  # checks all names and shapes, then reads parameters by name
     run: RunConfig | None = None  # settings of the run that wrote it; None for a Hugging Face folder
+    saved: TensorFiles | None = None  # tensors of the checkpoint, adapters apart from their matrices
 
     def without_weights(self) -> LanguageModule:
         """Return the model on the meta device, which takes no memory."""
@@ -82,6 +87,11 @@ def run_or_model(path: Path) -> Path:
     ours = ("checkpoints", "manifest.json", "config.yaml")
     if any((path / name).exists() for name in ours) or path.name.startswith("step-") or _is_hugging_face(path):
         return path
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{path} holds adapters of PEFT, and no model. Train them on, or merge them into their base, by "
+            f"{command('train')} experiment=lora init_from=<the base> lora.init_from={path}."
+        )
     try:
         return latest_run(path)
     except CheckpointError:
@@ -115,19 +125,32 @@ def build(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) 
     return build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
 
 
-def saved_values(checkpoint: Checkpoint, model: LanguageModule) -> LoadParameter:
-    """Return a function that reads saved parameters by name; raises CheckpointError naming what does not fit."""
-    saved = checkpoint.tensors("model")
-    parameters = dict(model.named_parameters())
-    missing, unknown = sorted(parameters.keys() - saved.shapes.keys()), sorted(saved.shapes.keys() - parameters.keys())
+def saved_values(checkpoint: Checkpoint, lora: LoraConfig, model: LanguageModule) -> LoadParameter:
+    """Return a function that reads saved parameters by name; raises CheckpointError naming what does not fit.
+
+    Adapters in the checkpoint, whose settings are `lora`, are merged into the matrices of a model that has none.
+    """
+    saved, hint = checkpoint.tensors("model"), "Take model and tokenizer of the run that wrote it."
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    merging = set(adapted(saved.shapes.keys())) if lora.is_on and not adapted(sizes.keys()) else set()
+    for module in merging:
+        outputs, inputs = sizes.get(f"{module}.weight", torch.Size([0, 0]))
+        sizes |= {module + A: torch.Size([lora.rank, inputs]), module + B: torch.Size([outputs, lora.rank])}
+    missing, unknown = sorted(sizes.keys() - saved.shapes.keys()), sorted(saved.shapes.keys() - sizes.keys())
     if missing or unknown:
         raise CheckpointError(
             f"{checkpoint.folder} does not fit the model: it lacks {missing[:3] or 'nothing'} and "
             f"has {unknown[:3] or 'nothing'} that the model does not. Take the model settings of the run that wrote it."
         )
-    for name, parameter in parameters.items():
-        saved.check_weight(name, parameter.shape, "Take model and tokenizer of the run that wrote it.")
-    return lambda name, size: saved.read(name)
+    for name, size in sizes.items():
+        saved.check_weight(name, size, hint)
+
+    def value(name: str, size: torch.Size) -> Tensor:
+        weight = saved.read(name)
+        has_adapter = name.endswith(".weight") and name.removesuffix(".weight") in merging
+        return merged(name, weight, saved.read, lora.scale) if has_adapter else weight
+
+    return value
 
 
 def _is_hugging_face(folder: Path) -> bool:
@@ -148,8 +171,9 @@ def _of_checkpoint(checkpoint: Checkpoint) -> ModelFolder:
         objective=run.objective,
         starts_with_bos=True,  # like the documents in its training
         metadata={"step": checkpoint.step, **checkpoint.progress},
-        values=partial(saved_values, checkpoint),
+        values=partial(saved_values, checkpoint, run.lora),
         run=run,
+        saved=checkpoint.tensors("model"),
     )
 
 

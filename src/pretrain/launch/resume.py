@@ -19,7 +19,7 @@ from pretrain.launch.rank import log, under_launcher
 
 # settings that determine the result of a run: a resume must keep them, or allow each change by name
 _RESUME_CRITICAL = (
-    "seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "optimizer", "schedule",
+    "seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "lora", "optimizer", "schedule",
 )  # fmt: skip
 _RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.loss_scale_growth_interval", "trainer.gradient_clip_val")
 # exceptions to these; labels are read from the data, whose fingerprint is compared instead

@@ -123,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=features.device)
         grad_x = torch.empty_like(features)
         # FSDP2 gathers weights in bfloat16, and a sum over many chunks in that format loses small terms
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for part in _chunks(x, shard.largest_size):
             if settings.fused:
@@ -143,7 +143,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad_of_bias
             grad_x[part] = matmul.linear(grad_logits, matrix.T)
-            matmul.add_gradient(grad_weight, grad_logits, x[part])
+            if grad_weight is not None:  # None: the head is frozen
+                matmul.add_gradient(grad_weight, grad_logits, x[part])
             del grad_logits  # before the next chunk allocates its logits
         ctx.save_for_backward(shard.total(grad_x), grad_weight, grad_bias)
         ctx.dtypes = features.dtype, weight.dtype, None if bias is None else bias.dtype

@@ -49,8 +49,8 @@ class OptimizerConfig(Settings):
         return self
 
     def state_numbers(self, model: nn.Module) -> int:
-        """Return how many numbers the optimizer keeps of all parameters; three of each where that is unknown."""
-        return 3 * sum(parameter.numel() for parameter in model.parameters())
+        """Return how many numbers the optimizer keeps of the trained parameters; three of each if it does not say."""
+        return 3 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
     def stacked_matrices(self, model: nn.Module) -> frozenset[str]:
         """Return the names of the parameters that a step updates in stacks of equal shapes, with one number each."""
@@ -72,7 +72,7 @@ class AdamWConfig(OptimizerConfig):
         return build_adamw(self, model)
 
     def state_numbers(self, model: nn.Module) -> int:
-        return 2 * sum(parameter.numel() for parameter in model.parameters())
+        return 2 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @dataclass

@@ -18,7 +18,7 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass
 class ParameterNames:
-    """Names of a model's parameters by role; every parameter is in exactly one list."""
+    """Names of a model's trained parameters by role; every one is in exactly one list."""
 
     matrices: list[str] = field(default_factory=list)  # weights of linear layers inside blocks: decay, Muon
     head: list[str] = field(default_factory=list)  # other linear weights, as of an untied head: decay
@@ -26,11 +26,13 @@ class ParameterNames:
 
 
 def parameter_names(model: nn.Module) -> ParameterNames:
-    """Return the parameters of `model` by role; a head tied to the embedding counts as an embedding."""
+    """Return the trained parameters of `model` by role; a head tied to the embedding counts as an embedding."""
     names = ParameterNames()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in parameters_by_name(model).items():
+        if not parameter.requires_grad:
+            continue
         if id(parameter) in embeddings or name.endswith("bias") or "norm" in name:
             names.rest.append(name)
         elif id(parameter) in linear and ".blocks." in f".{name}":

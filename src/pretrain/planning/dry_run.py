@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config.run import RunConfig
+from pretrain.models.lora import add_adapters
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
@@ -116,7 +117,8 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
             live.add(_local(parameter))
         batch = zero_batch(config, workload)
         for parameter in model_with_loss.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # creates the optimizer's state
         optimizer.zero_grad(set_to_none=True)
         saved = Saved(model_with_loss)
@@ -148,6 +150,7 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     """Build the run's model with loss on the meta device, parallelized as in the run."""
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
+        add_adapters(model, config.lora)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
     objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)

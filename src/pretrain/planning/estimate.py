@@ -30,27 +30,30 @@ class Memory:
 def estimate_memory(work: Workload) -> Memory:
     """Estimate the memory of one optimizer step after the first."""
     weights = FLOAT_BYTES * sum(work.local_size(name) for name in work.shapes)
+    trained = FLOAT_BYTES * sum(work.local_size(name) for name in work.shapes if name not in work.frozen)
     matrices = FLOAT_BYTES * sum(work.local_size(name) for name in work.matrices)
     block, outside = _unit_bytes(work)
     units = 1 + work.gpu if work.reshard_after_forward else work.model.n_layers  # a GPU gathers the next one early
     gathered = outside + units * block if work.sharded else 0
-    buckets = weights if work.strategy is Strategy.ddp else 0
+    buckets = trained if work.strategy is Strategy.ddp else 0
     activations = activation_bytes(work)
     vocabulary = work.vocabulary_held * work.model.d_model * work.stream_bytes
     reducing = 3 * block if work.sharded else 0  # gradients of a block in two formats
     backward = activations + max(_logits_bytes(work), block_bytes(work), reducing)
-    backward += weights if work.accumulation > 1 else 0  # gradients of the micro-batches before
-    tied = 3 * vocabulary if work.model.tie_embeddings else 0  # gradients of head and embedding, and their sum
-    optimizer_step = weights + 5 * FLOAT_BYTES * _largest_stack(work) - gathered
-    peak = max(backward, weights + max(tied, block_bytes(work)), optimizer_step)
+    backward += trained if work.accumulation > 1 else 0  # gradients of the micro-batches before
+    tied = (
+        3 * vocabulary if work.model.tie_embeddings and not work.frozen else 0
+    )  # gradients of head and embedding, and their sum
+    optimizer_step = trained + 5 * FLOAT_BYTES * _largest_stack(work) - gathered
+    peak = max(backward, trained + max(tied, block_bytes(work)), optimizer_step)
     return Memory(
         weights=weights,
-        gradients=weights,
-        optimizer=2 * weights - matrices,
+        gradients=trained,
+        optimizer=2 * trained - matrices,
         buckets=buckets,
         gathered=gathered,
         activations=activations,
-        peak=3 * weights - matrices + buckets + gathered + peak,
+        peak=weights + 2 * trained - matrices + buckets + gathered + peak,
     )
 
 

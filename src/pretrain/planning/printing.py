@@ -31,7 +31,8 @@ def _line(label: str, text: str) -> str:
 
 def _size(forecast: Forecast) -> list[str]:
     work, cost = forecast.work, forecast.cost
-    lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,})")]
+    trained = f", {work.parameters - work.frozen_parameters:,} of them trained" if work.frozen else ""
+    lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,}){trained}")]
     per_row = f"{cost.flops_per_token * work.length:,.0f} per row of {work.length:,} tokens"
     lines.append(_line("FLOPs", f"{cost.flops_per_token:,.0f} per token, {per_row}, forward and backward:"))
     lines.append(_line("", "6 per weight in a matmul + 12 per channel of the heads and visible token, not halved"))

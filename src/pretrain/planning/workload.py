@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig, transformer_of
+from pretrain.models.lora import add_adapters
 from pretrain.models.masks import can_use_block_masks
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelDims
@@ -48,6 +49,7 @@ class Workload:
     model: TransformerConfig
     vocab_size: int  # rows of the embedding
     shapes: dict[str, tuple[int, ...]]  # of every parameter by name, tied ones once
+    frozen: frozenset[str]  # names of parameters that are not trained
     matrices: frozenset[str]  # names of parameters that Muon updates; empty for AdamW
     rows: int  # of one micro-batch on one device
     passes: int  # of the model over every row
@@ -135,6 +137,11 @@ class Workload:
         """Parameters of the full model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    @property
+    def frozen_parameters(self) -> int:
+        """Parameters that are not trained."""
+        return sum(math.prod(self.shapes[name]) for name in self.frozen)
+
     def gathered_shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape on the fullest device after gathering: full, or split by tensor parallelism."""
         shape = list(self.shapes[name])
@@ -168,11 +175,13 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
         )
     with torch.device("meta"):
         built = model.build(model.vocabulary(vocab_size), config.objective.causal)
+        add_adapters(built, config.lora)
     compiled = gpu and config.parallel.compile is not False  # auto compiles every long run on a GPU
     return Workload(
         model=shape,
         vocab_size=model.vocabulary(vocab_size),
         shapes={name: tuple(parameter.shape) for name, parameter in parameters_by_name(built).items()},
+        frozen=frozenset(name for name, each in parameters_by_name(built).items() if not each.requires_grad),
         matrices=config.optimizer.stacked_matrices(built),
         rows=config.rows_per_micro_batch(),
         passes=config.objective.passes,

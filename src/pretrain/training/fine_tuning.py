@@ -34,6 +34,11 @@ def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
     return replace(config, objective=replace(classifier, labels=labels))
 
 
+def trained_head(config: RunConfig) -> str | None:
+    """Return the prefix of the parameters that a run with adapters trains beside them: those of a new label head."""
+    return None if config.objective.classifier is None else _HEAD
+
+
 def excluded_pairs(data: TextDataModule) -> list[str]:
     """Return a warning for each source with pairs whose prompts fill the context, so that no target remains."""
     if not isinstance(data.train_stream, MixtureDataset):

@@ -1,10 +1,11 @@
 """The first weights of a run: from a checkpoint, a base model or an initializer, onto its devices."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pretrain.config.run import RunConfig
@@ -12,11 +13,15 @@ from pretrain.data.packing import PLAN_VERSION
 from pretrain.data.prepare import Prepared
 from pretrain.data.shuffle import ORDER_VERSION
 from pretrain.errors import ConfigError, DataError, shown
-from pretrain.interop.load import LoadParameter, ModelFolder, open_model, saved_values
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import choose_family
+from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights, open_model, saved_values
+from pretrain.interop.peft_folder import read_adapters
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
+from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
@@ -34,15 +39,42 @@ def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule
     config, resumed = run_plan.config, run_plan.resumed
     if resumed is not None:
         _check_same_data(resumed.progress, prepared)
-        return saved_values(resumed, model)
+        return saved_values(resumed, config.lora, model)
     if config.init_from:
         base = open_model(config.init_from)
         _check_same_tokenizer(config, base, prepared)
         _check_same_shape(config, base.shape)
         for line in what_changes(config, base, prepared):
             log(line)
-        return base_weights(config, base, prepared, model)
+        return _with_adapters(config, base, prepared, model)
     return lambda name, size: config.model.initial_value(name, size, config.seed)
+
+
+def _with_adapters(config: RunConfig, base: ModelFolder, prepared: Prepared, model: LanguageModule) -> LoadParameter:
+    """Return the weights of the base, and those of the adapters if the run trains any."""
+    if not config.lora.is_on:
+        return base_weights(config, base, prepared, model)
+    plain = build_without_weights(config.model, config.objective, prepared.tokenizer)
+    weights, sizes = base_weights(config, base, prepared, plain), _sizes(model)
+    adapters = None if config.lora.init_from is None else _peft_adapters(config, config.lora.init_from, sizes)
+
+    def load(name: str, size: torch.Size) -> Tensor:
+        if not is_adapter(name):
+            return weights(name, size)
+        value = initial_adapter(name, size, config.seed)
+        return value if adapters is None else adapters(name, value)
+
+    return load
+
+
+def _peft_adapters(config: RunConfig, folder: str, sizes: dict[str, torch.Size]) -> Callable[[str, Tensor], Tensor]:
+    shape = transformer_of(config.model, "has adapters in a PEFT folder")
+    family = choose_family(shape, config.objective.causal, FAMILIES)
+    return read_adapters(Path(folder), sizes, config.lora, family)
+
+
+def _sizes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def materializer(

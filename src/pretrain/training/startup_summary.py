@@ -12,6 +12,7 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.models.interface import LanguageModule
+from pretrain.models.lora import adapted, trainable
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.fine_tuning import excluded_pairs
@@ -22,7 +23,7 @@ COMPILE_NOTICE = "; the first step and the first validation wait for the compile
 
 
 def startup_summary(config: RunConfig, model: LanguageModule, data: TextDataModule, device: torch.device) -> str:
-    """Return one line: model, machine, length of the run and its data."""
+    """Return one line: model, machine, length of the run and its data; with adapters a second one about them."""
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
@@ -39,6 +40,20 @@ def startup_summary(config: RunConfig, model: LanguageModule, data: TextDataModu
         + (" so far" if stream.is_open() else "")
         + (f" ({shares})" if shares else _passes(length, data))
         + (COMPILE_NOTICE if config.parallel.compile else "")
+        + (f"\n{_adapters(config, model)}" if config.lora.is_on else "")
+    )
+
+
+def _adapters(config: RunConfig, model: LanguageModule) -> str:
+    """Return one line: how much is trained with adapters, and the memory of gradients and optimizer state."""
+    names, trained = dict(model.named_parameters()), trainable(model)
+    total = sum(parameter.numel() for parameter in names.values())
+    state = 4 * (trained + config.optimizer.state_numbers(model))
+    full = state * (total - trained) / trained
+    return (
+        f"lora: {trained:,} parameters are trained, {trained / total:.2%} of {total:,}: adapters of rank "
+        f"{config.lora.rank} of {len(adapted(names))} matrices; gradients and optimizer state take "
+        f"{state / 2**20:,.1f} MiB instead of {full / 2**20:,.1f}"
     )
 
 

@@ -26,6 +26,7 @@ from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, saved_step, stopped
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.interface import LanguageModule
+from pretrain.models.lora import add_adapters
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.precision import half_dtype
 from pretrain.stop_signals import AskedToStop
@@ -42,7 +43,7 @@ from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.config import SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
-from pretrain.training.fine_tuning import with_labels
+from pretrain.training.fine_tuning import trained_head, with_labels
 from pretrain.training.history import record_end, record_start
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.lightning_module import StepSettings, TrainingModule
@@ -127,6 +128,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     check_first_validation(config, reasons, bool(data.validation_streams))
 
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
+    add_adapters(model, config.lora, trained_head(config))
     check_supported(config, model)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.data.config import Format
-from pretrain.data.fine_tuning_config import AnnotatedConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import AnnotatedConfig, ChatConfig, LabelledTextConfig, PairsConfig
 from pretrain.data.sources.column_files import lines_of, read_records
 from pretrain.data.sources.compressed_files import head_of
 from pretrain.data.sources.corpus_files import FileSource
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.sources.source import Document
+from pretrain.data.tokenizers.chat_template import ASSISTANT, checked_messages
 from pretrain.errors import DataError
 
 
@@ -20,7 +21,15 @@ class AnnotatedFiles(FileSource):
     config: AnnotatedConfig
 
     def _reading_settings(self) -> list[str | None]:
-        names = ("kind", "template", "prompt_column", "response_column", "text_column", "label_column")
+        names = (
+            "kind",
+            "template",
+            "prompt_column",
+            "response_column",
+            "text_column",
+            "label_column",
+            "messages_column",
+        )
         return [getattr(self.config, name, None) for name in names]
 
     def _kind(self, path: Path) -> FileKind:
@@ -58,6 +67,29 @@ class Pairs(AnnotatedFiles):
                 continue
             templated = f"{before}{prompt}{between}"
             yield Document(templated + response, origin, prompt_characters=len(templated.rstrip()))
+
+
+class Conversations(AnnotatedFiles):
+    """The conversations of files of JSON."""
+
+    config: ChatConfig
+
+    def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
+        if form not in (Format.jsonl, Format.json):
+            raise DataError(
+                f"{name} is no JSON, and conversations are lists of messages. Name a file of JSON lines (.jsonl), each "
+                'like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.'
+            )
+        column = self.config.messages_column
+        for origin, record in read_records(form, stream, name, {"data.messages_column": column}, self.skipped):
+            messages = checked_messages(record.get(column))
+            if isinstance(messages, str):
+                self.skipped[messages] += 1
+            elif not any(role == ASSISTANT and content for role, content in messages):
+                self.skipped["no turn of the assistant"] += 1
+            else:
+                text = "\n\n".join(f"{role}:\n{content}" for role, content in messages)
+                yield Document(text, origin, messages=tuple(messages))
 
 
 class LabelledTexts(AnnotatedFiles):

@@ -12,13 +12,15 @@ from pretrain.data.config import DataConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, in_batches, reserve_of, split_of
-from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS, Annotations
+from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS, TURNS, Annotations, TargetSpans
 from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import StoreWriter
+from pretrain.data.tokenizers.chat_template import ChatTemplate
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 Report = Callable[[str], None]
+Targets = list[tuple[int, int]]  # of a conversation: first token and the one behind the last of each turn
 
 
 def open_writer(folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> StoreWriter:
@@ -38,6 +40,8 @@ def write_stores(
     """
     writers: dict[str, StoreWriter] = {}
     values: dict[str, list[int]] = {"train": [], "validation": []}
+    targets: dict[str, list[Targets]] = {"train": [], "validation": []}
+    chat_template = ChatTemplate(tokenizer) if data.has_messages else None
     labels = _labels(source, data)
     counts: Counter[str] = Counter()
     duplicates, progress = ExactDuplicates(), Progress(report)
@@ -48,13 +52,13 @@ def write_stores(
             if source.without_duplicates or duplicates.is_new(document, text):
                 fresh.append((split, document, len(text)))
         documents = [document for _, document, _ in fresh]
-        encoded = tokenizer.encode_documents([document.text for document in documents])
-        annotated = _values(documents, encoded, tokenizer, labels)
-        for (split, document, size), tokens, value in zip(fresh, encoded, annotated, strict=True):
+        encoded = _encode(documents, tokenizer, labels, chat_template)
+        for (split, document, size), (tokens, value, spans) in zip(fresh, encoded, strict=True):
             if split not in writers:
                 writers[split] = open_writer(folder / split, tokenizer, data.shard_tokens)
             writers[split].add(tokens, size, document.name)
             values[split].append(value)
+            targets[split].append(spans)
             counts[split] += 1
             counts["bytes"] += size
         done = counts["train"] + counts["validation"]
@@ -73,9 +77,28 @@ def write_stores(
     if origin := source.provenance():
         provenance["corpus"] = origin
     for split, writer in writers.items():
-        writer.finish(provenance | {"split": split}, _annotations(data, values[split], labels))
+        annotations = _annotations(data, values[split], labels, targets[split])
+        writer.finish(provenance | {"split": split}, annotations)
     tokenizer.save(folder / "tokenizer")
     return {"documents": dict(counts), "skipped": skipped}
+
+
+def _encode(
+    documents: Sequence[Document], tokenizer: Tokenizer, labels: list[str], template: ChatTemplate | None
+) -> list[tuple[NDArray[np.uint32], int, Targets]]:
+    """Return the ids of each document, its annotation, and the turns of a conversation that are targets."""
+    if template is None:
+        encoded = tokenizer.encode_documents([document.text for document in documents])
+        values = _values(documents, encoded, tokenizer, labels)
+        return [(ids, value, []) for ids, value in zip(encoded, values, strict=True)]
+    conversations = []
+    for document in documents:
+        try:
+            found = template.conversation(document.messages)
+        except ConfigError as error:
+            raise DataError(f"{document.name}: {error}") from error
+        conversations.append((np.array(found.ids, np.uint32), found.targets[0][0], found.targets))
+    return conversations
 
 
 def _summary(counts: Counter[str], skipped: dict[str, int], splits: bool) -> str:
@@ -162,7 +185,10 @@ def _label_index(document: Document, labels: list[str]) -> int:
         ) from None
 
 
-def _annotations(data: DataConfig, values: list[int], labels: list[str]) -> Annotations | None:
+def _annotations(data: DataConfig, values: list[int], labels: list[str], targets: list[Targets]) -> Annotations | None:
     if not data.annotated:
         return None
-    return Annotations(LABEL if labels else PROMPT_TOKENS, np.array(values, np.int64), tuple(labels))
+    numbers = np.array(values, np.int64)
+    if data.has_messages:
+        return Annotations(TURNS, numbers, targets=TargetSpans.of_documents(targets))
+    return Annotations(LABEL if labels else PROMPT_TOKENS, numbers, tuple(labels))

@@ -5,6 +5,7 @@
     shards/00000.idx     header, then the end of every document as u64, counted in tokens within the shard
     shards/00000.names   header, then the origin of every document: one JSON string a line
     annotations.bin      only of data for fine-tuning: see annotations.py
+    targets.bin          only of conversations: see annotations.py
 
 The manifest determines all 64 bytes of a header, so the hashes in it are of the body, which follows the header: of the
 whole body, and of its pieces (see piece_hashes.py). The manifest also holds a hash of itself; those of an earlier

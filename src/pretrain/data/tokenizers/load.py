@@ -12,8 +12,10 @@ from pretrain.files.untrusted_files import parse_json, read_text
 
 MAX_JSON_BYTES = 64_000_000
 MAX_TRIAL_S = 5.0  # thread time for all TRIAL_TEXTS
+CHAT_TEMPLATE = "chat_template.jinja"
 NAMES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
+    CHAT_TEMPLATE,
 )  # fmt: skip
 NAME_ANOTHER = "Name another tokenizer.path."
 TRIAL_TEXTS = (
@@ -99,6 +101,17 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
         )
     _add_special_tokens(inner, roles)
     return inner, roles
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template of a tokenizer's folder, a Jinja text that is not run here; None if it has none."""
+    if (folder / CHAT_TEMPLATE).exists():
+        return _read_text(folder / CHAT_TEMPLATE)
+    named = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(named, list):  # several by name
+        entries = [each for each in named if isinstance(each, dict) and each.get("name") == "default"]
+        named = entries[0].get("template") if entries else None
+    return named if isinstance(named, str) else None
 
 
 def _read_text(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.tokenizers.load import check_usable, read_folder
+from pretrain.data.tokenizers.load import CHAT_TEMPLATE, check_usable, read_chat_template, read_folder
 from pretrain.data.tokenizers.long_texts import Lengths, Offsets, encode_in_parts, offsets_by_length
 from pretrain.data.tokenizers.plain_text import as_plain_text, spelled_by_model
 from pretrain.data.tokenizers.rust_calls import library_errors, suppressed_panics
@@ -33,8 +33,9 @@ class Tokenizer:
     which decides no id of a document.
     """
 
-    def __init__(self, inner: Any, roles: dict[str, str]) -> None:
+    def __init__(self, inner: Any, roles: dict[str, str], chat_template: str | None = None) -> None:
         """Wrap a `tokenizers.Tokenizer`; `roles` names tokens of its vocabulary, eos_token or sep_token among them."""
+        self.chat_template = chat_template  # a Jinja text; it decides no id of a document, so no fingerprint has it
         inner.no_truncation()
         inner.no_padding()
         if getattr(inner.model, "dropout", None) is not None:
@@ -84,7 +85,7 @@ class Tokenizer:
                 "an unused one of the added tokens, or a new one: tokenizer.mask_token='[MASK]'."
             )
         inner.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        return Tokenizer(inner, self.roles | {"mask_token": token})
+        return Tokenizer(inner, self.roles | {"mask_token": token}, self.chat_template)
 
     @property
     def padding_id(self) -> int:
@@ -209,7 +210,7 @@ class Tokenizer:
         return np.array([not text[:1].isalnum() for text in readable])
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `load` and transformers' AutoTokenizer read."""
+        """Write the files that `load` and transformers' AutoTokenizer read."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -220,13 +221,16 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(self._json + "\n", encoding="utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
+        if self.chat_template is not None:
+            (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
+
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Return the tokenizer of a folder: tokenizer.json, vocab.json + merges.txt (GPT-2) or vocab.txt (BERT).
 
         Raises DataError that names the file if it is missing, damaged, over 64 MB or beyond the limits of `limits.py`.
         """
-        tokenizer = cls(*read_folder(folder))
+        tokenizer = cls(*read_folder(folder), read_chat_template(folder))
         check_usable(folder, lambda text: tokenizer.decode(tokenizer.encode_prompt(text)))
         return tokenizer
 

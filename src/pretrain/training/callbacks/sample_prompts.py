@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from pretrain.data.prepare import Prepared
-from pretrain.data.token_store.annotations import PROMPT_TOKENS
+from pretrain.data.token_store.annotations import PROMPT_TOKENS, TURNS
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.config import ObjectiveConfig
@@ -81,9 +81,9 @@ def _labelled(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[Sam
 
 
 def _pairs(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the prompts of documents that are pairs of prompt and response, as far as they are short."""
+    """Yield the prompts of pairs, and what precedes the first answer of conversations, as far as they are short."""
     for store, index in _documents(stores):
-        if store.annotations is not None and store.annotations.kind == PROMPT_TOKENS:
+        if store.annotations is not None and store.annotations.kind in (PROMPT_TOKENS, TURNS):
             length = int(store.annotations.values[index]) - 1  # BOS
             if 0 < length < _READ_TOKENS:
                 yield tokenizer.decode(_tokens(store, index)[:length])

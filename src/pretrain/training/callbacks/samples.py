@@ -15,6 +15,7 @@ from pretrain.interop.load import build, build_without_weights
 from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
 from pretrain.models.interface import LanguageModule, allocate
+from pretrain.models.lora import add_adapters
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.mesh import full_tensor
 from pretrain.training.callbacks import StepCallback
@@ -70,6 +71,7 @@ class Writer:
         if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             return model
         copy = build_without_weights(self.config.model, self.config.objective, self.tokenizer)
+        add_adapters(copy, self.config.lora)
         if rank() == 0:
             allocate(copy, "cpu", lambda: build(self.config.model, self.config.objective, self.tokenizer))
         targets = dict(copy.named_parameters())
