@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,10 @@ def train(
     filters are afterwards what they were. Only the main thread may train.
     """
     _refuse_elsewhere()
+    arguments, sys.argv = (
+        sys.argv,
+        ["pretrain.train()"],
+    )  # what to type next is the command's, not those of the program around
     with process_restored():
         try:
             with interrupts_raised():
@@ -87,6 +92,7 @@ def train(
                 raise
             raise error from raised
         finally:
+            sys.argv = arguments
             use_configs(None, "train")
     report = finished_run(folder)
     assert report is not None
