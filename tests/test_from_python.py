@@ -145,4 +145,7 @@ def test_a_run_is_that_of_the_command_line_bit_for_bit(
     step = max(int(path.name.split("-")[1]) for path in Path("again/checkpoints").glob("step-*"))
     again["trainer"] = {"max_steps": step + 1}
     assert pretrain.train(*own_words, **again, resume="auto").report.steps == step + 1
+    train_log = Path("again/train.log").read_text()
+    assert train_log.index("Interrupted: SIGINT at step") < train_log.index("resuming again at step")
+    assert train_log.rindex(f"step {step + 1}/{step + 1}  loss") < train_log.rindex(" Report\n")
     assert state_of_the_process() == before

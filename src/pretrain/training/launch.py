@@ -19,6 +19,7 @@ from pretrain.launch.resume import as_config
 from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
+from pretrain.launch.train_log import TrainLog, copied_output
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
@@ -39,29 +40,34 @@ def train_to_end(config: RunConfig | None, overrides: list[str]) -> Path:
     """Train with the settings `config`, in this process or in one per device, print the report, return the run folder.
 
     Under torchrun or srun rank 0 resolves settings and folder and sends them to the others, whose `config` is None.
+    What is printed goes to the log of the run folder too.
     """
     check_launcher()
-    if under_launcher():
-        run_plan = _agree_on_run_plan(config, overrides)
-        log(_run(run_plan))
-        leave_group()
+    with copied_output() as train_log:
+        if under_launcher():
+            run_plan = _agree_on_run_plan(config, overrides)
+            log(_run(run_plan, train_log))
+            leave_group()
+            return run_plan.folder
+        assert config is not None
+        config = with_devices(config)
+        check_files(config.data)
+        run_plan = _resolve(config, overrides)
+        if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
+            log(_run(run_plan, train_log))
+            return run_plan.folder
+        with only_run_in(run_plan.folder):
+            train_log.open(run_plan.folder, rank=0)
+            log(spawn(to_record(run_plan)))
         return run_plan.folder
-    assert config is not None
-    config = with_devices(config)
-    check_files(config.data)
-    run_plan = _resolve(config, overrides)
-    if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
-        log(_run(run_plan))
-        return run_plan.folder
-    with only_run_in(run_plan.folder):
-        log(spawn(to_record(run_plan)))
-    return run_plan.folder
 
 
-def _run(run_plan: RunPlan) -> str:
+def _run(run_plan: RunPlan, train_log: TrainLog) -> str:
     if rank() > 0:
+        train_log.open(run_plan.folder, rank())
         return _train(run_plan)
     with only_run_in(run_plan.folder):
+        train_log.open(run_plan.folder, rank=0)
         return _train(run_plan)
 
 
