@@ -123,6 +123,7 @@ def _train(words: list[str], config_dir: str | Path | None, config_name: str | N
             )
         refuse_idle_setting(word)
     words = [with_current_name(word) for word in words]
+    sys.argv[1:] = words  # the run records its command line
     given = CommandLine(words, config_dir=None if config_dir is None else str(config_dir), config_name=config_name)
     use_project("train", given)
     name = given.config_name or "train"
