@@ -106,7 +106,7 @@ def copied_output() -> Iterator[TrainLog]:
     """Copy what this process prints into a log, and at last the error that ends the block."""
     log = TrainLog()
     copies = _Copied(sys.stdout, log), _Copied(sys.stderr, log)
-    sys.stdout, sys.stderr = copies  # type: ignore[assignment]
+    sys.stdout, sys.stderr = copies
     _open_logs.append(log)
     try:
         yield log
