@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -36,6 +38,7 @@ _raised: AskedToStop | None = None
 _raised_at = 0.0
 _is_reported = False  # whether the process has printed its last line
 _listening = False
+_inside_program = False  # whether a run is inside another program, which no signal of ours may end
 _terminals: list[int] = []  # file descriptors of this process that are terminals
 
 
@@ -60,6 +63,26 @@ def listen() -> None:
     threading.Thread(target=_wait_for_signals, name="stop-signals", daemon=True).start()
 
 
+@contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """Raise AskedToStop on Ctrl-C, for a run inside another program, whose handler comes back afterwards.
+
+    Only the main thread may enter it.
+    """
+    global _inside_program
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise AskedToStop(number)
+
+    handler, outer = signal.signal(signal.SIGINT, ask), _inside_program
+    _inside_program = True
+    try:
+        yield
+    finally:
+        _inside_program = outer
+        signal.signal(signal.SIGINT, handler)
+
+
 def keep_from_children() -> None:
     """Block stop signals again before multiprocessing, which may have unblocked them, starts a process."""
     if _listening:
@@ -76,7 +99,12 @@ def join_no_group() -> None:
 
 
 def end_at_once(asked: AskedToStop) -> None:
-    """End the process without cleaning up, with one line unless it has printed its last one."""
+    """End the process without cleaning up, with one line unless it has printed its last one.
+
+    Inside another program, raise KeyboardInterrupt instead.
+    """
+    if _inside_program:
+        raise KeyboardInterrupt
     if not _is_reported:
         os.write(2, f"Interrupted: {asked}: ended at once\n".encode())
     os._exit(asked.exit_code)

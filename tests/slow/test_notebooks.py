@@ -21,7 +21,7 @@ PICTURES = {
     "06_curate": {},
 }
 PRINTED = {  # regular expressions
-    "01_first_run": ["Report", "bits per byte", "cannot fill masks"],
+    "01_first_run": ["Report", "bits per byte", "cannot fill masks", r"validation loss \d\.\d+ after 1 steps"],
     "02_look_at_the_data": [
         "decoded again, the same text: True",
         r"1,024 +best_fit +0\.\d+% +[1-9][\d.]*% +0\.0%\n",  # cuts only what is longer than a row

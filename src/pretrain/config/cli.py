@@ -57,7 +57,7 @@ def main(
         keep_freed_memory()
     try:
         listen()
-        _check_environment(config_name)
+        check_environment(config_name)
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
@@ -69,7 +69,7 @@ def main(
         name, start = given.config_name or config_name, [*program(subcommand), *given.where()]
         _run(HydraJob(name, config_class, task, words, start, given.config_dir), given)
     except BaseException as raised:
-        error = _as_pretrain_error(raised)
+        error = as_pretrain_error(raised)
         if error is None:
             raise
         stop_listening()
@@ -158,7 +158,7 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
             os.environ[variable] = known
 
 
-def _as_pretrain_error(error: BaseException) -> PretrainError | None:
+def as_pretrain_error(error: BaseException) -> PretrainError | None:
     """Return the error that ended the process: a request to stop, an error of ours, or memory that ended.
 
     None for any other.
@@ -178,16 +178,21 @@ def _as_pretrain_error(error: BaseException) -> PretrainError | None:
     return error if isinstance(error, PretrainError) else None
 
 
-def _check_environment(config_name: str) -> None:
+def check_environment(config_name: str) -> None:
     """Raise ConfigError if the environment lets torch run code from files, or a launcher's variables do not fit.
 
     Scripts that compute in one process ignore launchers.
     """
-    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    if os.environ.get(name, "0").lower() not in ("", "0", "false"):
-        raise ConfigError(f"{name}={os.environ[name]} lets files run code as torch loads them. Unset it: unset {name}")
+    refuse_unsafe_loading()
     if config_name in ("train", "doctor"):
         adopt_slurm()
         check_launcher()
     if config_name == "doctor" and under_launcher():
         raise ConfigError(f"doctor starts its processes itself. Start it alone: {command('doctor')}")
+
+
+def refuse_unsafe_loading() -> None:
+    """Raise ConfigError if the environment lets torch run code from the files that it loads."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+        raise ConfigError(f"{name}={os.environ[name]} lets files run code as torch loads them. Unset it: unset {name}")

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from pretrain.config.whole_numbers import read_presets_for
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import SWEPT
-from pretrain.stop_signals import STOP_SIGNALS
+from pretrain.process_state import process_restored
 
 Task = Callable[[Any, list[str]], object]
 
@@ -95,7 +92,7 @@ class HydraJob:
             if words[-1] == "resume=auto":
                 tree.resume = "auto"
             config = typed_run(self.config_name, tree, words)
-        with _process_restored():
+        with process_restored():
             os.environ[SWEPT] = job.swept_names()
             return _number(self.task(config, words))
 
@@ -136,21 +133,3 @@ def without_hydras_line() -> None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-@contextmanager
-def _process_restored() -> Iterator[None]:
-    """Give signals, environment and torch's threads back as they were, for the next job in this process."""
-    environment = dict(os.environ)
-    in_main = threading.current_thread() is threading.main_thread()  # only that one may set handlers
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS} if in_main else {}
-    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.environ.clear()
-        os.environ.update(environment)
-        if threads is not None:
-            sys.modules["torch"].set_num_threads(threads)

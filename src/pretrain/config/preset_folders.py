@@ -135,8 +135,10 @@ def hydra_reads_presets() -> Iterator[None]:
     from hydra._internal.utils import create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
+    from packaging.version import Version
 
-    at_work = GlobalHydra.instance().hydra
+    at_work, version_base = GlobalHydra.instance().hydra, version.VersionBase.instance()
+    base = version_base.getbase()
     GlobalHydra.instance().clear()
     version.setbase("1.3")
     search_path = create_config_search_path(str(CONFIG_FOLDER))
@@ -147,3 +149,5 @@ def hydra_reads_presets() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = at_work
+        if isinstance(base, Version):  # which a program of the user's own has set
+            version_base.setbase(base)

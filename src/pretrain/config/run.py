@@ -48,6 +48,8 @@ class RunConfig(Settings):
     """Everything a training run depends on."""
 
     name: str = setting("", "Name of the run's folder below paths.logs_dir; empty: model and data.")
+    notes: str = setting("", "Text about the run, kept in its folder and by its loggers.")
+    tags: list[str] = setting(default_factory=list, about="Words to find the run by, kept as notes are.")
     size: Size | None = setting(
         None, "Shape of the model, of its preset's family: auto fits text, machine and time; null: that of the "
         "preset.",

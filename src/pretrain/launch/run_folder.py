@@ -1,7 +1,8 @@
 """The files of a run folder, which are not trusted: never opened through a link, and limited in size.
 
-    config.yaml, metrics.csv, samples.jsonl, ledger.jsonl, history.json, report.json, report.html, lock
+    config.yaml, metrics.csv, samples.jsonl, ledger.jsonl, history.json, report.json, report.html, lock, train.log
                                                                    written by rank 0
+    train.rank<n>.log                                              written by rank n
     checkpoints/, failures/, profile/                              folders of files
 
 A run writes inside its folder only. Every problem is a CheckpointError that names the file.
@@ -27,7 +28,7 @@ from pretrain.files.untrusted_files import MAX_YAML_BYTES, kind_of_file, open_re
 from pretrain.stop_signals import AskedToStop
 
 CONFIG, REPORT, TABLE, LEDGER, LOCK = "config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"
-HISTORY, SAMPLES, PAGE = "history.json", "samples.jsonl", "report.html"
+HISTORY, SAMPLES, PAGE, LOG = "history.json", "samples.jsonl", "report.html", "train.log"
 CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
 SWEPT = "PRETRAIN_SWEPT"  # environment variable of a sweep's jobs: the settings that differ between them, by commas
 MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger lists every row of a step
@@ -49,7 +50,7 @@ class FinishedRun:
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointError if a file or folder that a run writes to is a link, or no regular file or folder."""
-    for name in (CONFIG, REPORT, TABLE, LEDGER, LOCK, HISTORY, SAMPLES, PAGE):
+    for name in (CONFIG, REPORT, TABLE, LEDGER, LOCK, HISTORY, SAMPLES, PAGE, LOG):
         _check_entry(folder / name, stat.S_ISREG, "a regular file of one name")
     for name in (CHECKPOINTS, FAILURES, PROFILE):
         _check_entry(folder / name, stat.S_ISDIR, "a folder")
@@ -78,13 +79,29 @@ def opened_to_append(path: Path) -> Iterator[IO[str]]:
 
     Raises CheckpointError for anything but a regular file of one name, and if the storage fails.
     """
+    try:
+        with os.fdopen(append_descriptor(path), "a+", encoding="utf8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def append_descriptor(path: Path) -> int:
+    """Return a descriptor that reads a file of a run folder and appends to it; create the file if it is missing.
+
+    Raises CheckpointError as `opened_to_append` does.
+    """
     _check_entry(path, stat.S_ISREG, "a regular file of one name")
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf8", newline="") as file:
-            yield file
+        return os.open(path, flags, 0o666)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or errno.EIO)}.") from error
+        raise _unwritable(path, error) from error
+
+
+def log_of_rank(rank: int) -> str:
+    """Return the name of the log of a process of a run."""
+    return LOG if rank == 0 else f"train.rank{rank}.log"
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -170,6 +187,10 @@ def stopped(signal: AskedToStop, step: int) -> Interrupted:
     """Return the error that ends a run on a stop signal after its state at `step` was saved."""
     outcome = "saved; go on with resume=auto" if step else "nothing was trained yet"
     return Interrupted(f"{signal} at step {step}: {outcome}", signal.exit_code - 128)
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or errno.EIO)}.")
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -46,6 +46,10 @@ _TITLES = {
     "speed/mfu": "Share of the peak FLOP/s (MFU)",
     "speed/data_wait_s": "Seconds spent waiting for text, so far",
     "optim/skipped_steps": "Skipped steps, so far",
+    "system/cpu_percent": "CPU of the machine, percent",
+    "system/process_cpu_percent": "CPU of the run, percent of one core",
+    "system/memory_gib": "Memory in use on the machine, GiB",
+    "system/process_memory_gib": "Memory of the run's process, GiB",
 }
 
 
@@ -234,7 +238,7 @@ def _curves(run: RunFiles) -> Iterable[str]:
         title = _TITLES.get(metric, metric)
         if series.left_out:
             title += f" ({series.left_out:,} values are no numbers)"
-        from_zero = metric.startswith("speed/")
+        from_zero = metric.startswith(("speed/", "system/"))
         line = Line(title, series, dots=len(series.points()) <= 12)
         log_y = False if from_zero else None
         look = Look(title, marks=_marks(run), from_zero=from_zero, log_y=log_y, x_ends=_x_ends(run))

@@ -168,6 +168,10 @@ class LoggingConfig(Settings):
     prefix: ClassVar[str] = "logging."
     norms: bool = setting(False, "Log the norms of gradient and weights of each block, every log_every_n_steps.")
     ledger: bool = setting(False, "Write ledger.jsonl: rows and exact loss of every step, to prove what the run read.")
+    system_every_s: float = setting(
+        30.0, "Time between figures of CPU, memory and GPUs (these with the package nvidia-ml-py); 0: none.",
+        bounds="[0.0, inf)", unit="seconds", example=10,
+    )  # fmt: skip
     report: bool = setting(True, "Write report.html into the run folder when the run ends or is interrupted.")
 
 

@@ -26,6 +26,7 @@ from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import Count
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import FAILURES, record_of, saved_step, stopped
+from pretrain.launch.train_log import copied_output
 from pretrain.parallel.process_group import leave_group
 from pretrain.stop_signals import STOP_SIGNALS, AskedToStop, handled_signals, keep_from_children, listen
 
@@ -101,7 +102,9 @@ def work(text: str) -> str:
         _resume_newest(record)
     try:
         listen()
-        report = _train(record)
+        with copied_output() as train_log:
+            train_log.open(Path(record["folder"]), rank())
+            report = _train(record)
     except BaseException as raised:
         error = stopped(raised, saved_step(Path(record["folder"]))) if isinstance(raised, AskedToStop) else raised
         code = error.exit_code if isinstance(error, PretrainError) else 1

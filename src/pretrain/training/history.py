@@ -1,25 +1,20 @@
 """Keep history.json of a run folder: each start, the text that it reads, how it ended; then have the report written."""
 
 import os
-import platform
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L
 import numpy as np
-import torch
 
-from pretrain import __version__
-from pretrain.config.run import RunConfig
 from pretrain.data.mixture import MixtureDataset
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import CheckpointError, PretrainError
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import saved_step
 from pretrain.launch.run_plan import RunPlan
+from pretrain.launch.train_log import log_unseen
 from pretrain.reports.history import End, History, Source, Start, read_history, write_history
 from pretrain.reports.write import DEADLINE_S, write_outside
 from pretrain.stop_signals import CLEAN_UP_S, AskedToStop, cause_of
@@ -30,10 +25,11 @@ from pretrain.training.throughput import Throughput
 _LENGTH_BINS = 40
 
 
-def record_start(run_plan: RunPlan, data: TextDataModule, parameters: int, device: torch.device) -> None:
-    """Add a start to the record of the run; on rank 0."""
+def record_start(run_plan: RunPlan, data: TextDataModule, parameters: int, found: dict[str, str]) -> None:
+    """Add a start on the environment `found` to the record of the run, and to its log; on rank 0."""
     config, folder = run_plan.config, run_plan.folder
-    start = Start(run_plan.start, time.time(), _process(), _environment(config, device))
+    log_unseen("\n".join(f"{name}: {value}" for name, value in found.items()))
+    start = Start(run_plan.start, time.time(), _process(), found)
     earlier = _history(folder) if run_plan.start else None  # from step 0 the run is another one
     write_history(folder, History(
         name=config.name or "",
@@ -102,23 +98,6 @@ def _end(folder: Path, throughput: Throughput, ended: Report | BaseException, na
 
 def _process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _environment(config: RunConfig, device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    ranks = config.trainer.ranks
-    return {
-        "device": f"{name} ({device.type})",
-        "processes": f"{ranks} ({config.trainer.strategy.name})" if ranks > 1 else "1",
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-        "number format": config.trainer.precision.name,
-        "machine": socket.gethostname(),
-        "system": platform.platform(),
-        "Python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "Lightning": L.__version__,
-        "pretrain": __version__,
-    }
 
 
 def _sources(data: TextDataModule) -> list[Source]:

@@ -19,6 +19,7 @@ from pretrain.launch.resume import as_config
 from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
+from pretrain.launch.train_log import TrainLog, copied_output
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
@@ -29,38 +30,44 @@ _stores: list[Any] = []  # rendezvous stores of torchrun or srun; closing one ea
 
 
 def launch(config: RunConfig | None, overrides: list[str]) -> float | None:
-    """Train with the settings `config`, in this process or in one per device, and print the report.
-
-    Returns the last validation loss in nats per token, None where there is none. Under torchrun or srun rank 0 resolves
-    settings and folder and sends them to the others, whose `config` is None.
-    """
-    check_launcher()
-    if under_launcher():
-        run_plan = _agree_on_run_plan(config, overrides)
-        log(_run(run_plan))
-        leave_group()
-        return _validation_loss(run_plan)
-    assert config is not None
-    config = with_devices(config)
-    check_files(config.data)
-    run_plan = _resolve(config, overrides)
-    if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
-        log(_run(run_plan))
-        return _validation_loss(run_plan)
-    with only_run_in(run_plan.folder):
-        log(spawn(to_record(run_plan)))
-    return _validation_loss(run_plan)
-
-
-def _validation_loss(run_plan: RunPlan) -> float | None:
-    report = finished_run(run_plan.folder) if rank() == 0 else None
+    """Train as `train_to_end` does; return the last validation loss in nats per token, None where there is none."""
+    folder = train_to_end(config, overrides)
+    report = finished_run(folder) if rank() == 0 else None
     return None if report is None else report.validation.get("val/loss")
 
 
-def _run(run_plan: RunPlan) -> str:
+def train_to_end(config: RunConfig | None, overrides: list[str]) -> Path:
+    """Train with the settings `config`, in this process or in one per device, print the report, return the run folder.
+
+    Under torchrun or srun rank 0 resolves settings and folder and sends them to the others, whose `config` is None.
+    What is printed goes to the log of the run folder too.
+    """
+    check_launcher()
+    with copied_output() as train_log:
+        if under_launcher():
+            run_plan = _agree_on_run_plan(config, overrides)
+            log(_run(run_plan, train_log))
+            leave_group()
+            return run_plan.folder
+        assert config is not None
+        config = with_devices(config)
+        check_files(config.data)
+        run_plan = _resolve(config, overrides)
+        if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
+            log(_run(run_plan, train_log))
+            return run_plan.folder
+        with only_run_in(run_plan.folder):
+            train_log.open(run_plan.folder, rank=0)
+            log(spawn(to_record(run_plan)))
+        return run_plan.folder
+
+
+def _run(run_plan: RunPlan, train_log: TrainLog) -> str:
     if rank() > 0:
+        train_log.open(run_plan.folder, rank())
         return _train(run_plan)
     with only_run_in(run_plan.folder):
+        train_log.open(run_plan.folder, rank=0)
         return _train(run_plan)
 
 

@@ -39,10 +39,12 @@ from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.sample_prompts import prompts_of
 from pretrain.training.callbacks.samples import Samples, Writer
 from pretrain.training.callbacks.scores import Scores
+from pretrain.training.callbacks.system_metrics import SystemMetrics
 from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.config import SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
+from pretrain.training.environment import environment
 from pretrain.training.fine_tuning import trained_head, with_labels
 from pretrain.training.history import record_end, record_start
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
@@ -169,8 +171,9 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     log(startup_summary(config, model, data, device))
     _seed_everything(parts)
     if trainer.is_global_zero:
-        record_start(run_plan, data, _count(model), device)
-        log_config(trainer.loggers, to_dict(config), yaml.safe_dump(to_dict(config), sort_keys=False), start)
+        record_start(run_plan, data, _count(model), found := environment(config, device))
+        logged = to_dict(config) | {"environment": found}
+        log_config(trainer.loggers, logged, yaml.safe_dump(logged, sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
@@ -298,6 +301,8 @@ def _build_callbacks(parts: _Parts) -> list[Callback]:
         callbacks.append(_build_text_ahead(parts, parts.data.train_stream, checkpoints))
     if config.trainer.profile_steps:
         callbacks.append(Profile(folder / PROFILE, config.trainer.profile_steps))
+    if config.logging.system_every_s:
+        callbacks.append(SystemMetrics(config.logging.system_every_s, max(1, config.trainer.devices)))
     return [*callbacks, parts.state]
 
 

@@ -70,7 +70,7 @@ def run_facts(run_plan: RunPlan) -> RunFacts:
         name=f"{config.name or 'run'}/{run_plan.folder.name}",
         config=to_dict(config),
         start=run_plan.start,
-        tags=(config.objective.kind, config.data.kind),
+        tags=tuple(dict.fromkeys([config.objective.kind, config.data.kind, *config.tags])),
         logger_ids={name: str(value) for name, value in saved.items()} if isinstance(saved, dict) else {},
         classes=run_plan.classes,
     )

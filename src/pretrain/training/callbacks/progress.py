@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pretrain.errors import printable
 from pretrain.launch.rank import log
+from pretrain.launch.train_log import log_unseen
 from pretrain.training.callbacks import StepCallback
 from pretrain.training.callbacks.metrics import Metrics
 from pretrain.training.lightning_module import TrainingModule
@@ -25,8 +26,9 @@ class PacedLog:
     A line that must be kept is appended to the next printed one.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, to: Callable[[str], None] = log) -> None:
         self.clock = clock
+        self._to = to
         self._lines = 0
         self._printed_at = 0.0
         self._pending = ""
@@ -37,7 +39,7 @@ class PacedLog:
         if self._lines >= UNPACED_LINES and now - self._printed_at < PAUSE_S and not last:
             self._pending = f"  ({line})" if keep else self._pending
             return
-        log(line if keep else f"{line}{self._pending}")
+        self._to(line if keep else f"{line}{self._pending}")
         self._lines, self._printed_at, self._pending = self._lines + 1, now, ""
 
 
@@ -57,6 +59,7 @@ class Progress(StepCallback):
         self._shown = self.metrics.newest
         if sys.stderr.isatty():
             total, first = self._planned_steps(trainer), trainer.global_step
+            self._log = PacedLog(to=log_unseen)  # the lines that stand in a log instead of the bar
             self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def on_step_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
@@ -67,7 +70,7 @@ class Progress(StepCallback):
             self.bar.update(trainer.global_step - self.bar.n)
             if is_new:
                 self.bar.set_postfix_str(self._metrics_text(), refresh=False)
-        elif is_new and trainer.is_global_zero:
+        if is_new and trainer.is_global_zero:
             step = f"step {trainer.global_step}/{self._planned_steps(trainer)}"
             line = f"{step}  {self._metrics_text()}{self._time_left(trainer)}"
             self._log.write(line, last=trainer.global_step == trainer.max_steps)

@@ -24,7 +24,7 @@ _HPARAMS = (
 VALIDATION = "validation"  # folder of the validation's events in the run folder: a run of its own to TensorBoard
 
 # TensorBoard shows groups of tags by name. These names put them in the order in which people look: loss, optim,
-# optim_norms, scores, speed, text.
+# optim_norms, scores, speed, text, utilization.
 _GROUPS = {
     "train/": "",
     "val/loss": "loss",
@@ -33,6 +33,7 @@ _GROUPS = {
     "eval/": "scores/",
     "progress/": "text/",
     "speed/data_wait_s": "text/data_wait_s",
+    "system/": "utilization/",
 }
 _FIRST_METRICS = ("val/loss", "val/bits_per_byte", "val/accuracy")  # columns of the HParams page
 
