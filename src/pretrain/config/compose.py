@@ -195,7 +195,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
     if saved is None:
         return []
     try:
-        record = to_dict(settings_of(saved))
+        record = to_dict(settings_of(saved, whole_run=True))
     except CheckpointError:  # resuming raises it itself
         return []
     for group in wanted:

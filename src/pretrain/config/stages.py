@@ -162,7 +162,7 @@ def _check_entry(name: str, entry: dict[str, Any], is_last: bool) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or (key != "until_fraction" and value != int(value)):
             raise ConfigError(
-                f"stages.{name}.{key}={shown(value)} is not a {'number' if key == 'until_fraction' else 'whole number'}. "
+                f"stages.{name}.{key}={shown(value)} is not a {'' if key == 'until_fraction' else 'whole '}number. "
                 f"Try stages.{name}.{key}={_EXAMPLES[key]}."
             )
     try:

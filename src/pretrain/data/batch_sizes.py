@@ -67,7 +67,11 @@ class BatchSizes:
 
     def record(self, steps: int) -> list[dict[str, Any]]:
         """Return the sizes of the first `steps` steps as plain data, for `saved`."""
-        return [asdict(stretch) for stretch in self._stretches if stretch.steps < steps or not stretch.steps]
+        return [asdict(stretch) for stretch in self.cut(steps)._stretches]
+
+    def cut(self, steps: int) -> BatchSizes:
+        """Return the sizes of the first `steps` steps; the last one holds for all further steps."""
+        return BatchSizes(tuple(each for each in self._stretches if each.steps < steps or not each.steps))
 
     def changed(self, steps: int, size: StepSize) -> BatchSizes:
         """Return the sizes if all steps after the first `steps` have this size."""

@@ -20,7 +20,7 @@ from pretrain.training.class_paths import classes_of, refuse_unnamed
 class RunPlan:
     """A run about to start."""
 
-    config: RunConfig
+    config: RunConfig  # of the whole run; in a stage, those of the stage
     folder: Path
     resumed: Checkpoint | None
     excluded: frozenset[str] = frozenset()  # ids of outlier sequences, beyond those in the checkpoint
@@ -28,11 +28,17 @@ class RunPlan:
     typed: list[str] = field(default_factory=list)  # command-line overrides of all starts of the run
     classes: frozenset[str] = frozenset()  # <entry>=<class path>, as named by the settings composed for this start
     after: float = 0.0  # Unix time of the newest save in logs_dir; this run's saves get later ones
+    whole: RunConfig | None = None  # settings of the whole run, where `config` has those of a stage
 
     @property
     def start(self) -> int:
         """The step that the run starts from."""
         return self.resumed.step if self.resumed else 0
+
+    @property
+    def of_the_run(self) -> RunConfig:
+        """The settings of the whole run, its stages among them."""
+        return self.whole or self.config
 
 
 def to_record(run_plan: RunPlan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.collate import IGNORE
-from pretrain.data.mixture import MixtureDataset
+from pretrain.data.mixture import MixtureDataset, OwnOrder
 from pretrain.data.prepare import Prepared, training_rows, validation_streams
 from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.streaming.corpus import POLL_S
@@ -195,17 +195,19 @@ class TextDataModule(L.LightningDataModule):
         prepared: Prepared,
         objective: Objective,
         batch_sizes: BatchSizes,
-        excluded: frozenset[str] = frozenset(),
+        order: OwnOrder | None = None,
     ) -> None:
         super().__init__()
         length = config.model.context_length
-        self.train_stream = training_rows(prepared, config.data, length, config.seed)
+        self.order = order
+        self.train_stream = training_rows(prepared, config.data, length, order or config.seed)
         self.rows_per_epoch = self.train_stream.rows_per_epoch  # None: unknown
         self.validation_streams = validation_streams(prepared, config.data, length)
         self.objective = objective
         self.size, self.accumulation = config.rows_per_micro_batch(), config.accumulation_steps()
         self.batch_sizes = batch_sizes  # of all steps, those ahead as planned
-        self.excluded = excluded
+        self.last_step: int | None = None  # of this training; the thread that reads ahead stays within its sizes
+        self.excluded: frozenset[str] = frozenset()  # ids of rows
         self.max_validation_rows = config.data.max_validation_rows
         self.prefetch = config.data.prefetch
         self._loader: BatchLoader | None = None
@@ -213,6 +215,8 @@ class TextDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return excluded rows, batch sizes and how masks are drawn; the step gives the position in the data."""
         state: dict[str, Any] = {"left_out": sorted(self.excluded), "batch_sizes": self._record()}
+        if self.order is not None:
+            state["order_of"] = self.order.stage
         if self.objective.mask_version is not None:
             state["mask_version"] = self.objective.mask_version
         return state
@@ -256,7 +260,8 @@ class TextDataModule(L.LightningDataModule):
         return self._training_batches().batch(sample_indices)
 
     def _training_batches(self) -> MicroBatches:
-        return MicroBatches(self.train_stream, self.objective, self._slice(), self.batch_sizes, self.excluded)
+        sizes = self.batch_sizes if self.last_step is None else self.batch_sizes.cut(self.last_step)
+        return MicroBatches(self.train_stream, self.objective, self._slice(), sizes, self.excluded)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return one loader for each source with validation rows and each part of the objective."""

@@ -46,7 +46,8 @@ class SaveSettings:
     folder: Path
     keep: int  # newest checkpoints to keep
     asynchronous: bool
-    config: dict[str, Any]
+    config: dict[str, Any]  # in a run with stages, of this one
+    whole_run: dict[str, Any] | None  # settings of all stages
     facts: dict[str, Any]  # constant metadata: fingerprints, objective, parameters
     typed: list[str]  # command-line overrides of all starts
     after: float  # Unix time of the newest save in logs_dir; this run's saves get later ones
@@ -215,6 +216,8 @@ class RunState(Callback):
         problem = None
         try:
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
+            if self.settings.whole_run is not None:
+                manifest["whole_run"] = self.settings.whole_run
             checkpoint_writing.write(
                 self.settings.folder,
                 step,
