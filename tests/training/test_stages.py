@@ -1,17 +1,9 @@
 """Stages of a run: what each trains on, and that a run killed in a stage or at a border ends as one that was not."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from same_state import assert_same_state
 
-from pretrain.checkpoint.read import open_checkpoint
-from pretrain.config.stages import course_of
-from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.launch.run_plan import RunPlan
 from pretrain.training.datamodule import MicroBatches
 from pretrain.training.report import Report
@@ -60,4 +52,5 @@ def trained(tiny: Any, *words: str, folder: str = "run") -> Report:
 def test_three(tiny, read) -> None:
     report = trained(tiny)
     print(report)
-    for k in sorted(read): print(k, read[k].tokens.shape, read[k].sample_indices.tolist(), read[k].targets.shape)
+    for k in sorted(read):
+        print(k, read[k].tokens.shape, read[k].sample_indices.tolist(), read[k].targets.shape)

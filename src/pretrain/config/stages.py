@@ -62,6 +62,7 @@ class Course:
     stages: list[Stage]
     sizes: BatchSizes
     max_steps: int | None  # None: the run ends by the clock or by epochs
+    whole: RunConfig  # settings of the run
 
     def at(self, step: int) -> Stage:
         """Return the stage of a step, from 0; of a step behind the run, its last stage."""
@@ -80,7 +81,7 @@ def course_of(config: RunConfig, sizes: BatchSizes | None = None, step: int = 0)
     """
     if not config.stages:
         planned = config.batch_sizes() if sizes is None else sizes.planned(step, config.step_sizes())
-        return Course([Stage("", 1, config, 0, config.max_steps(planned))], planned, config.max_steps(planned))
+        return Course([Stage("", 1, config, 0, config.max_steps(planned))], planned, config.max_steps(planned), config)
     if sizes is None:
         sizes = BatchSizes.constant(config.step_size())
     stages: list[Stage] = []
@@ -102,7 +103,7 @@ def course_of(config: RunConfig, sizes: BatchSizes | None = None, step: int = 0)
             _check_last_end(config, name, end_of, end, sizes)
     total = config.max_steps(sizes)
     cut = [replace(each, begin=_least(each.begin, total) or 0, end=_least(each.end, total)) for each in stages]
-    return Course(cut, sizes, total)
+    return Course(cut, sizes, total, config)
 
 
 def check_stages(config: RunConfig) -> dict[str, Any]:
@@ -185,6 +186,11 @@ def _check_entry(name: str, entry: dict[str, Any], is_last: bool) -> None:
 def _changes(entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the settings that a stage changes, by full name."""
     return flat({key: value for key, value in entry.items() if key not in ENDS})
+
+
+def changes_of(config: RunConfig, stage: str) -> list[tuple[str, Any]]:
+    """Return the settings that a stage changes with their values, by full name."""
+    return list(_changes(config.stages[stage]))
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

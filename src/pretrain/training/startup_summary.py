@@ -110,8 +110,8 @@ def _rate(length: RunLength, batch_sizes: BatchSizes, step: int) -> float:
 
 
 def stages_table(course: Course, start: int) -> list[str]:
-    """Return the lines of a table of the stages of a run at its start; [] for a run without, and at a border."""
-    if not course.stages[0].name or (start and any(stage.begin == start for stage in course.stages)):
+    """Return the lines of a table of the stages of a run that starts at step `start`; [] for a run without."""
+    if not course.stages[0].name:
         return []
     rows = [["stage", "steps", "tokens", "rows x length", "rate", ""]]
     for stage in course.stages:

@@ -26,7 +26,7 @@ from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, saved_step, stopped
-from pretrain.launch.run_plan import RunPlan
+from pretrain.launch.run_plan import RunPlan, prepare_text
 from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.stop_signals import AskedToStop
@@ -113,7 +113,7 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
             return report
         throughput.pause("stages")
         resumed, _ = newest(run_plan.folder)  # the next stage is a resume like any other
-        run_plan = replace(run_plan, resumed=resumed, excluded=frozenset(), seconds=None)
+        run_plan = replace(run_plan, resumed=resumed, excluded=frozenset(), seconds=None, goes_on=True)
 
 
 def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback], ending: ExitStack) -> Report | None:
@@ -128,6 +128,8 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     device = choose_device(run_plan.config.trainer)
     whole = resolve_precision(run_plan.config, device)
 
+    if whole.stages and whole.trainer.ranks == 1 and not run_plan.goes_on:  # else the launcher has done it
+        prepare_text(whole)
     course = course_from(whole, resumed)
     stage = course.at(start)
     config = stage.config
@@ -174,15 +176,15 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     trainer.callbacks.extend([*own_callbacks, *callbacks])
 
     is_done = length.is_done(start)
-    warnings = startup_warnings(config, model, data, reasons)
+    warnings = [] if run_plan.goes_on else startup_warnings(config, model, data, reasons)
     if resumed and not is_done and (changed := rate_change(resumed, length, data.batch_sizes)):
         warnings.append(changed)
-    lines = [f"warning: {warning}" for warning in warnings]
-    for line in [*lines, startup_summary(length, model, data, device), *stages_table(course, start)]:
+    lines = [*(f"warning: {warning}" for warning in warnings), startup_summary(length, model, data, device)]
+    for line in lines if run_plan.goes_on else [*lines, *stages_table(course, start)]:
         log(line)
     _seed_everything(parts)
     if trainer.is_global_zero:
-        record_start(run_plan, data, _count(model), device)
+        record_start(run_plan, data, course, _count(model), device)
         log_config(trainer.loggers, to_dict(whole), yaml.safe_dump(to_dict(whole), sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
