@@ -18,8 +18,8 @@ from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
 from pretrain.errors import printable, shown
-from pretrain.training.config import StageEnd
 from pretrain.program import as_typed
+from pretrain.training.config import StageEnd
 
 _COLUMN = 44  # at which the help of a setting starts
 
