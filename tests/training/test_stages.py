@@ -75,6 +75,7 @@ def figures(folder: Path, name: str) -> dict[int, float]:
     return {int(row["step"]): float(row["value"]) for row in read_rows(folder / "metrics.csv") if row["name"] == name}
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
     tiny, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_another_stage_and_a_stage_changes_what_a_causal_model_reads(
     tiny, corpus: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +190,10 @@ def _share_of_numbers(reads: Reads, steps: range) -> float:
             r"until_fraction=0\.5 is a part of a run that ends by the clock",
         ),
         (["data=text_files", "data.path=x", "data.mode=stream"], r"stages\.b changes the rows .* data\.mode=stream"),
-        (["model.position=learned"], r"context_length=512 needs positions that model\.position=learned has no weights for"),
+        (
+            ["model.position=learned"],
+            r"context_length=512 needs positions that model\.position=learned has no weights for",
+        ),
         (
             ["batch_warmup_rows=2"],
             r"batch_warmup_rows=2 is half of a warm-up of the batch.*batch_warmup_tokens=1000000",
