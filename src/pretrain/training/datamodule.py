@@ -228,7 +228,7 @@ class TextDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Exclude the rows of `state_dict` too, and draw masks as its run did.
 
-        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
+        `course_from` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
         version of the masks that this program does not know.
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))

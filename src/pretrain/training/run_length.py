@@ -116,9 +116,9 @@ class RunLength:
 
 
 def run_length(
-    stage: Stage, batch_sizes: BatchSizes, seconds: float = 0.0, rows_per_epoch: int | None = None
+    stage: Stage, seconds: float = 0.0, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None
 ) -> RunLength:
-    """Return the length of a run in one of its stages, from its batch sizes, seconds so far and rows of an epoch."""
+    """Return the length of a run in one of its stages, from its seconds, batch sizes and rows of an epoch."""
     trainer = stage.config.trainer
     max_seconds = None if trainer.max_time is None else 60 * trainer.max_time
     max_steps = stage.config.max_steps(batch_sizes, rows_per_epoch)

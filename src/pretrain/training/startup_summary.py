@@ -91,7 +91,7 @@ def rate_change(resumed: Checkpoint, length: RunLength, batch_sizes: BatchSizes)
     if stage.name and step == stage.begin:
         return None  # a stage may have another rate
     course = course_from(resumed.whole_config(), resumed)
-    saved_length = run_length(course.at(step), course.sizes, length.seconds, length.rows_per_epoch)
+    saved_length = run_length(course.at(step), length.seconds, course.sizes, length.rows_per_epoch)
     expected, after = _rate(saved_length, course.sizes, step), _rate(length, batch_sizes, step)
     if math.isclose(expected, after, rel_tol=1e-9, abs_tol=1e-15):
         return None

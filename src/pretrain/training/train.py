@@ -146,7 +146,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     check_supported(config, model)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model, stage.text)
-    length = run_length(replace(stage, config=config), course.sizes, run_plan.seconds or 0.0, data.rows_per_epoch)
+    length = run_length(replace(stage, config=config), run_plan.seconds or 0.0, course.sizes, data.rows_per_epoch)
     data.last_step = length.last_step
     module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
 
