@@ -67,3 +67,17 @@ WHOLE = BatchSizes.constant(size(4)).changed(6, size(8)).record(9)
 def test_sizes_that_cannot_be_are_refused(written: object) -> None:
     with pytest.raises(CheckpointError, match=r"batch_sizes in manifest\.json is damaged.* Take another checkpoint"):
         BatchSizes.saved({"batch_sizes": written}, size(8))
+
+
+def test_a_batch_that_grows_does_so_by_tokens_and_a_resume_finds_the_same_steps() -> None:
+    plan = [(0, size(2)), (100, size(4)), (200, size(6)), (300, size(8))]
+    sizes = BatchSizes.constant(size(2)).planned(0, plan)
+    assert [sizes.batch_size(step) for step in range(13)] == [2] * 5 + [4] * 3 + [6] * 2 + [8] * 3
+    for step in range(13):
+        saved = BatchSizes.saved({"batch_sizes": sizes.record(step)}, size(8), [2, 4, 6])
+        assert saved.planned(step, plan) == sizes
+    with pytest.raises(CheckpointError, match="damaged"):
+        BatchSizes.saved({"batch_sizes": sizes.record(2)}, size(8), [4, 6])
+    later = sizes.planned(12, [(0, size(3, order="p")), (50, size(5, order="p"))], since=sizes.tokens(12))
+    assert [later.batch_size(step) for step in (11, 12, 13, 14)] == [8, 3, 3, 5]
+    assert later.order_begins(14) == sizes.samples(12) == later.samples(12)

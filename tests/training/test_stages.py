@@ -160,6 +160,26 @@ def test_a_finished_run_gets_another_stage_and_a_stage_changes_what_a_causal_mod
     assert "stages.last" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_stages_are_entered_late_by_a_run_that_had_none(tiny, reads: Reads) -> None:
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    first = Path(trained(tiny, *ENCODER, "trainer.max_steps=6").folder)
+    late = ["stages.past.until_steps=4", "stages.past.batch_size=1", "stages.now.until_tokens=1280"]
+    late += ["stages.now.model.context_length=64", "stages.now.batch_size=2", "stages.then.batch_size=1"]
+    for killed_at in (8, None):
+        reads.killed_at = killed_at
+        try:
+            report = trained(tiny, *ENCODER, "trainer.max_steps=12", *late, f"resume={first}")
+        except OSError:
+            continue
+    shapes = [tuple(reads.by_step[step].tokens.shape) for step in range(12)]
+    assert shapes == [(4, 32)] * 6 + [(2, 64)] * 4 + [(1, 32)] * 2  # 768 tokens before, and 4 steps of 128
+    assert report.steps == 12
+    samples = [sample for step in range(12) for sample in reads.by_step[step].sample_indices.tolist()]
+    assert samples == list(range(34))
+    assert [row.id.partition("/")[0] for row in (reads.rows[6][0], reads.rows[11][0])] == ["now", "then"]
+
+
 def _share_of_numbers(reads: Reads, steps: range) -> float:
     rows = [row.source for step in steps for row in reads.rows[step]]
     return rows.count("numbers") / len(rows)
