@@ -213,23 +213,18 @@ class TextDataModule(L.LightningDataModule):
         self._loader: BatchLoader | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return excluded rows, batch sizes and how masks are drawn; the step gives the position in the data."""
-        state: dict[str, Any] = {"left_out": sorted(self.excluded), "batch_sizes": self._record()}
+        """Return excluded rows and how masks are drawn; step and batch sizes give the position in the data."""
+        state: dict[str, Any] = {"left_out": sorted(self.excluded)}
         if self.order is not None:
             state["order_of"] = self.order.stage
         if self.objective.mask_version is not None:
             state["mask_version"] = self.objective.mask_version
         return state
 
-    def _record(self) -> list[dict[str, Any]]:
-        assert self.trainer is not None
-        return self.batch_sizes.record(self.trainer.global_step)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Exclude the rows of `state_dict` too, and draw masks as its run did.
 
-        `course_from` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
-        version of the masks that this program does not know.
+        Raises DataError for a version of the masks that this program does not know.
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))
         if self.objective.mask_version is not None:

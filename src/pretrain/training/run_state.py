@@ -108,6 +108,7 @@ class RunState(Callback):
         state = self.settings.facts | self.module.counters()
         for part in self._parts():
             state |= part.state_dict()
+        state["batch_sizes"] = self.data.batch_sizes.record(self.trainer.global_step)  # `course_from` reads them
         if self.user_callbacks is not None:
             state |= self.user_callbacks.state_dict()
         if ids := self.logger_ids():
