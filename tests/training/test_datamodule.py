@@ -62,7 +62,7 @@ def test_a_closed_loader_leaves_no_thread(waits_at: int):
 
 def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
     objective = MaskedConfig().build(Words(), seed=0)
-    data: Any = SimpleNamespace(excluded=frozenset(), objective=objective)
+    data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, order=None)
     newest = TextDataModule.state_dict(data)
     assert newest["mask_version"] == MASK_VERSION == 2
     TextDataModule.load_state_dict(data, {})  # of a program that knew one version only
