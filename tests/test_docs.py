@@ -33,6 +33,7 @@ from pretrain.__main__ import COMMANDS
 from pretrain.commands import tasks
 from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.settings_help import settings_page
+from pretrain.config.stages import ENDS
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
@@ -208,9 +209,10 @@ def unknown_arguments(command: Command) -> list[str]:
     """Return the arguments of a command that name no setting, or no preset of its group."""
     unknown = []
     for key, _, value in (word.lstrip("+").partition("=") for word in command.overrides if "=" in word):
+        key = re.sub(r"^stages\.\w+\.", "", key)  # of a stage, an end or a setting of the run
         presets = {path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")}
         chosen = set(re.findall(r"\w+", value)) if presets else set()
-        if not KNOWN.fullmatch(key) or not chosen <= presets | set(REGISTERED):
+        if not (KNOWN.fullmatch(key) or key in ENDS) or not chosen <= presets | set(REGISTERED):
             unknown.append(f"{key}={value}")
     return unknown
 

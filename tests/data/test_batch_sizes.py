@@ -1,5 +1,7 @@
 """Sample indices of a step follow from all earlier batch sizes: none is skipped or read twice."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +25,8 @@ def test_samples_follow_one_another_whatever_the_sizes(stretches: list[tuple[int
     expected += [expected[-1] + stretches[-1][0]]
     assert [sizes.samples(step) for step in range(steps + 2)] == expected
     assert [sizes.tokens(step) for step in range(steps + 2)] == [10 * samples for samples in expected]
-    assert sizes.offset + (steps + 1) * stretches[-1][0] == expected[-1]
-    assert BatchSizes.saved({"batch_sizes": sizes.record()}, size(stretches[-1][0])) == sizes
+    assert [sizes.batch_size(step) for step in range(steps + 1)] == [b - a for a, b in pairwise(expected)]
+    assert BatchSizes.saved({"batch_sizes": sizes.record(steps + 1)}, size(stretches[-1][0])) == sizes
     for tokens in range(10 * expected[-1]):
         within = sizes.steps_within(tokens)
         assert sizes.tokens(within) <= tokens < sizes.tokens(within + 1)
@@ -35,13 +37,13 @@ def test_samples_follow_one_another_whatever_the_sizes(stretches: list[tuple[int
 
 def test_a_checkpoint_from_before_they_were_saved_had_one_size_all_along() -> None:
     old = BatchSizes.saved({"tokens_seen": 240}, size(4))
-    assert (old.samples(6), old.offset) == (24, 0)
-    assert old.changed(6, size(4)) is old
+    assert old.samples(6) == 24
+    assert old.changed(6, size(4)) == old
     larger = old.changed(6, size(8))
     assert [larger.samples(step) for step in (5, 6, 7, 8)] == [20, 24, 32, 40]
     back = larger.changed(6, size(2))  # the larger one took no step
     assert [back.samples(step) for step in (5, 6, 7)] == [20, 24, 26]
-    assert len(back.record()) == 2
+    assert len(back.record(9)) == 2
 
 
 def test_steps_from_before_another_order_are_known() -> None:
@@ -50,7 +52,7 @@ def test_steps_from_before_another_order_are_known() -> None:
     assert sizes.changed(12, size(8)).order_changed_at(1) == 12
 
 
-WHOLE = BatchSizes.constant(size(4)).changed(6, size(8)).record()
+WHOLE = BatchSizes.constant(size(4)).changed(6, size(8)).record(9)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,17 @@ WHOLE = BatchSizes.constant(size(4)).changed(6, size(8)).record()
 def test_sizes_that_cannot_be_are_refused(written: object) -> None:
     with pytest.raises(CheckpointError, match=r"batch_sizes in manifest\.json is damaged.* Take another checkpoint"):
         BatchSizes.saved({"batch_sizes": written}, size(8))
+
+
+def test_a_batch_that_grows_does_so_by_tokens_and_a_resume_finds_the_same_steps() -> None:
+    plan = [(0, size(2)), (100, size(4)), (200, size(6)), (300, size(8))]
+    sizes = BatchSizes.constant(size(2)).planned(0, plan)
+    assert [sizes.batch_size(step) for step in range(13)] == [2] * 5 + [4] * 3 + [6] * 2 + [8] * 3
+    for step in range(13):
+        saved = BatchSizes.saved({"batch_sizes": sizes.record(step)}, size(8), [2, 4, 6])
+        assert saved.planned(step, plan) == sizes
+    with pytest.raises(CheckpointError, match="damaged"):
+        BatchSizes.saved({"batch_sizes": sizes.record(2)}, size(8), [4, 6])
+    later = sizes.planned(12, [(0, size(3, order="p")), (50, size(5, order="p"))], since=sizes.tokens(12))
+    assert [later.batch_size(step) for step in (11, 12, 13, 14)] == [8, 3, 3, 5]
+    assert later.order_begins(14) == sizes.samples(12) == later.samples(12)

@@ -39,6 +39,19 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     assert "price_per_hour=..." in text
 
 
+def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
+    words = ["model=llama_nano", "vocab_size=2048", "device=h100", "dry_run=false", "paths.cache_dir=/nowhere"]
+    stages = ["trainer.max_steps=100", "stages.short.until_steps=60", "stages.long.until_steps=90",
+              "stages.long.model.context_length=2048", "stages.end.batch_size=4"]  # fmt: skip
+    config = plan(*words, "model.context_length=256", "batch_size=8", *stages)
+    text, forecast = forecast_in_words(config)
+    assert forecast is not None
+    assert forecast.work.length == 2048
+    table = [line.split()[:3] for line in text.splitlines()[2:5]]
+    assert table == [["short", "60", "122,880"], ["long", "30", "491,520"], ["end", "10", "10,240"]]
+    assert "Below: stage long, which needs the most memory" in text
+
+
 def test_a_plan_is_a_page_as_well(plan: Plan, tmp_path: Path) -> None:
     config = plan("model=gpt_small", "vocab_size=50257", "device=h100", "price_per_hour=2", "dry_run=false",
                   "paths.cache_dir=/nowhere", "name='<script>'")  # fmt: skip

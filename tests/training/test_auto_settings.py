@@ -15,12 +15,14 @@ import torch.utils._triton
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import course_of
 from pretrain.errors import ConfigError
 from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.training import auto_settings
 from pretrain.training.auto_settings import choose_device, resolve_compile
 from pretrain.training.config import TrainerConfig
+from pretrain.training.run_length import run_length
 from pretrain.training.startup_summary import startup_summary
 from pretrain.training.strategy import build_strategy
 
@@ -127,7 +129,7 @@ def test_the_startup_summary_mentions_the_wait_for_the_compiler(compiled: bool) 
     stream = SimpleNamespace(shares={}, tokens=lambda: {"": 5}, is_open=lambda: False)
     data: Any = SimpleNamespace(train_stream=stream, batch_sizes=config.batch_sizes(), rows_per_epoch=None)
     model: Any = torch.nn.Linear(2, 2)
-    summary = startup_summary(config, model, data, CPU)
+    summary = startup_summary(run_length(course_of(config).stages[0]), model, data, CPU)
     assert summary.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
 
 

@@ -80,7 +80,7 @@ def test_batches_are_copied_in_the_thread_and_received_outside_it() -> None:
 
 def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
     objective = MaskedConfig().build(Words(), seed=0)
-    data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, batch_sizes=SimpleNamespace(record=list))
+    data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, order=None)
     newest = TextDataModule.state_dict(data)
     assert newest["mask_version"] == MASK_VERSION == 2
     TextDataModule.load_state_dict(data, {})  # of a program that knew one version only

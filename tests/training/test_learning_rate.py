@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
-from pretrain.training.run_length import batch_sizes_of, run_length
+from pretrain.training.run_length import course_from, run_length
 from pretrain.training.startup_summary import rate_change
 
 COSINE = ["schedule=cosine", "schedule.warmup_steps=0", "schedule.min_lr_ratio=0.1", "optimizer.learning_rate=0.01"]
@@ -45,7 +45,7 @@ def test_a_resume_warns_of_a_changed_learning_rate(
     saved: list[str], now: list[str], step: int, told: str | None
 ) -> None:
     then, new = config(*saved), config(*saved, *now)
-    resumed: Any = SimpleNamespace(run_config=lambda: then, step=step, progress={})
-    sizes = batch_sizes_of(new, resumed)
-    found = rate_change(resumed, new, run_length(new, 60.0, sizes), sizes)
+    resumed: Any = SimpleNamespace(run_config=lambda: then, whole_config=lambda: then, step=step, progress={})
+    course = course_from(new, resumed)
+    found = rate_change(resumed, run_length(course.at(step), 60.0, course.sizes), course.sizes)
     assert (found is None) if told is None else (found is not None and told in found), found

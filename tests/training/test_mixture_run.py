@@ -21,7 +21,6 @@ from pretrain.launch.run_folder import read_rows
 from pretrain.training.config import PathsConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.lightning_module import TrainingModule
-from pretrain.training.run_length import batch_sizes_of
 from pretrain.training.train import run
 
 SHARES = {"numbers": 0.3, "words": 0.7}
@@ -173,7 +172,7 @@ def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, num
 def test_each_source_scores_its_share_of_the_most_rows(mixed):
     config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
-    sizes = batch_sizes_of(config, None)
+    sizes = config.batch_sizes()
     data = TextDataModule(config, prepared, config.objective.build(prepared.tokenizer, config.seed), sizes)
     for ranks in (1, 2):
         scored = []

@@ -2,20 +2,28 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import course_of
 from pretrain.errors import ConfigError
 from pretrain.optim.schedules import CosineConfig, LinearConfig, WSDConfig
-from pretrain.training.run_length import RunLength, run_length
+from pretrain.training.run_length import RunLength
+from pretrain.training.run_length import run_length as length_in
 
 
 def config(*words: str) -> RunConfig:
     register_schemas("train", RunConfig)
     composed: RunConfig = compose("train", [*words, "model.context_length=32", "batch_size=4"])
     return composed
+
+
+def run_length(run: RunConfig, *more: Any, **others: Any) -> RunLength:
+    """Return the length of a run without stages."""
+    return length_in(course_of(run).stages[0], *more, **others)
 
 
 def test_steps_and_tokens_and_time_are_limits_side_by_side() -> None:

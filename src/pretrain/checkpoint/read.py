@@ -103,6 +103,22 @@ class Checkpoint:
         self._check_size(run)
         return run
 
+    def whole_config(self) -> RunConfig:
+        """Return the settings of all stages of the run; `run_config` has those of the stage that wrote the checkpoint.
+
+        Raises CheckpointError as `run_config` does.
+        """
+        whole = self.manifest.get("whole_run")
+        if whole is None:
+            return self.run_config()
+        try:
+            if not isinstance(whole, dict):
+                raise ConfigError("whole_run in manifest.json is no mapping of settings")
+            run: RunConfig = from_dict(whole)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from error
+        return run
+
     def _check_size(self, run: RunConfig) -> None:
         """Raise CheckpointError if the settings describe a model far larger than the saved tensors.
 

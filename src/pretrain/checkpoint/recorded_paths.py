@@ -14,20 +14,24 @@ from pretrain.evaluation.config import FROM_FILES
 _FILE_SETTINGS = ("path", "validation_path")
 
 
-def settings_of(checkpoint: Checkpoint, report: Callable[[str], None] = lambda text: None) -> RunConfig:
-    """Return the settings of the run that wrote a checkpoint; `report` gets a line for each path that changes.
+def settings_of(
+    checkpoint: Checkpoint, report: Callable[[str], None] = lambda text: None, *, whole_run: bool = False
+) -> RunConfig:
+    """Return the settings with which a checkpoint was written; `report` gets a line for each path that changes.
+
+    They are those of its stage, or those of the `whole_run` with all stages.
 
     A relative path of text, tokenizer or examples becomes absolute if it exists below the folder in which the run was
     started. Raises CheckpointError as `run_config` does.
     """
-    config = checkpoint.run_config()
+    config = checkpoint.whole_config() if whole_run else checkpoint.run_config()
     if checkpoint.working_folder is None:
         return config
     home = Path(os.path.normpath((checkpoint.folder.parent.parent / checkpoint.working_folder).absolute()))
     if home == Path.cwd():
         return config
     for key, holder, name in _path_settings(config):
-        values = holder if isinstance(holder, list) else vars(holder)
+        values = holder if isinstance(holder, list | dict) else vars(holder)
         saved = values[name]
         path = str(home / saved) if saved and not Path(saved).is_absolute() else ""
         if path and (Path(path).exists() or glob.glob(path)):  # noqa: PTH207  (as text_files reads a pattern)
@@ -43,6 +47,16 @@ def _path_settings(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
         yield from (
             (f"{key}.{name}", part, name) for name in _FILE_SETTINGS if is_dataclass(part) and hasattr(part, name)
         )
+    for name, entry in config.stages.items():
+        yield from _paths_below(f"stages.{name}.data", entry.get("data"))
     for task in FROM_FILES:
         files = getattr(config.scores, task.name)
         yield from ((f"scores.{task.name}", files, number) for number in range(len(files)))
+
+
+def _paths_below(key: str, node: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the path settings in plain data as `_path_settings` does."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name in _FILE_SETTINGS and isinstance(value, str):
+            yield f"{key}.{name}", node, name
+        yield from _paths_below(f"{key}.{name}", value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from pretrain.config.declared import alternatives, type_hints
-from pretrain.config.named_entries import SECTIONS, section_of
+from pretrain.config.named_entries import SECTIONS, STAGES, section_of
 from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import flat
@@ -82,7 +82,9 @@ def about(key: str, saved: dict[str, Any]) -> str:
     """Return the line of help of a setting; empty where its class is not known here."""
     kind: Any = RunConfig
     *way, name = key.split(".")
-    if (section := section_of(key)) is not None:  # entries whose names are the user's
+    if key.startswith(f"{STAGES}.") and len(way) > 1:
+        return about(".".join([*way[2:], name]), saved)
+    if (section := section_of(key)) is not None and section in SECTIONS:  # entries whose names are the user's
         entry = _at(saved, way)
         kinds = choices(SECTIONS[section].group).get(str(entry.get("kind")) if isinstance(entry, dict) else "")
         return next((description(each, name).about for each in (kinds, MixtureSource) if _has(each, name)), "")
@@ -110,7 +112,7 @@ def _is_default(key: str, saved: dict[str, Any]) -> bool:
     """Whether a setting of a named entry has the default of its class: nobody chose it."""
     *way, name = key.split(".")
     section, entry = section_of(key), _at(saved, way)
-    if section is None or not isinstance(entry, dict):
+    if section not in SECTIONS or not isinstance(entry, dict):
         return False
     kind: Any = choices(SECTIONS[section].group).get(str(entry.get("kind")))
     return name != "kind" and _has(kind, name) and shown(kind.__dataclass_fields__[name].default) == shown(entry[name])

@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
-from pretrain.config.named_entries import SECTIONS, SOURCES, section_of
+from pretrain.config.named_entries import SECTIONS, SOURCES, STAGES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import (
@@ -195,7 +195,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
     if saved is None:
         return []
     try:
-        record = to_dict(settings_of(saved))
+        record = to_dict(settings_of(saved, whole_run=True))
     except CheckpointError:  # resuming raises it itself
         return []
     for group in wanted:
@@ -213,7 +213,7 @@ def _declared(override: str) -> str:
 
 def _names_entry(override: str) -> bool:
     """Return whether an override is of a section whose keys the user names, and no choice of its presets."""
-    return _declared(override) in SECTIONS and not is_group(override.partition("=")[0].lstrip("+"))
+    return _declared(override) in (*SECTIONS, STAGES) and not is_group(override.partition("=")[0].lstrip("+"))
 
 
 def _check_words(overrides: list[str]) -> None:

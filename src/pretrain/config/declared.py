@@ -9,15 +9,19 @@ from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
-from pretrain.config.named_entries import SECTIONS, SOURCES
+from pretrain.config.named_entries import SECTIONS, SOURCES, STAGES
 from pretrain.config.registry import choices, groups
 from pretrain.data.config import MixtureConfig, MixtureSource
+from pretrain.training.config import StageEnd
 
 
 def types_of(config_class: type, key: str) -> set[Any]:
     """Return the types that a setting may have, in any kind of its group that has it; none where it is no setting."""
     found: set[Any] = {config_class}
     parts, at = key.split("."), ""
+    if parts[0] == STAGES and len(parts) > 2 and types_of(config_class, STAGES):  # ends, or settings of the run
+        parts = parts[2:]
+        found = {StageEnd} if parts[0] in type_hints(StageEnd) else found
     while parts:
         part = parts.pop(0)
         at = f"{at}.{part}".lstrip(".")

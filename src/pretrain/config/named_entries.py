@@ -47,12 +47,13 @@ CORPUS_SOURCES = Section(
     "jsonl",
 )
 LOGGERS = Section("loggers", "logger", "logger", "logger", "mine", "{kind: tensorboard}", "tensorboard")
+STAGES = "stages"  # a section whose entries hold settings of the run itself: config/stages.py
 SECTIONS = {section.key: section for section in (SOURCES, CALLBACKS, LOGGERS, CORPUS_SOURCES)}
 
 
 def section_of(key: str) -> str | None:
     """Return the section that a setting lies in, or is; None for a setting with a name of ours."""
-    return next((name for name in SECTIONS if f"{key}.".startswith(f"{name}.")), None)
+    return next((name for name in (*SECTIONS, STAGES) if f"{key}.".startswith(f"{name}.")), None)
 
 
 def typed_entries(section: Section, written: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

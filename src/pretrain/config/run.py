@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -65,6 +65,18 @@ class RunConfig(Settings):
     micro_batch_size: int | None = setting(
         None, "Rows of one forward pass on one device; null: batch_size over all devices.", unit="rows"
     )
+    batch_warmup_tokens: int | None = setting(
+        None, "Tokens over which the batch grows, linearly in tokens, from batch_warmup_rows to batch_size.",
+        bounds="[1, inf)", unit="tokens", example=1000000,
+    )  # fmt: skip
+    batch_warmup_rows: int | None = setting(
+        None, "Rows of the first step; the batch grows by as many at a time.", bounds=f"[1, {1 << 20}]", unit="rows",
+        example=4,
+    )  # fmt: skip
+    stages: dict[str, Any] = setting(
+        default_factory=dict,
+        about="Parts of the run by name, in order: until_steps, until_tokens or until_fraction, and what each changes.",
+    )
     resume: str | None = setting(
         None, "Continue a run exactly: a run folder, one of its checkpoints, or auto for the newest run of this name."
     )
@@ -106,6 +118,7 @@ class RunConfig(Settings):
         if self.trainer.devices != -1:  # else a machine has as many as it has
             self.parallel_dims()
         self.accumulation_steps()
+        _check_batch_warmup(self)
         _check_fine_tuning(self)
         _check_lora(self)
         _check_epochs(self)
@@ -117,6 +130,10 @@ class RunConfig(Settings):
                 f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one, "
                 "or resume=auto, which starts by init_from where there is nothing to resume."
             )
+        if self.stages:
+            from pretrain.config.stages import check_stages  # here: it makes settings of this class
+
+            self.stages = check_stages(self)
 
     @property
     def keeps_table(self) -> bool:
@@ -143,7 +160,24 @@ class RunConfig(Settings):
 
     def batch_sizes(self) -> BatchSizes:
         """Return the batch sizes of a run that has these settings from its first step on."""
-        return BatchSizes.constant(self.step_size())
+        sizes = self.step_sizes()
+        return BatchSizes.constant(sizes[0][1]).planned(0, sizes)
+
+    def step_sizes(self) -> list[tuple[int, StepSize]]:
+        """Return the size of a step with the tokens after which it holds, from 0: several while the batch grows."""
+        largest, smallest = self.step_size(), self.batch_warmup_rows
+        if smallest is None or self.batch_warmup_tokens is None:
+            return [(0, largest)]
+        sizes = []
+        for rows in self.warmup_batches():
+            tokens = self.batch_warmup_tokens * (rows - smallest) // (self.batch_size - smallest)
+            sizes.append((tokens, replace(largest, batch_size=rows, tokens_per_step=rows * self.model.context_length)))
+        return [*sizes, (self.batch_warmup_tokens, largest)]
+
+    def warmup_batches(self) -> list[int]:
+        """Return the batch sizes on the way to `batch_size`; [] where the batch does not grow."""
+        smallest = self.batch_warmup_rows
+        return [] if smallest is None else list(range(smallest, self.batch_size, smallest))
 
     def max_steps(self, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None) -> int | None:
         """Return the step at which the run ends by `trainer.max_steps`, `max_tokens` or `max_epochs`; None: at no step.
@@ -197,6 +231,30 @@ def _check_tokens_per_step(config: RunConfig) -> None:
             f"batch_size={rows} rows of model.context_length={length} are {rows * length} tokens in one step, above "
             f"{MAX_TOKENS_PER_STEP}, more than any run needs. Try "
             f"batch_size={max(1, MAX_TOKENS_PER_STEP // length // 256)}."
+        )
+
+
+def _check_batch_warmup(config: RunConfig) -> None:
+    """Raise ConfigError for a warm-up of the batch whose sizes cannot be shared between micro-batches."""
+    rows, tokens = config.batch_warmup_rows, config.batch_warmup_tokens
+    if rows is None and tokens is None:
+        return
+    if rows is None or tokens is None:
+        given, missing = ("batch_warmup_rows", "batch_warmup_tokens=1000000")
+        if rows is None:
+            given, missing = "batch_warmup_tokens", f"batch_warmup_rows={max(1, config.batch_size // 4)}"
+        raise ConfigError(
+            f"{given}={getattr(config, given)} is half of a warm-up of the batch: it needs the size to begin with and "
+            f"the tokens that it takes. Try {given}={getattr(config, given)} {missing}."
+        )
+    unit = config.batch_size // config.rows_per_micro_batch() if config.trainer.devices != -1 else 1
+    if rows >= config.batch_size or rows % unit:
+        near = f"batch_warmup_rows={max(unit, min(rows, config.batch_size - 1) // unit * unit)}"
+        if unit >= config.batch_size:
+            near = f"batch_size={4 * unit} batch_warmup_rows={unit}"
+        raise ConfigError(
+            f"batch_warmup_rows={rows} must be below batch_size={config.batch_size} and a multiple of {unit}, the "
+            f"micro-batches of a step on all devices, which are smaller during the warm-up. Try {near}."
         )
 
 

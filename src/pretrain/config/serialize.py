@@ -58,6 +58,22 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
     _check_count(saved)
     saved = with_current_names(saved)
     _refuse_interpolation(saved, "")
+    try:
+        return objects_of(saved, config_class)
+    except UnfitError as error:
+        raise ConfigError(f"the saved settings do not fit this version: {error}") from error
+
+
+class UnfitError(ConfigError):
+    """A setting that no class declares, or a value of another type than it declares."""
+
+    def __init__(self, reason: str, key: str) -> None:
+        super().__init__(reason)
+        self.key = key  # its full name, if known
+
+
+def objects_of(saved: dict[str, Any], config_class: type) -> Any:
+    """Return the dataclasses of plain data. Raises ConfigError where a key, a kind or a value is not one we know."""
     parts: dict[str, type] = {}
     for name, value in saved.items():
         if name in groups() and isinstance(value, dict):
@@ -72,7 +88,7 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(tree, saved))  # once: it copies every value
     except (OmegaConfBaseException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(f"the saved settings do not fit this version: {reason}") from error
+        raise UnfitError(reason, str(getattr(error, "full_key", None) or "")) from error
 
 
 def _unknown_kind(group: str, kind: str, plugins: Any) -> str:

@@ -19,6 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.setting import Description, description
 from pretrain.errors import printable, shown
 from pretrain.program import as_typed
+from pretrain.training.config import StageEnd
 
 _COLUMN = 44  # at which the help of a setting starts
 
@@ -85,6 +86,7 @@ def settings_page() -> str:
             parts.append(_table(name, typing.cast(type, base), f"{name}."))
             for kind, kind_class in choices(name).items() if name in groups() else ():
                 parts.append(_table(f"{name}={kind}", kind_class, f"{name}.", typing.cast(type, base)))
+    parts.append(_table("stages.<name>", StageEnd, "stages.<name>."))
     for section in (CALLBACKS, LOGGERS):
         for kind, kind_class in choices(section.group).items():
             parts.append(_table(f"{section.key}.<name>.kind={kind}", kind_class, f"{section.key}.<name>."))

@@ -1,10 +1,11 @@
-"""The samples of each step of a run whose batch size may have changed.
+"""The samples of each step of a run whose batch size may change, those of steps ahead included.
 
 A run's position in its data is the number of samples read: after a change, the next step reads the next sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ class _Stretch(StepSize):
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The sizes of a run's steps; the last one holds for all further steps."""
+    """The sizes of a run's steps, past and planned; the last one holds for all further steps."""
 
     _stretches: tuple[_Stretch, ...]
 
@@ -45,10 +46,11 @@ class BatchSizes:
         return cls((_Stretch(**asdict(size), steps=0, samples=0, tokens=0),))
 
     @classmethod
-    def saved(cls, progress: dict[str, Any], size: StepSize) -> BatchSizes:
+    def saved(cls, progress: dict[str, Any], size: StepSize, warmup: Sequence[int] = ()) -> BatchSizes:
         """Return the sizes in a checkpoint's trainer state; constant if it has none.
 
-        `size` is the size by the checkpoint's settings. Raises CheckpointError for sizes that no run can have.
+        `size` is the size by the checkpoint's settings, and `warmup` the batch sizes on the way to it. Raises
+        CheckpointError for sizes that no run can have.
         """
         if "batch_sizes" not in progress:
             return cls.constant(size)
@@ -56,36 +58,52 @@ class BatchSizes:
             written = read_record(_Saved, progress, "progress").batch_sizes
         except ValueError:
             written = []
-        if not _is_sound(written) or written[-1].batch_size != size.batch_size:
+        if not _is_sound(written) or written[-1].batch_size not in (size.batch_size, *warmup):
             raise CheckpointError(
                 "the checkpoint's progress.batch_sizes in manifest.json is damaged, so the samples that its run has "
                 "read are unknown. Take another checkpoint, or start anew with init_from=<run>."
             )
         return cls(tuple(written))
 
-    def record(self) -> list[dict[str, Any]]:
-        """Return the sizes as plain data, for `saved`."""
-        return [asdict(stretch) for stretch in self._stretches]
+    def record(self, steps: int) -> list[dict[str, Any]]:
+        """Return the sizes of the first `steps` steps as plain data, for `saved`."""
+        return [asdict(stretch) for stretch in self.cut(steps)._stretches]
+
+    def cut(self, steps: int) -> BatchSizes:
+        """Return the sizes of the first `steps` steps; the last one holds for all further steps."""
+        return BatchSizes(tuple(each for each in self._stretches if each.steps < steps or not each.steps))
 
     def changed(self, steps: int, size: StepSize) -> BatchSizes:
         """Return the sizes if all steps after the first `steps` have this size."""
-        last = self._stretches[-1]
-        if all(getattr(last, name) == value for name, value in asdict(size).items()):
-            return self
         before = tuple(stretch for stretch in self._stretches if stretch.steps < steps)
+        if before and all(getattr(before[-1], name) == value for name, value in asdict(size).items()):
+            return BatchSizes(before)
         new = _Stretch(**asdict(size), steps=steps, samples=self.samples(steps), tokens=self.tokens(steps))
         return BatchSizes((*before, new))
 
-    @property
-    def batch_size(self) -> int:
-        """The current batch size in samples."""
-        return self._stretches[-1].batch_size
+    def planned(self, steps: int, sizes: Sequence[tuple[int, StepSize]], since: int = 0) -> BatchSizes:
+        """Return the sizes if the steps after the first `steps` have these, of a batch that grows.
 
-    @property
-    def offset(self) -> int:
-        """The first sample of step 0 if all steps had the current size; 0 if they have."""
-        last = self._stretches[-1]
-        return last.samples - last.steps * last.batch_size
+        Each holds from the first step behind that many tokens, counted from `since` tokens of the run on; the first
+        one from the start.
+        """
+        planned = self.changed(steps, sizes[0][1])
+        for tokens, size in sizes[1:]:
+            planned = planned.changed(max(steps, planned.steps_to(since + tokens)), size)
+        return planned
+
+    def batch_size(self, step: int) -> int:
+        """Return the samples of a step, counted from 0."""
+        return self._at(step).batch_size
+
+    def order_begins(self, step: int) -> int:
+        """Return the first sample of the order of rows that a step (from 0) reads in."""
+        order, first = self._at(step).order, self._at(step).samples
+        for stretch in reversed([each for each in self._stretches if each.steps <= step]):
+            if stretch.order != order:
+                break
+            first = stretch.samples
+        return first
 
     def samples(self, steps: int) -> int:
         """Return the number of samples that the first `steps` steps read."""

@@ -87,22 +87,40 @@ class Proportions:
         return branch, sample
 
 
+@dataclass(frozen=True)
+class OwnOrder:
+    """The order of rows of a stage that reads rows of its own, from the first one on."""
+
+    stage: str
+    first: int  # sample of the run that reads the first row
+    seed: int  # of the order
+
+
+def own_order(stage: str, first: int, seed: int) -> OwnOrder:
+    """Return the order of a stage of a run with this seed."""
+    return OwnOrder(stage, first, xxhash.xxh3_64_intdigest(f"stage {stage}".encode(), seed=seed % 2**64))
+
+
 class MixtureDataset:
     """The rows of a run in training order, each from one source; a single source is a mixture of one.
 
     Without state: the rows of a step depend on the seed and the step alone, for any number of ranks and micro-batches.
     """
 
-    def __init__(self, streams: dict[str, ShuffledRows], weights: Mapping[str, Fraction]) -> None:
+    def __init__(
+        self, streams: dict[str, ShuffledRows], weights: Mapping[str, Fraction], own_order: OwnOrder | None = None
+    ) -> None:
         self.streams = streams
+        self.first = own_order.first if own_order else 0
+        self.prefix = f"{own_order.stage}/" if own_order else ""  # of the ids of rows: other stages have other rows
         self.proportions = Proportions([weights[name] for name in streams])
         self.shares = dict(zip(streams, self.proportions.shares, strict=True))
 
     def rows(self, sample_indices: npt.NDArray[np.integer]) -> Rows:
         """Return the rows of these samples, (len(sample_indices), row_length)."""
         if len(self.streams) == 1:
-            return next(iter(self.streams.values())).rows(sample_indices)
-        sources, indices = self.proportions(sample_indices)
+            return next(iter(self.streams.values())).rows(sample_indices - self.first)
+        sources, indices = self.proportions(sample_indices - self.first)
         parts = [
             stream.rows(indices[sources == number])
             for number, stream in enumerate(self.streams.values())
@@ -113,13 +131,14 @@ class MixtureDataset:
 
     def row_origins(self, sample_indices: npt.NDArray[np.integer]) -> list[RowOrigin]:
         """Return the origin of each sample's row; its id is <source>:<row>, or <row> for a single source."""
-        sources, indices = self.proportions(sample_indices)
+        sources, indices = self.proportions(sample_indices - self.first)
         streams = list(self.streams.items())
         origins = []
         for source, index in zip(sources.tolist(), indices, strict=True):
             name, stream = streams[source]
             row = int(stream.order(index))
-            origins.append(RowOrigin(f"{name}:{row}" if name else str(row), name, stream, row))
+            number = f"{name}:{row}" if name else str(row)
+            origins.append(RowOrigin(f"{self.prefix}{number}", name, stream, row))
         return origins
 
     def is_open(self) -> bool:
@@ -140,25 +159,27 @@ class MixtureDataset:
         return {name: stream.store.n_tokens for name, stream in self.streams.items()}
 
     def epochs(self, samples: int) -> dict[str, float]:
-        """Return how many epochs of each source the first `samples` samples make."""
-        counts = self.proportions.counts(samples)
+        """Return how many epochs of each source the first `samples` samples of the run make, from `first` on."""
+        counts = self.proportions.counts(max(0, samples - self.first))
         return {name: count / len(stream) for (name, stream), count in zip(self.streams.items(), counts, strict=True)}
 
 
 def mixture_dataset(
-    stores: dict[str, Store], config: DataConfig, row_length: int, pad_id: int, seed: int
+    stores: dict[str, Store], config: DataConfig, row_length: int, pad_id: int, seed: int | OwnOrder
 ) -> MixtureDataset:
-    """Return the training rows of a run from the stores of its sources.
+    """Return the training rows of a run from the stores of its sources, in the order of a seed or of a stage.
 
     Each source is shuffled with its own seed. Raises DataError if a source has no rows.
     """
+    own_order = seed if isinstance(seed, OwnOrder) else None
+    number = seed.seed if isinstance(seed, OwnOrder) else seed
     streams = {}
     for name, store in stores.items():
         try:
-            streams[name] = ShuffledRows(store, config, row_length, pad_id, _seed_of(name, seed))
+            streams[name] = ShuffledRows(store, config, row_length, pad_id, _seed_of(name, number))
         except DataError as error:
             raise DataError(f"source {name}: {error}" if name else str(error)) from error
-    return MixtureDataset(streams, config.weights({name: len(stream) for name, stream in streams.items()}))
+    return MixtureDataset(streams, config.weights({name: len(stream) for name, stream in streams.items()}), own_order)
 
 
 def _seed_of(source: str, seed: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import ChatConfig
-from pretrain.data.mixture import MixtureDataset, mixture_dataset
+from pretrain.data.mixture import MixtureDataset, OwnOrder, mixture_dataset
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
@@ -85,15 +85,21 @@ class Prepared:
         return hashlib.sha256(json.dumps(by_source, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print) -> Prepared:
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, cache: Path, report: Report = print,
+    trained_on: DataConfig | None = None,
+) -> Prepared:  # fmt: skip
     """Return the tokenizer and the stores of every source, from the cache or made now.
+
+    A tokenizer that is trained learns from `trained_on`, of a run whose stages have other text, else from the sources.
 
     Of a stream, the first era is read. The stores of a source do not depend on the other sources, unless a tokenizer is
     trained. Raises DataError if a source cannot be read or is empty, CheckpointError if the cache cannot be written.
     """
     sources = _open(data)
     with storage_errors(cache):
-        trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report), data)
+        learned = sources if trained_on is None or not tokenizer.trains else _open(trained_on)
+        trained = _with_chat_template(_cached_tokenizer(learned, tokenizer, cache, report), data)
         corpora = {}
         for name, source in sources.items():
             with errors_of(name):
@@ -325,12 +331,14 @@ def _key(*parts: object) -> str:
 
 
 def training_rows(
-    prepared: Prepared, config: DataConfig, row_length: int, seed: int
+    prepared: Prepared, config: DataConfig, row_length: int, seed: int | OwnOrder
 ) -> MixtureDataset | StreamingDataset:
-    """Return the training rows of `row_length` tokens in their order; DataError if a source has none."""
+    """Return the training rows of `row_length` tokens in the order of a seed or stage; DataError if there are none."""
     pad_id = prepared.tokenizer.padding_id
     if prepared.stream is None:
         return mixture_dataset(prepared.train, config, row_length, pad_id, seed)
+    if isinstance(seed, OwnOrder):
+        raise DataError("data.mode=stream has one order of rows, and a stage asks for its own. Try data.mode=prepare.")
     return StreamingDataset(prepared.stream, config, row_length, pad_id, seed)
 
 

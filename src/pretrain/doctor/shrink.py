@@ -23,7 +23,7 @@ HEAD_DIM = 32
 
 
 def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
-    """Return the settings of a small run on one CPU, without dropout.
+    """Return the settings of a small run on one CPU, without dropout and without stages.
 
     Raises ConfigError for a model that is not one of our Transformers, and for a run that fine-tunes.
     """
@@ -33,6 +33,9 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         name="",
         batch_size=ROWS,
         micro_batch_size=None,
+        batch_warmup_tokens=None,
+        batch_warmup_rows=None,
+        stages={},
         resume=None,
         init_from=None,
         allow_change=[],

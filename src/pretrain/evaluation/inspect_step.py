@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.checkpoint.read import newest
+from pretrain.checkpoint.read import Checkpoint, newest
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import course_of
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.collate import IGNORE
+from pretrain.data.mixture import own_order
 from pretrain.data.prepare import prepare, training_rows
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.launch.resume import saved_sizes
 from pretrain.launch.run_folder import CONFIG, saved_settings
 
 
@@ -49,15 +52,22 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     """
     if step < 1:
         raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
-    config, excluded, batch_sizes = _settings(Path(run_folder))
+    checkpoint, _ = newest(Path(run_folder))
+    config, whole, batch_sizes = _settings(Path(run_folder), checkpoint)
+    progress = {} if checkpoint is None else checkpoint.progress
+    excluded, stage = frozenset(progress.get("left_out", [])), str(progress.get("order_of", ""))
     if (changed := batch_sizes.order_changed_at(step)) is not None:
         raise ConfigError(
-            f"step={step} read rows in another order: after step {changed} the run was resumed with another seed, "
-            f"model.context_length, data.packing or part of a source. Try step={changed + 1} or later; earlier steps "
+            f"step={step} read rows in another order: after step {changed} another stage began, or the run was resumed "
+            f"with another seed, model.context_length, data.packing or part of a source. Try step={changed + 1} or "
+            "later; earlier steps "
             "are in ledger.jsonl of a run with logging.ledger=true."
         )
-    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), report=lambda text: None)
-    stream = training_rows(prepared, config.data, config.model.context_length, config.seed)
+    cache = Path(config.paths.cache_dir)
+    prepared = prepare(config.data, config.tokenizer, cache, lambda text: None, whole.data)
+    begins = batch_sizes.order_begins(step - 1)
+    order = own_order(stage, begins, config.seed) if stage else config.seed
+    stream = training_rows(prepared, config.data, config.model.context_length, order)
     samples = np.arange(batch_sizes.samples(step - 1), batch_sizes.samples(step))
     if stream.is_waiting(int(samples[-1]) + 1):
         raise ConfigError(f"step={step} reads text that the stream has not produced yet. Try a step of the past.")
@@ -75,19 +85,18 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
 
 
 def _runs(targets: list[int]) -> list[list[int]]:
-    """Return the runs of targets between places without one."""
+    """Return the runs of targets between positions without one."""
     runs = groupby(targets, lambda target: target != IGNORE)
     return [list(run) for is_target, run in runs if is_target]
 
 
-def _settings(folder: Path) -> tuple[RunConfig, frozenset[str], BatchSizes]:
-    """Return a run's settings and, from its newest checkpoint, its excluded rows and batch sizes."""
-    checkpoint, _ = newest(folder)
+def _settings(folder: Path, checkpoint: Checkpoint | None) -> tuple[RunConfig, RunConfig, BatchSizes]:
+    """Return the settings of a run's newest stage and of the whole run, and the batch sizes of its steps."""
     if checkpoint is not None:
-        config = settings_of(checkpoint)
-        batch_sizes = BatchSizes.saved(checkpoint.progress, config.step_size())
-        return config, frozenset(checkpoint.progress.get("left_out", [])), batch_sizes
+        whole = settings_of(checkpoint, whole_run=True)
+        return settings_of(checkpoint), whole, saved_sizes(checkpoint)
     if not os.path.lexists(folder / CONFIG):
         raise CheckpointError(f"run={folder} is not a run folder. Try run=auto, the newest one.")
     config = saved_settings(folder)
-    return config, frozenset(), config.batch_sizes()
+    first = course_of(config).stages[0].config
+    return first, config, first.batch_sizes()

@@ -105,7 +105,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         stream = validation_rows(store, packing, folder.shape.context_length, tokenizer.padding_id)
         rows = min(config.max_rows or len(stream), len(stream)) if stream else 0
         of_source = Counter(documents=store.n_documents, rows=rows)
-        for name, part in objective.parts.items():
+        for name, part in objective.validation_parts.items():
             factor = bits_per_byte_of_a_nat(store) if part.causal or part.is_bound else None
             totals = Totals(0.0, 0, 0, factor, part.is_bound)
             if stream is not None:

@@ -13,7 +13,9 @@ from pretrain.config.preset_folders import is_group
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
+from pretrain.config.stages import ENDS, course_of
 from pretrain.config.typed_lengths import other_warmups
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
 
@@ -81,7 +83,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     An override repeated from an earlier start changes nothing, and `auto` is what the run resolved it to. Raises
     ConfigError if another change would alter the result of the run and is not in `allow_change`.
     """
-    before, typed = settings_of(resumed, log), to_dict(config)
+    before, typed = settings_of(resumed, log, whole_run=True), to_dict(config)
     saved = to_dict(before)  # a setting newer than the run has its default
     merged = to_dict(before)
     earlier = {_key_of(word): word for word in map(with_current_name, resumed.typed)}
@@ -95,7 +97,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     base = typed["init_from"]
     if base is None or _is_same_path(base, saved["init_from"]):  # None: a resumed run needs no base
         merged["init_from"] = saved["init_from"]
-    _check_changes(saved, merged, config.allow_change)
+    _check_changes(saved, merged, config.allow_change, _begun_stages(before, resumed))
     return as_config(merged)
 
 
@@ -133,10 +135,28 @@ def _apply_devices(merged: dict[str, Any], typed: dict[str, Any], overrides: lis
     trainer["num_nodes"] = typed["trainer"]["num_nodes"]
 
 
-def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[str]) -> None:
-    """Log the settings that a resume changes; raise ConfigError for a critical one that is not allowed."""
+def _begun_stages(config: RunConfig, resumed: Checkpoint) -> list[str]:
+    """Return the names of the stages that a resumed run has begun."""
+    if not config.stages:
+        return []
+    course = course_of(config, saved_sizes(resumed), resumed.step)
+    return [stage.name for stage in course.stages if stage.begin < resumed.step]
+
+
+def saved_sizes(checkpoint: Checkpoint) -> BatchSizes:
+    """Return the sizes of the steps of a checkpoint's run so far; raises CheckpointError where they are damaged."""
+    config = checkpoint.run_config()
+    return BatchSizes.saved(checkpoint.progress, config.step_size(), config.warmup_batches())
+
+
+def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[str], begun: list[str]) -> None:
+    """Log the settings that a resume changes; raise ConfigError for a critical one that is not allowed.
+
+    What stages change is critical from their first step on: `begun` are the names of those that have taken it.
+    """
     changes = _changes(saved, merged)
-    refused = {key: pair for key, pair in changes.items() if _is_critical(key) and not _is_allowed(key, allowed)}
+    kept = {key for key in changes if _is_critical(key) or _is_of(key, begun)}
+    refused = {key: pair for key, pair in changes.items() if key in kept and not _is_allowed(key, allowed)}
     if refused:
         lines = "".join(
             f"\n  {key}: {shown(before)} in the run, {shown(after)} now" for key, (before, after) in refused.items()
@@ -185,6 +205,13 @@ def _is_critical(key: str) -> bool:
     if key in _NOT_CRITICAL or (group in ("data", "tokenizer") and rest.rpartition(".")[2] == "path"):
         return False  # a fingerprint is compared instead of a path
     return group in _RESUME_CRITICAL or key in _RESUME_CRITICAL_TRAINER
+
+
+def _is_of(key: str, stages: list[str]) -> bool:
+    """Whether a setting is one that these stages change; their ends may move, as the length of a run may."""
+    section, _, rest = key.partition(".")
+    name, _, setting = rest.partition(".")
+    return section == "stages" and name in stages and setting not in ENDS
 
 
 def _is_allowed(key: str, allowed: list[str]) -> bool:

@@ -9,6 +9,9 @@ from pretrain.checkpoint.read import Checkpoint, newest_save, open_checkpoint, s
 from pretrain.config.registry import load_plugins
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
+from pretrain.config.stages import course_of
+from pretrain.data.config import DataConfig
+from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
 from pretrain.launch.rank import log
 from pretrain.launch.resume import as_config, find_resumed, merge, overrides_of_the_run
@@ -20,7 +23,7 @@ from pretrain.training.class_paths import classes_of, refuse_unnamed
 class RunPlan:
     """A run about to start."""
 
-    config: RunConfig
+    config: RunConfig  # of the whole run; in a stage, those of the stage
     folder: Path
     resumed: Checkpoint | None
     excluded: frozenset[str] = frozenset()  # ids of outlier sequences, beyond those in the checkpoint
@@ -28,11 +31,18 @@ class RunPlan:
     typed: list[str] = field(default_factory=list)  # command-line overrides of all starts of the run
     classes: frozenset[str] = frozenset()  # <entry>=<class path>, as named by the settings composed for this start
     after: float = 0.0  # Unix time of the newest save in logs_dir; this run's saves get later ones
+    whole: RunConfig | None = None  # settings of the whole run, where `config` has those of a stage
+    goes_on: bool = False  # with its next stage, in a process that has trained the one before
 
     @property
     def start(self) -> int:
         """The step that the run starts from."""
         return self.resumed.step if self.resumed else 0
+
+    @property
+    def of_the_run(self) -> RunConfig:
+        """The settings of the whole run, its stages among them."""
+        return self.whole or self.config
 
 
 def to_record(run_plan: RunPlan) -> dict[str, Any]:
@@ -77,6 +87,18 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
     typed = overrides_of_the_run(overrides, resumed.typed if resumed else [])
     after = newest_save(Path(config.paths.logs_dir), folder)
     return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after)
+
+
+def prepare_text(config: RunConfig) -> None:
+    """Prepare the text of a run and of all its stages, so that none of it fails after hours; errors as `prepare`."""
+    for text in texts_of(config):
+        prepare(text, config.tokenizer, Path(config.paths.cache_dir), log, config.data)
+
+
+def texts_of(config: RunConfig) -> list[DataConfig]:
+    """Return the settings of the text of a run, and those of each stage that reads another text."""
+    stages = course_of(config).stages if config.stages else []
+    return [config.data, *(stage.config.data for stage in stages if stage.text == stage.name)]
 
 
 def _fresh_folder(config: RunConfig) -> Path:

@@ -156,6 +156,10 @@ class MaskingConfig(ObjectiveConfig):
     mask_probability: float = setting(
         0.15, "Share of a row's tokens to predict; special tokens are never among them.", bounds="(0.0, 1.0)"
     )
+    validation_mask_probability: float | None = setting(
+        None, "The same in validation, so that runs and stages with other shares compare; null: mask_probability.",
+        bounds="(0.0, 1.0)", example=0.15,
+    )  # fmt: skip
     mask_token_prob: float = setting(0.8, "Share of the tokens to predict that [MASK] replaces.", bounds="[0.0, 1.0]")
     unit: MaskingUnit = setting(MaskingUnit.token, "What is hidden together: single tokens, whole words, or spans.")
     mean_span: float = setting(3.8, "unit=span: mean length of a span.", bounds="[1.0, inf)", unit="tokens")

@@ -44,6 +44,11 @@ class Hybrid(Objective):
         name = "diffusion" if self.bidirectional.is_bound else "masked"
         return {"causal": Causal(), name: self.bidirectional}
 
+    @property
+    def validation_parts(self) -> dict[str, Objective]:
+        hidden = self.bidirectional
+        return self.parts if isinstance(hidden, Diffusion) else self.parts | {"masked": hidden.in_validation()}
+
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
         causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())

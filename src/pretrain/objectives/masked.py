@@ -1,7 +1,9 @@
 """Predict masked tokens from the tokens on both sides."""
 
+import copy
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -57,6 +59,19 @@ class Masked(Objective):
         self._random_limit = math.ceil((config.mask_token_prob + config.random_token_prob) * 2.0**32)
         self.may_be_target = np.ones(vocab_size, dtype=np.bool_)
         self.may_be_target[np.fromiter(special_ids, dtype=np.int64)] = False
+
+    @property
+    def validation_parts(self) -> dict[str, Objective]:
+        return {"": self.in_validation()}
+
+    def in_validation(self) -> "Masked":
+        """Return the objective that hides `validation_mask_probability` of the tokens; itself without that setting."""
+        share = self.config.validation_mask_probability
+        if share is None:
+            return self
+        other = copy.copy(self)  # shares the tokenizer's tables, and keeps the version of the draw
+        other.config = replace(self.config, mask_probability=share)
+        return other
 
     def targets_per_sequence(self, length: int) -> int:
         return max(1, math.ceil(self.config.mask_probability * length))

@@ -22,8 +22,13 @@ class Objective(nn.Module):
 
     @property
     def parts(self) -> "dict[str, Objective]":
-        """The objectives that validation scores separately, by name; itself alone unless it blends several."""
+        """The objectives that are scored separately, by name; itself alone unless it blends several."""
         return {"": self}
+
+    @property
+    def validation_parts(self) -> "dict[str, Objective]":
+        """The parts as validation scores them, by name: with another share of hidden tokens where the settings say."""
+        return self.parts
 
     def targets_per_sequence(self, length: int) -> int:
         """Return the number of positions of a packed sequence that reach the head, M of `Batch.targets` (B, M)."""

@@ -11,13 +11,14 @@ from statistics import median
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import Course, Stage, course_of
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
 from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
-from pretrain.planning.forecast import Forecast, forecast, target_of
+from pretrain.planning.forecast import Forecast, Target, forecast, target_of
 from pretrain.planning.printing import describe
 from pretrain.planning.units import duration, gib
 
@@ -33,11 +34,58 @@ def forecast_in_words(config: PlanConfig, typed: Mapping[str, str] | None = None
         return compare(config, config.run), None
     target = target_of(config)
     config, chosen = fit_to_text(config, target, typed or {})
-    planned = forecast(config, target, simulate=config.dry_run)
-    text = "\n\n".join(filter(None, ["\n".join(chosen), describe(planned, config)]))
+    config, planned, stages = _of_largest_stage(config, target)
+    text = "\n\n".join(filter(None, ["\n".join(chosen), "\n".join(stages), describe(planned, config)]))
     if config.fit or not planned.fits:
         text += "\n\n" + "\n".join(settings_that_fit(config, target))
     return text, planned
+
+
+def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, Forecast, list[str]]:
+    """Return the settings and the forecast of the stage that needs most memory, and a table of all stages.
+
+    Of a run without stages they are its own, and the table has no line.
+    """
+    if not config.stages:
+        return config, forecast(config, target, simulate=config.dry_run), []
+    course = course_of(config)
+    planned: list[tuple[PlanConfig, Forecast]] = []
+    rows = [["stage", "steps", "tokens", "a step", "peak memory", "time"]]
+    for stage in course.stages:
+        if stage.end == stage.begin:
+            continue
+        of_stage = _settings_of(config, stage)
+        found = forecast(of_stage, target, simulate=config.dry_run)
+        planned.append((of_stage, found))
+        rows.append([stage.name, *_figures(stage, course, found)])
+    largest, found = max(planned, key=lambda each: each[1].peak)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    seconds = [each.cost.seconds for _, each in planned]
+    if None not in seconds:
+        lines.append(f"  all stages: {duration(sum(each or 0.0 for each in seconds))}")
+    name = rows[1 + [each[1] for each in planned].index(found)][0]
+    return largest, found, ["Stages", *lines, f"Below: stage {name}, which needs the most memory, for all its steps"]
+
+
+def _settings_of(config: PlanConfig, stage: Stage) -> PlanConfig:
+    """Return the settings of a plan for a stage alone, as long as it is."""
+    of_stage = {f.name: getattr(stage.config, f.name) for f in fields(RunConfig)}
+    if stage.end is not None:
+        of_stage["trainer"] = replace(stage.config.trainer, max_steps=stage.end - stage.begin, max_tokens=None)
+    return replace(config, **of_stage)
+
+
+def _figures(stage: Stage, course: Course, planned: Forecast) -> list[str]:
+    """Return the cells of a stage: steps, tokens, time of a step, memory, time; tokens and time as the batch grows."""
+    cost, time = planned.cost, planned.cost.seconds
+    if stage.end is None:
+        return ["-", "-", duration(cost.step_s), gib(planned.peak), "-" if time is None else duration(time)]
+    tokens = course.sizes.tokens(stage.end) - course.sizes.tokens(stage.begin)
+    return [
+        f"{stage.end - stage.begin:,}", f"{tokens:,}", duration(cost.step_s), gib(planned.peak),
+        duration(tokens / cost.tokens_per_s),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,20 @@ class Start:
 
 
 @dataclass(frozen=True)
+class StageRecord:
+    """A stage of a run as its newest start laid it out."""
+
+    name: str
+    begin: Count  # steps of the run before it
+    end: Count | None  # None: when the run ends
+    tokens: Count | None
+    batch_size: Count  # in a warm-up of the batch, the largest
+    row_length: Count
+    learning_rate: float
+    changes: dict[str, str]  # settings of its own by full name
+
+
+@dataclass(frozen=True)
 class History:
     """The record of a run."""
 
@@ -71,6 +85,7 @@ class History:
     typed: list[str]  # overrides of all starts
     sources: list[Source]
     starts: list[Start]
+    stages: list[StageRecord] = field(default_factory=list)  # [] of a run without
 
 
 @dataclass(frozen=True)

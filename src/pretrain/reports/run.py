@@ -27,7 +27,7 @@ from pretrain.reports.chart import (
     line_chart,
     stacked_bar,
 )
-from pretrain.reports.history import End, History, Sample, Start, read_history, read_samples
+from pretrain.reports.history import End, History, Sample, StageRecord, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
 from pretrain.reports.series import Series
 
@@ -144,6 +144,7 @@ def run_page(run: RunFiles) -> str:
     page.add("Curves", grid(card(chart) for chart in _curves(run)))
     page.add("Samples", _samples(run.samples), note="What the model wrote at these steps, from the same prompts.")
     if history:
+        page.add("Stages", _stages(history))
         page.add("What it read", *_text(run, history))
         page.add("Time", *_time(history.starts))
     page.add("Settings", *_settings_table(compare(run.settings, history.typed if history else [])))
@@ -178,7 +179,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     steps = run.end.step if run.end else max(steps, run.report.steps if run.report else 0)
     tiles.append((f"{steps:,}", "steps"))
     if run.history:
-        tiles.append((count(steps * run.history.batch_size * run.history.row_length), "tokens read"))
+        tiles.append((count(_tokens_read(run.history, steps)), "tokens read"))
         tiles.append((count(run.history.parameters), "parameters"))
         training_s = sum(start.end.training_s for start in run.history.starts if start.end)
         tiles += [(duration(training_s), "in steps")] if training_s else []
@@ -193,10 +194,45 @@ def _x_ends(run: RunFiles) -> tuple[float, float]:
 
 
 def _marks(run: RunFiles) -> list[tuple[float, str]]:
-    """Return the steps at which the run was resumed."""
+    """Return the steps at which the run was resumed, and those at which a stage began."""
     starts = run.history.starts if run.history else []
     steps = dict.fromkeys(float(start.step) for start in starts[1:] if start.step)
-    return [(step, "resumed" if len(steps) < 4 else "") for step in steps]
+    marks = {step: "resumed" if len(steps) < 4 else "" for step in steps}
+    last = _x_ends(run)[1] if run.curves else 0.0
+    marks |= {float(stage.begin): stage.name for stage in _entered(run.history) if 0 < stage.begin < last}
+    return list(marks.items())
+
+
+def _entered(history: History | None) -> list[StageRecord]:
+    """Return the stages that have a step of their own."""
+    stages = history.stages if history else []
+    return [stage for stage in stages if stage.end is None or stage.end > stage.begin]
+
+
+def _tokens_read(history: History, steps: int) -> int:
+    """Return the tokens of the first `steps` steps, padding included; during a warm-up of the batch, an estimate."""
+    if not history.stages:
+        return steps * history.batch_size * history.row_length
+    read = 0
+    for stage in _entered(history):
+        if stage.tokens is not None and stage.end is not None and steps >= stage.end:
+            read += stage.tokens
+        else:
+            read += max(0, steps - stage.begin) * stage.batch_size * stage.row_length
+    return read
+
+
+def _stages(history: History) -> str:
+    """Return a table of the stages; empty for a run without."""
+    rows = [
+        [stage.name, number(f"{stage.begin + 1:,} {f'to {stage.end:,}' if stage.end else 'on'}"),
+         number(f"{stage.tokens:,}" if stage.tokens is not None else "-"),
+         number(f"{stage.batch_size:,} x {stage.row_length:,}"), number(f"{stage.learning_rate:g}"),
+         ", ".join(f"{key}={value}" for key, value in stage.changes.items()) or "-"]
+        for stage in _entered(history)
+    ]  # fmt: skip
+    heads = ["stage", "steps", "tokens", "rows x length", "peak rate", "what it changes"]
+    return card(table(heads, rows)) if rows else ""
 
 
 def _loss(run: RunFiles) -> list[str]:

@@ -1,12 +1,12 @@
 """Settings of a training run: Lightning's Trainer, checkpoints, logs, samples, folders."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, shown
 
 
 class Precision(Enum):
@@ -127,6 +127,29 @@ class TrainerConfig(Settings):
                 f"trainer.devices={self.devices} x trainer.num_nodes={self.num_nodes} devices cannot share a run with "
                 "trainer.strategy=single. Try trainer=ddp, or trainer=fsdp for a large model."
             )
+
+
+@dataclass
+class StageEnd(Settings):
+    """Where a stage ends, in one of three ways; the last stage lasts until the run ends and needs none."""
+
+    prefix: ClassVar[str] = "stages.<name>."
+    until_steps: int | None = setting(
+        None, "Optimizer steps of the run at the end of the stage.", bounds="[1, inf)", unit="optimizer steps",
+        example=1000,
+    )  # fmt: skip
+    until_tokens: int | None = setting(
+        None, "Tokens that the run has read at the end of the stage, padding included.", bounds="[1, inf)",
+        unit="tokens", example=1000000,
+    )  # fmt: skip
+    until_fraction: float | None = setting(
+        None, "Part of the run at the end of the stage: of trainer.max_tokens where that is set, else of max_steps.",
+        bounds="(0.0, 1.0]", example=0.9,
+    )  # fmt: skip
+
+    def words(self) -> str:
+        """Return the end as it was written; empty without one."""
+        return next((f"{each.name}={shown(value)}" for each in fields(self) if (value := getattr(self, each.name))), "")
 
 
 @dataclass

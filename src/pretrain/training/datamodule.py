@@ -14,7 +14,7 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.collate import IGNORE
-from pretrain.data.mixture import MixtureDataset
+from pretrain.data.mixture import MixtureDataset, OwnOrder
 from pretrain.data.prepare import Prepared, training_rows, validation_streams
 from pretrain.data.shuffle import micro_batch_samples
 from pretrain.data.streaming.corpus import POLL_S
@@ -33,9 +33,10 @@ CLOSE_S = 5.0  # for the prefetch thread to finish a batch; it is a daemon, so a
 class RankSlice:
     """The micro-batch size of a process, and its data-parallel rank."""
 
-    size: int  # rows
+    size: int  # rows, of the largest batch
     rank: int = 0
     ranks: int = 1
+    accumulation: int = 1  # micro-batches of a step on each rank
 
     def index(self, part: int) -> int:
         """Return the index, over all ranks, of this rank's micro-batch number `part`."""
@@ -59,10 +60,9 @@ class MicroBatches:
         self.stream = stream
         self.objective = objective
         self.slice = rank_slice
-        self.batch_size = batch_sizes.batch_size
-        self.offset = batch_sizes.offset
+        self.batch_sizes = batch_sizes
         self.excluded = excluded
-        self.accumulation = self.batch_size // (rank_slice.size * rank_slice.ranks)
+        self.accumulation = rank_slice.accumulation
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch(self._samples(index))
@@ -73,7 +73,9 @@ class MicroBatches:
 
     def _samples(self, index: int) -> np.ndarray:
         step, part = divmod(index, self.accumulation)
-        return self.offset + micro_batch_samples(step, self.slice.index(part), self.slice.size, self.batch_size)
+        batch_size = self.batch_sizes.batch_size(step)
+        size = batch_size // (self.accumulation * self.slice.ranks)  # smaller while the batch grows
+        return self.batch_sizes.samples(step) + micro_batch_samples(0, self.slice.index(part), size, batch_size)
 
     def batch(self, sample_indices: np.ndarray) -> Batch:
         """Return the micro-batch of these samples."""
@@ -234,24 +236,28 @@ class TextDataModule(L.LightningDataModule):
         prepared: Prepared,
         objective: Objective,
         batch_sizes: BatchSizes,
-        excluded: frozenset[str] = frozenset(),
+        order: OwnOrder | None = None,
     ) -> None:
         super().__init__()
         length = config.model.context_length
-        self.train_stream = training_rows(prepared, config.data, length, config.seed)
+        self.order = order
+        self.train_stream = training_rows(prepared, config.data, length, order or config.seed)
         self.rows_per_epoch = self.train_stream.rows_per_epoch  # None: unknown
         self.validation_streams = validation_streams(prepared, config.data, length)
         self.objective = objective
-        self.size = config.rows_per_micro_batch()
-        self.batch_sizes = batch_sizes  # of all steps so far; the last stretch is the current one
-        self.excluded = excluded
+        self.size, self.accumulation = config.rows_per_micro_batch(), config.accumulation_steps()
+        self.batch_sizes = batch_sizes  # of all steps, those ahead as planned
+        self.last_step: int | None = None  # of this training; the thread that reads ahead stays within its sizes
+        self.excluded: frozenset[str] = frozenset()  # ids of rows
         self.max_validation_rows = config.data.max_validation_rows
         self.prefetch = config.data.prefetch
         self._loader: BatchLoader | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return excluded rows, batch sizes and how masks are drawn; the step gives the position in the data."""
-        state: dict[str, Any] = {"left_out": sorted(self.excluded), "batch_sizes": self.batch_sizes.record()}
+        """Return excluded rows and how masks are drawn; step and batch sizes give the position in the data."""
+        state: dict[str, Any] = {"left_out": sorted(self.excluded)}
+        if self.order is not None:
+            state["order_of"] = self.order.stage
         if self.objective.mask_version is not None:
             state["mask_version"] = self.objective.mask_version
         return state
@@ -259,8 +265,7 @@ class TextDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Exclude the rows of `state_dict` too, and draw masks as its run did.
 
-        `batch_sizes_of` reads its batch sizes earlier, as the run's length depends on them. Raises DataError for a
-        version of the masks that this program does not know.
+        Raises DataError for a version of the masks that this program does not know.
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))
         if self.objective.mask_version is not None:
@@ -293,14 +298,15 @@ class TextDataModule(L.LightningDataModule):
         return self._training_batches().batch(sample_indices)
 
     def _training_batches(self) -> MicroBatches:
-        return MicroBatches(self.train_stream, self.objective, self._slice(), self.batch_sizes, self.excluded)
+        sizes = self.batch_sizes if self.last_step is None else self.batch_sizes.cut(self.last_step)
+        return MicroBatches(self.train_stream, self.objective, self._slice(), sizes, self.excluded)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return one loader for each source with validation rows and each part of the objective."""
         sources = [
             ValidationBatches(stream, objective, self._slice(), self._rows_to_score(name))
             for name, stream in self.validation_streams.items()
-            for objective in self.objective.parts.values()
+            for objective in self.objective.validation_parts.values()
         ]
         return [BatchLoader(batches, 0, len(batches)) for batches in sources]
 
@@ -313,10 +319,10 @@ class TextDataModule(L.LightningDataModule):
     def _slice(self) -> RankSlice:
         assert self.trainer is not None
         if self.trainer.world_size == 1:
-            return RankSlice(self.size)
+            return RankSlice(self.size, accumulation=self.accumulation)
         kwargs = self.trainer.distributed_sampler_kwargs
         assert kwargs is not None
-        return RankSlice(self.size, kwargs["rank"], kwargs["num_replicas"])
+        return RankSlice(self.size, kwargs["rank"], kwargs["num_replicas"], self.accumulation)
 
     def _rows_to_score(self, source: str) -> int:
         """Return a source's share of `max_validation_rows`, at least 1; 0 for all rows."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.read import newest
-from pretrain.data.prepare import prepare
 from pretrain.errors import (
     CheckpointError,
     ConfigError,
@@ -53,10 +52,10 @@ def spawn(record: dict[str, Any]) -> str:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from pretrain.launch.run_plan import from_record
+    from pretrain.launch.run_plan import from_record, prepare_text
 
     config = from_record(record).config
-    prepare(config.data, config.tokenizer, Path(config.paths.cache_dir))
+    prepare_text(config)
     for name in list(logging.root.manager.loggerDict):  # each logger has its own level
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.config.stages import Course, Stage, changes_of
 from pretrain.data.mixture import MixtureDataset
 from pretrain.data.train_stream import ShuffledRows
-from pretrain.errors import CheckpointError, PretrainError
+from pretrain.errors import CheckpointError, PretrainError, shown
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import saved_step
 from pretrain.launch.run_plan import RunPlan
 from pretrain.launch.train_log import log_unseen
-from pretrain.reports.history import End, History, Source, Start, read_history, write_history
+from pretrain.reports.history import End, History, Source, StageRecord, Start, read_history, write_history
 from pretrain.reports.write import DEADLINE_S, write_outside
 from pretrain.stop_signals import CLEAN_UP_S, AskedToStop, cause_of
 from pretrain.training.datamodule import TextDataModule
@@ -25,12 +26,16 @@ from pretrain.training.throughput import Throughput
 _LENGTH_BINS = 40
 
 
-def record_start(run_plan: RunPlan, data: TextDataModule, parameters: int, found: dict[str, str]) -> None:
-    """Add a start on the environment `found` to the record of the run, and to its log; on rank 0."""
+def record_start(
+    run_plan: RunPlan, data: TextDataModule, course: Course, parameters: int, found: dict[str, str]
+) -> None:
+    """Add a start on the environment `found` to the run's record and log, or note the stage it goes on with; on rank 0."""
     config, folder = run_plan.config, run_plan.folder
-    log_unseen("\n".join(f"{name}: {value}" for name, value in found.items()))
+    if not run_plan.goes_on:
+        log_unseen("\n".join(f"{name}: {value}" for name, value in found.items()))
     start = Start(run_plan.start, time.time(), _process(), found)
     earlier = _history(folder) if run_plan.start else None  # from step 0 the run is another one
+    starts = earlier.starts if earlier else []
     write_history(folder, History(
         name=config.name or "",
         objective=config.objective.kind,
@@ -40,8 +45,23 @@ def record_start(run_plan: RunPlan, data: TextDataModule, parameters: int, found
         packing=config.data.packing.name,
         typed=run_plan.typed,
         sources=_sources(data),
-        starts=[*(earlier.starts if earlier else []), start],
+        starts=starts if run_plan.goes_on and starts else [*starts, start],
+        stages=[_stage(each, course) for each in course.stages if each.name],
     ))  # fmt: skip
+
+
+def _stage(stage: Stage, course: Course) -> StageRecord:
+    config, tokens = stage.config, course.sizes.tokens
+    return StageRecord(
+        name=stage.name,
+        begin=stage.begin,
+        end=stage.end,
+        tokens=None if stage.end is None else tokens(stage.end) - tokens(stage.begin),
+        batch_size=config.batch_size,
+        row_length=config.model.context_length,
+        learning_rate=config.optimizer.learning_rate,
+        changes={key: shown(value) for key, value in changes_of(course.whole, stage.name)},
+    )
 
 
 def record_end(

@@ -30,15 +30,16 @@ from pretrain.training.config import Strategy
 from pretrain.training.fine_tuning import base_weights
 
 
-def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule) -> LoadParameter:
+def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule, text_of: str = "") -> LoadParameter:
     """Return the parameters of the resumed run, of `init_from`, or newly initialized ones, by name.
 
+    `text_of` is the stage whose text the run reads; that of the checkpoint is compared where it is of the same stage.
     Raises DataError if the resumed run had other data, ConfigError if `init_from` has another tokenizer or shape,
     CheckpointError if saved weights do not fit the model.
     """
     config, resumed = run_plan.config, run_plan.resumed
     if resumed is not None:
-        _check_same_data(resumed.progress, prepared)
+        _check_same_data(resumed.progress, prepared, text_of)
         return saved_values(resumed, config.lora, model)
     if config.init_from:
         base = open_model(config.init_from)
@@ -160,9 +161,10 @@ def _check_same_shape(config: RunConfig, shape: ModelConfig) -> None:
             )
 
 
-def _check_same_data(progress: dict[str, Any], prepared: Prepared) -> None:
+def _check_same_data(progress: dict[str, Any], prepared: Prepared, text_of: str) -> None:
+    other_text = progress.get("text_of", "") != text_of
     for name, value in fixed_facts(prepared).items():
-        if progress.get(name) != value:
+        if progress.get(name) != value and not (name == "data_fingerprint" and other_text):
             raise DataError(
                 f"the resumed run was trained with {name} {progress.get(name)}, and here it is {value}: the text or "
                 "the program has changed since. Restore the old one, or start anew with init_from=<run>."

@@ -18,7 +18,7 @@ from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_l
 from pretrain.launch.resume import as_config
 from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, prepare_text, resolve_run, texts_of, to_record
 from pretrain.launch.train_log import TrainLog, copied_output
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
@@ -51,7 +51,8 @@ def train_to_end(config: RunConfig | None, overrides: list[str]) -> Path:
             return run_plan.folder
         assert config is not None
         config = with_devices(config)
-        check_files(config.data)
+        for text in texts_of(config):
+            check_files(text)
         run_plan = _resolve(config, overrides)
         if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
             log(_run(run_plan, train_log))
@@ -148,7 +149,7 @@ def _agree_on_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPla
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
         run_plan = _resolve(as_config(record), overrides)
-        prepare(run_plan.config.data, run_plan.config.tokenizer, Path(run_plan.config.paths.cache_dir))
+        prepare_text(run_plan.config)
         store.set("pretrain/run_plan", json.dumps(to_record(run_plan)))
     return from_record(json.loads(store.get("pretrain/run_plan")))
 

@@ -196,7 +196,7 @@ class TrainingModule(L.LightningModule):
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set this step's learning rate; if the step is the last, end the training after it."""
         step = self.global_step
-        multiplier = self.settings.schedule.lr_multiplier(step, self.length.planned_steps(step))
+        multiplier = self.settings.schedule.lr_multiplier(*self.length.position(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         if self.length.is_last_step(step):

@@ -2,11 +2,15 @@
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import Course, Stage, course_of
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.launch.resume import saved_sizes
+from pretrain.optim.schedules import ScheduleConfig
 from pretrain.training.config import TrainerConfig
 
 
@@ -19,9 +23,10 @@ class RunLength:
 
     def __init__(
         self, max_steps: int | None, max_seconds: float | None, seconds: float = 0.0,
-        settings: TrainerConfig | None = None, rows_per_epoch: int | None = None,
+        settings: TrainerConfig | None = None, rows_per_epoch: int | None = None, stage: Stage | None = None,
     ) -> None:  # fmt: skip
         self.max_steps = max_steps
+        self.stage = stage  # that is trained now; None: the run has one
         self.settings = settings  # `max_steps` follows from them; None: it is the setting itself
         self.rows_per_epoch = rows_per_epoch  # None: unknown
         self.max_seconds = max_seconds
@@ -59,9 +64,28 @@ class RunLength:
             return step + 1
         return min(by_steps, (step + 1) * self.max_seconds / self.seconds)
 
+    @property
+    def last_step(self) -> int | None:
+        """The step at which this training ends: the run, or its stage; None: at no step."""
+        ends = (self.max_steps, None if self.stage is None else self.stage.end)
+        return min((end for end in ends if end is not None), default=None)
+
+    def position(self, step: int) -> tuple[int, float]:
+        """Return where the schedule is at a step (from 0) and how long it is, in steps: of the run, or of its stage."""
+        stage = self.stage
+        if stage is None or not stage.own_schedule:
+            return step, self.planned_steps(step)
+        end = self.planned_steps(step) if stage.end is None else min(self.planned_steps(step), stage.end)
+        return step - stage.begin, end - stage.begin
+
+    def ends_stage(self, step: int) -> bool:
+        """Return whether a stage, and not the run, has ended after `step` steps."""
+        end = None if self.stage is None else self.stage.end
+        return end is not None and step >= end and not self.is_done(step)
+
     def is_last_step(self, step: int) -> bool:
         """Return whether the current step is the last: the next would end more than half a step too late."""
-        if self.max_steps is not None and step + 1 >= self.max_steps:
+        if self.last_step is not None and step + 1 >= self.last_step:
             return True
         # the shortest of the newest steps: others may include a validation or a checkpoint
         return self.max_seconds is not None and self.seconds + min(self._steps, default=0) / 2 >= self.max_seconds
@@ -92,17 +116,27 @@ class RunLength:
 
 
 def run_length(
-    config: RunConfig, seconds: float = 0.0, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None
+    stage: Stage, seconds: float = 0.0, batch_sizes: BatchSizes | None = None, rows_per_epoch: int | None = None
 ) -> RunLength:
-    """Return the length of a run from its settings, its seconds and batch sizes so far, and the rows of an epoch."""
-    trainer = config.trainer
+    """Return the length of a run in one of its stages, from its seconds, batch sizes and rows of an epoch."""
+    trainer = stage.config.trainer
     max_seconds = None if trainer.max_time is None else 60 * trainer.max_time
-    return RunLength(config.max_steps(batch_sizes, rows_per_epoch), max_seconds, seconds, trainer, rows_per_epoch)
+    max_steps = stage.config.max_steps(batch_sizes, rows_per_epoch)
+    return RunLength(max_steps, max_seconds, seconds, trainer, rows_per_epoch, stage)
 
 
-def batch_sizes_of(config: RunConfig, resumed: Checkpoint | None) -> BatchSizes:
-    """Return the batch sizes of a run, including those before a resume; raises CheckpointError like `saved`."""
-    if resumed is None:
-        return config.batch_sizes()
-    saved = resumed.run_config()
-    return BatchSizes.saved(resumed.progress, saved.step_size()).changed(resumed.step, config.step_size())
+def schedule_of(length: RunLength, batch_sizes: BatchSizes) -> ScheduleConfig:
+    """Return the schedule of a run or of its stage, with the warm-up in steps."""
+    stage = length.stage
+    assert stage is not None
+    config = stage.config
+    begin = stage.begin if stage.own_schedule else 0
+    if not begin or config.schedule.warmup_tokens is None:
+        return replace(config.schedule, warmup_steps=config.warmup_steps(batch_sizes))
+    tokens = batch_sizes.tokens(begin) + config.schedule.warmup_tokens
+    return replace(config.schedule, warmup_steps=batch_sizes.steps_to(tokens) - begin)
+
+
+def course_from(config: RunConfig, resumed: Checkpoint | None) -> Course:
+    """Return the stages of a run behind the checkpoint that it resumes; raises CheckpointError like `saved_sizes`."""
+    return course_of(config) if resumed is None else course_of(config, saved_sizes(resumed), resumed.step)

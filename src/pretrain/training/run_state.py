@@ -46,7 +46,8 @@ class SaveSettings:
     folder: Path
     keep: int  # newest checkpoints to keep
     asynchronous: bool
-    config: dict[str, Any]
+    config: dict[str, Any]  # in a run with stages, of this one
+    whole_run: dict[str, Any] | None  # settings of all stages
     facts: dict[str, Any]  # constant metadata: fingerprints, objective, parameters
     typed: list[str]  # command-line overrides of all starts
     after: float  # Unix time of the newest save in logs_dir; this run's saves get later ones
@@ -107,6 +108,7 @@ class RunState(Callback):
         state = self.settings.facts | self.module.counters()
         for part in self._parts():
             state |= part.state_dict()
+        state["batch_sizes"] = self.data.batch_sizes.record(self.trainer.global_step)  # `course_from` reads them
         if self.user_callbacks is not None:
             state |= self.user_callbacks.state_dict()
         if ids := self.logger_ids():
@@ -215,6 +217,8 @@ class RunState(Callback):
         problem = None
         try:
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
+            if self.settings.whole_run is not None:
+                manifest["whole_run"] = self.settings.whole_run
             checkpoint_writing.write(
                 self.settings.folder,
                 step,

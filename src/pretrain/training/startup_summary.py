@@ -10,31 +10,37 @@ import torch
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import Course
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import adapted, trainable
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.fine_tuning import excluded_pairs
-from pretrain.training.run_length import RunLength, run_length
+from pretrain.training.run_length import RunLength, course_from, run_length, schedule_of
 from pretrain.training.validation import validation_warnings
 
 COMPILE_NOTICE = "; the first step and the first validation wait for the compiler, up to a few minutes"
 
 
-def startup_summary(config: RunConfig, model: LanguageModule, data: TextDataModule, device: torch.device) -> str:
-    """Return one line: model, machine, length of the run and its data; with adapters a second one about them."""
+def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModule, device: torch.device) -> str:
+    """Return one line: model, machine, length of the run and its data; with adapters a second one about them.
+
+    Of a run with stages, the length is that of the stage that begins.
+    """
+    stage = length.stage
+    assert stage is not None
+    config = stage.config
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
     strategy = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
     shares = ", ".join(f"{name} {float(share):.1%}" for name, share in stream.shares.items() if name)
-    length = run_length(config, 0.0, data.batch_sizes, data.rows_per_epoch)
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
         f"({name}{threads}) in {config.trainer.precision.name}{strategy}: "
-        f"{length} of "
+        f"{f'stage {stage.name} of ' if stage.name else ''}{length} of "
         f"{config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.is_open() else "")
@@ -91,26 +97,49 @@ def startup_warnings(
     return warnings + excluded_pairs(data) + validation_warnings(without_validation, data.validation_streams)
 
 
-def rate_change(resumed: Checkpoint, config: RunConfig, length: RunLength, batch_sizes: BatchSizes) -> str | None:
+def rate_change(resumed: Checkpoint, length: RunLength, batch_sizes: BatchSizes) -> str | None:
     """Return one line with both learning rates if new settings change that of a resumed run's next step.
 
-    A longer run is at an earlier point of its schedule. `length` and `batch_sizes` follow from the new settings
-    `config`. None if the rate is the same.
+    A longer run is at an earlier point of its schedule. `length` and `batch_sizes` follow from the new settings. None
+    if the rate is the same, and where a stage begins.
     """
-    saved, step = resumed.run_config(), resumed.step
-    saved_sizes = BatchSizes.saved(resumed.progress, saved.step_size())
-    saved_length = run_length(saved, length.seconds, saved_sizes, length.rows_per_epoch)
-    expected, after = _rate(saved, saved_length, saved_sizes, step), _rate(config, length, batch_sizes, step)
+    step, stage = resumed.step, length.stage
+    assert stage is not None
+    config = stage.config
+    if stage.name and step == stage.begin:
+        return None  # a stage may have another rate
+    course = course_from(resumed.whole_config(), resumed)
+    saved_length = run_length(course.at(step), length.seconds, course.sizes, length.rows_per_epoch)
+    expected, after = _rate(saved_length, course.sizes, step), _rate(length, batch_sizes, step)
     if math.isclose(expected, after, rel_tol=1e-9, abs_tol=1e-15):
         return None
     reason = "its settings have changed"
     if str(saved_length) != str(length):
         reason = f"schedule={config.schedule.kind} ran over {saved_length} before, and over {length} from here on"
-    before = _rate(saved, saved_length, saved_sizes, max(0, step - 1))
+    before = _rate(saved_length, course.sizes, max(0, step - 1))
     return f"the learning rate goes from {before:.3g} at step {step:,} to {after:.3g} at step {step + 1:,}: {reason}."
 
 
-def _rate(config: RunConfig, length: RunLength, batch_sizes: BatchSizes, step: int) -> float:
+def _rate(length: RunLength, batch_sizes: BatchSizes, step: int) -> float:
     """Return the learning rate of a step (from 0)."""
-    schedule = replace(config.schedule, warmup_steps=config.warmup_steps(batch_sizes))
-    return config.optimizer.learning_rate * schedule.lr_multiplier(step, length.planned_steps(step))
+    assert length.stage is not None
+    multiplier = schedule_of(length, batch_sizes).lr_multiplier(*length.position(step))
+    return length.stage.config.optimizer.learning_rate * multiplier
+
+
+def stages_table(course: Course, start: int) -> list[str]:
+    """Return the lines of a table of the stages of a run that starts at step `start`; [] for a run without."""
+    if not course.stages[0].name:
+        return []
+    rows = [["stage", "steps", "tokens", "rows x length", "rate", ""]]
+    for stage in course.stages:
+        config, sizes, end = stage.config, course.sizes, stage.end
+        steps = "until the run ends" if end is None else f"{stage.begin + 1:,} to {end:,}"
+        tokens = "" if end is None else f"{sizes.tokens(end) - sizes.tokens(stage.begin):,}"
+        rate = f"{config.optimizer.learning_rate:g}, {config.schedule.kind}{' of its own' * stage.own_schedule}"
+        remark = "now" if stage is course.at(start) and start else ""
+        if end is not None and end <= max(start, stage.begin):
+            steps, remark = ("-", "not reached") if end <= stage.begin else (steps, "done")
+        rows.append([stage.name, steps, tokens, f"{config.batch_size} x {config.model.context_length:,}", rate, remark])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

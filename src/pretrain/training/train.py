@@ -14,6 +14,8 @@ from pretrain.checkpoint.read import newest
 from pretrain.checkpoint.write import sweep
 from pretrain.config.run import MAX_SEED, RunConfig
 from pretrain.config.serialize import to_dict
+from pretrain.config.stages import Course, Stage
+from pretrain.data.mixture import OwnOrder, own_order
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob
@@ -24,7 +26,7 @@ from pretrain.interop.load import LoadParameter, build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log, rank
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE, saved_step, stopped
-from pretrain.launch.run_plan import RunPlan
+from pretrain.launch.run_plan import RunPlan, prepare_text
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import add_adapters
 from pretrain.objectives.objective import ModelWithLoss
@@ -55,9 +57,9 @@ from pretrain.training.loggers.tensorboard import compare_by_settings
 from pretrain.training.loss_scaler import build_loss_scaler
 from pretrain.training.model_support import check_supported
 from pretrain.training.report import Report, check_outcome
-from pretrain.training.run_length import RunLength, batch_sizes_of, run_length
+from pretrain.training.run_length import RunLength, course_from, run_length, schedule_of
 from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
-from pretrain.training.startup_summary import rate_change, startup_summary, startup_warnings
+from pretrain.training.startup_summary import rate_change, stages_table, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightning
 from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
@@ -108,24 +110,40 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
     `throughput` holds the time before a rewind; `callbacks` are any of Lightning's, called after the run's own.
     Raises a PretrainError if the run cannot continue, Rewind if it must go back to a checkpoint.
     """
-    with ExitStack() as ending:
-        return _run(run_plan, throughput or Throughput(), callbacks, ending)
+    throughput = throughput or Throughput()
+    while True:
+        with ExitStack() as ending:
+            report = _run(run_plan, throughput, callbacks, ending)
+        if report is not None:
+            return report
+        throughput.pause("stages")
+        resumed, _ = newest(run_plan.folder)  # the next stage is a resume like any other
+        run_plan = replace(run_plan, resumed=resumed, excluded=frozenset(), seconds=None, goes_on=True)
 
 
-def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback], ending: ExitStack) -> Report:
-    """Run the plan once; `ending` ends the run at the services of its loggers, whatever happens."""
+def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback], ending: ExitStack) -> Report | None:
+    """Run the plan to the end of its stage; return the report, or None if another stage follows.
+
+    `ending` ends the run at the services of its loggers, whatever happens.
+    """
     quiet_lightning()
     folder, resumed, start = run_plan.folder, run_plan.resumed, run_plan.start
     if rank() == 0:
         _delete_leftovers(folder)
     device = choose_device(run_plan.config.trainer)
-    config = resolve_precision(run_plan.config, device)
+    whole = resolve_precision(run_plan.config, device)
 
-    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
+    if whole.stages and whole.trainer.ranks == 1 and not run_plan.goes_on:  # else the launcher has done it
+        prepare_text(whole)
+    course = course_from(whole, resumed)
+    stage = course.at(start)
+    config = stage.config
+    prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log, whole.data)
     config = with_labels(config, prepared)
-    run_plan = replace(run_plan, config=config)
+    run_plan = replace(run_plan, config=config, whole=whole if whole.stages else None)
     objective = config.objective.build(prepared.tokenizer, config.seed)
-    data = TextDataModule(config, prepared, objective, batch_sizes_of(config, resumed), run_plan.excluded)
+    data = TextDataModule(config, prepared, objective, course.sizes, _order(stage, course, start))
+    data.excluded = run_plan.excluded
     reasons = not_validated(config.data, prepared, data.validation_streams)
     check_first_validation(config, reasons, bool(data.validation_streams))
 
@@ -133,17 +151,18 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     add_adapters(model, config.lora, trained_head(config))
     check_supported(config, model)
     check_disk_space(folder, _count(model))
-    weights = initial_weights(run_plan, prepared, model)
-    length = run_length(config, run_plan.seconds or 0.0, data.batch_sizes, data.rows_per_epoch)
+    weights = initial_weights(run_plan, prepared, model, stage.text)
+    length = run_length(replace(stage, config=config), run_plan.seconds or 0.0, course.sizes, data.rows_per_epoch)
+    data.last_step = length.last_step
     module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
 
     loggers = open_loggers(run_plan)
     ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
-    trainer = build_trainer(run_plan, device, list(loggers.values()), length.max_steps, bool(data.validation_streams))
+    trainer = build_trainer(run_plan, device, list(loggers.values()), length.last_step, bool(data.validation_streams))
     keep_own_signal_handlers(trainer)
     vocabulary = config.model.vocabulary(prepared.tokenizer.vocab_size)
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
-    state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model))
+    state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model, stage))
     state.load(resumed)
     prompts = prompts_of(prepared, config.objective, config.model.context_length)
     writer = Writer(config, prepared.tokenizer, prompts)
@@ -163,24 +182,24 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     trainer.callbacks.extend([*own_callbacks, *callbacks])
 
     is_done = length.is_done(start)
-    warnings = startup_warnings(config, model, data, reasons)
-    if resumed and not is_done and (changed := rate_change(resumed, config, length, data.batch_sizes)):
+    warnings = [] if run_plan.goes_on else startup_warnings(config, model, data, reasons)
+    if resumed and not is_done and (changed := rate_change(resumed, length, data.batch_sizes)):
         warnings.append(changed)
-    for warning in warnings:
-        log(f"warning: {warning}")
-    log(startup_summary(config, model, data, device))
+    lines = [*(f"warning: {warning}" for warning in warnings), startup_summary(length, model, data, device)]
+    for line in lines if run_plan.goes_on else [*lines, *stages_table(course, start)]:
+        log(line)
     _seed_everything(parts)
     if trainer.is_global_zero:
-        record_start(run_plan, data, _count(model), found := environment(config, device))
-        logged = to_dict(config) | {"environment": found}
+        record_start(run_plan, data, course, _count(model), found := environment(config, device))
+        logged = to_dict(whole) | {"environment": found}
         log_config(trainer.loggers, logged, yaml.safe_dump(logged, sort_keys=False), start)
     if not is_done:
         with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
+        if length.ends_stage(trainer.global_step) and not trainer.should_stop:
+            return None
     validation = final_validation(trainer, module, data)
-    for scores in own_callbacks if is_done else ():
-        if isinstance(scores, Scores):
-            scores.score_if_missing(trainer, module)
+    _score_if_missing(own_callbacks if is_done else [], trainer, module)
     report = _build_report(parts, prepared, validation)
     if trainer.is_global_zero:
         report.save()
@@ -214,6 +233,12 @@ class _Parts:
         return self.metrics.throughput
 
 
+def _score_if_missing(callbacks: list[Callback], trainer: L.Trainer, module: TrainingModule) -> None:
+    for scores in callbacks:
+        if isinstance(scores, Scores):
+            scores.score_if_missing(trainer, module)
+
+
 def _delete_leftovers(folder: Path) -> None:
     for path, reason in sweep(folder / CHECKPOINTS).items():
         log(f"warning: {path} is never deleted: {reason}")
@@ -224,6 +249,13 @@ def _count(model: LanguageModule) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def _order(stage: Stage, course: Course, start: int) -> OwnOrder | None:
+    """Return the order of a stage that reads rows of its own; None where it is that of the run."""
+    if not stage.order:
+        return None
+    return own_order(stage.order, course.sizes.order_begins(max(stage.begin, start)), stage.config.seed)
+
+
 def _build_module(
     config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, weights: LoadParameter, length: RunLength
 ) -> TrainingModule:
@@ -231,7 +263,7 @@ def _build_module(
     targets_per_row = objective.targets_per_sequence(config.model.context_length)
     settings = StepSettings(
         optimizer=config.optimizer,
-        schedule=replace(config.schedule, warmup_steps=config.warmup_steps(data.batch_sizes)),
+        schedule=schedule_of(length, data.batch_sizes),
         parallel_dims=config.parallel_dims(),
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(targets_per_row * config.batch_size),
@@ -257,7 +289,7 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
     )
 
 
-def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule) -> SaveSettings:
+def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule, stage: Stage) -> SaveSettings:
     config = run_plan.config
     sources = ", ".join(filter(None, prepared.corpora))
     facts = {
@@ -269,11 +301,14 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule)
     }
     if provenance := prepared.provenance:
         facts["corpora"] = provenance
+    if run_plan.whole is not None:
+        facts |= {"stage": stage.name, "text_of": stage.text}
     return SaveSettings(
         folder=run_plan.folder / CHECKPOINTS,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
         config=to_dict(config),
+        whole_run=None if run_plan.whole is None else to_dict(run_plan.whole),
         facts=facts,
         typed=run_plan.typed,
         after=run_plan.after,

@@ -76,10 +76,10 @@ def build_trainer(
 
 def open_loggers(run_plan: RunPlan) -> dict[str, Logger]:
     """Return the loggers of a run by name, on rank 0 behind the file of its settings."""
-    config = run_plan.config
+    config, whole = run_plan.config, run_plan.of_the_run
     if rank() > 0:  # Lightning's callbacks that log want one on every process
         return {name: DummyLogger() for name in list(config.loggers)[:1]}
-    write_atomically(run_plan.folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    write_atomically(run_plan.folder / CONFIG, yaml.safe_dump(to_dict(whole), sort_keys=False).encode())
     return build_loggers(config, run_facts(run_plan))
 
 

@@ -46,7 +46,7 @@ class ValidationScores(nn.Module):
         self._loaders = [  # (source, part of the objective, bits per byte of a nat, whether it is a bound), by number
             (source, name, factor if part.causal or part.is_bound else None, part.is_bound)
             for source, factor in bits_per_byte_of_a_nat.items()
-            for name, part in objective.parts.items()
+            for name, part in objective.validation_parts.items()
         ]
         self.losses = nn.ModuleList(LossMetrics(dtype) for _ in self._loaders)
         self.f1 = None if n_labels is None else macro_f1(n_labels)

@@ -73,6 +73,8 @@ class Metrics(Callback):
         }
         if module.loss_scaler is not None:
             self.newest["optim/loss_scale"] = module.loss_scale
+        if (stage := module.length.stage) is not None and stage.name:
+            self.newest["progress/stage"] = float(stage.number)
         if utilization <= 1.0:  # above: the peak was measured too low, while another process used the CPU
             self.newest["speed/mfu"] = utilization
         if "text" in self.throughput.other_s:

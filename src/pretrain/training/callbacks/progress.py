@@ -72,7 +72,9 @@ class Progress(StepCallback):
                 self.bar.set_postfix_str(self._metrics_text(), refresh=False)
         if is_new and trainer.is_global_zero:
             step = f"step {trainer.global_step}/{self._planned_steps(trainer)}"
-            line = f"{step}  {self._metrics_text()}{self._time_left(trainer)}"
+            stage = module.length.stage
+            name = f"  {stage.name}" if stage is not None and stage.name else ""
+            line = f"{step}{name}  {self._metrics_text()}{self._time_left(trainer)}"
             self._log.write(line, last=trainer.global_step == trainer.max_steps)
         self._shown = self.metrics.newest
 
@@ -83,10 +85,11 @@ class Progress(StepCallback):
 
     def _planned_steps(self, trainer: L.Trainer) -> int:
         """Return the run's number of steps, estimated from its pace if it ends by the clock."""
-        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
-            return trainer.max_steps
         module = trainer.lightning_module
         assert isinstance(module, TrainingModule)
+        ended = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        if ended and not module.length.ends_stage(trainer.global_step):
+            return trainer.max_steps
         planned = module.length.planned_steps(max(0, trainer.global_step - 1))
         return trainer.global_step if math.isinf(planned) else round(planned)
 

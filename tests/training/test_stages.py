@@ -1,0 +1,238 @@
+"""Stages of a run: what each trains on, and that a run killed in a stage or at a border ends as one that was not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from same_state import assert_same_state
+
+from pretrain.checkpoint.read import open_checkpoint
+from pretrain.config.compose import compose
+from pretrain.data.collate import IGNORE
+from pretrain.errors import ConfigError
+from pretrain.evaluation.inspect_step import rows_of_step
+from pretrain.language_model import LanguageModel
+from pretrain.launch.run_folder import read_rows
+from pretrain.reports.run import read_run, run_page
+from pretrain.training.datamodule import MicroBatches
+from pretrain.training.report import Report
+from pretrain.training.train import train
+
+ENCODER = ["model=modernbert_nano", "tokenizer=bpe", "tokenizer.vocab_size=270", "optimizer=adamw", "logger=csv"]
+THREE = [
+    "trainer.max_steps=12",
+    "objective.validation_mask_probability=0.15",
+    "batch_warmup_rows=2",
+    "batch_warmup_tokens=256",  # four steps of 2 rows of 32 tokens, then 4 rows
+    "stages.short.until_steps=5",
+    "stages.long.until_fraction=0.75",
+    "stages.long.model.context_length=64",
+    "stages.long.model.rope_base=1e6",
+    "stages.long.batch_size=2",
+    "stages.long.batch_warmup_rows=null",
+    "stages.long.batch_warmup_tokens=null",
+    "stages.decay.model.context_length=64",
+    "stages.decay.model.rope_base=1e6",
+    "stages.decay.objective.mask_probability=0.15",
+    "stages.decay.optimizer.learning_rate=1e-3",
+    "stages.decay.schedule={kind: linear, min_lr_ratio: 0.0}",
+]
+
+
+class Reads:
+    """The micro-batches that runs take from their loaders, by step, with the rows behind them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by_step: dict[int, Any] = {}
+        self.rows: dict[int, list[Any]] = {}
+        self.killed_at: int | None = None  # reading this step fails once
+        original, reads = MicroBatches.__getitem__, self
+
+        def read(batches: MicroBatches, index: int) -> Any:
+            if index == reads.killed_at:
+                reads.killed_at = None
+                raise OSError("killed")
+            batch = original(batches, index)
+            reads.by_step[index] = batch
+            reads.rows[index] = batches.stream.row_origins(batch.sample_indices.numpy())
+            return batch
+
+        monkeypatch.setattr(MicroBatches, "__getitem__", read)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)
+
+
+def trained(tiny: Any, *words: str, folder: str = "run") -> Report:
+    """Train without a thread that reads ahead: what is read is trained on."""
+    return train(tiny.plan("data.prefetch=0", f"paths.run_dir={tiny.folder / folder}", *words))
+
+
+def figures(folder: Path, name: str) -> dict[int, float]:
+    return {int(row["step"]): float(row["value"]) for row in read_rows(folder / "metrics.csv") if row["name"] == name}
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
+    tiny, reads: Reads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ENCODER, *THREE]
+    whole = Path(trained(tiny, *words, folder="whole").folder)
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if line.startswith("  ")][:4]
+    assert table[1] == ["short", "1", "to", "5", "384", "4", "x", "32", "0.001,", "wsd"]
+    assert table[2] == ["long", "6", "to", "9", "512", "2", "x", "64", "0.001,", "wsd"]
+    assert [row[:4] for row in table[3:]] == [["decay", "10", "to", "12"]]
+
+    shapes = [tuple(reads.by_step[step].tokens.shape) for step in range(12)]
+    assert shapes == [(2, 32)] * 4 + [(4, 32)] + [(2, 64)] * 4 + [(4, 64)] * 3
+    samples = [sample for step in range(12) for sample in reads.by_step[step].sample_indices.tolist()]
+    assert samples == list(range(32))  # none is skipped or read twice, so no mask is drawn twice
+    shares = [float((reads.by_step[step].targets != IGNORE).sum()) / shape[0] / shape[1]
+              for step, shape in enumerate(shapes)]  # fmt: skip
+    assert min(shares[:9]) > 0.25 > 0.2 > max(shares[9:]) > 0.1
+    own = [row.id for step in range(5, 12) for row in reads.rows[step]]
+    assert all(name.startswith("long/") for name in own)  # the third stage goes on in the order of the second
+    assert len(set(own[:8])) == 8
+    rates = figures(whole, "optim/learning_rate")
+    assert [rates[step] for step in (10, 11, 12)] == pytest.approx([1e-3, 5e-4, 0.0])
+    assert [figures(whole, "progress/stage")[step] for step in (1, 5, 6, 9, 10)] == [1, 1, 2, 2, 3]
+
+    for killed_at in (2, 5, 7, 9, 11):  # in each stage, and behind the checkpoint of each border
+        reads.killed_at = killed_at
+        with pytest.raises(OSError, match="killed"):
+            trained(tiny, *words, "resume=auto", folder="killed")
+        saved = open_checkpoint(tiny.folder / "killed") if killed_at > 2 else None
+        assert saved is None or saved.step == {5: 5, 7: 5, 9: 9, 11: 9}[killed_at]
+    trained(tiny, *words, "resume=auto", folder="killed")
+    assert_same_state(whole, tiny.folder / "killed")
+    assert figures(whole, "train/loss")[12] == figures(tiny.folder / "killed", "train/loss")[12]
+
+    last = open_checkpoint(whole)
+    assert last.run_config().model.context_length == 64  # what reads the weights gets the shape they were trained in
+    assert last.whole_config().model.context_length == 32
+    assert LanguageModel.load(whole).model.config.rope_base == 1e6
+    assert [row.id for row in rows_of_step(whole, 7)] == [row.id for row in reads.rows[6]]
+    with pytest.raises(ConfigError, match=r"step=3 read rows in another order: after step 5 another stage began"):
+        next(rows_of_step(whole, 3))
+    page = run_page(read_run(whole))
+    assert "objective.mask_probability=0.15" in page
+    assert [each["name"] for each in json.loads((whole / "history.json").read_text())["stages"]] == [
+        "short", "long", "decay",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_finished_run_gets_another_stage_and_a_stage_changes_what_a_causal_model_reads(
+    tiny, corpus: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = tiny.folder / "numbers"
+    numbers.mkdir()
+    for count in range(20):
+        (numbers / f"{count}.txt").write_text(str(7**40 + count))
+    sources = (
+        f"{{words: {{kind: text_files, path: {corpus}, weight: 0.75}}, "
+        f"numbers: {{kind: text_files, path: {numbers}, weight: 0.25}}}}"
+    )
+    tiny.words[:2] = ["data=mixture", f"data.sources={sources}"]
+    words = ["model=llama_nano", "stages.most.until_steps=8", "stages.rest.data.sources.numbers.weight=2.25"]
+    first = Path(trained(tiny, *words).folder)
+    shares = [_share_of_numbers(reads, steps) for steps in (range(8), range(8, 12))]
+    assert shares == [0.25, 0.75]
+    assert figures(first, "optim/learning_rate")[12] < figures(first, "optim/learning_rate")[4]  # one schedule for all
+
+    other = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    more = ["trainer.max_steps=16", "stages.rest.until_steps=12", f"resume={first}"]
+    tiny.words = other
+    with pytest.raises(ConfigError, match=r"stages\.rest\.until_steps=12 is step 12, and the run ends at step 16"):
+        trained(tiny, *words, *more)
+    with pytest.raises(ConfigError, match=r"stages\.rest\.data\.sources\.numbers\.weight: 2\.25 in the run, 1 now"):
+        trained(tiny, *words[:2], "stages.rest.data.sources.numbers.weight=1", "stages.rest.until_steps=12",
+                "trainer.max_steps=12", f"resume={first}")  # fmt: skip
+    longer = ["stages.last.model.context_length=64", "stages.last.batch_size=2"]
+    report = trained(tiny, *words, *more, *longer)
+    assert report.steps == 16
+    assert [tuple(reads.by_step[step].tokens.shape) for step in (11, 12, 15)] == [(4, 32), (2, 64), (2, 64)]
+    assert _share_of_numbers(reads, range(12, 16)) == 0.25
+    assert "stages.last" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_stages_are_entered_late_by_a_run_that_had_none(tiny, reads: Reads) -> None:
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    first = Path(trained(tiny, *ENCODER, "trainer.max_steps=6").folder)
+    late = ["stages.past.until_steps=4", "stages.past.batch_size=1", "stages.now.until_tokens=1280"]
+    late += ["stages.now.model.context_length=64", "stages.now.batch_size=2", "stages.then.batch_size=1"]
+    for killed_at in (8, None):
+        reads.killed_at = killed_at
+        try:
+            report = trained(tiny, *ENCODER, "trainer.max_steps=12", *late, f"resume={first}")
+        except OSError:
+            continue
+    shapes = [tuple(reads.by_step[step].tokens.shape) for step in range(12)]
+    assert shapes == [(4, 32)] * 6 + [(2, 64)] * 4 + [(1, 32)] * 2  # 768 tokens before, and 4 steps of 128
+    assert report.steps == 12
+    samples = [sample for step in range(12) for sample in reads.by_step[step].sample_indices.tolist()]
+    assert samples == list(range(34))
+    assert [row.id.partition("/")[0] for row in (reads.rows[6][0], reads.rows[11][0])] == ["now", "then"]
+
+
+def _share_of_numbers(reads: Reads, steps: range) -> float:
+    rows = [row.source for step in steps for row in reads.rows[step]]
+    return rows.count("numbers") / len(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stages.c.model.n_layers=3"], r"stages\.c\.model\.n_layers cannot change inside a run\. Did you mean"),
+        (["stages.b.modle.context_length=3"], r"cannot change inside a run\. Did you mean model\.context_length"),
+        (["stages.b.until_fraction=0.4"], r"is step 40, not behind the end of stages\.a, step 50\. Try a later end"),
+        (
+            ["stages.b.until_steps=4"],
+            r"stages\.b\.until_steps=4 and stages\.b\.until_fraction=0\.8 give one end in two",
+        ),
+        (["stages.b.until_fraction=null"], r"stages\.b has no end, and another stage follows\. Give one"),
+        (["stages.b.until_fraction=1.5"], r"stages\.b\.until_fraction=1\.5 is not a share above 0"),
+        (["stages.a={until_steps: x}"], r"stages\.a\.until_steps=x is not a whole number\. Try"),
+        (["stages.c.until_steps=90"], r"is step 90, and the run ends at step 100: the steps between have no stage"),
+        (["stages.b.model.context_length=abc"], r"stages\.b\.model\.context_length=abc does not fit: Value 'abc'"),
+        (["stages.b.batch_size=7", "micro_batch_size=8"], r"in stages\.b: batch_size=7 is not a whole number of micro"),
+        (["stages.a.objective.kind=causal"], r"objective\.kind=causal attends in another direction than"),
+        (["stages.d=3"], r"stages\.d=3 is not a mapping\. Try"),
+        (["stages={a b: {until_steps: 3}}"], r"stages\.a b is not a name for a stage.*Try stages\.a_b"),
+        (["trainer.max_epochs=2"], r"trainer\.max_epochs=2 counts passes over rows, and with stages"),
+        (
+            ["trainer.max_steps=-1", "trainer.max_time=1"],
+            r"until_fraction=0\.5 is a part of a run that ends by the clock",
+        ),
+        (["data=text_files", "data.path=x", "data.mode=stream"], r"stages\.b changes the rows .* data\.mode=stream"),
+        (
+            ["model.position=learned"],
+            r"context_length=512 needs positions that model\.position=learned has no weights for",
+        ),
+        (
+            ["batch_warmup_rows=2"],
+            r"batch_warmup_rows=2 is half of a warm-up of the batch.*batch_warmup_tokens=1000000",
+        ),
+        (["batch_warmup_tokens=9"], r"batch_warmup_tokens=9 is half of a warm-up.*batch_warmup_rows=2"),
+        (
+            ["batch_warmup_rows=3", "batch_warmup_tokens=9", "micro_batch_size=4"],
+            r"batch_warmup_rows=3 must be below batch_size=8 and a multiple of 2.*Try batch_warmup_rows=2",
+        ),
+        (
+            ["batch_warmup_rows=3", "batch_warmup_tokens=9", "micro_batch_size=1"],
+            r"Try batch_size=32 batch_warmup_rows=8",
+        ),
+    ],
+)
+def test_what_no_run_can_have_is_refused_before_it_starts(tiny, words: list[str], message: str) -> None:
+    stages = [
+        "model=modernbert_nano", "trainer.max_steps=100", "stages.a.until_fraction=0.5", "stages.b.until_fraction=0.8",
+        "stages.b.model.context_length=512", "stages.c.optimizer.learning_rate=1e-4",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=message):
+        compose("train", [*stages, *words])
