@@ -29,7 +29,7 @@ _LENGTH_BINS = 40
 def record_start(
     run_plan: RunPlan, data: TextDataModule, course: Course, parameters: int, found: dict[str, str]
 ) -> None:
-    """Add a start on the environment `found` to the run's record and log, or note the stage it goes on with; on rank 0."""
+    """Add a start on the environment `found` to the run's record and log, or note its next stage; on rank 0."""
     config, folder = run_plan.config, run_plan.folder
     if not run_plan.goes_on:
         log_unseen("\n".join(f"{name}: {value}" for name, value in found.items()))
