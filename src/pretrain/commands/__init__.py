@@ -25,7 +25,7 @@ def _check_python() -> None:
         remedy = f"source {activate.relative_to(Path.cwd()) if activate.is_relative_to(Path.cwd()) else activate}"
     else:
         remedy = "make install" if clone == Path.cwd() else f"make -C {clone} install"
-    lacks = f"lacks {', '.join(missing)}" if missing else "is older than 3.11"
+    lacks = f"lacks {', '.join(missing[:2])}{' and more' if missing[2:] else ''}" if missing else "is older than 3.11"
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     error = ConfigError(f"this Python, {sys.executable} ({version}), {lacks}. Type: {remedy}")
     print(message_of(error), file=sys.stderr)

@@ -4,9 +4,8 @@ from typing import Any
 
 from lightning.pytorch import callbacks, loggers
 
-from pretrain.config.registry import import_named
-from pretrain.errors import ConfigError, PretrainError, printable
-from pretrain.training.class_paths import check_named
+from pretrain.errors import ConfigError, PretrainError
+from pretrain.training.class_paths import imported, reason_of
 
 _BASES = {"callbacks": callbacks.Callback, "loggers": loggers.Logger}  # by the section of the settings
 
@@ -19,15 +18,7 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str]) -> Any:
     """
     path, args = entry.class_path, entry.init_args
     base = _BASES[key.partition(".")[0]]
-    check_named(key, path, named)
-    module_name, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_named(module_name), name)
-    except Exception as error:  # of a module of the user's
-        raise ConfigError(
-            f"{key}.class_path={path} cannot be imported: {_reason(error)}. Install its package, or start in the "
-            "folder in which it lies."
-        ) from error
+    found = imported(key, path, named)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(
             f"{key}.class_path={path} is no subclass of Lightning's {base.__name__}. "
@@ -39,10 +30,6 @@ def instance_of_class(key: str, entry: Any, named: frozenset[str]) -> Any:
         raise
     except Exception as error:  # of a class of the user's
         raise ConfigError(
-            f"{key}.init_args={args} does not fit {path}: {_reason(error)}. Try {key}.init_args={{}}, or the names "
+            f"{key}.init_args={args} does not fit {path}: {reason_of(error)}. Try {key}.init_args={{}}, or the names "
             "that the class takes."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return printable(f"{type(error).__name__}: {error}", one_line=True)
