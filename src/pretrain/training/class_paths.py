@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pretrain.errors import ConfigError, printable
+from pretrain.errors import ConfigError
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
@@ -44,39 +44,13 @@ def check_no_secrets(key: str, value: Any) -> None:
 
 def classes_of(callbacks: dict[str, Any], loggers: dict[str, Any]) -> frozenset[str]:
     """Return <entry>=<class path> for each entry that names a class, such as `callbacks.mine=my_package.Mine`."""
-    return frozenset(f"{key}={path}" for key, path in _paths(callbacks, loggers))
+    return frozenset(f"{key}={path}" for key, path in class_paths(callbacks, loggers))
 
 
 def refuse_unnamed(callbacks: dict[str, Any], loggers: dict[str, Any], named: frozenset[str]) -> None:
     """Raise ConfigError for a class path that is not among those that the user's own settings name."""
-    for key, path in _paths(callbacks, loggers):
+    for key, path in class_paths(callbacks, loggers):
         check_named(key, path, named)
-
-
-def check_importable(callbacks: dict[str, Any], loggers: dict[str, Any], named: frozenset[str]) -> None:
-    """Raise ConfigError for a class that cannot be imported, before a run reads its data and loads Lightning."""
-    for key, path in _paths(callbacks, loggers):
-        imported(key, path, named)
-
-
-def imported(key: str, path: str, named: frozenset[str]) -> Any:
-    """Return what lies at the class path of the entry `key`; raises ConfigError if it is not `named` or not there."""
-    from pretrain.config.registry import import_named  # here: it loads the settings that are checked here
-
-    check_named(key, path, named)
-    module_name, _, name = path.rpartition(".")
-    try:
-        return getattr(import_named(module_name), name)
-    except Exception as error:  # of a module of the user's
-        raise ConfigError(
-            f"{key}.class_path={path} cannot be imported: {reason_of(error)}. Install its package, or start in the "
-            "folder in which it lies."
-        ) from error
-
-
-def reason_of(error: Exception) -> str:
-    """Return the class and the message of an error of the user's code, in one line."""
-    return printable(f"{type(error).__name__}: {error}", one_line=True)
 
 
 def check_named(key: str, path: str, named: frozenset[str]) -> None:
@@ -88,7 +62,8 @@ def check_named(key: str, path: str, named: frozenset[str]) -> None:
         )
 
 
-def _paths(callbacks: dict[str, Any], loggers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def class_paths(callbacks: dict[str, Any], loggers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the class path of each entry that names a class."""
     for section, entries in (("callbacks", callbacks), ("loggers", loggers)):
         for name, entry in entries.items():
             if getattr(entry, "class_path", None) is not None:

@@ -20,9 +20,9 @@ from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record, unused_folder_removed
 from pretrain.parallel.process_group import leave_group
-from pretrain.training.class_paths import check_importable
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
+from pretrain.training.import_class import check_importable
 
 _NOTICE_S = 20.0  # time to wait for other processes before a notice
 
