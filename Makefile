@@ -1,4 +1,4 @@
-# `make train` and `make test` are all that a fresh clone needs.
+# `make train` and `make test` are all that a fresh clone needs; `make install` only installs.
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,10 +9,13 @@ BENCHMARKS := start_up framework_tax plain_step training_step memory matmul mask
 EXTRAS := wandb,comet,progress,peft:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt
 OF_CORPORA := data_loading tokenizing near_duplicates# read corpora of the folder that PRETRAIN_ASSETS names
 
-.PHONY: train test test-fast test-long test-extras coverage wheel faults bench bench-full gpu settings docs check format clean
+.PHONY: train install test test-fast test-long test-extras coverage wheel faults bench bench-full gpu settings docs check format clean
 
 train: $(STAMP)
 	$(RUN) src/train.py
+
+install: $(STAMP)
+	@echo "installed in $(VENV). Next: source $(VENV)/bin/activate"
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

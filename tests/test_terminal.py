@@ -2,6 +2,9 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,54 @@ def test_of_a_long_message_the_ends_are_shown():
     shown = message_of(CheckpointError(f"the file {'x' * 1_000_000} is missing"))
     assert len(shown) < 5_000
     assert re.match(r"CheckpointError: the file x+ \[\.\.\. 996,020 characters \.\.\.\] x+ is missing$", shown)
+
+
+AFTER_THE_READER = """
+import os, sys
+from pretrain.errors import outlive_readers
+outlive_readers()
+print("first", flush=True)
+sys.stdin.read()  # until the reader is gone
+print("second", flush=True)
+print("not flushed")
+print("error", file=sys.stderr)
+os.system("echo of a child")
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_a_command_ends_by_itself_when_its_reader_closes_the_pipe(options: list[str]) -> None:
+    program = [sys.executable, *options, "-c", AFTER_THE_READER]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(program, stdin=subprocess.PIPE, text=True, **both) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 7
+
+
+def test_a_python_without_the_libraries_leads_to_one_that_has_them(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for name in ("train.py", "pretrain/__init__.py", "pretrain/errors.py", "pretrain/commands/__init__.py"):
+        (clone / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SOURCE / name, clone / "src" / name)
+
+    def typed(folder: Path) -> str:
+        """Return what the script prints without installed packages, which `-S` leaves out."""
+        program = [sys.executable, "-S", str(clone / "src" / "train.py")]
+        ended = subprocess.run(program, cwd=folder, env={}, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        return ended.stderr
+
+    here = (
+        f"this Python, {sys.executable} ({sys.version_info[0]}.{sys.version_info[1]}), lacks torch, lightning and more"
+    )
+    assert typed(clone) == f"ConfigError: {here}. Type: python3.11 -m pip install pretrain\n"
+    (clone / "Makefile").touch()
+    assert typed(clone) == f"ConfigError: {here}. Type: make install\n"
+    assert typed(tmp_path) == f"ConfigError: {here}. Type: make -C {clone} install\n"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "activate").touch()
+    assert typed(clone) == f"ConfigError: {here}. Type: source .venv/bin/activate\n"
+    assert typed(tmp_path) == f"ConfigError: {here}. Type: source clone/.venv/bin/activate\n"

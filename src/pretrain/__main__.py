@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pretrain import __version__
-from pretrain.errors import ConfigError, message_of, nearest, show
+from pretrain.errors import ConfigError, message_of, nearest, outlive_readers, show
 
 COMMANDS = {
     "train": "pre-train a causal or masked Transformer",
@@ -26,6 +26,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first word names; exits with 2 where that is none."""
+    outlive_readers()
     words = sys.argv[1:]
     if words[:2] in (["prepare", "inspect"], ["curate", "verify"]):  # as behind the script of a clone
         del sys.argv[1], words[0]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import stat
 import sys
 import unicodedata
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAX_LINE = 4_000  # characters shown of a line of an error message
 
@@ -110,6 +116,35 @@ def _escaped(character: str) -> str:
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
     number = ord(character)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+class _PipeOutput(io.FileIO):
+    """A pipe that drops what is written after its reader has closed it."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # for the processes started from here on, too
+            os.close(null)
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Let a command end its work, with its own exit code, when a reader such as `| head` closes the pipe.
+
+    From here on, what it prints after that is dropped. Streams that are no pipes stay as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper or not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            continue
+        stream.flush()
+        pipe = _PipeOutput(stream.fileno(), "w", closefd=False)
+        buffer: Any = pipe if stream.write_through else io.BufferedWriter(pipe)  # unbuffered: `python -u`
+        kept = {each: getattr(stream, each) for each in ("encoding", "errors", "line_buffering", "write_through")}
+        setattr(sys, name, io.TextIOWrapper(buffer, **kept))
 
 
 def show(text: str, *, one_line: bool = False) -> None:

@@ -293,6 +293,8 @@ def test_a_manifest_larger_than_any_of_ours_is_not_read(run_folder: Path, monkey
 def test_where_there_is_none_the_reason_is_given(tmp_path: Path, run_folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no usable checkpoint\. Its checkpoints folder has none"):
         open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=rf"\. The newest run below it is {re.escape(str(run_folder))}\."):
+        open_checkpoint(run_folder.parent)
     with pytest.raises(CheckpointError, match=r"step-00000099 is not a usable checkpoint: manifest\.json is missing"):
         open_checkpoint(tmp_path / "step-00000099")
     for folder in step_folders(run_folder / "checkpoints"):

@@ -9,6 +9,7 @@ import pytest
 from pretrain.config import near_misses
 from pretrain.config.cli import main
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig
 from pretrain.config.declared import every_setting
 from pretrain.config.preset_folders import presets
 from pretrain.config.run import RunConfig
@@ -57,9 +58,13 @@ def refused(*words: str, script: str = "train") -> str:
         ("model=gpt2", "model=gpt2 is not a preset. Did you mean gpt_small?"),
         ("model=openai-community/gpt2-xl", "model=openai-community/gpt2-xl is not a preset. Did you mean gpt_xl?"),
         ("model=bert-base-uncased", "model=bert-base-uncased is not a preset. Did you mean bert_base?"),
+        ("data.pth=x", "data.pth is not a setting. Did you mean data.path?"),
         ("optimizer=adam", "optimizer=adam is not a preset. Did you mean adamw?"),
         ("objective=mlm", "objective=mlm is not a preset. Did you mean masked?"),
-        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed does not fit: Invalid value 'bf16-mixed'"),
+        (
+            "trainer.precision=bf16-mixed",
+            "trainer.precision=bf16-mixed does not fit: Invalid value 'bf16-mixed'",
+        ),
     ],
 )
 def test_a_word_of_the_fields_leads_to_ours(word: str, message: str) -> None:
@@ -76,7 +81,7 @@ def test_a_word_of_the_fields_leads_to_ours(word: str, message: str) -> None:
     ],
 )  # fmt: skip
 def test_a_value_that_is_none_of_those_offered_leads_to_one(word: str, near: str) -> None:
-    assert refused(word).endswith(f" Did you mean {near}?")
+    assert refused(word).endswith(f"]. Did you mean {near}?")
     assert compose("train", [near])
 
 
@@ -87,10 +92,36 @@ def test_other_scripts_have_words_of_their_own() -> None:
     assert refused("ckpt=x", script="eval").endswith("Did you mean checkpoint?")
     assert refused("out_dir=x", script="export").endswith("Did you mean output or paths.run_dir?")
     assert refused("lr=1", script="export").startswith("lr is not a setting. ")
+    register_schemas("curate", CurateConfig)
+    assert refused("path=x", script="curate") == (
+        "path is not a setting. Did you mean sources? Type a name, a kind and a license with it: "
+        "'sources.mine={kind: text_files, path: my_texts/, license: unknown}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "hint"),
+    [
+        ("train", ["help"], "Try --help"),
+        ("train", ["data.path", "x"], "Write data.path=x"),
+        ("train", ["data.path"], "Write data.path=<value>"),
+        ("train", ["data.path", "=", "x"], "Leave out the blanks around the equals sign: data.path=x"),
+        ("train", ["data.path", "=x"], "Leave out the blanks around the equals sign: data.path=x"),
+        ("train", ["my/texts"], "Write key=value; did you mean data.path=my/texts?"),
+        ("train", ["max_steps"], "Write key=value, such as trainer.max_steps=100."),
+        ("generate", ["a b"], 'Write key=value; did you mean prompt="a b"?'),
+        ("curate", ["."], "Name a source and its license: 'sources.mine={kind: text_files, path: ., license: unknown}' "
+         "output=<folder>"),
+    ],
+)  # fmt: skip
+def test_a_word_without_a_value_leads_to_the_setting_it_may_stand_for(script: str, words: list[str], hint: str) -> None:
+    for name, config_class in (("generate", GenerateConfig), ("curate", CurateConfig)):
+        register_schemas(name, config_class)
+    assert refused(*words, script=script) == f"{words[0]!r} is not a setting with a value. {hint}"
 
 
 def test_the_table_leads_to_what_there_is() -> None:
-    scripts = (RunConfig, GenerateConfig, EvalConfig, ExportConfig)
+    scripts = (RunConfig, GenerateConfig, EvalConfig, ExportConfig, CurateConfig)
     there = {name for each in scripts for name in every_setting(each)} | {"schedule"}
     assert set(near_misses._SETTINGS) <= there
     for group, names in near_misses._PRESETS.items():
@@ -128,6 +159,12 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
             "--conf is no flag of this script; settings have no dashes, such as conf=5. All of them: --help",
         ),
         (["--max-steps", "5"], "--max-steps is no flag of this script; settings have no dashes, such as max_steps=5."),
+        (
+            ["--data.path=x y"],
+            "--data.path=x y is no flag of this script; settings have no dashes, such as data.path=x y.",
+        ),
+        (["-m", "--cfg", "job"], "-m and --cfg cannot go together. Try one of them, such as --cfg job."),
+        (["-i", "defaults", "--multirun"], "-i and --multirun cannot go together. Try one of them, such as -i."),
         (["--package", "model"], "--package would do nothing without --cfg. Try --cfg job --package ..."),
         (["--info", "default"], "--info default shows nothing. Did you mean defaults?"),
         (["~logger"], "~logger would delete a setting, and a run needs every setting. Try logger=none."),

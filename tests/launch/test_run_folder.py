@@ -13,7 +13,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.config.sweep import Job
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.files.atomic_files import delete_drafts, write_atomically
 from pretrain.launch.run_folder import (
@@ -26,9 +26,10 @@ from pretrain.launch.run_folder import (
     saved_settings,
 )
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import resolve_run
+from pretrain.launch.run_plan import resolve_run, unused_folder_removed
 from pretrain.planning.answer import measured_by
 from pretrain.training.callbacks.ledger import read_lines
+from pretrain.training.launch import launch
 from pretrain.training.report import Report
 
 FILES = ["config.yaml", "report.json", "metrics.csv", "ledger.jsonl", "lock"]
@@ -222,3 +223,19 @@ def test_a_damaged_report_is_made_again(run_folder: Path):
     assert (job.finished, job.loss) == (False, None)
     report.save()
     assert finished_run(run_folder) is not None
+
+
+def test_a_start_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    """The class is looked for before the data, which is not read."""
+    words = [f"paths.logs_dir={tmp_path}", "callbacks.mine.class_path=nowhere.Mine", "name=x"]
+    with pytest.raises(ConfigError, match=r"callbacks\.mine\.class_path=nowhere\.Mine cannot be imported: .*'nowhere'"):
+        launch(compose("train", words), words)
+    assert list((tmp_path / "x").iterdir()) == []
+    one, two = (resolve_run(compose("train", words), words) for _ in range(2))  # in the same second
+    assert one.folder != two.folder
+    with pytest.raises(KeyError), unused_folder_removed(one), only_run_in(one.folder):
+        raise KeyError
+    (two.folder / "metrics.csv").touch()
+    with pytest.raises(KeyError), unused_folder_removed(two), only_run_in(two.folder):
+        raise KeyError
+    assert list((tmp_path / "x").iterdir()) == [two.folder]

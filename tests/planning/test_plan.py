@@ -1,5 +1,6 @@
 """plan.py on the command line: output, errors, and a finished run against its estimate."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,17 @@ def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> 
     assert rows["parameters"].endswith("+0.0%")
     on_gpu = answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
     assert "peak memory" in on_gpu
+    runs = Path(report.folder).parent
+    with pytest.raises(CheckpointError, match=rf"Try run={re.escape(report.folder)}, the newest finished one there\."):
+        answer(plan(f"run={runs}"))
     (Path(report.folder) / "metrics.csv").unlink()
     measured = measured_by(Path(report.folder))
     assert measured.memory_gib is None
     assert measured.tokens_per_s == pytest.approx(report.tokens_per_s)
     assert "memory" not in answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
     (Path(report.folder) / "report.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config.yaml: .* Try run=logs/gpt_nano/<time>\."):
+        answer(plan(f"run={Path(report.folder).parent}"))
     with pytest.raises(CheckpointError, match=r"holds no report.json: only a finished run can be compared"):
         answer(plan(f"run={report.folder}"))
 

@@ -173,7 +173,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint, skipped = newest(path)
     if checkpoint is None:
         reasons = "".join(f" {folder.name}: {reason}." for folder, reason in skipped)
-        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or ' Its checkpoints folder has none.'}")
+        try:
+            runs = "" if skipped else f" The newest run below it is {latest_run(path)}."
+        except CheckpointError:
+            runs = " Its checkpoints folder has none."
+        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or runs}")
     return checkpoint
 
 

@@ -169,8 +169,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
         for number, predictions in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
             print(printable(f"mask {number}"))
             for prediction in predictions:
-                token = printable(prediction.token.strip(), one_line=True)
-                print(printable(f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"))
+                token = printable(prediction.token.strip() or repr(prediction.token), one_line=True)
+                line = f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"
+                print(printable(line, one_line=True))
         return
     with _traced(config, language_model, fills) as on_step:
         _write_text(config, language_model, fills, denoising | on_step)

@@ -30,7 +30,7 @@ from pretrain.config.registry import load_plugins
 from pretrain.config.renamed import notes_on, with_current_name
 from pretrain.config.settings_help import help_page
 from pretrain.config.sweep import SWEEP, combinations, leave_report, of_the_job, show_table, swept_keys
-from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, printable, show
+from pretrain.errors import ConfigError, Interrupted, PretrainError, message_of, outlive_readers, printable, show
 from pretrain.kernels.malloc import keep_freed_memory
 from pretrain.launch.rank import check_launcher, rank, under_launcher
 from pretrain.launch.slurm import adopt_slurm
@@ -55,6 +55,7 @@ def main(
     typed = sys.argv[2:] if subcommand else sys.argv[1:]
     if config_name != "curate":  # its tasks need their memory once
         keep_freed_memory()
+    outlive_readers()
     try:
         listen()
         check_environment(config_name)

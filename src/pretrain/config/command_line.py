@@ -14,6 +14,10 @@ _ALONE = {
     "-h": "help", "--help": "help", "-m": "multirun", "--multirun": "multirun", "--resolve": "resolve",
     "--hydra-help": "shows", "--version": "shows", "-sc": "completes", "--shell-completion": "completes",
 }  # fmt: skip
+_EXCLUSIVE = {
+    "-m": "--multirun", "--multirun": "--multirun", "--cfg": "--cfg", "-c": "--cfg", "-i": "--info", "--info": "--info",
+    "--hydra-help": "--hydra-help", "-sc": "-sc", "--shell-completion": "-sc",
+}  # fmt: skip
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _IDLE_FLAGS = {
     ("--config-path", "-cp"): "the presets stay where they are. Add your own folder beside them: --config-dir <folder>",
@@ -71,8 +75,17 @@ def parse(words: list[str]) -> CommandLine:
     idle = _NEEDS_CFG.intersection(given.flags)
     if idle and not given.shows and not given.help:
         raise ConfigError(f"{min(idle)} would do nothing without --cfg. Try --cfg job {min(idle)} ...")
+    asked = list(dict.fromkeys(f for f in given.flags if f in _EXCLUSIVE))
+    if len({_EXCLUSIVE[flag] for flag in asked}) > 1 and not given.help:
+        raise ConfigError(f"{asked[0]} and {asked[1]} cannot go together. Try one of them, such as {_one_of(asked)}.")
     given.multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
     return given
+
+
+def _one_of(flags: list[str]) -> str:
+    """Return the flag to keep of several: the one that prints, as that is the quick one."""
+    flag = next(each for each in flags if _EXCLUSIVE[each] != "--multirun")
+    return f"{flag} {_example(flag)}" if flag in _WITH_VALUE else flag
 
 
 def _read_flag(word: str, rest: list[str], given: CommandLine) -> None:
@@ -106,7 +119,8 @@ def _unknown(word: str, flag: str) -> ConfigError:
     if instead is not None:
         return ConfigError(f"{word} would do nothing: {instead}.")
     setting = flag.lstrip("-").replace("-", "_")
-    hint = f"settings have no dashes, such as {setting}=5" if setting else "settings are typed key=value"
+    value = word.partition("=")[2] or "5"
+    hint = f"settings have no dashes, such as {setting}={value}" if setting else "settings are typed key=value"
     return ConfigError(f"{word} is no flag of this script; {hint}. All of them: --help")
 
 

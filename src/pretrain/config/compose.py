@@ -15,7 +15,7 @@ from typing import Any
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import SECTIONS, SOURCES, STAGES, section_of
-from pretrain.config.near_misses import of_preset, of_setting, of_value
+from pretrain.config.near_misses import of_preset, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import (
     CONFIG_FOLDER,
@@ -92,7 +92,7 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
         read_presets_for(config_class)
     overrides = [as_hydra_reads(override, config_class) if config_class else override for override in overrides]
     with hydra_reads_presets():
-        _check_words(overrides)
+        _check_words(config_name, overrides)
         try:
             return _with_implied(config_name, overrides, [])
         except (HydraException, OmegaConfBaseException) as first:
@@ -216,7 +216,7 @@ def _names_entry(override: str) -> bool:
     return _declared(override) in (*SECTIONS, STAGES) and not is_group(override.partition("=")[0].lstrip("+"))
 
 
-def _check_words(overrides: list[str]) -> None:
+def _check_words(config_name: str, overrides: list[str]) -> None:
     """Raise ConfigError for an override without a value, and for a preset that does not exist."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
@@ -227,9 +227,7 @@ def _check_words(overrides: list[str]) -> None:
         if key.startswith("~"):
             raise ConfigError(f"{override} would delete a setting, and a run needs every setting. {_instead_of(key)}")
         if not equals or not key:
-            raise ConfigError(
-                f"{override!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
-            )
+            raise ConfigError(of_word(config_name, overrides, override))
         try:
             (parsed,) = OverridesParser.create().parse_overrides([override])
         except OverrideParseException as error:
@@ -271,7 +269,7 @@ def _explain_preset(error: Exception) -> ConfigError | None:
             )
         known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
         return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
-    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_first_line(cause)}")
+    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_sentence(cause)}")
 
 
 def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
@@ -295,12 +293,12 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
-            return ConfigError(f"{key}={value} does not fit: {_first_line(problem)}{hint}")
+            return ConfigError(f"{key}={value} does not fit: {_sentence(problem)}{hint}")
     if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
         return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")
     merged, cause = re.match(r"Error merging override (.+)", _first_line(error)), error.__cause__ or error.__context__
     if merged is not None and cause is not None:
-        return ConfigError(f"{merged[1]} does not fit: {_first_line(cause)}")
+        return ConfigError(f"{merged[1]} does not fit: {_sentence(cause)}")
     return ConfigError(_first_line(error))
 
 
@@ -344,6 +342,10 @@ def _parse(value: str) -> Any:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{_first_line(error).rstrip('.')}."
 
 
 def register_schemas(config_name: str, config_class: type) -> None:

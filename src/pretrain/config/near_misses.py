@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 
 from pretrain.config.declared import every_setting, kinds_with
 from pretrain.config.registry import groups
@@ -88,6 +89,7 @@ _SETTINGS: dict[str, str] = {
     "prompt": "text input start",
     "temperature": "temp",
     "path": "data file examples input dataset data_path",
+    "sources": "path input data file files folder source text_files data_path",
     "task": "tasks benchmark",
     "output": "out out_dir output_dir save_dir dir",
     "device": "accelerator gpu",
@@ -131,6 +133,16 @@ _VALUES: dict[str, str] = {
 }  # fmt: skip
 
 
+_SOURCE = "sources.mine={{kind: text_files, path: {}, license: unknown}}"  # of a corpus to curate
+
+
+# the setting that a word alone most likely stands for
+_MAIN_SETTING = {
+    "train": "data.path", "plan": "data.path", "doctor": "data.path", "prepare": "data.path", "generate": "prompt",
+    "eval": "path", "report": "path", "verify": "path", "explain": "path", "inspect": "run", "export": "checkpoint",
+}  # fmt: skip
+
+
 _NOTES = {
     "warmup_p": "It is a part of the run, such as 0.02",
     "accum": "How many micro-batches make a step follows from it and batch_size",
@@ -153,7 +165,34 @@ def of_setting(key: str, known: list[str], config_class: type, whole: str) -> st
         choices = [f"{group}={kind}" for kind in kinds]
         best = "data=text_files" if "data=text_files" in choices else choices[0]
         return f"{whole} is a setting of {_listed(choices, 'and')} only. Choose that as well: {best}"
-    return f"{key} is not a setting. {_meant(whole, nearest(key, known), config_class)}"
+    of_kinds = [name for name in every_setting(config_class) if name.rpartition(".")[0] == key.rpartition(".")[0] != ""]
+    close = difflib.get_close_matches(key, dict.fromkeys([*known, *of_kinds]), n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]}?" if close and close[0] not in known else nearest(key, known)
+    return f"{key} is not a setting. {_meant(whole, hint, config_class)}"
+
+
+def of_word(config_name: str, words: list[str], word: str) -> str:
+    """Return one line about a word of a command line that is no setting with a value: what may be meant."""
+    at = words.index(word)
+    if (following := "".join(words[at + 1 : at + 3])).startswith("=") or word.startswith("="):
+        instead = f"{word}{following}" if not word.startswith("=") and len(following) > 1 else "key=value"
+        return f"{word!r} is not a setting with a value. Leave out the blanks around the equals sign: {instead}"
+    if word in ("help", "version"):
+        return f"{word!r} is not a setting with a value. Try {'--help' if word == 'help' else 'pretrain --version'}"
+    if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", word) and not Path(word).exists():
+        following = words[at + 1] if at + 1 < len(words) and "=" not in words[at + 1] else "<value>"
+        return f"{word!r} is not a setting with a value. Write {word}={following}"
+    if config_name == "curate":
+        value = word if Path(word).exists() else "<folder>"
+        return (
+            f"{word!r} is not a setting with a value. Name a source and its license: "
+            f"'{_SOURCE.format(value)}' output=<folder>"
+        )
+    setting = _MAIN_SETTING.get(config_name)
+    if setting is not None and (" " in word or "/" in word or Path(word).exists()):
+        value = f'"{word}"' if " " in word else word
+        return f"{word!r} is not a setting with a value. Write key=value; did you mean {setting}={value}?"
+    return f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
 
 
 def of_preset(group: str, name: str, known: list[str]) -> str:
@@ -184,6 +223,8 @@ def _meant(key: str, spelt: str, config_class: type) -> str:
         near = [] if spelt.startswith("Did") else difflib.get_close_matches(last, far, n=1, cutoff=0.75)
         return f"Did you mean {far[near[0]]}?" if near else spelt
     note = next((f" {note}." for word, note in _NOTES.items() if word in last), "")
+    if found == ["sources"]:
+        note = f" Type a name, a kind and a license with it: '{_SOURCE.format('my_texts/')}'"
     return f"Did you mean {_listed(found[:_MOST], 'or')}?{note}"
 
 

@@ -43,7 +43,9 @@ class GenerateConfig(Settings):
     )
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
     dtype: InferenceDtype = setting(InferenceDtype.fp32, "Number format of the weights: fp32, bf16, or int8 on CPUs.")
-    prompt: str = setting("The", r"Text to continue, or to fill masks in; \n is a new line, \t a tab, \\ a backslash.")
+    prompt: str = setting(
+        "The", r"Text to continue, or to fill where it has [MASK]; \n is a new line, \t a tab, \\ a backslash."
+    )
     chat: bool = setting(
         False, "Converse: each line of standard input is a turn of the user, written by the model's chat template."
     )

@@ -160,6 +160,12 @@ def finished_run(folder: Path) -> FinishedRun | None:
     return record_of(path, FinishedRun) if os.path.lexists(path) else None
 
 
+def newest_finished(logs_folder: Path) -> Path | None:
+    """Return the run below a folder that wrote its report last; None if none has finished."""
+    reports = [path for path in logs_folder.rglob(REPORT) if path.is_file() and (path.parent / CONFIG).is_file()]
+    return max(reports, key=lambda path: path.stat().st_mtime).parent if reports else None
+
+
 def saved_settings(folder: Path) -> RunConfig:
     """Return the settings in the config.yaml of a run folder; raise CheckpointError if they cannot be read."""
     path = folder / CONFIG

@@ -1,7 +1,10 @@
 """The plan of a run: resolved settings, run folder, and the checkpoint it resumes from."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
 from pretrain.launch.rank import log
 from pretrain.launch.resume import as_config, find_resumed, merge, overrides_of_the_run
-from pretrain.launch.run_folder import CHECKPOINTS, check_folder
+from pretrain.launch.run_folder import CHECKPOINTS, LOCK, check_folder
 from pretrain.training.class_paths import classes_of, refuse_unnamed
 
 
@@ -43,6 +46,11 @@ class RunPlan:
     def of_the_run(self) -> RunConfig:
         """The settings of the whole run, its stages among them."""
         return self.whole or self.config
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the run starts in a folder that was made for it."""
+        return self.resumed is None and not self.config.paths.run_dir
 
 
 def to_record(run_plan: RunPlan) -> dict[str, Any]:
@@ -102,13 +110,34 @@ def texts_of(config: RunConfig) -> list[DataConfig]:
 
 
 def _fresh_folder(config: RunConfig) -> Path:
+    """Create and return a folder that no other run has: two that start in the same second get two."""
     parent = Path(config.paths.logs_dir) / (config.name or "run")
     name = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder, copy = parent / name, 1
-    while folder.exists():
-        copy += 1
-        folder = parent / f"{name}_{copy}"
+    for copy in count(1):
+        folder = parent / (f"{name}_{copy}" if copy > 1 else name)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            if not (isinstance(error, FileExistsError) and folder.exists()):
+                raise _not_writable(folder, error) from error
+        else:
+            break
     return folder
+
+
+@contextmanager
+def unused_folder_removed(run_plan: RunPlan) -> Iterator[None]:
+    """Remove the folder of a new run that ends with an error before it has written anything."""
+    try:
+        yield
+    except BaseException:
+        if run_plan.is_fresh:
+            with suppress(OSError):  # one that is not empty stays
+                (run_plan.folder / CHECKPOINTS).rmdir()
+                if [path.name for path in run_plan.folder.iterdir()] == [LOCK]:
+                    (run_plan.folder / LOCK).unlink()
+                run_plan.folder.rmdir()
+        raise
 
 
 def _check_writable(folder: Path) -> None:
@@ -122,6 +151,8 @@ def _check_writable(folder: Path) -> None:
             file.write(b"\0" * 4096)
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(
-            f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir."
-        ) from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"the run folder {folder} cannot be written: {error}. Try another paths.logs_dir.")

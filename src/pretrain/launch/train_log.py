@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import PretrainError, message_of, visible
+from pretrain.errors import PretrainError, message_of, printable, visible
 from pretrain.launch.run_folder import append_descriptor, log_of_rank
 from pretrain.stop_signals import AskedToStop
 
@@ -70,7 +70,7 @@ class TrainLog:
             os.write(self._descriptor, lines)
         except OSError as error:
             self._works = False
-            print(f"warning: train.log ends here: {error}", file=sys.stderr)
+            print(f"warning: train.log ends here: {printable(str(error), one_line=True)}", file=sys.stderr)
 
     def close(self) -> None:
         """Close the file; what is written later is dropped."""

@@ -14,7 +14,16 @@ from pretrain.config.run import RunConfig
 from pretrain.config.stages import Course, Stage, course_of
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
-from pretrain.launch.run_folder import CONFIG, REPORT, TABLE, FinishedRun, read_rows, record_of, saved_settings
+from pretrain.launch.run_folder import (
+    CONFIG,
+    REPORT,
+    TABLE,
+    FinishedRun,
+    newest_finished,
+    read_rows,
+    record_of,
+    saved_settings,
+)
 from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
@@ -103,9 +112,9 @@ def measured_by(folder: Path) -> Measured:
     """Read the measurements of a run; raises CheckpointError if it has not finished or logged none."""
     for name in (CONFIG, REPORT):
         if not os.path.lexists(folder / name):
-            raise CheckpointError(
-                f"run={folder} holds no {name}: only a finished run can be compared. Try run=logs/gpt_nano/<time>."
-            )
+            finished = newest_finished(folder)
+            such_as = f"run={finished}, the newest finished one there" if finished else "run=logs/gpt_nano/<time>"
+            raise CheckpointError(f"run={folder} holds no {name}: only a finished run can be compared. Try {such_as}.")
     config, report = saved_settings(folder), record_of(folder / REPORT, FinishedRun)
     logged = _logged(folder / TABLE)
     speeds = logged.get("speed/tokens_per_s", [])[1:] or [report.tokens_per_s or 0.0]  # the first step warms up

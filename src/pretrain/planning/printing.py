@@ -6,6 +6,7 @@ from pretrain.planning.hardware import Hardware
 from pretrain.planning.scaling import (
     BESIROGLU,
     HOFFMANN,
+    LEAST_FITTED_FLOPS,
     TOKENS_PER_PARAMETER,
     data_warnings,
     twenty_per_parameter,
@@ -95,6 +96,10 @@ def _optimum(forecast: Forecast) -> list[str]:
             _line(name, "").rstrip().ljust(38)
             + f"{count(best.parameters)} parameters, {count(best.tokens)} tokens: loss {best.loss:.3f}; "
             f"this run's {loss:.3f}"
+        )
+    if flops < LEAST_FITTED_FLOPS:
+        lines.append(
+            _line("", f"fitted to runs of {LEAST_FITTED_FLOPS:.0g} FLOPs and more: losses of smaller ones mean little")
         )
     return lines
 

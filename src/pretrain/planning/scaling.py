@@ -87,6 +87,8 @@ class ScalingLaw:
         return Optimum(parameters, tokens, self.loss(parameters, tokens))
 
 
+LEAST_FITTED_FLOPS = 6e18  # the smallest IsoFLOP profile of Hoffmann et al. 2022, section 3.2
+
 HOFFMANN = ScalingLaw("Hoffmann et al. 2022, equation 10", 1.69, 406.4, 410.7, 0.34, 0.28)  # arxiv.org/abs/2203.15556
 BESIROGLU = ScalingLaw("Besiroglu et al. 2024", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arxiv.org/abs/2404.10102
 

@@ -44,12 +44,12 @@ def check_no_secrets(key: str, value: Any) -> None:
 
 def classes_of(callbacks: dict[str, Any], loggers: dict[str, Any]) -> frozenset[str]:
     """Return <entry>=<class path> for each entry that names a class, such as `callbacks.mine=my_package.Mine`."""
-    return frozenset(f"{key}={path}" for key, path in _paths(callbacks, loggers))
+    return frozenset(f"{key}={path}" for key, path in class_paths(callbacks, loggers))
 
 
 def refuse_unnamed(callbacks: dict[str, Any], loggers: dict[str, Any], named: frozenset[str]) -> None:
     """Raise ConfigError for a class path that is not among those that the user's own settings name."""
-    for key, path in _paths(callbacks, loggers):
+    for key, path in class_paths(callbacks, loggers):
         check_named(key, path, named)
 
 
@@ -62,7 +62,8 @@ def check_named(key: str, path: str, named: frozenset[str]) -> None:
         )
 
 
-def _paths(callbacks: dict[str, Any], loggers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def class_paths(callbacks: dict[str, Any], loggers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the class path of each entry that names a class."""
     for section, entries in (("callbacks", callbacks), ("loggers", loggers)):
         for name, entry in entries.items():
             if getattr(entry, "class_path", None) is not None:

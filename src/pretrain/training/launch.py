@@ -18,11 +18,20 @@ from pretrain.launch.rank import check_agent, check_launcher, log, rank, under_l
 from pretrain.launch.resume import as_config
 from pretrain.launch.run_folder import finished_run
 from pretrain.launch.run_lock import only_run_in
-from pretrain.launch.run_plan import RunPlan, from_record, prepare_text, resolve_run, texts_of, to_record
+from pretrain.launch.run_plan import (
+    RunPlan,
+    from_record,
+    prepare_text,
+    resolve_run,
+    texts_of,
+    to_record,
+    unused_folder_removed,
+)
 from pretrain.launch.train_log import TrainLog, copied_output
 from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
+from pretrain.training.import_class import check_importable
 
 _NOTICE_S = 20.0  # time to wait for other processes before a notice
 
@@ -53,13 +62,15 @@ def train_to_end(config: RunConfig | None, overrides: list[str]) -> Path:
         config = with_devices(config)
         for text in texts_of(config):
             check_files(text)
-        run_plan = _resolve(config, overrides)
-        if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
-            log(_run(run_plan, train_log))
-            return run_plan.folder
-        with only_run_in(run_plan.folder):
-            train_log.open(run_plan.folder, rank=0)
-            log(spawn(to_record(run_plan)))
+        run_plan = resolve_run(config, overrides)
+        with unused_folder_removed(run_plan):
+            run_plan = _with_text(run_plan, overrides)
+            if run_plan.config.trainer.ranks == 1 and not run_plan.config.trainer.max_restarts:
+                log(_run(run_plan, train_log))
+            else:
+                with only_run_in(run_plan.folder):
+                    train_log.open(run_plan.folder, rank=0)
+                    log(spawn(to_record(run_plan)))
         return run_plan.folder
 
 
@@ -78,8 +89,9 @@ def _train(run_plan: RunPlan) -> str:
     return str(train(run_plan))
 
 
-def _resolve(config: RunConfig, overrides: list[str]) -> RunPlan:
-    run_plan = resolve_run(config, overrides)
+def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
+    """Return the run plan with what the prepared text and the device decide; classes are imported before."""
+    check_importable(run_plan.config.callbacks, run_plan.config.loggers, run_plan.classes)
     from pretrain.training.auto_settings import resolve_auto_settings  # here: it loads torch
 
     return replace(run_plan, config=resolve_auto_settings(_fit_to_text(run_plan.config, overrides)))
@@ -148,7 +160,7 @@ def _agree_on_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPla
         record = to_dict(config)
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
-        run_plan = _resolve(as_config(record), overrides)
+        run_plan = _with_text(resolve_run(as_config(record), overrides), overrides)
         prepare_text(run_plan.config)
         store.set("pretrain/run_plan", json.dumps(to_record(run_plan)))
     return from_record(json.loads(store.get("pretrain/run_plan")))

@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.errors import CheckpointError, DataError, DivergenceError, printable
 from pretrain.files.atomic_files import write_atomically
-from pretrain.launch.run_folder import REPORT, finished_run
+from pretrain.launch.run_folder import PAGE, REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
 from pretrain.program import SCRIPTS, command, is_installed
 from pretrain.training.divergence import named
@@ -61,6 +61,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = ["", "Report", f"  run folder         {self.folder}"]
+        if (page := Path(self.folder) / PAGE).is_file():
+            lines += [f"  curves, samples    {page}"]
         lines += [f"  parameters         {self.parameters:,}"]
         done = "" if self.training_s else "; nothing was left to do"
         lines += [f"  trained            {self.steps:,} steps, {self.tokens_seen:,} tokens{done}"]

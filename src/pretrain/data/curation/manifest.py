@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from pretrain import __version__
-from pretrain.data.curation.rules import DUPLICATE_RULES
+from pretrain.data.curation.rules import DUPLICATE_RULES, rule_settings
 from pretrain.errors import DataError, printable
 from pretrain.files.records import check_seal, sealed
 from pretrain.files.untrusted_files import read_json
@@ -174,7 +174,9 @@ def overview(manifest: Mapping[str, Any]) -> list[str]:
         unusable = {f"unusable ({reason})": count for reason, count in documents["unusable"].items()}
         copies = {about: documents[rule] for rule, about in DUPLICATE_RULES.items() if documents[rule]}
         for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
-            lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}")
+            settings = rule_settings().get(reason, {}) if count > documents["read"] / 2 else {}  # most of them: why?
+            by = f": {', '.join(f'rules.{each}' for each in settings)}" if settings else ""
+            lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}{by}")
         share = documents["kept"] / documents["read"] if documents["read"] else 0.0
         lines.append(f"  kept      {documents['kept']:>9,}  {share:6.1%}  {source['characters']:,} characters")
     most = sorted(manifest["licenses"].items(), key=lambda item: (-item[1]["characters"], item[0]))[:10]

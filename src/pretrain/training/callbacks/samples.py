@@ -153,7 +153,7 @@ def _filled(language_model: LanguageModel, prompt: SamplePrompt) -> str:
         answer = language_model.fill(prompt.text, temperature=0, order="confidence")
         return f"{prompt.text}\n    {answer}{_truth(prompt)}"
     masks = language_model.predict_mask(prompt.text)
-    answers = ["   ".join(f"{answer.token.strip()!r} {answer.probability:.1%}" for answer in mask) for mask in masks]
+    answers = ["   ".join(f"{a.token.strip() or a.token!r} {a.probability:.1%}" for a in mask) for mask in masks]
     return "\n    ".join([prompt.text, *answers]) + _truth(prompt)
 
 
