@@ -25,6 +25,7 @@ from comparison import Result, take_turns, typed, why
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
+from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.parallel.config import ParallelDims
@@ -71,6 +72,7 @@ class Training:
         trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
+            global_step=0,
             is_global_zero=True,
             optimizers=[self.optimizer],
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
@@ -88,12 +90,14 @@ class Training:
             keep=1,
             asynchronous=asynchronous,
             config={},
+            whole_run=None,
             facts={},
             typed=[],
             after=0.0,
             save_tokenizer=lambda tokenizer: tokenizer.mkdir(),
         )
-        parts: tuple[Any, Any, Any, Any] = (trainer, module, _Stateless(), _Stateless())
+        data = SimpleNamespace(state_dict=dict, batch_sizes=BatchSizes.constant(StepSize(1, self.shape[1], order="")))
+        parts: tuple[Any, Any, Any, Any] = (trainer, module, _Stateless(), data)
         return RunState(*parts, settings)
 
 
