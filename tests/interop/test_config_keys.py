@@ -24,6 +24,7 @@ SIZES = {
 }  # fmt: skip
 LLAMA_SIZES = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": {"rope_type": "default",
                                                                                    "rope_theta": 500.0}}  # fmt: skip
+ROBERTA_SIZES = SIZES | {"pad_token_id": 1}
 OF_THEIRS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "vocab_size": BYTES.vocab_size, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
@@ -37,6 +38,14 @@ OF_THEIRS: dict[str, dict[str, Any]] = {
     "bert": SIZES | {"bos_token_id": None},
     "modernbert": SIZES | {"cls_token_id": 256, "sep_token_id": 256, "local_attention": 6},
     "eurobert": LLAMA_SIZES | {"mask_token_id": 258},
+    "roberta": ROBERTA_SIZES,
+    "xlm-roberta": ROBERTA_SIZES,
+    "camembert": ROBERTA_SIZES,
+    "distilbert": {
+        "vocab_size": BYTES.vocab_size, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
+        "max_position_embeddings": 64, "pad_token_id": 257,
+    },
+    "gpt_neox": SIZES,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -14,11 +14,11 @@ from hypothesis.strategies import DataObject
 from torch.testing import assert_close
 
 from pretrain.checkpoint.safetensors_file import TensorFiles
-from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs
+from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs, without_padding
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
 from pretrain.interop.load import open_model
-from pretrain.models.config import Activation, Head, RopeScaling, RopeScalingConfig, TransformerConfig
+from pretrain.models.config import Activation, Head, Position, RopeScaling, RopeScalingConfig, TransformerConfig
 
 LENGTH = 24
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -103,9 +103,29 @@ def modernbert(draw: Any) -> TransformerConfig:
     )  # fmt: skip
 
 
+@st.composite
+def roberta(draw: Any) -> TransformerConfig:
+    return replace(draw(bert()), feed_forward=Activation.gelu, position_offset=BYTES.pad_id + 1)
+
+
+@st.composite
+def distilbert(draw: Any) -> TransformerConfig:
+    return replace(draw(bert()), feed_forward=Activation.gelu, token_types=0, norm_eps=1e-12)
+
+
+@st.composite
+def gpt_neox(draw: Any) -> TransformerConfig:
+    return replace(
+        draw(gpt2()), position=Position.rope, rope_base=draw(st.sampled_from([1e4, 5e5])), rope_scaling=draw(scalings),
+        rope_fraction=draw(st.sampled_from([0.25, 0.5, 1.0])), parallel_residual=draw(booleans),
+    )  # fmt: skip
+
+
 STRATEGIES = {
     "gpt2": gpt2(), "llama": llama(), "mistral": mistral(), "qwen2": qwen2(), "qwen3": qwen3(), "apertus": apertus(),
     "bert": bert(), "modernbert": modernbert(), "eurobert": eurobert(),
+    "roberta": roberta(), "xlm-roberta": roberta(), "camembert": roberta(), "distilbert": distilbert(),
+    "gpt_neox": gpt_neox(),
 }  # fmt: skip
 
 
@@ -128,6 +148,7 @@ def test_ours_goes_out_and_comes_back(name: str, data: DataObject, tmp_path_fact
     assert (len(list(folder.glob("model-*.safetensors"))) > 1) is (small == 30_000)
 
     rows = torch.randint(model.vocab_size, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    rows = without_padding(model, rows)
     bare = family.class_of(config) == family.bare
     expected = our_outputs(model, rows, bare)
     assert min(float(each.std()) for each in expected) > 0.3  # neither is flat
@@ -234,10 +255,50 @@ def modernbert_of_theirs(draw: Any) -> Any:
     )  # fmt: skip
 
 
+def roberta_of_theirs(draw: Any) -> Any:
+    import transformers
+
+    name = draw(st.sampled_from(["Roberta", "XLMRoberta", "Camembert"]))
+    kind = getattr(transformers, name + draw(st.sampled_from(["ForMaskedLM", "Model"])))
+    pad = BYTES.pad_id
+    return kind(
+        kind.config_class(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+            max_position_embeddings=40 + pad, type_vocab_size=draw(st.sampled_from([1, 2])),
+            **ids(draw) | {"pad_token_id": pad},
+        )
+    )  # fmt: skip
+
+
+def distilbert_of_theirs(draw: Any) -> Any:
+    from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertModel
+
+    kind = draw(st.sampled_from([DistilBertForMaskedLM, DistilBertModel]))
+    return kind(
+        DistilBertConfig(
+            dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=32,
+            sinusoidal_pos_embds=draw(booleans), **ids(draw),
+        )
+    )  # fmt: skip
+
+
+def gpt_neox_of_theirs(draw: Any) -> Any:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+            max_position_embeddings=64, use_parallel_residual=draw(booleans), tie_word_embeddings=draw(booleans),
+            rotary_pct=draw(st.sampled_from([0.25, 0.5, 1.0])), hidden_act=draw(st.sampled_from(["gelu", "gelu_new"])),
+            **ids(draw),
+        )
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
-     modernbert_of_theirs],
+     modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs],
 )  # fmt: skip
 @several
 @given(data=st.data())
@@ -250,17 +311,18 @@ def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_fa
     found = open_model(folder)
     ours = found.load().eval()
     tokens = torch.randint(model.config.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = without_padding(ours, tokens)
     with torch.no_grad():
         output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
         hidden = ours(tokens)
-    if type(model).__name__ == "BertModel":
+    if type(model).__name__ in [family.bare for family in FAMILIES]:
         assert_close(hidden, output.last_hidden_state, atol=1e-4, rtol=1e-4)
     else:
         expected = output.prediction_logits if "prediction_logits" in output else output.logits
         assert expected.std() > 0.3  # neither is flat
         assert_close(ours.head(hidden), expected, atol=1e-4, rtol=1e-4)
 
-    family = choose_family(found.shape, found.objective.causal, FAMILIES)  # type: ignore[arg-type]
+    family = choose_family(found.shape, found.objective.causal, FAMILIES, model.config.model_type)  # type: ignore[arg-type]
     again = TensorFiles(sorted(write_ours(tmp_path_factory.mktemp("ours"), family, ours).glob("*.safetensors")))
     state = {family.names.canonical(name): value for name, value in model.state_dict().items()}
     assert again.shapes.keys() <= state.keys()

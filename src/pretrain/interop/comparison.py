@@ -28,7 +28,14 @@ def random_rows(model: Transformer) -> Tensor:
     """Return rows of random tokens, int64 (3, length), longer than a sliding window if the context allows."""
     longest = max((window or 0 for window in model.windows), default=0)
     length = min(model.config.context_length, max(LENGTH, min(2 * longest, 4 * LENGTH)))
-    return torch.randint(model.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(model.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+    return without_padding(model, rows)
+
+
+def without_padding(model: Transformer, rows: Tensor) -> Tensor:
+    """Return the rows with another token for padding, if the position of a token depends on it (RoBERTa's does)."""
+    padding = model.config.position_offset - 1
+    return rows.where(rows != padding, (padding + 1) % model.vocab_size)
 
 
 @torch.inference_mode()

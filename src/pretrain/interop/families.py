@@ -7,8 +7,16 @@ src/transformers/models/<model_type>/configuration_<model_type>.py and modeling_
 from dataclasses import replace
 
 from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
-from pretrain.interop.keys import LOCAL_AND_GLOBAL, WINDOW_BY_LAYER, WINDOW_EVERYWHERE, one_bias, rope
-from pretrain.interop.names import BERT, GPT2, LLAMA, MODERN_BERT
+from pretrain.interop.keys import (
+    LOCAL_AND_GLOBAL,
+    PARTIAL_ROPE,
+    POSITIONS_AFTER_PADDING,
+    WINDOW_BY_LAYER,
+    WINDOW_EVERYWHERE,
+    one_bias,
+    rope,
+)
+from pretrain.interop.names import BERT, DISTIL_BERT, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, ROBERTA
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
@@ -198,5 +206,73 @@ EURO_BERT_FAMILY = replace(  # Llama's shape with bidirectional attention
     },
 )  # fmt: skip
 
+ROBERTA_FAMILY = replace(  # BERT, but positions start behind the padding token's id, and the head's activation is GELU
+    BERT_FAMILY,
+    model_type="roberta",
+    architecture="RobertaForMaskedLM",
+    bare="RobertaModel",
+    names=ROBERTA,
+    keys=(*(key for key in BERT_FAMILY.keys if key.ours not in ("context_length", "feed_forward")),
+          Key("feed_forward", "hidden_act", {"gelu": Activation.gelu}, "gelu")),
+    groups=(POSITIONS_AFTER_PADDING,),
+    required=_ENCODER | {"position_embedding_type": "absolute", "tie_word_embeddings": True},
+    harmless=frozenset(),
+)  # fmt: skip
+XLM_ROBERTA_FAMILY = replace(
+    ROBERTA_FAMILY, model_type="xlm-roberta", architecture="XLMRobertaForMaskedLM", bare="XLMRobertaModel"
+)
+CAMEMBERT_FAMILY = replace(
+    ROBERTA_FAMILY, model_type="camembert", architecture="CamembertForMaskedLM", bare="CamembertModel"
+)
+
+DISTIL_BERT_FAMILY = Family(  # BERT without token types
+    model_type="distilbert",
+    architecture="DistilBertForMaskedLM",
+    bare="DistilBertModel",
+    causal=False,
+    names=DISTIL_BERT,
+    fixed=BERT_FAMILY.fixed | {"norm_eps": 1e-12},
+    keys=(
+        Key("n_layers", "n_layers", "layers"),
+        Key("d_model", "dim", "count"),
+        Key("n_heads", "n_heads", "count"),
+        Key("d_ff", "hidden_dim", "count"),
+        Key("context_length", "max_position_embeddings", "count"),
+        Key("feed_forward", "activation", {"gelu": Activation.gelu}, "gelu"),
+        Key("dropout", "dropout", "number", 0.1),
+        Key("attention_dropout", "attention_dropout", "number", 0.1),
+        Key("init_std", "initializer_range", "number", 0.02),
+    ),
+    required=_ENCODER | {"tie_word_embeddings": True},
+    harmless=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}),
+)
+
+GPT_NEOX_FAMILY = Family(  # Pythia
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    causal=True,
+    names=GPT_NEOX,
+    fixed={"norm": Norm.layer, "norm_bias": True, "position": Position.rope, "bias": True, "head": Head.linear},
+    keys=(
+        Key("n_layers", "num_hidden_layers", "layers"),
+        Key("d_model", "hidden_size", "count"),
+        Key("n_heads", "num_attention_heads", "count"),
+        Key("d_ff", "intermediate_size", "count"),
+        Key("context_length", "max_position_embeddings", "length"),
+        Key("feed_forward", "hidden_act", PLAIN, "gelu"),
+        Key("norm_eps", "layer_norm_eps", "number", 1e-5),
+        Key("tie_embeddings", "tie_word_embeddings", "flag", False),
+        Key("parallel_residual", "use_parallel_residual", "flag", True),
+        Key("dropout", "hidden_dropout", "number", 0.0),
+        Key("attention_dropout", "attention_dropout", "number", 0.0),
+        Key("init_std", "initializer_range", "number", 0.02),
+    ),
+    groups=(PARTIAL_ROPE,),
+    required=_DECODER | {"attention_bias": True},
+    harmless=OF_DECODERS,
+    even_heads=True,
+)
+
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
-            MODERN_BERT_FAMILY, EURO_BERT_FAMILY)  # fmt: skip
+            MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
+            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY)  # fmt: skip

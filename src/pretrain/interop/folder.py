@@ -44,7 +44,7 @@ class HuggingFaceFolder:
         Raises CheckpointError naming the first tensor that is missing, unexpected, or of another shape.
         """
         parameters = {name: parameter.shape for name, parameter in model.named_parameters()}
-        stored = self.family.names.stored(parameters)
+        stored = self.family.names.stored(parameters, self.shape.n_heads)
         file_names = self._file_names()
         self._check(stored, file_names)
         self._check_copies(file_names)

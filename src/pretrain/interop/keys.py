@@ -51,6 +51,55 @@ def rope(base: float = 10_000.0, default: Settings | None = None) -> Group:
     return Group(read, write, ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"))
 
 
+def _read_neox(record: ConfigJson) -> Settings:
+    for key in ("rotary_pct", "rotary_emb_base"):
+        record.reject_null(key)
+    parameters = record.section("rope_scaling")
+    parameters = parameters if parameters.values else record.section("rope_parameters")
+    parameters.reject_null("partial_rotary_factor")
+    fraction = parameters.positive("partial_rotary_factor", record.positive("rotary_pct", 0.25)) or 1.0
+    if fraction > 1.0:
+        raise parameters.error("partial_rotary_factor", "or rotary_pct is above 1, all channels of a head")
+    whole = {key: value for key, value in parameters.values.items() if key != "partial_rotary_factor"}
+    base = record.positive("rotary_emb_base", 10_000.0) or 10_000.0
+    rope_base, scaling = _read_rope(ConfigJson(whole, parameters.location), record, base)
+    return {"rope_base": rope_base, "rope_scaling": scaling, "rope_fraction": fraction}
+
+
+def _write_neox(config: TransformerConfig) -> Settings:
+    parameters = _write_rope(config) | {"partial_rotary_factor": config.rope_fraction}
+    older = {"rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_base}  # read before version 5
+    return {"rope_parameters": parameters, **older} | (
+        {"rope_scaling": parameters} if config.rope_scaling.kind is not RopeScaling.none else {}
+    )
+
+
+PARTIAL_ROPE = Group(  # GPT-NeoX
+    _read_neox, _write_neox, ("rope_scaling", "rope_parameters", "rotary_pct", "rotary_emb_base")
+)
+
+
+def _read_offset(record: ConfigJson) -> Settings:
+    record.reject_null("pad_token_id")
+    pad = record.values.get("pad_token_id", 1)
+    if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < record.largest:
+        raise record.error("pad_token_id", "is not the id of a token, and positions start behind it")
+    rows = record.count("max_position_embeddings", 512) or 512
+    if rows <= pad + 1:
+        raise record.error("max_position_embeddings", f"leaves no position, because the first is {pad + 1}")
+    return {"position_offset": pad + 1, "context_length": rows - pad - 1}
+
+
+def _write_offset(config: TransformerConfig) -> Settings:
+    rows = config.context_length + config.position_offset
+    return {"max_position_embeddings": rows, "pad_token_id": max(0, config.position_offset - 1)}
+
+
+POSITIONS_AFTER_PADDING = Group(  # RoBERTa
+    _read_offset, _write_offset, ("max_position_embeddings", "pad_token_id")
+)
+
+
 def _read_rope(parameters: ConfigJson, record: ConfigJson, base: float) -> tuple[float, RopeScalingConfig]:
     for key, value in parameters.values.items():
         if isinstance(value, dict):

@@ -23,6 +23,7 @@ class Stored:
     name: str
     parts: Mapping[str, torch.Size]  # our parameters with their shapes
     transposed: bool = False
+    heads: int = 1  # of which each has its rows of every part together; 1: the parts one after the other
 
     @property
     def shape(self) -> torch.Size:
@@ -33,11 +34,16 @@ class Stored:
 
     def join(self, values: Callable[[str], Tensor]) -> Tensor:
         """Return the Hugging Face tensor from the values of our parameters."""
+        if self.heads > 1:
+            return torch.stack([values(name).unflatten(0, (self.heads, -1)) for name in self.parts], 1).flatten(0, 2)
         tensor = torch.cat([values(name) for name in self.parts])
         return tensor.t() if self.transposed else tensor
 
     def part(self, tensor: Tensor, name: str) -> Tensor:
         """Return our parameter `name` from the Hugging Face tensor."""
+        if self.heads > 1:
+            number = list(self.parts).index(name)
+            return tensor.unflatten(0, (self.heads, len(self.parts), -1))[:, number].flatten(0, 1)
         tensor = tensor.t() if self.transposed else tensor
         first = 0
         for other, shape in self.parts.items():
@@ -57,19 +63,23 @@ class NameTable:
     inside: Mapping[str | tuple[str, ...], str]  # our modules in a block
     head: Mapping[str, str]  # our modules and parameters of the head
     transposed: tuple[str, ...] = ()  # of their modules in a layer
+    renamed: Mapping[str, str] = field(default_factory=dict)  # prefix in some version of transformers -> the one here
+    by_head: tuple[str, ...] = ()  # fused modules in a layer with the rows of each head together
     ignored: tuple[str, ...] = ()  # patterns of their tensors that a language model does not use
     copies: Mapping[str, str] = field(default_factory=dict)  # of their tensors: second name -> first name
 
-    def stored(self, parameters: Mapping[str, torch.Size]) -> list[Stored]:
+    def stored(self, parameters: Mapping[str, torch.Size], n_heads: int = 1) -> list[Stored]:
         """Return the tensors that hold these parameters of ours, in the order of the first parameter in each.
 
-        Raises KeyError for a parameter without a name in the family.
+        `n_heads` is the model's number of attention heads. Raises KeyError for a parameter without a name in the
+        family.
         """
         tensors: dict[str, Stored] = {}
         for name in parameters:
             theirs, ours, transposed = self._locate(name)
             if theirs not in tensors:
-                tensors[theirs] = Stored(theirs, {other: parameters[other] for other in ours}, transposed)
+                heads = n_heads if theirs.rpartition(".")[0].endswith(self.by_head) else 1
+                tensors[theirs] = Stored(theirs, {other: parameters[other] for other in ours}, transposed, heads)
         return list(tensors.values())
 
     def _locate(self, name: str) -> tuple[str, tuple[str, ...], bool]:
@@ -95,6 +105,8 @@ class NameTable:
     def canonical(self, name: str) -> str:
         """Return a tensor's name as transformers writes it today, with the prefix of the body."""
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms before 2019
+        for other, theirs in self.renamed.items():
+            name = theirs + name.removeprefix(other) if name.startswith(other) else name
         in_head = (*self.head.values(), *self.copies)
         of_head = any(name == theirs or name.startswith(f"{theirs}.") for theirs in in_head)
         return name if of_head or name.startswith(self.body) or self.is_ignored(name) else self.body + name
@@ -188,4 +200,55 @@ MODERN_BERT = NameTable(
         "feed_forward.down": "mlp.Wo",
     },
     head={"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"},
+)
+
+ROBERTA = NameTable(  # of XLM-RoBERTa and CamemBERT, too
+    body="roberta.",
+    outside=BERT.outside,
+    layer=BERT.layer,
+    inside=BERT.inside,
+    head={
+        "head.dense": "lm_head.dense",
+        "head.norm": "lm_head.layer_norm",
+        "head.weight": "lm_head.decoder.weight",
+        "head.bias": "lm_head.bias",
+    },
+    ignored=(r"(roberta\.)?pooler\..*", r"(roberta\.)?embeddings\.position_ids"),
+    copies={"lm_head.decoder.bias": "lm_head.bias"},
+)
+
+DISTIL_BERT = NameTable(
+    body="distilbert.",
+    outside={name: theirs for name, theirs in BERT.outside.items() if name != "embeddings.types"},
+    layer="transformer.layer.{}.",
+    inside={
+        "attention.query": "attention.q_lin",
+        "attention.key": "attention.k_lin",
+        "attention.value": "attention.v_lin",
+        "attention.output": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "feed_forward.up": "ffn.lin1",
+        "feed_forward.down": "ffn.lin2",
+        "feed_forward_norm": "output_layer_norm",
+    },
+    head={"head.dense": "vocab_transform", "head.norm": "vocab_layer_norm", "head": "vocab_projector"},
+    ignored=(r"(distilbert\.)?embeddings\.position_ids",),
+)
+
+GPT_NEOX = NameTable(
+    body="gpt_neox.",
+    outside={"embeddings.tokens": "embed_in", "final_norm": "final_layer_norm"},
+    layer="layers.{}.",
+    inside={
+        "attention_norm": "input_layernorm",
+        _QKV: "attention.query_key_value",
+        "attention.output": "attention.dense",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward.up": "mlp.dense_h_to_4h",
+        "feed_forward.down": "mlp.dense_4h_to_h",
+    },
+    head={"head": "embed_out"},
+    renamed={"lm_head.": "embed_out."},
+    by_head=("attention.query_key_value",),
+    ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
 )

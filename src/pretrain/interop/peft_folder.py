@@ -65,7 +65,15 @@ def _matrices(family: Family, sizes: Sizes) -> list[_Matrix]:
         )
         for stored in family.names.stored(plain)
     ]
-    return [_Matrix(stored, modules) for stored, modules in parts if modules]
+    matrices = [_Matrix(stored, modules) for stored, modules in parts if modules]
+    for matrix in matrices:
+        if matrix.module.endswith(family.names.by_head):
+            raise ConfigError(
+                f"lora.targets adapts {matrix.modules[0]}, and {family.architecture} keeps queries, keys and values "
+                "of each head together, for which no adapter is written or read. Try lora.targets=[blocks.*.output, "
+                "blocks.*.feed_forward.*], or adapters=false, which merges the adapters."
+            )
+    return matrices
 
 
 def write_adapters(folder: Path, saved: TensorFiles, family: Family, config: LoraConfig, base: str | None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pretrain.checkpoint.safetensors_file import write_each
 from pretrain.data.tokenizers.load import MAX_JSON_BYTES
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import ConfigError
 from pretrain.files.untrusted_files import read_json
 from pretrain.interop.family import Family
 from pretrain.interop.folder import CONFIG, INDEX, WEIGHTS
@@ -29,7 +30,15 @@ def write_settings(
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
     }  # fmt: skip
-    record = family.write(model.config) | ids | {"vocab_size": model.vocab_size, "dtype": "float32"}
+    shape = family.write(model.config)
+    if shape.get("pad_token_id", tokenizer.pad_id) != tokenizer.pad_id:
+        pad = tokenizer.pad_id
+        raise ConfigError(
+            f"model.position_offset={model.config.position_offset} and the tokenizer's padding token {pad} do not "
+            f"fit: {family.architecture} counts positions from the padding token's id plus 1. Train with "
+            + ("a tokenizer that has a padding token." if pad is None else f"model.position_offset={pad + 1}.")
+        )
+    record = shape | ids | {"vocab_size": model.vocab_size, "dtype": "float32"}
     if not family.causal:
         record |= {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id}
         record |= {} if tokenizer.mask_id is None else {"mask_token_id": tokenizer.mask_id}
@@ -49,7 +58,7 @@ def write_weights(
 ) -> None:
     """Write the weights as float32, tensor by tensor; `model` may be on the meta device."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    shards = _shards(family.names.stored(shapes), max_shard_bytes)
+    shards = _shards(family.names.stored(shapes, model.config.n_heads), max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [
         f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
     ]  # fmt: skip

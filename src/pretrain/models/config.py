@@ -206,6 +206,9 @@ class TransformerConfig(ModelConfig):
     feed_forward: Activation = setting(Activation.gelu_tanh, "Activation of the feed-forward layer; *glu are gated.")
     norm: Norm = setting(Norm.layer, "How activations are normalized.")
     norm_position: NormPosition = setting(NormPosition.pre, "Normalize a block's input, or the sum behind it.")
+    parallel_residual: bool = setting(
+        False, "Attention and feed-forward read the same input (Wang and Komatsuzaki 2021, GPT-J); needs pre-norm."
+    )
     norm_eps: float = setting(1e-5, "Added to the variance, or to the mean square.", bounds="(0.0, inf)")
     norm_bias: bool = setting(True, "Give layer norms a bias.")
     norm_first_block: bool = setting(
@@ -213,9 +216,16 @@ class TransformerConfig(ModelConfig):
     )
     embedding_norm: bool = setting(False, "Normalize the embeddings.")
     position: Position = setting(Position.learned, "How a token's position enters: learned embeddings, or rotary.")
+    position_offset: int = setting(
+        0, "Learned positions start at this row of their table; RoBERTa's at the padding token's id plus 1.",
+        bounds=f"[0, {1 << 24}]",
+    )  # fmt: skip
     rope_base: float = setting(10_000.0, "Base of the rotary wavelengths.", bounds="(0.0, inf)")
     rope_base_local: float | None = setting(
         None, "Base in layers with a sliding window; null: rope_base.", bounds="(0.0, inf)", example=10000
+    )
+    rope_fraction: float = setting(
+        1.0, "Share of a head's channels that are rotated, the first ones; Pythia: 0.25.", bounds="(0.0, 1.0]"
     )
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     bias: bool = setting(True, "Give every linear layer a bias, but for the head.")
@@ -264,6 +274,26 @@ class TransformerConfig(ModelConfig):
                 f"model.position=rope turns pairs of channels, but a head is {self.attention_head_dim} wide. "
                 f"Try model.head_dim={self.attention_head_dim + 1}."
             )
+        self._check_positions()
+        if self.parallel_residual and self.norm_position is NormPosition.post:
+            raise ConfigError(
+                "model.parallel_residual=true adds both layers to one sum, which model.norm_position=post would "
+                "normalize twice. Try model.norm_position=pre."
+            )
+
+    def _check_positions(self) -> None:
+        rope = self.position is Position.rope
+        if rope and self.rope_fraction != 1.0 and (self.rope_dim % 2 or not self.rope_dim):
+            nearest = 2 * max(1, round(self.rope_fraction * self.attention_head_dim / 2)) / self.attention_head_dim
+            raise ConfigError(
+                f"model.rope_fraction={self.rope_fraction} rotates {self.rope_dim} of {self.attention_head_dim} "
+                f"channels of a head, which are no pairs. Try model.rope_fraction={nearest}."
+            )
+        if rope and self.position_offset:
+            raise ConfigError(
+                f"model.position_offset={self.position_offset} is for a table of learned positions, and "
+                "model.position=rope has none. Try model.position_offset=0."
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -274,6 +304,11 @@ class TransformerConfig(ModelConfig):
     def attention_head_dim(self) -> int:
         """Channels of one head."""
         return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that rotary positions turn."""
+        return int(self.attention_head_dim * self.rope_fraction)
 
     @property
     def ff_width(self) -> int:
@@ -323,6 +358,7 @@ class TransformerConfig(ModelConfig):
             "norm_first_block",
         ]
         alike += ["embedding_norm", "position", "bias", "qk_norm", "token_types", "head", "tie_embeddings"]
+        alike += ["parallel_residual"]
         rope, scaling = self.position is Position.rope, self.rope_scaling
         local = [self.layer_window(layer) is not None for layer in range(self.n_layers)]
         scaled = rope and scaling.kind is not RopeScaling.none and scaling.factor != 1.0
@@ -332,6 +368,8 @@ class TransformerConfig(ModelConfig):
             "head_dim": self.attention_head_dim,
             "d_ff": self.ff_width,
             "context_length": None if rope else self.context_length,
+            "position_offset": None if rope else self.position_offset,
+            "rope_fraction": self.rope_dim / self.attention_head_dim if rope else None,
             "norm_bias": self.norm_bias if self.norm is Norm.layer else None,
             "qkv_bias": self.attention_bias,
             "sliding_window": self.sliding_window if any(local) else math.inf,

@@ -11,6 +11,7 @@ from pretrain.models.config import RopeScaling, RopeScalingConfig
 def rotary_frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -> Tensor:
     """Return the angle per position of each channel pair, float32 (head_dim / 2,), in radians.
 
+    `head_dim` counts the channels that are rotated.
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.4.2.
     """
     pairs = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
@@ -37,6 +38,13 @@ def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (B, H, T, head_dim) with each pair of channels (i, i + head_dim / 2) rotated."""
+    """Return x (B, H, T, head_dim) with each pair of channels (i, i + n / 2) of the first n rotated.
+
+    Cosines and sines have n / 2 channels. Source of the part: Black et al. 2022, https://arxiv.org/abs/2204.06745,
+    section 2.1.
+    """
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return torch.cat((rotate(x[..., :rotated], cos, sin), x[..., rotated:]), dim=-1)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

@@ -16,7 +16,8 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     """Return the number of parameters, shared ones counted once."""
     norm = config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
     total = vocab_size * config.d_model
-    total += config.context_length * config.d_model if config.position is Position.learned else 0
+    rows = config.context_length + config.position_offset
+    total += rows * config.d_model if config.position is Position.learned else 0
     total += config.token_types * config.d_model
     total += norm if config.embedding_norm else 0
     total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)

@@ -22,7 +22,9 @@ class Embeddings(nn.Module):
         super().__init__()
         learned = config.position is Position.learned
         self.tokens = nn.Embedding(vocab_size, config.d_model)
-        self.positions = nn.Embedding(config.context_length, config.d_model) if learned else None
+        rows = config.context_length + config.position_offset
+        self.first_position = config.position_offset
+        self.positions = nn.Embedding(rows, config.d_model) if learned else None
         self.types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
         self.norm = build_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
@@ -31,7 +33,7 @@ class Embeddings(nn.Module):
         """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T)."""
         x = self.tokens(tokens)
         if self.positions is not None:
-            x = x + self.positions(positions)
+            x = x + self.positions(positions + self.first_position)
         if self.types is not None:
             x = x + self.types.weight[0]
         if self.norm is not None:
@@ -45,6 +47,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.post = config.norm_position is NormPosition.post
+        self.parallel = config.parallel_residual
         first = layer == 0 and not config.norm_first_block
         self.attention_norm = nn.Identity() if first else build_norm(config)
         self.attention = Attention(config, layer)
@@ -63,7 +66,10 @@ class Block(nn.Module):
         if self.post:
             x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache)))
             return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
+        attended = self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
+        if self.parallel:
+            return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + attended
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -192,7 +198,7 @@ class Transformer(LanguageModule):
         if positions.device not in self._rotations:  # computed once and on the CPU: equal on every device
             self._rotations[positions.device] = {
                 window: rotary_frequencies(
-                    config.attention_head_dim,
+                    config.rope_dim,
                     config.rope_base if window is None else (config.rope_base_local or config.rope_base),
                     config.rope_scaling,
                 ).to(positions.device)
