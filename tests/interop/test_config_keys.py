@@ -46,6 +46,8 @@ OF_THEIRS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64, "pad_token_id": 257,
     },
     "gpt_neox": SIZES,
+    "smollm3": LLAMA_SIZES,
+    "olmo2": LLAMA_SIZES,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -75,7 +77,8 @@ CHANGES: dict[str, list[Any]] = {
     "per_layer_config": [{"0": {"num_attention_heads": 2}}],
     "attention_multiplier": [3.0], "logits_scaling": [3.0], "logit_scale": [3.0], "residual_multiplier": [3.0],
     "embedding_multiplier": [3.0], "final_logit_softcapping": [3.0], "attn_logit_softcapping": [3.0],
-    "query_pre_attn_scalar": [3], "no_rope_layers": [[0, 1]], "rope_interleaved": [True, False],
+    "query_pre_attn_scalar": [3], "no_rope_layers": [[0, 1], [1, 0], [1, 1], [0, 0, 1], [1], [2, 0], "11"],
+    "no_rope_layer_interval": [1, 2, 0], "rope_interleaved": [True, False],
     "hidden_act": ["gelu", "gelu_new", "silu", "relu", "relu2", "tanh", "quick_gelu"],
     "hidden_activation": ["gelu", "gelu_new", "silu", "relu"],
     "activation_function": ["gelu", "gelu_new", "relu", "relu2", "silu", "gelu_fast"],

@@ -18,7 +18,15 @@ from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
 from pretrain.interop.load import open_model
-from pretrain.models.config import Activation, Head, Position, RopeScaling, RopeScalingConfig, TransformerConfig
+from pretrain.models.config import (
+    Activation,
+    Head,
+    NormPosition,
+    Position,
+    RopeScaling,
+    RopeScalingConfig,
+    TransformerConfig,
+)
 
 LENGTH = 24
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -121,11 +129,22 @@ def gpt_neox(draw: Any) -> TransformerConfig:
     )  # fmt: skip
 
 
+@st.composite
+def smollm3(draw: Any) -> TransformerConfig:
+    return replace(draw(llama()), nope_every=draw(st.integers(0, 3)))
+
+
+@st.composite
+def olmo2(draw: Any) -> TransformerConfig:
+    norms = {"norm_position": NormPosition.output, "qk_norm": True, "qk_norm_across_heads": True}
+    return replace(draw(llama()), bias=False, **norms)
+
+
 STRATEGIES = {
     "gpt2": gpt2(), "llama": llama(), "mistral": mistral(), "qwen2": qwen2(), "qwen3": qwen3(), "apertus": apertus(),
     "bert": bert(), "modernbert": modernbert(), "eurobert": eurobert(),
     "roberta": roberta(), "xlm-roberta": roberta(), "camembert": roberta(), "distilbert": distilbert(),
-    "gpt_neox": gpt_neox(),
+    "gpt_neox": gpt_neox(), "smollm3": smollm3(), "olmo2": olmo2(),
 }  # fmt: skip
 
 
@@ -282,6 +301,25 @@ def distilbert_of_theirs(draw: Any) -> Any:
     )  # fmt: skip
 
 
+def smollm3_of_theirs(draw: Any) -> Any:
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    bias = draw(booleans)
+    layers = draw(st.sampled_from([None, [1, 0, 1], [1, 1, 1, 0], [0, 0, 0]]))
+    return SmolLM3ForCausalLM(
+        SmolLM3Config(
+            **llama_like(draw), attention_bias=bias, mlp_bias=bias, no_rope_layers=layers,
+            no_rope_layer_interval=draw(st.integers(1, 4)),
+        )
+    )  # fmt: skip
+
+
+def olmo2_of_theirs(draw: Any) -> Any:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    return Olmo2ForCausalLM(Olmo2Config(**llama_like(draw)))
+
+
 def gpt_neox_of_theirs(draw: Any) -> Any:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -298,7 +336,7 @@ def gpt_neox_of_theirs(draw: Any) -> Any:
 @pytest.mark.parametrize(
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
-     modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs],
+     modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs, smollm3_of_theirs, olmo2_of_theirs],
 )  # fmt: skip
 @several
 @given(data=st.data())

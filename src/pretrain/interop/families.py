@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
 from pretrain.interop.keys import (
+    LAYERS_WITHOUT_ROPE,
     LOCAL_AND_GLOBAL,
     PARTIAL_ROPE,
     POSITIONS_AFTER_PADDING,
@@ -16,7 +17,7 @@ from pretrain.interop.keys import (
     one_bias,
     rope,
 )
-from pretrain.interop.names import BERT, DISTIL_BERT, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, ROBERTA
+from pretrain.interop.names import BERT, DISTIL_BERT, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, ROBERTA
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
@@ -133,6 +134,28 @@ APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no 
     },
     harmless=OF_DECODERS,
 )  # fmt: skip
+
+SMOLLM3_FAMILY = replace(  # Llama's shape, and layers without positions
+    LLAMA_FAMILY,
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    keys=(*(key for key in LLAMA_FAMILY.keys if key.ours != "tie_embeddings"),
+          Key("tie_embeddings", "tie_word_embeddings", "flag", True)),
+    groups=(rope(2_000_000.0), one_bias("attention_bias", "mlp_bias"), LAYERS_WITHOUT_ROPE),
+    harmless=OF_DECODERS | {"sliding_window"},  # of no layer, because each sees its whole row
+    even_heads=False,
+)  # fmt: skip
+
+OLMO2_FAMILY = replace(  # norms of what a layer adds, and of the queries and keys of all heads
+    LLAMA_FAMILY,
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    names=OLMO2,
+    fixed=_LLAMA_FIXED | {"norm_position": NormPosition.output, "qk_norm": True, "qk_norm_across_heads": True},
+    groups=(rope(),),
+    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    even_heads=False,
+)
 
 BERT_FAMILY = Family(
     model_type="bert",
@@ -275,4 +298,4 @@ GPT_NEOX_FAMILY = Family(  # Pythia
 
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
-            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY)  # fmt: skip
+            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY)  # fmt: skip

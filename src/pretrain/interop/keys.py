@@ -79,6 +79,35 @@ PARTIAL_ROPE = Group(  # GPT-NeoX
 )
 
 
+def _read_nope(record: ConfigJson) -> Settings:
+    record.reject_null("no_rope_layer_interval")
+    layers, every = record.layers("num_hidden_layers") or 0, record.layers("no_rope_layer_interval", 4) or 4
+    for key in ("use_sliding_window", "layer_types"):
+        if record.values.get(key) not in (None, False, [_GLOBAL] * layers):
+            raise record.error(key, f"is not supported here, only {_GLOBAL} in all layers")
+    rotates = record.values.get("no_rope_layers")
+    if rotates is None:
+        return {"nope_every": every}
+    if not isinstance(rotates, list) or any(type(each) is not int for each in rotates) or len(rotates) < layers:
+        raise record.error("no_rope_layers", "is not 0 or 1 for each layer")
+    rotates = [bool(each) for each in rotates[:layers]]
+    every = rotates.index(False) + 1 if False in rotates else 0
+    if rotates != [not every or layer % every != every - 1 for layer in range(layers)]:
+        raise record.error("no_rope_layers", "is not supported, only a 0 for the last of every n layers")
+    return {"nope_every": every}
+
+
+def _write_nope(config: TransformerConfig) -> Settings:
+    record: Settings = {"no_rope_layers": [int(config.layer_rotates(layer)) for layer in range(config.n_layers)]}
+    record |= {"layer_types": [_GLOBAL] * config.n_layers, "use_sliding_window": False}
+    return record | ({"no_rope_layer_interval": config.nope_every} if config.nope_every else {})
+
+
+LAYERS_WITHOUT_ROPE = Group(  # SmolLM3
+    _read_nope, _write_nope, ("no_rope_layers", "no_rope_layer_interval", "layer_types", "use_sliding_window")
+)
+
+
 def _read_offset(record: ConfigJson) -> Settings:
     record.reject_null("pad_token_id")
     pad = record.values.get("pad_token_id", 1)

@@ -7,7 +7,7 @@ Source of the names: https://github.com/huggingface/transformers, src/transforme
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -153,6 +153,13 @@ LLAMA = NameTable(  # of Mistral, Qwen and Apertus, too
     head={"head": "lm_head"},
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )
+
+OLMO2 = replace(
+    LLAMA,
+    inside={
+        **LLAMA.inside, "attention_norm": "post_attention_layernorm", "feed_forward_norm": "post_feedforward_layernorm"
+    },
+)  # fmt: skip
 
 BERT = NameTable(
     body="bert.",

@@ -91,8 +91,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.output = nn.Linear(inner, config.d_model, bias=config.bias)
-        self.query_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.attention_head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.norm_across_heads = config.qk_norm_across_heads
+        widths = (inner, inner_kv) if self.norm_across_heads else (config.attention_head_dim,) * 2
+        self.query_norm = RMSNorm(widths[0], eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(widths[1], eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self,
@@ -102,9 +104,12 @@ class Attention(nn.Module):
         kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Return the attention output of x (B, T, d_model), same shape."""
-        q, k, v = (self._heads(y) for y in self.project(x))  # (B, H, T, D), and twice (B, K, T, D)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        q, k, v = self.project(x)
+        if self.norm_across_heads:
+            q, k = self._normalized(q, k)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, H, T, D), and twice (B, K, T, D)
+        if not self.norm_across_heads:
+            q, k = self._normalized(q, k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if kv_cache is not None:
@@ -115,6 +120,11 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries (B, T, H x D), keys and values (B, T, K x D) of x (B, T, d_model)."""
         return self.query(x), self.key(x), self.value(x)
+
+    def _normalized(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.query_norm is None or self.key_norm is None:
+            return q, k
+        return self.query_norm(q), self.key_norm(k)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

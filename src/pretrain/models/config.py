@@ -24,10 +24,11 @@ class Norm(Enum):
 
 
 class NormPosition(Enum):
-    """Where a block normalizes: its input, or the sum it adds to the residual stream."""
+    """Where a block normalizes: the input of each layer, the sum behind it, or the output that is added."""
 
     pre = "pre"  # Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     post = "post"  # Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+    output = "output"  # OLMo et al. 2024, https://arxiv.org/abs/2501.00656, section 3.1
 
 
 class Position(Enum):
@@ -205,7 +206,9 @@ class TransformerConfig(ModelConfig):
     )  # fmt: skip
     feed_forward: Activation = setting(Activation.gelu_tanh, "Activation of the feed-forward layer; *glu are gated.")
     norm: Norm = setting(Norm.layer, "How activations are normalized.")
-    norm_position: NormPosition = setting(NormPosition.pre, "Normalize a block's input, or the sum behind it.")
+    norm_position: NormPosition = setting(
+        NormPosition.pre, "Normalize a layer's input (pre), the sum behind it (post), or what it adds (output)."
+    )
     parallel_residual: bool = setting(
         False, "Attention and feed-forward read the same input (Wang and Komatsuzaki 2021, GPT-J); needs pre-norm."
     )
@@ -227,11 +230,18 @@ class TransformerConfig(ModelConfig):
     rope_fraction: float = setting(
         1.0, "Share of a head's channels that are rotated, the first ones; Pythia: 0.25.", bounds="(0.0, 1.0]"
     )
+    nope_every: int = setting(
+        0, "With rotary positions: the last of every n layers has none (Yang et al. 2025, arxiv.org/abs/2501.18795); "
+        "0: all rotate.", bounds="[0, 10000]", example=4,
+    )  # fmt: skip
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     bias: bool = setting(True, "Give every linear layer a bias, but for the head.")
     qkv_bias: bool | None = setting(None, "Give query, key and value projections a bias; null: as bias has it.")
     qk_norm: bool = setting(
         False, "Normalize each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)."
+    )
+    qk_norm_across_heads: bool = setting(
+        False, "With qk_norm: one norm over the channels of all heads, with as many weights (OLMo 2)."
     )
     sliding_window: int | None = setting(
         None, "Tokens a local layer attends to: the last ones if causal, else half on either side. null: all.",
@@ -275,10 +285,10 @@ class TransformerConfig(ModelConfig):
                 f"Try model.head_dim={self.attention_head_dim + 1}."
             )
         self._check_positions()
-        if self.parallel_residual and self.norm_position is NormPosition.post:
+        if self.parallel_residual and self.norm_position is not NormPosition.pre:
             raise ConfigError(
-                "model.parallel_residual=true adds both layers to one sum, which model.norm_position=post would "
-                "normalize twice. Try model.norm_position=pre."
+                f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="
+                f"{self.norm_position.name} has them behind. Try model.norm_position=pre."
             )
 
     def _check_positions(self) -> None:
@@ -332,6 +342,11 @@ class TransformerConfig(ModelConfig):
         )
         return None if is_global else self.sliding_window
 
+    def layer_rotates(self, layer: int) -> bool:
+        """Return whether this layer rotates its queries and keys."""
+        is_nope = self.nope_every > 0 and layer % self.nope_every == self.nope_every - 1
+        return self.position is Position.rope and not is_nope
+
     def differences(self, other: TransformerConfig) -> dict[str, tuple[object, object]]:
         """Return each setting by which two shapes compute different things from the same weights, with both values.
 
@@ -341,7 +356,8 @@ class TransformerConfig(ModelConfig):
         both = ((name, ours[name], theirs[name]) for name in ours)
         found = {name: (a, b) for name, a, b in both if a != b and None not in (a, b)}
         as_set = {
-            name: (getattr(self, name), getattr(other, name)) for name in ("sliding_window", "global_attention_every")
+            name: (getattr(self, name), getattr(other, name))
+            for name in ("sliding_window", "global_attention_every", "nope_every")
         }
         return {name: as_set.get(name, values) for name, values in found.items()}
 
@@ -361,6 +377,7 @@ class TransformerConfig(ModelConfig):
         alike += ["parallel_residual"]
         rope, scaling = self.position is Position.rope, self.rope_scaling
         local = [self.layer_window(layer) is not None for layer in range(self.n_layers)]
+        rotates = [self.layer_rotates(layer) for layer in range(self.n_layers)]
         scaled = rope and scaling.kind is not RopeScaling.none and scaling.factor != 1.0
         llama3 = scaled and scaling.kind is RopeScaling.llama3
         return {name: getattr(self, name) for name in alike} | {
@@ -369,6 +386,8 @@ class TransformerConfig(ModelConfig):
             "d_ff": self.ff_width,
             "context_length": None if rope else self.context_length,
             "position_offset": None if rope else self.position_offset,
+            "qk_norm_across_heads": self.qk_norm_across_heads if self.qk_norm else None,
+            "nope_every": rotates if rope else None,
             "rope_fraction": self.rope_dim / self.attention_head_dim if rope else None,
             "norm_bias": self.norm_bias if self.norm is Norm.layer else None,
             "qkv_bias": self.attention_bias,

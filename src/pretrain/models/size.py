@@ -22,7 +22,7 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     total += norm if config.embedding_norm else 0
     total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)
     total -= 0 if config.norm_first_block else norm
-    total += norm if config.norm_position is NormPosition.pre else 0
+    total += norm if config.norm_position is not NormPosition.post else 0
     total += 0 if config.tie_embeddings else vocab_size * config.d_model
     if config.head is Head.mlm:
         total += config.d_model * (config.d_model + config.bias) + norm + vocab_size
@@ -33,7 +33,8 @@ def _attention(config: TransformerConfig) -> int:
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     weights = config.d_model * (2 * inner + 2 * inner_kv)
     biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.bias
-    return weights + biases + (2 * config.attention_head_dim if config.qk_norm else 0)
+    norms = inner + inner_kv if config.qk_norm_across_heads else 2 * config.attention_head_dim
+    return weights + biases + (norms if config.qk_norm else 0)
 
 
 def _feed_forward(config: TransformerConfig) -> int:

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.post = config.norm_position is NormPosition.post
+        self.post, self.on_output = (config.norm_position is each for each in (NormPosition.post, NormPosition.output))
         self.parallel = config.parallel_residual
         first = layer == 0 and not config.norm_first_block
         self.attention_norm = nn.Identity() if first else build_norm(config)
@@ -66,6 +66,9 @@ class Block(nn.Module):
         if self.post:
             x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache)))
             return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        if self.on_output:
+            x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache)))
+            return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
         attended = self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
         if self.parallel:
             return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -169,8 +172,9 @@ class Transformer(LanguageModule):
             masks = self.masks(tokens, documents, is_causal)
         rotations = self._rotation(positions)
         x = self.embeddings(tokens, positions)
-        for window, block in zip(self.windows, self.blocks, strict=True):
-            x = block(x, masks[window], rotations[window], kv_cache)
+        for layer, (window, block) in enumerate(zip(self.windows, self.blocks, strict=True)):
+            rotation = rotations[window] if self.config.layer_rotates(layer) else None
+            x = block(x, masks[window], rotation, kv_cache)
         return self.final_norm(x)
 
     def masks(
