@@ -29,14 +29,23 @@ MODERN_BERT = replace(
     sliding_window=8,
     global_attention_every=3,
 )  # fmt: skip
+NEOX = replace(
+    GPT, position=Position.rope, rope_fraction=0.25, parallel_residual=True, feed_forward=Activation.gelu,
+    tie_embeddings=False, d_ff=48,
+)  # fmt: skip
+OLMO = replace(  # with layers without positions, which no released OLMo has
+    LLAMA, norm_position=NormPosition.output, qk_norm_across_heads=True, n_layers=3, nope_every=2
+)
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
     "local": replace(LLAMA, n_layers=3, sliding_window=5, global_attention_every=2),  # a causal model with windows
+    "neox": NEOX,
+    "olmo": OLMO,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:

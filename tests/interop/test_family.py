@@ -34,8 +34,14 @@ FITTING = [
     ("modern_bert", False, {}, "ModernBertForMaskedLM"),
     ("modern_bert", False, {"head": Head.linear}, "ModernBertModel"),
     ("llama", False, LLAMA, "EuroBertForMaskedLM"),
+    ("bert", False, {"position_offset": 2, "feed_forward": Activation.gelu}, "RobertaForMaskedLM"),
+    ("bert", False, {"token_types": 0, "feed_forward": Activation.gelu}, "DistilBertForMaskedLM"),
+    ("neox", True, {}, "GPTNeoXForCausalLM"),
+    ("olmo", True, {"nope_every": 0}, "Olmo2ForCausalLM"),
+    ("llama", True, LLAMA | {"nope_every": 2}, "SmolLM3ForCausalLM"),
 ]
 UNSUPPORTED = [
+    ("olmo", True, {}, "model.nope_every=2", "model.nope_every=0"),
     ("gpt", True, {"norm_bias": False}, "model.norm_bias=false", "model.norm_bias=true"),
     ("gpt", True, {"bias": False, "qkv_bias": True}, "model.bias=false", "model.bias=true"),
     ("gpt", True, {"n_kv_heads": 2}, "model.n_kv_heads=2", "model.n_kv_heads=4"),

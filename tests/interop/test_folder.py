@@ -90,6 +90,15 @@ def test_a_sound_folder_is_a_language_model(make: Make, name: str) -> None:
 
 
 WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"model_type": "gemma3_text"}, 'model_type="gemma3_text" is not supported, only '),
+    ("llama", {"model_type": "smollm3", "no_rope_layers": [0, 1]}, "only a 0 for the last of every n layers"),
+    ("llama", {"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers=[1] is not 0 or 1 for each layer"),
+    ("llama", {"model_type": "smollm3", "use_sliding_window": True}, "only full_attention in all layers"),
+    ("bert", {"model_type": "roberta", "pad_token_id": -1}, "pad_token_id=-1 is not the id of a token"),
+    ("bert", {"model_type": "roberta", "pad_token_id": 40}, "leaves no position, because the first is 41"),
+    ("llama", {"model_type": "gpt_neox", "rope_theta": None, "rms_norm_eps": None, "head_dim": None,
+               "num_key_value_heads": None, "mlp_bias": None, "attention_bias": True,
+               "rope_parameters": {"partial_rotary_factor": 2.0}}, "is above 1, all channels of a head"),
     ("llama", {"model_type": "t5"}, 'model_type="t5" is not supported, only gpt2, llama, mistral'),
     ("llama", {"model_type": 3}, "model_type=3 is not text"),
     ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "names code in the model's folder, which is never run"),

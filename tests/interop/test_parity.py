@@ -336,7 +336,8 @@ def gpt_neox_of_theirs(draw: Any) -> Any:
 @pytest.mark.parametrize(
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
-     modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs, smollm3_of_theirs, olmo2_of_theirs],
+     modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs,
+     smollm3_of_theirs, olmo2_of_theirs],
 )  # fmt: skip
 @several
 @given(data=st.data())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from pretrain.errors import ConfigError
 from pretrain.models import attention
 from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend
 from pretrain.models.config import (
@@ -26,10 +28,18 @@ from pretrain.models.config import (
 )
 from pretrain.models.layers import FeedForward
 from pretrain.models.masks import build_mask
-from pretrain.models.position import rotary_frequencies, rotation
+from pretrain.models.position import rotary_frequencies, rotate, rotation
 from pretrain.models.size import parameter_count
 
-FAMILIES = [("gpt", True), ("llama", True), ("local", True), ("bert", False), ("modern_bert", False)]
+FAMILIES = [
+    ("gpt", True),
+    ("llama", True),
+    ("local", True),
+    ("neox", True),
+    ("olmo", True),
+    ("bert", False),
+    ("modern_bert", False),
+]
 
 
 def some_tokens(rows: int, length: int, vocab_size: int = 50, seed: int = 1) -> Tensor:
@@ -69,6 +79,68 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
         start += length
     whole = model(tokens)[0, 7:19]  # without document numbers they do
     assert (whole - packed[7:19]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "bert"])
+def test_the_gradient_is_the_slope_of_the_loss(family: str) -> None:
+    """By a central difference in float64 along a random direction of all parameters."""
+    model, tokens = random_model(shape(family), 50, True).double(), some_tokens(2, 9)
+    generator = torch.Generator().manual_seed(2)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in model.parameters()]
+
+    def loss(step: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, change in zip(model.parameters(), direction, strict=True):
+                parameter += step * change
+        return model.head(model(tokens)).logsumexp(-1).square().mean()
+
+    loss(0.0).backward()  # type: ignore[no-untyped-call]
+    by_gradient = sum(float((p.grad * d).sum()) for p, d in zip(model.parameters(), direction, strict=True))  # type: ignore[operator]
+    ahead = loss(1e-4).item()
+    behind = loss(-2e-4).item()
+    assert_close((ahead - behind) / 2e-4, by_gradient, rtol=2e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_new_parts_of_a_block_equal_their_formulas() -> None:
+    """Parallel layers, norms of outputs, a rotated part of each head, layers without rotation, shifted positions."""
+    x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3))
+    mask = build_mask(True, None, None, 6, x.device)
+    config = shape("neox")
+    turn = rotation(torch.arange(6).unsqueeze(0), rotary_frequencies(config.rope_dim, 1e4, config.rope_scaling))
+    block = random_model(config, 50, True).blocks[0]
+    attended = block.attention(block.attention_norm(x), mask, turn)
+    assert_close(block(x, mask, turn), x + attended + block.feed_forward(block.feed_forward_norm(x)))
+
+    block = random_model(shape("olmo"), 50, True).blocks[0]
+    middle = x + block.attention_norm(block.attention(x, mask))
+    assert_close(block(x, mask), middle + block.feed_forward_norm(block.feed_forward(middle)))
+
+    head = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(4))
+    turned = rotate(head, *turn)  # two of eight channels
+    expected = torch.stack([slow_turn(head[0, 0, t, :2], t, [1.0]) for t in range(6)])
+    assert_close(turned[0, 0, :, :2], expected)
+    assert torch.equal(turned[..., 2:], head[..., 2:])
+
+    assert [shape("olmo").layer_rotates(layer) for layer in range(3)] == [True, False, True]
+    plain = random_model(shape("gpt"), 50, True)
+    shifted = shape("gpt", position_offset=3).build(50, True).eval()
+    positions = torch.cat([torch.zeros(3, 32), plain.embeddings.positions.weight])
+    shifted.load_state_dict(plain.state_dict() | {"embeddings.positions.weight": positions})
+    assert torch.equal(shifted(some_tokens(1, 9)), plain(some_tokens(1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("neox", {"rope_fraction": 0.4}, "rope_fraction=0.4 rotates 3 of 8 .* Try model.rope_fraction=0.5"),
+        ("llama", {"position_offset": 2}, "position_offset=2 is for a table .* Try model.position_offset=0"),
+        ("bert", {"parallel_residual": True}, "parallel_residual=true needs .*norm_position=post .*norm_position=pre"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        shape(name, **changes)
 
 
 def mask_mod(i: int, j: int, causal: bool, window: int | None) -> bool:
@@ -213,8 +285,18 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     heads = draw(st.integers(1, 4))
     flags = {
         name: draw(st.booleans())
-        for name in ("norm_bias", "norm_first_block", "embedding_norm", "bias", "qk_norm", "tie_embeddings")
+        for name in (
+            "norm_bias",
+            "norm_first_block",
+            "embedding_norm",
+            "bias",
+            "qk_norm",
+            "qk_norm_across_heads",
+            "tie_embeddings",
+        )
     }
+    position = draw(st.sampled_from(Position))
+    norm_position = draw(st.sampled_from(NormPosition))
     return TransformerConfig(
         n_layers=draw(st.integers(1, 3)),
         d_model=2 * heads * draw(st.integers(1, 4)),
@@ -227,8 +309,11 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         qkv_bias=draw(st.sampled_from([None, True, False])),
         feed_forward=draw(st.sampled_from(Activation)),
         norm=draw(st.sampled_from(Norm)),
-        norm_position=draw(st.sampled_from(NormPosition)),
-        position=draw(st.sampled_from(Position)),
+        norm_position=norm_position,
+        parallel_residual=norm_position is NormPosition.pre and draw(st.booleans()),
+        position=position,
+        position_offset=draw(st.integers(0, 3)) if position is Position.learned else 0,
+        nope_every=draw(st.integers(0, 2)),
         head=draw(st.sampled_from(Head)),
         **flags,
     )

@@ -123,6 +123,11 @@ def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:
             f"parallel.tensor_parallel={devices} splits the matrices of model.kind=transformer, and model.kind is "
             f"{model.kind}. Try parallel.tensor_parallel=1."
         )
+    if shape.qk_norm and shape.qk_norm_across_heads:
+        raise ConfigError(
+            f"parallel.tensor_parallel={devices} splits attention by heads, and model.qk_norm_across_heads=true "
+            "normalizes over all of them. Try parallel.tensor_parallel=1, with trainer.strategy=fsdp."
+        )
     parts = {"n_heads": shape.n_heads, "n_kv_heads": shape.kv_heads, "d_ff": shape.ff_width}
     if parallel.sequence_parallel:
         parts["context_length"] = shape.context_length
