@@ -58,7 +58,7 @@ UNSUPPORTED = [
     ),
     ("local", True, {"rope_base_local": 9.0}, "model.rope_base_local=9.0", "model.rope_base_local=10000.0"),
     ("llama", True, LLAMA | {"bias": True, "qkv_bias": False}, "model.qkv_bias=false", "model.qkv_bias=true"),
-    ("bert", False, {"token_types": 0}, "model.token_types=0", "model.token_types=1"),
+    ("bert", False, {"token_types": 0, "norm_eps": 1e-5}, "model.token_types=0", "model.token_types=1"),
     ("bert", False, {"tie_embeddings": False}, "model.tie_embeddings=false", "model.tie_embeddings=true"),
     ("bert", False, {"feed_forward": Activation.swiglu}, "model.feed_forward=swiglu", "model.feed_forward=gelu_tanh"),
     ("modern_bert", False, {"norm_first_block": True}, "model.norm_first_block=true", "model.norm_first_block=false"),

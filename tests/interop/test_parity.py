@@ -14,6 +14,7 @@ from hypothesis.strategies import DataObject
 from torch.testing import assert_close
 
 from pretrain.checkpoint.safetensors_file import TensorFiles
+from pretrain.errors import ConfigError
 from pretrain.interop.comparison import compare, compare_tokenizers, our_outputs, without_padding
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
@@ -367,6 +368,22 @@ def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_fa
     assert again.shapes.keys() <= state.keys()
     for name in again.shapes:
         assert torch.equal(again.read(name), state[name]), name
+
+
+def test_positions_that_do_not_start_behind_the_padding_token_are_refused(tmp_path: Path) -> None:
+    config = shape("bert", feed_forward=Activation.gelu, position_offset=2)
+    family = choose_family(config, False, FAMILIES)
+    with pytest.raises(
+        ConfigError, match=r"position_offset=2 and .* 257 do not fit.* Train with model.position_offset=258"
+    ):
+        write_ours(tmp_path / "folder", family, random_model(config, BYTES.vocab_size, False))
+
+
+def test_the_guide_names_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "hugging-face-in-and-out.md").read_text(encoding="utf-8")
+    table = "".join(page.split("## Which architectures")[1].split("On export")[0].lower().split())
+    rows = {"xlm-roberta": "xlm-roberta", "gpt2": "gpt-2", "gpt_neox": "gpt-neox"}
+    assert [f.model_type for f in FAMILIES if rows.get(f.model_type, f.model_type) not in table] == []
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

@@ -48,6 +48,18 @@ def test_what_is_written_computes_the_same(tmp_path, name, targets):
     assert load(f"{first}.lora.a", initial_adapter(f"{first}.lora.a", sizes[f"{first}.lora.a"], 0))[3:].any()
 
 
+def test_adapters_of_queries_that_are_stored_by_head_are_refused_and_others_written(tmp_path):
+    _, family, saved = with_adapters("neox", ALL, tmp_path)
+    with pytest.raises(ConfigError, match=r"adapts blocks\.0\.attention\.query, and GPTNeoXForCausalLM keeps .* Try"):
+        write_adapters(tmp_path, saved, family, ALL, base=None)
+    others = LoraConfig(rank=3, alpha=5.0, targets=["blocks.*.output", "blocks.*.feed_forward.*"])
+    (folder := tmp_path / "others").mkdir()
+    _, family, saved = with_adapters("neox", others, folder)
+    write_adapters(folder, saved, family, others, base=None)
+    targets = json.loads((folder / CONFIG).read_text())["target_modules"]
+    assert targets == ["dense", "dense_h_to_4h", "dense_4h_to_h"]
+
+
 def test_names_are_short_where_all_matrices_have_an_adapter(tmp_path):
     _, family, saved = with_adapters("gpt", ALL, tmp_path)
     write_adapters(tmp_path, saved, family, ALL, base=None)

@@ -49,6 +49,8 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], message: 
          r"tensor_parallel=4 does not divide model\.n_kv_heads=2.* Try parallel\.tensor_parallel=2\."),
         (ParallelConfig(tensor_parallel=2, sequence_parallel=True), FSDP8, replace(families.GPT, context_length=31),
          r"does not divide model\.context_length=31, which the devices split\. Try parallel\.tensor_parallel=1\."),
+        (ParallelConfig(tensor_parallel=2), FSDP8, families.OLMO,
+         r"model\.qk_norm_across_heads=true normalizes over all of them\. Try parallel\.tensor_parallel=1, with "),
         (ParallelConfig(tensor_parallel=2), FSDP8, ModelConfig(kind="mine"),
          r"matrices of model\.kind=transformer, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
     ],
