@@ -235,6 +235,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert [word for command in typed if command.is_ours for word in unknown_arguments(command)] == []
     assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
+    assert [str(block) for block in of_page(name) if re.match(r"\s*-+8", block.text) and not block.included] == []
     assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
     assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
     for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):
