@@ -36,7 +36,7 @@ from pretrain.config.settings_help import settings_page
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
-    "make train", "make wheel", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ",
 )  # fmt: skip
 NANO = [
