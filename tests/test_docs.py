@@ -37,7 +37,7 @@ from pretrain.config.stages import ENDS
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
-    "make train", "make wheel", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ",
 )  # fmt: skip
 NANO = [
@@ -237,6 +237,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert [word for command in typed if command.is_ours for word in unknown_arguments(command)] == []
     assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
+    assert [str(block) for block in of_page(name) if re.match(r"\s*-+8", block.text) and not block.included] == []
     assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
     assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
     for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):
