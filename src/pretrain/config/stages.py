@@ -141,10 +141,10 @@ def _nested(name: str, entry: Any) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in entry.items():
         *above, last = str(key).split(".")
-        place = nested
+        level = nested
         for part in above:
-            place = place.setdefault(part, {})
-        place[last] = _nested_value(value)
+            level = level.setdefault(part, {})
+        level[last] = _nested_value(value)
     return nested
 
 
