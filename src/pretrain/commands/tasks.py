@@ -186,12 +186,12 @@ def _converse(config: GenerateConfig, language_model: LanguageModel) -> None:
     if config.repetition_penalty is not None:
         options["repetition_penalty"] = config.repetition_penalty
     mark = "> " if sys.stdin.isatty() else ""
-    print(mark, end="", file=sys.stderr, flush=True)
+    print(printable(mark), end="", file=sys.stderr, flush=True)
     for number, line in enumerate(sys.stdin):
         if text := line.strip():
             answer = language_model.chat(text, seed=config.seed + number, **options)
             print(printable(answer), flush=True)
-        print(mark, end="", file=sys.stderr, flush=True)
+        print(printable(mark), end="", file=sys.stderr, flush=True)
 
 
 def _denoising_options(config: GenerateConfig) -> dict[str, Any]:

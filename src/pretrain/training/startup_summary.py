@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.config.stages import Course, Stage
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.kernels.device import device_name
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import adapted, trainable
 from pretrain.planning.scaling import data_warnings, source_warnings
@@ -32,7 +32,7 @@ def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModu
     assert stage is not None
     config = stage.config
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = device_name(device)
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
     strategy = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
