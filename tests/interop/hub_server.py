@@ -152,4 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del repository.files[value["path"]]
         repository.commits += 1
-        return 200, {"commitUrl": f"{self.hub.url}/commit/1", "commitOid": f"{repository.commits:040x}"}
+        return 200, {
+            "commitUrl": f"{self.hub.url}/ada/fox/commit/{repository.commits:040x}",
+            "commitOid": f"{repository.commits:040x}",
+        }

@@ -21,6 +21,7 @@ from pretrain.config.scripts import ExportConfig
 from pretrain.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # the hub's client to its own HTTP library
 
 
 @pytest.fixture(scope="module")
