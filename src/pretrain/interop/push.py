@@ -51,7 +51,8 @@ def push_folder(config: ExportConfig, account: str) -> str:
     """
     assert config.push is not None
     hub, shown = _hub(), "public" if config.public else "private"
-    with _told(config.push, folder=config.output):
+    by_hand = f"hf upload {config.push} {config.output} ." + (" --private" if not config.public else "")
+    with _told(config.push, f" The folder is complete. To send it: {by_hand}"):
         hub.create_repo(config.push, private=not config.public, exist_ok=True)
         if not config.public:
             _check_private(hub, config.push)
@@ -76,15 +77,14 @@ def _check_private(hub: HfApi, name: str) -> None:
 
 
 @contextmanager
-def _told(name: str, folder: str | None = None) -> Iterator[None]:
-    """Turn whatever the hub's client raises into a CheckpointError of one sentence, without the token."""
+def _told(name: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever the hub's client raises into a CheckpointError that ends with `hint`, without the token."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # the client's errors have no class in common, and those of its HTTP library others
-        again = f" The folder is complete. To send it: hf upload {name} {folder} . --private" if folder else ""
-        raise CheckpointError(f"push={name} failed: {_reason(error)}.{again}") from None
+        raise CheckpointError(f"push={name} failed: {_reason(error)}.{hint}") from None
 
 
 def _reason(error: BaseException) -> str:
