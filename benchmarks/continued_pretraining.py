@@ -3,8 +3,9 @@
     python benchmarks/continued_pretraining.py MODEL --domain FILES --general FILES
 
 MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` once for each of `--seeds` and
-each share of `--replay` (of rows from the general text), with the same steps and rate. It is scored before and after on the same held-out rows of both texts: loss, in nats per token. What is trained and scored already is kept, so
-that a run that was stopped goes on by the same command.
+each share of `--replay` (of rows from the general text), with the same steps and rate. It is scored before and after
+on the same held-out rows of both texts: loss, in nats per token. What is trained and scored already is kept, so that a
+run that was stopped goes on by the same command.
 """
 
 import argparse
