@@ -148,5 +148,5 @@ def test_smollm2_with_adapters_computes_the_same_merged(assets: Path, smollm2: L
             value.copy_(merged(name, value, adapters.__getitem__, config.scale))
     largest = float(unmerged.abs().max())
     assert len(changed) == 7 * 30  # query, key, value, output and the three of SwiGLU, in each block
-    assert float((unmerged - base).abs().max()) > 0.1 * largest  # the adapters matter
+    assert float((unmerged - base).abs().max()) > 1.0  # the adapters matter
     assert float((plain.head(plain(tokens)) - unmerged).abs().max()) < 1e-5 * largest
