@@ -63,7 +63,7 @@ def test_only_plain_files_are_fetched_from_the_hub(llama: Path, monkeypatch: pyt
 
     def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision))
-        assert {pattern.rpartition(".")[2] for pattern in allow_patterns} == {"json", "safetensors", "txt"}
+        assert {pattern.rpartition(".")[2] for pattern in allow_patterns} == {"json", "safetensors", "txt", "jinja"}
         return str(llama)
 
     monkeypatch.setattr(importlib.import_module("huggingface_hub"), "snapshot_download", snapshot_download)
