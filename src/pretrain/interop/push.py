@@ -36,7 +36,7 @@ def sign_in(config: ExportConfig) -> str | None:
     if config.push is None:
         return None
     hub = _hub()
-    with _told(config.push):
+    with _as_checkpoint_error(config.push):
         account = str(hub.whoami()["name"])
         if not config.public and hub.repo_exists(config.push):
             _check_private(hub, config.push)
@@ -52,7 +52,7 @@ def push_folder(config: ExportConfig, account: str) -> str:
     assert config.push is not None
     hub, shown = _hub(), "public" if config.public else "private"
     by_hand = f"hf upload {config.push} {config.output} ." + (" --private" if not config.public else "")
-    with _told(config.push, f" The folder is complete. To send it: {by_hand}"):
+    with _as_checkpoint_error(config.push, f" The folder is complete. To send it: {by_hand}"):
         hub.create_repo(config.push, private=not config.public, exist_ok=True)
         if not config.public:
             _check_private(hub, config.push)
@@ -77,7 +77,7 @@ def _check_private(hub: HfApi, name: str) -> None:
 
 
 @contextmanager
-def _told(name: str, hint: str = "") -> Iterator[None]:
+def _as_checkpoint_error(name: str, hint: str = "") -> Iterator[None]:
     """Turn whatever the hub's client raises into a CheckpointError that ends with `hint`, without the token."""
     try:
         yield

@@ -56,7 +56,7 @@ def device_name(device: torch.device) -> str:
 def apple_chip() -> str:
     """Return the name of a Mac's chip, such as Apple M3 Max; empty where macOS does not tell."""
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
             capture_output=True,
             text=True,
@@ -65,7 +65,7 @@ def apple_chip() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return answer.stdout.strip()
 
 
 def memory_in_use(device: torch.device) -> int:

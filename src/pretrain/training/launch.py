@@ -96,7 +96,7 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     from pretrain.training.auto_settings import resolve_auto_settings
     from pretrain.training.memory import check_memory
 
-    device = choose_device(run_plan.config.trainer)  # one that is not there is told before the text is prepared
+    device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
     if run_plan.config.size is None:
         check_memory(run_plan.config, device)
     return replace(run_plan, config=resolve_auto_settings(_fit_to_text(run_plan.config, overrides)))
