@@ -22,8 +22,8 @@ from pretrain.errors import ConfigError, nearest, shown
 from pretrain.models.config import Position
 from pretrain.training.config import StageEnd
 
-# What may change inside a run: the shape of the weights and the meaning of the saved state do not depend on it. Of what a
-# resume keeps unless `allow_change` names it (launch/resume.py), this is the part that another stage may have.
+# What may change inside a run: the shape of the weights and the meaning of the saved state do not depend on it. It is a
+# part of what a resume keeps unless `allow_change` names it (launch/resume.py).
 MAY_CHANGE = (
     "batch_size", "micro_batch_size", "batch_warmup_tokens", "batch_warmup_rows", "data", "objective",
     "model.context_length", "model.rope_base", "model.rope_base_local", "model.rope_scaling", "model.sliding_window",
