@@ -111,7 +111,7 @@ def test_groups_by_patterns_change_what_they_name_and_the_first_wins(kind: type[
         ({"a": {"match": ["*.quary.weight"]}}, r"groups\.a\.match=\*\.quary\.weight matches no trained parameter\. "
          r"Names near it: .*query\.weight"),
         ({"a": {"match": []}}, r"groups\.a\.match=\[\] is not a list of patterns"),
-        ({"a": {"weight_decay": 0.0}}, r"groups\.a\.match=None is not a list of patterns"),
+        ({"a": {"weight_decay": 0.0}}, r"groups\.a\.match=null is not a list of patterns"),
         ({"a": 3}, r"groups\.a=3 is not a group\. Write"),
         ({"a": {"match": ["*"], "weight_decays": 0.0}}, r"weight_decays is not a setting of a group.*weight_decay"),
         ({"a": {"match": ["*"], "betas": [0.9]}}, r"groups\.a\.betas=\[0\.9\] is not a pair .*betas=\[0\.9,0\.95\]"),
