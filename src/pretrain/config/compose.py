@@ -30,7 +30,7 @@ from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
 from pretrain.errors import CheckpointError, ConfigError, nearest, show
 
-_WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
+_WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
 
 
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
@@ -166,7 +166,7 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
             typed_names = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
             if typed_names - known:
                 wanted[group] = typed_names
-    if "resume" in keys and wanted:
+    if wanted and ("resume" in keys or "branch" in keys):
         return _kinds_of_the_run(config_name, overrides, list(wanted))
     text = {field.name for field in fields(choices("data")["text_files"])}
     if "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys:
@@ -188,7 +188,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
         if is_group(key := override.partition("=")[0].lstrip("+")) or key in _WHICH_RUN
     ]
     tree = _by_hydra(config_name, where)
-    path = Path(tree.resume)
+    path = Path(tree.get("branch") or tree.resume)
     if tree.resume == "auto":
         path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
     saved = unverified(path)
