@@ -15,7 +15,7 @@ from pretrain.config.compose import composed, register_schemas, sweep_words
 from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
+from pretrain.config.scripts import AverageConfig, ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
@@ -27,7 +27,8 @@ PAGE = (ROOT / "AGENTS.md").read_text(encoding="utf8")
 TYPED = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
 CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
-    "eval": EvalConfig, "export": ExportConfig, "plan": PlanConfig, "report": ReportConfig, "doctor": DoctorConfig,
+    "average": AverageConfig, "eval": EvalConfig,
+    "export": ExportConfig, "plan": PlanConfig, "report": ReportConfig, "doctor": DoctorConfig,
     "curate": CurateConfig, "verify": VerifyConfig, "explain": ExplainConfig,
 }  # fmt: skip
 

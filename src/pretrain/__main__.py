@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "show the rows of a step of a run",
     "generate": "complete, fill masks of, or classify a prompt with a trained model",
     "eval": "score a trained model on documents or a task",
+    "average": "average the weights of checkpoints",
     "export": "write a trained model as a Hugging Face folder",
     "report": "write report.html of a run, of a folder of runs, or of a corpus",
     "plan": "say what a run takes, without training",

@@ -19,7 +19,7 @@ def test_help_lists_presets_and_the_settings_that_overrides_make(
     monkeypatch.setattr(sys, "argv", ["train.py", "optimizer=adamw", "--help"])
     main("train", RunConfig, lambda config, words: pytest.fail("help trains nothing"))
     shown = capsys.readouterr().out
-    assert "\noptimizer: adamw, muon\n" in shown
+    assert "\noptimizer: adamw, muon, stable_adamw\n" in shown
     assert "\noptimizer: AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).\n" in shown
     line = next(line for line in shown.splitlines() if line.startswith("  optimizer.learning_rate="))
     assert line.endswith(" Peak learning rate; the schedule scales it. (above 0)")

@@ -1,12 +1,15 @@
 """Every parameter has one role, and only matrices have weight decay."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import SHAPES, shape
 from torch import nn
 
-from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
-from pretrain.optim.groups import parameter_names
+from pretrain.errors import ConfigError
+from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig, StableAdamWConfig
+from pretrain.optim.groups import group_table, parameter_names
 
 
 def role(name: str, tie_embeddings: bool) -> str:
@@ -70,3 +73,53 @@ def test_a_model_without_blocks_has_no_empty_group(config: OptimizerConfig) -> N
 def test_an_optimizer_of_no_kind_cannot_be_built() -> None:
     with pytest.raises(TypeError, match=r"optimizer '\?' has no build\(\)"):
         OptimizerConfig().build(nn.Linear(1, 1))
+
+
+GROUPED = {
+    "embedding": {"match": ["*embedding*"], "learning_rate_ratio": 3.0, "betas": [0.8, 0.9]},
+    "queries": {"match": ["*query.weight", "*key.weight"], "weight_decay": 0.0, "learning_rate": 0.5},
+    "attention": {"match": ["blocks.*.attention.*"], "learning_rate_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", [AdamWConfig, StableAdamWConfig, MuonConfig])
+def test_groups_by_patterns_change_what_they_name_and_the_first_wins(kind: type[AdamWConfig]) -> None:
+    groups = GROUPED if kind is not MuonConfig else {**GROUPED, "attention": {**GROUPED["attention"], "betas": None}}
+    model = shape("llama").build(50, causal=True)
+    optimizer = kind(learning_rate=0.01, weight_decay=0.3, groups=groups).build(model)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found = {name: of[id(parameter)] for name, parameter in model.named_parameters()}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(of) == len(found)
+    for name, group in found.items():
+        is_matrix = role(name, False) != "rest"
+        rate, decay, betas = 0.01, 0.3 if is_matrix else 0.0, (0.9, 0.95)
+        if "embedding" in name:
+            rate, betas = 0.03, (0.8, 0.9)
+        elif name.endswith(("query.weight", "key.weight")):
+            rate, decay = 0.5, 0.0
+        elif ".attention." in name:
+            rate = 0.005
+        assert (group["lr"], group["weight_decay"], group["betas"]) == (pytest.approx(rate), decay, betas), name
+    table = group_table(optimizer, model)
+    assert len(table) == len(optimizer.param_groups)
+    assert any("learning rate 0.5, weight decay 0" in line and "query.weight and" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ({"a": {"match": ["*.quary.weight"]}}, r"groups\.a\.match=\*\.quary\.weight matches no trained parameter\. "
+         r"Names near it: .*query\.weight"),
+        ({"a": {"match": []}}, r"groups\.a\.match=\[\] is not a list of patterns"),
+        ({"a": {"weight_decay": 0.0}}, r"groups\.a\.match=null is not a list of patterns"),
+        ({"a": 3}, r"groups\.a=3 is not a group\. Write"),
+        ({"a": {"match": ["*"], "weight_decays": 0.0}}, r"weight_decays is not a setting of a group.*weight_decay"),
+        ({"a": {"match": ["*"], "betas": [0.9]}}, r"groups\.a\.betas=\[0\.9\] is not a pair .*betas=\[0\.9,0\.95\]"),
+        ({"a": {"match": ["*"], "learning_rate": 0}}, r"groups\.a\.learning_rate=0 .*Try optimizer\.groups\.a\."),
+        ({"a": {"match": ["*"], "learning_rate": 1.0, "learning_rate_ratio": 2.0}}, r"give one rate in two ways"),
+        ({"a": {"match": ["*query*"], "betas": [0.9, 0.9]}}, r"no meaning for blocks\.0\..*, a matrix that Muon"),
+    ],
+)  # fmt: skip
+def test_wrong_groups_are_refused(groups: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        MuonConfig(groups=groups).build(shape("llama").build(50, causal=True))

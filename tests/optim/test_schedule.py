@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigError
-from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
+from pretrain.optim.schedules import ConstantConfig, CosineConfig, Decay, LinearConfig, ScheduleConfig, WSDConfig
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,17 @@ def test_wsd_climbs_stays_and_falls_along_a_line(step: int, share: float) -> Non
     assert WSDConfig(warmup_steps=10, decay_fraction=0.2, min_lr_ratio=0.1).lr_multiplier(
         step, max_steps=100
     ) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("step", "share"), [(0, 0.1), (9, 1.0), (80, 1.0), (85, 0.1 + 0.9 * 0.5),
+                        (99, 0.1 + 0.9 * (1 - math.sqrt(0.95))),
+                        (100, 0.1), (500, 0.1)]
+)  # fmt: skip
+def test_wsd_falls_along_1_minus_sqrt_too(step: int, share: float) -> None:
+    schedule = WSDConfig(warmup_steps=10, decay_fraction=0.2, min_lr_ratio=0.1, decay=Decay.one_minus_sqrt)
+    assert schedule.lr_multiplier(step, max_steps=100) == pytest.approx(share)
+    assert schedule.lr_multiplier(step, math.inf) == min(1.0, (step + 1) / 10)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pretrain.config import cli
 from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import ExportConfig, InspectConfig, PrepareConfig, ReportConfig
+from pretrain.config.scripts import AverageConfig, ExportConfig, InspectConfig, PrepareConfig, ReportConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.escapes import read_escapes
 from pretrain.doctor.config import DoctorConfig
@@ -293,6 +293,20 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
         print(printable(push_folder(config, account)))
 
 
+def average(config: AverageConfig, overrides: list[str]) -> None:
+    """Write the average and print where it is."""
+    from pretrain.checkpoint.average import average as write_average
+    from pretrain.checkpoint.average import last_checkpoints
+    from pretrain.checkpoint.read import latest_run
+
+    folders = [Path(each) for each in config.checkpoints]
+    if not folders:
+        run = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
+        folders = last_checkpoints(run, config.last)
+    path = write_average(folders, Path(config.output))
+    print(printable(f"averaged {len(folders)} checkpoints\ncheckpoint  {path}"))
+
+
 def report(config: ReportConfig, overrides: list[str]) -> None:
     """Write the report and print where it is."""
     from pretrain.checkpoint.read import latest_run
@@ -320,6 +334,7 @@ _COMMANDS = {
     "inspect": _Command(InspectConfig, inspect),
     "generate": _Command(GenerateConfig, generate, "prompt"),
     "eval": _Command(EvalConfig, evaluate, "delimiter"),
+    "average": _Command(AverageConfig, average),
     "export": _Command(ExportConfig, export),
     "report": _Command(ReportConfig, report),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
-from pretrain.config.named_entries import SECTIONS, SOURCES, STAGES, section_of
+from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import (
@@ -30,7 +30,7 @@ from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
 from pretrain.errors import CheckpointError, ConfigError, nearest, show
 
-_WHICH_RUN = ("resume", "name", "paths.run_dir", "paths.logs_dir")
+_WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
 
 
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
@@ -166,7 +166,7 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
             typed_names = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
             if typed_names - known:
                 wanted[group] = typed_names
-    if "resume" in keys and wanted:
+    if wanted and ("resume" in keys or "branch" in keys):
         return _kinds_of_the_run(config_name, overrides, list(wanted))
     text = {field.name for field in fields(choices("data")["text_files"])}
     if "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys:
@@ -188,7 +188,7 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
         if is_group(key := override.partition("=")[0].lstrip("+")) or key in _WHICH_RUN
     ]
     tree = _by_hydra(config_name, where)
-    path = Path(tree.resume)
+    path = Path(tree.get("branch") or tree.resume)
     if tree.resume == "auto":
         path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
     saved = unverified(path)
@@ -213,7 +213,7 @@ def _declared(override: str) -> str:
 
 def _names_entry(override: str) -> bool:
     """Return whether an override is of a section whose keys the user names, and no choice of its presets."""
-    return _declared(override) in (*SECTIONS, STAGES) and not is_group(override.partition("=")[0].lstrip("+"))
+    return _declared(override) in (*SECTIONS, STAGES, GROUPS) and not is_group(override.partition("=")[0].lstrip("+"))
 
 
 def _check_words(config_name: str, overrides: list[str]) -> None:

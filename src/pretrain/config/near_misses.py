@@ -110,7 +110,7 @@ _PRESETS: dict[str, dict[str, str]] = {
         "pairs": "instruct sft chat instructions", "labelled": "labeled classification labels", "mixture": "mix blend",
     },
     "tokenizer": {"bytes": "byte char characters byt5", "pretrained": "gpt2 hf huggingface hugging_face sentencepiece"},
-    "optimizer": {"adamw": "adam adam_w sgd adamw_torch adafactor"},
+    "optimizer": {"adamw": "adam adam_w sgd adamw_torch adafactor", "stable_adamw": "stableadamw"},
     "schedule": {
         "cosine": "cosine_with_warmup cosine_annealing", "linear": "linear_with_warmup", "wsd": "trapezoidal warmup",
         "constant": "none constant_with_warmup",

@@ -43,7 +43,7 @@ from pretrain.objectives.config import (
     MaskedConfig,
     ObjectiveConfig,
 )
-from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig, StableAdamWConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (
     CallbackConfig,
@@ -80,7 +80,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         LabelledTextConfig,
     ),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
-    "optimizer": (AdamWConfig, MuonConfig),
+    "optimizer": (AdamWConfig, MuonConfig, StableAdamWConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "callback": (
         EarlyStoppingConfig,

@@ -83,6 +83,13 @@ class RunConfig(Settings):
     init_from: str | None = setting(
         None, "Start a new run from the weights of a run, a checkpoint, a Hugging Face folder or name."
     )
+    branch: str | None = setting(
+        None, "Start a new run from a checkpoint of a run with schedule=wsd, and decay at once; with cooldown."
+    )
+    cooldown: float | None = setting(
+        None, "Steps of the decay of a branch, or, below 1, its part of all steps.", bounds="(0.0, inf)",
+        unit="optimizer steps", example=0.2,
+    )  # fmt: skip
     allow_change: list[str] = setting(
         default_factory=list, about="Settings that may differ from those of resume or init_from."
     )
@@ -125,6 +132,7 @@ class RunConfig(Settings):
         _check_size(self)
         if self.trainer.max_tokens is not None:
             self.max_steps()
+        _check_branch(self)
         if self.resume and self.resume != "auto" and self.init_from:
             raise ConfigError(
                 f"resume={self.resume} continues a run and init_from={self.init_from} starts a new one: give only one, "
@@ -339,3 +347,19 @@ def _check_fine_tuning(config: RunConfig) -> None:
                     f"and objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
                     "objective=diffusion, from one of its kind."
                 )
+
+
+def _check_branch(config: RunConfig) -> None:
+    """Raise ConfigError for a branch without its cool-down, and for one beside another start."""
+    branch, cooldown = config.branch, config.cooldown
+    if (branch is None) is not (cooldown is None):
+        given = f"branch={branch}" if cooldown is None else f"cooldown={cooldown:g}"
+        other = "cooldown=0.2" if cooldown is None else "branch=logs/a/checkpoints/step-00001000"
+        raise ConfigError(f"{given} needs the other of branch and cooldown. Add {other}.")
+    if cooldown is not None and cooldown >= 1.0 and cooldown != round(cooldown):
+        raise ConfigError(f"cooldown={cooldown:g} is neither a whole number of steps nor below 1. Try cooldown=0.2.")
+    if branch is not None and config.resume == "auto" and not config.paths.run_dir:
+        raise ConfigError(
+            "branch with resume=auto needs the folder of the branch, or it would find the run that it leaves. "
+            "Add paths.run_dir=logs/branch."
+        )

@@ -1,4 +1,4 @@
-"""Settings of the scripts that prepare, inspect, report and export."""
+"""Settings of the scripts that prepare, inspect, report, average and export."""
 
 from __future__ import annotations
 
@@ -48,6 +48,21 @@ class ReportConfig(Settings):
 
     path: str = setting("auto", "A run, a folder of runs such as logs/sweep, or a corpus; auto: the newest run.")
     output: str | None = setting(None, "The file to write; null: report.html in the folder.", example="report.html")
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class AverageConfig(Settings):
+    """Average the weights of checkpoints, which often scores better than the last of them before a decay."""
+
+    run: str = setting("auto", "A run folder, whose last checkpoints are averaged; auto: the newest run.")
+    last: int = setting(5, "How many of them.", bounds="[2, inf)", unit="checkpoints")
+    checkpoints: list[str] = setting(
+        default_factory=list,
+        about="Checkpoints to average instead, of any runs of one shape; settings are of the last.",
+    )
+    output: str = setting(MISSING, "The folder to write; it reads as a run with one checkpoint.")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 

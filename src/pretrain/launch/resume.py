@@ -83,6 +83,11 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     An override repeated from an earlier start changes nothing, and `auto` is what the run resolved it to. Raises
     ConfigError if another change would alter the result of the run and is not in `allow_change`.
     """
+    if resumed.manifest.get("average_of"):
+        raise ConfigError(
+            f"{resumed.folder} is an average of weights, without the state of an optimizer. "
+            f"Start a new run from it: init_from={resumed.folder.parent.parent}."
+        )
     before, typed = settings_of(resumed, log, whole_run=True), to_dict(config)
     saved = to_dict(before)  # a setting newer than the run has its default
     merged = to_dict(before)

@@ -16,6 +16,7 @@ from pretrain.config.stages import course_of
 from pretrain.data.config import DataConfig
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
+from pretrain.launch.branch import branched, copy_base, is_begun, open_base
 from pretrain.launch.rank import log
 from pretrain.launch.resume import as_config, find_resumed, merge, overrides_of_the_run
 from pretrain.launch.run_folder import CHECKPOINTS, LOCK, check_folder
@@ -79,19 +80,19 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
     """
     classes = classes_of(config.callbacks, config.loggers)
     resumed = find_resumed(config, overrides) if config.resume else None
-    if resumed is not None:
+    if config.branch and (resumed is None or not is_begun(resumed)):
+        base, typed_config = open_base(config, resumed), config
+        config = branched(config, overrides, base)
+        folder = resumed.folder.parent.parent if resumed else _new_folder(typed_config)
+        resumed = resumed or copy_base(base, folder)
+        refuse_unnamed(config.callbacks, config.loggers, classes)
+    elif resumed is not None:
         folder = resumed.folder.parent.parent
         log(f"resuming {folder} at step {resumed.step}", one_line=True)
         config = merge(config, overrides, resumed)
         refuse_unnamed(config.callbacks, config.loggers, classes)
     else:
-        folder = Path(config.paths.run_dir or _fresh_folder(config))
-        if step_folders(folder / CHECKPOINTS) and config.resume is None:
-            raise CheckpointError(
-                f"paths.run_dir={folder} already holds the checkpoints of a run. "
-                "Continue it with resume=auto, or choose another folder."
-            )
-        _check_writable(folder)
+        folder = _new_folder(config)
     typed = overrides_of_the_run(overrides, resumed.typed if resumed else [])
     after = newest_save(Path(config.paths.logs_dir), folder)
     return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after)
@@ -107,6 +108,18 @@ def texts_of(config: RunConfig) -> list[DataConfig]:
     """Return the settings of the text of a run, and those of each stage that reads another text."""
     stages = course_of(config).stages if config.stages else []
     return [config.data, *(stage.config.data for stage in stages if stage.text == stage.name)]
+
+
+def _new_folder(config: RunConfig) -> Path:
+    """Return the folder of a new run, which can be written; raises CheckpointError where it holds another run."""
+    folder = Path(config.paths.run_dir or _fresh_folder(config))
+    if step_folders(folder / CHECKPOINTS) and config.resume is None:
+        raise CheckpointError(
+            f"paths.run_dir={folder} already holds the checkpoints of a run. "
+            "Continue it with resume=auto, or choose another folder."
+        )
+    _check_writable(folder)
+    return folder
 
 
 def _fresh_folder(config: RunConfig) -> Path:

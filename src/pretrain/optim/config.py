@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pretrain.config.setting import Settings, setting
+from pretrain.config.setting import Settings, check, description, setting
+from pretrain.errors import ConfigError, nearest, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +21,55 @@ class MatrixPrecision(Enum):
     auto = "auto"  # that of the training's own matmuls
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """Settings of the parameters whose names match a pattern; what is None stays that of the optimizer."""
+
+    match: list[str] = field(default_factory=list)  # patterns with * and ? over names of parameters
+    learning_rate: float | None = setting(None, "Peak rate.", bounds="(0.0, inf)", example=0.001)
+    learning_rate_ratio: float | None = setting(
+        None, "Peak rate over that of the optimizer.", bounds="(0.0, inf)", example=0.1
+    )
+    weight_decay: float | None = setting(None, "Weight decay.", bounds="[0.0, inf)", example=0.0)
+    betas: list[float] | None = None  # of AdamW's moments
+
+
+def typed_groups(written: Mapping[str, Any]) -> dict[str, GroupConfig]:
+    """Return the groups that the setting `optimizer.groups` names, in its order; raises ConfigError for a wrong one."""
+    return {str(name): _typed_group(str(name), entry) for name, entry in written.items() if entry is not None}
+
+
+def _typed_group(name: str, entry: Any) -> GroupConfig:
+    key, known = f"optimizer.groups.{name}", [each.name for each in fields(GroupConfig)]
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"{key}={shown(entry)} is not a group. Write the names it holds and what they have: "
+            f"'optimizer.groups.{name}={{match: [\"*embedding*\"], learning_rate_ratio: 3}}'."
+        )
+    if unknown := [str(each) for each in entry if each not in known]:
+        raise ConfigError(f"{key}.{unknown[0]} is not a setting of a group. {nearest(unknown[0], known)}")
+    patterns, betas = entry.get("match"), entry.get("betas")
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(each, str) for each in patterns):
+        raise ConfigError(
+            f"{key}.match={shown(patterns)} is not a list of patterns of parameters' names. "
+            f"Try '{key}.match=[\"*embedding*\"]'."
+        )
+    is_pair = isinstance(betas, list) and len(betas) == 2
+    if betas is not None and not (is_pair and all(isinstance(each, int | float) and 0 <= each < 1 for each in betas)):
+        raise ConfigError(
+            f"{key}.betas={shown(betas)} is not a pair of numbers from 0 to below 1. Try '{key}.betas=[0.9,0.95]'."
+        )
+    for number in ("learning_rate", "learning_rate_ratio", "weight_decay"):
+        check(f"{key}.{number}", entry.get(number), description(GroupConfig, number))
+    group = GroupConfig(**{str(each): value for each, value in entry.items()})
+    if group.learning_rate is not None and group.learning_rate_ratio is not None:
+        raise ConfigError(
+            f"{key}.learning_rate={group.learning_rate:g} and {key}.learning_rate_ratio={group.learning_rate_ratio:g} "
+            f"give one rate in two ways. Give only one, such as {key}.learning_rate_ratio=null."
+        )
+    return group
 
 
 @dataclass
@@ -65,6 +116,15 @@ class AdamWConfig(OptimizerConfig):
     beta1: float = setting(0.9, "Decay of the first moment.", bounds="[0.0, 1.0)")
     beta2: float = setting(0.95, "Decay of the second moment.", bounds="[0.0, 1.0)")
     eps: float = setting(1e-8, "Added to the root of the second moment.", bounds="(0.0, inf)")
+    groups: dict[str, Any] = setting(
+        default_factory=dict,
+        about="Groups of parameters by name, the first whose patterns match a parameter has it: "
+        "match, learning_rate or learning_rate_ratio, weight_decay, betas.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        typed_groups(self.groups)
 
     def build(self, model: nn.Module) -> Optimizer:
         from pretrain.optim.groups import build_adamw
@@ -73,6 +133,21 @@ class AdamWConfig(OptimizerConfig):
 
     def state_numbers(self, model: nn.Module) -> int:
         return 2 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@dataclass
+class StableAdamWConfig(AdamWConfig):
+    """StableAdamW: AdamW with clipped updates (Wortsman et al. 2023, https://arxiv.org/abs/2304.13013, algorithm 2).
+
+    A parameter whose gradient has outgrown its second moment takes a step as much smaller. ModernBERT trains so.
+    """
+
+    kind: str = "stable_adamw"
+
+    def build(self, model: nn.Module) -> Optimizer:
+        from pretrain.optim.stable_adamw import build_stable_adamw
+
+        return build_stable_adamw(self, model)
 
 
 @dataclass

@@ -1,11 +1,16 @@
 """Parameter groups by the module that owns each parameter, and AdamW over them."""
 
+import difflib
+import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
-from pretrain.optim.config import AdamWConfig
+from pretrain.errors import ConfigError
+from pretrain.optim.config import AdamWConfig, GroupConfig, typed_groups
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,17 +47,115 @@ def parameter_names(model: nn.Module) -> ParameterNames:
     return names
 
 
-def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
-    """Return fused AdamW over two groups: matrices, which decay, and the rest, which does not."""
-    names, parameters = parameter_names(model), parameters_by_name(model)
-    groups = [
-        {"params": [parameters[name] for name in names.matrices + names.head], "weight_decay": config.weight_decay},
-        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0},
+def adamw_groups(config: AdamWConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups of AdamW: matrices, which decay, the rest, which does not, and the groups set.
+
+    Raises ConfigError for a pattern that matches no trained parameter.
+    """
+    names = parameter_names(model)
+    roles = [
+        Role(names.matrices + names.head, {"weight_decay": config.weight_decay}),
+        Role(names.rest, {"weight_decay": 0.0}),
     ]
+    return split_groups(config, model, roles)
+
+
+def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
+    """Return fused AdamW over the groups of `adamw_groups`."""
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        adamw_groups(config, model),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
     )
+
+
+@dataclass
+class Role:
+    """Parameters of one role, and the settings that they have unless a group of the user's changes them."""
+
+    names: list[str]
+    settings: dict[str, Any]
+    has_betas: bool = True  # whether its update has AdamW's moments
+
+
+def split_groups(config: AdamWConfig, model: nn.Module, roles: list[Role]) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer: those that no setting names by role, then those of each name.
+
+    A parameter is in the first of `optimizer.groups` with a pattern that matches its name. Raises ConfigError for a
+    pattern that matches no trained parameter, and for betas where there are no moments.
+    """
+    parameters, of_name = parameters_by_name(model), _group_of_names(config, [n for role in roles for n in role.names])
+    chosen: dict[str, GroupConfig] = typed_groups(config.groups)
+    groups: list[dict[str, Any]] = []
+    for owner in (None, *chosen):
+        for role in roles:
+            names = [name for name in role.names if of_name.get(name) == owner]
+            if not names:
+                continue
+            settings = role.settings
+            if owner is not None:
+                settings = settings | _changes(owner, chosen[owner], role, config.learning_rate)
+            groups.append({"params": [parameters[name] for name in names], **settings})
+    return groups
+
+
+def _changes(owner: str, group: GroupConfig, role: Role, learning_rate: float) -> dict[str, Any]:
+    """Return what a group of the user's changes of the settings of a role."""
+    changes: dict[str, Any] = {}
+    if group.betas is not None and not role.has_betas:
+        raise ConfigError(
+            f"optimizer.groups.{owner}.betas={group.betas} has no meaning for {role.names[0]}, a matrix that Muon "
+            f"updates by momentum alone. Leave it out there: optimizer.groups.{owner}.betas=null."
+        )
+    if group.betas is not None:
+        changes["betas"] = tuple(group.betas)
+    if group.weight_decay is not None:
+        changes["weight_decay"] = group.weight_decay
+    if group.learning_rate is not None:
+        changes["lr"] = group.learning_rate
+    elif group.learning_rate_ratio is not None:
+        changes["lr"] = role.settings.get("lr", learning_rate) * group.learning_rate_ratio
+    return changes
+
+
+def _group_of_names(config: AdamWConfig, names: list[str]) -> dict[str, str]:
+    """Return the group of each parameter that a group of the user's has; the first that matches wins."""
+    of_name: dict[str, str] = {}
+    for owner, group in typed_groups(config.groups).items():
+        for pattern in group.match:
+            found = [name for name in names if fnmatchcase(name, pattern)]
+            if not found:
+                raise ConfigError(
+                    f"optimizer.groups.{owner}.match={pattern} matches no trained parameter. {_near(pattern, names)}"
+                )
+            for name in found:
+                of_name.setdefault(name, owner)
+    return of_name
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """Return a hint that names the parameters nearest to a pattern."""
+    plain = {re.sub(r"\.\d+\.", ".*.", name): None for name in names}  # of equal blocks one
+    near = difflib.get_close_matches(pattern, plain, n=3, cutoff=0.3) or list(plain)[:3]
+    return f"Names near it: {', '.join(near)}."
+
+
+def group_table(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Return one line for each parameter group: numbers, peak rate, decay, betas, its first name."""
+    names = {id(parameter): name for name, parameter in parameters_by_name(model).items()}
+    lines = []
+    for group in optimizer.param_groups:
+        numbers = sum(parameter.numel() for parameter in group["params"])
+        kind = (
+            f"momentum {group['momentum']:g}"
+            if group.get("matrices")
+            else f"betas {', '.join(f'{beta:g}' for beta in group['betas'])}"
+        )
+        more = f" and {len(group['params']) - 1} more" if len(group["params"]) > 1 else ""
+        lines.append(
+            f"  {numbers:,} parameters, learning rate {group['lr']:g}, weight decay {group['weight_decay']:g}, {kind}: "
+            f"{names[id(group['params'][0])]}{more}"
+        )
+    return lines

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig
-from pretrain.optim.groups import parameter_names, parameters_by_name
+from pretrain.optim.groups import Role, parameter_names, split_groups
 
 # quintic polynomial that moves singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -73,24 +73,24 @@ class Muon(torch.optim.AdamW):
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
-    """Return Muon over three groups: the blocks' matrices, other matrices (decay), the rest (no decay)."""
-    names, parameters = parameter_names(model), parameters_by_name(model)
+    """Return Muon over the blocks' matrices, other matrices (decay), the rest (no decay), and the groups set."""
+    names = parameter_names(model)
     adamw = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
-    groups = [
-        {
-            "params": [parameters[name] for name in names.matrices],
-            "weight_decay": config.weight_decay,
-            "lr": config.learning_rate * config.matrix_learning_rate_ratio,
-            "matrices": True,
-            "momentum": config.momentum,
-            "newton_schulz_steps": config.newton_schulz_steps,
-            "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
-        },
-        {"params": [parameters[name] for name in names.head], "weight_decay": config.weight_decay, **adamw},
-        {"params": [parameters[name] for name in names.rest], "weight_decay": 0.0, **adamw},
+    matrices = {
+        "weight_decay": config.weight_decay,
+        "lr": config.learning_rate * config.matrix_learning_rate_ratio,
+        "matrices": True,
+        "momentum": config.momentum,
+        "newton_schulz_steps": config.newton_schulz_steps,
+        "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
+    }
+    roles = [
+        Role(names.matrices, matrices, has_betas=False),
+        Role(names.head, {"weight_decay": config.weight_decay, **adamw}),
+        Role(names.rest, {"weight_decay": 0.0, **adamw}),
     ]
     return Muon(
-        [group for group in groups if group["params"]],
+        split_groups(config, model, roles),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
@@ -87,23 +88,36 @@ class CosineConfig(ScheduleConfig):
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+class Decay(Enum):
+    """Form of a decay."""
+
+    linear = "linear"
+    one_minus_sqrt = "one_minus_sqrt"
+
+
 @dataclass
 class WSDConfig(ScheduleConfig):
-    """Warm-up, stable, decay: the peak until the last `decay_fraction` of the steps, then a line to `min_lr_ratio`.
+    """Warm-up, stable, decay: the peak until the last `decay_fraction` of the steps, then a fall to `min_lr_ratio`.
 
-    The line would reach `min_lr_ratio` at the step behind the last. With n steps of decay, the last step has
-    min_lr_ratio + (1 - min_lr_ratio) / n. Where the warm-up ends after the decay should begin, the decay begins with
-    the first step behind the warm-up and is as much shorter.
-    Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; a linear decay as in Haegele et al. 2024,
-    https://arxiv.org/abs/2405.18392.
+    It would reach `min_lr_ratio` at the step behind the last. The last of n steps of decay has
+    min_lr_ratio + (1 - min_lr_ratio) / n on a line, and min_lr_ratio + (1 - min_lr_ratio) (1 - sqrt(1 - 1 / n)) along
+    1 - sqrt. Where the warm-up ends after the decay should begin, the decay begins with the first step behind the
+    warm-up and is as much shorter.
+    Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; both forms of the decay: Haegele et al. 2024,
+    https://arxiv.org/abs/2405.18392, which finds 1 - sqrt the better one.
     """
 
     kind: str = "wsd"
     decay_fraction: float = setting(0.2, "Part of the run's steps over which the rate decays.", bounds="(0.0, 1.0]")
     min_lr_ratio: float = setting(0.0, "Learning rate at the end over its peak.", bounds="[0.0, 1.0]")
+    decay: Decay = setting(
+        Decay.linear, "Form of the decay: a line, or 1 - sqrt(part of the decay), which falls fast at first."
+    )
 
     def after_warmup(self, step: int, max_steps: float) -> float:
         left = min(1.0, max(0.0, (max_steps - step) / self.decay_steps(max_steps))) if max_steps < math.inf else 1.0
+        if self.decay is Decay.one_minus_sqrt:
+            left = 1.0 - math.sqrt(1.0 - left)
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left
 
     def shortened_decay(self, steps: int) -> str | None:

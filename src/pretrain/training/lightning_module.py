@@ -18,6 +18,7 @@ from pretrain.launch.rank import log
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
+from pretrain.optim.groups import group_table
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import global_norm, scale_by
@@ -139,6 +140,8 @@ class TrainingModule(L.LightningModule):
         optimizer = self.settings.optimizer.build(self.model_with_loss.model)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        if getattr(self.settings.optimizer, "groups", None):
+            log("\n".join(["groups of parameters:", *group_table(optimizer, self.model_with_loss.model)]))
         return optimizer
 
     def optimizer_step(

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.launch.branch import is_begun
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.training.callbacks.plain_state import from_plain, to_plain
@@ -64,7 +65,9 @@ class UserCallbacks:
 def run_facts(run_plan: RunPlan) -> RunFacts:
     """Return what callbacks and loggers are built from."""
     config = run_plan.config
-    saved = run_plan.resumed.progress.get("logger_ids", {}) if run_plan.resumed else {}
+    resumed = run_plan.resumed
+    is_other_run = resumed is not None and config.branch is not None and not is_begun(resumed)
+    saved = resumed.progress.get("logger_ids", {}) if resumed and not is_other_run else {}
     return RunFacts(
         folder=run_plan.folder,
         name=f"{config.name or 'run'}/{run_plan.folder.name}",

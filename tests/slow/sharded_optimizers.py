@@ -1,4 +1,4 @@
-"""Three steps of Muon on a model sharded over two processes, and unsharded; torchrun starts it."""
+"""Three steps of an optimizer on a model sharded over two processes, and unsharded; torchrun starts it."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.optim.config import MuonConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
@@ -30,14 +30,24 @@ def set_gradients(model: Module, step: int) -> None:
         )
 
 
+GROUPS = {"queries": {"match": ["*query.weight"], "learning_rate_ratio": 2.0, "weight_decay": 0.0}}
+
+
 def main() -> None:
     torch.distributed.init_process_group("gloo")
+    for config in (MuonConfig, StableAdamWConfig):
+        compare(config(learning_rate=0.02, weight_decay=0.1, groups=GROUPS))
+    end_process()
+
+
+def compare(config: AdamWConfig) -> None:
+    """Print how far the optimizer has moved the weights, and how far apart those of both models are."""
     mesh = build_mesh(ParallelDims(2), "cpu")
     # 33 rows do not divide evenly over two processes
     whole, sharded = (random_model(shape("llama", d_ff=33), 51, causal=True) for _ in range(2))
     parallelize(ModelWithLoss(sharded, Causal()), mesh, ParallelConfig(), None)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
-    optimizers = [MuonConfig(learning_rate=0.02, weight_decay=0.1).build(model) for model in (whole, sharded)]
+    optimizers = [config.build(model) for model in (whole, sharded)]
     before = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
     for step in range(3):
         for model, optimizer in zip((whole, sharded), optimizers, strict=True):
@@ -48,8 +58,7 @@ def main() -> None:
         moved = max(moved, float((one.detach() - before[name]).abs().max()))
         apart = max(apart, float((one - other.full_tensor()).detach().abs().max()))
     if os.environ["RANK"] == "0":
-        print(f"moved {moved} apart {apart}")
-    end_process()
+        print(f"{config.kind} moved {moved} apart {apart}")
 
 
 if __name__ == "__main__":

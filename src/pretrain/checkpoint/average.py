@@ -1,0 +1,74 @@
+"""The mean of the weights of several checkpoints, as a checkpoint that scores, generates, exports and starts runs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
+from pretrain.checkpoint.write import Contents, write
+from pretrain.errors import CheckpointError, ConfigError
+
+
+def last_checkpoints(run: Path, last: int) -> list[Path]:
+    """Return the folders of a run's newest `last` checkpoints, oldest first; raises ConfigError if it has fewer."""
+    folders = step_folders(run / "checkpoints")
+    if len(folders) < last:
+        raise ConfigError(
+            f"last={last} checkpoints are to be averaged, and {run} has {len(folders)}. "
+            f"Try last={max(2, len(folders))}, or train with a larger checkpoint.keep."
+        )
+    return folders[-last:]
+
+
+def average(folders: Sequence[Path], output: Path) -> Path:
+    """Write the mean of the checkpoints' weights below the run-like folder `output`; return the checkpoint's folder.
+
+    Settings, counters and tokenizer are those of the last one. The sum is in float64, each weight keeps its type.
+    Raises ConfigError for fewer than two and for checkpoints of other shapes, CheckpointError for one that cannot be
+    read, and where `output` holds a run.
+    """
+    if len(folders) < 2:
+        raise ConfigError(f"{len(folders)} checkpoint is no average. Name two or more: 'checkpoints=[a,b]' or last=5.")
+    if step_folders(output / "checkpoints"):
+        raise CheckpointError(f"output={output} already holds the checkpoints of a run. Choose another folder.")
+    saved = [open_checkpoint(folder) for folder in folders]
+    newest = saved[-1]
+    tensors = {"model": _mean(saved)}
+    kept = {key: newest.manifest[key] for key in ("progress", "config", "whole_run", "typed") if key in newest.manifest}
+    manifest: dict[str, Any] = {
+        **kept, "saved_at": newest.manifest.get("saved_at", 0.0), "average_of": [each.step for each in saved],
+    }  # fmt: skip
+    if newest.working_folder is not None:
+        working = newest.folder.parent.parent / newest.working_folder
+        manifest["working_folder"] = os.path.relpath(working.resolve(), output.resolve())
+
+    def save_tokenizer(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(newest.tokenizer_folder.iterdir()):
+            (folder / path.name).write_bytes(path.read_bytes())
+
+    return write(output / "checkpoints", newest.step, Contents(tensors, manifest, save_tokenizer))
+
+
+def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """Return the mean of each weight; raises ConfigError where a checkpoint has others than the last one."""
+    parts = [each.tensors("model") for each in saved]
+    shapes = parts[-1].shapes
+    for checkpoint, part in zip(saved, parts, strict=True):
+        if part.shapes != shapes:
+            name = sorted(set(part.shapes.items()) ^ set(shapes.items()))[0][0]
+            raise ConfigError(
+                f"{checkpoint.folder} and {saved[-1].folder} are of different models: {name} differs. "
+                "Average checkpoints of one shape."
+            )
+    mean = {}
+    for name in shapes:
+        total = torch.zeros(shapes[name], dtype=torch.float64)
+        for part in parts:
+            total += part[name]
+        mean[name] = (total / len(parts)).to(parts[-1][name].dtype)
+    return mean

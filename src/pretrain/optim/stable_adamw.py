@@ -1,0 +1,101 @@
+"""StableAdamW: AdamW whose rate falls, parameter by parameter, where a gradient outgrows its second moment.
+
+Source: Wortsman et al. 2023, https://arxiv.org/abs/2304.13013, algorithm 2; the clipping of updates is Shazeer and
+Stern's (2018, https://arxiv.org/abs/1804.04235, section 5).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
+
+from pretrain.optim.config import StableAdamWConfig
+from pretrain.optim.groups import adamw_groups
+
+
+class StableAdamW(torch.optim.AdamW):
+    """AdamW with update clipping; its state has the names, shapes and meaning of AdamW's.
+
+    With the bias-corrected moments m and u of a gradient g of n numbers, RMS = sqrt(mean(g^2 / max(u, eps^2))) and
+    rate = lr / max(1, RMS): the weights decay by rate * weight_decay and move by -rate * m / (sqrt(u) + eps).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step of every group; returns the loss of `closure`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._group_step(group, parameters)
+        return loss
+
+    def _group_step(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        states = [self._state(parameter) for parameter in parameters]
+        torch._foreach_add_([state["step"] for state in states], 1.0)
+        steps = torch.stack([state["step"] for state in states])
+        weights, gradients = _local(parameters), _local([parameter.grad for parameter in parameters])
+        first, second = (_local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
+        corrected = torch._foreach_div(second, list(_debiasing(beta2, steps).unbind()))
+        ratio = _root_mean_squares(parameters, gradients, list(torch._foreach_clamp_min(corrected, eps**2)))
+        rates = group["lr"] / ratio.clamp(min=1.0)
+        torch._foreach_sqrt_(corrected)
+        torch._foreach_add_(corrected, eps)
+        torch._foreach_mul_(weights, list((1.0 - rates * group["weight_decay"]).unbind()))
+        updates = torch._foreach_div(first, corrected)
+        torch._foreach_mul_(updates, list((-rates / _debiasing(beta1, steps)).unbind()))
+        torch._foreach_add_(weights, updates)
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of a parameter, zeros at first."""
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+
+def _debiasing(beta: float, steps: Tensor) -> Tensor:
+    """Return 1 - beta^steps without the rounding of beta^steps near 1."""
+    return -torch.expm1(steps * (math.log(beta) if beta > 0.0 else -math.inf))
+
+
+def _local(tensors: list[Any]) -> list[Tensor]:
+    """Return this process's parts of tensors that may be sharded; they share memory."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def _root_mean_squares(parameters: list[nn.Parameter], gradients: list[Tensor], second: list[Tensor]) -> Tensor:
+    """Return sqrt(mean(gradient^2 / second)) of each whole parameter, shape (parameters,).
+
+    A collective call for sharded parameters: one reduction for all that are sharded alike.
+    """
+    squares = torch._foreach_mul(gradients, gradients)
+    torch._foreach_div_(squares, second)
+    sums = torch.stack([square.sum() for square in squares])
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, parameter in enumerate(parameters):
+        if isinstance(parameter, DTensor):
+            alike[parameter.device_mesh, parameter.placements].append(index)
+    for (mesh, placements), indices in alike.items():
+        parts: list[Placement] = [Partial() if place.is_shard() else Replicate() for place in placements]
+        sums[indices] = DTensor.from_local(sums[indices], mesh, parts, run_check=False).full_tensor()
+    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=sums.dtype, device=sums.device)
+    return (sums / sizes).sqrt()
+
+
+def build_stable_adamw(config: StableAdamWConfig, model: nn.Module) -> StableAdamW:
+    """Return StableAdamW over the groups of AdamW."""
+    return StableAdamW(
+        adamw_groups(config, model), lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps
+    )

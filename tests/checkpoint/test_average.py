@@ -1,0 +1,48 @@
+"""An average of checkpoints holds the mean of their weights, and reads as a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.average import average, last_checkpoints
+from pretrain.checkpoint.read import open_checkpoint, step_folders
+from pretrain.commands.tasks import average as average_command
+from pretrain.config.scripts import AverageConfig
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.language_model import LanguageModel
+from pretrain.training.train import run
+
+
+def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    base, output = tiny.folder / "base", tiny.folder / "elsewhere" / "averaged"
+    run(tiny.plan("model=gpt_nano", f"paths.run_dir={base}", "checkpoint.keep=3"))
+    average_command(AverageConfig(run=str(base), last=3, output=str(output)), [])
+    assert "averaged 3 checkpoints" in capsys.readouterr().out
+    found = open_checkpoint(output)
+    assert found.manifest["average_of"] == [4, 8, 12]
+    one, two, three = (open_checkpoint(folder).tensors("model") for folder in step_folders(base / "checkpoints"))
+    weights = found.tensors("model")
+    assert set(weights) == set(one)
+    for name, value in weights.items():
+        expected = (one[name].double() + two[name].double() + three[name].double()) / 3
+        assert torch.equal(value, expected.float()), name
+    assert found.run_config() == open_checkpoint(base).run_config()
+    assert LanguageModel.load(output).generate("to", max_new_tokens=3) is not None
+    newly = tiny.plan(
+        "model=gpt_nano", "trainer.max_steps=1", f"init_from={output}", f"paths.run_dir={tiny.folder / 'n'}"
+    )
+    run(newly)
+
+    with pytest.raises(ConfigError, match=r"is an average of weights.*init_from="):
+        tiny.plan(f"resume={output}")
+    with pytest.raises(ConfigError, match=r"last=5 checkpoints are to be averaged, and .* has 3\. Try last=3"):
+        last_checkpoints(base, 5)
+    with pytest.raises(ConfigError, match="1 checkpoint is no average"):
+        average([base], output)
+    with pytest.raises(CheckpointError, match="already holds the checkpoints of a run"):
+        average([base, base], output)
+    other = tiny.folder / "other"
+    run(tiny.plan("model=gpt_nano", f"paths.run_dir={other}", "trainer.max_steps=1", "model.d_model=32"))
+    with pytest.raises(ConfigError, match=r"are of different models: .* differs"):
+        average([base, other], Path(tiny.folder / "x"))
