@@ -20,11 +20,12 @@ class Task(Enum):
     minimal_pairs = "minimal_pairs"  # the likelier of two sentences, as in BLiMP (Warstadt et al. 2020)
     multiple_choice = "multiple_choice"  # the likeliest of several answers, as in HellaSwag, ARC and PIQA
     cloze = "cloze"  # the last word of a passage, as in LAMBADA (Paperno et al. 2016, arxiv.org/abs/1606.06031)
+    bias = "bias"  # the more stereotyping of two sentences, as in CrowS-Pairs (Nangia et al. 2020)
     memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
     memorisation = memorization  # its earlier spelling, read for one version
 
 
-FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze)
+FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
 
 
 @dataclass
@@ -105,6 +106,9 @@ class ScoresConfig(Settings):
     )
     multiple_choice: list[str] = setting(default_factory=list, about="Files of questions with choices, as HellaSwag.")
     cloze: list[str] = setting(default_factory=list, about="Files of passages whose last word is missing, as LAMBADA.")
+    bias: list[str] = setting(
+        default_factory=list, about="Files of a more and a less stereotyping sentence a row, as CrowS-Pairs."
+    )
     max_examples: int = setting(
         500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
     )
