@@ -23,6 +23,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import finished_run
 
 RESULTS = "results.jsonl"
+WARMUP_SHARE = 0.06  # of the steps: Liu et al. 2019, https://arxiv.org/abs/1907.11692, appendix B
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class Glue:
         self.config = config
         self.base = Path(base)
         settings = asdict(config.glue) | {"tasks": [], "seeds": [], "learning_rates": []}
-        key = json.dumps([str(self.base.resolve()), str(config.path), settings], sort_keys=True)
+        key = json.dumps([str(open_model(base).folder.resolve()), str(config.path), settings], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = Results(self.folder / RESULTS)
 
-    def score(self, task: str) -> dict[str, float]:
-        """Return mean and standard deviation over seeds of each metric on dev, at the rate that held-out text chose.
+    def score(self, task: str) -> dict[str, float | str]:
+        """Return the rate that held-out text chose, and mean and deviation over seeds of each metric on dev.
 
         A tenth of train, the same for all tries, is held out to choose the rate; dev is read once, at the end.
         """
@@ -92,23 +93,20 @@ class Glue:
         rates = self.config.glue.learning_rates
         for rate in rates:
             for one in self._tries(task, rate):
-                if ("held_out", one) not in self.results.found and (len(rates) > 1 or not self._has_dev(one)):
+                if ("held_out", one) not in self.results.found:
                     self.results.add("held_out", one, self._scores(one, part, held_out))
         means = [self._mean("held_out", task, rate)["score"][0] for rate in rates]
         best = rates[int(np.argmax(means))]
         for one in self._tries(task, best):
-            if not self._has_dev(one):
+            if ("dev", one) not in self.results.found:
                 self.results.add("dev", one, self._scores(one, part, dev))
         for rate in rates:
             for one in self._tries(task, rate):
                 shutil.rmtree(self.folder / one.name, ignore_errors=True)
-        figures: dict[str, float] = {"learning_rate": best}
+        figures: dict[str, float | str] = {"learning_rate": f"{best:g}"}
         for name, (mean, deviation) in self._mean("dev", task, best).items():
             figures |= {name: mean, f"{name}_deviation": deviation}
         return figures
-
-    def _has_dev(self, one: Try) -> bool:
-        return ("dev", one) in self.results.found
 
     def _tries(self, task: str, rate: float) -> Iterator[Try]:
         return (Try(task, rate, seed) for seed in self.config.glue.seeds)
@@ -158,7 +156,8 @@ class Glue:
                 "trainer.max_steps=-1",
                 f"trainer.max_epochs={settings.epochs}",
                 f"trainer.accelerator={accelerator}",
-                f"schedule.warmup_steps={settings.warmup_steps}",
+                f"schedule.warmup_steps={round(WARMUP_SHARE * settings.epochs * len(rows) / settings.batch_examples)}",
+                "logger=none",
                 "logging.report=false",
                 quote(f"paths.run_dir={folder}", "paths.run_dir"),
                 quote(f"paths.cache_dir={self.config.paths.cache_dir}", "paths.cache_dir"),

@@ -45,7 +45,6 @@ class GlueConfig(Settings):
     )
     epochs: float = setting(3.0, "Passes over the training examples.", bounds="(0.0, inf)", unit="epochs", example=3)
     batch_examples: int = setting(32, "Examples of a step, about.", bounds="[1, inf)", unit="examples")
-    warmup_steps: int = setting(10, "Steps of warm-up.", bounds="[0, inf)", unit="optimizer steps")
     max_train_examples: int = setting(
         0, "Training examples of each task; 0: all.", bounds="[0, inf)", unit="examples", example=500
     )
