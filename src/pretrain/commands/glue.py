@@ -181,6 +181,6 @@ def score_glue(config: EvalConfig, base: str | Path) -> dict[str, Any]:
     scores = []
     for task in config.glue.tasks:
         found = glue.score(task)
-        scores.append(found["score"])
+        scores.append(float(found["score"]))
         figures |= {f"{task}/{name}": value for name, value in found.items()}
     return figures | {"mean_score": float(np.mean(scores)), "seeds": len(config.glue.seeds)}
