@@ -16,7 +16,7 @@ from pretrain.errors import ConfigError, nearest, printable, shown
 from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
-from pretrain.inference.classification import label_probabilities
+from pretrain.inference.classification import TextOrPair, label_probabilities
 from pretrain.inference.config import DecodingOrder, FillOptions, GenerationOptions, InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
@@ -115,11 +115,13 @@ class LanguageModel:
         return [] if self.classifier is None else list(self.classifier.labels)
 
     @overload
-    def classify(self, text: str) -> dict[str, float]: ...
+    def classify(self, text: TextOrPair) -> dict[str, float]: ...
     @overload
-    def classify(self, text: list[str]) -> list[dict[str, float]]: ...
-    def classify(self, text: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
-        """Return the probability of each label for a text, or a list for texts.
+    def classify(self, text: list[str] | list[tuple[str, str]]) -> list[dict[str, float]]: ...
+    def classify(
+        self, text: TextOrPair | list[str] | list[tuple[str, str]]
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Return the probability of each label for a text or a pair of texts (a tuple), or a list for several.
 
         A text is cut at the context length, as in training. Raises ConfigError for a model that was not trained to
         classify.
@@ -129,10 +131,11 @@ class LanguageModel:
                 "this model was not trained to classify texts. Fine-tune it: "
                 f"{command('train')} experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
             )
-        texts = [text] if isinstance(text, str) else text
+        alone = isinstance(text, str | tuple)
+        texts: Any = [text] if alone else text
         probabilities = label_probabilities(self.model, self.classifier, self.tokenizer, texts)
         named = [dict(zip(self.labels, row, strict=True)) for row in probabilities.tolist()]
-        return named[0] if isinstance(text, str) else named
+        return named[0] if alone else named
 
     def _refuse_classifier(self) -> None:
         if self.classifier is not None:

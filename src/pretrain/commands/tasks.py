@@ -267,11 +267,13 @@ def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bo
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
+    from pretrain.commands.glue import score_glue
+    from pretrain.evaluation.config import Task
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    figures = score(config, path)
+    figures = score_glue(config, path) if config.task is Task.glue and not config.tasks else score(config, path)
     width = max(16, *(len(name) for name in figures))
     for name, value in figures.items():
         shown = f"{value:,.4f}" if isinstance(value, float) else value

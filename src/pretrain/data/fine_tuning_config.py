@@ -126,7 +126,7 @@ class ChatConfig(AnnotatedConfig):
 
 @dataclass
 class LabelledTextConfig(AnnotatedConfig):
-    """Texts with one label each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
+    """Texts or pairs of texts with one label each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "texts with labels"
     has_labels: ClassVar[bool] = True
@@ -134,6 +134,9 @@ class LabelledTextConfig(AnnotatedConfig):
     text_column: str = setting("text", "Column of the text, in files with columns.")
     label_column: str = setting(
         "label", "Column of the label; a first line of text, tab, label that ends in this name is a heading."
+    )
+    pair_column: str | None = setting(
+        None, "Column of a second text, read behind the first one and a separator; null: single texts."
     )
 
     def open(self) -> Source:

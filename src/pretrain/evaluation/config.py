@@ -20,11 +20,48 @@ class Task(Enum):
     minimal_pairs = "minimal_pairs"  # the likelier of two sentences, as in BLiMP (Warstadt et al. 2020)
     multiple_choice = "multiple_choice"  # the likeliest of several answers, as in HellaSwag, ARC and PIQA
     cloze = "cloze"  # the last word of a passage, as in LAMBADA (Paperno et al. 2016, arxiv.org/abs/1606.06031)
+    bias = "bias"  # the more stereotyping of two sentences, as in CrowS-Pairs (Nangia et al. 2020)
+    glue = "glue"  # fine-tuned on tasks of GLUE (Wang et al. 2018, https://arxiv.org/abs/1804.07461)
     memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
     memorisation = memorization  # its earlier spelling, read for one version
 
 
-FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze)
+FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
+
+
+GLUE_TASKS = ("CoLA", "MRPC", "RTE", "SST-2")
+
+
+@dataclass
+class GlueConfig(Settings):
+    """Fine-tuning on GLUE's tasks, with every seed at every learning rate."""
+
+    prefix: ClassVar[str] = "glue."
+    tasks: list[str] = setting(default_factory=lambda: list(GLUE_TASKS), about="Tasks: CoLA, MRPC, RTE, SST-2.")
+    seeds: list[int] = setting(default_factory=lambda: [0, 1, 2], about="Seeds of the head, the order and dropout.")
+    learning_rates: list[float] = setting(
+        default_factory=lambda: [2.0e-5, 5.0e-5],
+        about="Peak learning rates; a tenth of train that is held out chooses one.",
+    )
+    epochs: float = setting(3.0, "Passes over the training examples.", bounds="(0.0, inf)", unit="epochs", example=3)
+    batch_examples: int = setting(32, "Examples of a step, about.", bounds="[1, inf)", unit="examples")
+    max_train_examples: int = setting(
+        0, "Training examples of each task; 0: all.", bounds="[0, inf)", unit="examples", example=500
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tasks or not set(self.tasks) <= set(GLUE_TASKS):
+            raise ConfigError(
+                f"glue.tasks=[{','.join(map(str, self.tasks))}] must name tasks of {', '.join(GLUE_TASKS)}. "
+                "Try 'glue.tasks=[RTE]'."
+            )
+        for name in ("tasks", "seeds", "learning_rates"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"glue.{name}={values} must be a list of one or more different values.")
+        if min(self.learning_rates) <= 0:
+            raise ConfigError(f"glue.learning_rates={self.learning_rates} must be above 0. Try [2e-5,5e-5].")
 
 
 @dataclass
@@ -80,10 +117,15 @@ class EvalConfig(Settings):
     )
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
     output: str | None = setting(None, "A JSON file for figures and settings.")
+    glue: GlueConfig = field(default_factory=GlueConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task is Task.glue and self.path is None:
+            raise ConfigError(
+                "task=glue needs the folder of GLUE's tasks. Give it: path=<folder with CoLA, MRPC, ...>."
+            )
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
         if self.task is Task.memorization and self.path is not None:
@@ -105,6 +147,9 @@ class ScoresConfig(Settings):
     )
     multiple_choice: list[str] = setting(default_factory=list, about="Files of questions with choices, as HellaSwag.")
     cloze: list[str] = setting(default_factory=list, about="Files of passages whose last word is missing, as LAMBADA.")
+    bias: list[str] = setting(
+        default_factory=list, about="Files of a more and a less stereotyping sentence a row, as CrowS-Pairs."
+    )
     max_examples: int = setting(
         500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
     )

@@ -1,5 +1,6 @@
-"""Read examples of tasks from JSON lines; errors name the file and line."""
+"""Read examples of tasks from JSON lines, and those of bias also from CSV; errors name the file and line."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,16 +8,16 @@ from typing import Any, TypeVar
 
 from pretrain.data.config import Format
 from pretrain.data.escapes import read_escapes
-from pretrain.data.sources.column_files import json_lines
+from pretrain.data.sources.column_files import json_lines, read_records
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import kind_of_file
-from pretrain.data.sources.source import printable
+from pretrain.data.sources.source import counted, printable
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import Task
 
 Item = TypeVar("Item")
-SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".csv", ".jsonl", ".ndjson", ".json")
 MAX_PARADIGM = 200  # characters of a paradigm's name, which is printed beside its accuracy
 
 
@@ -27,6 +28,16 @@ class MinimalPair:
     good: str
     bad: str
     paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
+    location: str = field(default="", compare=False)  # file and line
+
+
+@dataclass(frozen=True)
+class StereotypePair:
+    """Two sentences that differ in the group they speak of; `more` is the more stereotyping one."""
+
+    more: str
+    less: str
+    kind: str  # of bias; CrowS-Pairs has 9
     location: str = field(default="", compare=False)  # file and line
 
 
@@ -58,7 +69,7 @@ class Cloze:
         return [(self.context, self.continuation)]
 
 
-Example = MinimalPair | MultipleChoice | Cloze
+Example = MinimalPair | StereotypePair | MultipleChoice | Cloze
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,13 @@ def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
     return MinimalPair(good, bad, paradigm, record.location)
 
 
+def _stereotype_pair(record: _Record, delimiter: str) -> StereotypePair:
+    kind = record.text("bias_type", "")
+    if len(kind) > MAX_PARADIGM:
+        raise record.error("bias_type", f"the name of a kind of bias, of at most {MAX_PARADIGM} characters")
+    return StereotypePair(record.nonempty_text("sent_more"), record.nonempty_text("sent_less"), kind, record.location)
+
+
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
     query, choices, gold = record.text("query"), record.values.get("choices"), record.values.get("gold")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_choice, choices)):
@@ -163,6 +181,7 @@ _READERS: dict[Task, Callable[[_Record, str], Example]] = {
     Task.minimal_pairs: _minimal_pair,
     Task.multiple_choice: _multiple_choice,
     Task.cloze: _cloze,
+    Task.bias: _stereotype_pair,
 }
 
 
@@ -174,9 +193,17 @@ def _delimited(context: str, text: str, delimiter: str) -> str:
 
 
 def _records(name: str, file: Path) -> list[_Record]:
-    """Return the JSON objects of a file; blank lines are skipped."""
+    """Return the JSON objects of a file, or the rows of a .csv; blank lines are skipped."""
     records = []
-    with opened(file, kind_of_file(file, Format.jsonl).compression) as stream:
+    is_table = ".csv" in file.suffixes
+    with opened(file, kind_of_file(file, Format.csv if is_table else Format.jsonl).compression) as stream:
+        if is_table:
+            skipped = Counter[str]()
+            rows = read_records(Format.csv, stream, printable(name), {}, skipped)
+            records = [_Record(location, values) for location, values in rows]
+            if skipped:  # as for lines of JSON: a score of the rest would be another score
+                raise DataError(f"{printable(name)} has rows that cannot be read: {counted(skipped)}. Repair the file.")
+            return records
         for location, values in json_lines(stream, printable(name)):
             if isinstance(values, str):
                 raise DataError(f"{location} is not a JSON object. Write one example a line.")

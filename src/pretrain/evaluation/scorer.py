@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError, DivergenceError, printable
 from pretrain.evaluation.bound import Bound, BoundEstimate, bounds, filled_greedily
-from pretrain.evaluation.examples import ExampleSet, MinimalPair
+from pretrain.evaluation.examples import ExampleSet, MinimalPair, StereotypePair
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
     Ints,
@@ -235,6 +235,8 @@ def check_examples(examples: ExampleSet, tokenizer: Tokenizer, context_length: i
     for example in examples.examples:
         if isinstance(example, MinimalPair):
             sentences += [(example.good, example.location), (example.bad, example.location)]
+        elif isinstance(example, StereotypePair):
+            sentences += [(example.more, example.location), (example.less, example.location)]
         else:
             pairs += [(pair, example.location) for pair in example.pairs()]
     documents = tokenizer.encode_documents([text for text, _ in sentences])

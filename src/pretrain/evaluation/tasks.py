@@ -1,4 +1,4 @@
-"""Tasks with correct answers: minimal pairs, multiple choice, cloze."""
+"""Tasks with correct answers: minimal pairs, multiple choice, cloze; and pairs that show a bias."""
 
 import math
 from collections import defaultdict
@@ -9,6 +9,7 @@ import numpy as np
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.evaluation.bias import score_stereotypes
 from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
@@ -112,4 +113,5 @@ _SCORED: dict[Task, Callable[[Scorer, Any], dict[str, float]]] = {
     Task.minimal_pairs: _minimal_pairs,
     Task.multiple_choice: _multiple_choice,
     Task.cloze: _cloze,
+    Task.bias: score_stereotypes,
 }

@@ -13,20 +13,23 @@ from pretrain.objectives.classify import Classify
 from pretrain.objectives.config import ClassifyConfig
 
 BATCH_SIZE = 32  # texts
+TextOrPair = str | tuple[str, str]
 
 
 @torch.inference_mode()
 def label_probabilities(
-    model: LanguageModule, config: ClassifyConfig, tokenizer: Tokenizer, texts: Sequence[str]
+    model: LanguageModule, config: ClassifyConfig, tokenizer: Tokenizer, texts: Sequence[TextOrPair]
 ) -> Tensor:
     """Return the probability of each label for each text, float32 (texts, labels) on the CPU.
 
-    A text is read as in training: with BOS and EOS, cut at the context length.
+    A text is read as in training: with BOS and EOS, cut at the context length; the second text of a pair follows the
+    EOS of the first.
     """
     objective = config.build(tokenizer, seed=0)
     assert isinstance(objective, Classify)
     device = next(model.parameters()).device
-    documents = [ids[: model.config.context_length] for ids in tokenizer.encode_documents(texts)]
+    pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+    documents = [ids[: model.config.context_length] for ids in tokenizer.encode_text_pairs(pairs)]
     order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # by length: little padding
     probabilities = torch.zeros(len(documents), len(config.labels))
     for start in range(0, len(order), BATCH_SIZE):

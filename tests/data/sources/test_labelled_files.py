@@ -118,3 +118,18 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         found(labelled(other))
     with pytest.raises(DataError, match=r"data\.path=.*nowhere does not exist"):
         labelled(tmp_path / "nowhere")
+
+
+def test_pairs_of_texts_come_from_columns_alone(tmp_path: Path) -> None:
+    records: list[object] = [{"a": "x", "b": "y", "label": 1}, {"a": "x", "b": " ", "label": 1}, {"a": "x", "label": 0}]
+    source = labelled(write(tmp_path / "pairs.jsonl", *records), text_column="a", pair_column="b")
+    assert [(each.text, each.second_text, each.label) for each in source.documents()] == [("x", "y", "1")]
+    assert dict(source.skipped) == {"second text is empty or no text": 2}
+    table = tmp_path / "pairs.tsv"
+    table.write_text("index\tsentence1\tsentence2\tlabel\n0\tx\ty\tentailment\n")
+    source = labelled(table, text_column="sentence1", pair_column="sentence2")
+    assert [(each.text, each.second_text) for each in source.documents()] == [("x", "y")]
+    plain = tmp_path / "plain.tsv"
+    plain.write_text("x\tpos\n")
+    with pytest.raises(DataError, match=r"plain\.tsv has no columns, but data\.pair_column=b names one\. Name a file"):
+        found(labelled(plain, pair_column="b"))

@@ -172,3 +172,18 @@ def test_damaged_annotations_are_refused(tmp_path: Path, damage: Callable[[Path]
     damage(folder)
     with pytest.raises(DataError, match=message):
         Store(folder)
+
+
+def test_a_pair_of_texts_is_read_with_a_separator(tmp_path: Path) -> None:
+    """Pairs that share their first text are no duplicates, and each has the ids of both texts."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [("a", "b", 0), ("a", "c", 1), ("a", "b", 0)]
+    path.write_text("".join(json.dumps({"text": a, "other": b, "label": y}) + "\n" for a, b, y in rows))
+    config = LabelledTextConfig(path=str(path), pair_column="other", validation_fraction=0.0)
+    prepared = made(config, tmp_path)
+    (store,), tokenizer = prepared.train.values(), prepared.tokenizer
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    found = [store.document(number).tolist() for number in range(store.n_documents)]
+    assert found == [[bos, ord("a"), eos, ord(second), eos] for second in "bc"]
+    assert store.annotations is not None
+    assert store.annotations.values.tolist() == [0, 1]

@@ -10,7 +10,7 @@ from pretrain.data.sources.column_files import lines_of, read_records
 from pretrain.data.sources.compressed_files import head_of
 from pretrain.data.sources.corpus_files import FileSource
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
-from pretrain.data.sources.source import Document
+from pretrain.data.sources.source import Document, fault_of, printable
 from pretrain.data.tokenizers.chat_template import ASSISTANT, checked_messages
 from pretrain.errors import DataError
 
@@ -28,6 +28,7 @@ class AnnotatedFiles(FileSource):
             "response_column",
             "text_column",
             "label_column",
+            "pair_column",
             "messages_column",
         )
         return [getattr(self.config, name, None) for name in names]
@@ -99,18 +100,28 @@ class LabelledTexts(AnnotatedFiles):
 
     def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
         if form is Format.text or (form is Format.tsv and not _has_heading(stream, self.config)):
+            if self.config.pair_column is not None:
+                raise DataError(
+                    f"{name} has no columns, but data.pair_column={printable(self.config.pair_column)} names one. Name "
+                    "a file of JSON lines (.jsonl), .csv, .tsv with a heading, or .parquet; or leave pair_column out."
+                )
             return self._labelled_lines(stream, name)
         return self._labelled_records(stream, name, form)
 
     def _labelled_records(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
         config = self.config
         columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
+        if config.pair_column is not None:
+            columns["data.pair_column"] = config.pair_column
         for origin, record in read_records(form, stream, name, columns, self.skipped):
-            text, label = (record.get(column) for column in columns.values())
-            if isinstance(text, str) and isinstance(label, str | int) and str(label).strip():
-                yield Document(text, origin, label=str(label))
-            else:
+            text, label = record.get(config.text_column), record.get(config.label_column)
+            second = None if config.pair_column is None else record.get(config.pair_column)
+            if not (isinstance(text, str) and isinstance(label, str | int) and str(label).strip()):
                 self.skipped["text is no string, or label neither string nor whole number"] += 1
+            elif config.pair_column is not None and (not isinstance(second, str) or fault_of(second)):
+                self.skipped["second text is empty or no text"] += 1
+            else:
+                yield Document(text, origin, label=str(label), second_text=second)
 
     def _labelled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
         """Yield the text before the last tab of each line with the label after it."""
@@ -135,5 +146,6 @@ class LabelledTexts(AnnotatedFiles):
 def _has_heading(stream: IO[bytes], config: LabelledTextConfig) -> bool:
     """Return whether a .tsv begins with a heading: three names or more, with text and label."""
     names = head_of(stream, HEAD_BYTES).splitlines()[:1]
-    columns = names[0].decode("utf8", "replace").split("\t") if names else []
-    return len(columns) > 2 and {config.text_column, config.label_column} <= set(columns)
+    columns = names[0].decode("utf-8-sig", "replace").split("\t") if names else []
+    needed = {config.text_column, config.label_column}
+    return len(columns) > 2 and needed | ({config.pair_column} if config.pair_column else set()) <= set(columns)

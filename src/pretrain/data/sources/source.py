@@ -32,6 +32,7 @@ class Document:
     name: str  # its origin, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
     prompt_characters: int | None = None  # length of the prompt that the text begins with; the rest is the response
     label: str | None = None
+    second_text: str | None = None  # of a pair of texts with one label
     messages: tuple[tuple[str, str], ...] = ()  # role and content of each turn, of a conversation
     part: Part = Part.full
     split_key: int | None = None  # documents with the same one go into the same split; None: the hash of the text

@@ -48,7 +48,7 @@ def write_stores(
     for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
         fresh: list[tuple[str, Document, int]] = []
         for split, document in batch:
-            text = document.text.encode()
+            text = "\0".join(filter(None, (document.text, document.second_text))).encode()
             if source.without_duplicates or duplicates.is_new(document, text):
                 fresh.append((split, document, len(text)))
         documents = [document for _, document, _ in fresh]
@@ -88,7 +88,7 @@ def _encode(
 ) -> list[tuple[NDArray[np.uint32], int, Targets]]:
     """Return the ids of each document, its annotation, and the turns of a conversation that are targets."""
     if template is None:
-        encoded = tokenizer.encode_documents([document.text for document in documents])
+        encoded = tokenizer.encode_text_pairs([(document.text, document.second_text) for document in documents])
         values = _values(documents, encoded, tokenizer, labels)
         return [(ids, value, []) for ids, value in zip(encoded, values, strict=True)]
     conversations = []

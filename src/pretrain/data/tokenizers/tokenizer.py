@@ -124,6 +124,19 @@ class Tokenizer:
         bos, eos = np.array([self.bos_id], np.uint32), np.array([self.eos_id], np.uint32)
         return [np.concatenate([bos, ids, eos]) for ids in self._encode_many(texts)]
 
+    def encode_text_pairs(self, pairs: Sequence[tuple[str, str | None]]) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text with its second one: `bos_id`, text, `eos_id`, second text, `eos_id`.
+
+        A text whose second one is None is encoded as a document. Raises DataError as `encode_documents` does.
+        Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3, without its types of tokens.
+        """
+        encoded = self.encode_documents([first for first, _ in pairs])
+        second = iter(self.encode_documents([second for _, second in pairs if second is not None]))
+        return [
+            ids if text is None else np.concatenate([ids, next(second)[1:]])
+            for ids, (_, text) in zip(encoded, pairs, strict=True)
+        ]
+
     def encode_following(self, text: str) -> list[int]:
         """Return the ids of a text that follows other text, without a prepended space."""
         for anchor in (".", "\n", "a") if self.ids_version else ():

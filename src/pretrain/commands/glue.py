@@ -1,0 +1,186 @@
+"""Fine-tune a base on GLUE's tasks with several seeds and rates, and score it: `eval.py task=glue`."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.commands.from_python import train
+from pretrain.config.overrides import quote
+from pretrain.data.sources.source import printable
+from pretrain.errors import DataError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
+from pretrain.interop.load import open_model
+from pretrain.language_model import LanguageModel
+from pretrain.launch.run_folder import finished_run
+
+RESULTS = "results.jsonl"
+WARMUP_SHARE = 0.06  # of the steps: Liu et al. 2019, https://arxiv.org/abs/1907.11692, appendix B
+
+
+@dataclass(frozen=True)
+class Try:
+    """One fine-tuning."""
+
+    task: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.task}-{self.rate:g}-{self.seed}"
+
+
+class Results:
+    """The scores of tries, written to a file as they come, so that a restart goes on behind them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[tuple[str, Try], dict[str, float]] = {}
+        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+            try:
+                record = json.loads(line)
+                one = Try(str(record["task"]), float(record["rate"]), int(record["seed"]))
+                scores = {str(name): float(value) for name, value in record["metrics"].items()}
+                self.found[str(record["split"]), one] = scores
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DataError(
+                    f"{printable(path)}:{number} is no result of task=glue. Remove the line; what it scored is "
+                    "trained again."
+                ) from None
+
+    def add(self, split: str, one: Try, metrics: dict[str, float]) -> None:
+        """Keep the scores of a try and append them to the file."""
+        self.found[split, one] = metrics
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(json.dumps({"split": split, **asdict(one), "metrics": metrics}) + "\n")
+
+
+class Glue:
+    """The fine-tunings of one base; `folder` holds results and, while they are needed, the runs."""
+
+    def __init__(self, config: EvalConfig, base: str | Path) -> None:
+        self.config = config
+        self.base = Path(base)
+        settings = asdict(config.glue) | {"tasks": [], "seeds": [], "learning_rates": []}
+        key = json.dumps([str(open_model(base).folder.resolve()), str(config.path), settings], sort_keys=True)
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.results = Results(self.folder / RESULTS)
+
+    def score(self, task: str) -> dict[str, float | str]:
+        """Return the rate that held-out text chose, and mean and deviation over seeds of each metric on dev.
+
+        A tenth of train, the same for all tries, is held out to choose the rate; dev is read once, at the end.
+        """
+        assert self.config.path is not None
+        rows, dev = (read_split(Path(self.config.path).expanduser(), task, split) for split in ("train", "dev"))
+        order = np.random.default_rng(0).permutation(len(rows))
+        n_held_out = max(1, len(rows) // 10)
+        held_out = [rows[place] for place in order[:n_held_out]]
+        part = [rows[place] for place in order[n_held_out:]]
+        part = part[: self.config.glue.max_train_examples or len(part)]
+        rates = self.config.glue.learning_rates
+        for rate in rates:
+            for one in self._tries(task, rate):
+                if ("held_out", one) not in self.results.found:
+                    self.results.add("held_out", one, self._scores(one, part, held_out))
+        means = [self._mean("held_out", task, rate)["score"][0] for rate in rates]
+        best = rates[int(np.argmax(means))]
+        for one in self._tries(task, best):
+            if ("dev", one) not in self.results.found:
+                self.results.add("dev", one, self._scores(one, part, dev))
+        for rate in rates:
+            for one in self._tries(task, rate):
+                shutil.rmtree(self.folder / one.name, ignore_errors=True)
+        figures: dict[str, float | str] = {"learning_rate": f"{best:g}"}
+        for name, (mean, deviation) in self._mean("dev", task, best).items():
+            figures |= {name: mean, f"{name}_deviation": deviation}
+        return figures
+
+    def _tries(self, task: str, rate: float) -> Iterator[Try]:
+        return (Try(task, rate, seed) for seed in self.config.glue.seeds)
+
+    def _mean(self, split: str, task: str, rate: float) -> dict[str, tuple[float, float]]:
+        """Return mean and deviation of the sample over seeds; a single seed has deviation 0."""
+        found = [self.results.found[split, one] for one in self._tries(task, rate)]
+        values = {name: [scores[name] for scores in found] for name in found[0]}
+        return {
+            name: (float(np.mean(each)), float(np.std(each, ddof=1)) if len(each) > 1 else 0.0)
+            for name, each in values.items()
+        }
+
+    def _scores(self, one: Try, rows: Sequence[LabelledText], asked: Sequence[LabelledText]) -> dict[str, float]:
+        """Return the metrics on the rows `asked` of the model that the try trains, or has trained."""
+        folder = self.folder / one.name
+        if finished_run(folder) is None:
+            self._train(one, rows)
+        model = LanguageModel.load(folder, self.config.device)
+        texts: Any = [row.text for row in asked]
+        answers = [max(each, key=each.__getitem__) for each in model.classify(texts)]
+        return glue_metrics(one.task, answers, [row.label for row in asked])
+
+    def _train(self, one: Try, rows: Sequence[LabelledText]) -> None:
+        folder, settings = self.folder / one.name, self.config.glue
+        shutil.rmtree(folder, ignore_errors=True)  # of a try that was interrupted
+        path = self.folder / f"{one.task}.jsonl"
+        with path.open("w", encoding="utf8") as file:
+            for row in rows:
+                texts = (row.text,) if isinstance(row.text, str) else row.text
+                names = ("text", "second")
+                record = dict(zip(names, texts, strict=False)) | {"label": row.label}
+                file.write(json.dumps(record) + "\n")
+        is_pair = not isinstance(rows[0].text, str)
+        print(printable(f"fine-tuning {one.name} on {len(rows):,} examples"), file=sys.stderr, flush=True)
+        accelerator = "cpu" if self.config.device == "cpu" else "auto"
+        with redirect_stdout(sys.stderr):
+            train(
+                "experiment=classify",
+                quote(f"init_from={self.base}", "init_from"),
+                quote(f"data.path={path}", "data.path"),
+                *(["data.pair_column=second"] if is_pair else []),
+                "data.validation_fraction=0",
+                f"optimizer.learning_rate={one.rate}",
+                f"seed={one.seed}",
+                f"batch_size={self._batch_size(rows)}",
+                "trainer.max_steps=-1",
+                f"trainer.max_epochs={settings.epochs}",
+                f"trainer.accelerator={accelerator}",
+                f"schedule.warmup_steps={round(WARMUP_SHARE * settings.epochs * len(rows) / settings.batch_examples)}",
+                "logger=none",
+                "logging.report=false",
+                quote(f"paths.run_dir={folder}", "paths.run_dir"),
+                quote(f"paths.cache_dir={self.config.paths.cache_dir}", "paths.cache_dir"),
+            )
+
+    def _batch_size(self, rows: Sequence[LabelledText]) -> int:
+        """Return the rows of tokens, at least 1, that hold about `glue.batch_examples` examples."""
+        folder = open_model(self.base)
+        pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
+        mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
+        return max(1, round(self.config.glue.batch_examples * mean / folder.shape.context_length))
+
+
+def score_glue(config: EvalConfig, base: str | Path) -> dict[str, Any]:
+    """Return the figures of each task as `<task>/<metric>`, with deviations over seeds, and the mean of the scores.
+
+    Raises the errors of training, and DataError for files that are not GLUE's.
+    """
+    glue = Glue(config, base)
+    figures: dict[str, Any] = {"checkpoint": str(base), "task": config.task.name}
+    scores = []
+    for task in config.glue.tasks:
+        found = glue.score(task)
+        scores.append(float(found["score"]))
+        figures |= {f"{task}/{name}": value for name, value in found.items()}
+    return figures | {"mean_score": float(np.mean(scores)), "seeds": len(config.glue.seeds)}

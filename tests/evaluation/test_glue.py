@@ -1,0 +1,103 @@
+"""GLUE: files as published, metrics as defined, and fine-tunings that a restart does not repeat."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_f1_score, binary_matthews_corrcoef
+
+from pretrain.commands import glue
+from pretrain.config.compose import compose, register_schemas
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.config import EvalConfig, GlueConfig
+from pretrain.evaluation.glue import binary_f1, glue_metrics, matthews, read_split
+from pretrain.training.train import run
+
+
+def test_metrics_are_those_of_torchmetrics() -> None:
+    draw = np.random.default_rng(0)
+    for share in (0.5, 0.9, 0.3):
+        predicted, truth = draw.random(200) < share, draw.random(200) < 0.6
+        both = torch.from_numpy(predicted).int(), torch.from_numpy(truth).int()
+        assert matthews(predicted, truth) == pytest.approx(float(binary_matthews_corrcoef(*both)), abs=1e-6)
+        assert binary_f1(predicted, truth) == pytest.approx(float(binary_f1_score(*both)), abs=1e-6)
+    nothing = np.zeros(3, np.bool_)
+    assert (matthews(nothing, nothing), binary_f1(nothing, nothing)) == (0.0, 0.0)
+    found = glue_metrics("MRPC", ["1", "1", "0"], ["1", "0", "0"])
+    assert found == pytest.approx({"f1": 2 / 3, "accuracy": 2 / 3, "score": 2 / 3})
+    assert glue_metrics("CoLA", ["1", "0"], ["1", "0"]) == {"matthews": 1.0, "score": 1.0}
+    assert glue_metrics("RTE", ["a", "b"], ["a", "a"]) == {"accuracy": 0.5, "score": 0.5}
+
+
+def test_the_published_files_are_read(assets: Path) -> None:
+    folder = assets / "eval" / "glue"
+    sizes = {task: len(read_split(folder, task, "dev")) for task in ("CoLA", "MRPC", "RTE", "SST-2")}
+    assert sizes == {"CoLA": 1043, "MRPC": 408, "RTE": 277, "SST-2": 872}
+    first = read_split(folder, "MRPC", "train")[0]
+    assert first.text[0].startswith('Amrozi accused his brother , whom he called " the witness " , of')
+    assert first.label == "1"
+
+
+def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dev\.tsv cannot be read: .* Give the folder that holds GLUE's folders"):
+        read_split(tmp_path, "RTE", "dev")
+    (tmp_path / "RTE").mkdir()
+    path = tmp_path / "RTE" / "dev.tsv"
+    path.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\n")
+    with pytest.raises(DataError, match=r"dev\.tsv:2 has 3 fields, and RTE has its label in field 4\. Take the files"):
+        read_split(tmp_path, "RTE", "dev")
+    path.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tc\n")
+    with pytest.raises(DataError, match=r"dev\.tsv has not the two labels of RTE\. Take the files as GLUE"):
+        read_split(tmp_path, "RTE", "dev")
+    for settings, message in (
+        ({"tasks": ["RTF"]}, r"glue\.tasks=\[RTF\] must name tasks of CoLA, MRPC, RTE, SST-2\. Try 'glue"),
+        ({"seeds": [1, 1]}, r"glue\.seeds=\[1, 1\] must be a list of one or more different values"),
+        ({"learning_rates": [0.0]}, r"glue\.learning_rates=\[0\.0\] must be above 0\. Try \[2e-5,5e-5\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            GlueConfig(**settings)
+    register_schemas("eval", EvalConfig)
+    with pytest.raises(ConfigError, match=r"task=glue needs the folder of GLUE's tasks\. Give it: path="):
+        compose("eval", ["task=glue"])
+    (tmp_path / glue.RESULTS).write_text("{}\n")
+    with pytest.raises(DataError, match=r"results\.jsonl:1 is no result of task=glue\. Remove the line"):
+        glue.Results(tmp_path / glue.RESULTS)
+
+
+def entailments(path: Path, count: int, seed: int) -> None:
+    """Write pairs whose label is told by one word of the second text."""
+    draw = random.Random(seed)
+    lines = ["index\tsentence1\tsentence2\tlabel\n"]
+    for number in range(count):
+        word, label = draw.choice([("yes", "entailment"), ("not", "not_entailment")])
+        lines.append(f'{number}\ta "film {number}\t{word} {draw.randrange(99)}\t{label}\n')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines))
+
+
+@pytest.mark.slow
+def test_a_base_is_tuned_at_every_rate_and_a_restart_trains_nothing_again(tiny, tmp_path, monkeypatch, capsys):
+    base = Path(run(tiny.plan("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
+    entailments(tmp_path / "glue/RTE/train.tsv", 200, 1)
+    entailments(tmp_path / "glue/RTE/dev.tsv", 40, 2)
+    words = [f"path={tmp_path / 'glue'}", "glue.tasks=[RTE]", "glue.seeds=[0,1]", "glue.learning_rates=[1e-9,0.01]"]
+    words += ["task=glue", "glue.epochs=8", "glue.batch_examples=8"]
+    words += [f"paths.logs_dir={tmp_path / 'logs'}", f"paths.cache_dir={tmp_path / 'cache'}"]
+    register_schemas("eval", EvalConfig)
+    config = compose("eval", words)
+    capsys.readouterr()
+    found = glue.score_glue(config, base)
+    said = capsys.readouterr()
+    assert said.out == ""  # the figures alone go there
+    assert said.err.count("fine-tuning RTE-") == 4
+    assert found["RTE/learning_rate"] == "0.01"
+    assert found["RTE/score"] == found["mean_score"] > 0.9
+    assert found["RTE/score_deviation"] < 0.1
+    (folder,) = (tmp_path / "logs" / "glue").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"RTE.jsonl", glue.RESULTS}  # the runs are gone
+    splits = [line.split('"')[3] for line in (folder / glue.RESULTS).read_text().splitlines()]
+    assert splits == ["held_out"] * 4 + ["dev"] * 2  # dev is read once, at the chosen rate
+    monkeypatch.setattr(glue, "train", lambda *words: pytest.fail("trained again"))
+    assert glue.score_glue(config, base) == found
