@@ -90,6 +90,11 @@ class ObjectiveConfig(Settings):
         return None
 
     @property
+    def embedding_pooling(self) -> Pooling | None:
+        """How the model was trained to pool a text's hidden states into its vector; None if it was not."""
+        return None
+
+    @property
     def share_of_logits(self) -> float:
         """The fraction of positions that the vocabulary's head computes logits for."""
         return 1.0
