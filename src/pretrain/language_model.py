@@ -145,6 +145,18 @@ class LanguageModel:
                 f"this model was trained to classify texts ({', '.join(self.labels[:5])}) and predicts no tokens. "
                 'Use classify("a text"), or the base model of the fine-tuning.'
             )
+        self._refuse_embedder()
+
+    def _check_embeds(self) -> None:
+        if self.classifier is not None:
+            raise ConfigError("this model was trained to classify texts, not to embed them. Use its base model.")
+
+    def _refuse_embedder(self) -> None:
+        if self.pooling is not None:
+            raise ConfigError(
+                "this model was trained to embed texts and predicts no tokens. "
+                'Use embed("a text"), or the base model of the fine-tuning.'
+            )
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the prompt with its completion, or a list for a batch of prompts.
@@ -369,7 +381,7 @@ class LanguageModel:
         it is causal. `dimensions` keeps the first ones, before `normalize` makes the length 1. Raises ConfigError for
         a classifier, and for a text that is empty or longer than the context.
         """
-        self._refuse_classifier()
+        self._check_embeds()
         texts = [text] if isinstance(text, str) else list(text)
         documents = self.tokenizer.encode_documents(texts)
         for document in documents:
@@ -395,7 +407,7 @@ class LanguageModel:
 
         Pooling is that of `embed`; raises ConfigError for a classifier.
         """
-        self._refuse_classifier()
+        self._check_embeds()
         length = self.model.config.context_length
         documents = [
             ids if len(ids) <= length else [*ids[: length - 1], self.tokenizer.eos_id]
@@ -410,6 +422,8 @@ class LanguageModel:
         data = f", data {printable(self.trained['data'], one_line=True)}" if "data" in self.trained else ""
         if self.classifier is not None:
             return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
+        if self.pooling is not None:
+            return f"LanguageModel(embeds texts, {parameters:,} parameters{seen}{data})"
         bidirectional = "diffusion" if self.denoises else "masked"
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"

@@ -21,10 +21,13 @@ class Task(Enum):
     multiple_choice = "multiple_choice"  # the likeliest of several answers, as in HellaSwag, ARC and PIQA
     cloze = "cloze"  # the last word of a passage, as in LAMBADA (Paperno et al. 2016, arxiv.org/abs/1606.06031)
     memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
+    sts = "sts"  # similarity of two sentences by their vectors, as in STS-B (Cer et al. 2017, arxiv.org/abs/1708.00055)
+    retrieval = "retrieval"  # passages that answer queries by their vectors, in BEIR's files (arxiv.org/abs/2104.08663)
     memorisation = memorization  # its earlier spelling, read for one version
 
 
 FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze)
+OF_VECTORS = (Task.sts, Task.retrieval)
 
 
 @dataclass
@@ -86,6 +89,11 @@ class EvalConfig(Settings):
         super().__post_init__()
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
+        if self.task in OF_VECTORS and self.path is None:
+            files = (
+                "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder with queries, corpus and qrels"
+            )
+            raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")
         if self.task is Task.memorization and self.path is not None:
             raise ConfigError(
                 f"task=memorization compares the run's own documents, so path={self.path} has no use. Leave it out."

@@ -33,6 +33,7 @@ class Document:
     prompt_characters: int | None = None  # length of the prompt that the text begins with; the rest is the response
     label: str | None = None
     messages: tuple[tuple[str, str], ...] = ()  # role and content of each turn, of a conversation
+    related: tuple[str, ...] = ()  # an anchor, its positive and hard negatives, if the document is of such texts
     part: Part = Part.full
     split_key: int | None = None  # documents with the same one go into the same split; None: the hash of the text
 
