@@ -90,9 +90,7 @@ class EvalConfig(Settings):
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
         if self.task in OF_VECTORS and self.path is None:
-            files = (
-                "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder with queries, corpus and qrels"
-            )
+            files = "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder of BEIR"
             raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")
         if self.task is Task.memorization and self.path is not None:
             raise ConfigError(

@@ -85,8 +85,8 @@ class PlanConfig(RunConfig):
             )
         if self.objective.n_labels is not None or self.objective.embedding_pooling is not None:
             raise ConfigError(
-                f"objective={self.objective.kind} fine-tunes, and plan counts pre-training. Plan the base with the same rows, "
-                "which takes a little more: objective=masked data=text_files."
+                f"objective={self.objective.kind} fine-tunes, and plan counts pre-training. Plan the base with the "
+                "same rows, which takes a little more: objective=masked data=text_files."
             )
 
     def run_config(self) -> RunConfig:
