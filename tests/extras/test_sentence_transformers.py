@@ -32,7 +32,11 @@ def theirs(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("model", "words", "pooling"),
-    [("bert_nano", [], "mean"), ("bert_nano", [], "first"), ("llama_nano", ["objective.left_to_right=true"], "last")],
+    [
+        ("bert_base", [], "mean"),
+        ("modernbert_base", [], "first"),
+        ("llama_160m", ["objective.left_to_right=true"], "last"),
+    ],
 )
 def test_a_trained_model_is_loaded_with_equal_vectors(tiny, tmp_path, model, words, pooling):
     data = tmp_path / "related.jsonl"
