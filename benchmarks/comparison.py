@@ -3,6 +3,7 @@
 A benchmark prints and saves a `Result`; `table.py` makes the README's table from the saved ones.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,6 +99,23 @@ def typed() -> str:
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def gpu_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a script that measures a GPU, for `parsed_with_gpu`; a script adds options of its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
+    parser.add_argument("--tiny", action="store_true", help="small, on a CPU")
+    return parser
+
+
+def parsed_with_gpu(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the given options; exit where there is no GPU, unless --tiny is given."""
+    given = parser.parse_args()
+    if not (given.tiny or torch.cuda.is_available()):
+        script = Path(sys.argv[0]).name
+        sys.exit(f"benchmarks/{script}: torch finds no GPU. Try --tiny --out FOLDER to see it work.")
+    return given
 
 
 def take_turns(

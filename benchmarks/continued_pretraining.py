@@ -1,17 +1,20 @@
-"""Measure gain and forgetting of continued pre-training on a domain, with and without replay.
+"""Measure gain and forgetting of continued pre-training on a domain, at several shares of replay.
 
     python benchmarks/continued_pretraining.py MODEL --domain FILES --general FILES
 
-MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` twice, with the same steps and
-learning rate: once with the fraction `--replay` of rows from the general text, once without. It is scored before and
-after on the same held-out rows of both texts: loss, in nats per token.
+MODEL, a run or a Hugging Face folder, is trained by `src/train.py experiment=continue` once for each of `--seeds` and
+each share of `--replay` (of rows from the general text), with the same steps and rate. It is scored before and after
+on the same held-out rows of both texts: loss, in nats per token. What is trained and scored already is kept, so that a
+run that was stopped goes on by the same command.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from machine import machine
@@ -37,9 +40,9 @@ NO_REPLAY = 1e-9  # a weight so small that no row is sampled; the run still has 
 TEXTS = {"domain": "domain", "replay": "general"}  # names in the experiment, and here
 
 
-def words_of(given: argparse.Namespace, replay: float) -> list[str]:
+def words_of(given: argparse.Namespace, replay: float, seed: int) -> list[str]:
     """Return the overrides of `src/train.py` for a run with this fraction of replayed rows."""
-    words = ["experiment=continue", f"init_from={given.model}"]
+    words = ["experiment=continue", f"init_from={given.model}", f"seed={seed}"]
     for source, path, separator in (
         ("domain", given.domain, given.domain_separator),
         ("replay", given.general, given.general_separator),
@@ -76,39 +79,60 @@ def score(model: Path, config: RunConfig, prepared: Prepared, rows: int) -> dict
     return figures
 
 
+def cell(given: argparse.Namespace, prepared: Prepared, replay: float, seed: int) -> dict[str, Any]:
+    """Return the losses after one run, its seconds and number of parameters; measured once, then read again."""
+    folder = given.folder / f"replay_{100 * replay:g}_seed_{seed}"
+    kept, words = folder.with_suffix(".json"), words_of(given, replay, seed)
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf8"))
+        if found["words"] == words:
+            return found
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or of other settings
+    report = train(words, folder)
+    losses = score(folder, compose("train", words), prepared, given.rows)
+    found = {"words": words, "losses": losses} | {name: report[name] for name in ("training_s", "parameters")}
+    kept.write_text(json.dumps(found, indent=1), encoding="utf8")
+    return found
+
+
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return all metrics: of the base model, with replay and without."""
+    """Return all losses: of the base model, and the mean and deviation over the seeds at each share of replay."""
     register_schemas("train", RunConfig)
-    config: RunConfig = compose("train", words_of(given, given.replay))
+    config: RunConfig = compose("train", words_of(given, max(given.replay), given.seeds[0]))
     prepared = prepare(config.data, config.tokenizer, given.cache)
-    found: dict[str, Any] = {"before": score(given.model, config, prepared, given.rows)}
-    seconds = 0.0
-    for name, replay in ((f"after, {given.replay:.0%} replayed", given.replay), ("after, none replayed", 0.0)):
-        folder = given.folder / ("replay" if replay else "none")
-        report = train(words_of(given, replay), folder)
-        seconds += report["training_s"]
-        found[name] = score(folder, config, prepared, given.rows)
+    losses = {"before": score(given.model, config, prepared, given.rows)}
+    spread: dict[str, dict[str, float]] = {}
+    cells = {(replay, seed): cell(given, prepared, replay, seed) for replay in given.replay for seed in given.seeds}
+    for replay in given.replay:
+        name = f"after, {replay:.0%} replayed" if replay else "after, none replayed"
+        found = [cells[replay, seed]["losses"] for seed in given.seeds]
+        losses[name] = {each: fmean(one[each] for one in found) for each in found[0]}
+        if len(found) > 1:
+            spread[name] = {each: stdev(one[each] for one in found) for each in found[0]}
     settings = {name: getattr(given, name) for name in ("steps", "batch_size", "context_length", "learning_rate")}
-    settings |= {"replay": given.replay, "rows scored of each text": given.rows, "seed": config.seed}
+    settings |= {"replay": given.replay, "rows scored of each text": given.rows, "seeds": given.seeds}
     return {
         "machine": machine(),
         "texts": {"domain": Path(given.domain).name, "general": Path(given.general).name},
         "model": given.name or given.model.name,
-        "parameters": report["parameters"],
+        "parameters": next(iter(cells.values()))["parameters"],
         "settings": settings,
-        "seconds of training, both runs": round(seconds, 1),
-        "losses": found,
-        "targets": _targets(list(found.values()), given.bound),
+        "seconds of training, all runs": round(sum(each["training_s"] for each in cells.values()), 1),
+        "losses": losses,
+        "standard deviation over the seeds": spread,
+        "targets": _targets(losses, given.bound),
     }
 
 
-def _targets(found: list[dict[str, float]], bound: float) -> dict[str, bool]:
-    before, replayed, alone = found
-    rise, rise_alone = (each["general/loss"] - before["general/loss"] for each in (replayed, alone))
+def _targets(losses: dict[str, dict[str, float]], bound: float) -> dict[str, bool]:
+    """Return what was expected of the run with the most replay, against the one with the least."""
+    before, *after = losses.values()
+    least, most = after[0], after[-1]
+    rise, rise_least = (each["general/loss"] - before["general/loss"] for each in (most, least))
     return {
-        "lower domain loss with replay": replayed["domain/loss"] < before["domain/loss"],
+        "lower domain loss with replay": most["domain/loss"] < before["domain/loss"],
         f"general loss with replay rises by at most {bound} nats": rise <= bound,
-        "general loss rises less with replay than without": rise < rise_alone,
+        "general loss rises less with replay than without": rise < rise_least,
     }
 
 
@@ -127,14 +151,17 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train both, print the table and write it as JSON."""
+    """Train all, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a run or a Hugging Face folder")
     parser.add_argument("--name", help="of the model, for the table; default: the folder's name")
     for text in ("domain", "general"):
         parser.add_argument(f"--{text}", required=True, help="documents, as data=text_files reads them")
         parser.add_argument(f"--{text}-separator", help="between documents of a plain text file")
-    parser.add_argument("--replay", type=float, default=0.25, help="fraction of rows of general text")
+    parser.add_argument(
+        "--replay", type=float, nargs="+", default=[0.0, 0.05, 0.25], help="fractions of rows of general text"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
     parser.add_argument("--context-length", type=int, default=512)
@@ -147,6 +174,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("logs/continued_pretraining"), help="for the runs")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/continued_pretraining.json"))
     given = parser.parse_args()
+    given.replay.sort()
+    given.folder.mkdir(parents=True, exist_ok=True)
     figures = measure(given)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")

@@ -8,13 +8,12 @@ documents, counted as for all our runs: skipped matmuls of masked blocks count a
 process's allocated tensors.
 """
 
-import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from comparison import Result, typed
+from comparison import Result, gpu_parser, parsed_with_gpu, typed
 from shapes import shape_of
 from training_step import NEEDS
 from turns import Baseline, ask, take_rounds
@@ -125,15 +124,11 @@ def flops_per_token(name: str) -> float:
 
 def main() -> None:
     """Measure the given shapes, print the table and save it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = gpu_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
-    parser.add_argument("--tiny", action="store_true", help="small, on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
-    given = parser.parse_args()
-    if not (given.tiny or torch.cuda.is_available()):
-        sys.exit("benchmarks/gpu.py: torch finds no GPU. Try --tiny --out FOLDER to see it work.")
+    given = parsed_with_gpu(parser)
     shapes, rounds, steps = (list(TINY), 1, 1) if given.tiny else (given.shapes, given.rounds, given.steps)
     result = Result("gpu", typed(), {"rounds": rounds, "steps": steps})
     memory_gib = 0 if given.tiny else torch.cuda.get_device_properties(0).total_memory >> 30

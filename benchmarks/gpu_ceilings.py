@@ -5,15 +5,12 @@ model's feed-forward. The host's score is Python additions per second on one cor
 was at most a quarter of the cores before and after.
 """
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from comparison import Result, typed
+from comparison import Result, gpu_parser, parsed_with_gpu, typed
 
 MEASURES = ("benchmarks/gpu_ceilings.py",)  # nothing of ours
 MATMULS = ((8192, 8192, 8192), (16384, 3072, 768), (8192, 8192, 2048))  # rows, columns, inner
@@ -60,12 +57,7 @@ def python_score() -> float:
 
 def main() -> None:
     """Measure, print and save after each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
-    parser.add_argument("--tiny", action="store_true", help="small, on a CPU")
-    given = parser.parse_args()
-    if not (given.tiny or torch.cuda.is_available()):
-        sys.exit("benchmarks/gpu_ceilings.py: torch finds no GPU. Try --tiny --out FOLDER to see it work.")
+    given = parsed_with_gpu(gpu_parser(__doc__))
     device, seconds = ("cpu", 0.02) if given.tiny else ("cuda", SECONDS)
     matmuls = ((64, 64, 64),) if given.tiny else MATMULS
     result = Result("gpu_ceilings", typed(), {"seconds": seconds})

@@ -9,8 +9,6 @@ The error is that of output and gradients against float64, relative to their nor
 loss of few targets. A kernel is deterministic if two runs give equal gradients.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comparison import Result, take_turns, typed
+from comparison import Result, gpu_parser, parsed_with_gpu, take_turns, typed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -231,13 +229,9 @@ def errors_of(candidates: Mapping[str, Work], exact: Work, inputs: Sequence[Tens
 
 def main() -> None:
     """Compare everything, print the table and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = gpu_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
-    parser.add_argument("--tiny", action="store_true", help="small, on a CPU")
-    given = parser.parse_args()
-    if not (given.tiny or torch.cuda.is_available()):
-        sys.exit("benchmarks/gpu_kernels.py: torch finds no GPU. Try --tiny --out FOLDER to see it work.")
+    given = parsed_with_gpu(parser)
     rounds = 1 if given.tiny else given.rounds
     torch.manual_seed(0)
     result = Result("gpu_kernels", typed(), {"rounds": rounds})

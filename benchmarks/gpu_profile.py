@@ -12,11 +12,9 @@ gaps        the three longest such times, and the kernels before and after each
 Also written: `trace_<shape>_<which>.json.gz`, for chrome://tracing.
 """
 
-import argparse
 import gzip
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from baselines import our_learner
-from comparison import Result, typed, why
+from comparison import Result, gpu_parser, parsed_with_gpu, typed, why
 from plain_gpt import PlainGPT
 from shapes import Shape, shape_of
 from torch.profiler import ProfilerActivity, profile
@@ -217,12 +215,7 @@ def write_trace(profiled: Any, path: Path) -> None:
 
 def main() -> None:
     """Profile every shape, print and save after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results, without traces")
-    parser.add_argument("--tiny", action="store_true", help="small, on a CPU")
-    given = parser.parse_args()
-    if not (given.tiny or torch.cuda.is_available()):
-        sys.exit("benchmarks/gpu_profile.py: torch finds no GPU. Try --tiny --out FOLDER to see it work.")
+    given = parsed_with_gpu(gpu_parser(__doc__))
     result = Result("gpu_profile", typed(), {})
     for name, ways in (TINY if given.tiny else SHAPES).items():
         for way in ways:

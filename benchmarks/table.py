@@ -103,10 +103,19 @@ def nano_models(result: dict[str, Any]) -> str:
 
 
 def continued(result: dict[str, Any]) -> str:
-    """Return the losses on the domain and on the general text before and after."""
+    """Return the losses on the domain and on the general text before and after; ±: deviation over the seeds."""
+    spread = result.get("standard deviation over the seeds", {})
+
+    def loss(when: str, text: str) -> str:
+        found, deviation = result["losses"][when][f"{text}/loss"], spread.get(when, {}).get(f"{text}/loss")
+        if deviation is None:
+            return shown(found)
+        change = found - result["losses"]["before"][f"{text}/loss"]
+        return f"{found:.3f} ± {deviation:.3f} ({change:+.3f})"
+
     rows = [
-        (f"{result['model']}, {when}", *(shown(losses[f"{text}/loss"]) for text in ("domain", "general")))
-        for when, losses in result["losses"].items()
+        (f"{result['model']}, {when}", *(loss(when, text) for text in ("domain", "general")))
+        for when in result["losses"]
     ]
     return markdown(("model", "domain (nats per token)", "general text"), rows)
 

@@ -37,8 +37,8 @@ from pretrain.config.stages import ENDS
 
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
-    "make train", "make wheel", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
-    "mlflow ui ",
+    "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ",
 )  # fmt: skip
 NANO = [
     "data.max_validation_rows=4", "sample.max_new_tokens=4", "trainer.enable_progress_bar=false",
@@ -48,7 +48,7 @@ SMALL_TEXT = ["data=text_files", "data.path=general_texts"]
 RUN = "prepared"  # stands for <time> in the names of runs
 LIMIT_S = 500.0
 # what looks like a setting in inline code, and is Python's or stands for any name; each occurs in the texts
-FOREIGN = ("bounds", "group", "key", "setting", "group.setting")
+FOREIGN = ("bounds", "group", "key", "setting", "group.setting", "char_duplicates_ratio", "filter_no_terminal_punct")
 # words that the field has another word for, where they have no other meaning; and British spellings
 REPLACED = (
     "quicken", "likeliest", "learnt", "by heart", "never_said", "ended_by", "make_batch", "causal_rows",
@@ -237,6 +237,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert [word for command in typed if command.is_ours for word in unknown_arguments(command)] == []
     assert [str(block) for block in of_page(name) if block.language not in LANGUAGES] == []
     assert [line for line in text.splitlines() if re.match(r" *```\w* +\S", line) and ' title="' not in line] == []
+    assert [str(block) for block in of_page(name) if re.match(r"\s*-+8", block.text) and not block.included] == []
     assert [block.included for block in of_page(name) if not (ROOT / block.included).exists()] == []
     assert set(re.findall(r"`make ([\w-]+)", text)) <= TARGETS
     for path in re.findall(r"`((?:configs|docs|examples|src|notebooks|benchmarks|tests)/[\w/.-]+)`", text):

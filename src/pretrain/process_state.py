@@ -45,6 +45,7 @@ def generators_and_logs_restored() -> Iterator[None]:
 
     python, numpy_state = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002  (the global one is meant)
     cpu, gpus = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     deterministic, only_warns = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -59,6 +60,8 @@ def generators_and_logs_restored() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
         torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
         for name, level in _log_levels().items():
             if before.get(name, logging.NOTSET) != level and name.startswith(_QUIETED):

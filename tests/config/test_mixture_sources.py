@@ -120,11 +120,11 @@ REFUSED = [
     ("null", "data.sources=null does not fit: field 'data.sources' is not Optional"),
     ("{a: 3, DOCS}", "data.sources.a=3 is not a mapping of settings. Try 'data.sources.a={kind: text_files, path: "),
     ("{a b: {kind: python_docs, weight: 1}, DOCS}", "data.sources.a b is not a name for a source: letters"),
-    ("{a: {weight: 1}, DOCS}", "data.sources.a.kind has no value, and needs one: curated, hugging_face, labelle"),
+    ("{a: {weight: 1}, DOCS}", "data.sources.a.kind has no value, and needs one: chat, curated, hugging_face, l"),
     ("{a: {kind: text_file}, DOCS}", "data.sources.a.kind=text_file is unknown. Did you mean text_files?"),
     (
         "{a: {kind: [1]}, DOCS}",
-        "data.sources.a.kind=[1] is unknown. There are: curated, hugging_face, labelled, pairs, python_docs, ",
+        "data.sources.a.kind=[1] is unknown. There are: chat, curated, hugging_face, labelled, pairs, python_do",
     ),
     ("{a: {kind: mixture}, DOCS}", "data.sources.a.kind=mixture would put a mixture into the mixture. Name its sourc"),
     ("{a: {kind: text_files, weight: 1}, DOCS}", "data.sources.a.path has no value, and needs one. Give it as data.s"),

@@ -161,7 +161,7 @@ def test_the_ends_of_closed_bounds_and_the_number_beside_them_are_right() -> Non
 
 @pytest.mark.parametrize(("key", "most", "usual"), LARGEST)
 def test_a_size_that_no_run_needs_is_refused_typed_or_saved(key: str, most: int, usual: int, tmp_path: Path) -> None:
-    message = rf"{key}={most + 1} is above {most}, the largest that is allowed\. Try {key}={usual}\."
+    message = rf"{key}={most + 1} is above {most}, the largest that is allowed\. Try {key}={usual}[.,]"
     fitting = FITTING.get(key, [])
     with pytest.raises(ConfigError, match=message):
         compose("train", [*WORDS, *fitting, f"{key}={most + 1}"])

@@ -21,6 +21,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.run import RunConfig
 from pretrain.errors import PretrainError
 from pretrain.launch.run_plan import resolve_run
+from pretrain.launch.train_log import copied_output
 from pretrain.training import train as _  # noqa: F401  (imported once, here, before the forks)
 from pretrain.training.launch import _run
 
@@ -32,7 +33,8 @@ def child(request: dict[str, Any]) -> None:
     try:
         register_schemas("train", RunConfig)
         words = request["words"]
-        print(_run(resolve_run(compose("train", words), words)))
+        with copied_output() as train_log:
+            print(_run(resolve_run(compose("train", words), words), train_log))
     except PretrainError as error:
         print(f"{type(error).__name__}: {error}")
         sys.stdout.flush()

@@ -92,6 +92,7 @@ TARGETS = [
     Target("plan of rows", f"{_STORE}/train/plans/*/documents.bin", ("train", "inspect")),
     Target("annotations", "notes_cache/stores/*/train/manifest.json", ("prepare_notes",)),
     Target("annotations", "notes_cache/stores/*/train/annotations.bin", ("prepare_notes",)),
+    Target("annotations", "chat_cache/stores/*/train/targets.bin", ("prepare_chat",)),
     Target("stream", "stream_cache/stores/*/ledger.jsonl", ("prepare_stream",)),
     Target("stream", "stream_cache/stores/*/eras/00000/documents.u64", ("prepare_stream",)),
     Target("stream", "stream_cache/stores/*/tokenizer/tokenizer.json", ("prepare_stream",)),
@@ -106,6 +107,7 @@ TARGETS = [
     Target("corpus", "texts/a.txt.zst", ("prepare_txt.zst",)),
     Target("corpus", "texts/a.jsonl.xz", ("prepare_jsonl.xz",)),
     Target("fine-tuning", "texts/pairs.jsonl", ("prepare_pairs",)),
+    Target("fine-tuning", "texts/chat.jsonl", ("prepare_chat",)),
     Target("fine-tuning", "texts/labelled.txt", ("prepare_labelled",)),
     Target("examples", "texts/minimal.jsonl", ("eval_minimal", "scores")),
     Target("examples", "texts/choice.jsonl", ("eval_choice",)),
@@ -144,6 +146,10 @@ def commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
             "data=pairs", f"data.path={folder}/texts/pairs.jsonl", "tokenizer=bytes",
             f"paths.cache_dir={folder}/notes_cache",
         ]),
+        "prepare_chat": ("prepare.py", [
+            "data=chat", f"data.path={folder}/texts/chat.jsonl", "tokenizer=bytes",
+            f"paths.cache_dir={folder}/chat_cache",
+        ]),
         "prepare_stream": ("prepare.py", [
             "data=text_files", f"data.path={folder}/corpus", "tokenizer=bytes", "data.mode=stream",
             "data.era_tokens=2048", f"paths.cache_dir={folder}/stream_cache",
@@ -171,7 +177,12 @@ def commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-WRITES = {"resume": ("run/", "cache/"), "prepare_notes": ("notes_cache/",), "prepare_stream": ("stream_cache/",)}
+WRITES = {
+    "resume": ("run/", "cache/"),
+    "prepare_notes": ("notes_cache/",),
+    "prepare_chat": ("chat_cache/",),
+    "prepare_stream": ("stream_cache/",),
+}
 MAY_WRITE = ("new/", "cache/", "tmp/")  # of every command, beside what the row above says of it
 
 
@@ -205,7 +216,7 @@ def build(folder: Path, run: Runs) -> None:
         (folder / "corpus" / f"{number:02d}.txt").write_text(f"{text}\n")
     _write_corpora(folder / "texts", texts)
     known = commands(folder)
-    for name in ("prepare", "run", "prepare_notes", "prepare_stream"):
+    for name in ("prepare", "run", "prepare_notes", "prepare_chat", "prepare_stream"):
         script, words_of_it = known[name]
         run(script, *words_of_it)
     shutil.copytree(folder / "run", folder / "begun", ignore=shutil.ignore_patterns("step-*"))
@@ -233,6 +244,9 @@ def _write_corpora(folder: Path, texts: list[str]) -> None:
     (folder / "a.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
     pairs = [{"prompt": text[:12], "response": text[12:24]} for text in texts]
     (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    turns = [("user", 0, 9), ("assistant", 9, 15), ("user", 15, 20), ("assistant", 20, 26)]
+    chats = [{"messages": [{"role": who, "content": t[a:b]} for who, a, b in turns]} for t in texts]
+    (folder / "chat.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
     (folder / "labelled.txt").write_text("".join(f"{text}\t{'ab'[n % 2]}\n" for n, text in enumerate(texts)))
     examples = {
         "minimal": [{"sentence_good": t[:20], "sentence_bad": t[5:25], "UID": "x"} for t in texts[:6]],

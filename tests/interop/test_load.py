@@ -11,6 +11,7 @@ from folders import BYTES, write_ours
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError
+from pretrain.evaluation import scorer
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
 from pretrain.interop import folder as hub
@@ -62,7 +63,7 @@ def test_only_plain_files_are_fetched_from_the_hub(llama: Path, monkeypatch: pyt
 
     def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision))
-        assert {pattern.rpartition(".")[2] for pattern in allow_patterns} == {"json", "safetensors", "txt"}
+        assert {pattern.rpartition(".")[2] for pattern in allow_patterns} == {"json", "safetensors", "txt", "jinja"}
         return str(llama)
 
     monkeypatch.setattr(importlib.import_module("huggingface_hub"), "snapshot_download", snapshot_download)
@@ -90,10 +91,14 @@ def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
         open_model(tmp_path / "empty")
 
 
-def test_documents_are_scored_by_a_model_made_elsewhere(llama: Path, corpus: Path, tmp_path: Path) -> None:
+def test_documents_are_scored_by_a_model_made_elsewhere(
+    llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scorer, "SECONDS_BETWEEN_LINES", 0.0)
     settings = EvalConfig(path=str(corpus), batch_size=4)
     settings.paths.cache_dir = str(tmp_path / "cache")
     figures = score_documents(settings, llama)
+    assert capsys.readouterr().err.splitlines()[-1] == "documents 100%  0:00 left"
     assert figures["checkpoint"] == str(llama)
     assert figures["documents"] == 60
     llm = LanguageModel.load(llama)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from folders import quiet_transformers
 from torch import Tensor
 
 from pretrain.language_model import LanguageModel
+from pretrain.models.lora import adapted, add_adapters, is_adapter, merged
+from pretrain.models.lora_config import LoraConfig
 
 
 def installed(package: str) -> Path:
@@ -122,3 +125,28 @@ def test_smollm2_has_the_loss_that_was_recorded(assets: Path, smollm2: LanguageM
     loss, count = mean_loss(smollm2, [tokens[start : start + 512] for start in range(0, len(tokens) - 1, 512)])
     assert count == figures["predicted_tokens"]
     assert loss == pytest.approx(figures["mean_nll_per_token"], abs=5e-4)
+
+
+@pytest.mark.long
+@torch.inference_mode()
+def test_smollm2_with_adapters_computes_the_same_merged(assets: Path, smollm2: LanguageModel) -> None:
+    """LoRA on all matrices of a real Llama: W + alpha / rank x b a, against the adapters beside W."""
+    config = LoraConfig(rank=8, alpha=16)
+    model = deepcopy(smollm2.model)
+    add_adapters(model, config)
+    draw = torch.Generator().manual_seed(0)
+    adapters = {name: value for name, value in model.named_parameters() if is_adapter(name)}
+    for value in adapters.values():
+        value.copy_(torch.randn(value.shape, generator=draw) * 0.02)
+    saved = np.load(assets / "reference" / "smollm2_135m_q4_1_logits.npz")
+    tokens = torch.from_numpy(saved["input_ids"])
+    unmerged, base = model.head(model(tokens)), smollm2.model.head(smollm2.model(tokens))
+    plain = deepcopy(smollm2.model)
+    changed = {f"{module}.weight" for module in adapted(adapters)}
+    for name, value in plain.named_parameters():
+        if name in changed:
+            value.copy_(merged(name, value, adapters.__getitem__, config.scale))
+    largest = float(unmerged.abs().max())
+    assert len(changed) == 7 * 30  # query, key, value, output and the three of SwiGLU, in each block
+    assert float((unmerged - base).abs().max()) > 1.0  # the adapters matter
+    assert float((plain.head(plain(tokens)) - unmerged).abs().max()) < 1e-5 * largest

@@ -159,7 +159,7 @@ def test_a_gpu_has_the_numbers_of_its_data_sheet_or_those_given(
     [
         ("device=other memory_gib=12", "device=other needs peak_tflops, .* Try device=other peak_tflops=65"),
         ("device=other peak_tflops=12", "device=other needs memory_gib"),
-        ("device=m3_max", "device=m3_max needs peak_tflops"),
+        ("device=m3_max", "device=m3_max needs peak_tflops, .* device=auto .* device=m3_max peak_tflops=4"),
         ("device=cpu peak_tflops=4", "peak_tflops=4 is the peak of a GPU, and device=cpu is measured"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_gradient_that_overflows_on_one_of_two_lowers_the_scale_of_both(
     process = job.start("planted", f"trainer={strategy}", *TWO, *words, script=PLANTED)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "step 4: the gradient overflowed fp16 and is skipped; loss scale 1024 before, 512 from here on" in out
+    assert "step 4 is skipped, as the gradient overflowed fp16: loss scale 1,024 before, 512 from here on" in out
     saved = open_checkpoint(job.folder / "planted")
     assert saved.progress["skipped_steps"] == 1
     assert saved.progress["loss_scale"] == {"scale": 512.0, "steps_since_change": 6}

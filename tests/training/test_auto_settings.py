@@ -19,8 +19,9 @@ from pretrain.config.stages import course_of
 from pretrain.errors import ConfigError
 from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
+from pretrain.parallel.device import choose_device
 from pretrain.training import auto_settings
-from pretrain.training.auto_settings import choose_device, resolve_compile
+from pretrain.training.auto_settings import resolve_compile
 from pretrain.training.config import TrainerConfig
 from pretrain.training.run_length import run_length
 from pretrain.training.startup_summary import startup_summary

@@ -172,6 +172,7 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
     monkeypatch.setattr("pretrain.training.callbacks.metrics.write", lambda _, found, step: logged.append(set(found)))
     module: Any = SimpleNamespace(
         take_training_loss=lambda: 2.0, learning_rate=lambda: 0.1, grad_norm=1.0, skipped_steps=0,
+        loss_scaler=None, length=SimpleNamespace(stage=None),
         device=torch.device("cpu"), log_dict=lambda found, logger: None,
     )  # fmt: skip
     throughput: Any = SimpleNamespace(tokens_per_s=lambda: 100.0, goodput=lambda: 1.0, other_s={})

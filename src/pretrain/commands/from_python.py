@@ -74,10 +74,8 @@ def train(
     filters are afterwards what they were. Only the main thread may train.
     """
     _refuse_elsewhere()
-    arguments, sys.argv = (
-        sys.argv,
-        ["pretrain.train()"],
-    )  # what to type next is the command's, not those of the program around
+    # what a message says to type next is the command's, not the words of the program around
+    arguments, sys.argv = sys.argv, ["pretrain.train()"]
     with process_restored():
         try:
             with interrupts_raised():

@@ -186,12 +186,12 @@ def _converse(config: GenerateConfig, language_model: LanguageModel) -> None:
     if config.repetition_penalty is not None:
         options["repetition_penalty"] = config.repetition_penalty
     mark = "> " if sys.stdin.isatty() else ""
-    print(mark, end="", file=sys.stderr, flush=True)
+    print(printable(mark), end="", file=sys.stderr, flush=True)
     for number, line in enumerate(sys.stdin):
         if text := line.strip():
             answer = language_model.chat(text, seed=config.seed + number, **options)
             print(printable(answer), flush=True)
-        print(mark, end="", file=sys.stderr, flush=True)
+        print(printable(mark), end="", file=sys.stderr, flush=True)
 
 
 def _denoising_options(config: GenerateConfig) -> dict[str, Any]:
@@ -281,12 +281,16 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
-    """Write the folder, compare it with the model it was made of, and say how to load it."""
+    """Write the folder, compare it with the model it was made of, say how to load it, and push it where asked."""
     from pretrain.interop.export import export_adapters, export_model
     from pretrain.interop.load import chosen_model
+    from pretrain.interop.push import push_folder, sign_in
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    print(printable(export_adapters(config, path) if config.adapters else str(export_model(config, path))))
+    account = sign_in(config)
+    print(printable(export_adapters(config, path) if config.adapters else str(export_model(config, path))), flush=True)
+    if account is not None:
+        print(printable(push_folder(config, account)))
 
 
 def report(config: ReportConfig, overrides: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -9,7 +10,11 @@ from omegaconf import MISSING
 from pretrain.config.registry import with_typed_sources
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.config import DataConfig, TokenizerConfig
+from pretrain.errors import ConfigError
 from pretrain.training.config import PathsConfig
+
+# the hub's rule for names: https://huggingface.co/docs/huggingface_hub/package_reference/hf_api
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 
 
 @dataclass
@@ -64,5 +69,14 @@ class ExportConfig(Settings):
     max_shard_bytes: int = setting(
         5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"
     )
+    push: str | None = setting(None, "Send the folder to this repository of the Hugging Face hub, as owner/name.")
+    public: bool = setting(False, "Whether everybody may see the repository of push; false: private.")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push is not None and not _REPOSITORY.fullmatch(self.push):
+            raise ConfigError(f"push={self.push} is no owner/name of the hub. Try push=ada/my_model.")
+        if self.public and self.push is None:
+            raise ConfigError("public=true belongs to push, which is null. Try push=ada/my_model, or public=false.")

@@ -22,8 +22,8 @@ from pretrain.errors import ConfigError, nearest, shown
 from pretrain.models.config import Position
 from pretrain.training.config import StageEnd
 
-# What may change inside a run: neither the shape of the weights nor the meaning of the saved state hangs on it. Of what
-# a resume keeps unless `allow_change` names it (launch/resume.py), this is the part that another stage may have.
+# What may change inside a run: the shape of the weights and the meaning of the saved state do not depend on it. It is a
+# part of what a resume keeps unless `allow_change` names it (launch/resume.py).
 MAY_CHANGE = (
     "batch_size", "micro_batch_size", "batch_warmup_tokens", "batch_warmup_rows", "data", "objective",
     "model.context_length", "model.rope_base", "model.rope_base_local", "model.rope_scaling", "model.sliding_window",
@@ -31,7 +31,7 @@ MAY_CHANGE = (
     "trainer.val_check_interval",
 )  # fmt: skip
 _MAY_NOT = ("data.mode", "objective.labels", "optimizer.kind")  # exceptions to these
-_NOT_OF_THE_ROWS = ("prefetch", "max_validation_rows")  # of data: the rows of a step do not hang on them
+_NOT_OF_THE_ROWS = ("prefetch", "max_validation_rows")  # of data: the rows of a step do not depend on them
 _OWN_RATE = ("schedule", "optimizer.learning_rate")  # a stage that sets one has its schedule over its own steps
 _WARMUPS = ("warmup_steps", "warmup_tokens", "warmup_fraction")
 _UNKNOWN_LENGTH = 1 << 40  # stands for a length that is decided later, while the order of the ends is checked
@@ -141,10 +141,10 @@ def _nested(name: str, entry: Any) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in entry.items():
         *above, last = str(key).split(".")
-        place = nested
+        level = nested
         for part in above:
-            place = place.setdefault(part, {})
-        place[last] = _nested_value(value)
+            level = level.setdefault(part, {})
+        level[last] = _nested_value(value)
     return nested
 
 

@@ -95,7 +95,7 @@ def read_rows(
 def _has_target(targets: TargetSpans, pieces: Iterable[tuple[int, int, int, int]], size: int) -> npt.NDArray[np.bool_]:
     """Return which tokens are followed by a target, bool (size,).
 
-    `pieces` have the place of the first token, the document, and the piece's offset and length in it.
+    `pieces` have the position of the first token, the document, and the piece's offset and length in it.
     """
     found = np.zeros(size, np.bool_)
     for begin, document, offset, length in pieces:

@@ -20,8 +20,8 @@ from pretrain.models.config import TransformerConfig
 from pretrain.models.interface import LanguageModule, allocate
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
+from pretrain.parallel.device import choose_device
 from pretrain.parallel.mesh import load_parameters
-from pretrain.training.auto_settings import choose_device
 
 LARGE_TOKENS = 20_000_000  # larger corpora are sampled for the small runs, because packing them takes long
 SAMPLE_TOKENS = 200_000  # of each source

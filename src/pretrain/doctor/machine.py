@@ -18,12 +18,13 @@ from pretrain.doctor.context import Context
 from pretrain.doctor.shrink import ROWS
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.compile import can_compile
+from pretrain.kernels.device import device_name
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
+from pretrain.parallel.device import choose_device
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.precision import auto_precision, autocast, half_dtype
-from pretrain.training.auto_settings import choose_device
 from pretrain.training.config import Precision
 
 VERSIONS = {  # minimum, and upper bound (exclusive), as in pyproject.toml
@@ -64,8 +65,7 @@ def device(context: Context) -> CheckResult:
     if chosen.type != "cuda":
         return CheckResult(True, f"{chosen.type}, {os.cpu_count()} cores")
     free, total = torch.cuda.mem_get_info(chosen)
-    name = torch.cuda.get_device_name(chosen)
-    return CheckResult(True, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    return CheckResult(True, f"{device_name(chosen)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
 def gradients(context: Context) -> CheckResult:

@@ -157,7 +157,7 @@ def score_rows(
     """
     losses = np.zeros((draws, n_rows))
     correct, counts = np.zeros((draws, n_rows)), np.zeros(n_rows)
-    device = next(model_with_loss.parameters()).device
+    device, report = next(model_with_loss.parameters()).device, Progress("documents", "row")
     for draw in range(draws):
         for start in range(0, n_rows, batch_size):
             rows = np.arange(start, min(start + batch_size, n_rows))
@@ -167,6 +167,7 @@ def score_rows(
             losses[draw, rows] = batch.weighted(of_targets.cpu().double()).sum(1)
             correct[draw, rows] = batch.weighted((predictions.cpu() == batch.targets).double()).sum(1)
             counts[rows] = batch.row_counts()
+            report(draw * n_rows + len(rows) + start, draws * n_rows)
     return Totals(
         float(losses.mean(0).sum()),
         float(correct.mean(0).sum()),

@@ -263,19 +263,19 @@ def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
 class Progress:
     """Shows progress on standard error: a bar in a terminal, else a line every 10 seconds."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, unit: str = "token") -> None:
+        self.name, self.unit = name, unit
         self.bar: Any = None
         self._started = self._shown = time.perf_counter()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` tokens have been read."""
+        """Show that `done` of `total` units have been read."""
         if sys.stderr.isatty():
             if self.bar is None:
                 self.bar = tqdm(
                     total=total,
                     desc=printable(self.name, one_line=True),
-                    unit="token",
+                    unit=self.unit,
                     unit_scale=True,
                     dynamic_ncols=True,
                 )

@@ -14,8 +14,8 @@ from pretrain.models.config import Head, TransformerConfig
 # any other key is an error. Source: https://github.com/huggingface/transformers, configuration_utils.py,
 # generation/configuration_utils.py and models/<model_type>/configuration_<model_type>.py, earlier versions included.
 _ALL_FAMILIES = """
-    architectures model_type name_or_path _name_or_path _commit_hash transformers_version transformers.js_config
-    is_llama_config unsloth_version unsloth_fixed tokenizer_class language license
+    architectures model_type name_or_path _name_or_path _model_name_or_path _commit_hash transformers_version
+    transformers.js_config is_llama_config unsloth_version unsloth_fixed tokenizer_class language license
 
     return_dict use_return_dict output_attentions output_hidden_states output_past tie_last_hidden_states use_cache
     torchscript dtype torch_dtype use_bfloat16 attn_implementation _attn_implementation _attn_implementation_autoset

@@ -3,9 +3,11 @@
 import os
 import platform
 import re
+import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -27,19 +29,55 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float 
     size = 1024
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
 
-    def wait() -> None:
-        if device.type in ("cuda", "mps"):
-            getattr(torch, device.type).synchronize()
-
     multiply = linear if amd_with_avx512() else F.linear
     multiply(a, b)
-    wait()
+    synchronize(device)
     runs, start = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - start < seconds:
         multiply(a, b)
-        wait()
+        synchronize(device)
         runs += 1
     return 2.0 * size**3 * runs / (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what was asked of it; a CPU has."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of a device, such as NVIDIA L4 or Apple M3 Max; of a CPU, what Python knows of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (device.type == "mps" and apple_chip()) or platform.processor() or platform.machine()
+
+
+def apple_chip() -> str:
+    """Return the name of a Mac's chip, such as Apple M3 Max; empty where macOS does not tell."""
+    try:
+        answer = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes that this process uses of a device.
+
+    Of an NVIDIA GPU the most so far, of an Apple GPU what Metal holds now, of a CPU the process's memory now.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return int(psutil.Process().memory_info().rss)
 
 
 def is_named(model: str, name: str) -> bool:

@@ -70,7 +70,7 @@ class TrainLog:
             os.write(self._descriptor, lines)
         except OSError as error:
             self._works = False
-            print(f"warning: train.log ends here: {printable(str(error), one_line=True)}", file=sys.stderr)
+            print(printable(f"warning: train.log ends here: {error}", one_line=True), file=sys.stderr)
 
     def close(self) -> None:
         """Close the file; what is written later is dropped."""

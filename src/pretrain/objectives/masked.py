@@ -71,6 +71,7 @@ class Masked(Objective):
             return self
         other = copy.copy(self)  # shares the tokenizer's tables, and keeps the version of the draw
         other.config = replace(self.config, mask_probability=share)
+        other._quotas_of = {}  # of this share
         return other
 
     def targets_per_sequence(self, length: int) -> int:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-import torch
-
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared
 from pretrain.models.config import TransformerConfig
 from pretrain.models.sizes import SHAPES, Size, scaled
+from pretrain.parallel.device import choose_device
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.planning.forecast import Forecast, PreparedData, Target, forecast
 from pretrain.planning.hardware import hardware_of, precision_of
@@ -167,10 +166,11 @@ def _readable(target: Target) -> float:
 def _speed(config: PlanConfig, planned: Forecast, target: Target) -> float:
     """Return the tokens per second of a run: measured where it would train here on one device, else forecast."""
     here = config.device in (Device.auto, Device.cpu) and config.trainer.ranks == 1
-    gpu = target.hardware.gpu
-    if not here or (gpu and not torch.cuda.is_available()):
+    accelerator = "auto" if target.hardware.gpu else "cpu"
+    device = choose_device(replace(config.trainer, accelerator=accelerator))
+    if not here or (target.hardware.gpu and device.type == "cpu"):  # the GPU is another machine's
         return planned.cost.tokens_per_s
-    return measured_tokens_per_s(config.run_config(), planned.work, torch.device("cuda" if gpu else "cpu"))
+    return measured_tokens_per_s(config.run_config(), planned.work, device)
 
 
 def _explain(config: PlanConfig, chosen: Candidate, target: Target) -> list[str]:

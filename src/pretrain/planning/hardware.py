@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from pretrain.errors import ConfigError
-from pretrain.kernels.device import DOCUMENTED_HALF, is_named, matmul_flops_per_s
+from pretrain.kernels.device import DOCUMENTED_HALF, apple_chip, is_named, matmul_flops_per_s
+from pretrain.parallel.device import choose_device
 from pretrain.parallel.precision import auto_precision, half_dtype
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.training.config import Precision, Strategy
@@ -100,7 +101,9 @@ def hardware_of(config: PlanConfig) -> Hardware:
     Raises ConfigError for a device without a known peak or memory.
     """
     device = config.device if config.device is not Device.auto else _auto_device(config)
-    if device is Device.cpu:
+    if device is Device.auto:
+        hardware = measure_apple(config)
+    elif device is Device.cpu:
         hardware = measure_cpu(config)
     elif device is Device.other:
         hardware = Hardware("a GPU by its numbers", math.nan, math.nan, 0, gpu=True, reserved=GIB)
@@ -123,22 +126,53 @@ def _with_numbers(hardware: Hardware, device: Device, config: PlanConfig) -> Har
         reserved = int(memory * GIB) // 4 if hardware.reserved > GIB else hardware.reserved  # of Apple's chips, a share
         hardware = replace(hardware, memory=int(memory * GIB), reserved=reserved)
     if not hardware.memory or math.isnan(hardware.fp32_flops_per_s):
-        lacks = "peak_tflops" if math.isnan(hardware.fp32_flops_per_s) else "memory_gib"
-        raise ConfigError(
-            f"device={device.value} needs {lacks}, which no source gives. "
-            f"Try device={device.value} peak_tflops=65 memory_gib=16, with the numbers of its data sheet."
-        )
+        raise ConfigError(_without_numbers(hardware, device))
     return hardware
 
 
+def _without_numbers(hardware: Hardware, device: Device) -> str:
+    """Return what to type for a device without a known peak or memory."""
+    if device is not Device.other:
+        return (
+            f"device={device.value} needs peak_tflops, which Apple does not publish. On such a Mac device=auto "
+            f"measures it; elsewhere give a measured speed in fp32: device={device.value} peak_tflops=4."
+        )
+    lacks = "peak_tflops" if math.isnan(hardware.fp32_flops_per_s) else "memory_gib"
+    return (
+        f"device=other needs {lacks}, which no source gives. "
+        "Try device=other peak_tflops=65 memory_gib=16, with the numbers of its data sheet."
+    )
+
+
 def _auto_device(config: PlanConfig) -> Device:
-    """Return the device that the run would train on here; an H100 if it needs GPUs and there are none."""
+    """Return the device that the run would train on here; an H100 if it needs GPUs and there are none.
+
+    An Apple GPU stays `auto`: it is measured, as its maker publishes no peak of most.
+    """
     trainer = config.trainer
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         return next((device for device in DOCUMENTED if is_named(_model(device), name)), Device.h100)
+    if trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return Device.auto if choose_device(trainer).type == "mps" else Device.cpu
     wants_gpus = trainer.accelerator in ("gpu", "cuda") or trainer.strategy is not Strategy.single
     return Device.h100 if wants_gpus and trainer.accelerator != "cpu" else Device.cpu
+
+
+def measure_apple(config: PlanConfig) -> Hardware:
+    """Measure this Mac's GPU; Metal says how much of the memory, which it shares, it may use."""
+    gpu = torch.device("mps")
+    usable, memory = torch.mps.recommended_max_memory(), psutil.virtual_memory().total
+    return Hardware(
+        name=f"this Mac's GPU ({apple_chip() or platform.machine()})",
+        half_flops_per_s=_best_matmul(gpu, half_dtype(config.trainer.precision) or torch.float16),
+        fp32_flops_per_s=_best_matmul(gpu, torch.float32),
+        memory=memory,
+        gpu=True,
+        reserved=max(0, memory - usable),
+        source="measured",
+        auto=auto_precision(gpu),
+    )
 
 
 def precision_of(config: PlanConfig, hardware: Hardware) -> Precision:

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.kernels.device import synchronize
 from pretrain.models.init import initialize
 from pretrain.models.transformer import Transformer
 from pretrain.parallel.mesh import global_norm, scale_by
 from pretrain.parallel.precision import autocast, half_dtype
 from pretrain.planning.dry_run import build_model_with_loss, zero_batch
 from pretrain.planning.workload import Workload
+from pretrain.process_state import generators_and_logs_restored
 
 _STEPS = (2, 20)  # least, because the first is slow; most
 
@@ -22,7 +24,7 @@ def measured_tokens_per_s(config: RunConfig, work: Workload, device: torch.devic
 
     The median of the steps that `seconds` allow, the first left out. Torch's generators stay as they were.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with generators_and_logs_restored():
         step_s = median(_step_times(config, work, device, seconds)[1:])
     return work.rows * work.length * work.accumulation / step_s
 
@@ -49,7 +51,6 @@ def _step_times(config: RunConfig, work: Workload, device: torch.device, seconds
         scale_by(gradients, 1.0 / global_norm(gradients))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         taken.append(time.perf_counter() - started)
     return taken

@@ -10,8 +10,9 @@ from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import can_compile, compiler
 from pretrain.kernels.device import peak_flops_per_s
 from pretrain.launch.rank import log
+from pretrain.parallel.device import choose_device
 from pretrain.parallel.precision import auto_precision, half_dtype
-from pretrain.training.config import Precision, TrainerConfig
+from pretrain.training.config import Precision
 
 MIN_COMPILED_S = 300.0  # shortest run that is compiled by default: compiling takes up to a minute
 MAX_GRADIENT_ERROR = 0.05  # of a compiled block, relative to its norm; 0.01 is usual in bf16
@@ -21,19 +22,6 @@ def resolve_auto_settings(config: RunConfig) -> RunConfig:
     """Return the settings with every `auto` resolved. Called once per run, so that all processes agree."""
     device = choose_device(config.trainer)
     return resolve_compile(resolve_precision(config, device), device)
-
-
-def choose_device(config: TrainerConfig) -> torch.device:
-    """Return the device of this process; raise ConfigError if the machine has none of the requested kind."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = {"gpu": "cuda"}.get(config.accelerator, config.accelerator)
-    if kind == "auto":
-        kind = next(name for name, is_available in available.items() if is_available)
-    if not available[kind]:
-        raise ConfigError(
-            f"trainer.accelerator={config.accelerator} finds no such device here. Try trainer.accelerator=cpu."
-        )
-    return torch.device(kind)
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
@@ -61,6 +49,11 @@ def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
             "parallel.compile=true needs Triton and a C compiler on a GPU, and one of them is missing. Install a "
             "compiler, or set the environment variable CC to yours. Try parallel.compile=null, which compiles only "
             "with a compiler."
+        )
+    if compiled and device.type == "mps":
+        raise ConfigError(
+            "parallel.compile=true compiles for CPUs and NVIDIA GPUs, and this run trains on an Apple GPU (mps). "
+            "Try parallel.compile=false."
         )
     if compiled and not able:
         raise ConfigError(

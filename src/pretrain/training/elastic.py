@@ -9,7 +9,7 @@ import traceback
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pretrain.checkpoint.read import newest
 from pretrain.errors import (
@@ -99,22 +99,27 @@ def work(text: str) -> str:
     record = json.loads(text)
     if int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
         _resume_newest(record)
-    try:
-        listen()
-        with copied_output() as train_log:
+    with copied_output() as train_log:
+        try:
+            listen()
             train_log.open(Path(record["folder"]), rank())
             report = _train(record)
-    except BaseException as raised:
-        error = stopped(raised, saved_step(Path(record["folder"]))) if isinstance(raised, AskedToStop) else raised
-        code = error.exit_code if isinstance(error, PretrainError) else 1
-        message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
-        path = Path(record["folder"]) / FAILURES / f"rank-{rank()}.json"
-        path.parent.mkdir(exist_ok=True)
-        failure = {"time": time.time(), "rank": rank(), "exit_code": code, "message": message}
-        write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process at any moment
-        os._exit(code)  # without cleaning up, which could wait for other processes
+        except BaseException as raised:
+            _end(raised, Path(record["folder"]))  # at once: the launcher's signal would take the place of the error
     leave_group()
     return report
+
+
+def _end(raised: BaseException, folder: Path) -> NoReturn:
+    """Write a failure of this process into the run folder, and end the process with its exit code."""
+    error = stopped(raised, saved_step(folder)) if isinstance(raised, AskedToStop) else raised
+    code = error.exit_code if isinstance(error, PretrainError) else 1
+    message = str(error) if isinstance(error, PretrainError) else traceback.format_exc()
+    path = folder / FAILURES / f"rank-{rank()}.json"
+    path.parent.mkdir(exist_ok=True)
+    failure = {"time": time.time(), "rank": rank(), "exit_code": code, "message": message}
+    write_atomically(path, json.dumps(failure).encode())  # the launcher may end this process at any moment
+    os._exit(code)  # without cleaning up, which could wait for other processes
 
 
 def _train(record: dict[str, Any]) -> str:

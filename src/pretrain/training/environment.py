@@ -15,6 +15,7 @@ import torch
 from pretrain import __version__
 from pretrain.config.run import RunConfig
 from pretrain.errors import visible
+from pretrain.kernels.device import device_name
 from pretrain.program import SCRIPTS
 
 _MAX_COMMAND = 4_000  # characters
@@ -30,14 +31,13 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, str]:
 
     Secrets in the command line, by the name of their setting or in an address, are masked.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     ranks = config.trainer.ranks
     found = {
         "notes": config.notes,
         "tags": ", ".join(config.tags),
         "command": command_line(),
         **_commits(),
-        "device": f"{name} ({device.type})",
+        "device": f"{device_name(device)} ({device.type})",
         "processes": f"{ranks} ({config.trainer.strategy.name})" if ranks > 1 else "1",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "number format": config.trainer.precision.name,

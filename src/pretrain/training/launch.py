@@ -92,8 +92,13 @@ def _train(run_plan: RunPlan) -> str:
 def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     """Return the run plan with what the prepared text and the device decide; classes are imported before."""
     check_importable(run_plan.config.callbacks, run_plan.config.loggers, run_plan.classes)
-    from pretrain.training.auto_settings import resolve_auto_settings  # here: it loads torch
+    from pretrain.parallel.device import choose_device  # here: it loads torch
+    from pretrain.training.auto_settings import resolve_auto_settings
+    from pretrain.training.memory import check_memory
 
+    device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
+    if run_plan.config.size is None:
+        check_memory(run_plan.config, device)
     return replace(run_plan, config=resolve_auto_settings(_fit_to_text(run_plan.config, overrides)))
 
 

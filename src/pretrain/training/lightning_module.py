@@ -252,8 +252,8 @@ class TrainingModule(L.LightningModule):
             return False
         before = self.loss_scale
         if lowered := self.loss_scaler.lower():
-            change = f"loss scale {before:g} before, {self.loss_scale:g} from here on"
-            log(f"step {self.global_step + 1}: {OVERFLOW} and is skipped; {change}")
+            change = f"loss scale {before:,.0f} before, {self.loss_scale:,.0f} from here on"
+            log(f"step {self.global_step + 1} is skipped, as {OVERFLOW}: {change}")
         return lowered
 
     def agree_on_signal(self) -> None:

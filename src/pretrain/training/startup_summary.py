@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,8 +9,9 @@ import torch
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.config.stages import Course
+from pretrain.config.stages import Course, Stage
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.kernels.device import device_name
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import adapted, trainable
 from pretrain.planning.scaling import data_warnings, source_warnings
@@ -32,7 +32,7 @@ def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModu
     assert stage is not None
     config = stage.config
     parameters, stream = sum(parameter.numel() for parameter in model.parameters()), data.train_stream
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = device_name(device)
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}" if device.type == "cpu" else ""
     ranks = config.trainer.ranks
     strategy = f" by {ranks} processes ({config.trainer.strategy.name})" if ranks > 1 else ""
@@ -40,14 +40,21 @@ def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModu
     return (
         f"training {config.name or 'a model'} ({parameters:,} parameters, {config.objective.kind}) on {device.type} "
         f"({name}{threads}) in {config.trainer.precision.name}{strategy}: "
-        f"{f'stage {stage.name} of ' if stage.name else ''}{length} of "
-        f"{config.batch_size} rows x {config.model.context_length} tokens, "
+        f"{_steps_of(stage, length)} of {config.batch_size} rows x {config.model.context_length} tokens, "
         f"{sum(stream.tokens().values()):,} tokens of data"
         + (" so far" if stream.is_open() else "")
         + (f" ({shares})" if shares else _passes(length, data))
         + (COMPILE_NOTICE if config.parallel.compile else "")
         + (f"\n{_adapters(config, model)}" if config.lora.is_on else "")
     )
+
+
+def _steps_of(stage: Stage, length: RunLength) -> str:
+    """Return the length of the run; of one with stages, the steps of the stage that begins."""
+    if not stage.name:
+        return str(length)
+    last = f"to {stage.end:,}" if stage.end is not None else "on"
+    return f"stage {stage.name}, steps {stage.begin + 1:,} {last} of {length},"
 
 
 def _adapters(config: RunConfig, model: LanguageModule) -> str:

@@ -30,9 +30,10 @@ from pretrain.launch.run_plan import RunPlan, prepare_text
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import add_adapters
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.parallel.device import choose_device
 from pretrain.parallel.precision import half_dtype
 from pretrain.stop_signals import AskedToStop
-from pretrain.training.auto_settings import choose_device, resolve_precision
+from pretrain.training.auto_settings import resolve_precision
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms

@@ -5,11 +5,11 @@ from collections import defaultdict
 from typing import Any
 
 import lightning as L
-import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from pretrain.kernels.device import memory_in_use
 from pretrain.objectives.batch import Batch
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.mesh import global_norm
@@ -67,7 +67,7 @@ class Metrics(Callback):
             "optim/grad_norm": float(module.grad_norm),
             "optim/skipped_steps": float(module.skipped_steps),
             "speed/tokens_per_s": tokens_per_s,
-            "speed/memory_gib": memory_gib(module.device),
+            "speed/memory_gib": memory_in_use(module.device) / 2**30,
             "speed/goodput": self.throughput.goodput(),
             "progress/tokens": float(self.tokens_seen),
         }
@@ -149,10 +149,3 @@ def write(trainer: L.Trainer, metrics: dict[str, float], step: int, *, with_nan:
         logged = {name: value for name, value in metrics.items() if with_nan or not math.isnan(value)}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step)
-
-
-def memory_gib(device: torch.device) -> float:
-    """Return the GPU's peak allocated memory, or the process's current memory on a CPU, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from pretrain.data.progress import minutes
 from pretrain.errors import printable
 from pretrain.launch.rank import log
 from pretrain.launch.train_log import log_unseen
@@ -18,6 +19,7 @@ from pretrain.training.lightning_module import TrainingModule
 
 UNPACED_LINES = 100  # printed without a pause
 PAUSE_S = 30.0  # between later lines
+SLOW_S = 30.0  # until the first line of figures, from which on the time of the first step is said before it
 
 
 class PacedLog:
@@ -43,6 +45,13 @@ class PacedLog:
         self._lines, self._printed_at, self._pending = self._lines + 1, now, ""
 
 
+def first_step_line(taken_s: float, steps: int, left: str) -> str:
+    """Return how long the first step took, where the next line comes only `steps` later and late; else nothing."""
+    if steps * taken_s < SLOW_S:
+        return ""
+    return f"the first step took {taken_s:.0f} s; the next line comes in about {minutes(steps * taken_s)}{left}"
+
+
 class Progress(StepCallback):
     """Shows a bar over optimizer steps on a terminal, and prints a line per logged step elsewhere."""
 
@@ -51,11 +60,13 @@ class Progress(StepCallback):
         self.bar: Any = None
         self._shown: dict[str, float] = {}
         self._first_step = 0
+        self._first_s = 0.0  # in steps before: of stages, or before a rewind
         self._log = PacedLog()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar from the run's step on."""
         self._first_step = trainer.global_step
+        self._first_s = self.metrics.throughput.training_s
         self._shown = self.metrics.newest
         if sys.stderr.isatty():
             total, first = self._planned_steps(trainer), trainer.global_step
@@ -70,6 +81,10 @@ class Progress(StepCallback):
             self.bar.update(trainer.global_step - self.bar.n)
             if is_new:
                 self.bar.set_postfix_str(self._metrics_text(), refresh=False)
+        elif not is_new and trainer.is_global_zero and trainer.global_step == self._first_step + 1:
+            taken = self.metrics.throughput.training_s - self._first_s
+            if line := first_step_line(taken, self._to_next_line(trainer), self._time_left(trainer)):
+                self._log.write(line, keep=True)
         if is_new and trainer.is_global_zero:
             step = f"step {trainer.global_step}/{self._planned_steps(trainer)}"
             stage = module.length.stage
@@ -77,6 +92,10 @@ class Progress(StepCallback):
             line = f"{step}{name}  {self._metrics_text()}{self._time_left(trainer)}"
             self._log.write(line, last=trainer.global_step == trainer.max_steps)
         self._shown = self.metrics.newest
+
+    def _to_next_line(self, trainer: L.Trainer) -> int:
+        every = self.metrics.every_n_steps
+        return min(every - trainer.global_step % every, self._planned_steps(trainer) - trainer.global_step)
 
     def _metrics_text(self) -> str:
         newest = self.metrics.newest
@@ -94,9 +113,10 @@ class Progress(StepCallback):
         return trainer.global_step if math.isinf(planned) else round(planned)
 
     def _time_left(self, trainer: L.Trainer) -> str:
-        per_step = self.metrics.throughput.training_s / max(1, trainer.global_step - self._first_step)
+        taken = self.metrics.throughput.training_s - self._first_s
+        per_step = taken / max(1, trainer.global_step - self._first_step)
         seconds = per_step * (self._planned_steps(trainer) - trainer.global_step)
-        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        return f"  {minutes(seconds)} left"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the validation loss on a line of its own."""

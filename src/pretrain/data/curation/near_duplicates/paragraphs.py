@@ -122,7 +122,7 @@ def repeats_of(outputs: Sequence[Path], unit: int) -> dict[int, Ints]:
 
 def cut(text: str, paragraphs: Collection[int]) -> str:
     """Return the text without these paragraphs and the line breaks behind them."""
-    if not paragraphs:
+    if len(paragraphs) == 0:  # an array of one 0 is not empty
         return text
     gone = {int(index) for index in paragraphs}
     kept = [text[each.first : each.last] for index, each in enumerate(_paragraphs(text)) if index not in gone]

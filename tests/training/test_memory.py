@@ -1,0 +1,47 @@
+"""A micro-batch that cannot fit is refused before anything is read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigError
+from pretrain.training import memory
+from pretrain.training.launch import train_to_end
+from pretrain.training.memory import check_memory
+
+CPU = torch.device("cpu")
+
+
+def settings(*words: str) -> RunConfig:
+    register_schemas("train", RunConfig)
+    found: RunConfig = compose("train", ["model.context_length=256", "model.d_model=128", "model.n_layers=4", *words])
+    return found
+
+
+def test_a_batch_beyond_the_memory_names_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_of", lambda device: 2**30)  # a row's block inputs are 2**19 bytes
+    check_memory(settings("batch_size=2048"), CPU)
+    with pytest.raises(ConfigError, match=r"batch_size=3072 .* 2 GiB, and the device has 1\. .*micro_batch_size=64,"):
+        check_memory(settings("batch_size=3072"), CPU)
+    with pytest.raises(ConfigError, match=r"micro_batch_size=4096 puts 4,096 rows of 256 tokens"):
+        check_memory(settings("batch_size=8192", "micro_batch_size=4096"), CPU)
+    check_memory(settings("batch_size=8192", "micro_batch_size=64"), CPU)
+
+
+def test_it_is_told_before_the_text_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "logs"
+    words = [f"paths.logs_dir={logs}", f"paths.cache_dir={tmp_path / 'cache'}", "batch_size=4096"]
+    monkeypatch.setattr(memory, "memory_of", lambda device: 2**30)
+    with pytest.raises(ConfigError, match=r"batch_size=4096 .* Try micro_batch_size="):
+        train_to_end(settings(*words), words)
+    assert not list(logs.glob("*/*"))
+    assert not (tmp_path / "cache").exists()
+    words[-1] = "trainer.accelerator=gpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"accelerator=gpu finds no such device here"):
+        train_to_end(settings(*words), words)
+    assert not (tmp_path / "cache").exists()
