@@ -231,26 +231,42 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         LanguageModel.load(tmp_path)
 
 
-def test_a_text_is_embedded_as_the_mean_of_its_states(load: Load) -> None:
+@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("gpt", True)])
+def test_a_text_in_a_batch_is_embedded_as_if_alone(load: Load, name: str, causal: bool) -> None:
+    llm = load(name, causal)
+    texts = ["the quick brown fox jumps", "a dog", "", "the"]
+    with pytest.raises(ConfigError, match="a text of 0 tokens cannot be embedded"):
+        llm.embed(texts)
+    texts.remove("")
+    for pooling in ("last", "mean") if causal else ("last", "mean", "first"):
+        vectors = llm.embed(texts, pooling)
+        for text, vector in zip(texts, vectors, strict=True):
+            ids = torch.from_numpy(llm.tokenizer.encode_documents([text])[0].astype("int64"))[None]
+            with torch.no_grad():
+                hidden = llm.model(ids)[0]
+            expected = {"last": hidden[-1], "first": hidden[0], "mean": hidden.mean(0)}[pooling]
+            torch.testing.assert_close(vector, expected)
+            torch.testing.assert_close(llm.embed(text, pooling), vector)
+    torch.testing.assert_close(llm.embed(texts), llm.embed(texts, "last" if causal else "mean"))
+    short = llm.embed(texts, normalize=True, dimensions=3)
+    torch.testing.assert_close(short, torch.nn.functional.normalize(llm.embed(texts)[:, :3], dim=-1))
+    assert llm.embed([]).shape == (0, llm.model.config.d_model)
+    with pytest.raises(ConfigError, match="dimensions=9999 is not between 1 and"):
+        llm.embed("a", dimensions=9999)
+    with pytest.raises(ConfigError, match="pooling='frist' is none of"):
+        llm.embed("a", "frist")
+
+
+def test_a_model_names_itself_in_plain_text(load: Load) -> None:
     llm = load("bert", False)
-    texts = ["the quick brown", "a dog"]
-    vectors = llm.embed(texts)
-    assert vectors.shape == (2, llm.model.config.d_model)
-    tokens = [llm.tokenizer.bos_id, *llm.tokenizer.encode(texts[1]), llm.tokenizer.eos_id]
-    with torch.no_grad():
-        slow = llm.model(torch.tensor([tokens]))[0, 1:-1].mean(0)
-    torch.testing.assert_close(vectors[1], slow)
-    torch.testing.assert_close(llm.embed(texts[0]), vectors[0])
     assert "LanguageModel(masked, " in repr(llm)
     llm.trained["data"] = "text\x1b[31m\nfiles"
     assert r"data text\x1b[31m\nfiles)" in repr(llm)
 
 
 def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match="this model is causal: the states of early positions"):
-        load("gpt", True).embed("a")
-    with pytest.raises(ConfigError, match="a text of 0 tokens cannot be embedded"):
-        load("bert", False).embed("")
+    with pytest.raises(ConfigError, match="pooling=first takes a position that attends to nothing"):
+        load("gpt", True).embed("a", "first")
     with pytest.raises(ConfigError, match="cannot be embedded: between 1 and"):
         load("bert", False).embed("word " * 500)
 

@@ -21,12 +21,14 @@ from pretrain.inference.config import DecodingOrder, FillOptions, GenerationOpti
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
+from pretrain.inference.embedding import chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
 from pretrain.inference.sampling import Sampling
 from pretrain.interop.load import open_model
-from pretrain.models.interface import LanguageModule, hidden_states
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.models.interface import LanguageModule
+from pretrain.models.pooling import shortened
+from pretrain.objectives.config import ClassifyConfig, Pooling
 from pretrain.program import command
 
 Prompt = TypeVar("Prompt", str, list[str])
@@ -50,7 +52,9 @@ class LanguageModel:
         prompt_template: tuple[str, str] | None = None,
         denoises: bool = False,
         shift_targets: bool | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
+        self.pooling = pooling  # of a contrastive fine-tuning; none: the model predicts tokens
         self.classifier = classifier
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
         self.shift_targets = (
@@ -97,6 +101,7 @@ class LanguageModel:
             prompt_template=data.prompt_template() if data else None,
             denoises=objective.denoises,
             shift_targets=objective.shift_targets,
+            pooling=objective.embedding_pooling,
         )
 
     @property
@@ -142,6 +147,18 @@ class LanguageModel:
             raise ConfigError(
                 f"this model was trained to classify texts ({', '.join(self.labels[:5])}) and predicts no tokens. "
                 'Use classify("a text"), or the base model of the fine-tuning.'
+            )
+        self._refuse_embedder()
+
+    def _check_embeds(self) -> None:
+        if self.classifier is not None:
+            raise ConfigError("this model was trained to classify texts, not to embed them. Use its base model.")
+
+    def _refuse_embedder(self) -> None:
+        if self.pooling is not None:
+            raise ConfigError(
+                "this model was trained to embed texts and predicts no tokens. "
+                'Use embed("a text"), or the base model of the fine-tuning.'
             )
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
@@ -353,33 +370,53 @@ class LanguageModel:
         filled = [*tokens[:position], token, *tokens[position + 1 :]]
         return Prediction(self.tokenizer.decode([token]), probability, text_with_masks(self.tokenizer, filled))
 
-    @torch.inference_mode()
-    def embed(self, text: str | list[str]) -> Tensor:
-        """Return the mean of a text's last hidden states, float32 (d_model,) or (texts, d_model).
+    def embed(
+        self,
+        text: str | Sequence[str],
+        pooling: Pooling | str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+    ) -> Tensor:
+        """Return the vector of a text, float32 (d_model,), or of texts, (texts, d_model), on the CPU.
 
-        Special tokens do not count. Raises ConfigError for a causal model, whose early positions attend to little of
-        the text, and for a text that is empty or longer than the context.
+        `pooling` is mean, of all hidden states, those of the special tokens around the text included; first, as BERT's
+        [CLS]; or last. By default that of the fine-tuning, else mean where attention is bidirectional, and last where
+        it is causal. `dimensions` keeps the first ones, before `normalize` makes the length 1. Raises ConfigError for
+        a classifier, and for a text that is empty or longer than the context.
         """
-        self._refuse_classifier()
-        if not self.fills_masks:
-            raise ConfigError(
-                "this model is causal: the states of early positions do not depend on the whole text. "
-                "Embed with a masked model: objective=masked."
-            )
-        if not isinstance(text, str):
-            return torch.stack([self.embed(one) for one in text])
-        tokens = self.tokenizer.encode(text)
-        if not tokens or len(tokens) + 2 > self.model.config.context_length:
-            raise ConfigError(
-                f"a text of {len(tokens)} tokens cannot be embedded: between 1 and "
-                f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
-            )
-        row = torch.tensor(
-            [[self.tokenizer.bos_id, *tokens, self.tokenizer.eos_id]], device=self._suppress_in_masks.device
-        )
-        bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if self.causal else None
-        hidden: Tensor = hidden_states(self.model, row, is_causal=bidirectional)
-        return hidden[0, 1:-1].float().mean(0)
+        self._check_embeds()
+        texts = [text] if isinstance(text, str) else list(text)
+        documents = self.tokenizer.encode_documents(texts)
+        for document in documents:
+            if not 0 < len(document) - 2 <= self.model.config.context_length - 2:
+                raise ConfigError(
+                    f"a text of {len(document) - 2} tokens cannot be embedded: between 1 and "
+                    f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
+                )
+        vectors = self._vectors(documents, pooling)
+        vectors = shortened(vectors, dimensions, "dimensions")
+        vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+        return vectors[0] if isinstance(text, str) else vectors
+
+    def _vectors(self, documents: Sequence[Any], pooling: Pooling | str | None) -> Tensor:
+        both = self.fills_masks or not self.model.causal
+        wanted = (self.pooling or Pooling.auto) if pooling is None else pooling
+        if not documents:
+            return torch.empty(0, self.model.config.d_model)
+        return text_vectors(self.model, self.tokenizer, documents, chosen_pooling(wanted, both), both)
+
+    def embed_beginnings(self, texts: Sequence[str]) -> Tensor:
+        """Return unit vectors of texts, float32 (texts, d_model); what exceeds the context is cut off, as in training.
+
+        Pooling is that of `embed`; raises ConfigError for a classifier.
+        """
+        self._check_embeds()
+        length = self.model.config.context_length
+        documents = [
+            ids if len(ids) <= length else [*ids[: length - 1], self.tokenizer.eos_id]
+            for ids in self.tokenizer.encode_documents(texts)
+        ]
+        return torch.nn.functional.normalize(self._vectors(documents, None), dim=-1)
 
     def __repr__(self) -> str:
         """Return the kind of model, its number of parameters, and its training data."""
@@ -388,6 +425,8 @@ class LanguageModel:
         data = f", data {printable(self.trained['data'], one_line=True)}" if "data" in self.trained else ""
         if self.classifier is not None:
             return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
+        if self.pooling is not None:
+            return f"LanguageModel(embeds texts, {parameters:,} parameters{seen}{data})"
         bidirectional = "diffusion" if self.denoises else "masked"
         family = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
         return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"

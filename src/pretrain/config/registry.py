@@ -31,13 +31,14 @@ from pretrain.data.config import (
     TokenizerConfig,
 )
 from pretrain.data.curation.config import SOURCE_KINDS
-from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import (
     CausalConfig,
     ClassifyConfig,
+    ContrastiveConfig,
     DiffusionConfig,
     HybridConfig,
     MaskedConfig,
@@ -68,7 +69,7 @@ from pretrain.training.logger_config import (
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig, HybridConfig, DiffusionConfig, ClassifyConfig),
+    "objective": (CausalConfig, MaskedConfig, HybridConfig, DiffusionConfig, ClassifyConfig, ContrastiveConfig),
     "data": (
         PythonDocsConfig,
         TextFilesConfig,
@@ -78,6 +79,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         PairsConfig,
         ChatConfig,
         LabelledTextConfig,
+        RelatedTextsConfig,
     ),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig, StableAdamWConfig),

@@ -20,13 +20,13 @@ from pretrain.data.config import (
     Mode,
     TokenizerConfig,
 )
-from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.sizes import Size
-from pretrain.objectives.config import CausalConfig, ClassifyConfig, ObjectiveConfig
+from pretrain.objectives.config import CausalConfig, ClassifyConfig, ContrastiveConfig, ObjectiveConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
@@ -323,7 +323,9 @@ def _check_lora(config: RunConfig) -> None:
 def _check_fine_tuning(config: RunConfig) -> None:
     """Raise ConfigError for an objective that does not fit the annotations of the data."""
     data, objective = config.data, config.objective
-    if isinstance(objective, ClassifyConfig):
+    if isinstance(objective, ContrastiveConfig) or isinstance(data, RelatedTextsConfig):
+        _check_contrastive(config)
+    elif isinstance(objective, ClassifyConfig):
         if not isinstance(data, LabelledTextConfig):
             raise ConfigError(
                 f"objective=classify predicts labels of texts, and data.kind={data.kind} has none. "
@@ -362,4 +364,35 @@ def _check_branch(config: RunConfig) -> None:
         raise ConfigError(
             "branch with resume=auto needs the folder of the branch, or it would find the run that it leaves. "
             "Add paths.run_dir=logs/branch."
+        )
+
+
+def _check_contrastive(config: RunConfig) -> None:
+    """Raise ConfigError unless objective, data and the rest suit a contrastive fine-tuning."""
+    data, objective = config.data, config.objective
+    if not isinstance(data, RelatedTextsConfig):
+        raise ConfigError(
+            f"objective=contrastive learns from texts that belong together, and data.kind={data.kind} has none. "
+            "Try data=related data.path=<lines of JSON with anchor and positive>."
+        )
+    if not isinstance(objective, ContrastiveConfig):
+        raise ConfigError(
+            f"data.kind=related has texts that belong together, and objective={objective.kind} does not learn from "
+            "them. Try objective=contrastive, or data=text_files for the texts alone."
+        )
+    width = getattr(config.model, "d_model", None)
+    if width is not None and any(size >= width for size in objective.dimensions):
+        raise ConfigError(
+            f"objective.dimensions={objective.dimensions} must each be below model.d_model={width}, which is always "
+            f"trained. Try objective.dimensions=[{max(1, width // 2)}]."
+        )
+    if config.parallel.tensor_parallel > 1:
+        raise ConfigError(
+            f"parallel.tensor_parallel={config.parallel.tensor_parallel} gives several processes the same rows, and "
+            "objective=contrastive compares the rows of all. Try parallel.tensor_parallel=1."
+        )
+    if config.scores.every_n_steps:
+        raise ConfigError(
+            f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
+            "objective=contrastive does not train them. Try scores.every_n_steps=0."
         )

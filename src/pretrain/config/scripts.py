@@ -77,6 +77,9 @@ class ExportConfig(Settings):
         "auto", "A model_type of transformers, such as gpt2 or llama; auto: the first that computes the same."
     )
     adapters: bool = setting(False, "Write the adapters of a LoRA run alone, as a folder of the PEFT library.")
+    sentence_transformers: bool = setting(
+        False, "Add the files of the sentence-transformers library; a model trained by objective=contrastive has them."
+    )
     license: str | None = setting(None, "License of the weights, for the model card: an SPDX name such as apache-2.0.")
     max_shard_bytes: int = setting(
         5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"

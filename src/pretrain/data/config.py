@@ -58,6 +58,7 @@ class DataConfig(Settings):
     has_prompts: ClassVar[bool] = False  # documents begin with a prompt, `Document.prompt_characters`
     has_labels: ClassVar[bool] = False  # documents have a label, `Document.label`
     has_messages: ClassVar[bool] = False  # documents are conversations, `Document.messages`
+    has_related: ClassVar[bool] = False  # documents are several texts that belong together or not, `Document.related`
     kind: str = "?"
     mode: Mode = setting(Mode.prepare, "Tokenize all of the text before the first step, or stream it during the run.")
     era_tokens: int = setting(
@@ -86,8 +87,8 @@ class DataConfig(Settings):
 
     @property
     def annotated(self) -> bool:
-        """Whether documents have prompts, labels or messages, for fine-tuning; these are never split over rows."""
-        return self.has_prompts or self.has_labels or self.has_messages
+        """Whether documents have prompts, labels, messages or related texts, for fine-tuning; they are never split."""
+        return self.has_prompts or self.has_labels or self.has_messages or self.has_related
 
     def open(self) -> Source:
         """Return the source of the documents, without reading them.

@@ -143,3 +143,22 @@ class LabelledTextConfig(AnnotatedConfig):
         from pretrain.data.sources.labelled_files import LabelledTexts
 
         return LabelledTexts(self)
+
+
+@dataclass
+class RelatedTextsConfig(AnnotatedConfig):
+    """Pairs of texts that belong together, with hard negatives if there are any: columns of .jsonl, .csv, .parquet."""
+
+    reads: ClassVar[str] = "texts that belong together"
+    has_related: ClassVar[bool] = True
+    kind: str = "related"
+    anchor_column: str = setting("anchor", "Column of a text, such as a question.")
+    positive_column: str = setting("positive", "Column of the text that belongs to it, such as its answer.")
+    negative_columns: list[str] = setting(
+        default_factory=list, about="Columns of texts that look alike and do not belong to it: hard negatives."
+    )
+
+    def open(self) -> Source:
+        from pretrain.data.sources.labelled_files import RelatedTexts
+
+        return RelatedTexts(self)

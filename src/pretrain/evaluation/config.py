@@ -23,10 +23,13 @@ class Task(Enum):
     bias = "bias"  # the more stereotyping of two sentences, as in CrowS-Pairs (Nangia et al. 2020)
     glue = "glue"  # fine-tuned on tasks of GLUE (Wang et al. 2018, https://arxiv.org/abs/1804.07461)
     memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
+    sts = "sts"  # similarity of two sentences by their vectors, as in STS-B (Cer et al. 2017, arxiv.org/abs/1708.00055)
+    retrieval = "retrieval"  # passages that answer queries by their vectors, in BEIR's files (arxiv.org/abs/2104.08663)
     memorisation = memorization  # its earlier spelling, read for one version
 
 
 FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
+OF_VECTORS = (Task.sts, Task.retrieval)
 
 
 GLUE_TASKS = ("CoLA", "MRPC", "RTE", "SST-2")
@@ -128,6 +131,9 @@ class EvalConfig(Settings):
             )
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
+        if self.task in OF_VECTORS and self.path is None:
+            files = "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder of BEIR"
+            raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")
         if self.task is Task.memorization and self.path is not None:
             raise ConfigError(
                 f"task=memorization compares the run's own documents, so path={self.path} has no use. Leave it out."

@@ -19,7 +19,8 @@ from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.bound import estimate_of
-from pretrain.evaluation.config import FROM_FILES, EvalConfig, Task
+from pretrain.evaluation.config import FROM_FILES, OF_VECTORS, EvalConfig, Task
+from pretrain.evaluation.embedding_tasks import read_retrieval, read_sentence_pairs, score_embeddings
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
 from pretrain.evaluation.scorer import Progress, Scorer, check_examples, check_numbers
@@ -42,7 +43,14 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """
     if config.tasks:
         return score_own_tasks(config, path)
+    if config.task in OF_VECTORS and config.path is not None:
+        return _score_vectors(config, path, config.path)
     folder = open_model(path)
+    if folder.objective.embedding_pooling is not None:
+        raise ConfigError(
+            f"checkpoint={path} embeds texts, and task={config.task.name} scores predictions of tokens. "
+            "Take task=sts or task=retrieval."
+        )
     if folder.objective.n_labels is not None:
         raise ConfigError(
             f"checkpoint={path} is a classifier, and eval scores predictions of tokens. Its accuracy and F1 are in "
@@ -70,6 +78,15 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     else:
         metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
+    return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
+
+
+def _score_vectors(config: EvalConfig, path: str | Path, examples: str) -> dict[str, Any]:
+    started_s = time.perf_counter()
+    read = read_sentence_pairs(examples) if config.task is Task.sts else read_retrieval(examples)
+    model = LanguageModel.load(path, config.device, config.dtype)
+    metrics = score_embeddings(model.embed_beginnings, read)
+    metadata = {"checkpoint": str(path), "task": config.task.name}
     return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
 
 

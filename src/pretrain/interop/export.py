@@ -20,6 +20,7 @@ from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import CuratedText, ModelCard
 from pretrain.interop.peft_folder import write_adapters
+from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
@@ -122,11 +123,13 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
     added_ids, suppress_tokens = tokenizer.added_ids, list[int]()
     if source.run is not None:  # trained on documents between BOS and EOS, without other special tokens
-        added_ids = [tokenizer.bos_id], [] if source.objective.causal else [tokenizer.eos_id]
+        added_ids = [tokenizer.bos_id], [tokenizer.eos_id] if _embeds(source) or not source.objective.causal else []
         suppress_tokens = sorted(tokenizer.special_ids - {tokenizer.eos_id})
         suppress_tokens += range(tokenizer.vocab_size, model.vocab_size)
     write_settings(folder, family, model, tokenizer, suppress_tokens)
     write_tokenizer(folder, tokenizer, added_ids, model.config)
+    if config.sentence_transformers or _embeds(source):
+        write_modules(folder, source, added_ids)
     card = ModelCard(
         title=Path(config.output).name,
         architecture=family.class_of(model.config),
@@ -142,6 +145,11 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
+
+
+def _embeds(source: ModelFolder) -> bool:
+    """Whether the model was trained to embed texts, which it reads between BOS and EOS."""
+    return source.objective.embedding_pooling is not None
 
 
 def _compare(folder: Path, source: ModelFolder, card: ModelCard, added_ids: AddedIds) -> float:

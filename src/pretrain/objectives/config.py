@@ -26,6 +26,8 @@ class Vocabulary(Protocol):
     @property
     def bos_id(self) -> int: ...
     @property
+    def eos_id(self) -> int: ...
+    @property
     def mask_id(self) -> int | None: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
@@ -87,6 +89,11 @@ class ObjectiveConfig(Settings):
     @property
     def classifier(self) -> ClassifyConfig | None:
         """The settings as those of a classifier; None for an objective that predicts tokens."""
+        return None
+
+    @property
+    def embedding_pooling(self) -> Pooling | None:
+        """How the model was trained to pool a text's hidden states into its vector; None if it was not."""
         return None
 
     @property
@@ -386,3 +393,58 @@ class ClassifyConfig(ObjectiveConfig):
 
         auto = Pooling.last if self.left_to_right else Pooling.mean
         return Classify(self.causal, auto if self.pooling is Pooling.auto else self.pooling)
+
+
+@dataclass
+class ContrastiveConfig(ObjectiveConfig):
+    """Give texts that belong together like vectors, for search and comparison of texts.
+
+    Source: Gao et al. 2021, https://arxiv.org/abs/2104.08821, section 4 (pairs with hard negatives).
+    """
+
+    kind: str = "contrastive"
+    left_to_right: bool = setting(False, "Causal attention, as in a causal base; model=imported sets it.")
+    pooling: Pooling = setting(Pooling.auto, "Which hidden states represent a text.")
+    temperature: float = setting(
+        0.05, "What similarities are divided by; lower weighs the nearest negatives more.", bounds="(0.0, inf)"
+    )
+    dimensions: list[int] = setting(
+        default_factory=list,
+        about="Matryoshka: also train the first so many dimensions to be vectors of their own, as in [64, 128].",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.left_to_right and self.pooling is Pooling.first:
+            raise ConfigError(
+                "objective.pooling=first takes a position that attends to nothing of the text where "
+                "objective.left_to_right=true. Try objective.pooling=last."
+            )
+        if any(size < 1 for size in self.dimensions) or len(set(self.dimensions)) < len(self.dimensions):
+            raise ConfigError(
+                f"objective.dimensions={self.dimensions} must be different numbers from 1. "
+                "Try objective.dimensions=[64,128]."
+            )
+
+    @property
+    def causal(self) -> bool:
+        return self.left_to_right
+
+    @property
+    def fills_masks(self) -> bool:
+        return False
+
+    @property
+    def embedding_pooling(self) -> Pooling:
+        auto = Pooling.last if self.left_to_right else Pooling.mean
+        return auto if self.pooling is Pooling.auto else self.pooling
+
+    @property
+    def share_of_logits(self) -> float:
+        return 0.0
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Objective:
+        from pretrain.objectives.contrastive import Contrastive
+
+        ends = vocabulary.bos_id, vocabulary.eos_id
+        return Contrastive(self.causal, self.embedding_pooling, self.temperature, self.dimensions, ends)

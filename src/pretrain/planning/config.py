@@ -83,10 +83,10 @@ class PlanConfig(RunConfig):
                 f"report={self.report} writes a plan, and run={self.run} compares a finished run. Leave one of them "
                 f"out; the report of a run is written by {command('report')} path={self.run}."
             )
-        if self.objective.n_labels is not None:
+        if self.objective.n_labels is not None or self.objective.embedding_pooling is not None:
             raise ConfigError(
-                "objective=classify fine-tunes, and plan counts pre-training. Plan the base with the same rows, "
-                "which takes a little more: objective=masked data=text_files."
+                f"objective={self.objective.kind} fine-tunes, and plan counts pre-training. Plan the base with the "
+                "same rows, which takes a little more: objective=masked data=text_files."
             )
 
     def run_config(self) -> RunConfig:

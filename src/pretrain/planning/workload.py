@@ -33,6 +33,7 @@ class PlannedVocabulary:
 
     vocab_size: int
     bos_id: int = 0
+    eos_id: int = 0
     mask_id: int = 0
     special_ids: frozenset[int] = frozenset()
 

@@ -13,6 +13,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
 from pretrain.models.interface import LanguageModule
+from pretrain.objectives.config import ContrastiveConfig
 from pretrain.training.datamodule import TextDataModule
 
 _HEAD = "head."
@@ -39,6 +40,14 @@ def trained_head(config: RunConfig) -> str | None:
     return None if config.objective.classifier is None else _HEAD
 
 
+def freeze_unused(config: RunConfig, model: LanguageModule) -> None:
+    """Freeze the head where the objective compares hidden states: it would have no gradient."""
+    if config.objective.embedding_pooling is not None:
+        for name, parameter in model.named_parameters():
+            if name.startswith(_HEAD):
+                parameter.requires_grad_(False)
+
+
 def excluded_pairs(data: TextDataModule) -> list[str]:
     """Return a warning for each source with pairs whose prompts fill the context, so that no target remains."""
     if not isinstance(data.train_stream, MixtureDataset):
@@ -57,6 +66,15 @@ def excluded_pairs(data: TextDataModule) -> list[str]:
                 "or shorter prompts."
             )
     return warnings
+
+
+def _check_direction(config: RunConfig, base: ModelFolder, left_to_right: bool) -> None:
+    """Raise ConfigError for attention that the base was not trained with."""
+    if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):
+        raise ConfigError(
+            f"objective.left_to_right={str(left_to_right).lower()}, and the attention of init_from={config.init_from} "
+            f"is the opposite. Try objective.left_to_right={str(base.objective.causal).lower()}."
+        )
 
 
 def _with_new_tokens(config: RunConfig, base: ModelFolder, model: LanguageModule) -> LoadParameter:
@@ -96,13 +114,11 @@ def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model
                 f"init_from={config.init_from} is a classifier and has no head over the vocabulary, which "
                 f"objective={config.objective.kind} needs. Start from the model that it was fine-tuned from."
             )
+        if isinstance(config.objective, ContrastiveConfig):
+            _check_direction(config, base, config.objective.left_to_right)
         return _with_new_tokens(config, base, model)
     left_to_right, labels = classifier.left_to_right, classifier.labels
-    if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):
-        raise ConfigError(
-            f"objective.left_to_right={str(left_to_right).lower()}, and the attention of init_from={config.init_from} "
-            f"is the opposite. Try objective.left_to_right={str(base.objective.causal).lower()}."
-        )
+    _check_direction(config, base, left_to_right)
     if of_base is not None and of_base.labels == labels:
         return base.values(model)
     weights = base.values(build_without_weights(config.model, base.objective, prepared.tokenizer))

@@ -48,7 +48,7 @@ from pretrain.training.config import SampleConfig
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes
 from pretrain.training.environment import environment
-from pretrain.training.fine_tuning import trained_head, with_labels
+from pretrain.training.fine_tuning import freeze_unused, trained_head, with_labels
 from pretrain.training.history import record_end, record_start
 from pretrain.training.initial_weights import fixed_facts, initial_weights, materializer
 from pretrain.training.lightning_module import StepSettings, TrainingModule
@@ -150,6 +150,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
 
     model = build_without_weights(config.model, config.objective, prepared.tokenizer)
     add_adapters(model, config.lora, trained_head(config))
+    freeze_unused(config, model)
     check_supported(config, model)
     check_disk_space(folder, _count(model))
     weights = initial_weights(run_plan, prepared, model, stage.text)

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.data.config import Format
-from pretrain.data.fine_tuning_config import AnnotatedConfig, ChatConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import (
+    AnnotatedConfig,
+    ChatConfig,
+    LabelledTextConfig,
+    PairsConfig,
+    RelatedTextsConfig,
+)
 from pretrain.data.sources.column_files import lines_of, read_records
 from pretrain.data.sources.compressed_files import head_of
 from pretrain.data.sources.corpus_files import FileSource
@@ -13,6 +19,8 @@ from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_fil
 from pretrain.data.sources.source import Document, fault_of, printable
 from pretrain.data.tokenizers.chat_template import ASSISTANT, checked_messages
 from pretrain.errors import DataError
+
+_OF_RELATED = ("anchor_column", "positive_column", "negative_columns")
 
 
 class AnnotatedFiles(FileSource):
@@ -31,7 +39,8 @@ class AnnotatedFiles(FileSource):
             "pair_column",
             "messages_column",
         )
-        return [getattr(self.config, name, None) for name in names]
+        own = [getattr(self.config, name) for name in _OF_RELATED if hasattr(self.config, name)]
+        return [getattr(self.config, name, None) for name in names] + [str(value) for value in own]
 
     def _kind(self, path: Path) -> FileKind:
         """Return how a file is read; lines of text, tab, label are plain text even if they look like a table."""
@@ -91,6 +100,29 @@ class Conversations(AnnotatedFiles):
             else:
                 text = "\n\n".join(f"{role}:\n{content}" for role, content in messages)
                 yield Document(text, origin, messages=tuple(messages))
+
+
+class RelatedTexts(AnnotatedFiles):
+    """The texts of files that belong together, with hard negatives."""
+
+    config: RelatedTextsConfig
+
+    def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
+        if form is Format.text:
+            raise DataError(
+                f"{name} is plain text, but texts that belong together need two columns. Name a file of JSON lines "
+                "(.jsonl), .csv, .tsv or .parquet, also as .gz, .xz, .zst or .bz2."
+            )
+        config = self.config
+        columns = {"data.anchor_column": config.anchor_column, "data.positive_column": config.positive_column}
+        columns |= {f"data.negative_columns[{n}]": column for n, column in enumerate(config.negative_columns)}
+        for origin, record in read_records(form, stream, name, columns, self.skipped):
+            texts = [record.get(column) for column in columns.values()]
+            related = tuple(text.removeprefix("\ufeff").strip() for text in texts if isinstance(text, str))
+            if len(related) < len(texts) or not all(related):
+                self.skipped["a text is empty or no string"] += 1
+            else:
+                yield Document("\n".join(related), origin, related=related)
 
 
 class LabelledTexts(AnnotatedFiles):

@@ -34,6 +34,7 @@ class Document:
     label: str | None = None
     second_text: str | None = None  # of a pair of texts with one label
     messages: tuple[tuple[str, str], ...] = ()  # role and content of each turn, of a conversation
+    related: tuple[str, ...] = ()  # an anchor, its positive and hard negatives, if the document is of such texts
     part: Part = Part.full
     split_key: int | None = None  # documents with the same one go into the same split; None: the hash of the text
 

@@ -87,6 +87,8 @@ def _encode(
     documents: Sequence[Document], tokenizer: Tokenizer, labels: list[str], template: ChatTemplate | None
 ) -> list[tuple[NDArray[np.uint32], int, Targets]]:
     """Return the ids of each document, its annotation, and the turns of a conversation that are targets."""
+    if any(document.related for document in documents):
+        return _encode_related(documents, tokenizer)
     if template is None:
         encoded = tokenizer.encode_text_pairs([(document.text, document.second_text) for document in documents])
         values = _values(documents, encoded, tokenizer, labels)
@@ -99,6 +101,15 @@ def _encode(
             raise DataError(f"{document.name}: {error}") from error
         conversations.append((np.array(found.ids, np.uint32), found.targets[0][0], found.targets))
     return conversations
+
+
+def _encode_related(
+    documents: Sequence[Document], tokenizer: Tokenizer
+) -> list[tuple[NDArray[np.uint32], int, Targets]]:
+    """Return the ids of each document's texts, every one between BOS and EOS, and the number of those of the first."""
+    encoded = iter(tokenizer.encode_documents([text for document in documents for text in document.related]))
+    rows = [[next(encoded) for _ in document.related] for document in documents]
+    return [(np.concatenate(texts), len(texts[0]), []) for texts in rows]
 
 
 def _summary(counts: Counter[str], skipped: dict[str, int], splits: bool) -> str:

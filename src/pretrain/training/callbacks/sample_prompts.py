@@ -39,6 +39,8 @@ def prompts_of(prepared: Prepared, objective: ObjectiveConfig, context_length: i
     where the text has no such lines.
     """
     stores, tokenizer = prepared.validation or prepared.train, prepared.tokenizer
+    if objective.embedding_pooling is not None:
+        return []  # it predicts no tokens
     if objective.classifier:
         return list(islice(_labelled(stores, tokenizer), N_PROMPTS))
     prompts: list[SamplePrompt] = []
