@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
@@ -12,30 +11,26 @@ from torch import Tensor
 
 from pretrain.data.tokenizers.chat_template import ASSISTANT, ChatTemplate, checked_messages
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, nearest, printable, shown
+from pretrain.errors import ConfigError, printable
 from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
 from pretrain.inference.classification import TextOrPair, label_probabilities
-from pretrain.inference.config import DecodingOrder, FillOptions, GenerationOptions, InferenceDtype
+from pretrain.inference.config import FillOptions, GenerationOptions, InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
-from pretrain.inference.sampling import Sampling
+from pretrain.inference.generation_options import check_options, denoising_of, sampling_of
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
-from pretrain.objectives.config import ClassifyConfig, Pooling
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
 from pretrain.program import command
 
 Prompt = TypeVar("Prompt", str, list[str])
-
-_SAMPLING = {field.name for field in fields(Sampling)}
-_CAUSAL_ONLY = ("repetition_penalty", "use_cache")
-_DIFFUSION_ONLY = ("order", "steps", "block_length", "guidance_scale", "on_step")
 
 
 class LanguageModel:
@@ -198,7 +193,7 @@ class LanguageModel:
         without chat template and for messages that it refuses.
         """
         self._check_completes()
-        self._check_options("generate", GenerationOptions, options)
+        check_options("generate", GenerationOptions, options, self.causal)
         begun = [*self.conversation, {"role": "user", "content": messages}] if isinstance(messages, str) else messages
         checked = checked_messages([dict(message) for message in begun])
         if isinstance(checked, str):
@@ -241,7 +236,7 @@ class LanguageModel:
     ) -> tuple[list[GenerationState], Iterator[list[NewToken | None]]]:
         """Return the state of each prompt's completion and an iterator over their tokens."""
         self._check_completes()
-        self._check_options("generate", GenerationOptions, options)
+        check_options("generate", GenerationOptions, options, self.causal)
         stop = StopStrings(options.get("stop", ()))
         rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         steps = self._steps(rows, options)
@@ -261,24 +256,6 @@ class LanguageModel:
                 "this model was trained to fill masks and cannot complete a prompt. "
                 'Use predict_mask("The quick [MASK] fox"), or train a causal one: objective=causal.'
             )
-
-    def _check_options(self, method: str, kind: Any, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError for an option that the method does not have, or that means nothing for this model."""
-        for name, value in options.items():
-            if name not in kind.__annotations__:
-                raise ConfigError(f"{name} is not an option of {method}(). {nearest(name, kind.__annotations__)}")
-            if method != "generate" or value is None:
-                continue
-            if not self.causal and name in _CAUSAL_ONLY:
-                raise ConfigError(
-                    f"{name}={shown(value)} means nothing for a diffusion model, which fills masks in any order. "
-                    f"Leave {name} out, or take a causal model: objective=causal."
-                )
-            if self.causal and name in _DIFFUSION_ONLY:
-                raise ConfigError(
-                    f"{name}={shown(value)} means nothing for a causal model, which continues a text from left to "
-                    f"right. Leave {name} out, or take a diffusion model: objective=diffusion."
-                )
 
     def _steps(
         self, rows: list[list[int]], options: GenerationOptions, end_id: int | None = None
@@ -300,22 +277,12 @@ class LanguageModel:
             denoising = self._denoising(options, suppress, end_id)
             return generate_by_denoising(self.model, rows, new, denoising)
         use_cache = options.get("use_cache", True)
-        decoding = Decoding(new, _sampling(options), end_id, suppress, use_cache)
+        decoding = Decoding(new, sampling_of(options), end_id, suppress, use_cache)
         return generate_tokens(self.model, rows, decoding)
 
     def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_id: int | None) -> Denoising:
         assert self.tokenizer.mask_id is not None
-        chosen = {name: options[name] for name in _DIFFUSION_ONLY if options.get(name) is not None}
-        if "order" in chosen:
-            chosen["order"] = _order(chosen["order"])
-        return Denoising(
-            self.tokenizer.mask_id,
-            suppress_tokens,
-            _sampling(options),
-            end_id,
-            shift_targets=self.shift_targets,
-            **chosen,
-        )
+        return denoising_of(options, self.tokenizer.mask_id, suppress_tokens, end_id, self.shift_targets)
 
     def fill(self, text: Prompt, **options: Unpack[FillOptions]) -> Prompt:
         """Return the text with a token for each [MASK], or a list for texts; the rest of a text stays.
@@ -324,7 +291,7 @@ class LanguageModel:
         a causal model, for a text without [MASK], and for one longer than the context.
         """
         self._check_fills_masks()
-        self._check_options("fill", FillOptions, options)
+        check_options("fill", FillOptions, options, self.causal)
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ConfigError("fill() needs at least one text, and the list is empty.")
@@ -463,16 +430,3 @@ def _pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]])
         if generation.finish_reason is not None:
             return
     yield generation.end(FinishReason.length)
-
-
-def _sampling(options: Mapping[str, Any]) -> Sampling:
-    return Sampling(**{name: value for name, value in options.items() if name in _SAMPLING})
-
-
-def _order(order: DecodingOrder | str) -> DecodingOrder:
-    """Return the order of this name; raises ConfigError for another name."""
-    names = [known.value for known in DecodingOrder]
-    name = order.value if isinstance(order, DecodingOrder) else order
-    if name not in names:
-        raise ConfigError(f"order={shown(name)} is none of {', '.join(names)}. Try order=random.")
-    return DecodingOrder(name)

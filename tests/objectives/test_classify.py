@@ -16,7 +16,7 @@ from pretrain.errors import ConfigError
 from pretrain.inference.classification import label_probabilities
 from pretrain.models.transformer import LabelHead, Transformer
 from pretrain.objectives.classify import Classify
-from pretrain.objectives.config import ClassifyConfig, Pooling
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
 from pretrain.objectives.objective import ModelWithLoss
 
 WAYS = [

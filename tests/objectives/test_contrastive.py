@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.config import ContrastiveConfig, Pooling
 from pretrain.objectives.contrastive import Contrastive
+from pretrain.objectives.fine_tuning_config import ContrastiveConfig, Pooling
 from pretrain.objectives.objective import ModelWithLoss
 
 TEXTS = [  # rows of pairs: anchor, positive, and hard negatives if there are any

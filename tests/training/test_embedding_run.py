@@ -12,7 +12,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.run import score
 from pretrain.language_model import LanguageModel
-from pretrain.objectives.config import Pooling
+from pretrain.objectives.fine_tuning_config import Pooling
 from pretrain.training.train import run
 
 KINDS = ["fox", "tree", "sun", "rain", "salt", "gold"]

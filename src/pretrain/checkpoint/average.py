@@ -38,10 +38,9 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     saved = [open_checkpoint(folder) for folder in folders]
     newest = saved[-1]
     tensors = {"model": _mean(saved)}
-    kept = {key: newest.manifest[key] for key in ("progress", "config", "whole_run", "typed") if key in newest.manifest}
-    manifest: dict[str, Any] = {
-        **kept, "saved_at": newest.manifest.get("saved_at", 0.0), "average_of": [each.step for each in saved],
-    }  # fmt: skip
+    said: dict[str, Any] = dict(newest.manifest)
+    kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
+    manifest = kept | {"saved_at": said.get("saved_at", 0.0), "average_of": [each.step for each in saved]}
     if newest.working_folder is not None:
         working = newest.folder.parent.parent / newest.working_folder
         manifest["working_folder"] = os.path.relpath(working.resolve(), output.resolve())

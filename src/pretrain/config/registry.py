@@ -35,15 +35,8 @@ from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, Pai
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
-from pretrain.objectives.config import (
-    CausalConfig,
-    ClassifyConfig,
-    ContrastiveConfig,
-    DiffusionConfig,
-    HybridConfig,
-    MaskedConfig,
-    ObjectiveConfig,
-)
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig, StableAdamWConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (

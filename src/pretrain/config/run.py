@@ -26,7 +26,8 @@ from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.sizes import Size
-from pretrain.objectives.config import CausalConfig, ClassifyConfig, ContrastiveConfig, ObjectiveConfig
+from pretrain.objectives.config import CausalConfig, ObjectiveConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims

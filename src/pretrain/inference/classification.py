@@ -10,7 +10,7 @@ from pretrain.data.collate import Rows
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.classify import Classify
-from pretrain.objectives.config import ClassifyConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig
 
 BATCH_SIZE = 32  # texts
 TextOrPair = str | tuple[str, str]

@@ -10,7 +10,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DivergenceError, nearest
 from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.models.pooling import pool
-from pretrain.objectives.config import Pooling
+from pretrain.objectives.fine_tuning_config import Pooling
 
 BATCH_TOKENS = 8192  # of a forward pass, padding included
 

@@ -7,7 +7,7 @@ from pretrain.errors import ConfigError
 from pretrain.interop.load import ModelFolder
 from pretrain.interop.write import AddedIds
 from pretrain.models.config import transformer_of
-from pretrain.objectives.config import Pooling
+from pretrain.objectives.fine_tuning_config import Pooling
 
 _MODES = {Pooling.first: "cls_token", Pooling.last: "lasttoken", Pooling.mean: "mean_tokens"}
 _OTHER_MODES = ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")

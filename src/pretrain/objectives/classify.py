@@ -7,7 +7,7 @@ from torch import Tensor
 from pretrain.data.collate import IGNORE
 from pretrain.models.interface import features_of
 from pretrain.objectives.batch import Batch, TokenRows
-from pretrain.objectives.config import Pooling
+from pretrain.objectives.fine_tuning_config import Pooling
 from pretrain.objectives.loss import Head
 from pretrain.objectives.objective import Objective
 

@@ -13,7 +13,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
 from pretrain.models.interface import LanguageModule
-from pretrain.objectives.config import ContrastiveConfig
+from pretrain.objectives.fine_tuning_config import ContrastiveConfig
 from pretrain.training.datamodule import TextDataModule
 
 _HEAD = "head."
