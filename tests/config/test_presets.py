@@ -45,6 +45,9 @@ NEEDS = {
     "data=chat": ["data.path=x"],
     "data=labelled": ["data.path=x", "objective=classify"],
     "objective=classify": ["data=labelled", "data.path=x"],
+    "data=related": ["data.path=x", "objective=contrastive"],
+    "objective=contrastive": ["data=related", "data.path=x"],
+    "experiment=embed": ["data.path=x", "model=bert_nano"],
     "experiment=instruct": ["data.path=x", "model=gpt_nano"],
     "experiment=chat": ["data.path=x", "model=gpt_nano"],
     "experiment=lora": ["data.path=x", "resume=x"],  # no model to read
