@@ -118,7 +118,7 @@ class AdamWConfig(OptimizerConfig):
     eps: float = setting(1e-8, "Added to the root of the second moment.", bounds="(0.0, inf)")
     groups: dict[str, Any] = setting(
         default_factory=dict,
-        about="Named groups: match (patterns), learning_rate or learning_rate_ratio, weight_decay, betas; the first match.",
+        about="Groups: match (patterns), learning_rate or learning_rate_ratio, weight_decay, betas; first match wins.",
     )
 
     def __post_init__(self) -> None:
