@@ -118,8 +118,8 @@ class AdamWConfig(OptimizerConfig):
     eps: float = setting(1e-8, "Added to the root of the second moment.", bounds="(0.0, inf)")
     groups: dict[str, Any] = setting(
         default_factory=dict,
-        about="Groups of parameters by name, the first whose patterns match a parameter has it: "
-        "match, learning_rate or learning_rate_ratio, weight_decay, betas.",
+        about="Groups by name; a parameter is in the first that matches: match, learning_rate(_ratio), weight_decay, "
+        "betas.",
     )
 
     def __post_init__(self) -> None:
