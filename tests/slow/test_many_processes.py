@@ -57,7 +57,7 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
     job: Job, family: list[str], arranged: list[str], goes_on: list[str]
 ):
-    family = [*family, "logging.norms=true"]
+    family = [*family, "logging.norms=true", "ema.decay=0.9"]
     single = job.run("single", *family)
     assert norms(single)
     for name in arranged:
@@ -66,6 +66,8 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
         assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
         assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
         assert_same_weights(folder, single, 1e-4)
+        assert validation(folder, "val/loss_ema") == pytest.approx(validation(single, "val/loss_ema"), abs=1e-5)
+        assert_same_weights(folder, single, 1e-4, "ema")
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
     for name in goes_on:
         start, words = GOES_ON[name]
@@ -75,6 +77,7 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
         shutil.copytree(half, target / half.name)
         folder = job.run(name, *family, *words, "resume=auto")
         assert losses(folder) == pytest.approx(losses(single)[5:], abs=1e-5)
+        assert_same_weights(folder, single, 1e-4, "ema")
 
 
 def test_a_mixture_on_two_processes_is_read_and_scored_as_on_one(job: Job, corpus: Path):
