@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import __version__
+from pretrain.checkpoint.read import EMA
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.config import DataConfig
 from pretrain.errors import CheckpointError, ConfigError, printable
@@ -24,7 +25,6 @@ from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
-from pretrain.training.config import SavedWeights
 
 _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 
@@ -177,7 +177,7 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "license of the data": _data_license(source),
         "data fingerprint": metadata.get("data_fingerprint"),
         "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
-        "weights": "moving average" if metadata["weights"] == SavedWeights.ema.value else None,
+        "weights": "moving average" if metadata.get("weights") == EMA else None,
         "optimizer steps": f"{metadata['step']:,}",
         "tokens seen": f"{metadata.get('tokens_seen', 0):,}",
         "batch size": f"{run.batch_size:,} rows of {run.model.context_length:,} tokens",
@@ -240,6 +240,6 @@ def _scores(source: ModelFolder) -> dict[str, float]:
         return {}
     found = {name.removeprefix("val/"): value for name, value in report.validation.items() if value is not None}
     ends = tuple(name for name in found if name.endswith("_ema"))
-    if source.metadata["weights"] == SavedWeights.ema.value:
+    if source.metadata.get("weights") == EMA:
         return {name.removesuffix("_ema"): found[name] for name in ends}
     return {name: value for name, value in found.items() if name not in ends}

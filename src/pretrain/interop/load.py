@@ -182,7 +182,7 @@ def _of_checkpoint(checkpoint: Checkpoint, weights: SavedWeights) -> ModelFolder
         shape=run.model,
         objective=run.objective,
         starts_with_bos=True,  # like the documents in its training
-        metadata={"step": checkpoint.step, **checkpoint.progress, "weights": weights.value},
+        metadata={"step": checkpoint.step, **checkpoint.progress, **({"weights": part} if part == EMA else {})},
         values=partial(saved_values, checkpoint, run.lora, part=part),
         run=run,
         saved=checkpoint.tensors(part),
