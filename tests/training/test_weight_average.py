@@ -17,6 +17,7 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
+from pretrain.reports.run import read_run, run_page
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.train import train
 
@@ -84,6 +85,8 @@ def test_it_is_the_average_of_the_saved_weights_and_a_killed_run_has_the_same(
     assert abs(losses_of["val/loss_ema"] - losses_of["val/loss"]) > 1e-4
     assert scores(whole, "ema") == pytest.approx(losses_of["val/loss_ema"], abs=1e-5)
     assert scores(whole, "trained") == pytest.approx(losses_of["val/loss"], abs=1e-5)
+    assert f"  of the average     {losses_of['val/loss_ema']:.4f}" in str(report)
+    assert "validation of the average" in run_page(read_run(whole))
     average = LanguageModel.load(whole, weights="ema")
     assert torch.equal(average.model.get_parameter(name), steps[-1].tensors("ema")[name])
     folder = export_model(export_of(tiny.folder / "exported", "ema"), whole).folder

@@ -20,8 +20,6 @@ from pretrain.parallel.parallelize import reshard
 from pretrain.training.initial_weights import materializer
 from pretrain.training.validation_metrics import ValidationScores
 
-_OF_THE_AVERAGE = {"val/loss": "val/loss_ema", "val/loss_bound": "val/loss_bound_ema"}
-
 
 class WeightAverage:
     """The average of the weights after each step, float32, in a second model that is sharded as the trained one is.
@@ -76,7 +74,7 @@ class WeightAverage:
         """Return the loss of the average, in nats, as `val/loss_ema`; reset its metrics and free gathered weights."""
         reshard(self.model_with_loss)
         values, _ = self.scores.compute()
-        return {name: values[of_weights] for of_weights, name in _OF_THE_AVERAGE.items() if of_weights in values}
+        return {"val/loss_ema": values["val/loss"]} if "val/loss" in values else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates; `tensors` are the average itself."""
