@@ -18,6 +18,12 @@ from pretrain.launch.run_folder import read_rows
 pytestmark = pytest.mark.slow
 
 
+MUON_OPTIONS = [
+    "optimizer.row_beta2=0.9",
+    "optimizer.newton_schulz_coefficients=polar_express",
+    "optimizer.momentum_warmup_steps=8",
+    "optimizer.cautious_weight_decay=true",
+]
 SPLIT = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
 WHOLE = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false"]
 ARRANGED = {
@@ -51,6 +57,9 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
             marks=pytest.mark.long,
         ),
         pytest.param(["model=diffusion_nano"], ["ddp"], ["split"], id="diffusion", marks=pytest.mark.long),
+        pytest.param(
+            ["model=gpt_nano", *MUON_OPTIONS], [*ARRANGED], [*GOES_ON], id="muon_options", marks=pytest.mark.long
+        ),
     ],
 )
 @pytest.mark.fault("F11")
@@ -167,7 +176,7 @@ def test_an_update_of_shards_is_that_of_whole_matrices():
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     lines = [line.split() for line in found.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["muon", "stable_adamw"]
+    assert [line[0] for line in lines] == ["muon", "stable_adamw", "muon"]
     assert all(float(line[2]) > 0.01 and float(line[4]) < 1e-5 for line in lines)
 
 

@@ -45,7 +45,8 @@ def test_it_is_the_average_of_the_saved_weights_and_a_killed_run_has_the_same(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def words(name: str) -> list[str]:
-        return ["model=gpt_nano", *EMA, f"paths.run_dir={tiny.folder / name}"]
+        options = ["optimizer.row_beta2=0.9", "optimizer.momentum_warmup_steps=8"]  # Muon resumes exactly with them too
+        return ["model=gpt_nano", *EMA, *options, f"paths.run_dir={tiny.folder / name}"]
 
     report = train(tiny.plan(*words("whole")))
     whole = Path(report.folder)

@@ -205,11 +205,12 @@ class TrainingModule(L.LightningModule):
         return targets
 
     def set_learning_rate(self, optimizer: Any) -> None:
-        """Set this step's learning rate; if the step is the last, end the training after it."""
+        """Set what this step's optimizer takes from the step; if the step is the last, end the training after it."""
         step = self.global_step
         multiplier = self.settings.schedule.lr_multiplier(*self.length.position(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
+        self.settings.optimizer.before_step(optimizer, step)
         if self.length.is_last_step(step):
             end_after_step(self.trainer, step)
 
