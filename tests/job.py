@@ -89,12 +89,12 @@ def losses(folder: Path) -> list[float]:
     return [float(rows[step]) for step in sorted(rows)]
 
 
-def validation(folder: Path) -> float:
-    return float([row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == "val/loss"][-1])
+def validation(folder: Path, name: str = "val/loss") -> float:
+    return float([row["value"] for row in read_rows(folder / "metrics.csv") if row["name"] == name][-1])
 
 
-def assert_same_weights(one: Path, other: Path, atol: float) -> None:
-    a, b = open_checkpoint(one).tensors("model"), open_checkpoint(other).tensors("model")
+def assert_same_weights(one: Path, other: Path, atol: float, part: str = "model") -> None:
+    a, b = open_checkpoint(one).tensors(part), open_checkpoint(other).tensors(part)
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=atol)

@@ -202,14 +202,19 @@ def unknown_settings(text: str) -> list[str]:
     typed = [
         word for span in code_spans(text) for word in re.findall(r"(?:^|[\s'\"(])\+?([a-z_]+(?:[./][\w<>]+)*)=", span)
     ]
-    return [word for word in typed if not KNOWN.fullmatch(word) and word not in FOREIGN]
+    return [word for word in map(_without_entry, typed) if not KNOWN.fullmatch(word) and word not in (*FOREIGN, *ENDS)]
+
+
+def _without_entry(key: str) -> str:
+    """Return what a setting of a stage changes, an end or a setting of the run, and the setting of a group's entry."""
+    return re.sub(r"^(optimizer\.groups)\.\w+$", r"\1", re.sub(r"^stages\.\w+\.", "", key))
 
 
 def unknown_arguments(command: Command) -> list[str]:
     """Return the arguments of a command that name no setting, or no preset of its group."""
     unknown = []
     for key, _, value in (word.lstrip("+").partition("=") for word in command.overrides if "=" in word):
-        key = re.sub(r"^stages\.\w+\.", "", key)  # of a stage, an end or a setting of the run
+        key = _without_entry(key)
         presets = {path.stem for path in (CONFIG_FOLDER / key).glob("*.yaml")}
         chosen = set(re.findall(r"\w+", value)) if presets else set()
         if not (KNOWN.fullmatch(key) or key in ENDS) or not chosen <= presets | set(REGISTERED):

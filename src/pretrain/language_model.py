@@ -29,6 +29,7 @@ from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
 from pretrain.program import command
+from pretrain.training.config import SavedWeights
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -74,17 +75,19 @@ class LanguageModel:
         device: str = "cpu",
         dtype: InferenceDtype | str = InferenceDtype.fp32,
         *,
-        weights: str | None = None,
+        weights: SavedWeights | str = SavedWeights.trained,
     ) -> LanguageModel:
         """Load the model of a run, a checkpoint, or a Hugging Face folder or name.
 
-        `dtype="int8"` quantizes its matrices to 8 bits, on CPUs; "bf16" casts the weights to 16, for GPUs. `weights` is
-        the earlier name of `dtype`, read for one more version. Raises CheckpointError if there is no model, it is
-        damaged, or its weights do not fit its settings; ConfigError if the device is not available or cannot use the
-        dtype.
+        `dtype="int8"` quantizes its matrices to 8 bits, on CPUs; "bf16" casts the weights to 16, for GPUs.
+        `weights="ema"` takes the moving average of a run with `ema.decay`; the formats of `dtype` are read there too,
+        for one more version. Raises CheckpointError if there is no model or average, it is damaged, or its weights do
+        not fit its settings; ConfigError if the device is not available or cannot use the dtype.
         """
-        folder = open_model(path)
-        model = prepare_for_inference(folder.load(), device, weights or dtype)
+        if isinstance(weights, str) and weights not in SavedWeights.__members__:
+            dtype, weights = weights, SavedWeights.trained  # its earlier name
+        folder = open_model(path, SavedWeights(weights))
+        model = prepare_for_inference(folder.load(), device, dtype)
         objective, data = folder.objective, folder.run.data if folder.run else None
         return cls(
             model,

@@ -28,6 +28,11 @@ PUBLISHED = {
     "llama_7b": (32_000, 6_738_415_616),
     "modernbert_base": (50_368, 149_655_232),
     "modernbert_large": (50_368, 395_881_664),
+    "ettin_17m": (50_368, 16_913_600),
+    "ettin_32m": (50_368, 32_081_344),
+    "ettin_68m": (50_368, 68_457_664),
+    "neobert": (BERT, 245_106_432),
+    "gpt_bert": (8_192, 28_083_968),
     "llama_nano": (OWN, 1_049_728),
     "modernbert_nano": (OWN, 838_912),
     "gpt_nano": (OWN, 1_050_240),
@@ -60,6 +65,12 @@ NEEDS = {
     "experiment=convert_to_diffusion": ["data.path=x", "model=gpt_nano", "tokenizer=pretrained", "tokenizer.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
+    **{
+        f"experiment={name}": ["data.path=x"] for name in ("modernbert_base", "modernbert_large", "neobert", "gpt_bert")
+    },
+    **{
+        f"experiment=ettin_{size}{kind}": ["data.path=x"] for size in ("17m", "32m", "68m") for kind in ("", "_decoder")
+    },
 }
 OF_CURATION = ("rules", "licenses", "duplicates")  # groups of another command
 OTHERS = sorted(
@@ -79,7 +90,7 @@ def schemas() -> None:
 
 def test_no_preset_of_a_model_is_left_out() -> None:
     assert {path.stem for path in (CONFIG_FOLDER / "model").iterdir()} == {*PUBLISHED, "imported"}
-    assert len(PUBLISHED) == 18
+    assert len(PUBLISHED) == 23
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -92,7 +103,8 @@ def test_a_model_has_its_published_size(name: str) -> None:
         model = config.model.build(vocab_size, config.objective.causal)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert parameter_count(config.model, vocab_size) == count
-    assert config.objective.causal is not any(kind in name for kind in ("bert", "diffusion"))
+    bidirectional = any(kind in name for kind in ("bert", "diffusion", "ettin")) and name != "gpt_bert"
+    assert config.objective.causal is not bidirectional
     header = (CONFIG_FOLDER / "model" / f"{name}.yaml").read_text(encoding="utf8")
     claimed = re.search(r"# ([\d.]+) ([MB]) parameters", header)
     assert claimed is not None

@@ -35,6 +35,8 @@ def test_every_old_name_on_the_command_line_is_the_new_setting(monkeypatch, caps
     assert lines[0] == "model.tied is now called model.tie_embeddings; the old name is read for one version more."
     assert notes_on(new) == []
     assert with_current_name("weights=int8") == "dtype=int8"  # of generate.py and eval.py
+    assert with_current_name("weights=ema") == "weights=ema"  # the setting that has the name now
+    assert notes_on(["weights=ema"]) == []
     assert with_current_name("++model.tied=true") == "++model.tie_embeddings=true"
 
 

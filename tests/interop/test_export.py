@@ -279,7 +279,7 @@ def test_what_cannot_be_exported_is_refused(
         export_model(ExportConfig(output=str(tmp_path / "out")), masked_gpt)
     found = open_model(runs["causal"])
     object.__setattr__(found, "shape", ModelConfig(kind="perceptron"))
-    monkeypatch.setattr(export, "open_model", lambda path: found)
+    monkeypatch.setattr(export, "open_model", lambda *_: found)
     with pytest.raises(ConfigError, match=r"model\.kind=perceptron is not a transformer, and only .* is exported"):
         export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,7 @@
 """Muon equals a slow float64 reference; its AdamW part equals AdamW bit for bit."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import random_model, shape
@@ -7,9 +9,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pretrain.models.transformer import Transformer
-from pretrain.optim.config import MuonConfig
+from pretrain.optim.config import MuonConfig, NewtonSchulz
 from pretrain.optim.groups import parameter_names
-from pretrain.optim.muon import Muon, orthogonalize
+from pretrain.optim.muon import _POLAR_EXPRESS, Muon, orthogonalize
 
 
 def slow_orthogonal(matrix: Tensor, steps: int) -> Tensor:
@@ -56,7 +58,7 @@ def gradients(model: nn.Module, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=draw)
 
 
-def build(**changes: float) -> tuple[Transformer, Muon]:
+def build(**changes: Any) -> tuple[Transformer, Muon]:
     model = random_model(shape("llama"), 50, causal=True)
     optimizer = MuonConfig(**{"learning_rate": 0.02, "weight_decay": 0.3, **changes}).build(model)
     assert isinstance(optimizer, Muon)
@@ -83,6 +85,68 @@ def test_three_steps_equal_the_slow_formula() -> None:
             expected[name] = (1 - rate * 0.3) * expected[name] - rate * scale * slow_orthogonal(nesterov, 5)
     for name in names:
         assert_close(model.get_parameter(name).double(), expected[name], rtol=1e-3, atol=2e-5)
+
+
+def slow_polar(matrix: Tensor, steps: int) -> Tensor:
+    """Polar Express on singular values: each polynomial is best on its interval, at values 1 % smaller."""
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / (1.01 * matrix.norm())
+    for a, b, c in _POLAR_EXPRESS[:steps]:
+        values = values / 1.01
+        values = a * values + b * values**3 + c * values**5
+    return u @ torch.diag(values) @ v
+
+
+def test_polar_express_is_the_best_polynomial_of_each_interval_and_leaves_less_than_the_quintic() -> None:
+    low, high = 1e-3, 1.0
+    for a, b, c in _POLAR_EXPRESS:
+        values = torch.linspace(low, high, 200_001, dtype=torch.float64)
+        errors = a * values + b * values**3 + c * values**5 - 1.0
+        assert -errors[0] == pytest.approx(float(errors.max()), abs=2e-6)  # the largest error at both ends, and inside
+        assert errors[-1] == pytest.approx(float(errors.max()), abs=2e-6)
+        low, high = 1.0 + float(errors.min()), 1.0 + float(errors.max())
+    assert high - low < 1e-9
+    matrices = torch.randn(4, 40, 48, generator=torch.Generator().manual_seed(2))
+    spread = {}
+    for kind in NewtonSchulz:
+        found = orthogonalize(matrices, 5, kind)
+        spread[kind] = float((torch.linalg.svdvals(found) - 1.0).abs().max())
+    assert spread[NewtonSchulz.polar_express] < 0.15 < 0.25 < spread[NewtonSchulz.quintic]
+    for one, matrix in zip(orthogonalize(matrices, 5, NewtonSchulz.polar_express), matrices, strict=True):
+        assert_close(one.double(), slow_polar(matrix.double(), 5), rtol=1e-3, atol=1e-4)
+
+
+def test_all_options_together_equal_a_slow_reference_over_three_steps() -> None:
+    """Polar Express, NorMuon's rows, a rising momentum and cautious decay, in float64 from their papers."""
+    model, optimizer = build(
+        momentum=0.9, momentum_start=0.6, momentum_warmup_steps=2, row_beta2=0.8, cautious_weight_decay=True,
+        newton_schulz_coefficients=NewtonSchulz.polar_express,
+    )  # fmt: skip
+    config = MuonConfig(momentum=0.9, momentum_start=0.6, momentum_warmup_steps=2)
+    names = parameter_names(model).matrices
+    expected = {name: p.detach().double() for name, p in model.named_parameters() if name in names}
+    buffers = {name: torch.zeros_like(value) for name, value in expected.items()}
+    moments = {name: torch.zeros(len(value), 1, dtype=torch.float64) for name, value in expected.items()}
+    decayed = 0.0
+    for step, momentum in enumerate((0.6, 0.75, 0.9)):
+        gradients(model, step)
+        config.before_step(optimizer, step)
+        optimizer.step()
+        for name in names:
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            buffers[name] = momentum * buffers[name] + (1 - momentum) * gradient.double()
+            update = slow_polar(momentum * buffers[name] + (1 - momentum) * gradient.double(), 5)
+            moments[name] = 0.8 * moments[name] + 0.2 * (update**2).mean(dim=1, keepdim=True)
+            update = update / moments[name].sqrt()
+            update = 0.2 * update / update.square().mean().sqrt()
+            same_sign = (update * expected[name] >= 0).double()
+            decayed += float(same_sign.mean()) / len(names) / 3
+            expected[name] = expected[name] - 0.02 * (0.3 * same_sign * expected[name] + update)
+    for name in names:
+        assert_close(model.get_parameter(name).double(), expected[name], rtol=1e-3, atol=5e-5)
+        assert optimizer.state[model.get_parameter(name)]["row_second_moment"].shape == (len(expected[name]), 1)
+    assert 0.3 < decayed < 0.9  # some numbers decay, and some do not
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 16), (16, 64)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pretrain.planning.config import PlanConfig
+from pretrain.planning.cost import checkpoint_bytes
 from pretrain.planning.dry_run import dry_run
 from pretrain.planning.estimate import estimate_memory
 from pretrain.planning.workload import Workload, workload_of
@@ -101,6 +102,18 @@ def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -
     assert seen.weights == seen.gradients == 4 * fullest > 4 * work.parameters / ranks
     steps = 4 * len(work.shapes)  # AdamW counts each parameter's steps
     assert seen.optimizer == 8 * fullest + steps
+
+
+@pytest.mark.parametrize("words", [["optimizer=adamw"], TWO], ids=["one", "sharded"])
+def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list[str]) -> None:
+    without, averaged = (plan("model=gpt_nano", *words, f"ema.decay={decay}") for decay in (0.0, 0.999))
+    works = [work_of(config, Precision.fp32) for config in (without, averaged)]
+    plain, more = (dry_run(config.run_config(), work) for config, work in zip((without, averaged), works, strict=True))
+    assert (plain.average, more.average) == (0, more.weights)
+    assert more.peak - plain.peak == more.weights
+    estimated = [estimate_memory(work) for work in works]
+    assert estimated[1].average == estimated[1].peak - estimated[0].peak == more.weights
+    assert checkpoint_bytes(works[1]) - checkpoint_bytes(works[0]) == 4 * works[0].parameters
 
 
 def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from pretrain.objectives.causal import Causal
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, NewtonSchulz, StableAdamWConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.parallelize import parallelize
@@ -37,6 +37,8 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     for config in (MuonConfig, StableAdamWConfig):
         compare(config(learning_rate=0.02, weight_decay=0.1, groups=GROUPS))
+    compare(MuonConfig(learning_rate=0.02, weight_decay=0.1, row_beta2=0.9, cautious_weight_decay=True,
+                       newton_schulz_coefficients=NewtonSchulz.polar_express))  # fmt: skip
     end_process()
 
 

@@ -18,6 +18,12 @@ from pretrain.launch.run_folder import read_rows
 pytestmark = pytest.mark.slow
 
 
+MUON_OPTIONS = [
+    "optimizer.row_beta2=0.9",
+    "optimizer.newton_schulz_coefficients=polar_express",
+    "optimizer.momentum_warmup_steps=8",
+    "optimizer.cautious_weight_decay=true",
+]
 SPLIT = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
 WHOLE = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false"]
 ARRANGED = {
@@ -51,13 +57,16 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
             marks=pytest.mark.long,
         ),
         pytest.param(["model=diffusion_nano"], ["ddp"], ["split"], id="diffusion", marks=pytest.mark.long),
+        pytest.param(
+            ["model=gpt_nano", *MUON_OPTIONS], [*ARRANGED], [*GOES_ON], id="muon_options", marks=pytest.mark.long
+        ),
     ],
 )
 @pytest.mark.fault("F11")
 def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
     job: Job, family: list[str], arranged: list[str], goes_on: list[str]
 ):
-    family = [*family, "logging.norms=true"]
+    family = [*family, "logging.norms=true", "ema.decay=0.9"]
     single = job.run("single", *family)
     assert norms(single)
     for name in arranged:
@@ -66,6 +75,8 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
         assert losses(folder) == pytest.approx(losses(single), abs=1e-5)
         assert validation(folder) == pytest.approx(validation(single), abs=1e-5)
         assert_same_weights(folder, single, 1e-4)
+        assert validation(folder, "val/loss_ema") == pytest.approx(validation(single, "val/loss_ema"), abs=1e-5)
+        assert_same_weights(folder, single, 1e-4, "ema")
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
     for name in goes_on:
         start, words = GOES_ON[name]
@@ -75,6 +86,7 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
         shutil.copytree(half, target / half.name)
         folder = job.run(name, *family, *words, "resume=auto")
         assert losses(folder) == pytest.approx(losses(single)[5:], abs=1e-5)
+        assert_same_weights(folder, single, 1e-4, "ema")
 
 
 def test_a_mixture_on_two_processes_is_read_and_scored_as_on_one(job: Job, corpus: Path):
@@ -164,7 +176,7 @@ def test_an_update_of_shards_is_that_of_whole_matrices():
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     lines = [line.split() for line in found.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["muon", "stable_adamw"]
+    assert [line[0] for line in lines] == ["muon", "stable_adamw", "muon"]
     assert all(float(line[2]) > 0.01 and float(line[4]) < 1e-5 for line in lines)
 
 

@@ -2,6 +2,7 @@
 
     checkpoints/step-00001200/
         model.safetensors       weights by parameter name, shared ones once
+        ema.safetensors         average of the weights, of a run with ema.decay
         optimizer.safetensors   optimizer state as <parameter name>/<key>
         random.safetensors      states of the random generators
         tokenizer/              tokenizer.json and its roles
@@ -30,6 +31,7 @@ from pretrain.program import command
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
 EMBEDDING = "embeddings.tokens.weight"
+EMA = "ema"  # the part with the average of the weights
 
 # the settings may describe a model larger than the saved tensors by this factor and this many parameters: smaller
 # mismatches are reported by name when the weights are loaded
@@ -153,8 +155,13 @@ class Checkpoint:
         """Folder of the run's tokenizer."""
         return self.folder / "tokenizer"
 
+    @property
+    def has_average(self) -> bool:
+        """Whether it holds an average of the weights beside those that were trained."""
+        return bool(_files_of(self.manifest, EMA))
+
     def tensors(self, part: str) -> TensorFiles:
-        """Return the tensors of `model`, `optimizer` or `random`; each is read in full to the CPU on access."""
+        """Return the tensors of `model`, `ema`, `optimizer` or `random`; each is read in full to the CPU on access."""
         return TensorFiles([self.folder / name for name in _files_of(self.manifest, part)])
 
 

@@ -20,13 +20,15 @@ from pretrain.files.atomic_files import sync_to_disk
 from pretrain.files.records import sealed
 
 _WRITTEN = re.compile(
-    r"manifest\.json|(model|optimizer|random)(-rank-\d{5,})?\.safetensors|tokenizer/("
+    r"manifest\.json|(model|ema|optimizer|random)(-rank-\d{5,})?\.safetensors|tokenizer/("
     + "|".join(map(re.escape, NAMES))
     + ")"
 )
 
 
-Tensors = Mapping[str, Mapping[str, Tensor | TensorShard]]  # model, optimizer and random: by name
+Tensors = Mapping[
+    str, Mapping[str, Tensor | TensorShard]
+]  # model, optimizer, random and, if there is an average, ema: by name
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     from pretrain.language_model import LanguageModel
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    language_model = LanguageModel.load(path, config.device, config.dtype)
+    language_model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))

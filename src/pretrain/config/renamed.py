@@ -27,6 +27,7 @@ RENAMED = {
 
 
 _ON_THE_COMMAND_LINE = RENAMED | {"weights": "dtype"}  # of generate.py and eval.py, whose settings no run saves
+_WEIGHTS = ("trained", "ema")  # values of the setting that is called weights now
 
 
 def with_current_name(override: str) -> str:
@@ -34,7 +35,13 @@ def with_current_name(override: str) -> str:
     key, equals, value = override.partition("=")
     bare = key.lstrip("+")
     names = _ON_THE_COMMAND_LINE
-    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if equals and bare in names else override
+    is_old = equals and bare in names and not _is_current(bare, value)
+    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if is_old else override
+
+
+def _is_current(key: str, value: str) -> bool:
+    """Whether a name that was another setting's is used as its own: `weights` is also that of the average."""
+    return key == "weights" and value in _WEIGHTS
 
 
 def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +62,10 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
 
 def notes_on(overrides: list[str]) -> list[str]:
     """Return one line for each override that uses an old name, naming the new one."""
-    keys = [override.partition("=")[0].lstrip("+") for override in overrides if "=" in override]
-    known = [key for key in keys if key in _ON_THE_COMMAND_LINE]
+    words = [override.lstrip("+").partition("=") for override in overrides]
+    known = [
+        key for key, equals, value in words if equals and key in _ON_THE_COMMAND_LINE and not _is_current(key, value)
+    ]
     return [
         f"{key} is now called {_ON_THE_COMMAND_LINE[key]}; the old name is read for one version more." for key in known
     ]

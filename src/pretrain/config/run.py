@@ -34,6 +34,7 @@ from pretrain.parallel.config import ParallelConfig, ParallelDims, build_paralle
 from pretrain.training.config import (
     CheckpointConfig,
     DivergenceConfig,
+    EmaConfig,
     LoggingConfig,
     PathsConfig,
     SampleConfig,
@@ -105,6 +106,7 @@ class RunConfig(Settings):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     # config/named_entries.py types the entries of both
     callbacks: dict[str, Any] = setting(

@@ -11,7 +11,7 @@ from pretrain.config.registry import with_typed_sources
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.config import DataConfig, TokenizerConfig
 from pretrain.errors import ConfigError
-from pretrain.training.config import PathsConfig
+from pretrain.training.config import PathsConfig, SavedWeights
 
 # the hub's rule for names: https://huggingface.co/docs/huggingface_hub/package_reference/hf_api
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
@@ -72,6 +72,7 @@ class ExportConfig(Settings):
     """Write a trained model as a Hugging Face folder, and compare its logits with those of transformers."""
 
     checkpoint: str = setting("auto", "A run, one of its checkpoints, or a Hugging Face folder; auto: the newest run.")
+    weights: SavedWeights = setting(SavedWeights.trained, "Weights of the run: trained, or ema, their moving average.")
     output: str = setting(MISSING, "The folder to write.")
     family: str = setting(
         "auto", "A model_type of transformers, such as gpt2 or llama; auto: the first that computes the same."

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.config import Format
 from pretrain.errors import ConfigError
-from pretrain.training.config import PathsConfig
+from pretrain.training.config import PathsConfig, SavedWeights
 
 
 class Task(Enum):
@@ -74,6 +74,7 @@ class EvalConfig(Settings):
     checkpoint: str = setting(
         "auto", "A run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run."
     )
+    weights: SavedWeights = setting(SavedWeights.trained, "Weights of the run: trained, or ema, their moving average.")
     dtype: str = setting("fp32", "Number format of the weights: fp32, bf16, or int8 on CPUs.")
     task: Task = setting(Task.documents, "What to score the model on.")
     tasks: list[Any] = setting(
@@ -128,6 +129,11 @@ class EvalConfig(Settings):
         if self.task is Task.glue and self.path is None:
             raise ConfigError(
                 "task=glue needs the folder of GLUE's tasks. Give it: path=<folder with CoLA, MRPC, ...>."
+            )
+        if self.task is Task.glue and self.weights is SavedWeights.ema:
+            raise ConfigError(
+                "weights=ema is not fine-tuned by task=glue, which begins with trained weights. Export the average "
+                "first (weights=ema output=<folder>), and score that: checkpoint=<folder>."
             )
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")

@@ -45,7 +45,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         return score_own_tasks(config, path)
     if config.task in OF_VECTORS and config.path is not None:
         return _score_vectors(config, path, config.path)
-    folder = open_model(path)
+    folder = open_model(path, config.weights)
     if folder.objective.embedding_pooling is not None:
         raise ConfigError(
             f"checkpoint={path} embeds texts, and task={config.task.name} scores predictions of tokens. "
@@ -84,7 +84,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 def _score_vectors(config: EvalConfig, path: str | Path, examples: str) -> dict[str, Any]:
     started_s = time.perf_counter()
     read = read_sentence_pairs(examples) if config.task is Task.sts else read_retrieval(examples)
-    model = LanguageModel.load(path, config.device, config.dtype)
+    model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
     metrics = score_embeddings(model.embed_beginnings, read)
     metadata = {"checkpoint": str(path), "task": config.task.name}
     return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
@@ -96,7 +96,7 @@ def score_own_tasks(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     Raises ConfigError for a task that is not registered; other errors are those of the tasks.
     """
     tasks = typed_tasks(config.tasks)
-    model = LanguageModel.load(path, config.device, config.dtype)
+    model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
     scored: dict[str, Any] = {"checkpoint": str(path)}
     for task in tasks:
         scored |= {f"{task.kind}/{name}": value for name, value in task.score(model).items()}
@@ -111,7 +111,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     hybrid model's parts follow as `<name>/loss` and so on. Raises DataError if there are no documents, CheckpointError
     for a checkpoint that cannot be read.
     """
-    folder = open_model(path)
+    folder = open_model(path, config.weights)
     tokenizer, seed = folder.tokenizer, folder.run.seed if folder.run else 0
     model, objective = _model(config, folder), folder.objective.build(tokenizer, seed)
     packing = folder.run.data if folder.run else DataConfig()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.errors import ConfigError
-from pretrain.training.config import PathsConfig
+from pretrain.training.config import PathsConfig, SavedWeights
 
 if TYPE_CHECKING:
     from pretrain.inference.canvas import Canvas
@@ -42,6 +42,7 @@ class GenerateConfig(Settings):
         "auto", "A run, one of its checkpoints, a Hugging Face folder or name; auto: the newest run."
     )
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
+    weights: SavedWeights = setting(SavedWeights.trained, "Weights of the run: trained, or ema, their moving average.")
     dtype: InferenceDtype = setting(InferenceDtype.fp32, "Number format of the weights: fp32, bf16, or int8 on CPUs.")
     prompt: str = setting(
         "The", r"Text to continue, or to fill where it has [MASK]; \n is a new line, \t a tab, \\ a backslash."

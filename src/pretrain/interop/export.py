@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import __version__
+from pretrain.checkpoint.read import EMA
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.config import DataConfig
 from pretrain.errors import CheckpointError, ConfigError, printable
@@ -60,7 +61,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     output = Path(config.output)
     if output.exists():
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
-    source = open_model(path)
+    source = open_model(path, config.weights)
     family = _family_of(source, path, config.family)
     with _new_folder(output) as temporary:
         card, added_ids = _write(temporary, config, source, family)
@@ -73,7 +74,7 @@ def export_adapters(config: ExportConfig, path: str | Path) -> str:
 
     Raises ConfigError and CheckpointError as `export_model`, and ConfigError for a run without adapters.
     """
-    output, source = Path(config.output), open_model(path)
+    output, source = Path(config.output), open_model(path, config.weights)
     if source.run is None or source.saved is None or not source.run.lora.is_on:
         raise ConfigError(f"adapters=true writes the adapters of a LoRA run, and {path} has none. Try adapters=false.")
     family = _family_of(source, path, config.family)
@@ -176,6 +177,7 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "license of the data": _data_license(source),
         "data fingerprint": metadata.get("data_fingerprint"),
         "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
+        "weights": "moving average" if metadata.get("weights") == EMA else None,
         "optimizer steps": f"{metadata['step']:,}",
         "tokens seen": f"{metadata.get('tokens_seen', 0):,}",
         "batch size": f"{run.batch_size:,} rows of {run.model.context_length:,} tokens",
@@ -236,4 +238,8 @@ def _scores(source: ModelFolder) -> dict[str, float]:
         raise CheckpointError(f"{printable(str(path))} cannot be read: {printable(str(error))}.") from error
     if report.steps != source.metadata["step"]:
         return {}
-    return {name.removeprefix("val/"): value for name, value in report.validation.items() if value is not None}
+    found = {name.removeprefix("val/"): value for name, value in report.validation.items() if value is not None}
+    ends = tuple(name for name in found if name.endswith("_ema"))
+    if source.metadata.get("weights") == EMA:
+        return {name.removesuffix("_ema"): found[name] for name in ends}
+    return {name: value for name, value in found.items() if name not in ends}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.read import Checkpoint, latest_run, open_checkpoint
+from pretrain.checkpoint.read import EMA, Checkpoint, latest_run, open_checkpoint
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.config.run import RunConfig
@@ -27,6 +27,7 @@ from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.mesh import load_parameters
 from pretrain.program import command
+from pretrain.training.config import SavedWeights
 
 LoadParameter = Callable[[str, torch.Size], Tensor]
 
@@ -63,15 +64,19 @@ class ModelFolder:
         return model
 
 
-def open_model(path: str | Path) -> ModelFolder:
+def open_model(path: str | Path, weights: SavedWeights = SavedWeights.trained) -> ModelFolder:
     """Return the model at `path`: a run, a folder of runs, a checkpoint, a Hugging Face folder or a hub name.
 
     A run means its newest checkpoint, a folder of runs the newest run. A hub name is owner/name or owner/name@revision,
-    if no folder here has the owner's name. Raises CheckpointError for a missing or damaged model, ConfigError for
-    settings that are not ours.
+    if no folder here has the owner's name. Raises CheckpointError for a missing or damaged model or average of weights,
+    ConfigError for settings that are not ours.
     """
     folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(Path(path))
-    return _of_hugging_face(folder) if _is_hugging_face(folder) else _of_checkpoint(open_checkpoint(folder))
+    if not _is_hugging_face(folder):
+        return _of_checkpoint(open_checkpoint(folder), weights)
+    if weights is SavedWeights.ema:
+        raise CheckpointError(f"weights=ema is the average of a run of ours, and {path} is none. Try weights=trained.")
+    return _of_hugging_face(folder)
 
 
 def run_or_model(path: Path) -> Path:
@@ -125,12 +130,13 @@ def build(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) 
     return build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
 
 
-def saved_values(checkpoint: Checkpoint, lora: LoraConfig, model: LanguageModule) -> LoadParameter:
+def saved_values(checkpoint: Checkpoint, lora: LoraConfig, model: LanguageModule, part: str = "model") -> LoadParameter:
     """Return a function that reads saved parameters by name; raises CheckpointError naming what does not fit.
 
-    Adapters in the checkpoint, whose settings are `lora`, are merged into the matrices of a model that has none.
+    `part` is the part of the checkpoint: `model`, or `ema`. Adapters in it, whose settings are `lora`, are merged into
+    the matrices of a model that has none.
     """
-    saved, hint = checkpoint.tensors("model"), "Take model and tokenizer of the run that wrote it."
+    saved, hint = checkpoint.tensors(part), "Take model and tokenizer of the run that wrote it."
     sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
     merging = set(adapted(saved.shapes.keys())) if lora.is_on and not adapted(sizes.keys()) else set()
     for module in merging:
@@ -161,8 +167,14 @@ def _is_hugging_face(folder: Path) -> bool:
     return bool(names & {CONFIG, INDEX, WEIGHTS}) or any(name.endswith(PICKLED) for name in names)
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> ModelFolder:
+def _of_checkpoint(checkpoint: Checkpoint, weights: SavedWeights) -> ModelFolder:
     run = settings_of(checkpoint)
+    if weights is SavedWeights.ema and not checkpoint.has_average:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no average of weights for weights=ema. Train with ema.decay=0.999, "
+            "or try weights=trained."
+        )
+    part = EMA if weights is SavedWeights.ema else "model"
     return ModelFolder(
         folder=checkpoint.folder,
         tokenizer_folder=checkpoint.tokenizer_folder,
@@ -170,10 +182,10 @@ def _of_checkpoint(checkpoint: Checkpoint) -> ModelFolder:
         shape=run.model,
         objective=run.objective,
         starts_with_bos=True,  # like the documents in its training
-        metadata={"step": checkpoint.step, **checkpoint.progress},
-        values=partial(saved_values, checkpoint, run.lora),
+        metadata={"step": checkpoint.step, **checkpoint.progress, **({"weights": part} if part == EMA else {})},
+        values=partial(saved_values, checkpoint, run.lora, part=part),
         run=run,
-        saved=checkpoint.tensors("model"),
+        saved=checkpoint.tensors(part),
     )
 
 

@@ -23,6 +23,13 @@ class MatrixPrecision(Enum):
     bf16 = "bf16"
 
 
+class NewtonSchulz(Enum):
+    """Polynomials that move the singular values of Muon's updates towards 1."""
+
+    quintic = "quintic"  # one for all iterations (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
+    polar_express = "polar_express"  # the best for each iteration (Amsel et al. 2025, https://arxiv.org/abs/2505.16932)
+
+
 @dataclass(frozen=True)
 class GroupConfig:
     """Settings of the parameters whose names match a pattern; what is None stays that of the optimizer."""
@@ -91,6 +98,9 @@ class OptimizerConfig(Settings):
         """Return the optimizer of every parameter of `model`."""
         raise TypeError(f"optimizer {self.kind!r} has no build()")
 
+    def before_step(self, optimizer: Optimizer, step: int) -> None:
+        """Set what changes with the optimizer step `step`, from 0, other than the learning rate; here nothing."""
+
     def resolved(self, bf16: bool) -> OptimizerConfig:
         """Return the settings with what is `auto` resolved for a training in bf16, or in float32."""
         return self
@@ -118,7 +128,8 @@ class AdamWConfig(OptimizerConfig):
     eps: float = setting(1e-8, "Added to the root of the second moment.", bounds="(0.0, inf)")
     groups: dict[str, Any] = setting(
         default_factory=dict,
-        about="Groups: match (patterns), learning_rate or learning_rate_ratio, weight_decay, betas; first match wins.",
+        about="Groups by name; a parameter is in the first that matches: match, learning_rate(_ratio), weight_decay, "
+        "betas.",
     )
 
     def __post_init__(self) -> None:
@@ -167,6 +178,35 @@ class MuonConfig(AdamWConfig):
     matrix_learning_rate_ratio: float = setting(
         1.0, "Learning rate of the matrices over that of the rest.", bounds="(0.0, inf)"
     )
+    newton_schulz_coefficients: NewtonSchulz = setting(
+        NewtonSchulz.quintic, "Polynomials of the orthogonalization: one for all iterations, or the best for each."
+    )
+    row_beta2: float = setting(
+        0.0, "Decay of a second moment of each row, which evens out the rows of an update (NorMuon); 0: none.",
+        bounds="[0.0, 1.0)", example=0.95,
+    )  # fmt: skip
+    momentum_warmup_steps: int = setting(
+        0, "Steps over which the momentum rises to its value, from momentum_start.", bounds="[0, inf)",
+        unit="optimizer steps", example=300,
+    )  # fmt: skip
+    momentum_start: float = setting(
+        0.85, "Momentum of the first step, with momentum_warmup_steps.", bounds="[0.0, 1.0)"
+    )
+    cautious_weight_decay: bool = setting(
+        False,
+        "Of the matrices' numbers, only those decay that the update moves towards 0 too (arxiv.org/abs/2510.12402).",
+    )
+
+    def momentum_at(self, step: int) -> float:
+        """Return the momentum of an optimizer step, from 0."""
+        if step >= self.momentum_warmup_steps:
+            return self.momentum
+        return self.momentum_start + (self.momentum - self.momentum_start) * step / self.momentum_warmup_steps
+
+    def before_step(self, optimizer: Optimizer, step: int) -> None:
+        for group in optimizer.param_groups:
+            if group.get("matrices"):
+                group["momentum"] = self.momentum_at(step)
 
     def build(self, model: nn.Module) -> Optimizer:
         from pretrain.optim.muon import build_muon
@@ -183,8 +223,9 @@ class MuonConfig(AdamWConfig):
 
     def state_numbers(self, model: nn.Module) -> int:
         matrices = self.stacked_matrices(model)
-        one = sum(parameter.numel() for name, parameter in model.named_parameters() if name in matrices)
-        return super().state_numbers(model) - one
+        stacked = [parameter for name, parameter in model.named_parameters() if name in matrices]
+        rows = sum(len(parameter) for parameter in stacked) if self.row_beta2 else 0
+        return super().state_numbers(model) - sum(parameter.numel() for parameter in stacked) + rows
 
     def stacked_matrices(self, model: nn.Module) -> frozenset[str]:
         from pretrain.optim.groups import parameter_names

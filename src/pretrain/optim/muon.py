@@ -2,31 +2,66 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.optim.config import MatrixPrecision, MuonConfig
+from pretrain.optim.config import MatrixPrecision, MuonConfig, NewtonSchulz
 from pretrain.optim.groups import Role, parameter_names, split_groups
 
-# quintic polynomial that moves singular values towards 1 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# quintic polynomials a x + b x^3 + c x^5 of the singular values, one for each iteration; the last one goes on
+_QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
+# Amsel et al. 2025, https://arxiv.org/abs/2505.16932, listing 1: each is the best on the interval that those before it
+# leave of [0.001, 1], narrowed a little for the small ones
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+_SAFETY = 1.01  # of Polar Express: rounding must not carry a singular value past its interval
+_TINY = 1e-7
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+def coefficients(kind: NewtonSchulz, steps: int) -> list[tuple[float, float, float]]:
+    """Return the polynomial of each iteration."""
+    if kind is NewtonSchulz.quintic:
+        return [*_QUINTIC] * steps
+    *safe, last = _POLAR_EXPRESS
+    scaled = [(a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in safe]
+    return [scaled[step] if step < len(scaled) else last for step in range(steps)]
+
+
+def orthogonalize(matrices: Tensor, steps: int, kind: NewtonSchulz = NewtonSchulz.quintic) -> Tensor:
     """Return matrices (N, rows, columns) with singular values moved close to 1, same shape and dtype.
 
     Newton-Schulz iteration over the shorter side, batched over the matrices.
     """
-    a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (1.0 if kind is NewtonSchulz.quintic else _SAFETY) + _TINY)
+    for a, b, c in coefficients(kind, steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
+
+
+def even_rows(updates: Tensor, moments: list[Tensor], beta2: float) -> Tensor:
+    """Return updates (N, rows, columns) with rows of like size; add them to the moments, N of (rows, 1), in place.
+
+    Each row is divided by the root of its second moment, and the whole then has the Frobenius norm of a matrix whose
+    numbers have a root mean square of 1. Source: NorMuon, Li et al. 2025, https://arxiv.org/abs/2510.05491.
+    """
+    torch._foreach_lerp_(moments, list(updates.square().mean(-1, keepdim=True).unbind()), 1.0 - beta2)
+    even = updates / (torch.stack(moments).sqrt() + _TINY)
+    numbers = updates.shape[-2] * updates.shape[-1]
+    return even * (numbers**0.5 / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
 
 
 class Muon(torch.optim.AdamW):
@@ -50,39 +85,66 @@ class Muon(torch.optim.AdamW):
                 self._matrix_step(group)
         return loss
 
-    def _matrix_step(self, group: dict[str, object]) -> None:
+    def _matrix_step(self, group: dict[str, Any]) -> None:
         """Step matrices of one shape in a batch: a single one is too small to use all cores."""
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:  # type: ignore[attr-defined]
+        for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
-        rate, decay, momentum = (float(group[key]) for key in ("lr", "weight_decay", "momentum"))  # type: ignore[arg-type]
-        for shape, parameters in by_shape.items():
-            for parameter in parameters:
-                if "momentum_buffer" not in self.state[parameter]:
-                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-            nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-            dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-            updates = orthogonalize(nesterov.to(dtype), int(group["newton_schulz_steps"])).to(nesterov.dtype)  # type: ignore[call-overload]
+        for parameters in by_shape.values():
             weights: list[Tensor] = list(parameters)
-            torch._foreach_mul_(weights, 1.0 - rate * decay)
-            torch._foreach_add_(weights, list(updates.unbind()), alpha=-rate * 0.2 * max(shape) ** 0.5)
+            updates, scale = self._updates(group, parameters)
+            rate, decay = float(group["lr"]), float(group["weight_decay"])
+            if group["cautious_weight_decay"]:
+                # Chen et al. 2025, https://arxiv.org/abs/2510.12402: where update and weight have one sign
+                kept = [
+                    1.0 - rate * decay * (update * weight >= 0) for update, weight in zip(updates, weights, strict=True)
+                ]
+                torch._foreach_mul_(weights, kept)
+            else:
+                torch._foreach_mul_(weights, 1.0 - rate * decay)
+            torch._foreach_add_(weights, updates, alpha=-rate * scale)
+
+    def _updates(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> tuple[list[Tensor], float]:
+        """Return the updates of matrices of one shape, and the factor that makes their root mean square AdamW's 0.2."""
+        momentum, beta2 = float(group["momentum"]), float(group["row_beta2"])
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            if beta2 and "row_second_moment" not in state:
+                state["row_second_moment"] = torch.zeros_like(parameter.detach()[:, :1])
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
+        steps, kind = int(group["newton_schulz_steps"]), group["newton_schulz_coefficients"]
+        updates = orthogonalize(nesterov.to(dtype), steps, kind).to(nesterov.dtype)
+        if not beta2:
+            return list(updates.unbind()), 0.2 * max(updates.shape[1:]) ** 0.5
+        moments = [self.state[parameter]["row_second_moment"] for parameter in parameters]
+        return list(even_rows(updates, moments, beta2).unbind()), 0.2
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
     """Return Muon over the blocks' matrices, other matrices (decay), the rest (no decay), and the groups set."""
     names = parameter_names(model)
-    adamw = {"matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False}
+    adamw = {
+        "matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False,
+        "newton_schulz_coefficients": config.newton_schulz_coefficients, "row_beta2": 0.0,
+        "cautious_weight_decay": False,
+    }  # fmt: skip
     matrices = {
         "weight_decay": config.weight_decay,
         "lr": config.learning_rate * config.matrix_learning_rate_ratio,
         "matrices": True,
-        "momentum": config.momentum,
+        "momentum": config.momentum_at(0),
         "newton_schulz_steps": config.newton_schulz_steps,
         "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
+        "newton_schulz_coefficients": config.newton_schulz_coefficients,
+        "row_beta2": config.row_beta2,
+        "cautious_weight_decay": config.cautious_weight_decay,
     }
     roles = [
         Role(names.matrices, matrices, has_betas=False),

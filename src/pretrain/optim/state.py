@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 from pretrain.errors import CheckpointError
 from pretrain.optim.groups import parameters_by_name
 
+_MATRIX_SLOTS = {"momentum_buffer", "row_second_moment"}
+
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return every state tensor of `optimizer` as <parameter name>/<key>."""
@@ -39,7 +41,8 @@ def load_optimizer_state(
                 "that run, or start a new one from its weights: init_from=..."
             )
         value, parameter = saved[key], parameters[name]
-        if value.ndim and value.shape != parameter.shape:
+        of_rows = slot == "row_second_moment" and value.shape == (*parameter.shape[:1], 1)
+        if value.ndim and value.shape != parameter.shape and not of_rows:
             raise CheckpointError(
                 f"the saved optimizer state {key} has shape {tuple(value.shape)}, the parameter "
                 f"{tuple(parameter.shape)}. Take the settings of that run, or start a new one from its weights: "
@@ -58,7 +61,7 @@ def _slots(optimizer: Optimizer) -> dict[Tensor, set[str]]:
     if not isinstance(optimizer, torch.optim.AdamW):
         return {}
     return {
-        parameter: {"momentum_buffer"} if group.get("matrices") else {"step", "exp_avg", "exp_avg_sq"}
+        parameter: _MATRIX_SLOTS if group.get("matrices") else {"step", "exp_avg", "exp_avg_sq"}
         for group in optimizer.param_groups
         for parameter in group["params"]
     }

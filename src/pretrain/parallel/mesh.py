@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from pretrain.checkpoint.safetensors_file import TensorShard
@@ -40,11 +40,16 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def distribute_like(value: Tensor, parameter: Tensor) -> Tensor:
     """Return `value`, a full tensor on every process, with the device and sharding of `parameter`.
 
-    Nothing is sent: each process keeps its shard.
+    A value with one column for a matrix, such as a number for each row, is whole where columns are split. Nothing is
+    sent: each process keeps its shard.
     """
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        placements = [
+            Replicate() if place.is_shard() and value.shape[place.dim] != parameter.shape[place.dim] else place  # type: ignore[attr-defined]
+            for place in parameter.placements
+        ]
+        return distribute_tensor(value, parameter.device_mesh, placements, src_data_rank=None)
     return value
 
 

@@ -127,9 +127,9 @@ def _ring_share(devices: int) -> float:
 
 
 def checkpoint_bytes(work: Workload) -> int:
-    """Return the bytes of one checkpoint on disk: float32 weights and optimizer state."""
+    """Return the bytes of one checkpoint on disk: float32 weights, their average if any, and optimizer state."""
     matrices = sum(math.prod(work.shapes[name]) for name in work.matrices)
-    return FLOAT_BYTES * (3 * work.parameters - 2 * work.frozen_parameters - matrices)
+    return FLOAT_BYTES * ((3 + work.averaged) * work.parameters - 2 * work.frozen_parameters - matrices)
 
 
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:

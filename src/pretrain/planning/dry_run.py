@@ -43,6 +43,7 @@ class Simulated:
     gradients: int
     optimizer: int
     activations: int  # saved for the backward pass by one micro-batch, without weights
+    average: int  # of the weights, with ema.decay
     peak: int
     seconds: float  # duration of the simulation
 
@@ -115,6 +116,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
         live = stack.enter_context(LiveBytes())
         for parameter in model_with_loss.parameters():
             live.add(_local(parameter))
+        averages = [torch.empty_like(each) for each in model_with_loss.parameters()] if workload.averaged else []
         batch = zero_batch(config, workload)
         for parameter in model_with_loss.parameters():
             if parameter.requires_grad:
@@ -129,6 +131,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
             gradients=gradients,
             optimizer=sum(_bytes(v) for state in optimizer.state.values() for v in state.values()),
             activations=saved.bytes,
+            average=sum(_bytes(each) for each in averages),
             peak=live.peak,
             seconds=time.perf_counter() - started,
         )

@@ -24,6 +24,7 @@ class Memory:
     buckets: int  # gradients in transit between devices (DDP)
     gathered: int  # full weights of FSDP2's units in use
     activations: int  # saved for the backward pass by one micro-batch, the loss included
+    average: int  # of the weights, with ema.decay
     peak: int
 
 
@@ -53,7 +54,8 @@ def estimate_memory(work: Workload) -> Memory:
         buckets=buckets,
         gathered=gathered,
         activations=activations,
-        peak=weights + 2 * trained - matrices + buckets + gathered + peak,
+        average=weights * work.averaged,
+        peak=weights * (1 + work.averaged) + 2 * trained - matrices + buckets + gathered + peak,
     )
 
 

@@ -112,6 +112,7 @@ def memory_parts(forecast: Forecast) -> dict[str, int]:
         "weights": counted.weights,
         "gradients": counted.gradients,
         "optimizer": counted.optimizer,
+        "average of weights": counted.average,
         "activations": estimate.activations if selective else counted.activations,
         "FSDP2's gathered": estimate.gathered,
         "DDP's buckets": estimate.buckets,

@@ -67,6 +67,7 @@ class Workload:
     reshard_after_forward: bool
     gpu: bool  # a GPU's kernels save less for the backward pass
     compiled: bool  # on a GPU: attention takes block masks
+    averaged: bool = False  # whether a moving average of the weights is kept beside them
 
     @property
     def ranks(self) -> int:
@@ -199,6 +200,7 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
         reshard_after_forward=config.parallel.reshard_after_forward,
         gpu=gpu,
         compiled=compiled,
+        averaged=config.ema.decay > 0.0,
     )
 
 

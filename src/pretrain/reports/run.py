@@ -167,7 +167,8 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     tiles = []
     is_bound = " (bound)" if "val/loss_bound" in run.curves else ""
     for metric, name in (
-        ("val/loss", f"validation loss{is_bound}"), ("val/bits_per_byte", "bits per byte"),
+        ("val/loss", f"validation loss{is_bound}"), ("val/loss_ema", "loss of the average"),
+        ("val/bits_per_byte", "bits per byte"),
         ("val/bits_per_byte_bound", "bits per byte (bound)"), ("val/accuracy", "accuracy"),
     ):  # fmt: skip
         if (value := run.latest(metric)) is not None:
@@ -239,8 +240,12 @@ def _loss(run: RunFiles) -> list[str]:
     """Return the chart of the loss for wide and for narrow screens, and that of each source of a mixture."""
     validation = "validation (bound)" if "val/loss_bound" in run.curves else "validation"
     lines = [
-        Line(name, run.curves[metric], dots=metric == "val/loss" and len(run.curves[metric].points()) <= 40)
-        for metric, name in (("train/loss", "training"), ("val/loss", validation))
+        Line(name, run.curves[metric], dots=metric != "train/loss" and len(run.curves[metric].points()) <= 40)
+        for metric, name in (
+            ("train/loss", "training"),
+            ("val/loss", validation),
+            ("val/loss_ema", "validation of the average"),
+        )
         if metric in run.curves
     ]
     if not run.curves:
@@ -264,7 +269,7 @@ def in_both_widths(lines: Sequence[Line], look: Look, height: int) -> str:
 
 def _curves(run: RunFiles) -> Iterable[str]:
     """Yield a chart for every other metric that changes, those of `_TITLES` first."""
-    shown = ("/loss", "/loss_bound", "val/perplexity", "val/perplexity_bound")  # by other charts
+    shown = ("/loss", "/loss_ema", "/loss_bound", "val/perplexity", "val/perplexity_bound")  # by other charts
     others = [m for m in run.curves if m not in _TITLES and not m.endswith(shown)]
     others = [m for m in others if m.count("/") < 2]
     for metric in [*_TITLES, *others][:MAX_CURVES]:

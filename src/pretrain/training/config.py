@@ -35,6 +35,13 @@ class OnSpike(Enum):
     stop = "stop"  # end the run with an error that names the sequences
 
 
+class SavedWeights(Enum):
+    """Which weights of a run a command takes."""
+
+    trained = "trained"  # those of the last step
+    ema = "ema"  # their moving average, of a run with ema.decay
+
+
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -181,6 +188,17 @@ class CheckpointConfig(Settings):
     keep: int = setting(
         2, "Newest checkpoints to keep; an older one goes once a newer one has been verified. 0: all.",
         bounds="[0, inf)", hint="or 0 for all",
+    )  # fmt: skip
+
+
+@dataclass
+class EmaConfig(Settings):
+    """An exponential moving average of the weights (Polyak and Juditsky 1992), beside those that are trained."""
+
+    prefix: ClassVar[str] = "ema."
+    decay: float = setting(
+        0.0, "Part of the average that a step leaves, smaller in the first steps; 0: no average.",
+        bounds="[0.0, 1.0)", example=0.999,
     )  # fmt: skip
 
 

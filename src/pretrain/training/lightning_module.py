@@ -31,6 +31,7 @@ from pretrain.training.loss_scaler import LossScaler
 from pretrain.training.run_length import RunLength
 from pretrain.training.run_state import end_after_step
 from pretrain.training.validation_metrics import ValidationScores
+from pretrain.training.weight_average import WeightAverage
 
 MAX_SKIPPED_IN_A_ROW = 10
 NO_TARGET = "the step's rows had no target token"
@@ -50,6 +51,7 @@ class StepSettings:
     keeps_ledger: bool
     loss_scaler: LossScaler | None  # of fp16
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
+    average: WeightAverage | None = None  # of the weights, with ema.decay
 
 
 class TrainingModule(L.LightningModule):
@@ -68,6 +70,8 @@ class TrainingModule(L.LightningModule):
         self.settings = settings
         self.parallel_dims = settings.parallel_dims
         self.loss_scaler = settings.loss_scaler
+        self.average = settings.average
+        self.average_scores = None if settings.average is None else settings.average.scores  # moved with this module
         self.length = length
         self.spikes = spikes
         self.validation = validation
@@ -117,6 +121,8 @@ class TrainingModule(L.LightningModule):
             strategy = self.trainer.strategy
             mesh = strategy.device_mesh if isinstance(strategy, ModelParallelStrategy) else None
             self.settings.materialize(mesh, strategy.root_device)
+            if self.average is not None:
+                self.average.materialize(mesh, strategy.root_device, self.model_with_loss)
             self._is_materialized = True
 
     def on_train_start(self) -> None:
@@ -163,6 +169,8 @@ class TrainingModule(L.LightningModule):
             self.average_and_clip(gradients, scale)
             self.count_step(targets)
             optimizer.step()  # Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients
+            if self.average is not None:
+                self.average.update()
         optimizer.optimizer.zero_grad(set_to_none=True)
         self.end_step()
 
@@ -197,11 +205,12 @@ class TrainingModule(L.LightningModule):
         return targets
 
     def set_learning_rate(self, optimizer: Any) -> None:
-        """Set this step's learning rate; if the step is the last, end the training after it."""
+        """Set what this step's optimizer takes from the step; if the step is the last, end the training after it."""
         step = self.global_step
         multiplier = self.settings.schedule.lr_multiplier(*self.length.position(step))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
+        self.settings.optimizer.before_step(optimizer, step)
         if self.length.is_last_step(step):
             end_after_step(self.trainer, step)
 
@@ -365,10 +374,14 @@ class TrainingModule(L.LightningModule):
         """Evaluate one batch of validation rows; each source has its own loader."""
         losses, predictions = self.model_with_loss.evaluate(batch)
         self.validation.update(dataloader_idx, batch, losses, predictions)
+        if self.average is not None:
+            self.average.validate(dataloader_idx, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of this validation: of all rows, then of each part and source."""
         self.validated, self.validation_targets = self.validation.compute()
+        if self.average is not None:
+            self.validated |= self.average.validated()
         self.validated_at = self.trainer.global_step
         if self.validated:  # for callbacks that monitor a metric; ours and the loggers read `validated`
             self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)

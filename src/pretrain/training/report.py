@@ -80,6 +80,7 @@ class Report:
             lines += [f"  excluded           {named(self.excluded)} (outlier sequences of spikes)"]
         lines += [f"  validation loss    {self._loss()}"]
         for key, label in (
+            ("val/loss_ema", "of the average"),
             ("val/perplexity", "perplexity"),
             ("val/perplexity_bound", "perplexity (bound)"),
             ("val/bits_per_byte", "bits per byte"),

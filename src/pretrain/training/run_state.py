@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from pretrain.checkpoint import write as checkpoint_writing
-from pretrain.checkpoint.read import Checkpoint
+from pretrain.checkpoint.read import EMA, Checkpoint
 from pretrain.checkpoint.safetensors_file import TensorShard
 from pretrain.errors import CheckpointError, printable
 from pretrain.launch.rank import log
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pretrain.training.callbacks.metrics import Metrics
     from pretrain.training.lightning_module import TrainingModule
     from pretrain.training.user_callbacks import UserCallbacks
+    from pretrain.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ class RunState(Callback):
             state["logger_ids"] = ids
         return state
 
-    def _parts(self) -> tuple[Metrics, RunLength, Spikes, TextDataModule]:
-        return self.metrics, self.module.length, self.module.spikes, self.data
+    def _parts(self) -> list[Metrics | RunLength | Spikes | TextDataModule | WeightAverage]:
+        average = [] if self.module.average is None else [self.module.average]
+        return [self.metrics, self.module.length, self.module.spikes, self.data, *average]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load optimizer and random generators. A rank that the saved run did not have keeps fresh generators.
@@ -151,6 +153,8 @@ class RunState(Callback):
             "optimizer": optimizer_state(self.trainer.optimizers[0], model),
             "random": every_random_state(self.module.parallel_dims, self.trainer.strategy.root_device),
         }
+        if self.module.average is not None:
+            tensors[EMA] = self.module.average.tensors()
         parts = {part: local_shards(whole, rank, self.module.parallel_dims) for part, whole in tensors.items()}
         if self._thread is None:
             self._raise(self._write(step, parts, self.counters()))
@@ -232,9 +236,12 @@ class RunState(Callback):
         return next(filter(None, self._all_gather(problem)), None)
 
 
-def check_disk_space(folder: Path, parameters: int) -> None:
-    """Raise CheckpointError before any work if the first checkpoint would not fit on the disk."""
-    needed, free = 12 * parameters, shutil.disk_usage(folder).free  # weights and two optimizer moments in 32 bits
+def check_disk_space(folder: Path, parameters: int, copies: int = 3) -> None:
+    """Raise CheckpointError before any work if the first checkpoint would not fit on the disk.
+
+    It holds so many numbers in 32 bits for each parameter: weights, two optimizer moments, and their average if any.
+    """
+    needed, free = 4 * copies * parameters, shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
             f"the disk of the run folder {folder} is too full for a checkpoint: it needs {needed / 2**20:,.1f} MiB, "

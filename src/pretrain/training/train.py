@@ -66,6 +66,7 @@ from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightni
 from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
+from pretrain.training.weight_average import build_average
 
 
 def train(run_plan: RunPlan) -> Report:
@@ -152,11 +153,11 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     add_adapters(model, config.lora, trained_head(config))
     freeze_unused(config, model)
     check_supported(config, model)
-    check_disk_space(folder, _count(model))
+    check_disk_space(folder, _count(model), 4 if config.ema.decay else 3)
     weights = initial_weights(run_plan, prepared, model, stage.text)
     length = run_length(replace(stage, config=config), run_plan.seconds or 0.0, course.sizes, data.rows_per_epoch)
     data.last_step = length.last_step
-    module = _build_module(config, data, ModelWithLoss(model, objective), weights, length)
+    module = _build_module(run_plan, data, ModelWithLoss(model, objective), weights, length)
 
     loggers = open_loggers(run_plan)
     ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
@@ -259,9 +260,12 @@ def _order(stage: Stage, course: Course, start: int) -> OwnOrder | None:
 
 
 def _build_module(
-    config: RunConfig, data: TextDataModule, model_with_loss: ModelWithLoss, weights: LoadParameter, length: RunLength
+    run_plan: RunPlan, data: TextDataModule, model_with_loss: ModelWithLoss, weights: LoadParameter, length: RunLength
 ) -> TrainingModule:
-    objective = model_with_loss.objective
+    config, objective = run_plan.config, model_with_loss.objective
+    totals = sum_dtype(choose_device(config.trainer))
+    factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
+    validation, of_average = (ValidationScores(objective, factors, config.objective.n_labels, totals) for _ in range(2))
     targets_per_row = objective.targets_per_sequence(config.model.context_length)
     settings = StepSettings(
         optimizer=config.optimizer,
@@ -269,13 +273,12 @@ def _build_module(
         parallel_dims=config.parallel_dims(),
         clip_norm=config.trainer.gradient_clip_val,
         expected_targets=float(targets_per_row * config.batch_size),
-        sum_dtype=sum_dtype(choose_device(config.trainer)),
+        sum_dtype=totals,
         keeps_ledger=config.logging.ledger,
         loss_scaler=build_loss_scaler(config.trainer),
         materialize=materializer(model_with_loss, config, weights),
+        average=build_average(config, run_plan.resumed, model_with_loss, weights, of_average),
     )
-    factors = {name: bits_per_byte_of_a_nat(rows.store) for name, rows in data.validation_streams.items()}
-    validation = ValidationScores(objective, factors, config.objective.n_labels, settings.sum_dtype)
     return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
 
 

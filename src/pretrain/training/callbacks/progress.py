@@ -128,6 +128,8 @@ class Progress(StepCallback):
             if "val/bits_per_byte_bound" in metrics:
                 per_byte = f"  bits per byte at most {metrics['val/bits_per_byte_bound']:.3f}"
             loss = f"validation loss {metrics['val/loss']:.4f}{' (bound)' * ('val/loss_bound' in metrics)}"
+            if "val/loss_ema" in metrics:
+                loss += f", of the average of the weights {metrics['val/loss_ema']:.4f}"
             line = f"step {trainer.global_step}: {loss}{per_byte}  accuracy {metrics['val/accuracy']:.1%}"
             if self.bar is not None:
                 tqdm.write(printable(line), file=sys.stderr)
