@@ -12,6 +12,7 @@ from pretrain.interop.family import Family, choose_family
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, TransformerConfig
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.models.lora_config import LoraConfig
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 from pretrain.models.transformer import Transformer
 
 GPT = TransformerConfig(n_layers=2, d_model=32, n_heads=4, context_length=32)
@@ -36,16 +37,23 @@ NEOX = replace(
 OLMO = replace(  # with layers without positions, which no released OLMo has
     LLAMA, norm_position=NormPosition.output, qk_norm_across_heads=True, n_layers=3, nope_every=2
 )
+GEMMA = replace(  # two of three layers with a window, positions of the third stretched
+    LLAMA, norm_position=NormPosition.sandwich, norm_unit_offset=True, scale_embeddings=True, attention_scale=0.3,
+    feed_forward=Activation.geglu_tanh, n_layers=3, sliding_window=5, global_attention_every=3,
+    global_attention_offset=2, rope_base_local=300.0, qkv_bias=True, attention_output_bias=True,
+    rope_scaling=RopeScalingConfig(RopeScaling.yarn, 4.0, original_context_length=16, global_layers_only=True),
+)  # fmt: skip
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
     "local": replace(LLAMA, n_layers=3, sliding_window=5, global_attention_every=2),  # a causal model with windows
     "neox": NEOX,
     "olmo": OLMO,
+    "gemma": GEMMA,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local", "neox", "olmo"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:

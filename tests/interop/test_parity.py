@@ -24,21 +24,23 @@ from pretrain.models.config import (
     Head,
     NormPosition,
     Position,
-    RopeScaling,
-    RopeScalingConfig,
     TransformerConfig,
 )
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LENGTH = 24
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 several = settings(few, max_examples=12)
 booleans = st.booleans()
+attention_biases = st.sampled_from([{}, {"qkv_bias": True, "attention_output_bias": True}])
 epsilons = st.sampled_from([1e-5, 1e-6, 1e-12])
 scalings = st.sampled_from(
     [
         RopeScalingConfig(),
         RopeScalingConfig(RopeScaling.linear, 4.0),
         RopeScalingConfig(RopeScaling.llama3, 4.0, 1.0, 4.0, 16),
+        RopeScalingConfig(RopeScaling.yarn, 4.0, original_context_length=16, beta_fast=2.0),
+        RopeScalingConfig(RopeScaling.yarn, 2.0, original_context_length=8, attention_factor=1.25),
     ]
 )
 
@@ -80,7 +82,9 @@ def qwen2(draw: Any) -> TransformerConfig:
 
 @st.composite
 def qwen3(draw: Any) -> TransformerConfig:
-    return replace(draw(qwen2()), qkv_bias=None, qk_norm=True)
+    config = replace(draw(qwen2()), qk_norm=True, **{"qkv_bias": None} | draw(attention_biases))
+    layers = st.sampled_from([[], [0], [0, config.n_layers - 1]]) if config.n_layers > 1 else st.just([])
+    return replace(config, global_attention_layers=draw(layers))
 
 
 @st.composite
@@ -141,11 +145,39 @@ def olmo2(draw: Any) -> TransformerConfig:
     return replace(draw(llama()), bias=False, **norms)
 
 
+@st.composite
+def olmo3(draw: Any) -> TransformerConfig:
+    return replace(draw(olmo2()), **draw(two_kinds_of_layers()), rope_base_local=draw(st.sampled_from([None, 300.0])))
+
+
+@st.composite
+def two_kinds_of_layers(draw: Any) -> dict[str, Any]:
+    every = draw(st.integers(0, 3))
+    scaling = draw(scalings)
+    window = draw(st.sampled_from([3, 8, 100]))
+    return {
+        "sliding_window": window, "global_attention_every": every,
+        "global_attention_offset": draw(st.integers(0, max(0, every - 1))),
+        "rope_scaling": replace(scaling, global_layers_only=draw(booleans)),
+    }  # fmt: skip
+
+
+@st.composite
+def gemma3(draw: Any) -> TransformerConfig:
+    config = replace(draw(llama()), **draw(two_kinds_of_layers()), qk_norm=True, bias=False)
+    return replace(
+        config, norm_position=NormPosition.sandwich, norm_unit_offset=True, scale_embeddings=True,
+        feed_forward=draw(st.sampled_from([Activation.geglu_tanh, Activation.swiglu])),
+        attention_scale=draw(st.sampled_from([None, 5**-0.5, 168**-0.5])) if config.head_dim is None else 7**-0.5,
+        rope_base_local=draw(st.sampled_from([None, 300.0])), **draw(attention_biases),
+    )  # fmt: skip
+
+
 STRATEGIES = {
     "gpt2": gpt2(), "llama": llama(), "mistral": mistral(), "qwen2": qwen2(), "qwen3": qwen3(), "apertus": apertus(),
     "bert": bert(), "modernbert": modernbert(), "eurobert": eurobert(),
     "roberta": roberta(), "xlm-roberta": roberta(), "camembert": roberta(), "distilbert": distilbert(),
-    "gpt_neox": gpt_neox(), "smollm3": smollm3(), "olmo2": olmo2(),
+    "gpt_neox": gpt_neox(), "smollm3": smollm3(), "olmo2": olmo2(), "olmo3": olmo3(), "gemma3_text": gemma3(),
 }  # fmt: skip
 
 
@@ -213,6 +245,7 @@ def llama_like(draw: Any) -> dict[str, Any]:
             {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
             {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0,
              "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+            {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16},
         ])),
     }  # fmt: skip
 
@@ -220,8 +253,7 @@ def llama_like(draw: Any) -> dict[str, Any]:
 def llama_of_theirs(draw: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    bias = draw(booleans)
-    return LlamaForCausalLM(LlamaConfig(**llama_like(draw), attention_bias=bias, mlp_bias=bias))
+    return LlamaForCausalLM(LlamaConfig(**llama_like(draw), attention_bias=draw(booleans), mlp_bias=draw(booleans)))
 
 
 def mistral_of_theirs(draw: Any) -> Any:
@@ -247,7 +279,8 @@ def qwen2_of_theirs(draw: Any) -> Any:
 def qwen3_of_theirs(draw: Any) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return Qwen3ForCausalLM(Qwen3Config(**llama_like(draw), **qwen_windows(draw)))
+    windows = qwen_windows(draw) | draw(st.sampled_from([{}, {"max_window_layers": 2}]))
+    return Qwen3ForCausalLM(Qwen3Config(**llama_like(draw), **windows, attention_bias=draw(booleans)))
 
 
 def bert_of_theirs(draw: Any) -> Any:
@@ -321,6 +354,37 @@ def olmo2_of_theirs(draw: Any) -> Any:
     return Olmo2ForCausalLM(Olmo2Config(**llama_like(draw)))
 
 
+def olmo3_of_theirs(draw: Any) -> Any:
+    from transformers import Olmo3Config, Olmo3ForCausalLM
+
+    return Olmo3ForCausalLM(Olmo3Config(**two_kinds_of_theirs(draw)))
+
+
+def two_kinds_of_theirs(draw: Any) -> dict[str, Any]:
+    """A configuration with two kinds of layers, five here."""
+    shared = llama_like(draw)
+    scaling = shared.pop("rope_parameters")
+    kinds = draw(st.sampled_from([None, ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+                                  ["full_attention"] * 2 + ["sliding_attention"] * 3]))  # fmt: skip
+    return shared | {
+        "num_hidden_layers": 5, "sliding_window": draw(st.sampled_from([4, 100])), "layer_types": kinds,
+        "rope_parameters": draw(st.sampled_from([
+            None, {"full_attention": scaling, "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}},
+        ])),
+    }  # fmt: skip
+
+
+def gemma3_of_theirs(draw: Any) -> Any:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    shape = two_kinds_of_theirs(draw)
+    pattern = draw(st.sampled_from([{}, {"sliding_window_pattern": 2}]))
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(**shape, **pattern, query_pre_attn_scalar=draw(st.sampled_from([8, 5, 256])),
+                         attention_bias=draw(booleans))
+    )  # fmt: skip
+
+
 def gpt_neox_of_theirs(draw: Any) -> Any:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -338,7 +402,7 @@ def gpt_neox_of_theirs(draw: Any) -> Any:
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
      modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs,
-     smollm3_of_theirs, olmo2_of_theirs],
+     smollm3_of_theirs, olmo2_of_theirs, olmo3_of_theirs, gemma3_of_theirs],
 )  # fmt: skip
 @several
 @given(data=st.data())

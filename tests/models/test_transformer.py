@@ -22,13 +22,12 @@ from pretrain.models.config import (
     Norm,
     NormPosition,
     Position,
-    RopeScaling,
-    RopeScalingConfig,
     TransformerConfig,
 )
 from pretrain.models.layers import FeedForward
 from pretrain.models.masks import build_mask
 from pretrain.models.position import rotary_frequencies, rotate, rotation
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 from pretrain.models.size import parameter_count
 
 FAMILIES = [
@@ -37,6 +36,7 @@ FAMILIES = [
     ("local", True),
     ("neox", True),
     ("olmo", True),
+    ("gemma", True),
     ("bert", False),
     ("modern_bert", False),
 ]
@@ -81,7 +81,7 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
     assert (whole - packed[7:19]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "bert"])
+@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "bert"])
 def test_the_gradient_is_the_slope_of_the_loss(family: str) -> None:
     """By a central difference in float64 along a random direction of all parameters."""
     model, tokens = random_model(shape(family), 50, True).double(), some_tokens(2, 9)
@@ -277,6 +277,7 @@ def test_feed_forward_equals_its_formula(activation: Activation) -> None:
         "swiglu": gate / (1 + torch.exp(-gate)) * up,
         "geglu": gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2))) * up,
     }
+    by_name["geglu_tanh"] = by_name["gelu_tanh"] * up
     assert_close(layer(x), layer.down(by_name[activation.value].float()), atol=1e-6, rtol=1e-5)
 
 

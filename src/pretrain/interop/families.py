@@ -8,16 +8,17 @@ from dataclasses import replace
 
 from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
 from pretrain.interop.keys import (
-    LAYERS_WITHOUT_ROPE,
     LOCAL_AND_GLOBAL,
-    PARTIAL_ROPE,
     POSITIONS_AFTER_PADDING,
+    QUERY_SCALAR,
     WINDOW_BY_LAYER,
     WINDOW_EVERYWHERE,
-    one_bias,
-    rope,
+    biases,
+    layer_kinds,
+    window_by_kind,
 )
-from pretrain.interop.names import BERT, DISTIL_BERT, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, ROBERTA
+from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, ROBERTA
+from pretrain.interop.rope_keys import LAYERS_WITHOUT_ROPE, PARTIAL_ROPE, rope, rope_by_kind
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
@@ -26,7 +27,15 @@ PLAIN = {
     "gelu": Activation.gelu,
     "relu2": Activation.relu2,
 }
-GATED = {"silu": Activation.swiglu, "swish": Activation.swiglu, "gelu": Activation.geglu}
+GATED = {
+    "silu": Activation.swiglu,
+    "swish": Activation.swiglu,
+    "gelu": Activation.geglu,
+    "gelu_pytorch_tanh": Activation.geglu_tanh,
+    "gelu_new": Activation.geglu_tanh,
+}
+_OF_ATTENTION = biases(["attention_bias"])
+_OF_BOTH = biases(["attention_bias"], ["mlp_bias"])
 
 _PLAIN = {  # options of all architectures in some version of transformers, which none of ours has
     "is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {},
@@ -81,7 +90,7 @@ LLAMA_FAMILY = Family(
     names=LLAMA,
     fixed=_LLAMA_FIXED,
     keys=(*_LLAMA_KEYS, _GATED_KEY),
-    groups=(rope(), one_bias("attention_bias", "mlp_bias")),
+    groups=(rope(), _OF_BOTH),
     required=_DECODER | _LLAMA_REQUIRED,
     harmless=OF_DECODERS,
     even_heads=True,
@@ -110,7 +119,7 @@ QWEN3_FAMILY = replace(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     fixed=_LLAMA_FIXED | {"qk_norm": True},
-    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    groups=(rope(), WINDOW_BY_LAYER, _OF_ATTENTION),
 )
 
 APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no gate in the feed-forward layer
@@ -128,9 +137,9 @@ APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no 
     groups=(rope(12_000_000.0, {
         "rope_type": "llama3", "rope_theta": 12_000_000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-    }),),
+    }), _OF_ATTENTION),
     required=_DECODER | _LLAMA_REQUIRED | {
-        "attention_bias": False, "mlp_bias": False, "qk_norm": True, "post_norm": False,
+        "mlp_bias": False, "qk_norm": True, "post_norm": False,
     },
     harmless=OF_DECODERS,
 )  # fmt: skip
@@ -141,7 +150,7 @@ SMOLLM3_FAMILY = replace(  # Llama's shape, and layers without positions
     architecture="SmolLM3ForCausalLM",
     keys=(*(key for key in LLAMA_FAMILY.keys if key.ours != "tie_embeddings"),
           Key("tie_embeddings", "tie_word_embeddings", "flag", True)),
-    groups=(rope(2_000_000.0), one_bias("attention_bias", "mlp_bias"), LAYERS_WITHOUT_ROPE),
+    groups=(rope(2_000_000.0), _OF_BOTH, LAYERS_WITHOUT_ROPE),
     harmless=OF_DECODERS | {"sliding_window"},  # of no layer, because each sees its whole row
     even_heads=False,
 )  # fmt: skip
@@ -152,10 +161,47 @@ OLMO2_FAMILY = replace(  # norms of what a layer adds, and of the queries and ke
     architecture="Olmo2ForCausalLM",
     names=OLMO2,
     fixed=_LLAMA_FIXED | {"norm_position": NormPosition.output, "qk_norm": True, "qk_norm_across_heads": True},
-    groups=(rope(),),
-    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    groups=(rope(), _OF_ATTENTION),
+    required=_DECODER | _LLAMA_REQUIRED | {"mlp_bias": False},
     even_heads=False,
 )
+
+_OLMO3_KINDS = layer_kinds(4)
+OLMO3_FAMILY = replace(  # windows in three of four layers, and scaled positions in the others only
+    OLMO2_FAMILY,
+    model_type="olmo3",
+    architecture="Olmo3ForCausalLM",
+    groups=(rope_by_kind(500_000.0, 500_000.0, None, _OLMO3_KINDS), window_by_kind(_OLMO3_KINDS), _OF_ATTENTION),
+)
+
+_GEMMA_KINDS = layer_kinds(6, "sliding_window_pattern")
+GEMMA3_FAMILY = replace(
+    LLAMA_FAMILY,
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    names=GEMMA3,
+    fixed=_LLAMA_FIXED | {
+        "norm_position": NormPosition.sandwich, "norm_unit_offset": True, "qk_norm": True, "scale_embeddings": True,
+    },
+    keys=(
+        *(key for key in _LLAMA_KEYS if key.ours not in ("n_kv_heads", "head_dim", "tie_embeddings")),
+        Key("n_kv_heads", "num_key_value_heads", "count", 4),
+        Key("head_dim", "head_dim", "count", 256),
+        Key("tie_embeddings", "tie_word_embeddings", "flag", True),
+        Key("feed_forward", "hidden_activation", GATED, "gelu_pytorch_tanh"),
+    ),
+    groups=(
+        rope_by_kind(1_000_000.0, 10_000.0, "rope_local_base_freq", _GEMMA_KINDS),
+        window_by_kind(_GEMMA_KINDS, "sliding_window_pattern"),
+        _OF_ATTENTION,
+        QUERY_SCALAR,
+    ),
+    required=_DECODER | _LLAMA_REQUIRED | {
+        "mlp_bias": False, "use_bidirectional_attention": False, "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    },
+    harmless=OF_DECODERS | {"hidden_act", "cache_implementation", "_sliding_window_pattern"},
+)  # fmt: skip
 
 BERT_FAMILY = Family(
     model_type="bert",
@@ -212,7 +258,7 @@ MODERN_BERT_FAMILY = Family(
         Key("attention_dropout", "attention_dropout", "number", 0.0),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    groups=(LOCAL_AND_GLOBAL, one_bias("attention_bias", "mlp_bias", "classifier_bias")),
+    groups=(LOCAL_AND_GLOBAL, biases(["attention_bias"], ["mlp_bias", "classifier_bias"])),
     required=_ENCODER | {"decoder_bias": True, "classifier_activation": "gelu"},
     harmless=OF_MODERN_BERT,
 )  # fmt: skip
@@ -298,4 +344,4 @@ GPT_NEOX_FAMILY = Family(  # Pythia
 
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
-            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY)  # fmt: skip
+            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY, OLMO3_FAMILY, GEMMA3_FAMILY)  # fmt: skip

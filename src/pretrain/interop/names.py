@@ -161,6 +161,16 @@ OLMO2 = replace(
     },
 )  # fmt: skip
 
+GEMMA3 = replace(
+    LLAMA,
+    inside={
+        **LLAMA.inside,
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+)
+
 BERT = NameTable(
     body="bert.",
     outside={

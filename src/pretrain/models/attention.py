@@ -90,11 +90,14 @@ class Attention(nn.Module):
         self.query = nn.Linear(config.d_model, inner, bias=config.attention_bias)
         self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.output = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.output = nn.Linear(inner, config.d_model, bias=config.output_bias)
         self.norm_across_heads = config.qk_norm_across_heads
         widths = (inner, inner_kv) if self.norm_across_heads else (config.attention_head_dim,) * 2
-        self.query_norm = RMSNorm(widths[0], eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(widths[1], eps=config.norm_eps) if config.qk_norm else None
+        query_norm, key_norm = (RMSNorm(width, config.norm_eps, config.norm_unit_offset) for width in widths)
+        self.query_norm = query_norm if config.qk_norm else None
+        self.key_norm = key_norm if config.qk_norm else None
+        usual = config.attention_head_dim**-0.5  # which the kernels multiply scores by
+        self.query_factor = None if config.score_scale == usual else config.score_scale / usual
 
     def forward(
         self,
@@ -110,6 +113,8 @@ class Attention(nn.Module):
         q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, H, T, D), and twice (B, K, T, D)
         if not self.norm_across_heads:
             q, k = self._normalized(q, k)
+        if self.query_factor is not None:
+            q = q * self.query_factor
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if kv_cache is not None:

@@ -15,12 +15,13 @@ def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> in
 def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     """Return the number of parameters, shared ones counted once."""
     norm = config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
+    block_norms = 4 if config.norm_position is NormPosition.sandwich else 2
     total = vocab_size * config.d_model
     rows = config.context_length + config.position_offset
     total += rows * config.d_model if config.position is Position.learned else 0
     total += config.token_types * config.d_model
     total += norm if config.embedding_norm else 0
-    total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)
+    total += config.n_layers * (_attention(config) + _feed_forward(config) + block_norms * norm)
     total -= 0 if config.norm_first_block else norm
     total += norm if config.norm_position is not NormPosition.post else 0
     total += 0 if config.tie_embeddings else vocab_size * config.d_model
@@ -32,7 +33,7 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
 def _attention(config: TransformerConfig) -> int:
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     weights = config.d_model * (2 * inner + 2 * inner_kv)
-    biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.bias
+    biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.output_bias
     norms = inner + inner_kv if config.qk_norm_across_heads else 2 * config.attention_head_dim
     return weights + biases + (norms if config.qk_norm else 0)
 

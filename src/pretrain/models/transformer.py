@@ -3,6 +3,8 @@
 Shapes: B batch, T positions, V vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +18,13 @@ from pretrain.models.position import rotary_frequencies, rotation
 
 
 class Embeddings(nn.Module):
-    """Token embeddings plus learned positions and token types, then a norm and dropout; all but tokens optional."""
+    """Token embeddings, learned positions and token types, then a norm and dropout; all but the first optional."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         learned = config.position is Position.learned
         self.tokens = nn.Embedding(vocab_size, config.d_model)
+        self.scale = math.sqrt(config.d_model) if config.scale_embeddings else None
         rows = config.context_length + config.position_offset
         self.first_position = config.position_offset
         self.positions = nn.Embedding(rows, config.d_model) if learned else None
@@ -32,6 +35,8 @@ class Embeddings(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T)."""
         x = self.tokens(tokens)
+        if self.scale is not None:
+            x = x * self.scale
         if self.positions is not None:
             x = x + self.positions(positions + self.first_position)
         if self.types is not None:
@@ -53,6 +58,9 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = FeedForward(config)
+        sandwich = config.norm_position is NormPosition.sandwich
+        self.attention_output_norm = build_norm(config) if sandwich else nn.Identity()
+        self.feed_forward_output_norm = build_norm(config) if sandwich else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -69,11 +77,12 @@ class Block(nn.Module):
         if self.on_output:
             x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache)))
             return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
-        attended = self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
+        attended = self.attention(self.attention_norm(x), mask, rotation, kv_cache)
+        attended = self.dropout(self.attention_output_norm(attended))
         if self.parallel:
             return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = x + attended
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.dropout(self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x))))
 
 
 class VocabularyHead(nn.Module):
@@ -201,11 +210,10 @@ class Transformer(LanguageModule):
             return dict.fromkeys(self.windows)
         if positions.device not in self._rotations:  # computed once and on the CPU: equal on every device
             self._rotations[positions.device] = {
-                window: rotary_frequencies(
-                    config.rope_dim,
-                    config.rope_base if window is None else (config.rope_base_local or config.rope_base),
-                    config.rope_scaling,
-                ).to(positions.device)
+                window: rotary_frequencies(config.rope_dim, *config.window_rope(window)).to(positions.device)
                 for window in set(self.windows)
             }
-        return {window: rotation(positions, f) for window, f in self._rotations[positions.device].items()}
+        return {
+            window: rotation(positions, frequencies, config.window_rope(window)[1].rotation_scale)
+            for window, frequencies in self._rotations[positions.device].items()
+        }

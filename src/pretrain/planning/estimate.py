@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from pretrain.models.attention import MAX_EAGER_SCORES
-from pretrain.models.config import Head, Norm
+from pretrain.models.config import Head, Norm, NormPosition
 from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import FLOAT_BYTES, Workload
 from pretrain.training.config import Precision, Strategy
@@ -88,6 +88,8 @@ def block_bytes(work: Workload) -> int:
     saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
     rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
     saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
+    if model.norm_position is NormPosition.sandwich:  # the inputs of two more norms, which nothing else saves
+        saved += 2 * work.tokens_between * model.d_model * (c + rms_copy)
     saved += n * (heads + kv_heads) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
     saved += 2 * work.tokens_between * model.d_model * (1 if work.gpu else c) if model.dropout else 0
     return saved + _score_bytes(work)
