@@ -30,6 +30,7 @@ SHAPES = {
     "gpt_nano": ["model=gpt_nano"],
     "llama": ["model=llama_nano"],
     "llama untied": ["model=llama_nano", "model.tie_embeddings=false"],
+    "sandwich": ["model=llama_nano", "model.norm_position=sandwich", "model.norm_unit_offset=true"],
     "bert": ["model=bert_nano"],
     "modernbert": ["model=modernbert_nano"],
     "hybrid": ["model=hybrid_nano"],

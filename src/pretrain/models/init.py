@@ -15,8 +15,8 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
     """Return the initial value of the full parameter `name`, float32 on the CPU.
 
     Biases are 0, norms multiply by 1, matrices are normal with `init_std`; `residual_init=scaled` multiplies those that
-    write into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al. 2019,
-    reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
+    write into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al.
+    2019, reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
