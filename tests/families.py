@@ -68,7 +68,7 @@ def random_model(config: TransformerConfig, vocab_size: int, causal: bool, seed:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.3, generator=generator)
-            parameter += float("norm" in name and name.endswith("weight"))
+            parameter += float("norm" in name and name.endswith("weight") and not config.norm_unit_offset)
     return model.eval()
 
 

@@ -29,8 +29,8 @@ from pretrain.models.config import (
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LENGTH = 24
-few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-several = settings(few, max_examples=12)
+few = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+many_or_few = pytest.mark.parametrize("shapes", [5, pytest.param(200, marks=pytest.mark.long)])
 booleans = st.booleans()
 attention_biases = st.sampled_from([{}, {"qkv_bias": True, "attention_output_bias": True}])
 epsilons = st.sampled_from([1e-5, 1e-6, 1e-12])
@@ -185,11 +185,20 @@ def test_every_family_is_tried() -> None:
     assert list(STRATEGIES) == [family.model_type for family in FAMILIES]
 
 
+@many_or_few
 @pytest.mark.parametrize("name", STRATEGIES)
-@several
-@given(data=st.data())
-def test_ours_goes_out_and_comes_back(name: str, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_ours_goes_out_and_comes_back(name: str, shapes: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """transformers loads what we wrote, every tensor of it, computes the same, and we read the same bits again."""
+
+    @settings(few, max_examples=shapes)
+    @given(data=st.data())
+    def check(data: DataObject) -> None:
+        goes_out_and_comes_back(name, data, tmp_path_factory)
+
+    check()
+
+
+def goes_out_and_comes_back(name: str, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = data.draw(STRATEGIES[name])
     config.vocab_multiple = data.draw(st.sampled_from([1, 64, 100]))
     family = next(family for family in FAMILIES if family.model_type == name)
@@ -398,16 +407,25 @@ def gpt_neox_of_theirs(draw: Any) -> Any:
     )  # fmt: skip
 
 
+@many_or_few
 @pytest.mark.parametrize(
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
      modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs,
      smollm3_of_theirs, olmo2_of_theirs, olmo3_of_theirs, gemma3_of_theirs],
 )  # fmt: skip
-@several
-@given(data=st.data())
-def test_theirs_comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_theirs_comes_in_and_goes_out(theirs: Any, shapes: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What transformers saved gives its own logits here, and is written again as it was, to the bit."""
+
+    @settings(few, max_examples=shapes)
+    @given(data=st.data())
+    def check(data: DataObject) -> None:
+        comes_in_and_goes_out(theirs, data, tmp_path_factory)
+
+    check()
+
+
+def comes_in_and_goes_out(theirs: Any, data: DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = lively_weights(theirs(data.draw))
     folder = write_theirs(
         tmp_path_factory.mktemp("theirs"), model, max_shard_size=data.draw(st.sampled_from(["20KB", "1GB"]))

@@ -57,6 +57,17 @@ class Head(Enum):
     mlm = "mlm"  # dense, activation, norm, then vocabulary with a bias (Devlin et al. 2019, its reference code)
 
 
+class ClassifierHead(Enum):
+    """Layers between the pooled hidden state of a text and its labels."""
+
+    linear = "linear"
+    score = "score"  # without a bias, as transformers' decoders
+    pooler = "pooler"  # dense, tanh, linear: BERT, RoBERTa
+    relu = "relu"  # dense, ReLU, linear: DistilBERT
+    gelu = "gelu"  # dense, GELU, linear: EuroBERT
+    mlm = "mlm"  # dense, activation, norm, linear: ModernBERT
+
+
 class Init(Enum):
     """Distribution of the initial weights, with standard deviation `init_std`."""
 
@@ -239,6 +250,9 @@ class TransformerConfig(ModelConfig):
         0, "Segment embeddings: BERT has 2, and a packed row uses segment 0.", bounds="[0, 65536]"
     )
     head: Head = setting(Head.linear, "Layers between the last hidden state and the vocabulary.")
+    classifier_head: ClassifierHead = setting(
+        ClassifierHead.linear, "Layers between a text's pooled hidden state and its labels, of objective=classify."
+    )
     tie_embeddings: bool = setting(True, "The head shares the token embedding's matrix.")
     dropout: float = setting(
         0.0, "Dropout of embeddings and of each sub-layer's output.", bounds="[0.0, 1.0)", example=0.1
@@ -399,12 +413,12 @@ class TransformerConfig(ModelConfig):
         return training_flops_per_token(self, vocab_size, share_of_logits)
 
     def parameter_count(self, vocab_size: int, n_labels: int | None = None) -> int:
-        from pretrain.models.size import parameter_count
+        from pretrain.models.size import classifier_head_parameters, parameter_count
 
         if n_labels is None:
             return parameter_count(self, vocab_size)
         headless = replace(self, tie_embeddings=True, head=Head.linear)
-        return parameter_count(headless, vocab_size) + n_labels * (self.d_model + 1)
+        return parameter_count(headless, vocab_size) + classifier_head_parameters(self, n_labels)
 
     @property
     def least_tensors(self) -> int:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pretrain.models.config import Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.config import ClassifierHead, Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
 
 
 def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> int:
@@ -28,6 +28,16 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     if config.head is Head.mlm:
         total += config.d_model * (config.d_model + config.bias) + norm + vocab_size
     return total
+
+
+def classifier_head_parameters(config: TransformerConfig, n_labels: int) -> int:
+    """Return the number of parameters of the head over labels."""
+    kind, norm = config.classifier_head, config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
+    labels = n_labels * (config.d_model + (kind is not ClassifierHead.score))
+    if kind in (ClassifierHead.linear, ClassifierHead.score):
+        return labels
+    is_mlm = kind is ClassifierHead.mlm
+    return labels + config.d_model * (config.d_model + (config.bias or not is_mlm)) + norm * is_mlm
 
 
 def _attention(config: TransformerConfig) -> int:

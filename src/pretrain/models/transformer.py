@@ -7,10 +7,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
-from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
+from pretrain.models.config import Activation, ClassifierHead, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.interface import LanguageModule
 from pretrain.models.layers import FeedForward, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
@@ -110,18 +111,34 @@ class VocabularyHead(nn.Module):
 
 
 class LabelHead(nn.Module):
-    """Map the hidden state of a text to logits over C labels."""
+    """Map the pooled hidden state of a text to logits over C labels, through the layers of `classifier_head`."""
 
     def __init__(self, config: TransformerConfig, n_labels: int) -> None:
         super().__init__()
+        kind, mlm = config.classifier_head, config.classifier_head is ClassifierHead.mlm
+        self.kind = kind
+        self.activation = Activation.gelu if config.gated else config.feed_forward  # of kind mlm
+        has_dense = kind not in (ClassifierHead.linear, ClassifierHead.score)
+        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias or not mlm) if has_dense else None
+        self.norm = build_norm(config) if mlm else None
         self.dropout = nn.Dropout(config.dropout)
         self.matmul = Matmul()
         self.weight: Tensor = nn.Parameter(torch.empty(n_labels, config.d_model))
-        self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels))
+        has_bias = kind is not ClassifierHead.score
+        self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels)) if has_bias else None
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return the input of the label matmul, same shape as hidden (..., d_model)."""
-        return self.dropout(hidden)
+        if self.dense is not None:
+            hidden = self._activate(self.dense(hidden))
+        return self.dropout(hidden if self.norm is None else self.norm(hidden))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.kind is ClassifierHead.mlm:
+            return activate(x, self.activation)
+        if self.kind is ClassifierHead.pooler:
+            return x.tanh()
+        return x.relu() if self.kind is ClassifierHead.relu else functional.gelu(x)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., C) of hidden states (..., d_model)."""
