@@ -39,7 +39,7 @@ SHAPES = {
     "olmo2": OLMO, "olmo3": replace(OLMO, sliding_window=5, global_attention_every=2), "gemma3_text": shape("gemma"),
     "gpt_neox": shape("neox"), "bert": shape("bert"), "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA,
     "distilbert": shape("bert", feed_forward=Activation.gelu, token_types=0), "modernbert": shape("modern_bert"),
-    "eurobert": LLAMA,
+    "eurobert": LLAMA, "phi3": replace(LLAMA, rope_fraction=0.5),
 }  # fmt: skip
 
 

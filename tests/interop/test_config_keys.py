@@ -54,6 +54,7 @@ OF_THEIRS: dict[str, dict[str, Any]] = {
     "olmo2": LLAMA_SIZES,
     "olmo3": TWO_KINDS,
     "gemma3_text": TWO_KINDS,
+    "phi3": {key: value for key, value in LLAMA_SIZES.items() if key != "head_dim"} | {"sliding_window": 5},
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -98,6 +99,7 @@ CHANGES: dict[str, list[Any]] = {
     "activation_function": ["gelu", "gelu_new", "relu", "relu2", "silu", "gelu_fast"],
     "attention_bias": [True, False], "mlp_bias": [True, False], "qkv_bias": [False], "qk_norm": [False, True],
     "use_qk_norm": [True], "post_norm": [True, False], "head_dim": [16, None], "hidden_dropout": [0.0, 0.5],
+    "resid_pdrop": [0.0],
     "layer_norm_eps": [0, 0.5], "layer_norm_epsilon": [0, 0.5], "rms_norm_eps": [0, 0.5], "norm_eps": [0, 0.5],
     "norm_bias": [True], "position_embedding_type": ["absolute", "relative_key"], "tie_word_embeddings": [True, False],
     "scale_attn_weights": [False], "scale_attn_by_inverse_layer_idx": [True], "classifier_pooling": ["mean", "cls"],

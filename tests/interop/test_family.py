@@ -42,6 +42,7 @@ FITTING = [
     ("gemma", True, {}, "Gemma3ForCausalLM"),
     ("gemma", True, {"global_attention_layers": [0, 1]}, "Gemma3ForCausalLM"),
     ("olmo", True, {"nope_every": 0, "sliding_window": 4, "global_attention_every": 2}, "Olmo3ForCausalLM"),
+    ("llama", True, LLAMA | {"rope_fraction": 0.5}, "Phi3ForCausalLM"),
     ("llama", True, LLAMA | {"nope_every": 2}, "SmolLM3ForCausalLM"),
 ]
 UNSUPPORTED = [

@@ -29,6 +29,7 @@ _ROBERTA = {"head.dense": "classifier.dense", "head": "classifier.out_proj"}
 _DECODERS = {
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3",
     "olmo2": "Olmo2", "olmo3": "Olmo3", "gemma3_text": "Gemma3Text", "gpt_neox": "GPTNeoX",
+    "phi3": "Phi3",
 }  # fmt: skip
 _ENCODERS = {
     "bert": ClassifierClass("Bert", ClassifierHead.pooler, {"head.dense": "bert.pooler.dense", "head": "classifier"},

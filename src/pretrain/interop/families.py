@@ -9,6 +9,7 @@ from dataclasses import replace
 from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
 from pretrain.interop.keys import (
     LOCAL_AND_GLOBAL,
+    OPTIONAL_WINDOW,
     POSITIONS_AFTER_PADDING,
     QUERY_SCALAR,
     WINDOW_BY_LAYER,
@@ -17,8 +18,8 @@ from pretrain.interop.keys import (
     layer_kinds,
     window_by_kind,
 )
-from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, ROBERTA
-from pretrain.interop.rope_keys import LAYERS_WITHOUT_ROPE, PARTIAL_ROPE, rope, rope_by_kind
+from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, PHI3, ROBERTA
+from pretrain.interop.rope_keys import LAYERS_WITHOUT_ROPE, partial_rope, rope, rope_by_kind
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
@@ -203,6 +204,21 @@ GEMMA3_FAMILY = replace(
     harmless=OF_DECODERS | {"hidden_act", "cache_implementation", "_sliding_window_pattern"},
 )  # fmt: skip
 
+PHI3_FAMILY = replace(  # Llama's shape with fused matrices, positions of a share of the channels, and dropout
+    LLAMA_FAMILY,
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    names=PHI3,
+    keys=(
+        *(key for key in _LLAMA_KEYS if key.ours != "head_dim"),
+        _GATED_KEY,
+        Key("dropout", "resid_pdrop", "number", 0.0, also=("embd_pdrop",)),
+    ),
+    groups=(partial_rope("partial_rotary_factor", "rope_theta", 1.0, is_scaled=False), OPTIONAL_WINDOW),
+    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    harmless=OF_DECODERS | {"original_max_position_embeddings"},  # of scaled positions only
+)
+
 BERT_FAMILY = Family(
     model_type="bert",
     architecture="BertForMaskedLM",
@@ -336,7 +352,7 @@ GPT_NEOX_FAMILY = Family(  # Pythia
         Key("attention_dropout", "attention_dropout", "number", 0.0),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    groups=(PARTIAL_ROPE,),
+    groups=(partial_rope("rotary_pct", "rotary_emb_base", 0.25, is_scaled=True),),
     required=_DECODER | {"attention_bias": True},
     harmless=OF_DECODERS,
     even_heads=True,
@@ -344,4 +360,5 @@ GPT_NEOX_FAMILY = Family(  # Pythia
 
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
-            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY, OLMO3_FAMILY, GEMMA3_FAMILY)  # fmt: skip
+            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY, OLMO3_FAMILY, GEMMA3_FAMILY,
+            PHI3_FAMILY)  # fmt: skip

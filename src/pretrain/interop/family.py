@@ -155,7 +155,7 @@ class Family:
         parts: list[Key | Group] = [*self.keys, *self.groups]
         for part in parts:
             record |= part.write(config)
-        return record | self.further
+        return record | dict(self.further)
 
     def class_of(self, config: TransformerConfig) -> str:
         """Return the class of transformers for a model of this shape."""

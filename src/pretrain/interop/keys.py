@@ -50,6 +50,11 @@ def _write_everywhere(config: TransformerConfig) -> Settings:
 
 
 WINDOW_EVERYWHERE = Group(_read_everywhere, _write_everywhere, ("sliding_window", "layer_types"))  # Mistral
+OPTIONAL_WINDOW = Group(  # Phi-3: as Mistral, but by default none
+    lambda record: _read_everywhere(ConfigJson({"sliding_window": None, **record.values}, record.location)),
+    _write_everywhere,
+    ("sliding_window",),
+)
 
 
 def _read_by_layer(record: ConfigJson) -> Settings:
@@ -179,7 +184,8 @@ def biases(attention: Sequence[str], others: Sequence[str] = ()) -> Group:
     def read(record: ConfigJson) -> Settings:
         inside, outside = agreed(record, attention), agreed(record, others)
         own = None if inside is outside else inside
-        return {"bias": outside, "qkv_bias": own, "attention_output_bias": own}
+        found: Settings = {"bias": outside} if others else {}
+        return found | {"qkv_bias": own, "attention_output_bias": own}
 
     def write(config: TransformerConfig) -> dict[str, Any]:
         return dict.fromkeys(attention, config.attention_bias) | dict.fromkeys(others, config.bias)

@@ -171,6 +171,13 @@ GEMMA3 = replace(
     },
 )
 
+_FUSED = ("attention.query", "attention.key", "attention.value", "feed_forward.gate", "feed_forward.up")
+PHI3 = replace(
+    LLAMA,
+    inside={name: theirs for name, theirs in LLAMA.inside.items() if name not in _FUSED}
+    | {_QKV: "self_attn.qkv_proj", ("feed_forward.gate", "feed_forward.up"): "mlp.gate_up_proj"},
+)
+
 BERT = NameTable(
     body="bert.",
     outside={

@@ -1,6 +1,7 @@
 """Rotary positions in config.json: their base, their scaling, which layers and channels have them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.interop.config_json import ConfigJson
@@ -54,30 +55,39 @@ def rope(base: float = 10_000.0, default: Settings | None = None) -> Group:
     return Group(read, write, ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"))
 
 
-def _read_neox(record: ConfigJson) -> Settings:
-    for key in ("rotary_pct", "rotary_emb_base"):
-        record.reject_null(key)
-    parameters = record.section("rope_scaling")
-    parameters = parameters if parameters.values else record.section("rope_parameters")
-    parameters.reject_null("partial_rotary_factor")
-    fraction = parameters.positive("partial_rotary_factor", record.positive("rotary_pct", 0.25)) or 1.0
-    if fraction > 1.0:
-        raise parameters.error("partial_rotary_factor", "or rotary_pct is above 1, all channels of a head")
-    whole = {key: value for key, value in parameters.values.items() if key != "partial_rotary_factor"}
-    base = record.positive("rotary_emb_base", 10_000.0) or 10_000.0
-    rope_base, scaling = _read_rope(ConfigJson(whole, parameters.location), record, base)
-    return {"rope_base": rope_base, "rope_scaling": scaling, "rope_fraction": fraction}
+def partial_rope(fraction_key: str, base_key: str, fraction: float, is_scaled: bool) -> Group:
+    """Return rotary positions of a share of each head's channels, by default `fraction`, that all layers share.
+
+    The keys are those from before version 5 of transformers. Without `is_scaled` positions can only be unscaled.
+    """
+
+    def read(record: ConfigJson) -> Settings:
+        for key in (fraction_key, base_key):
+            record.reject_null(key)
+        parameters = record.section("rope_scaling")
+        parameters = parameters if parameters.values else record.section("rope_parameters")
+        parameters.reject_null("partial_rotary_factor")
+        share = parameters.positive("partial_rotary_factor", record.positive(fraction_key, fraction)) or 1.0
+        if share > 1.0:
+            raise parameters.error("partial_rotary_factor", f"or {fraction_key} is above 1, all channels of a head")
+        base = record.positive(base_key, 10_000.0) or 10_000.0
+        rope_base, scaling = _read_rope(_without_fraction(parameters), _without_fraction(record), base)
+        if scaling.is_on and not is_scaled:
+            raise parameters.error("rope_type", "is not supported in this architecture, only default")
+        return {"rope_base": rope_base, "rope_scaling": scaling, "rope_fraction": share}
+
+    def write(config: TransformerConfig) -> Settings:
+        parameters = _write_rope(config if is_scaled else replace(config, rope_scaling=RopeScalingConfig()))
+        parameters |= {"partial_rotary_factor": config.rope_fraction}
+        older = {fraction_key: config.rope_fraction, base_key: config.rope_base} | _older(parameters)
+        return {"rope_parameters": parameters, **older}
+
+    return Group(read, write, ("rope_scaling", "rope_parameters", fraction_key, base_key))
 
 
-def _write_neox(config: TransformerConfig) -> Settings:
-    parameters = _write_rope(config) | {"partial_rotary_factor": config.rope_fraction}
-    older = {"rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_base} | _older(parameters)
-    return {"rope_parameters": parameters, **older}
-
-
-PARTIAL_ROPE = Group(  # GPT-NeoX
-    _read_neox, _write_neox, ("rope_scaling", "rope_parameters", "rotary_pct", "rotary_emb_base")
-)
+def _without_fraction(record: ConfigJson) -> ConfigJson:
+    values = {key: value for key, value in record.values.items() if key != "partial_rotary_factor"}
+    return ConfigJson(values, record.location, record.largest)
 
 
 def _read_nope(record: ConfigJson) -> Settings:
@@ -121,7 +131,8 @@ def _read_rope(parameters: ConfigJson, record: ConfigJson, base: float) -> tuple
     word = "rope_type" if "rope_type" in parameters.values else "type"
     kind = parameters.text(word, "default")
     if kind not in _SCALINGS:
-        raise parameters.error(word, f"is not supported, only {', '.join(_SCALINGS)}")
+        hint = "; up to max_position_embeddings it changes nothing, and may be removed" if kind == "dynamic" else ""
+        raise parameters.error(word, f"is not supported, only {', '.join(_SCALINGS)}{hint}")
     for key, value in parameters.values.items():
         if key not in _IN_ROPE | _OF_SCALING[kind] and value is not None:
             raise parameters.error(key, f"does not belong to the rope type {kind}. Remove it if it has no effect")
