@@ -39,6 +39,7 @@ OLMO = replace(  # with layers without positions, which no released OLMo has
 )
 GEMMA = replace(  # two of three layers with a window, positions of the third stretched
     LLAMA, norm_position=NormPosition.sandwich, norm_unit_offset=True, scale_embeddings=True, attention_scale=7**-0.5,
+    logit_softcap=2.0,
     feed_forward=Activation.geglu_tanh, n_layers=3, sliding_window=5, global_attention_every=3,
     global_attention_offset=2, rope_base_local=300.0, qkv_bias=True, attention_output_bias=True,
     rope_scaling=RopeScalingConfig(RopeScaling.yarn, 4.0, original_context_length=16, global_layers_only=True),

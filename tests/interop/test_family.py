@@ -10,7 +10,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, SoftcapKind
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LLAMA: dict[str, Any] = {"qk_norm": False}
@@ -47,6 +47,8 @@ FITTING = [
 ]
 UNSUPPORTED = [
     ("gemma", True, {"norm_unit_offset": False}, "model.norm_unit_offset=false", "model.norm_unit_offset=true"),
+    ("gemma", True, {"softcap_kind": SoftcapKind.sqrt}, "model.softcap_kind=sqrt", "model.softcap_kind=tanh"),
+    ("gpt", True, {"logit_softcap": 30.0}, "model.logit_softcap=30.0", "model.logit_softcap=inf"),
     ("gemma", True, {"scale_embeddings": False}, "model.scale_embeddings=false", "model.scale_embeddings=true"),
     ("gemma", True, {"attention_output_bias": None}, "model.attention_output_bias=false", "output_bias=true"),
     ("gpt", True, {"attention_scale": 0.5}, "model.attention_scale=0.5", "model.attention_scale=0.35355339"),

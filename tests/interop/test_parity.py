@@ -170,7 +170,8 @@ def gemma3(draw: Any) -> TransformerConfig:
         config, norm_position=NormPosition.sandwich, norm_unit_offset=True, scale_embeddings=True,
         feed_forward=draw(st.sampled_from([Activation.geglu_tanh, Activation.swiglu])),
         attention_scale=draw(st.sampled_from([None, 5**-0.5, 168**-0.5])) if config.head_dim is None else 7**-0.5,
-        rope_base_local=draw(st.sampled_from([None, 300.0])), **draw(attention_biases),
+        rope_base_local=draw(st.sampled_from([None, 300.0])), logit_softcap=draw(st.sampled_from([None, 9.0])),
+        **draw(attention_biases),
     )  # fmt: skip
 
 
@@ -401,7 +402,7 @@ def gemma3_of_theirs(draw: Any) -> Any:
     pattern = draw(st.sampled_from([{}, {"sliding_window_pattern": 2}]))
     return Gemma3ForCausalLM(
         Gemma3TextConfig(**shape, **pattern, query_pre_attn_scalar=draw(st.sampled_from([8, 5, 256])),
-                         attention_bias=draw(booleans))
+                         attention_bias=draw(booleans), final_logit_softcapping=draw(st.sampled_from([None, 9.0])))
     )  # fmt: skip
 
 

@@ -190,6 +190,7 @@ GEMMA3_FAMILY = replace(
         Key("head_dim", "head_dim", "count", 256),
         Key("tie_embeddings", "tie_word_embeddings", "flag", True),
         Key("feed_forward", "hidden_activation", GATED, "gelu_pytorch_tanh"),
+        Key("logit_softcap", "final_logit_softcapping", "positive", None),
     ),
     groups=(
         rope_by_kind(1_000_000.0, 10_000.0, "rope_local_base_freq", _GEMMA_KINDS),
@@ -198,8 +199,7 @@ GEMMA3_FAMILY = replace(
         QUERY_SCALAR,
     ),
     required=_DECODER | _LLAMA_REQUIRED | {
-        "mlp_bias": False, "use_bidirectional_attention": False, "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
+        "mlp_bias": False, "use_bidirectional_attention": False, "attn_logit_softcapping": None,
     },
     harmless=OF_DECODERS | {"hidden_act", "cache_implementation", "_sliding_window_pattern"},
 )  # fmt: skip

@@ -7,12 +7,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.config.setting import Settings, setting
-from pretrain.errors import ConfigError, shown
-from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
+from pretrain.errors import ConfigError
+from pretrain.models.rope_config import RopeScalingConfig
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, nn
 
+    from pretrain.kernels.softcap import Softcap
     from pretrain.models.transformer import Transformer
 
 
@@ -57,6 +58,13 @@ class Head(Enum):
     mlm = "mlm"  # dense, activation, norm, then vocabulary with a bias (Devlin et al. 2019, its reference code)
 
 
+class SoftcapKind(Enum):
+    """The function that bounds logits."""
+
+    tanh = "tanh"
+    sqrt = "sqrt"
+
+
 class ClassifierHead(Enum):
     """Layers between the pooled hidden state of a text and its labels."""
 
@@ -81,14 +89,6 @@ class ResidualInit(Enum):
     plain = "plain"
     scaled = "scaled"  # 1 / sqrt(2 n_layers) of the others (Radford et al. 2019, section 2.3)
     zero = "zero"  # every block starts as the identity (Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D)
-
-
-_MOST_HEADS = 10_000  # largest number of heads that an error proposes
-
-
-def _divisors(number: int) -> list[int]:
-    """Return the divisors of a number among 1 to 10,000, and the number itself."""
-    return [n for n in range(1, min(number, _MOST_HEADS) + 1) if number % n == 0] + [number]
 
 
 @dataclass
@@ -254,6 +254,11 @@ class TransformerConfig(ModelConfig):
         ClassifierHead.linear, "Layers between a text's pooled hidden state and its labels, of objective=classify."
     )
     tie_embeddings: bool = setting(True, "The head shares the token embedding's matrix.")
+    logit_softcap: float | None = setting(
+        None, "Bound of the logits over the vocabulary, which it flattens smoothly; null: none.", bounds="(0.0, inf)",
+        example=30.0,
+    )  # fmt: skip
+    softcap_kind: SoftcapKind = setting(SoftcapKind.tanh, "Function that bounds logits: tanh(x), or x / sqrt(1 + x^2).")
     dropout: float = setting(
         0.0, "Dropout of embeddings and of each sub-layer's output.", bounds="[0.0, 1.0)", example=0.1
     )
@@ -266,65 +271,9 @@ class TransformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_dim is None and self.d_model % self.n_heads:
-            nearest = self.n_heads * max(1, round(self.d_model / self.n_heads))
-            raise ConfigError(
-                f"model.d_model={self.d_model} does not split into model.n_heads={self.n_heads} equal heads. "
-                f"Try model.d_model={nearest}."
-            )
-        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
-            nearest = min(_divisors(self.n_heads), key=lambda n: abs(n - self.kv_heads))
-            raise ConfigError(
-                f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}. "
-                f"Try model.n_kv_heads={nearest}."
-            )
-        if self.position is Position.rope and self.attention_head_dim % 2:
-            raise ConfigError(
-                f"model.position=rope turns pairs of channels, but a head is {self.attention_head_dim} wide. "
-                f"Try model.head_dim={self.attention_head_dim + 1}."
-            )
-        self._check_positions()
-        if self.norm_unit_offset and self.norm is not Norm.rms:
-            raise ConfigError(
-                f"model.norm_unit_offset=true is for RMS norms, and model.norm={self.norm.name} is none. "
-                "Try model.norm=rms."
-            )
-        if self.parallel_residual and self.norm_position is not NormPosition.pre:
-            raise ConfigError(
-                f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="
-                f"{self.norm_position.name} has some behind. Try model.norm_position=pre."
-            )
+        from pretrain.models.shape_checks import check_shape  # here: it reads these settings
 
-    def _check_positions(self) -> None:
-        if self.sliding_window is not None and self.global_attention_offset >= max(1, self.global_attention_every):
-            raise ConfigError(
-                f"model.global_attention_offset={self.global_attention_offset} is not one of the first "
-                f"model.global_attention_every={self.global_attention_every} layers, of which it names the global one. "
-                f"Try model.global_attention_offset={max(0, self.global_attention_every - 1)}."
-            )
-        layers = self.global_attention_layers
-        if len(set(layers)) < len(layers) or not all(0 <= layer < self.n_layers for layer in layers):
-            raise ConfigError(
-                f"model.global_attention_layers={shown(layers)} must be of 0 to {self.n_layers - 1}, each once. "
-                "Try model.global_attention_layers=[0]."
-            )
-        rope = self.position is Position.rope
-        if rope and self.rope_scaling.kind is RopeScaling.yarn and min(self.window_rope(w)[0] for w in (None, 1)) <= 1:
-            raise ConfigError(
-                f"model.rope_scaling.kind=yarn needs a base above 1, and model.rope_base={self.rope_base}, "
-                f"model.rope_base_local={shown(self.rope_base_local)}. Try model.rope_base=10000."
-            )
-        if rope and self.rope_fraction != 1.0 and (self.rope_dim % 2 or not self.rope_dim):
-            nearest = 2 * max(1, round(self.rope_fraction * self.attention_head_dim / 2)) / self.attention_head_dim
-            raise ConfigError(
-                f"model.rope_fraction={self.rope_fraction} rotates {self.rope_dim} of {self.attention_head_dim} "
-                f"channels of a head, which are no pairs. Try model.rope_fraction={nearest}."
-            )
-        if rope and self.position_offset:
-            raise ConfigError(
-                f"model.position_offset={self.position_offset} is for a table of learned positions, and "
-                "model.position=rope has none. Try model.position_offset=0."
-            )
+        check_shape(self)
 
     @property
     def kv_heads(self) -> int:
@@ -365,6 +314,12 @@ class TransformerConfig(ModelConfig):
     def score_scale(self) -> float:
         """Factor of the attention scores."""
         return float(self.attention_head_dim**-0.5) if self.attention_scale is None else self.attention_scale
+
+    def softcap(self, cap: float | None) -> Softcap | None:
+        """Return the function that bounds logits or scores by `cap`; None without one."""
+        from pretrain.kernels.softcap import Softcap
+
+        return None if cap is None else Softcap(cap, self.softcap_kind is SoftcapKind.tanh)
 
     def layer_window(self, layer: int) -> int | None:
         """Return the tokens that this layer attends to; None: all of the row."""

@@ -51,6 +51,8 @@ def effective(config: TransformerConfig) -> dict[str, object]:
         "qkv_bias": config.attention_bias,
         "attention_output_bias": config.output_bias,
         "attention_scale": config.score_scale,
+        "logit_softcap": config.logit_softcap or math.inf,
+        "softcap_kind": config.softcap_kind if config.logit_softcap else None,
         "sliding_window": config.sliding_window if any(local) else math.inf,
         "global_attention_every": local if any(local) else None,
         "rope_base": config.rope_base if rope and not all(local) else None,

@@ -93,6 +93,7 @@ class VocabularyHead(nn.Module):
         super().__init__()
         mlm = config.head is Head.mlm
         self.matmul = Matmul()
+        self.softcap = config.softcap(config.logit_softcap)
         self.activation = Activation.gelu if config.gated else config.feed_forward
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config) if mlm else None
@@ -107,7 +108,8 @@ class VocabularyHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
-        return self.matmul.linear(self.features(hidden), self.weight, self.bias)
+        logits = self.matmul.linear(self.features(hidden), self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap(logits.float()).type_as(logits)
 
 
 class LabelHead(nn.Module):

@@ -112,7 +112,8 @@ def _logits_bytes(work: Workload) -> int:
     rows = min(work.targets, chunk_size(work.vocabulary_held, work.gpu))
     if work.split == 1 and work.targets * work.vocab_size <= MAX_UNCHUNKED_LOGITS:
         return 2 * work.targets * work.vocab_size * FLOAT_BYTES
-    return rows * work.vocabulary_held * (FLOAT_BYTES + 2 * work.half)
+    slopes = FLOAT_BYTES if work.model.logit_softcap is not None else 0
+    return rows * work.vocabulary_held * (FLOAT_BYTES + slopes + 2 * work.half)
 
 
 def _unit_bytes(work: Workload) -> tuple[int, int]:
