@@ -44,6 +44,10 @@ GEMMA = replace(  # two of three layers with a window, positions of the third st
     global_attention_offset=2, rope_base_local=300.0, qkv_bias=True, attention_output_bias=True,
     rope_scaling=RopeScalingConfig(RopeScaling.yarn, 4.0, original_context_length=16, global_layers_only=True),
 )  # fmt: skip
+GEMMA2 = replace(
+    GEMMA, qk_norm=False, rope_base_local=None, attention_softcap=1.5, n_layers=2, global_attention_every=2,
+    global_attention_offset=1, rope_scaling=RopeScalingConfig(),
+)  # fmt: skip
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
@@ -51,10 +55,11 @@ SHAPES = {
     "neox": NEOX,
     "olmo": OLMO,
     "gemma": GEMMA,
+    "gemma2": GEMMA2,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:

@@ -37,6 +37,7 @@ SHAPES = {
     "gpt2": shape("gpt"), "llama": LLAMA, "mistral": replace(LLAMA, sliding_window=5, global_attention_every=0),
     "qwen2": replace(LLAMA, qkv_bias=True), "qwen3": shape("local"), "smollm3": replace(LLAMA, nope_every=2),
     "olmo2": OLMO, "olmo3": replace(OLMO, sliding_window=5, global_attention_every=2), "gemma3_text": shape("gemma"),
+    "gemma2": shape("gemma2"),
     "gpt_neox": shape("neox"), "bert": shape("bert"), "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA,
     "distilbert": shape("bert", feed_forward=Activation.gelu, token_types=0), "modernbert": shape("modern_bert"),
     "eurobert": LLAMA, "phi3": replace(LLAMA, rope_fraction=0.5),

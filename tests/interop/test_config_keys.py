@@ -54,6 +54,7 @@ OF_THEIRS: dict[str, dict[str, Any]] = {
     "olmo2": LLAMA_SIZES,
     "olmo3": TWO_KINDS,
     "gemma3_text": TWO_KINDS,
+    "gemma2": TWO_KINDS | {"rope_parameters": LLAMA_SIZES["rope_parameters"]},
     "phi3": {key: value for key, value in LLAMA_SIZES.items() if key != "head_dim"} | {"sliding_window": 5},
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -91,7 +92,7 @@ CHANGES: dict[str, list[Any]] = {
     "add_cross_attention": [True], "pruned_heads": [{"0": [1]}],
     "per_layer_config": [{"0": {"num_attention_heads": 2}}],
     "attention_multiplier": [3.0], "logits_scaling": [3.0], "logit_scale": [3.0], "residual_multiplier": [3.0],
-    "embedding_multiplier": [3.0], "final_logit_softcapping": [3.0], "attn_logit_softcapping": [3.0],
+    "embedding_multiplier": [3.0], "final_logit_softcapping": [3.0, 0], "attn_logit_softcapping": [3.0, 0],
     "query_pre_attn_scalar": [3, 8], "no_rope_layers": [[0, 1], [1, 0], [1, 1], [0, 0, 1], [1], [2, 0], "11"],
     "no_rope_layer_interval": [1, 2, 0], "rope_interleaved": [True, False],
     "hidden_act": ["gelu", "gelu_new", "silu", "relu", "relu2", "tanh", "quick_gelu"],

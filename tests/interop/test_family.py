@@ -40,6 +40,7 @@ FITTING = [
     ("neox", True, {}, "GPTNeoXForCausalLM"),
     ("olmo", True, {"nope_every": 0}, "Olmo2ForCausalLM"),
     ("gemma", True, {}, "Gemma3ForCausalLM"),
+    ("gemma2", True, {}, "Gemma2ForCausalLM"),
     ("gemma", True, {"global_attention_layers": [0, 1]}, "Gemma3ForCausalLM"),
     ("olmo", True, {"nope_every": 0, "sliding_window": 4, "global_attention_every": 2}, "Olmo3ForCausalLM"),
     ("llama", True, LLAMA | {"rope_fraction": 0.5}, "Phi3ForCausalLM"),

@@ -176,6 +176,13 @@ def gemma3(draw: Any) -> TransformerConfig:
 
 
 @st.composite
+def gemma2(draw: Any) -> TransformerConfig:
+    caps = {name: draw(st.sampled_from([None, 3.0])) for name in ("attention_softcap", "logit_softcap")}
+    config = replace(draw(gemma3()), qk_norm=False, rope_base_local=None, **caps)
+    return replace(config, rope_scaling=replace(config.rope_scaling, global_layers_only=False))
+
+
+@st.composite
 def phi3(draw: Any) -> TransformerConfig:
     window = draw(st.sampled_from([{}, {"sliding_window": 5, "global_attention_every": 0}]))
     fraction = draw(st.sampled_from([0.5, 1.0]))
@@ -189,7 +196,7 @@ STRATEGIES = {
     "bert": bert(), "modernbert": modernbert(), "eurobert": eurobert(),
     "roberta": roberta(), "xlm-roberta": roberta(), "camembert": roberta(), "distilbert": distilbert(),
     "gpt_neox": gpt_neox(), "smollm3": smollm3(), "olmo2": olmo2(), "olmo3": olmo3(), "gemma3_text": gemma3(),
-    "phi3": phi3(),
+    "gemma2": gemma2(), "phi3": phi3(),
 }  # fmt: skip
 
 
@@ -406,6 +413,15 @@ def gemma3_of_theirs(draw: Any) -> Any:
     )  # fmt: skip
 
 
+def gemma2_of_theirs(draw: Any) -> Any:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = llama_like(draw) | {"attn_implementation": "eager"}
+    caps = {f"{name}_logit_softcapping": draw(st.sampled_from([None, 3.0])) for name in ("attn", "final")}
+    windows = {"sliding_window": draw(st.sampled_from([4, 100])), "query_pre_attn_scalar": draw(st.integers(5, 9))}
+    return Gemma2ForCausalLM(Gemma2Config(**shape, **caps, **windows, attention_bias=draw(booleans)))
+
+
 def phi3_of_theirs(draw: Any) -> Any:
     from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -434,7 +450,7 @@ def gpt_neox_of_theirs(draw: Any) -> Any:
     "theirs",
     [gpt2_of_theirs, llama_of_theirs, mistral_of_theirs, qwen2_of_theirs, qwen3_of_theirs, bert_of_theirs,
      modernbert_of_theirs, roberta_of_theirs, distilbert_of_theirs, gpt_neox_of_theirs,
-     smollm3_of_theirs, olmo2_of_theirs, olmo3_of_theirs, gemma3_of_theirs, phi3_of_theirs],
+     smollm3_of_theirs, olmo2_of_theirs, olmo3_of_theirs, gemma3_of_theirs, gemma2_of_theirs, phi3_of_theirs],
 )  # fmt: skip
 def test_theirs_comes_in_and_goes_out(theirs: Any, shapes: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What transformers saved gives its own logits here, and is written again as it was, to the bit."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.errors import ConfigError
+from pretrain.kernels.softcap import Softcap
 from pretrain.models import attention
-from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend
+from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, attend_capped
 from pretrain.models.config import (
     Activation,
     Head,
@@ -25,7 +26,7 @@ from pretrain.models.config import (
     TransformerConfig,
 )
 from pretrain.models.layers import FeedForward
-from pretrain.models.masks import build_mask
+from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotate, rotation
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 from pretrain.models.size import parameter_count
@@ -37,6 +38,7 @@ FAMILIES = [
     ("neox", True),
     ("olmo", True),
     ("gemma", True),
+    ("gemma2", True),
     ("bert", False),
     ("modern_bert", False),
 ]
@@ -81,7 +83,7 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
     assert (whole - packed[7:19]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "bert"])
+@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "gemma2", "bert"])
 def test_the_gradient_is_the_slope_of_the_loss(family: str) -> None:
     """By a central difference in float64 along a random direction of all parameters."""
     model, tokens = random_model(shape(family), 50, True).double(), some_tokens(2, 9)
@@ -149,6 +151,11 @@ def test_new_parts_of_a_block_equal_their_formulas() -> None:
     [
         ("neox", {"rope_fraction": 0.4}, "rope_fraction=0.4 rotates 3 of 8 .* Try model.rope_fraction=0.5"),
         ("llama", {"position_offset": 2}, "position_offset=2 is for a table .* Try model.position_offset=0"),
+        (
+            "gemma2",
+            {"attention_dropout": 0.1},
+            "softcap=1.5 does not go with .*_dropout=0.1.* Try .*_dropout=0",
+        ),
         ("bert", {"norm_unit_offset": True}, "norm_unit_offset=true is for RMS norms.*norm=layer .*model.norm=rms"),
         ("gemma", {"global_attention_offset": 3}, "offset=3 is not .*every=3 layers.* Try .*_offset=2"),
         ("gemma", {"global_attention_layers": [3]}, r"_layers=\[3\] must be of 0 to 2, .* Try .*_layers=\[0\]"),
@@ -246,6 +253,22 @@ def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: b
     found = layer(x, build_mask(causal, window, None, 9, x.device), turns)
     expected = slow_attention(layer, x[0].double(), config, lambda i, j: mask_mod(i, j, causal, window))
     assert_close(found[0].double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@torch.no_grad()
+def test_scores_are_bounded_by_the_formula() -> None:
+    """By tanh and by the square root, dense and in FlexAttention's blocks."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, heads, 160, 16, generator=generator) for heads in (4, 2, 2))
+    scores = q @ k.repeat_interleave(2, 1).mT / 4
+    documents = torch.zeros(2, 160, dtype=torch.int32)
+    for by_tanh in (True, False):
+        bounded = 1.5 * (scores / 1.5).tanh() if by_tanh else scores / (1 + (scores / 1.5) ** 2).sqrt()
+        allowed = torch.ones(160, 160, dtype=torch.bool).tril()
+        expected = bounded.masked_fill(~allowed, -math.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+        for mask in (AttentionMask(True), AttentionMask(True, blocks=build_block_mask(True, None, documents))):
+            assert_close(attend_capped(q, k, v, mask, Softcap(1.5, by_tanh)), expected, atol=1e-5, rtol=1e-4)
 
 
 def llama3_frequency(frequency: float, factor: float, low: float, high: float, original: int) -> float:

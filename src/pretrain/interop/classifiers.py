@@ -28,7 +28,7 @@ _FIRST: Mapping[Pooling, Settings] = {Pooling.first: {}}
 _ROBERTA = {"head.dense": "classifier.dense", "head": "classifier.out_proj"}
 _DECODERS = {
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3",
-    "olmo2": "Olmo2", "olmo3": "Olmo3", "gemma3_text": "Gemma3Text", "gpt_neox": "GPTNeoX",
+    "olmo2": "Olmo2", "olmo3": "Olmo3", "gemma3_text": "Gemma3Text", "gemma2": "Gemma2", "gpt_neox": "GPTNeoX",
     "phi3": "Phi3",
 }  # fmt: skip
 _ENCODERS = {

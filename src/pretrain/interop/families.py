@@ -16,6 +16,7 @@ from pretrain.interop.keys import (
     WINDOW_EVERYWHERE,
     biases,
     layer_kinds,
+    softcaps,
     window_by_kind,
 )
 from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, PHI3, ROBERTA
@@ -176,22 +177,23 @@ OLMO3_FAMILY = replace(  # windows in three of four layers, and scaled positions
 )
 
 _GEMMA_KINDS = layer_kinds(6, "sliding_window_pattern")
+_GEMMA_KEYS = (
+    *(key for key in _LLAMA_KEYS if key.ours not in ("n_kv_heads", "head_dim", "tie_embeddings")),
+    Key("n_kv_heads", "num_key_value_heads", "count", 4),
+    Key("head_dim", "head_dim", "count", 256),
+    Key("tie_embeddings", "tie_word_embeddings", "flag", True),
+    Key("feed_forward", "hidden_activation", GATED, "gelu_pytorch_tanh"),
+)
+_GEMMA_FIXED = _LLAMA_FIXED | {
+    "norm_position": NormPosition.sandwich, "norm_unit_offset": True, "scale_embeddings": True,
+}  # fmt: skip
 GEMMA3_FAMILY = replace(
     LLAMA_FAMILY,
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     names=GEMMA3,
-    fixed=_LLAMA_FIXED | {
-        "norm_position": NormPosition.sandwich, "norm_unit_offset": True, "qk_norm": True, "scale_embeddings": True,
-    },
-    keys=(
-        *(key for key in _LLAMA_KEYS if key.ours not in ("n_kv_heads", "head_dim", "tie_embeddings")),
-        Key("n_kv_heads", "num_key_value_heads", "count", 4),
-        Key("head_dim", "head_dim", "count", 256),
-        Key("tie_embeddings", "tie_word_embeddings", "flag", True),
-        Key("feed_forward", "hidden_activation", GATED, "gelu_pytorch_tanh"),
-        Key("logit_softcap", "final_logit_softcapping", "positive", None),
-    ),
+    fixed=_GEMMA_FIXED | {"qk_norm": True},
+    keys=(*_GEMMA_KEYS, Key("logit_softcap", "final_logit_softcapping", "positive", None)),
     groups=(
         rope_by_kind(1_000_000.0, 10_000.0, "rope_local_base_freq", _GEMMA_KINDS),
         window_by_kind(_GEMMA_KINDS, "sliding_window_pattern"),
@@ -203,6 +205,18 @@ GEMMA3_FAMILY = replace(
     },
     harmless=OF_DECODERS | {"hidden_act", "cache_implementation", "_sliding_window_pattern"},
 )  # fmt: skip
+
+_GEMMA2_KINDS = layer_kinds(2)
+GEMMA2_FAMILY = replace(  # one base of rotary positions, no norms of queries and keys, bounded scores and logits
+    GEMMA3_FAMILY,
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    fixed=_GEMMA_FIXED,
+    keys=_GEMMA_KEYS,
+    groups=(rope(), window_by_kind(_GEMMA2_KINDS), _OF_ATTENTION, QUERY_SCALAR, softcaps(50.0, 30.0)),
+    required=_DECODER | _LLAMA_REQUIRED | {"mlp_bias": False},
+    harmless=OF_DECODERS | {"hidden_act", "cache_implementation"},
+)
 
 PHI3_FAMILY = replace(  # Llama's shape with fused matrices, positions of a share of the channels, and dropout
     LLAMA_FAMILY,
@@ -361,4 +375,4 @@ GPT_NEOX_FAMILY = Family(  # Pythia
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
             DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY, OLMO3_FAMILY, GEMMA3_FAMILY,
-            PHI3_FAMILY)  # fmt: skip
+            GEMMA2_FAMILY, PHI3_FAMILY)  # fmt: skip

@@ -193,6 +193,20 @@ def biases(attention: Sequence[str], others: Sequence[str] = ()) -> Group:
     return Group(read, write, (*attention, *others))
 
 
+def softcaps(attention: float | None, logits: float | None) -> Group:
+    """Return bounds of attention scores and of logits; null is none, and a missing key means these defaults."""
+    names = {"attention_softcap": ("attn_logit_softcapping", attention)}
+    names |= {"logit_softcap": ("final_logit_softcapping", logits)}
+
+    def read(record: ConfigJson) -> Settings:
+        return {ours: record.positive(key) if key in record.values else usual for ours, (key, usual) in names.items()}
+
+    def write(config: TransformerConfig) -> Settings:
+        return {key: getattr(config, ours) for ours, (key, _) in names.items()}
+
+    return Group(read, write, [key for key, _ in names.values()])
+
+
 def _read_gemma(record: ConfigJson) -> Settings:
     record.reject_null("query_pre_attn_scalar")
     scalar = record.positive("query_pre_attn_scalar", 256.0) or 256.0

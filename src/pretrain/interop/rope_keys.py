@@ -67,9 +67,11 @@ def partial_rope(fraction_key: str, base_key: str, fraction: float, is_scaled: b
         parameters = record.section("rope_scaling")
         parameters = parameters if parameters.values else record.section("rope_parameters")
         parameters.reject_null("partial_rotary_factor")
-        share = parameters.positive("partial_rotary_factor", record.positive(fraction_key, fraction)) or 1.0
+        is_inside = "partial_rotary_factor" in parameters.values
+        part, key = (parameters, "partial_rotary_factor") if is_inside else (record, fraction_key)
+        share = part.positive(key, fraction) or 1.0
         if share > 1.0:
-            raise parameters.error("partial_rotary_factor", f"or {fraction_key} is above 1, all channels of a head")
+            raise part.error(key, "is above 1, all channels of a head")
         base = record.positive(base_key, 10_000.0) or 10_000.0
         rope_base, scaling = _read_rope(_without_fraction(parameters), _without_fraction(record), base)
         if scaling.is_on and not is_scaled:

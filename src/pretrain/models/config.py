@@ -59,7 +59,7 @@ class Head(Enum):
 
 
 class SoftcapKind(Enum):
-    """The function that bounds logits."""
+    """The function that bounds logits and attention scores."""
 
     tanh = "tanh"
     sqrt = "sqrt"
@@ -254,11 +254,15 @@ class TransformerConfig(ModelConfig):
         ClassifierHead.linear, "Layers between a text's pooled hidden state and its labels, of objective=classify."
     )
     tie_embeddings: bool = setting(True, "The head shares the token embedding's matrix.")
+    attention_softcap: float | None = setting(
+        None, "Bound of the attention scores before their softmax (Gemma 2: 50); null: none. Slower than without.",
+        bounds="(0.0, inf)", example=50.0,
+    )  # fmt: skip
     logit_softcap: float | None = setting(
         None, "Bound of the logits over the vocabulary, which it flattens smoothly; null: none.", bounds="(0.0, inf)",
         example=30.0,
     )  # fmt: skip
-    softcap_kind: SoftcapKind = setting(SoftcapKind.tanh, "Function that bounds logits: tanh(x), or x / sqrt(1 + x^2).")
+    softcap_kind: SoftcapKind = setting(SoftcapKind.tanh, "What bounds them: tanh x, or x / sqrt(1 + x^2).")
     dropout: float = setting(
         0.0, "Dropout of embeddings and of each sub-layer's output.", bounds="[0.0, 1.0)", example=0.1
     )

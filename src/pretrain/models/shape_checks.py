@@ -39,6 +39,11 @@ def check_shape(config: TransformerConfig) -> None:
             f"Try model.head_dim={config.attention_head_dim + 1}."
         )
     _check_positions(config)
+    if config.attention_softcap is not None and config.attention_dropout:
+        raise ConfigError(
+            f"model.attention_softcap={config.attention_softcap} does not go with model.attention_dropout="
+            f"{config.attention_dropout}. Try model.attention_dropout=0."
+        )
     if config.norm_unit_offset and config.norm is not Norm.rms:
         raise ConfigError(
             f"model.norm_unit_offset=true is for RMS norms, and model.norm={config.norm.name} is none. "

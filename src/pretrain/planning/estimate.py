@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pretrain.models.attention import MAX_EAGER_SCORES
 from pretrain.models.config import Head, Norm, NormPosition
+from pretrain.models.masks import can_use_block_masks
 from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import FLOAT_BYTES, Workload
 from pretrain.training.config import Precision, Strategy
@@ -74,7 +75,8 @@ def activation_bytes(work: Workload) -> int:
     features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
     chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
     head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
-    loss = head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
+    logits = 2 if model.logit_softcap is not None else 1  # before and behind the softmax
+    loss = head if chunked else logits * work.targets * work.vocab_size * FLOAT_BYTES
     copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies
 
@@ -100,6 +102,8 @@ def _score_bytes(work: Workload) -> int:
     model, n, length = work.model, work.tokens, work.length
     scores = n * model.n_heads // work.split * length
     mask = n * length * work.compute_bytes if work.masked else 0
+    if model.attention_softcap is not None and not (work.compiled and can_use_block_masks(model)):
+        return mask + 2 * scores * work.compute_bytes  # bounded scores and probabilities
     if work.gpu or not (model.attention_dropout or (work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES)):
         return mask
     if work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES:
