@@ -12,6 +12,7 @@ from pretrain.interop.family import Family, choose_family
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, TransformerConfig
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.models.lora_config import LoraConfig
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 from pretrain.models.transformer import Transformer
 
 GPT = TransformerConfig(n_layers=2, d_model=32, n_heads=4, context_length=32)
@@ -36,16 +37,29 @@ NEOX = replace(
 OLMO = replace(  # with layers without positions, which no released OLMo has
     LLAMA, norm_position=NormPosition.output, qk_norm_across_heads=True, n_layers=3, nope_every=2
 )
+GEMMA = replace(  # two of three layers with a window, positions of the third stretched
+    LLAMA, norm_position=NormPosition.sandwich, norm_unit_offset=True, scale_embeddings=True, attention_scale=7**-0.5,
+    logit_softcap=2.0,
+    feed_forward=Activation.geglu_tanh, n_layers=3, sliding_window=5, global_attention_every=3,
+    global_attention_offset=2, rope_base_local=300.0, qkv_bias=True, attention_output_bias=True,
+    rope_scaling=RopeScalingConfig(RopeScaling.yarn, 4.0, original_context_length=16, global_layers_only=True),
+)  # fmt: skip
+GEMMA2 = replace(
+    GEMMA, qk_norm=False, rope_base_local=None, attention_softcap=1.5, n_layers=2, global_attention_every=2,
+    global_attention_offset=1, rope_scaling=RopeScalingConfig(),
+)  # fmt: skip
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
     "local": replace(LLAMA, n_layers=3, sliding_window=5, global_attention_every=2),  # a causal model with windows
     "neox": NEOX,
     "olmo": OLMO,
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local", "neox", "olmo"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:
@@ -60,7 +74,7 @@ def random_model(config: TransformerConfig, vocab_size: int, causal: bool, seed:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.3, generator=generator)
-            parameter += float("norm" in name and name.endswith("weight"))
+            parameter += float("norm" in name and name.endswith("weight") and not config.norm_unit_offset)
     return model.eval()
 
 

@@ -41,8 +41,10 @@ def lively_weights(model: nn.Module, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            is_norm = ("norm" in name.lower() or "ln_" in name) and name.endswith("weight")
+            start = float(parameter[0]) if is_norm else 0.0  # 1, of Gemma's 0
             parameter.normal_(std=0.2, generator=generator)
-            parameter += float("norm" in name.lower() or "ln_" in name) * float(name.endswith("weight"))
+            parameter += start
     return model.eval()
 
 

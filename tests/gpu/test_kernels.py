@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.data.collate import IGNORE
+from pretrain.kernels.softcap import Softcap, capped
 from pretrain.models.attention import attend
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.objectives import loss
@@ -61,9 +62,15 @@ def test_attention_in_blocks_is_attention_pair_by_pair(
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize(("z_loss", "softcap"), [(0.0, None), (0.01, None), (0.01, Softcap(3.0)),
+                                                  (0.0, Softcap(3.0, by_tanh=False))])  # fmt: skip
 def test_the_loss_at_once_is_the_loss(
-    bias: bool, dtype: torch.dtype, z_loss: float, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+    bias: bool,
+    dtype: torch.dtype,
+    z_loss: float,
+    softcap: Softcap | None,
+    gpu: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(loss, "MAX_UNCHUNKED_LOGITS", 0)
@@ -77,13 +84,13 @@ def test_the_loss_at_once_is_the_loss(
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
             return loss.cross_entropy_sum(
                 features,
-                SimpleNamespace(weight=weight, bias=bias),
+                SimpleNamespace(weight=weight, bias=bias, softcap=softcap),
                 targets,
                 settings=loss.LossSettings(compiled=True, z_loss=z_loss),
             )
 
     def exactly(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        logits = torch.nn.functional.linear(features, weight, bias)
+        logits = capped(softcap, torch.nn.functional.linear(features, weight, bias))
         penalty = z_loss * logits.logsumexp(-1)[targets != IGNORE].square().sum()
         plain = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         return plain + penalty - penalty.detach()

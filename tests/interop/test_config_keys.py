@@ -24,6 +24,10 @@ SIZES = {
 }  # fmt: skip
 LLAMA_SIZES = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": {"rope_type": "default",
                                                                                    "rope_theta": 500.0}}  # fmt: skip
+TWO_KINDS = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 5, "rope_parameters": {
+    "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+}, "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
 ROBERTA_SIZES = SIZES | {"pad_token_id": 1}
 OF_THEIRS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -48,10 +52,16 @@ OF_THEIRS: dict[str, dict[str, Any]] = {
     "gpt_neox": SIZES,
     "smollm3": LLAMA_SIZES,
     "olmo2": LLAMA_SIZES,
+    "olmo3": TWO_KINDS,
+    "gemma3_text": TWO_KINDS,
+    "gemma2": TWO_KINDS | {"rope_parameters": LLAMA_SIZES["rope_parameters"]},
+    "phi3": {key: value for key, value in LLAMA_SIZES.items() if key != "head_dim"} | {"sliding_window": 5},
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+PLAIN = {"rope_type": "default"}
 WINDOWS = ["sliding_attention", "full_attention"]
 # What a key may be changed to besides what its own value suggests; keys that no class of a family has, too.
 CHANGES: dict[str, list[Any]] = {
@@ -62,11 +72,17 @@ CHANGES: dict[str, list[Any]] = {
         {"rope_type": "default", "factor": 2.0}, LINEAR | {"attention_factor": 2.0}, LINEAR | {"mscale": 2.0},
         LINEAR | {"original_max_position_embeddings": 8},
         {key: value for key, value in LLAMA3.items() if not key.startswith("original")},
+        YARN, YARN | {"beta_fast": 2.0, "beta_slow": 0.5}, YARN | {"attention_factor": 1.5}, YARN | {"beta_fast": 0},
+        YARN | {"truncate": False}, YARN | {"mscale": 2.0, "mscale_all_dim": 1.0}, YARN | {"beta_slow": 64.0},
+        YARN | {"attention_factor": None}, YARN | {"original_max_position_embeddings": None},
+        {"full_attention": YARN, "sliding_attention": PLAIN}, {"full_attention": PLAIN, "sliding_attention": LINEAR},
         {"full_attention": LINEAR}, {"full_attention": LINEAR, "sliding_attention": LINEAR},
         {"full_attention": {"rope_theta": 3.0, "rope_type": "default"}, "sliding_attention": None},
     ],
     "rope_scaling": [{}, LINEAR, LLAMA3, {"type": "linear", "factor": 2.0}, {"rope_theta": 7.0},
                      {"rope_type": "dynamic", "factor": 2.0}],
+    "rope_local_base_freq": [0, 77.0], "sliding_window_pattern": [1, 2, 3, 0], "_sliding_window_pattern": [2],
+    "use_bidirectional_attention": [True, False],
     "rope_theta": [0, 0.0, -1.0, 77.0], "partial_rotary_factor": [0.5, 1.0],
     "original_max_position_embeddings": [8], "global_rope_theta": [0, 77.0], "local_rope_theta": [0, 77.0],
     "layer_types": [WINDOWS, WINDOWS[::-1], WINDOWS[:1] * 2, WINDOWS[1:] * 2, WINDOWS[:1]],
@@ -76,14 +92,15 @@ CHANGES: dict[str, list[Any]] = {
     "add_cross_attention": [True], "pruned_heads": [{"0": [1]}],
     "per_layer_config": [{"0": {"num_attention_heads": 2}}],
     "attention_multiplier": [3.0], "logits_scaling": [3.0], "logit_scale": [3.0], "residual_multiplier": [3.0],
-    "embedding_multiplier": [3.0], "final_logit_softcapping": [3.0], "attn_logit_softcapping": [3.0],
-    "query_pre_attn_scalar": [3], "no_rope_layers": [[0, 1], [1, 0], [1, 1], [0, 0, 1], [1], [2, 0], "11"],
+    "embedding_multiplier": [3.0], "final_logit_softcapping": [3.0, 0], "attn_logit_softcapping": [3.0, 0],
+    "query_pre_attn_scalar": [3, 8], "no_rope_layers": [[0, 1], [1, 0], [1, 1], [0, 0, 1], [1], [2, 0], "11"],
     "no_rope_layer_interval": [1, 2, 0], "rope_interleaved": [True, False],
     "hidden_act": ["gelu", "gelu_new", "silu", "relu", "relu2", "tanh", "quick_gelu"],
     "hidden_activation": ["gelu", "gelu_new", "silu", "relu"],
     "activation_function": ["gelu", "gelu_new", "relu", "relu2", "silu", "gelu_fast"],
     "attention_bias": [True, False], "mlp_bias": [True, False], "qkv_bias": [False], "qk_norm": [False, True],
     "use_qk_norm": [True], "post_norm": [True, False], "head_dim": [16, None], "hidden_dropout": [0.0, 0.5],
+    "resid_pdrop": [0.0],
     "layer_norm_eps": [0, 0.5], "layer_norm_epsilon": [0, 0.5], "rms_norm_eps": [0, 0.5], "norm_eps": [0, 0.5],
     "norm_bias": [True], "position_embedding_type": ["absolute", "relative_key"], "tie_word_embeddings": [True, False],
     "scale_attn_weights": [False], "scale_attn_by_inverse_layer_idx": [True], "classifier_pooling": ["mean", "cls"],
@@ -140,7 +157,8 @@ OLDER_FORM = ("layer_types", "rope_parameters")  # keys that versions of transfo
 
 @pytest.mark.parametrize(
     ("model_type", "without"),
-    [(name, OLDER_FORM if name in ("mistral", "qwen2") else ()) for name in BY_TYPE] + [("modernbert", OLDER_FORM)],
+    [(name, OLDER_FORM if name in ("mistral", "qwen2") else ()) for name in BY_TYPE]
+    + [(name, OLDER_FORM) for name in ("modernbert", "olmo3", "gemma3_text")],
 )
 def test_no_key_changes_the_result_in_silence(model_type: str, without: tuple[str, ...], tmp_path: Path) -> None:
     family = BY_TYPE[model_type]

@@ -10,7 +10,8 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, RopeScaling, RopeScalingConfig
+from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, SoftcapKind
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LLAMA: dict[str, Any] = {"qk_norm": False}
 FITTING = [
@@ -38,9 +39,20 @@ FITTING = [
     ("bert", False, {"token_types": 0, "feed_forward": Activation.gelu}, "DistilBertForMaskedLM"),
     ("neox", True, {}, "GPTNeoXForCausalLM"),
     ("olmo", True, {"nope_every": 0}, "Olmo2ForCausalLM"),
+    ("gemma", True, {}, "Gemma3ForCausalLM"),
+    ("gemma2", True, {}, "Gemma2ForCausalLM"),
+    ("gemma", True, {"global_attention_layers": [0, 1]}, "Gemma3ForCausalLM"),
+    ("olmo", True, {"nope_every": 0, "sliding_window": 4, "global_attention_every": 2}, "Olmo3ForCausalLM"),
+    ("llama", True, LLAMA | {"rope_fraction": 0.5}, "Phi3ForCausalLM"),
     ("llama", True, LLAMA | {"nope_every": 2}, "SmolLM3ForCausalLM"),
 ]
 UNSUPPORTED = [
+    ("gemma", True, {"norm_unit_offset": False}, "model.norm_unit_offset=false", "model.norm_unit_offset=true"),
+    ("gemma", True, {"softcap_kind": SoftcapKind.sqrt}, "model.softcap_kind=sqrt", "model.softcap_kind=tanh"),
+    ("gpt", True, {"logit_softcap": 30.0}, "model.logit_softcap=30.0", "model.logit_softcap=inf"),
+    ("gemma", True, {"scale_embeddings": False}, "model.scale_embeddings=false", "model.scale_embeddings=true"),
+    ("gemma", True, {"attention_output_bias": None}, "model.attention_output_bias=false", "output_bias=true"),
+    ("gpt", True, {"attention_scale": 0.5}, "model.attention_scale=0.5", "model.attention_scale=0.35355339"),
     ("olmo", True, {}, "model.nope_every=2", "model.nope_every=0"),
     ("gpt", True, {"norm_bias": False}, "model.norm_bias=false", "model.norm_bias=true"),
     ("gpt", True, {"bias": False, "qkv_bias": True}, "model.bias=false", "model.bias=true"),
@@ -57,7 +69,13 @@ UNSUPPORTED = [
         "model.sliding_window=null",
     ),
     ("local", True, {"rope_base_local": 9.0}, "model.rope_base_local=9.0", "model.rope_base_local=10000.0"),
-    ("llama", True, LLAMA | {"bias": True, "qkv_bias": False}, "model.qkv_bias=false", "model.qkv_bias=true"),
+    (
+        "llama",
+        True,
+        LLAMA | {"bias": True, "qkv_bias": False},
+        "model.attention_output_bias=true",
+        "model.attention_output_bias=false",
+    ),
     ("bert", False, {"token_types": 0, "norm_eps": 1e-5}, "model.token_types=0", "model.token_types=1"),
     ("bert", False, {"tie_embeddings": False}, "model.tie_embeddings=false", "model.tie_embeddings=true"),
     ("bert", False, {"feed_forward": Activation.swiglu}, "model.feed_forward=swiglu", "model.feed_forward=gelu_tanh"),

@@ -14,21 +14,21 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.errors import ConfigError
+from pretrain.kernels.softcap import Softcap
 from pretrain.models import attention
-from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend
+from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, attend_capped
 from pretrain.models.config import (
     Activation,
     Head,
     Norm,
     NormPosition,
     Position,
-    RopeScaling,
-    RopeScalingConfig,
     TransformerConfig,
 )
 from pretrain.models.layers import FeedForward
-from pretrain.models.masks import build_mask
+from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotate, rotation
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 from pretrain.models.size import parameter_count
 
 FAMILIES = [
@@ -37,6 +37,8 @@ FAMILIES = [
     ("local", True),
     ("neox", True),
     ("olmo", True),
+    ("gemma", True),
+    ("gemma2", True),
     ("bert", False),
     ("modern_bert", False),
 ]
@@ -81,7 +83,7 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
     assert (whole - packed[7:19]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "bert"])
+@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "gemma2", "bert"])
 def test_the_gradient_is_the_slope_of_the_loss(family: str) -> None:
     """By a central difference in float64 along a random direction of all parameters."""
     model, tokens = random_model(shape(family), 50, True).double(), some_tokens(2, 9)
@@ -116,6 +118,20 @@ def test_new_parts_of_a_block_equal_their_formulas() -> None:
     middle = x + block.attention_norm(block.attention(x, mask))
     assert_close(block(x, mask), middle + block.feed_forward_norm(block.feed_forward(middle)))
 
+    model = random_model(shape("gemma"), 50, True)
+    block = model.blocks[0]
+    middle = x + block.attention_output_norm(block.attention(block.attention_norm(x), mask))
+    assert_close(
+        block(x, mask), middle + block.feed_forward_output_norm(block.feed_forward(block.feed_forward_norm(middle)))
+    )
+    norm = block.attention_output_norm
+    assert_close(norm(x), (1 + norm.weight) * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+    tokens = some_tokens(1, 6)
+    assert_close(model.embeddings(tokens, tokens), math.sqrt(32) * model.embeddings.tokens.weight[tokens])
+    assert [model.config.layer_window(layer) for layer in range(3)] == [5, 5, None]
+    listed = shape("gemma", global_attention_layers=[0, 1])
+    assert [listed.layer_window(layer) for layer in range(3)] == [None, None, 5]
+
     head = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(4))
     turned = rotate(head, *turn)  # two of eight channels
     expected = torch.stack([slow_turn(head[0, 0, t, :2], t, [1.0]) for t in range(6)])
@@ -135,6 +151,19 @@ def test_new_parts_of_a_block_equal_their_formulas() -> None:
     [
         ("neox", {"rope_fraction": 0.4}, "rope_fraction=0.4 rotates 3 of 8 .* Try model.rope_fraction=0.5"),
         ("llama", {"position_offset": 2}, "position_offset=2 is for a table .* Try model.position_offset=0"),
+        (
+            "gemma2",
+            {"attention_dropout": 0.1},
+            "softcap=1.5 does not go with .*_dropout=0.1.* Try .*_dropout=0",
+        ),
+        ("bert", {"norm_unit_offset": True}, "norm_unit_offset=true is for RMS norms.*norm=layer .*model.norm=rms"),
+        ("gemma", {"global_attention_offset": 3}, "offset=3 is not .*every=3 layers.* Try .*_offset=2"),
+        ("gemma", {"global_attention_layers": [3]}, r"_layers=\[3\] must be of 0 to 2, .* Try .*_layers=\[0\]"),
+        (
+            "gemma",
+            {"rope_base": 1.0},
+            "kind=yarn needs a base above 1, and .*rope_base=1.0.* Try .*_base=10000",
+        ),
         ("bert", {"parallel_residual": True}, "parallel_residual=true needs .*norm_position=post .*norm_position=pre"),
     ],
 )
@@ -226,6 +255,22 @@ def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: b
     assert_close(found[0].double(), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@torch.no_grad()
+def test_scores_are_bounded_by_the_formula() -> None:
+    """By tanh and by the square root, dense and in FlexAttention's blocks."""
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(2, heads, 160, 16, generator=generator) for heads in (4, 2, 2))
+    scores = q @ k.repeat_interleave(2, 1).mT / 4
+    documents = torch.zeros(2, 160, dtype=torch.int32)
+    for by_tanh in (True, False):
+        bounded = 1.5 * (scores / 1.5).tanh() if by_tanh else scores / (1 + (scores / 1.5) ** 2).sqrt()
+        allowed = torch.ones(160, 160, dtype=torch.bool).tril()
+        expected = bounded.masked_fill(~allowed, -math.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+        for mask in (AttentionMask(True), AttentionMask(True, blocks=build_block_mask(True, None, documents))):
+            assert_close(attend_capped(q, k, v, mask, Softcap(1.5, by_tanh)), expected, atol=1e-5, rtol=1e-4)
+
+
 def llama3_frequency(frequency: float, factor: float, low: float, high: float, original: int) -> float:
     """The three cases as Grattafiori et al. release them, by wavelength."""
     wavelength = 2 * math.pi / frequency
@@ -237,15 +282,34 @@ def llama3_frequency(frequency: float, factor: float, low: float, high: float, o
     return (1 - smooth) * frequency / factor + smooth * frequency
 
 
+def test_thresholds_of_yarn_must_be_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"beta_slow=32\.0 must be below beta_fast=32\.0\. Try .*beta_slow=1\.0"):
+        RopeScalingConfig(RopeScaling.yarn, 8.0, beta_slow=32.0)
+
+
+def yarn_frequency(pair: int, factor: float, original: int) -> float:
+    """Pairs of 64 channels by how often they turn within the original context, as in the paper's equations 17 to 20."""
+    frequency = 500_000.0 ** (-2 * pair / 64)
+    first, last = (
+        64 * math.log(original / (2 * math.pi * turns)) / (2 * math.log(500_000.0)) for turns in (32, 1)
+    )  # fmt: skip
+    share = min(1.0, max(0.0, (pair - math.floor(first)) / (math.ceil(last) - math.floor(first))))
+    return share * frequency / factor + (1 - share) * frequency
+
+
 def test_rope_scaling_equals_its_formula() -> None:
     plain = [500_000.0 ** (-2 * i / 64) for i in range(32)]
     for kind, expected in {
         RopeScaling.none: plain,
         RopeScaling.linear: [f / 8 for f in plain],
         RopeScaling.llama3: [llama3_frequency(f, 8, 1, 4, 8192) for f in plain],
+        RopeScaling.yarn: [yarn_frequency(pair, 8, 8192) for pair in range(32)],
     }.items():
         found = rotary_frequencies(64, 500_000.0, RopeScalingConfig(kind, factor=8.0))
         assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=0, rtol=1e-5)
+    yarn = RopeScalingConfig(RopeScaling.yarn, factor=8.0)
+    cos, sin = rotation(torch.arange(4).unsqueeze(0), rotary_frequencies(64, 500_000.0, yarn), yarn.rotation_scale)
+    assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, 0.1 * math.log(8.0) + 1.0))  # "temperature" of eq. 22
     kept, stretched = rotary_frequencies(64, 500_000.0, RopeScalingConfig(RopeScaling.llama3, 8.0))[[0, -1]].tolist()
     assert kept == 1.0
     assert stretched == pytest.approx(plain[-1] / 8)
@@ -277,6 +341,7 @@ def test_feed_forward_equals_its_formula(activation: Activation) -> None:
         "swiglu": gate / (1 + torch.exp(-gate)) * up,
         "geglu": gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2))) * up,
     }
+    by_name["geglu_tanh"] = by_name["gelu_tanh"] * up
     assert_close(layer(x), layer.down(by_name[activation.value].float()), atol=1e-6, rtol=1e-5)
 
 
@@ -292,10 +357,12 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
             "bias",
             "qk_norm",
             "qk_norm_across_heads",
+            "scale_embeddings",
             "tie_embeddings",
         )
     }
     position = draw(st.sampled_from(Position))
+    norm = draw(st.sampled_from(Norm))
     norm_position = draw(st.sampled_from(NormPosition))
     return TransformerConfig(
         n_layers=draw(st.integers(1, 3)),
@@ -307,8 +374,10 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         context_length=draw(st.integers(1, 9)),
         token_types=draw(st.integers(0, 2)),
         qkv_bias=draw(st.sampled_from([None, True, False])),
+        attention_output_bias=draw(st.sampled_from([None, True, False])),
         feed_forward=draw(st.sampled_from(Activation)),
-        norm=draw(st.sampled_from(Norm)),
+        norm=norm,
+        norm_unit_offset=norm is Norm.rms and draw(st.booleans()),
         norm_position=norm_position,
         parallel_residual=norm_position is NormPosition.pre and draw(st.booleans()),
         position=position,

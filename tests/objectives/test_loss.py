@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretrain.data.collate import IGNORE, Rows
+from pretrain.kernels.softcap import Softcap
 from pretrain.objectives import loss
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.causal import Causal
@@ -39,18 +40,25 @@ def problem(bias: bool, ignored: str, dtype: torch.dtype = torch.float32) -> tup
     return values, targets
 
 
-def head_of(weight: Tensor, bias: Tensor | None = None) -> Any:
-    return SimpleNamespace(weight=weight, bias=bias)
+def head_of(weight: Tensor, bias: Tensor | None = None, softcap: Softcap | None = None) -> Any:
+    return SimpleNamespace(weight=weight, bias=bias, softcap=softcap)
 
 
 def weights_of(targets: Tensor, weighted: bool) -> Tensor | None:
     return torch.rand(len(targets), generator=torch.Generator().manual_seed(1)) if weighted else None
 
 
-def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None) -> Tensor:
+CAPS = {None: None, "tanh": Softcap(3.0), "sqrt": Softcap(3.0, by_tanh=False)}
+
+
+def plain_loss(
+    values: list[Tensor], targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None, cap: str | None = None
+) -> Tensor:
     """The definition, in 64 bits."""
     features, weight, *bias = (value.double() for value in values)
     logits = features @ weight.T + (bias[0] if bias else 0.0)
+    if cap is not None:  # at 3
+        logits = 3 * torch.tanh(logits / 3) if cap == "tanh" else logits / torch.sqrt(1 + logits**2 / 9)
     kept = targets != IGNORE
     factors = (torch.ones(len(targets)) if weights is None else weights).double()[kept]
     penalty = z_loss * logits.exp().sum(-1).log()[kept].square()
@@ -62,17 +70,25 @@ def plain_loss(values: list[Tensor], targets: Tensor, z_loss: float = 0.0, weigh
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("cap", CAPS)
 def test_the_loss_and_its_gradient_are_as_defined(
-    chunks: bool, bias: bool, ignored: str, z_loss: float, weighted: bool, request: pytest.FixtureRequest
+    chunks: bool,
+    bias: bool,
+    ignored: str,
+    z_loss: float,
+    weighted: bool,
+    cap: str | None,
+    request: pytest.FixtureRequest,
 ) -> None:
     """The penalty of log Z shows in the gradient alone."""
     if chunks:
         request.getfixturevalue("small_chunks")
     values, targets = problem(bias, ignored)
     weights = weights_of(targets, weighted)
-    expected = plain_loss(values, targets, weights=weights)
-    gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss, weights), values)
-    arguments = (values[0], head_of(*values[1:]), targets, weights, loss.LossSettings(z_loss=z_loss))
+    expected = plain_loss(values, targets, weights=weights, cap=cap)
+    gradients = torch.autograd.grad(3 * plain_loss(values, targets, z_loss, weights, cap), values)
+    head = head_of(values[1], values[2] if bias else None, CAPS[cap])
+    arguments = (values[0], head, targets, weights, loss.LossSettings(z_loss=z_loss))
     found = loss.cross_entropy_sum(*arguments)
     with torch.no_grad():
         assert_close(loss.cross_entropy_sum(*arguments).double(), expected, rtol=1e-6, atol=0)
@@ -119,16 +135,21 @@ def test_chunks_keep_32_bits_of_the_sums_under_autocast() -> None:
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_loss_for_a_compiler_is_the_loss(bias: bool, ignored: str, z_loss: float, weighted: bool) -> None:
+@pytest.mark.parametrize("cap", CAPS)
+def test_the_loss_for_a_compiler_is_the_loss(
+    bias: bool, ignored: str, z_loss: float, weighted: bool, cap: str | None
+) -> None:
     """What a GPU's compiler makes one kernel of: of one chunk, with its gradient."""
     values, targets = problem(bias, ignored)
     weights = weights_of(targets, weighted)
-    expected = plain_loss(values, targets, weights=weights)
-    of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss, weights), values)
+    expected = plain_loss(values, targets, weights=weights, cap=cap)
+    of_features, *others = torch.autograd.grad(plain_loss(values, targets, z_loss, weights, cap), values)
     with torch.no_grad():
         features, weight, *biases = values
         logits = features @ weight.T
-        found, of_bias, total = loss.fused_grad_logits(logits, *(biases or [None]), targets, z_loss, weights)
+        found, of_bias, total = loss.fused_grad_logits(
+            logits, *(biases or [None]), targets, loss.LossTerms(z_loss, CAPS[cap]), weights
+        )
     assert_close(total.double(), expected, rtol=1e-6, atol=0)
     assert_close(found @ weight, of_features.float(), rtol=1e-5, atol=1e-5)
     if bias:

@@ -78,6 +78,7 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
         others = {
             "gpt untied": subject("gpt", tie_embeddings=False),
             "modern_bert": subject("modern_bert"),
+            "gemma": subject("gemma"),
             "hybrid": subject("hybrid"),
             "diffusion": subject("diffusion"),
         }

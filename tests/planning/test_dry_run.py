@@ -31,6 +31,8 @@ SHAPES = {
     "gpt_nano": ["model=gpt_nano"],
     "llama": ["model=llama_nano"],
     "llama untied": ["model=llama_nano", "model.tie_embeddings=false"],
+    "soft caps": ["model=llama_nano", "model.attention_softcap=50.0", "model.logit_softcap=30.0"],
+    "sandwich": ["model=llama_nano", "model.norm_position=sandwich", "model.norm_unit_offset=true"],
     "bert": ["model=bert_nano"],
     "modernbert": ["model=modernbert_nano"],
     "hybrid": ["model=hybrid_nano"],

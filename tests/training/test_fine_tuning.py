@@ -221,15 +221,17 @@ def test_other_labels_than_those_of_the_data_are_refused(tiny, tmp_path):
 def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
     report, _ = classified(tiny, tmp_path, None, "trainer.max_steps=1")
     llm = LanguageModel.load(report.folder)
-    for wrong in (llm.generate, llm.predict_mask, llm.embed, llm.score, lambda text: next(llm.stream(text))):
+    for wrong in (llm.generate, llm.predict_mask, llm.score, lambda text: next(llm.stream(text))):
         with pytest.raises(
             ConfigError, match=r"was trained to classify texts \(neg, pos\) and predicts no tokens\. Use"
         ):
             wrong("a [MASK] film")
+    with pytest.raises(ConfigError, match=r"was trained to classify texts, not to embed them\. Use its base model"):
+        llm.embed("a film")
     for task in ("pseudo_perplexity", "documents"):
         with pytest.raises(ConfigError, match=r"is a classifier, and eval scores predictions of tokens"):
             score(EvalConfig(task=task, path=str(tmp_path / "dev.tsv")), report.folder)
-    with pytest.raises(ConfigError, match=r"is a classifier, and transformers has no such head .* Export the base"):
+    with pytest.raises(ConfigError, match=r"no supported architecture of transformers computes exactly this model"):
         export_model(ExportConfig(output=str(tmp_path / "out")), report.folder)
     words = tune(tiny, "instruct", Path(report.folder), f"data.path={pairs(tmp_path)}")
     with pytest.raises(ConfigError, match=r"is a classifier and has no head over the vocabulary"):

@@ -106,6 +106,8 @@ def _shrunk(model: TransformerConfig) -> TransformerConfig:
         d_ff=None if model.d_ff is None else max(8, round(model.d_ff * d_model / model.d_model)),
         context_length=context_length,
         sliding_window=None if model.sliding_window is None else min(model.sliding_window, max(2, context_length // 4)),
+        global_attention_layers=[0] if model.global_attention_layers else [],
+        global_attention_offset=min(model.global_attention_offset, N_LAYERS - 1),
         dropout=0.0,
         attention_dropout=0.0,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.interop.write import AddedIds
+from pretrain.models.pooling import pool
 from pretrain.models.transformer import Transformer
 
 TOLERANCE = 1e-4  # of logits in float32 up to MAX_ABSOLUTE_LOGIT; larger ones have TOLERANCE / 10 of the largest
@@ -32,17 +33,23 @@ def random_rows(model: Transformer) -> Tensor:
     return without_padding(model, rows)
 
 
-def without_padding(model: Transformer, rows: Tensor) -> Tensor:
-    """Return the rows with another token for padding, if the position of a token depends on it (RoBERTa's does)."""
-    padding = model.config.position_offset - 1
+def without_padding(model: Transformer, rows: Tensor, padding: int | None = None) -> Tensor:
+    """Return the rows with another token for `padding`, by default where positions depend on it (RoBERTa's do)."""
+    padding = model.config.position_offset - 1 if padding is None else padding
     return rows.where(rows != padding, (padding + 1) % model.vocab_size)
 
 
 @torch.inference_mode()
-def our_outputs(model: Transformer, rows: Tensor, bare: bool) -> list[Tensor]:
-    """Return the logits (length, V) of each row; the last hidden states (length, d_model) for a `bare` model."""
-    hidden = [model.eval()(row.unsqueeze(0))[0] for row in rows]
-    return hidden if bare else [model.head(states) for states in hidden]
+def our_outputs(model: Transformer, rows: Tensor, bare: bool, pooling: str | None = None) -> list[Tensor]:
+    """Return the logits (length, V) of each row; the last hidden states (length, d_model) for a `bare` model.
+
+    With `pooling`, of a classifier, the logits (C,) of its labels.
+    """
+    hidden = [model.eval()(row.unsqueeze(0)) for row in rows]
+    if pooling is not None:
+        one_text = torch.zeros_like(rows[:1])
+        return [model.head(pool(states, one_text, 1, pooling)[0, 0]) for states in hidden]
+    return [states[0] if bare else model.head(states[0]) for states in hidden]
 
 
 def compare(folder: Path, architecture: str, rows: Tensor, ours: Sequence[Tensor]) -> float:

@@ -15,7 +15,15 @@ from pretrain.data.config import DataConfig
 from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.files.records import read_record
 from pretrain.files.untrusted_files import read_json
-from pretrain.interop.comparison import compare, compare_tokenizers, has_transformers, our_outputs, random_rows
+from pretrain.interop.classifiers import classifier_family
+from pretrain.interop.comparison import (
+    compare,
+    compare_tokenizers,
+    has_transformers,
+    our_outputs,
+    random_rows,
+    without_padding,
+)
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
@@ -63,6 +71,11 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
     source = open_model(path, config.weights)
     family = _family_of(source, path, config.family)
+    if config.sentence_transformers and source.objective.classifier is not None:
+        raise ConfigError(
+            f"sentence_transformers=true is for models that embed texts, and {path} is a classifier. "
+            "Try sentence_transformers=false."
+        )
     with _new_folder(output) as temporary:
         card, added_ids = _write(temporary, config, source, family)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
@@ -77,6 +90,8 @@ def export_adapters(config: ExportConfig, path: str | Path) -> str:
     output, source = Path(config.output), open_model(path, config.weights)
     if source.run is None or source.saved is None or not source.run.lora.is_on:
         raise ConfigError(f"adapters=true writes the adapters of a LoRA run, and {path} has none. Try adapters=false.")
+    if source.objective.classifier is not None:
+        raise ConfigError(f"adapters=true writes no head, and the classifier {path} has one. Try adapters=false.")
     family = _family_of(source, path, config.family)
     with _new_folder(output) as temporary:
         base = _without_folders(source.run.init_from) if source.run.init_from else None
@@ -105,17 +120,14 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     """Return the family that computes the same as a model; ConfigError if none does."""
     shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
-    if (classifier := source.objective.classifier) is not None:
-        raise ConfigError(
-            f"{path} is a classifier, and transformers has no such head (objective.pooling="
-            f"{classifier.pooling.name}). Export the base model, or use LanguageModel.load(...).classify(text)."
-        )
     if source.objective.shift_targets and not source.objective.causal:
         raise ConfigError(
             f"{path} was trained with objective.shift=true: the position before a mask predicts it, and in a masked "
             "model of transformers the mask's own does. Train with objective.shift=false to export."
         )
-    return choose_family(shape, source.objective.causal, FAMILIES, name)
+    family = choose_family(shape, source.objective.causal, FAMILIES, name)
+    classifier = source.objective.classifier
+    return family if classifier is None else classifier_family(family, shape, classifier, source.tokenizer)
 
 
 def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Family) -> tuple[ModelCard, AddedIds]:
@@ -124,7 +136,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
     added_ids, suppress_tokens = tokenizer.added_ids, list[int]()
     if source.run is not None:  # trained on documents between BOS and EOS, without other special tokens
-        added_ids = [tokenizer.bos_id], [tokenizer.eos_id] if _embeds(source) or not source.objective.causal else []
+        added_ids = [tokenizer.bos_id], [tokenizer.eos_id] if _is_of_texts(source) else []
         suppress_tokens = sorted(tokenizer.special_ids - {tokenizer.eos_id})
         suppress_tokens += range(tokenizer.vocab_size, model.vocab_size)
     write_settings(folder, family, model, tokenizer, suppress_tokens)
@@ -143,6 +155,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         scores=_scores(source),
         corpora=_corpora(source),
         denoises=source.objective.denoises,
+        labels=source.objective.classifier.labels if source.objective.classifier else (),
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
@@ -153,12 +166,20 @@ def _embeds(source: ModelFolder) -> bool:
     return source.objective.embedding_pooling is not None
 
 
+def _is_of_texts(source: ModelFolder) -> bool:
+    """Whether the model reads texts between BOS and EOS."""
+    return _embeds(source) or not source.objective.causal or source.objective.classifier is not None
+
+
 def _compare(folder: Path, source: ModelFolder, card: ModelCard, added_ids: AddedIds) -> float:
     """Return the largest difference of logits; our model is freed before transformers loads its own."""
     model = source.load()
     assert isinstance(model, Transformer)
-    rows = random_rows(model)
-    ours = our_outputs(model, rows, bare=card.auto_class == "AutoModel")
+    rows, classifier = random_rows(model), source.objective.classifier
+    if classifier is not None and source.tokenizer.pad_id is not None:
+        rows = without_padding(model, rows, source.tokenizer.pad_id)
+    pooling = None if classifier is None else classifier.chosen_pooling.value
+    ours = our_outputs(model, rows, card.auto_class == "AutoModel", pooling)
     del model
     difference = compare(folder, card.architecture, rows, ours)
     compare_tokenizers(folder, source.tokenizer, added_ids)

@@ -8,16 +8,19 @@ from dataclasses import replace
 
 from pretrain.interop.family import OF_BERT, OF_DECODERS, OF_GPT2, OF_MODERN_BERT, Family, Key
 from pretrain.interop.keys import (
-    LAYERS_WITHOUT_ROPE,
     LOCAL_AND_GLOBAL,
-    PARTIAL_ROPE,
+    OPTIONAL_WINDOW,
     POSITIONS_AFTER_PADDING,
+    QUERY_SCALAR,
     WINDOW_BY_LAYER,
     WINDOW_EVERYWHERE,
-    one_bias,
-    rope,
+    biases,
+    layer_kinds,
+    softcaps,
+    window_by_kind,
 )
-from pretrain.interop.names import BERT, DISTIL_BERT, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, ROBERTA
+from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, PHI3, ROBERTA
+from pretrain.interop.rope_keys import LAYERS_WITHOUT_ROPE, partial_rope, rope, rope_by_kind
 from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
@@ -26,7 +29,15 @@ PLAIN = {
     "gelu": Activation.gelu,
     "relu2": Activation.relu2,
 }
-GATED = {"silu": Activation.swiglu, "swish": Activation.swiglu, "gelu": Activation.geglu}
+GATED = {
+    "silu": Activation.swiglu,
+    "swish": Activation.swiglu,
+    "gelu": Activation.geglu,
+    "gelu_pytorch_tanh": Activation.geglu_tanh,
+    "gelu_new": Activation.geglu_tanh,
+}
+_OF_ATTENTION = biases(["attention_bias"])
+_OF_BOTH = biases(["attention_bias"], ["mlp_bias"])
 
 _PLAIN = {  # options of all architectures in some version of transformers, which none of ours has
     "is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {},
@@ -81,7 +92,7 @@ LLAMA_FAMILY = Family(
     names=LLAMA,
     fixed=_LLAMA_FIXED,
     keys=(*_LLAMA_KEYS, _GATED_KEY),
-    groups=(rope(), one_bias("attention_bias", "mlp_bias")),
+    groups=(rope(), _OF_BOTH),
     required=_DECODER | _LLAMA_REQUIRED,
     harmless=OF_DECODERS,
     even_heads=True,
@@ -110,7 +121,7 @@ QWEN3_FAMILY = replace(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     fixed=_LLAMA_FIXED | {"qk_norm": True},
-    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    groups=(rope(), WINDOW_BY_LAYER, _OF_ATTENTION),
 )
 
 APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no gate in the feed-forward layer
@@ -128,9 +139,9 @@ APERTUS_FAMILY = Family(  # rotary positions, RMS norms of queries and keys, no 
     groups=(rope(12_000_000.0, {
         "rope_type": "llama3", "rope_theta": 12_000_000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-    }),),
+    }), _OF_ATTENTION),
     required=_DECODER | _LLAMA_REQUIRED | {
-        "attention_bias": False, "mlp_bias": False, "qk_norm": True, "post_norm": False,
+        "mlp_bias": False, "qk_norm": True, "post_norm": False,
     },
     harmless=OF_DECODERS,
 )  # fmt: skip
@@ -141,7 +152,7 @@ SMOLLM3_FAMILY = replace(  # Llama's shape, and layers without positions
     architecture="SmolLM3ForCausalLM",
     keys=(*(key for key in LLAMA_FAMILY.keys if key.ours != "tie_embeddings"),
           Key("tie_embeddings", "tie_word_embeddings", "flag", True)),
-    groups=(rope(2_000_000.0), one_bias("attention_bias", "mlp_bias"), LAYERS_WITHOUT_ROPE),
+    groups=(rope(2_000_000.0), _OF_BOTH, LAYERS_WITHOUT_ROPE),
     harmless=OF_DECODERS | {"sliding_window"},  # of no layer, because each sees its whole row
     even_heads=False,
 )  # fmt: skip
@@ -152,9 +163,74 @@ OLMO2_FAMILY = replace(  # norms of what a layer adds, and of the queries and ke
     architecture="Olmo2ForCausalLM",
     names=OLMO2,
     fixed=_LLAMA_FIXED | {"norm_position": NormPosition.output, "qk_norm": True, "qk_norm_across_heads": True},
-    groups=(rope(),),
-    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    groups=(rope(), _OF_ATTENTION),
+    required=_DECODER | _LLAMA_REQUIRED | {"mlp_bias": False},
     even_heads=False,
+)
+
+_OLMO3_KINDS = layer_kinds(4)
+OLMO3_FAMILY = replace(  # windows in three of four layers, and scaled positions in the others only
+    OLMO2_FAMILY,
+    model_type="olmo3",
+    architecture="Olmo3ForCausalLM",
+    groups=(rope_by_kind(500_000.0, 500_000.0, None, _OLMO3_KINDS), window_by_kind(_OLMO3_KINDS), _OF_ATTENTION),
+)
+
+_GEMMA_KINDS = layer_kinds(6, "sliding_window_pattern")
+_GEMMA_KEYS = (
+    *(key for key in _LLAMA_KEYS if key.ours not in ("n_kv_heads", "head_dim", "tie_embeddings")),
+    Key("n_kv_heads", "num_key_value_heads", "count", 4),
+    Key("head_dim", "head_dim", "count", 256),
+    Key("tie_embeddings", "tie_word_embeddings", "flag", True),
+    Key("feed_forward", "hidden_activation", GATED, "gelu_pytorch_tanh"),
+)
+_GEMMA_FIXED = _LLAMA_FIXED | {
+    "norm_position": NormPosition.sandwich, "norm_unit_offset": True, "scale_embeddings": True,
+}  # fmt: skip
+GEMMA3_FAMILY = replace(
+    LLAMA_FAMILY,
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    names=GEMMA3,
+    fixed=_GEMMA_FIXED | {"qk_norm": True},
+    keys=(*_GEMMA_KEYS, Key("logit_softcap", "final_logit_softcapping", "positive", None)),
+    groups=(
+        rope_by_kind(1_000_000.0, 10_000.0, "rope_local_base_freq", _GEMMA_KINDS),
+        window_by_kind(_GEMMA_KINDS, "sliding_window_pattern"),
+        _OF_ATTENTION,
+        QUERY_SCALAR,
+    ),
+    required=_DECODER | _LLAMA_REQUIRED | {
+        "mlp_bias": False, "use_bidirectional_attention": False, "attn_logit_softcapping": None,
+    },
+    harmless=OF_DECODERS | {"hidden_act", "cache_implementation", "_sliding_window_pattern"},
+)  # fmt: skip
+
+_GEMMA2_KINDS = layer_kinds(2)
+GEMMA2_FAMILY = replace(  # one base of rotary positions, no norms of queries and keys, bounded scores and logits
+    GEMMA3_FAMILY,
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    fixed=_GEMMA_FIXED,
+    keys=_GEMMA_KEYS,
+    groups=(rope(), window_by_kind(_GEMMA2_KINDS), _OF_ATTENTION, QUERY_SCALAR, softcaps(50.0, 30.0)),
+    required=_DECODER | _LLAMA_REQUIRED | {"mlp_bias": False},
+    harmless=OF_DECODERS | {"hidden_act", "cache_implementation"},
+)
+
+PHI3_FAMILY = replace(  # Llama's shape with fused matrices, positions of a share of the channels, and dropout
+    LLAMA_FAMILY,
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    names=PHI3,
+    keys=(
+        *(key for key in _LLAMA_KEYS if key.ours != "head_dim"),
+        _GATED_KEY,
+        Key("dropout", "resid_pdrop", "number", 0.0, also=("embd_pdrop",)),
+    ),
+    groups=(partial_rope("partial_rotary_factor", "rope_theta", 1.0, is_scaled=False), OPTIONAL_WINDOW),
+    required=_DECODER | _LLAMA_REQUIRED | {"attention_bias": False, "mlp_bias": False},
+    harmless=OF_DECODERS | {"original_max_position_embeddings"},  # of scaled positions only
 )
 
 BERT_FAMILY = Family(
@@ -212,7 +288,7 @@ MODERN_BERT_FAMILY = Family(
         Key("attention_dropout", "attention_dropout", "number", 0.0),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    groups=(LOCAL_AND_GLOBAL, one_bias("attention_bias", "mlp_bias", "classifier_bias")),
+    groups=(LOCAL_AND_GLOBAL, biases(["attention_bias"], ["mlp_bias", "classifier_bias"])),
     required=_ENCODER | {"decoder_bias": True, "classifier_activation": "gelu"},
     harmless=OF_MODERN_BERT,
 )  # fmt: skip
@@ -290,7 +366,7 @@ GPT_NEOX_FAMILY = Family(  # Pythia
         Key("attention_dropout", "attention_dropout", "number", 0.0),
         Key("init_std", "initializer_range", "number", 0.02),
     ),
-    groups=(PARTIAL_ROPE,),
+    groups=(partial_rope("rotary_pct", "rotary_emb_base", 0.25, is_scaled=True),),
     required=_DECODER | {"attention_bias": True},
     harmless=OF_DECODERS,
     even_heads=True,
@@ -298,4 +374,5 @@ GPT_NEOX_FAMILY = Family(  # Pythia
 
 FAMILIES = (GPT2_FAMILY, LLAMA_FAMILY, MISTRAL_FAMILY, QWEN2_FAMILY, QWEN3_FAMILY, APERTUS_FAMILY, BERT_FAMILY,
             MODERN_BERT_FAMILY, EURO_BERT_FAMILY, ROBERTA_FAMILY, XLM_ROBERTA_FAMILY, CAMEMBERT_FAMILY,
-            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY)  # fmt: skip
+            DISTIL_BERT_FAMILY, GPT_NEOX_FAMILY, SMOLLM3_FAMILY, OLMO2_FAMILY, OLMO3_FAMILY, GEMMA3_FAMILY,
+            GEMMA2_FAMILY, PHI3_FAMILY)  # fmt: skip

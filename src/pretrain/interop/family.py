@@ -116,6 +116,7 @@ class Family:
     required: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value, if present
     harmless: frozenset[str] = frozenset()  # keys without effect in this family, besides those of all families
     bare: str | None = None  # the class without a head, if the family has one
+    further: Mapping[str, Any] = field(default_factory=dict)  # keys that are written with the others
     even_heads: bool = False  # hidden_size must be divisible by the heads, whatever head_dim is
 
     def read(self, record: ConfigJson) -> TransformerConfig:
@@ -154,7 +155,7 @@ class Family:
         parts: list[Key | Group] = [*self.keys, *self.groups]
         for part in parts:
             record |= part.write(config)
-        return record
+        return record | dict(self.further)
 
     def class_of(self, config: TransformerConfig) -> str:
         """Return the class of transformers for a model of this shape."""
@@ -165,6 +166,8 @@ class Family:
         """Return the Auto class of transformers for a model of this shape."""
         if self.class_of(config) == self.bare:
             return "AutoModel"
+        if self.architecture.endswith("ForSequenceClassification"):
+            return "AutoModelForSequenceClassification"
         return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
 
     def obstacles(self, config: TransformerConfig) -> dict[str, tuple[Any, Any]]:

@@ -1,111 +1,19 @@
-"""Settings of ours that correspond to several keys of config.json: rotary positions, sliding windows, biases."""
+"""Settings of ours that correspond to several keys of config.json: sliding windows, biases, scales."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.errors import CheckpointError
 from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.family import Group, Settings
-from pretrain.models.config import Position, RopeScaling, RopeScalingConfig, TransformerConfig
-
-_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
-_SCALINGS = {"default": RopeScaling.none, "linear": RopeScaling.linear, "llama3": RopeScaling.llama3}
-_IN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_OF_SCALING = {  # further keys of each kind; those that a kind does not use change nothing
-    "default": {"factor"},
-    "linear": {"factor", "original_max_position_embeddings"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-}
-
-
-def rope(base: float = 10_000.0, default: Settings | None = None) -> Group:
-    """Return rotary positions that all layers share; `base` is the default of `rope_theta`.
-
-    `default` holds the architecture's parameters for a config.json with none. `rope_scaling` overrides
-    `rope_parameters`, as in transformers.
-    """
-
-    def read(record: ConfigJson) -> Settings:
-        record.reject_null("rope_theta")
-        parameters = record.section("rope_scaling")
-        if not parameters.values and record.values.get("rope_parameters") is None and default is not None:
-            if "rope_theta" in record.values:
-                raise record.error("rope_theta", "is not inside rope_parameters, and versions of transformers read it "
-                                   "differently. Move it there, beside the rope_type")  # fmt: skip
-            parameters = ConfigJson(default, record.location)
-        elif not parameters.values:
-            parameters = record.section("rope_parameters")
-        rope_base, scaling = _read_rope(parameters, record, record.positive("rope_theta", base) or base)
-        return {"rope_base": rope_base, "rope_scaling": scaling}
-
-    def write(config: TransformerConfig) -> Settings:
-        if config.position is not Position.rope:
-            return {}
-        local_only = all(config.layer_window(layer) is not None for layer in range(config.n_layers))
-        parameters = _write_rope(config, config.rope_base_local if local_only else None)
-        older = {"rope_theta": parameters["rope_theta"]}  # keys that transformers read before version 5
-        if config.rope_scaling.kind is not RopeScaling.none:
-            older["rope_scaling"] = parameters
-        return {"rope_parameters": parameters, **older}
-
-    return Group(read, write, ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor"))
-
-
-def _read_neox(record: ConfigJson) -> Settings:
-    for key in ("rotary_pct", "rotary_emb_base"):
-        record.reject_null(key)
-    parameters = record.section("rope_scaling")
-    parameters = parameters if parameters.values else record.section("rope_parameters")
-    parameters.reject_null("partial_rotary_factor")
-    fraction = parameters.positive("partial_rotary_factor", record.positive("rotary_pct", 0.25)) or 1.0
-    if fraction > 1.0:
-        raise parameters.error("partial_rotary_factor", "or rotary_pct is above 1, all channels of a head")
-    whole = {key: value for key, value in parameters.values.items() if key != "partial_rotary_factor"}
-    base = record.positive("rotary_emb_base", 10_000.0) or 10_000.0
-    rope_base, scaling = _read_rope(ConfigJson(whole, parameters.location), record, base)
-    return {"rope_base": rope_base, "rope_scaling": scaling, "rope_fraction": fraction}
-
-
-def _write_neox(config: TransformerConfig) -> Settings:
-    parameters = _write_rope(config) | {"partial_rotary_factor": config.rope_fraction}
-    older = {"rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_base}  # read before version 5
-    return {"rope_parameters": parameters, **older} | (
-        {"rope_scaling": parameters} if config.rope_scaling.kind is not RopeScaling.none else {}
-    )
-
-
-PARTIAL_ROPE = Group(  # GPT-NeoX
-    _read_neox, _write_neox, ("rope_scaling", "rope_parameters", "rotary_pct", "rotary_emb_base")
+from pretrain.interop.rope_keys import (
+    GLOBAL,
+    LOCAL,
+    KindsOf,
+    read_rope_by_kind,
+    sections_by_kind,
+    write_rope_by_kind,
 )
-
-
-def _read_nope(record: ConfigJson) -> Settings:
-    record.reject_null("no_rope_layer_interval")
-    layers, every = record.layers("num_hidden_layers") or 0, record.layers("no_rope_layer_interval", 4) or 4
-    for key in ("use_sliding_window", "layer_types"):
-        if record.values.get(key) not in (None, False, [_GLOBAL] * layers):
-            raise record.error(key, f"is not supported here, only {_GLOBAL} in all layers")
-    rotates = record.values.get("no_rope_layers")
-    if rotates is None:
-        return {"nope_every": every}
-    if not isinstance(rotates, list) or any(type(each) is not int for each in rotates) or len(rotates) < layers:
-        raise record.error("no_rope_layers", "is not 0 or 1 for each layer")
-    rotates = [bool(each) for each in rotates[:layers]]
-    every = rotates.index(False) + 1 if False in rotates else 0
-    if rotates != [not every or layer % every != every - 1 for layer in range(layers)]:
-        raise record.error("no_rope_layers", "is not supported, only a 0 for the last of every n layers")
-    return {"nope_every": every}
-
-
-def _write_nope(config: TransformerConfig) -> Settings:
-    record: Settings = {"no_rope_layers": [int(config.layer_rotates(layer)) for layer in range(config.n_layers)]}
-    record |= {"layer_types": [_GLOBAL] * config.n_layers, "use_sliding_window": False}
-    return record | ({"no_rope_layer_interval": config.nope_every} if config.nope_every else {})
-
-
-LAYERS_WITHOUT_ROPE = Group(  # SmolLM3
-    _read_nope, _write_nope, ("no_rope_layers", "no_rope_layer_interval", "layer_types", "use_sliding_window")
-)
+from pretrain.models.config import TransformerConfig
 
 
 def _read_offset(record: ConfigJson) -> Settings:
@@ -129,61 +37,6 @@ POSITIONS_AFTER_PADDING = Group(  # RoBERTa
 )
 
 
-def _read_rope(parameters: ConfigJson, record: ConfigJson, base: float) -> tuple[float, RopeScalingConfig]:
-    for key, value in parameters.values.items():
-        if isinstance(value, dict):
-            raise parameters.error(key, "differs from layer to layer, which is not supported here")
-    for part in (parameters, record):
-        if part.number("partial_rotary_factor", 1.0) != 1.0:
-            raise part.error("partial_rotary_factor", "is not supported, only 1.0")
-    for key in ("rope_theta", "rope_type", "factor"):
-        parameters.reject_null(key)
-    word = "rope_type" if "rope_type" in parameters.values else "type"
-    kind = parameters.text(word, "default")
-    if kind not in _SCALINGS:
-        raise parameters.error(word, f"is not supported, only {', '.join(_SCALINGS)}")
-    for key, value in parameters.values.items():
-        if key not in _IN_ROPE | _OF_SCALING[kind] and value is not None:
-            raise parameters.error(key, f"does not belong to the rope type {kind}. Remove it if it has no effect")
-    return parameters.positive("rope_theta", base) or base, _read_scaling(parameters, record, kind)
-
-
-def _read_scaling(parameters: ConfigJson, record: ConfigJson, kind: str) -> RopeScalingConfig:
-    if kind == "default":
-        if parameters.number("factor", 1.0) != 1.0:
-            raise parameters.error("factor", "has no effect with the rope type default. Remove it, or name the type")
-        return RopeScalingConfig()
-    required = _OF_SCALING[kind] - {"original_max_position_embeddings"}
-    missing = sorted(key for key in required if parameters.values.get(key) is None)
-    if missing:
-        raise CheckpointError(f"{parameters.location} has no {missing[0]}, which the rope type {kind} needs.")
-    scaling = RopeScalingConfig(_SCALINGS[kind], factor=parameters.positive("factor") or 1.0)
-    if kind == "llama3":
-        parameters.reject_null("original_max_position_embeddings")
-        context_length = record.length("max_position_embeddings")
-        scaling.low_freq_factor = parameters.positive("low_freq_factor") or scaling.low_freq_factor
-        scaling.high_freq_factor = parameters.positive("high_freq_factor") or scaling.high_freq_factor
-        scaling.original_context_length = (
-            parameters.length("original_max_position_embeddings", context_length) or scaling.original_context_length
-        )
-    return scaling
-
-
-def _write_rope(config: TransformerConfig, base: float | None = None) -> Settings:
-    scaling = config.rope_scaling
-    word = next(word for word, kind in _SCALINGS.items() if kind is scaling.kind)
-    parameters: Settings = {"rope_type": word, "rope_theta": base or config.rope_base}
-    if scaling.kind is not RopeScaling.none:
-        parameters["factor"] = scaling.factor
-    if scaling.kind is RopeScaling.llama3:
-        parameters |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context_length,
-        }
-    return parameters
-
-
 def _read_everywhere(record: ConfigJson) -> Settings:
     window = record.length("sliding_window", 4096) if record.values.get("sliding_window", 0) is not None else None
     if record.values.get("layer_types") is not None:
@@ -197,6 +50,11 @@ def _write_everywhere(config: TransformerConfig) -> Settings:
 
 
 WINDOW_EVERYWHERE = Group(_read_everywhere, _write_everywhere, ("sliding_window", "layer_types"))  # Mistral
+OPTIONAL_WINDOW = Group(  # Phi-3: as Mistral, but by default none
+    lambda record: _read_everywhere(ConfigJson({"sliding_window": None, **record.values}, record.location)),
+    _write_everywhere,
+    ("sliding_window",),
+)
 
 
 def _read_by_layer(record: ConfigJson) -> Settings:
@@ -204,9 +62,9 @@ def _read_by_layer(record: ConfigJson) -> Settings:
         record.reject_null(key)
     layers, first = record.layers("num_hidden_layers") or 0, record.number("max_window_layers", 28)
     has_window = record.flag("use_sliding_window", False) and record.values.get("sliding_window", 0) is not None
-    default = [_LOCAL if has_window and layer >= (first or 0) else _GLOBAL for layer in range(layers)]
+    default = [LOCAL if has_window and layer >= (first or 0) else GLOBAL for layer in range(layers)]
     kinds = record.texts("layer_types") or default
-    if _LOCAL in kinds and not has_window:
+    if LOCAL in kinds and not has_window:
         raise record.error("layer_types", "names a window, and use_sliding_window or sliding_window turns it off")
     return _pattern(record, kinds, record.length("sliding_window", 4096))
 
@@ -230,32 +88,25 @@ def _read_modern(record: ConfigJson) -> Settings:
     for key in ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers", "local_attention"):
         record.reject_null(key)
     layers, every = record.layers("num_hidden_layers") or 0, record.length("global_attn_every_n_layers", 3) or 3
-    kinds = record.texts("layer_types") or [_LOCAL if layer % every else _GLOBAL for layer in range(layers)]
+    kinds = record.texts("layer_types") or [LOCAL if layer % every else GLOBAL for layer in range(layers)]
     settings = _pattern(record, kinds, record.length("local_attention", 128))
-    parameters = record.section("rope_parameters")
-    for key in parameters.values:
-        if key not in (_LOCAL, _GLOBAL):
-            raise parameters.error(key, f"must be inside {_GLOBAL} or {_LOCAL}")
     base = record.positive("global_rope_theta", 160_000.0) or 160_000.0
     local = record.positive("local_rope_theta", 10_000.0) or 10_000.0
-    settings["rope_base"], scaling = _read_rope(parameters.section(_GLOBAL), record, base)
-    settings["rope_base_local"], scaling_local = _read_rope(parameters.section(_LOCAL), record, local)
-    if _LOCAL in kinds and _GLOBAL in kinds and scaling != scaling_local:
-        raise record.error("rope_parameters", "scales positions in some layers only, which is not supported")
-    return settings | {"rope_scaling": scaling if _GLOBAL in kinds else scaling_local}
+    return settings | read_rope_by_kind(record, sections_by_kind(record), (base, local), kinds)
 
 
 def _write_modern(config: TransformerConfig) -> Settings:
-    parameters = {_GLOBAL: _write_rope(config), _LOCAL: _write_rope(config, config.rope_base_local)}
+    parameters = write_rope_by_kind(config)
     record: Settings = {
         "layer_types": _kinds(config),
         "local_attention": config.sliding_window or 128,
         "rope_parameters": parameters,
-        "global_rope_theta": parameters[_GLOBAL]["rope_theta"],  # this and the next: read before version 5
-        "local_rope_theta": parameters[_LOCAL]["rope_theta"],
+        "global_rope_theta": parameters[GLOBAL]["rope_theta"],  # this and the next: read before version 5
+        "local_rope_theta": parameters[LOCAL]["rope_theta"],
     }
     every = 1 if config.sliding_window is None else config.global_attention_every
-    return record | ({"global_attn_every_n_layers": every} if every else {})
+    regular = every and not config.global_attention_offset and not config.global_attention_layers
+    return record | ({"global_attn_every_n_layers": every} if regular else {})
 
 
 LOCAL_AND_GLOBAL = Group(  # ModernBERT
@@ -267,34 +118,103 @@ LOCAL_AND_GLOBAL = Group(  # ModernBERT
 
 
 def _kinds(config: TransformerConfig) -> list[str]:
-    return [_GLOBAL if config.layer_window(layer) is None else _LOCAL for layer in range(config.n_layers)]
+    return [GLOBAL if config.layer_window(layer) is None else LOCAL for layer in range(config.n_layers)]
 
 
 def _pattern(record: ConfigJson, kinds: Sequence[str], window: int | None) -> Settings:
-    """Return our settings for layers of these kinds: global attention in layers 0, n, 2n, ... or in none."""
-    if len(kinds) != record.layers("num_hidden_layers") or not set(kinds) <= {_LOCAL, _GLOBAL}:
-        raise record.error("layer_types", f"is not {_LOCAL} or {_GLOBAL} for each layer")
-    if _LOCAL not in kinds:
+    """Return our settings for layers of these kinds: which attend to the whole row, as every n-th, a list, or none."""
+    if len(kinds) != record.layers("num_hidden_layers") or not set(kinds) <= {LOCAL, GLOBAL}:
+        raise record.error("layer_types", f"is not {LOCAL} or {GLOBAL} for each layer")
+    if LOCAL not in kinds:
         return {"sliding_window": None}
-    numbers = [layer for layer, kind in enumerate(kinds) if kind == _GLOBAL]
-    every = 0 if not numbers else numbers[1] if len(numbers) > 1 else len(kinds)
-    if numbers != (list(range(0, len(kinds), every)) if every else []):
-        raise record.error("layer_types", "is not supported, only full attention in every n-th layer from the first")
-    return {"sliding_window": window, "global_attention_every": every}
+    numbers = [layer for layer, kind in enumerate(kinds) if kind == GLOBAL]
+    first, second = [*numbers, 0, 0][0], [*numbers, len(kinds), len(kinds)][1]
+    every = second - first if len(numbers) > 1 else len(kinds) * len(numbers)
+    regular = first < max(1, every) and numbers == (list(range(first, len(kinds), every)) if every else [])
+    pattern = {"global_attention_every": every, "global_attention_offset": first}
+    return {"sliding_window": window} | (pattern if regular else {"global_attention_layers": numbers})
 
 
-def one_bias(*keys: str) -> Group:
-    """Return a bias in all linear layers or in none; these keys, false by default, must agree."""
+def layer_kinds(every: int, pattern_key: str | None = None) -> KindsOf:
+    """Return what reads the kind of each layer: by default the last of every `every` layers attends to the whole row.
+
+    `pattern_key` is the key for that number in configurations without layer_types, if there is one.
+    """
+
+    def kinds(record: ConfigJson) -> list[str]:
+        layers = record.layers("num_hidden_layers") or 0
+        period = every
+        if pattern_key is not None:
+            record.reject_null(pattern_key)
+            period = record.length(pattern_key, every) or every
+        return record.texts("layer_types") or [LOCAL if (n + 1) % period else GLOBAL for n in range(layers)]
+
+    return kinds
+
+
+def window_by_kind(kinds: KindsOf, *older_keys: str) -> Group:
+    """Return sliding windows in the layers of one kind."""
 
     def read(record: ConfigJson) -> Settings:
+        found = kinds(record)
+        if LOCAL in found and "sliding_window" in record.values:
+            record.reject_null("sliding_window")
+        return _pattern(record, found, record.length("sliding_window", 4096))
+
+    def write(config: TransformerConfig) -> Settings:
+        return {"layer_types": _kinds(config), "sliding_window": config.sliding_window or 4096}
+
+    return Group(read, write, ("layer_types", "sliding_window", *older_keys))
+
+
+def biases(attention: Sequence[str], others: Sequence[str] = ()) -> Group:
+    """Return a bias in all linear layers of attention or in none, and so in all others.
+
+    Keys are false by default, and those of a list must agree; where `others` is empty they have none.
+    """
+
+    def agreed(record: ConfigJson, keys: Sequence[str]) -> bool:
         for key in keys:
             record.reject_null(key)
-        values = [record.flag(key, False) for key in keys]
+        values = [record.flag(key, False) for key in keys] or [False]
         if len(set(values)) > 1:
             raise record.error(keys[0], f"differs from {', '.join(keys[1:])}, which is not supported")
-        return {"bias": values[0]}
+        return values[0]
+
+    def read(record: ConfigJson) -> Settings:
+        inside, outside = agreed(record, attention), agreed(record, others)
+        own = None if inside is outside else inside
+        found: Settings = {"bias": outside} if others else {}
+        return found | {"qkv_bias": own, "attention_output_bias": own}
 
     def write(config: TransformerConfig) -> dict[str, Any]:
-        return dict.fromkeys(keys, config.bias)
+        return dict.fromkeys(attention, config.attention_bias) | dict.fromkeys(others, config.bias)
 
-    return Group(read, write, keys)
+    return Group(read, write, (*attention, *others))
+
+
+def softcaps(attention: float | None, logits: float | None) -> Group:
+    """Return bounds of attention scores and of logits; null is none, and a missing key means these defaults."""
+    names = {"attention_softcap": ("attn_logit_softcapping", attention)}
+    names |= {"logit_softcap": ("final_logit_softcapping", logits)}
+
+    def read(record: ConfigJson) -> Settings:
+        return {ours: record.positive(key) if key in record.values else usual for ours, (key, usual) in names.items()}
+
+    def write(config: TransformerConfig) -> Settings:
+        return {key: getattr(config, ours) for ours, (key, _) in names.items()}
+
+    return Group(read, write, [key for key, _ in names.values()])
+
+
+def _read_gemma(record: ConfigJson) -> Settings:
+    record.reject_null("query_pre_attn_scalar")
+    scalar = record.positive("query_pre_attn_scalar", 256.0) or 256.0
+    return {"attention_scale": scalar**-0.5}
+
+
+def _write_gemma(config: TransformerConfig) -> Settings:
+    return {"query_pre_attn_scalar": max(1, round(config.score_scale**-2))}
+
+
+QUERY_SCALAR = Group(_read_gemma, _write_gemma, ("query_pre_attn_scalar",))  # Gemma

@@ -1,6 +1,6 @@
 """README.md of an exported model: architecture, provenance, use."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pretrain.data.sources.source import printable
@@ -66,6 +66,7 @@ class ModelCard:
     scores: Mapping[str, float]
     corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
     denoises: bool = False  # whether it is a masked diffusion
+    labels: Sequence[str] = ()  # of a classifier
 
     def __str__(self) -> str:
         """Return the page as Markdown with the header that the Hugging Face hub reads.
@@ -73,6 +74,7 @@ class ModelCard:
         Source of the header: https://huggingface.co/docs/hub/model-cards.
         """
         tasks = {"AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask"}
+        tasks["AutoModelForSequenceClassification"] = "text-classification"
         header = ["library_name: transformers", f"pipeline_tag: {tasks.get(self.auto_class, 'feature-extraction')}"]
         header += [f"license: {_plain(self.license)}"] if self.license else []
         lines = ["---", *header, "tags:", "- pretrain", "---", "", f"# {_plain(self.title)}", ""]
@@ -82,6 +84,8 @@ class ModelCard:
             if self.denoises
             else "A base model: it completes text like its training data."
         )
+        if self.labels:
+            does = f"A classifier of texts into the labels {', '.join(map(_plain, self.labels))}."
         origin = (
             f"trained with `pretrain`. {does} It is not tuned to follow instructions or to be safe."
             if self.trained_here

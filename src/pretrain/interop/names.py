@@ -161,6 +161,23 @@ OLMO2 = replace(
     },
 )  # fmt: skip
 
+GEMMA3 = replace(
+    LLAMA,
+    inside={
+        **LLAMA.inside,
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+)
+
+_FUSED = ("attention.query", "attention.key", "attention.value", "feed_forward.gate", "feed_forward.up")
+PHI3 = replace(
+    LLAMA,
+    inside={name: theirs for name, theirs in LLAMA.inside.items() if name not in _FUSED}
+    | {_QKV: "self_attn.qkv_proj", ("feed_forward.gate", "feed_forward.up"): "mlp.gate_up_proj"},
+)
+
 BERT = NameTable(
     body="bert.",
     outside={

@@ -43,7 +43,7 @@ def write_settings(
         record |= {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id}
         record |= {} if tokenizer.mask_id is None else {"mask_token_id": tokenizer.mask_id}
     _write_json(folder / CONFIG, record)
-    if family.causal:
+    if family.auto_class(model.config) == "AutoModelForCausalLM":
         pad = tokenizer.padding_id
         suppressed = {"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}
         _write_json(folder / "generation_config.json", ids | {"pad_token_id": pad} | suppressed)

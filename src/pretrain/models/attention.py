@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
+from pretrain.kernels.softcap import Softcap, capped
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import RMSNorm
 from pretrain.models.masks import AttentionMask, dense_mask, mask_mod
@@ -61,11 +62,30 @@ def _eager_is_faster(q: Tensor, k: Tensor) -> bool:
     return dtype is torch.bfloat16 and q.shape[:3].numel() * k.shape[2] <= MAX_EAGER_SCORES
 
 
-def _eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
+def attend_capped(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, softcap: Softcap) -> Tensor:
+    """Return `attend` with scores that `softcap` bounds, which no fused kernel of torch but FlexAttention's does.
+
+    Source: Gemma Team 2024, https://arxiv.org/abs/2408.00118, section 2.
+    """
+    if mask.blocks is None:
+        return _eager_attention(q, k, v, mask, softcap=softcap)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+
+    def bounded(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap(score)
+
+    output = flex_attention(q, k, v, bounded, mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float = 0.0, *, softcap: Softcap | None = None
+) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = capped(softcap, (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))
     allowed = mask.allowed
     if allowed is None and mask.causal:
         positions = torch.arange(q.shape[2], device=q.device)
@@ -86,15 +106,19 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.attention_head_dim
         self.dropout = config.attention_dropout
+        self.softcap = config.softcap(config.attention_softcap)
         inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
         self.query = nn.Linear(config.d_model, inner, bias=config.attention_bias)
         self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
-        self.output = nn.Linear(inner, config.d_model, bias=config.bias)
+        self.output = nn.Linear(inner, config.d_model, bias=config.output_bias)
         self.norm_across_heads = config.qk_norm_across_heads
         widths = (inner, inner_kv) if self.norm_across_heads else (config.attention_head_dim,) * 2
-        self.query_norm = RMSNorm(widths[0], eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(widths[1], eps=config.norm_eps) if config.qk_norm else None
+        query_norm, key_norm = (RMSNorm(width, config.norm_eps, config.norm_unit_offset) for width in widths)
+        self.query_norm = query_norm if config.qk_norm else None
+        self.key_norm = key_norm if config.qk_norm else None
+        usual = config.attention_head_dim**-0.5  # which the kernels multiply scores by
+        self.query_factor = None if config.score_scale == usual else config.score_scale / usual
 
     def forward(
         self,
@@ -110,11 +134,16 @@ class Attention(nn.Module):
         q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, H, T, D), and twice (B, K, T, D)
         if not self.norm_across_heads:
             q, k = self._normalized(q, k)
+        if self.query_factor is not None:
+            q = q * self.query_factor
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if kv_cache is not None:
             k, v = kv_cache.extend(self.layer, k, v)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        if self.softcap is not None:
+            y = attend_capped(q, k, v, mask, self.softcap)
+        else:
+            y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
+from pretrain.models.rope_config import RopeScalingConfig
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, nn
 
+    from pretrain.kernels.softcap import Softcap
     from pretrain.models.transformer import Transformer
 
 
@@ -24,11 +25,12 @@ class Norm(Enum):
 
 
 class NormPosition(Enum):
-    """Where a block normalizes: the input of each layer, the sum behind it, or the output that is added."""
+    """Where a block normalizes: a layer's input, the sum behind it, the output that is added, or input and output."""
 
     pre = "pre"  # Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     post = "post"  # Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
     output = "output"  # OLMo et al. 2024, https://arxiv.org/abs/2501.00656, section 3.1
+    sandwich = "sandwich"  # input and output (Ding et al. 2021, https://arxiv.org/abs/2105.13290; Gemma 3)
 
 
 class Position(Enum):
@@ -46,6 +48,7 @@ class Activation(Enum):
     relu2 = "relu2"  # So et al. 2021, https://arxiv.org/abs/2109.08668
     swiglu = "swiglu"
     geglu = "geglu"
+    geglu_tanh = "geglu_tanh"  # with that approximation, as in Gemma
 
 
 class Head(Enum):
@@ -53,6 +56,24 @@ class Head(Enum):
 
     linear = "linear"
     mlm = "mlm"  # dense, activation, norm, then vocabulary with a bias (Devlin et al. 2019, its reference code)
+
+
+class SoftcapKind(Enum):
+    """The function that bounds logits and attention scores."""
+
+    tanh = "tanh"
+    sqrt = "sqrt"
+
+
+class ClassifierHead(Enum):
+    """Layers between the pooled hidden state of a text and its labels."""
+
+    linear = "linear"
+    score = "score"  # without a bias, as transformers' decoders
+    pooler = "pooler"  # dense, tanh, linear: BERT, RoBERTa
+    relu = "relu"  # dense, ReLU, linear: DistilBERT
+    gelu = "gelu"  # dense, GELU, linear: EuroBERT
+    mlm = "mlm"  # dense, activation, norm, linear: ModernBERT
 
 
 class Init(Enum):
@@ -68,50 +89,6 @@ class ResidualInit(Enum):
     plain = "plain"
     scaled = "scaled"  # 1 / sqrt(2 n_layers) of the others (Radford et al. 2019, section 2.3)
     zero = "zero"  # every block starts as the identity (Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D)
-
-
-class RopeScaling(Enum):
-    """How rotary frequencies are stretched beyond the length they were trained at."""
-
-    none = "none"
-    linear = "linear"  # Chen et al. 2023, https://arxiv.org/abs/2306.15595
-    llama3 = "llama3"  # Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783, as released with Llama 3.1
-
-
-@dataclass
-class RopeScalingConfig(Settings):
-    """Stretching of rotary positions; `factor` = 1 leaves them alone."""
-
-    prefix: ClassVar[str] = "model.rope_scaling."
-    kind: RopeScaling = setting(RopeScaling.none, "How rotary frequencies are stretched.")
-    factor: float = setting(1.0, "New context length over the one of training.", bounds="[1.0, inf)")
-    low_freq_factor: float = setting(
-        1.0, "llama3: wavelengths above original_context_length / low_freq_factor are stretched in full.",
-        bounds="(0.0, inf)",
-    )  # fmt: skip
-    high_freq_factor: float = setting(
-        4.0, "llama3: wavelengths below original_context_length / high_freq_factor are kept.", bounds="(0.0, inf)"
-    )
-    original_context_length: int = setting(
-        8192, "llama3: context length of the training.", bounds="[1, inf)", unit="tokens"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.low_freq_factor < self.high_freq_factor:
-            raise ConfigError(
-                f"model.rope_scaling.low_freq_factor={self.low_freq_factor} must be below "
-                f"high_freq_factor={self.high_freq_factor}. Try model.rope_scaling.low_freq_factor=1.0 "
-                "model.rope_scaling.high_freq_factor=4.0."
-            )
-
-
-_MOST_HEADS = 10_000  # largest number of heads that an error proposes
-
-
-def _divisors(number: int) -> list[int]:
-    """Return the divisors of a number among 1 to 10,000, and the number itself."""
-    return [n for n in range(1, min(number, _MOST_HEADS) + 1) if number % n == 0] + [number]
 
 
 @dataclass
@@ -207,7 +184,8 @@ class TransformerConfig(ModelConfig):
     feed_forward: Activation = setting(Activation.gelu_tanh, "Activation of the feed-forward layer; *glu are gated.")
     norm: Norm = setting(Norm.layer, "How activations are normalized.")
     norm_position: NormPosition = setting(
-        NormPosition.pre, "Normalize a layer's input (pre), the sum behind it (post), or what it adds (output)."
+        NormPosition.pre,
+        "Normalize a layer's input (pre), the sum behind it (post), what it adds (output), or both (sandwich).",
     )
     parallel_residual: bool = setting(
         False, "Attention and feed-forward read the same input (Wang and Komatsuzaki 2021, GPT-J); needs pre-norm."
@@ -217,7 +195,11 @@ class TransformerConfig(ModelConfig):
     norm_first_block: bool = setting(
         True, "Normalize the input of the first block's attention; false where embedding_norm did so (ModernBERT)."
     )
+    norm_unit_offset: bool = setting(False, "RMS norms multiply by 1 plus their weight, which starts at 0 (Gemma).")
     embedding_norm: bool = setting(False, "Normalize the embeddings.")
+    scale_embeddings: bool = setting(
+        False, "Multiply token embeddings by sqrt(d_model) (Vaswani et al. 2017, section 3.4)."
+    )
     position: Position = setting(Position.learned, "How a token's position enters: learned embeddings, or rotary.")
     position_offset: int = setting(
         0, "Learned positions start at this row of their table; RoBERTa's at the padding token's id plus 1.",
@@ -237,6 +219,13 @@ class TransformerConfig(ModelConfig):
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     bias: bool = setting(True, "Give every linear layer a bias, but for the head.")
     qkv_bias: bool | None = setting(None, "Give query, key and value projections a bias; null: as bias has it.")
+    attention_output_bias: bool | None = setting(
+        None, "Give the attention's output projection a bias; null: as bias has it."
+    )
+    attention_scale: float | None = setting(
+        None, "Factor of the attention scores; null: 1 / sqrt(head_dim). Gemma's query_pre_attn_scalar s: 1 / sqrt(s).",
+        bounds="(0.0, inf)", example=0.125,
+    )  # fmt: skip
     qk_norm: bool = setting(
         False, "Normalize each head's queries and keys (Henry et al. 2020, arxiv.org/abs/2010.04245)."
     )
@@ -248,13 +237,32 @@ class TransformerConfig(ModelConfig):
         bounds="[1, inf)", unit="tokens", example=128, hint="or null for none",
     )  # fmt: skip
     global_attention_every: int = setting(
-        1, "With sliding_window: layers 0, n, 2n, ... attend to the whole row; 0: none does.", bounds="[0, inf)"
+        1, "With sliding_window: every n-th layer attends to the whole row; 0: none does.", bounds="[0, inf)"
+    )
+    global_attention_offset: int = setting(
+        0, "The first of those layers: 0, or n - 1 for the last of every n (Gemma 3, OLMo 3).", bounds="[0, 9999]"
+    )
+    global_attention_layers: list[int] = setting(
+        default_factory=list,
+        about="Instead of every n-th layer, these attend to the whole row; []: every n-th.",
     )
     token_types: int = setting(
         0, "Segment embeddings: BERT has 2, and a packed row uses segment 0.", bounds="[0, 65536]"
     )
     head: Head = setting(Head.linear, "Layers between the last hidden state and the vocabulary.")
+    classifier_head: ClassifierHead = setting(
+        ClassifierHead.linear, "Layers between a text's pooled hidden state and its labels, of objective=classify."
+    )
     tie_embeddings: bool = setting(True, "The head shares the token embedding's matrix.")
+    attention_softcap: float | None = setting(
+        None, "Bound of the attention scores before their softmax (Gemma 2: 50); null: none. Slower than without.",
+        bounds="(0.0, inf)", example=50.0,
+    )  # fmt: skip
+    logit_softcap: float | None = setting(
+        None, "Bound of the logits over the vocabulary, which it flattens smoothly; null: none.", bounds="(0.0, inf)",
+        example=30.0,
+    )  # fmt: skip
+    softcap_kind: SoftcapKind = setting(SoftcapKind.tanh, "What bounds them: tanh x, or x / sqrt(1 + x^2).")
     dropout: float = setting(
         0.0, "Dropout of embeddings and of each sub-layer's output.", bounds="[0.0, 1.0)", example=0.1
     )
@@ -267,43 +275,9 @@ class TransformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_dim is None and self.d_model % self.n_heads:
-            nearest = self.n_heads * max(1, round(self.d_model / self.n_heads))
-            raise ConfigError(
-                f"model.d_model={self.d_model} does not split into model.n_heads={self.n_heads} equal heads. "
-                f"Try model.d_model={nearest}."
-            )
-        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
-            nearest = min(_divisors(self.n_heads), key=lambda n: abs(n - self.kv_heads))
-            raise ConfigError(
-                f"model.n_kv_heads={self.n_kv_heads} does not divide model.n_heads={self.n_heads}. "
-                f"Try model.n_kv_heads={nearest}."
-            )
-        if self.position is Position.rope and self.attention_head_dim % 2:
-            raise ConfigError(
-                f"model.position=rope turns pairs of channels, but a head is {self.attention_head_dim} wide. "
-                f"Try model.head_dim={self.attention_head_dim + 1}."
-            )
-        self._check_positions()
-        if self.parallel_residual and self.norm_position is not NormPosition.pre:
-            raise ConfigError(
-                f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="
-                f"{self.norm_position.name} has them behind. Try model.norm_position=pre."
-            )
+        from pretrain.models.shape_checks import check_shape  # here: it reads these settings
 
-    def _check_positions(self) -> None:
-        rope = self.position is Position.rope
-        if rope and self.rope_fraction != 1.0 and (self.rope_dim % 2 or not self.rope_dim):
-            nearest = 2 * max(1, round(self.rope_fraction * self.attention_head_dim / 2)) / self.attention_head_dim
-            raise ConfigError(
-                f"model.rope_fraction={self.rope_fraction} rotates {self.rope_dim} of {self.attention_head_dim} "
-                f"channels of a head, which are no pairs. Try model.rope_fraction={nearest}."
-            )
-        if rope and self.position_offset:
-            raise ConfigError(
-                f"model.position_offset={self.position_offset} is for a table of learned positions, and "
-                "model.position=rope has none. Try model.position_offset=0."
-            )
+        check_shape(self)
 
     @property
     def kv_heads(self) -> int:
@@ -328,19 +302,45 @@ class TransformerConfig(ModelConfig):
     @property
     def gated(self) -> bool:
         """Whether the feed-forward layer multiplies by a gate."""
-        return self.feed_forward in (Activation.swiglu, Activation.geglu)
+        return self.feed_forward in (Activation.swiglu, Activation.geglu, Activation.geglu_tanh)
 
     @property
     def attention_bias(self) -> bool:
         """Whether queries, keys and values have a bias."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
+    @property
+    def output_bias(self) -> bool:
+        """Whether the attention's output projection has a bias."""
+        return self.bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of the attention scores."""
+        return float(self.attention_head_dim**-0.5) if self.attention_scale is None else self.attention_scale
+
+    def softcap(self, cap: float | None) -> Softcap | None:
+        """Return the function that bounds logits or scores by `cap`; None without one."""
+        from pretrain.kernels.softcap import Softcap
+
+        return None if cap is None else Softcap(cap, self.softcap_kind is SoftcapKind.tanh)
+
     def layer_window(self, layer: int) -> int | None:
         """Return the tokens that this layer attends to; None: all of the row."""
-        is_global = self.sliding_window is None or (
-            self.global_attention_every > 0 and layer % self.global_attention_every == 0
+        every, first = self.global_attention_every, self.global_attention_offset
+        is_global = (
+            layer in self.global_attention_layers
+            if self.global_attention_layers
+            else (every > 0 and layer >= first and (layer - first) % every == 0)
         )
         return None if is_global else self.sliding_window
+
+    def window_rope(self, window: int | None) -> tuple[float, RopeScalingConfig]:
+        """Return base and stretching of the rotary positions in layers with this window."""
+        if window is None:
+            return self.rope_base, self.rope_scaling
+        plain = self.rope_scaling.global_layers_only
+        return self.rope_base_local or self.rope_base, RopeScalingConfig() if plain else self.rope_scaling
 
     def layer_rotates(self, layer: int) -> bool:
         """Return whether this layer rotates its queries and keys."""
@@ -352,55 +352,9 @@ class TransformerConfig(ModelConfig):
 
         Dropout and initial values do not count; with rotary positions the length of the context does not either.
         """
-        ours, theirs = self._effective(), other._effective()
-        both = ((name, ours[name], theirs[name]) for name in ours)
-        found = {name: (a, b) for name, a, b in both if a != b and None not in (a, b)}
-        as_set = {
-            name: (getattr(self, name), getattr(other, name))
-            for name in ("sliding_window", "global_attention_every", "nope_every")
-        }
-        return {name: as_set.get(name, values) for name, values in found.items()}
+        from pretrain.models.differences import differences  # here: it reads these settings
 
-    def _effective(self) -> dict[str, object]:
-        """Return by setting what comes of it, with what was left out filled in; None where it has no effect."""
-        alike = [
-            "n_layers",
-            "d_model",
-            "n_heads",
-            "feed_forward",
-            "norm",
-            "norm_position",
-            "norm_eps",
-            "norm_first_block",
-        ]
-        alike += ["embedding_norm", "position", "bias", "qk_norm", "token_types", "head", "tie_embeddings"]
-        alike += ["parallel_residual"]
-        rope, scaling = self.position is Position.rope, self.rope_scaling
-        local = [self.layer_window(layer) is not None for layer in range(self.n_layers)]
-        rotates = [self.layer_rotates(layer) for layer in range(self.n_layers)]
-        scaled = rope and scaling.kind is not RopeScaling.none and scaling.factor != 1.0
-        llama3 = scaled and scaling.kind is RopeScaling.llama3
-        return {name: getattr(self, name) for name in alike} | {
-            "n_kv_heads": self.kv_heads,
-            "head_dim": self.attention_head_dim,
-            "d_ff": self.ff_width,
-            "context_length": None if rope else self.context_length,
-            "position_offset": None if rope else self.position_offset,
-            "qk_norm_across_heads": self.qk_norm_across_heads if self.qk_norm else None,
-            "nope_every": rotates if rope else None,
-            "rope_fraction": self.rope_dim / self.attention_head_dim if rope else None,
-            "norm_bias": self.norm_bias if self.norm is Norm.layer else None,
-            "qkv_bias": self.attention_bias,
-            "sliding_window": self.sliding_window if any(local) else math.inf,
-            "global_attention_every": local if any(local) else None,
-            "rope_base": self.rope_base if rope and not all(local) else None,
-            "rope_base_local": (self.rope_base_local or self.rope_base) if rope and any(local) else None,
-            "rope_scaling.kind": scaling.kind if scaled else RopeScaling.none,
-            "rope_scaling.factor": scaling.factor if scaled else 1.0,
-            "rope_scaling.low_freq_factor": scaling.low_freq_factor if llama3 else None,
-            "rope_scaling.high_freq_factor": scaling.high_freq_factor if llama3 else None,
-            "rope_scaling.original_context_length": scaling.original_context_length if llama3 else None,
-        }
+        return differences(self, other)
 
     def build(self, vocab_size: int, causal: bool, n_labels: int | None = None) -> Transformer:
         from pretrain.models.transformer import Transformer  # here: reading settings must not load torch
@@ -418,12 +372,12 @@ class TransformerConfig(ModelConfig):
         return training_flops_per_token(self, vocab_size, share_of_logits)
 
     def parameter_count(self, vocab_size: int, n_labels: int | None = None) -> int:
-        from pretrain.models.size import parameter_count
+        from pretrain.models.size import classifier_head_parameters, parameter_count
 
         if n_labels is None:
             return parameter_count(self, vocab_size)
         headless = replace(self, tie_embeddings=True, head=Head.linear)
-        return parameter_count(headless, vocab_size) + n_labels * (self.d_model + 1)
+        return parameter_count(headless, vocab_size) + classifier_head_parameters(self, n_labels)
 
     @property
     def least_tensors(self) -> int:

@@ -14,14 +14,14 @@ _INTO_RESIDUAL = ("attention.output.weight", "feed_forward.down.weight")
 def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
     """Return the initial value of the full parameter `name`, float32 on the CPU.
 
-    Biases are 0, norm weights 1, matrices normal with `init_std`; `residual_init=scaled` multiplies those that write
-    into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al. 2019,
-    reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
+    Biases are 0, norms multiply by 1, matrices are normal with `init_std`; `residual_init=scaled` multiplies those that
+    write into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al.
+    2019, reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.zeros(shape) if config.norm_unit_offset else torch.ones(shape)
     std = config.init_std
     if name.endswith(_INTO_RESIDUAL):
         if config.residual_init is ResidualInit.zero:

@@ -10,18 +10,23 @@ from pretrain.models.config import Activation, Norm, TransformerConfig
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm; its weight is cast to the input's dtype, which the fused kernel requires.
 
-    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    With `unit_offset` it multiplies by 1 + weight. Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
+
+    def __init__(self, width: int, eps: float, unit_offset: bool = False) -> None:
+        super().__init__(width, eps=eps)
+        self.unit_offset = unit_offset
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., C) divided by its root mean square and scaled, same shape and dtype."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        weight = 1.0 + self.weight if self.unit_offset else self.weight
+        return F.rms_norm(x, self.normalized_shape, weight.to(x.dtype), self.eps)
 
 
 def build_norm(config: TransformerConfig) -> nn.Module:
     """Return the norm of `config.norm` over the last axis, d_model channels."""
     if config.norm is Norm.rms:
-        return RMSNorm(config.d_model, eps=config.norm_eps)
+        return RMSNorm(config.d_model, config.norm_eps, config.norm_unit_offset)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
 
 
@@ -31,7 +36,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
         return F.silu(x)
     if activation is Activation.relu2:
         return F.relu(x).square()
-    return gelu_tanh(x) if activation is Activation.gelu_tanh else F.gelu(x)
+    return gelu_tanh(x) if activation in (Activation.gelu_tanh, Activation.geglu_tanh) else F.gelu(x)
 
 
 class FeedForward(nn.Module):

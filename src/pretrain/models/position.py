@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pretrain.models.config import RopeScaling, RopeScalingConfig
+from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 
 def rotary_frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -> Tensor:
@@ -20,6 +20,8 @@ def rotary_frequencies(head_dim: int, base: float, scaling: RopeScalingConfig) -
         return frequencies / scaling.factor
     if scaling.kind is RopeScaling.llama3:
         return _llama3(frequencies, scaling)
+    if scaling.kind is RopeScaling.yarn:
+        return frequencies * _yarn(head_dim, base, scaling)
     return frequencies
 
 
@@ -31,10 +33,29 @@ def _llama3(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
     return frequencies * (keep + (1.0 - keep) / scaling.factor)
 
 
-def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, float32 (B, 1, T, head_dim / 2), for positions (B, T)."""
+def _yarn(head_dim: int, base: float, scaling: RopeScalingConfig) -> Tensor:
+    """Return the factor of each pair's frequency: 1 for pairs that turn often, 1 / factor for those that seldom do.
+
+    Between the two it is blended linearly by the index of the pair, and the thresholds are whole indices, as released.
+    Source: Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3.2.
+    """
+
+    def pair_that_turns(times: float) -> float:
+        wavelengths = scaling.original_context_length / (2 * math.pi * times)
+        return head_dim * math.log(wavelengths) / (2 * math.log(base))
+
+    first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_that_turns(scaling.beta_slow)), head_dim - 1)
+    pairs = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
+    stretch = ((pairs - first) / ((last - first) or 0.001)).clamp(0.0, 1.0)  # where both are equal: a step
+    return 1.0 - stretch + stretch / scaling.factor
+
+
+def rotation(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines times `scale`, float32 (B, 1, T, head_dim / 2), for positions (B, T)."""
     angles = positions.unsqueeze(-1).float() * frequencies  # (B, T, head_dim / 2)
-    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    return (cos, sin) if scale == 1.0 else (scale * cos, scale * sin)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from pretrain.models.config import Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.config import ClassifierHead, Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
 
 
 def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> int:
@@ -15,12 +15,13 @@ def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> in
 def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     """Return the number of parameters, shared ones counted once."""
     norm = config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
+    block_norms = 4 if config.norm_position is NormPosition.sandwich else 2
     total = vocab_size * config.d_model
     rows = config.context_length + config.position_offset
     total += rows * config.d_model if config.position is Position.learned else 0
     total += config.token_types * config.d_model
     total += norm if config.embedding_norm else 0
-    total += config.n_layers * (_attention(config) + _feed_forward(config) + 2 * norm)
+    total += config.n_layers * (_attention(config) + _feed_forward(config) + block_norms * norm)
     total -= 0 if config.norm_first_block else norm
     total += norm if config.norm_position is not NormPosition.post else 0
     total += 0 if config.tie_embeddings else vocab_size * config.d_model
@@ -29,10 +30,20 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     return total
 
 
+def classifier_head_parameters(config: TransformerConfig, n_labels: int) -> int:
+    """Return the number of parameters of the head over labels."""
+    kind, norm = config.classifier_head, config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)
+    labels = n_labels * (config.d_model + (kind is not ClassifierHead.score))
+    if kind in (ClassifierHead.linear, ClassifierHead.score):
+        return labels
+    is_mlm = kind is ClassifierHead.mlm
+    return labels + config.d_model * (config.d_model + (config.bias or not is_mlm)) + norm * is_mlm
+
+
 def _attention(config: TransformerConfig) -> int:
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
     weights = config.d_model * (2 * inner + 2 * inner_kv)
-    biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.bias
+    biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.output_bias
     norms = inner + inner_kv if config.qk_norm_across_heads else 2 * config.attention_head_dim
     return weights + biases + (norms if config.qk_norm else 0)
 

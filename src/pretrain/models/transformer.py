@@ -3,12 +3,15 @@
 Shapes: B batch, T positions, V vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
-from pretrain.models.config import Activation, Head, NormPosition, Position, TransformerConfig
+from pretrain.models.config import Activation, ClassifierHead, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.interface import LanguageModule
 from pretrain.models.layers import FeedForward, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
@@ -16,12 +19,13 @@ from pretrain.models.position import rotary_frequencies, rotation
 
 
 class Embeddings(nn.Module):
-    """Token embeddings plus learned positions and token types, then a norm and dropout; all but tokens optional."""
+    """Token embeddings, learned positions and token types, then a norm and dropout; all but the first optional."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         learned = config.position is Position.learned
         self.tokens = nn.Embedding(vocab_size, config.d_model)
+        self.scale = math.sqrt(config.d_model) if config.scale_embeddings else None
         rows = config.context_length + config.position_offset
         self.first_position = config.position_offset
         self.positions = nn.Embedding(rows, config.d_model) if learned else None
@@ -32,6 +36,8 @@ class Embeddings(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T)."""
         x = self.tokens(tokens)
+        if self.scale is not None:
+            x = x * self.scale
         if self.positions is not None:
             x = x + self.positions(positions + self.first_position)
         if self.types is not None:
@@ -53,6 +59,9 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = FeedForward(config)
+        sandwich = config.norm_position is NormPosition.sandwich
+        self.attention_output_norm = build_norm(config) if sandwich else nn.Identity()
+        self.feed_forward_output_norm = build_norm(config) if sandwich else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -69,11 +78,12 @@ class Block(nn.Module):
         if self.on_output:
             x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache)))
             return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
-        attended = self.dropout(self.attention(self.attention_norm(x), mask, rotation, kv_cache))
+        attended = self.attention(self.attention_norm(x), mask, rotation, kv_cache)
+        attended = self.dropout(self.attention_output_norm(attended))
         if self.parallel:
             return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = x + attended
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.dropout(self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x))))
 
 
 class VocabularyHead(nn.Module):
@@ -83,6 +93,7 @@ class VocabularyHead(nn.Module):
         super().__init__()
         mlm = config.head is Head.mlm
         self.matmul = Matmul()
+        self.softcap = config.softcap(config.logit_softcap)
         self.activation = Activation.gelu if config.gated else config.feed_forward
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config) if mlm else None
@@ -97,22 +108,39 @@ class VocabularyHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
-        return self.matmul.linear(self.features(hidden), self.weight, self.bias)
+        logits = self.matmul.linear(self.features(hidden), self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap(logits.float()).type_as(logits)
 
 
 class LabelHead(nn.Module):
-    """Map the hidden state of a text to logits over C labels."""
+    """Map the pooled hidden state of a text to logits over C labels, through the layers of `classifier_head`."""
 
     def __init__(self, config: TransformerConfig, n_labels: int) -> None:
         super().__init__()
+        kind, mlm = config.classifier_head, config.classifier_head is ClassifierHead.mlm
+        self.kind = kind
+        self.activation = Activation.gelu if config.gated else config.feed_forward  # of kind mlm
+        has_dense = kind not in (ClassifierHead.linear, ClassifierHead.score)
+        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias or not mlm) if has_dense else None
+        self.norm = build_norm(config) if mlm else None
         self.dropout = nn.Dropout(config.dropout)
         self.matmul = Matmul()
         self.weight: Tensor = nn.Parameter(torch.empty(n_labels, config.d_model))
-        self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels))
+        has_bias = kind is not ClassifierHead.score
+        self.bias: Tensor | None = nn.Parameter(torch.empty(n_labels)) if has_bias else None
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return the input of the label matmul, same shape as hidden (..., d_model)."""
-        return self.dropout(hidden)
+        if self.dense is not None:
+            hidden = self._activate(self.dense(hidden))
+        return self.dropout(hidden if self.norm is None else self.norm(hidden))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.kind is ClassifierHead.mlm:
+            return activate(x, self.activation)
+        if self.kind is ClassifierHead.pooler:
+            return x.tanh()
+        return x.relu() if self.kind is ClassifierHead.relu else functional.gelu(x)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., C) of hidden states (..., d_model)."""
@@ -201,11 +229,10 @@ class Transformer(LanguageModule):
             return dict.fromkeys(self.windows)
         if positions.device not in self._rotations:  # computed once and on the CPU: equal on every device
             self._rotations[positions.device] = {
-                window: rotary_frequencies(
-                    config.rope_dim,
-                    config.rope_base if window is None else (config.rope_base_local or config.rope_base),
-                    config.rope_scaling,
-                ).to(positions.device)
+                window: rotary_frequencies(config.rope_dim, *config.window_rope(window)).to(positions.device)
                 for window in set(self.windows)
             }
-        return {window: rotation(positions, f) for window, f in self._rotations[positions.device].items()}
+        return {
+            window: rotation(positions, frequencies, config.window_rope(window)[1].rotation_scale)
+            for window, frequencies in self._rotations[positions.device].items()
+        }

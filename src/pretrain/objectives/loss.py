@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from pretrain.data.collate import IGNORE
 from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.kernels.matmul import Matmul, matmul_of
+from pretrain.kernels.softcap import Softcap, capped, softcap_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this (128 MiB in float32) are computed in one chunk, which is fastest
@@ -41,6 +42,14 @@ class LossSettings:
     z_loss: float = 0.0  # weight of (log Z)^2 in the gradient
 
 
+@dataclass(frozen=True)
+class LossTerms:
+    """What a target's loss is made of, besides its logits."""
+
+    z_loss: float = 0.0
+    softcap: Softcap | None = None  # bounds the logits
+
+
 def cross_entropy_sum(
     features: Tensor,
     head: Head,
@@ -53,22 +62,24 @@ def cross_entropy_sum(
     Each target's loss, its part of the z-loss included, is multiplied by its weight, float32 (N,), if there are any.
     Targets equal to IGNORE add nothing. With many logits, loss and gradient are computed together in chunks of the
     targets, so that memory holds one chunk of logits instead of all (N, V) and their gradient. If devices split the
-    vocabulary, each computes the logits of its shard, and all return the full loss.
+    vocabulary, each computes the logits of its shard, and all return the full loss. The head's `softcap`, if it has
+    one, bounds the logits.
 
     `z_loss` adds z_loss (log Z)^2 of each target to the gradient, but not to the returned loss, which stays comparable:
     it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
     section 5).
     """
-    weight, bias, matmul = head.weight, head.bias, matmul_of(head)
+    weight, bias, matmul, softcap = head.weight, head.bias, matmul_of(head), softcap_of(head)
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
-        return _unchunked(matmul.linear(features, weight, bias).float(), targets, weights, settings.z_loss)
+        logits = capped(softcap, matmul.linear(features, weight, bias).float())
+        return _unchunked(logits, targets, weights, settings.z_loss)
     if not torch.is_grad_enabled():
         losses = token_losses(features, head, targets)[0]
         return (losses if weights is None else losses * weights).sum()
     local_bias = None if bias is None else local(bias)
     fused = settings.compiled and features.is_cuda and shard.group is None
-    chunking = _Chunking(shard, matmul, fused, settings.z_loss, weights)
+    chunking = _Chunking(shard, matmul, fused, LossTerms(settings.z_loss, softcap), weights)
     loss = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, chunking)
     assert isinstance(loss, Tensor)
     return loss
@@ -93,7 +104,7 @@ class _Chunking:
     shard: VocabularyShard
     matmul: Matmul
     fused: bool
-    z_loss: float
+    terms: LossTerms
     weights: Tensor | None  # (N,)
 
     def part_of_weights(self, part: slice) -> Tensor | None:
@@ -116,7 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         settings: _Chunking,
     ) -> Tensor:
-        shard, matmul, z_loss = settings.shard, settings.matmul, settings.z_loss
+        shard, matmul = settings.shard, settings.matmul
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         x, matrix = features.to(dtype), weight.to(dtype)
@@ -128,7 +139,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for part in _chunks(x, shard.largest_size):
             if settings.fused:
                 grad_logits, grad_of_bias, losses = _compiled_grad_logits()(
-                    matmul.linear(x[part], matrix), bias, targets[part], z_loss, settings.part_of_weights(part)
+                    matmul.linear(x[part], matrix), bias, targets[part], settings.terms, settings.part_of_weights(part)
                 )
                 loss += losses
             else:
@@ -160,8 +171,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _grad_logits(logits: Tensor, targets: Tensor, weights: Tensor | None, settings: _Chunking) -> tuple[Tensor, Tensor]:
     """Return the gradient (1 + 2 z_loss log Z) softmax - one-hot, in the memory of `logits`, and the summed loss.
 
-    Both are weighted.
+    Both are weighted. With a soft cap it is the gradient of the logits before it.
     """
+    terms = settings.terms
+    logits = capped(terms.softcap, logits)
+    slope = None if terms.softcap is None else terms.softcap.slope(logits)
     shard, counts = settings.shard, (targets != IGNORE).unsqueeze(1)
     factors = counts.float() if weights is None else weights.unsqueeze(1).where(counts, 0.0)
     largest = shard.maximum(logits.amax(-1, keepdim=True))
@@ -170,32 +184,40 @@ def _grad_logits(logits: Tensor, targets: Tensor, weights: Tensor | None, settin
     of_target = logits.gather(1, target).where(is_local, 0.0)
     grad_logits = logits.exp_()
     of_target, total = shard.total(torch.cat([of_target, grad_logits.sum(-1, keepdim=True)], 1)).split(1, 1)
-    penalty = 2.0 * settings.z_loss * (largest + total.log()) if settings.z_loss else 0.0
+    penalty = 2.0 * terms.z_loss * (largest + total.log()) if terms.z_loss else 0.0
     grad_logits *= (factors * (1.0 + penalty) / total).where(counts, 0.0)
     grad_logits.scatter_add_(1, target, -factors.where(is_local, 0.0))
+    if slope is not None:
+        grad_logits *= slope
     return grad_logits, (factors * (total.log() - of_target)).where(counts, 0.0).sum()
 
 
 def fused_grad_logits(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0, weights: Tensor | None = None
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    terms: LossTerms = LossTerms(),
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return the gradient of the logits in their dtype, that of the bias if any, and the summed loss, all weighted.
 
     Written for torch.compile: nothing is changed in place, and each tensor of the logits' size is computed once.
     """
-    exact = logits.float() if bias is None else logits.float() + bias
+    exact = capped(terms.softcap, logits.float() if bias is None else logits.float() + bias)
     counts = targets != IGNORE
     total = exact.logsumexp(-1, keepdim=True)
     at_target = torch.arange(exact.shape[1], device=exact.device) == targets.unsqueeze(1)
     probability = (exact - total).exp()
-    if z_loss:
-        probability = probability * (1.0 + 2.0 * z_loss * total)
+    if terms.z_loss:
+        probability = probability * (1.0 + 2.0 * terms.z_loss * total)
     grad_logits = probability - at_target.float()
     of_target = exact.gather(1, targets.where(counts, 0).unsqueeze(1))
     losses = (total - of_target).squeeze(1)
     if weights is not None:
         grad_logits, losses = grad_logits * weights.unsqueeze(1), losses * weights
     grad_logits = grad_logits.where(counts.unsqueeze(1), 0.0)
+    if terms.softcap is not None:
+        grad_logits = grad_logits * terms.softcap.slope(exact)
     loss = losses.where(counts, 0.0).sum()
     return grad_logits.to(logits.dtype), None if bias is None else grad_logits.sum(0), loss
 
@@ -225,7 +247,7 @@ def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor,
     shard, matmul, losses, predictions = VocabularyShard.of(head.weight), matmul_of(head), [], []
     weight, bias = local(head.weight), None if head.bias is None else local(head.bias)
     for part in _chunks(features, shard.largest_size):
-        logits = matmul.linear(features[part], weight, bias).float()
+        logits = capped(softcap_of(head), matmul.linear(features[part], weight, bias).float())
         if shard.group is not None:
             loss, prediction = _shard_losses(logits, targets[part], shard)
         else:

@@ -71,7 +71,7 @@ def _split_rows(model: Transformer, mesh: DeviceMesh) -> None:
     split = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
     parallelize_module(model.embeddings, mesh, split)
     for block in model.blocks:
-        for name in ("attention_norm", "feed_forward_norm"):
+        for name in ("attention_norm", "attention_output_norm", "feed_forward_norm", "feed_forward_output_norm"):
             _style(block, name, mesh, SequenceParallel(use_local_output=True))
     _style(model, "final_norm", mesh, SequenceParallel(use_local_output=True))
     parallelize_module(model, mesh, PrepareModuleOutput(output_layouts=Shard(1), desired_output_layouts=Replicate()))

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 
 from pretrain.models.attention import MAX_EAGER_SCORES
-from pretrain.models.config import Head, Norm
+from pretrain.models.config import Head, Norm, NormPosition
+from pretrain.models.masks import can_use_block_masks
 from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import FLOAT_BYTES, Workload
 from pretrain.training.config import Precision, Strategy
@@ -76,7 +77,8 @@ def activation_bytes(work: Workload) -> int:
     features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
     chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
     head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
-    loss = head if chunked else work.targets * work.vocab_size * FLOAT_BYTES
+    logits = 2 if model.logit_softcap is not None else 1  # before and behind the softmax
+    loss = head if chunked else logits * work.targets * work.vocab_size * FLOAT_BYTES
     copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies
 
@@ -90,6 +92,8 @@ def block_bytes(work: Workload) -> int:
     saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
     rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
     saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
+    if model.norm_position is NormPosition.sandwich:  # the inputs of two more norms, which nothing else saves
+        saved += 2 * work.tokens_between * model.d_model * (c + rms_copy)
     saved += n * (heads + kv_heads) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
     saved += 2 * work.tokens_between * model.d_model * (1 if work.gpu else c) if model.dropout else 0
     return saved + _score_bytes(work)
@@ -100,6 +104,8 @@ def _score_bytes(work: Workload) -> int:
     model, n, length = work.model, work.tokens, work.length
     scores = n * model.n_heads // work.split * length
     mask = n * length * work.compute_bytes if work.masked else 0
+    if model.attention_softcap is not None and not (work.compiled and can_use_block_masks(model)):
+        return mask + 2 * scores * work.compute_bytes  # bounded scores and probabilities
     if work.gpu or not (model.attention_dropout or (work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES)):
         return mask
     if work.precision is Precision.bf16 and scores <= MAX_EAGER_SCORES:
@@ -112,7 +118,8 @@ def _logits_bytes(work: Workload) -> int:
     rows = min(work.targets, chunk_size(work.vocabulary_held, work.gpu))
     if work.split == 1 and work.targets * work.vocab_size <= MAX_UNCHUNKED_LOGITS:
         return 2 * work.targets * work.vocab_size * FLOAT_BYTES
-    return rows * work.vocabulary_held * (FLOAT_BYTES + 2 * work.half)
+    slopes = FLOAT_BYTES if work.model.logit_softcap is not None else 0
+    return rows * work.vocabulary_held * (FLOAT_BYTES + slopes + 2 * work.half)
 
 
 def _unit_bytes(work: Workload) -> tuple[int, int]:
