@@ -134,13 +134,14 @@ def composed(command: Command) -> str:
     """Return Python code that composes and checks the settings of a command, without Hydra's launchers."""
     return f"""
 from pretrain.commands import tasks
-from pretrain.config.command_line import parse
+from pretrain.config.command_line import as_list, parse
 from pretrain.config.compose import compose, register_schemas, sweep_words
 from pretrain.config.overrides import first_values, quote
 
 command = tasks._COMMANDS[{command.name!r}]
 register_schemas({command.name!r}, command.config_class)
-given = parse([quote(word, command.free_text) for word in {command.overrides!r}])
+words = as_list({command.overrides!r}, command.positional)
+given = parse([quote(word, command.free_text) for word in words])
 words = [word for word in given.overrides if not word.lstrip("+").startswith("hydra")]
 if given.multirun:
     words = [word for word in words if "interval(" not in word]
