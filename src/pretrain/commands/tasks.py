@@ -30,7 +30,7 @@ from pretrain.doctor.config import DoctorConfig
 from pretrain.errors import ConfigError, printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
-from pretrain.planning.config import PlanConfig
+from pretrain.planning.config import PlanConfig, ScaleConfig
 from pretrain.program import command
 
 if TYPE_CHECKING:
@@ -338,6 +338,13 @@ def compare(config: CompareConfig, overrides: list[str]) -> None:
     print(printable(f"\nreport      {output}\ndata        {data}"))
 
 
+def scale(config: ScaleConfig, overrides: list[str]) -> None:
+    """Train a ladder of sizes and lengths, fit a scaling law, and print and write what it says."""
+    from pretrain.commands.scale import scale as scale_ladder
+
+    scale_ladder(config, sys.argv[1:])  # with Hydra's own words, for the launcher of the runs
+
+
 class _Command(NamedTuple):
     config_class: type
     task: Callable[[Any, list[str]], object]
@@ -360,6 +367,7 @@ _COMMANDS = {
     "export": _Command(ExportConfig, export),
     "report": _Command(ReportConfig, report),
     "compare": _Command(CompareConfig, compare, positional="runs"),
+    "scale": _Command(ScaleConfig, scale),
 }
 
 
