@@ -26,7 +26,7 @@ from pretrain.config.scripts import (
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
-from pretrain.planning.config import PlanConfig
+from pretrain.planning.config import PlanConfig, ScaleConfig
 from pretrain.training.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ TYPED = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for
 CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
     "average": AverageConfig, "compare": CompareConfig, "eval": EvalConfig,
-    "export": ExportConfig, "plan": PlanConfig, "report": ReportConfig, "doctor": DoctorConfig,
+    "export": ExportConfig, "plan": PlanConfig, "scale": ScaleConfig, "report": ReportConfig, "doctor": DoctorConfig,
     "curate": CurateConfig, "verify": VerifyConfig, "explain": ExplainConfig,
 }  # fmt: skip
 

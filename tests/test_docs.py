@@ -160,6 +160,10 @@ def shortened(command: Command) -> list[str]:
     match command.name:
         case "train":
             return [*words, *small, *NANO, f"trainer.max_steps={5 if 'resume' in keys else 2}"]
+        case "scale":
+            ladder = ["ladder.sizes=[1x16,2x32]", "ladder.tokens=[2000,4000]", "ladder.samples=10"]
+            held_out = ["ladder.held_out=2x48"] if "ladder.held_out" in keys else []
+            return [*words, *small, *NANO, "model.context_length=32", *ladder, *held_out, "logging.report=false"]
         case "doctor" | "prepare":
             return [*words, *small] if "doctor" not in keys or "resume" not in keys else words
         case "generate":

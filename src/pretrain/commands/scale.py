@@ -147,24 +147,31 @@ class Scaling:
         parameters = parameters_of(self.config, size, vocab_size)
         cell = cell_of(self.config, size, budget / (6 * parameters), self.typed)
         tokens = float(cell.steps * self.config.tokens_per_step())
-        path = self.folder / "configs" / "experiment" / f"{RECOMMENDED}.yaml"
+        base = self._base_experiment()
+        name = f"{base}_{RECOMMENDED}" if base else RECOMMENDED
+        path = self.folder / "configs" / "experiment" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _experiment(cell, budget).encode())
+        write_atomically(path, _experiment(cell, base, budget).encode())
+        words = ["--config-dir", str(path.parents[1]), *self._without_experiment(), f"experiment={name}"]
+        if self.flags:  # there is one such folder, and the runs need theirs
+            words = [*self.flags, *self.run_words, *cell.words]
         return Recommended(
             budget, str(size), parameters, tokens, fit.predict(parameters, tokens), fit.optimal_parameters(budget),
-            budget / largest, [self._typed("plan", path), self._typed("train", path)],
+            budget / largest, [f"{command(each)} {shlex.join(words)}" for each in ("plan", "train")],
         )  # fmt: skip
 
-    def _typed(self, name: str, path: Path) -> str:
-        """Return the command that takes the recommended run."""
-        words = [word for word in self.run_words if not word.startswith("experiment=")]
-        words = ["--config-dir", str(path.parents[1]), *words, f"experiment={RECOMMENDED}"]
-        return f"{command(name)} {shlex.join(words)}"
+    def _without_experiment(self) -> list[str]:
+        return [word for word in self.run_words if not word.startswith("experiment=")]
+
+    def _base_experiment(self) -> str:
+        """Return the experiment that was typed; empty for none."""
+        names = [word.partition("=")[2] for word in self.run_words if word.startswith("experiment=")]
+        return names[-1] if names and names[-1] != "null" else ""
 
 
-def _experiment(cell: Cell, budget: float) -> str:
-    """Return a preset of the group experiment that makes the typed run the recommended one."""
-    settings: dict[str, Any] = {}
+def _experiment(cell: Cell, base: str, budget: float) -> str:
+    """Return a preset of the group experiment, on top of another one, that makes the typed run the recommended one."""
+    settings: dict[str, Any] = {"defaults": [base, "_self_"]} if base else {}
     for word in cell.words:
         key, _, value = word.partition("=")
         *way, last = key.split(".")

@@ -72,8 +72,9 @@ class Fit:
 
     def optimal_parameters(self, flops: float) -> Range:
         """Return the parameters that minimize the loss at 6 N D = `flops`, with their interval."""
-        low, high = np.quantile([law.optimum(flops).parameters for law in self.resampled], self._ends)
-        return Range(self.law.optimum(flops).parameters, float(low), float(high))
+        found = [max(1.0, law.optimum(flops).parameters) for law in self.resampled]
+        low, high = np.quantile(found, self._ends)
+        return Range(max(1.0, self.law.optimum(flops).parameters), float(low), float(high))
 
     @property
     def _ends(self) -> tuple[float, float]:

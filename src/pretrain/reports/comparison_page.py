@@ -65,10 +65,11 @@ def verdict(comparison: Comparison, group: GroupOutcome) -> str:
     return f"{group.name}: {word}, {shown}{several}, {seeds}) against {baseline.name}"
 
 
-def _p(value: float | None) -> str:
+def _p(value: float | None, name: str = "p") -> str:
     if value is None:
-        return "p unknown"
-    return f"p = {value:.2g}" if value >= 1e-4 else "p < 0.0001"
+        return f"{name} unknown"
+    equals = f"{name} = " if name else ""
+    return f"{equals}{value:.2g}" if value >= 1e-4 else f"{name} < 0.0001".strip()
 
 
 def in_words(comparison: Comparison) -> str:
@@ -107,7 +108,7 @@ def _rows(comparison: Comparison) -> list[list[str]]:
             group.name, str(len(group.runs)), f"{group.mean:.4f}",
             f"{group.interval[0]:.4f} to {group.interval[1]:.4f}" if group.interval else "-",
             f"{difference.value:+.4f}" if difference else "baseline",
-            _p(difference.p).removeprefix("p = ") if difference and difference.p is not None else "-",
+            _p(difference.p, "") if difference and difference.p is not None else "-",
             "-" if steps is None else f"{steps:,.0f}", "-" if tokens is None else count(tokens),
             "-" if seconds is None else duration(seconds),
         ])  # fmt: skip
@@ -123,7 +124,7 @@ def comparison_page(comparison: Comparison, groups: Sequence[Group]) -> str:
     page.tiles.append((str(sum(len(group.runs) for group in comparison.groups)), "runs"))
     loud = [line for line in comparison.warnings if line.startswith("THE ")]
     if loud:
-        page.state = ("not comparable as they are", False)
+        page.state = ("read the warning", False)
     rows = [[*row[:1], *map(number, row[1:])] for row in _rows(comparison)]
     page.add("Before you read on", *(f'<p class="bad"><b>{escaped(line)}</b></p>' for line in loud))
     verdicts = (f"<p>{escaped(verdict(comparison, group))}</p>" for group in comparison.groups[1:])

@@ -15,6 +15,7 @@ from pretrain.reports.run import in_both_widths
 from pretrain.reports.series import Scatter
 
 _FAR = 30.0  # times the largest run of a ladder, beyond which a law is a guess
+_WIDE = 10.0  # highest over lowest value of an interval that says little
 _PROFILES, _POINTS = 4, 25  # budgets that are drawn, and sizes of each
 
 
@@ -98,6 +99,8 @@ def notes(ladder: Ladder) -> list[str]:
             f"the budget is {found.times_largest:,.0f} times the largest run of the ladder: beyond {_FAR:.0f} times, "
             "train a larger ladder"
         )
+    if found.optimal_parameters.high > _WIDE * found.optimal_parameters.low:
+        lines.append("the best size is hardly known: its interval is wide. Add sizes, lengths or seeds to the ladder")
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
