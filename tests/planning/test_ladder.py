@@ -121,7 +121,7 @@ def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"prediction\.json cannot be read: .* Delete it; the run is predicted again"
     ):
         _read_prediction(path)
-    written = Prediction("2026-01-01", "6x192 for 5 steps", 10, 5.0, 3.0, 2.9, 3.1, 0.9, 6)
+    written = Prediction("2026-01-01", 5.0, "6x192 for 5 steps", 10, 5.0, 3.0, 2.9, 3.1, 0.9, ["a=1"])
     path.write_text(json.dumps(vars(written)))
     assert _read_prediction(path) == written
 

@@ -31,6 +31,7 @@ from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, siz
 from pretrain.planning.scaling_fit import Fit, Point, Range, fit_law
 from pretrain.program import SCRIPTS, command
 from pretrain.reports.groups import as_json
+from pretrain.reports.history import read_history
 from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
 
 PREDICTION, DATA, PAGE, RECOMMENDED = "prediction.json", "scale.json", "scale.html", "recommended"
@@ -41,6 +42,7 @@ class Prediction:
     """What was predicted of the held-out run before it started."""
 
     written_at: str  # UTC
+    time: float  # the same, Unix time in seconds
     name: str  # of the run
     parameters: int
     tokens: float
@@ -48,7 +50,7 @@ class Prediction:
     low: float
     high: float
     confidence: float
-    runs: int  # that the law was fitted to
+    fitted_to: list[str]  # the words that all runs of the ladder share, then those of each
 
 
 class Scaling:
@@ -79,7 +81,7 @@ class Scaling:
         points = [Point(run.parameters, run.tokens, run.loss) for run in runs]
         fit = fit_law(points, settings.confidence, settings.samples)
         vocab_size = Tokenizer.load(open_checkpoint(Path(runs[0].folder)).tokenizer_folder).vocab_size
-        held_out = self._held_out(fit, vocab_size, len(runs)) if settings.held_out else None
+        held_out = self._held_out(fit, vocab_size, cells) if settings.held_out else None
         return Ladder(config.objective.kind, runs, fit, held_out, self._recommended(fit, runs, vocab_size))
 
     def train(self, part: str, cells: list[Cell]) -> list[Path]:
@@ -116,26 +118,30 @@ class Scaling:
             )
         return LadderRun(str(cell.size), cell.steps, report.parameters, float(report.tokens_seen), loss, str(folder))
 
-    def _held_out(self, fit: Fit, vocab_size: int, runs: int) -> HeldOut:
+    def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell]) -> HeldOut:
         """Predict the held-out run in a file, unless an earlier start did, then train it."""
         settings = self.config.ladder
         size = LadderSize.read(str(settings.held_out))
         cell = cell_of(self.config, size, settings.held_out_tokens or 2 * max(settings.tokens), self.typed)
         path = self.folder / PREDICTION
         prediction = _read_prediction(path)
-        if prediction is None or prediction.name != cell.name or prediction.runs != runs:
+        fitted_to = [" ".join(words) for words in (self.run_words, *(each.words for each in cells))]
+        if prediction is None or (prediction.name, prediction.fitted_to) != (cell.name, fitted_to):
             tokens = float(cell.steps * self.config.tokens_per_step())
             parameters = parameters_of(self.config, size, vocab_size)
             expected = fit.predict(parameters, tokens)
-            now = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d %H:%M:%S")
+            now = time.time()
             prediction = Prediction(
-                now, cell.name, parameters, tokens, expected.value, expected.low, expected.high, fit.confidence, runs
-            )
+                datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S"), now, cell.name, parameters, tokens,
+                expected.value, expected.low, expected.high, fit.confidence, fitted_to,
+            )  # fmt: skip
             write_atomically(path, as_json(asdict(prediction)).encode())
         print(printable(f"predicted   {prediction.loss:.4f}, {prediction.low:.4f} to {prediction.high:.4f}, for "
                         f"{cell.name}, in {path}"), flush=True)  # fmt: skip
         run = self._read(cell, self.train("held_out", [cell])[0])
-        return HeldOut(run, Range(prediction.loss, prediction.low, prediction.high), prediction.written_at)
+        history = read_history(Path(run.folder))
+        is_late = history is None or not history.starts or history.starts[0].time < prediction.time
+        return HeldOut(run, Range(prediction.loss, prediction.low, prediction.high), prediction.written_at, is_late)
 
     def _recommended(self, fit: Fit, runs: list[LadderRun], vocab_size: int) -> Recommended:
         """Return the run for the budget, and write it as an experiment for train and plan."""

@@ -43,6 +43,7 @@ class HeldOut:
     run: LadderRun
     predicted: Range
     written_at: str  # UTC
+    is_late: bool = False  # whether the run had started by then, in an earlier ladder
 
     @property
     def is_inside(self) -> bool:
@@ -106,6 +107,8 @@ def notes(ladder: Ladder) -> list[str]:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
     if ladder.held_out is not None and not ladder.held_out.is_inside:
         lines.append("the held-out run lies outside its interval: the law does not hold there")
+    if ladder.held_out is not None and ladder.held_out.is_late:
+        lines.append("the held-out run had started before this prediction: it checks less than a new one would")
     if ladder.held_out is None:
         lines.append("no run was held out to check the law: ladder.held_out=<layers>x<width>")
     if ladder.objective == "masked":
@@ -188,7 +191,12 @@ def _tiles(ladder: Ladder) -> list[tuple[str, str]]:
     if ladder.held_out is not None:
         predicted = ladder.held_out.predicted
         tiles.append((f"{ladder.held_out.run.loss:.4f}", "loss of the held-out run"))
-        tiles.append((f"{predicted.low:.4f} to {predicted.high:.4f}", "predicted before it started"))
+        tiles.append(
+            (
+                f"{predicted.low:.4f} to {predicted.high:.4f}",
+                "predicted after its start" if ladder.held_out.is_late else "predicted before it started",
+            )
+        )
     tiles.append((found.size, f"layers x width for {found.budget:.3g} FLOPs"))
     return [*tiles, (count(found.tokens), "tokens of that run"), (f"{found.loss.value:.4f}", "its expected loss")]
 
