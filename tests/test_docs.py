@@ -57,7 +57,8 @@ REPLACED = (
     "looks_at_gradient", "check_room", "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis",
     "optimis", "neighbour", "colour", "behaviour",
 )  # fmt: skip
-REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root")  # by examples/extend
+# by examples/extend, and a preset that scale writes
+REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root", "recommended")
 ALLOWED = ("fast-tokenising",)  # the name of an extra
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.M))
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
