@@ -10,16 +10,23 @@ import pytest
 
 from pretrain import errors
 from pretrain.__main__ import COMMANDS
-from pretrain.config.command_line import parse
+from pretrain.config.command_line import as_list, parse
 from pretrain.config.compose import composed, register_schemas, sweep_words
 from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import AverageConfig, ExportConfig, InspectConfig, PrepareConfig, ReportConfig
+from pretrain.config.scripts import (
+    AverageConfig,
+    CompareConfig,
+    ExportConfig,
+    InspectConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from pretrain.doctor.config import DoctorConfig
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
-from pretrain.planning.config import PlanConfig
+from pretrain.planning.config import PlanConfig, ScaleConfig
 from pretrain.training.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +34,8 @@ PAGE = (ROOT / "AGENTS.md").read_text(encoding="utf8")
 TYPED = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
 CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
-    "average": AverageConfig, "eval": EvalConfig,
-    "export": ExportConfig, "plan": PlanConfig, "report": ReportConfig, "doctor": DoctorConfig,
+    "average": AverageConfig, "compare": CompareConfig, "eval": EvalConfig,
+    "export": ExportConfig, "plan": PlanConfig, "scale": ScaleConfig, "report": ReportConfig, "doctor": DoctorConfig,
     "curate": CurateConfig, "verify": VerifyConfig, "explain": ExplainConfig,
 }  # fmt: skip
 
@@ -49,6 +56,7 @@ def test_every_command_is_shown() -> None:
 def test_its_commands_are_accepted(line: str) -> None:
     name, *words = shlex.split(line)[1:]
     register_schemas(name, CONFIGS[name])
+    words = as_list(words, "runs" if name == "compare" else "")
     given = parse([quote(word, "prompt") for word in words])
     if given.multirun:
         given.overrides = first_values(sweep_words(name, given.overrides))

@@ -57,7 +57,8 @@ REPLACED = (
     "looks_at_gradient", "check_room", "rehearsal", "tokenise", "tokenising", "quantise", "utilisation", "normalis",
     "optimis", "neighbour", "colour", "behaviour",
 )  # fmt: skip
-REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root")  # by examples/extend
+# by examples/extend, and a preset that scale writes
+REGISTERED = ("convolution", "second_half", "sums", "characters", "lion", "inverse_root", "recommended")
 ALLOWED = ("fast-tokenising",)  # the name of an extra
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.M))
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
@@ -134,13 +135,14 @@ def composed(command: Command) -> str:
     """Return Python code that composes and checks the settings of a command, without Hydra's launchers."""
     return f"""
 from pretrain.commands import tasks
-from pretrain.config.command_line import parse
+from pretrain.config.command_line import as_list, parse
 from pretrain.config.compose import compose, register_schemas, sweep_words
 from pretrain.config.overrides import first_values, quote
 
 command = tasks._COMMANDS[{command.name!r}]
 register_schemas({command.name!r}, command.config_class)
-given = parse([quote(word, command.free_text) for word in {command.overrides!r}])
+words = as_list({command.overrides!r}, command.positional)
+given = parse([quote(word, command.free_text) for word in words])
 words = [word for word in given.overrides if not word.lstrip("+").startswith("hydra")]
 if given.multirun:
     words = [word for word in words if "interval(" not in word]
@@ -159,6 +161,10 @@ def shortened(command: Command) -> list[str]:
     match command.name:
         case "train":
             return [*words, *small, *NANO, f"trainer.max_steps={5 if 'resume' in keys else 2}"]
+        case "scale":
+            ladder = ["ladder.sizes=[1x16,2x32]", "ladder.tokens=[2000,4000]", "ladder.samples=10"]
+            held_out = ["ladder.held_out=2x48"] if "ladder.held_out" in keys else []
+            return [*words, *small, *NANO, "model.context_length=32", *ladder, *held_out, "logging.report=false"]
         case "doctor" | "prepare":
             return [*words, *small] if "doctor" not in keys or "resume" not in keys else words
         case "generate":

@@ -18,6 +18,8 @@ COMMANDS = {
     "eval": "score a trained model on documents or a task",
     "average": "average the weights of checkpoints",
     "export": "write a trained model as a Hugging Face folder",
+    "compare": "compare runs, or groups of them with different seeds",
+    "scale": "train a ladder of sizes and lengths, and fit a scaling law to it",
     "report": "write report.html of a run, of a folder of runs, or of a corpus",
     "plan": "say what a run takes, without training",
     "doctor": "prove on this machine, at small size, what a run relies on",

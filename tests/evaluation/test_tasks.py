@@ -27,7 +27,7 @@ from pretrain.language_model import LanguageModel
 class Known:
     """Scorer with fixed likelihoods."""
 
-    causal = True
+    causal, bound = True, None
 
     def __init__(self, likelihoods: dict[str, float]) -> None:
         self.likelihoods = likelihoods
@@ -36,12 +36,18 @@ class Known:
         return [Score(self.likelihoods[text], 1, 1) for text in texts]
 
     def continuations(self, pairs: Sequence[tuple[str, str]], *_: Any, **__: Any) -> list[ContinuationScore]:
-        return [ContinuationScore(self.likelihoods[text], 1, text.endswith("!")) for _, text in pairs]
+        return [
+            ContinuationScore(self.likelihoods[text], 1, text.endswith("!"), len(text.encode())) for _, text in pairs
+        ]
 
 
 def known(task: Task, likelihoods: dict[str, float], *examples: Any) -> dict[str, float]:
     scorer: Any = Known(likelihoods)
     return score_examples(scorer, ExampleSet("x", task, examples))
+
+
+def bits(nats: float, text_bytes: int) -> Any:
+    return pytest.approx(nats / math.log(2) / text_bytes)
 
 
 def test_pairs_count_by_paradigm_and_a_tie_is_not_right() -> None:
@@ -55,12 +61,13 @@ def test_pairs_count_by_paradigm_and_a_tie_is_not_right() -> None:
 def test_choices_are_compared_as_they_are_and_by_the_byte() -> None:
     question = MultipleChoice("?", (" no", " certainly"), (2, 9), gold=1)
     found = known(Task.multiple_choice, {" no": -4.0, " certainly": -9.0}, question)
-    assert found == {"accuracy": 0.0, "accuracy_per_byte": 1.0, "questions": 1}
+    assert found == {"accuracy": 0.0, "accuracy_per_byte": 1.0, "bits_per_byte": bits(9.0, 10), "questions": 1}
 
 
 def test_the_perplexity_of_continuations_counts_each_once() -> None:
     found = known(Task.cloze, {"a!": -1.0, "b": -3.0}, Cloze("", "a!"), Cloze("", "b"))
-    assert found == {"accuracy": 0.5, "loss": 2.0, "perplexity": pytest.approx(math.e**2), "passages": 2}
+    perplexity, per_byte = pytest.approx(math.e**2), bits(4.0, 3)
+    assert found == {"accuracy": 0.5, "loss": 2.0, "perplexity": perplexity, "bits_per_byte": per_byte, "passages": 2}
 
 
 @pytest.mark.parametrize(("family", "causal"), [("gpt", True), ("bert", False)])
@@ -71,7 +78,9 @@ def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
     choice = ExampleSet("arc", Task.multiple_choice, [MultipleChoice("ab", (" c", " d"), (1, 1), 0)])
     before = torch.get_rng_state()
     found = score_tasks(model, BYTES, [pairs, choice])
-    assert set(found) == {"eval/blimp/accuracy", "eval/arc/accuracy", "eval/arc/accuracy_per_byte"}
+    of_choices = {"eval/arc/accuracy", "eval/arc/accuracy_per_byte"}
+    per_byte = "eval/arc/bits_per_byte" if causal else "eval/arc/pseudo_bits_per_byte"
+    assert set(found) == {"eval/blimp/accuracy", *of_choices, per_byte}
     assert found == score_tasks(model, BYTES, [pairs, choice], batch_tokens=1)
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
@@ -153,6 +162,8 @@ def test_lambada_and_arc_are_what_transformers_makes_of_them(assets: Path) -> No
     theirs = by_transformers(assets, passages)
     found = score_examples(scorer, lambada)
     assert found["accuracy"] == pytest.approx(np.mean([greedy for _, greedy in theirs]))
+    text_bytes = sum(len(text.encode()) for _, text in passages)
+    assert found["bits_per_byte"] == bits(-sum(likely for likely, _ in theirs), text_bytes)
     assert math.log(found["perplexity"]) == pytest.approx(-np.mean([likely for likely, _ in theirs]), rel=1e-5)
     arc = read_examples(Task.multiple_choice, str(assets / "eval" / "arc_easy" / "arc_easy.jsonl"), max_examples=60)
     questions = [each for each in arc.examples if isinstance(each, MultipleChoice)]

@@ -16,14 +16,21 @@ from pretrain.config import cli
 from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
-from pretrain.config.scripts import AverageConfig, ExportConfig, InspectConfig, PrepareConfig, ReportConfig
+from pretrain.config.scripts import (
+    AverageConfig,
+    CompareConfig,
+    ExportConfig,
+    InspectConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from pretrain.config.serialize import to_dict
 from pretrain.data.escapes import read_escapes
 from pretrain.doctor.config import DoctorConfig
 from pretrain.errors import ConfigError, printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
-from pretrain.planning.config import PlanConfig
+from pretrain.planning.config import PlanConfig, ScaleConfig
 from pretrain.program import command
 
 if TYPE_CHECKING:
@@ -319,10 +326,30 @@ def report(config: ReportConfig, overrides: list[str]) -> None:
     print(printable(f"report      {path}", one_line=True))
 
 
+def compare(config: CompareConfig, overrides: list[str]) -> None:
+    """Print and write the comparison of the runs."""
+    from pretrain.reports.compare import CompareOptions
+    from pretrain.reports.comparison_page import in_words, write_comparison
+
+    options = CompareOptions(config.metric, config.target, config.confidence)
+    output = Path(config.output or f"{config.paths.logs_dir}/compare.html").expanduser()
+    comparison, data = write_comparison(config.runs, options, output)
+    print(printable(in_words(comparison)))
+    print(printable(f"\nreport      {output}\ndata        {data}"))
+
+
+def scale(config: ScaleConfig, overrides: list[str]) -> None:
+    """Train a ladder of sizes and lengths, fit a scaling law, and print and write what it says."""
+    from pretrain.commands.scale import scale as scale_ladder
+
+    scale_ladder(config, sys.argv[1:])  # with Hydra's own words, for the launcher of the runs
+
+
 class _Command(NamedTuple):
     config_class: type
     task: Callable[[Any, list[str]], object]
     free_text: str = ""  # a setting whose value needs no quoting beyond the shell's
+    positional: str = ""  # the list that words without a key belong to
 
 
 _COMMANDS = {
@@ -339,10 +366,13 @@ _COMMANDS = {
     "average": _Command(AverageConfig, average),
     "export": _Command(ExportConfig, export),
     "report": _Command(ReportConfig, report),
+    "compare": _Command(CompareConfig, compare, positional="runs"),
+    "scale": _Command(ScaleConfig, scale),
 }
 
 
 def main(name: str, *, typed: bool = False) -> None:
     """Do what the command line says; `typed`: its first word is the command's name."""
-    config_class, task, free_text = _COMMANDS[name]
-    cli.main(name, config_class, task, free_text=free_text, subcommand=name if typed else "")
+    config_class, task, free_text, positional = _COMMANDS[name]
+    subcommand = name if typed else ""
+    cli.main(name, config_class, task, free_text=free_text, positional=positional, subcommand=subcommand)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.command_line import CommandLine, parse
+from pretrain.config.command_line import CommandLine, as_list, parse
 from pretrain.config.compose import compose, composed, register_schemas, sweep_words
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import first_values, quote, quoted
@@ -43,12 +43,13 @@ _NO_MEMORY = re.compile(r"can't allocate memory|out of memory")  # torch's messa
 
 def main(
     config_name: str, config_class: type, task: Callable[[Any, list[str]], object], *, free_text: str = "",
-    subcommand: str = "",
+    positional: str = "", subcommand: str = "",
 ) -> None:  # fmt: skip
     """Compose the settings of a script from the command line, run `task(settings, overrides)` under Hydra, and exit.
 
-    `free_text` is a setting whose value needs no quoting beyond the shell's; `subcommand` the first word typed, which
-    chose this task. A PretrainError or a signal ends the process with its exit code and its message alone.
+    `free_text` is a setting whose value needs no quoting beyond the shell's; `positional` the list that words without
+    a key belong to; `subcommand` the first word typed, which chose this task. A PretrainError or a signal ends the
+    process with its exit code and its message alone.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return  # a process of the run imports the script to register its classes
@@ -61,6 +62,7 @@ def main(
         check_environment(config_name)
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
+        typed = as_list(typed, positional)
         given = parse([with_current_name(quote(word, free_text)) for word in typed])
         words = of_the_job(given.overrides)
         if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided

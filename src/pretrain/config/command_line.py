@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
+from pretrain.config.overrides import quoted
 from pretrain.errors import ConfigError, nearest
 
 _WITH_VALUE = {
@@ -56,6 +58,20 @@ class CommandLine:
         """Return the flags that say where settings come from: a job of a sweep needs them as well."""
         flags = {"--config-dir": self.config_dir, "--config-name": self.config_name}
         return [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+
+
+def as_list(words: list[str], positional: str) -> list[str]:
+    """Return the words of a command line, those without a key as one override of the list `positional`.
+
+    Without such a list they stay as they are. Of `a b metric=x` and runs, `metric=x runs=['a','b']`.
+    """
+    values, rest, before = list[str](), list[str](), ""
+    for word in words:
+        is_value = before in _WITH_VALUE or (before in ("-i", "--info") and word in _INFO)
+        is_key = "=" in word and re.match(r"[+~]*[\w./@-]+=", word) is not None
+        (rest if not positional or word.startswith("-") or is_value or is_key else values).append(word)
+        before = word
+    return [*rest, f"{positional}=[{','.join(map(quoted, values))}]"] if values else rest
 
 
 def parse(words: list[str]) -> CommandLine:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -22,6 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from pretrain.config.hydra_job import HydraJob, without_hydras_line
+from pretrain.config.listed_sweeper import ListedSettings, ListedSweeper
 from pretrain.config.pruning_sweeper import PruningSettings, PruningSweeper
 from pretrain.config.sweep import Job, JobError, job_of
 from pretrain.errors import ConfigError, Interrupted, show
@@ -53,7 +54,7 @@ class FreshProcessLauncher(Launcher):
         self.hydra_job.jobs.extend(jobs)
         waiting = [job for number, job in enumerate(jobs, initial_job_idx + 1) if not _is_done(job, number)]
         running: dict[subprocess.Popen[bytes], Job] = {}
-        with _signals_passed_on(running) as received:
+        with signals_passed_on(running) as received:
             while running or (waiting and not received):
                 while waiting and not received and len(running) < self.n_jobs:
                     job = waiting.pop(0)
@@ -120,8 +121,8 @@ def _end(running: dict[subprocess.Popen[bytes], Job]) -> None:
 
 
 @contextmanager
-def _signals_passed_on(running: dict[subprocess.Popen[bytes], Job]) -> Iterator[list[int]]:
-    """Pass signals that ask to stop on to the jobs under way; yield the list of those received."""
+def signals_passed_on(running: Iterable[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals that ask to stop on to the processes `running` by then; yield the list of those received."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -144,6 +145,8 @@ def register_plugins() -> None:
     sys.modules["hydra_plugins"].pretrain = sys.modules[__name__]  # type: ignore[attr-defined]
     sys.modules["hydra_plugins.pretrain"] = sys.modules[__name__]
     Plugins.instance().register(PruningSweeper)
+    Plugins.instance().register(ListedSweeper)
+    ConfigStore.instance().store(group="hydra/sweeper", name="listed", node=ListedSettings, provider="pretrain")
     ConfigStore.instance().store(
         group="hydra/sweeper", name="optuna_pruning", node=PruningSettings, provider="pretrain"
     )

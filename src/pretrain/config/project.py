@@ -13,8 +13,15 @@ from pretrain.errors import ConfigError, nearest, show
 
 FILE = "pretrain.yaml"
 _FOLDER = "config_dir"
-_COMMANDS = ("train", "curate", "prepare", "plan", "doctor")  # their names are keys too: each gives a primary config
-_OF_A_RUN = ("plan", "doctor")  # read that of train where the file gives them none
+_COMMANDS = (
+    "train",
+    "curate",
+    "prepare",
+    "plan",
+    "scale",
+    "doctor",
+)  # their names are keys too: each gives a primary config
+_OF_A_RUN = ("plan", "scale", "doctor")  # read that of train where the file gives them none
 
 
 def use_project(command: str, given: CommandLine) -> None:

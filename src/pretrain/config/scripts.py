@@ -53,6 +53,33 @@ class ReportConfig(Settings):
 
 
 @dataclass
+class CompareConfig(Settings):
+    """Compare runs, or groups of runs that differ in their seed, with the first of them."""
+
+    runs: list[str] = setting(
+        default_factory=list,
+        about="Runs and folders of runs; those whose settings differ only in the seed are one group.",
+    )
+    metric: str = setting("auto", "Metric to compare by; auto: val/loss, or bits per byte where tokenizers differ.")
+    target: float | None = setting(
+        None, "Steps, tokens and seconds are counted to this value; null: to the worst final one.", example=3.28
+    )
+    confidence: float = setting(0.95, "Of intervals, and 1 less the p-value that counts.", bounds="(0.0, 1.0)")
+    output: str | None = setting(
+        None, "The page to write, and JSON beside it; null: compare.html in paths.logs_dir.", example="compare.html"
+    )
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None and not self.output.endswith(".html"):
+            raise ConfigError(
+                f"output={self.output} is no .html file, beside which .json fits. Try output=compare.html."
+            )
+
+
+@dataclass
 class AverageConfig(Settings):
     """Average the weights of checkpoints, which often scores better than the last of them before a decay."""
 

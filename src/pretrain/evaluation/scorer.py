@@ -39,6 +39,7 @@ class ContinuationScore:
     log_likelihood: float  # nats, summed over the tokens; of a masked model a pseudo-likelihood, of diffusion a bound
     tokens: int
     greedy: bool  # whether greedy decoding would generate it, from left to right
+    text_bytes: int = 0  # of the text that was scored, in UTF-8: the continuation with the spaces before it
 
 
 class Scorer:
@@ -156,6 +157,7 @@ class Scorer:
         with more than fit.
         """
         encoded = encode_pairs(self.tokenizer, pairs)
+        sizes = [len(_move_spaces(*pair)[1].encode()) for pair in pairs]
         passages = [
             self._passage(ids, n_context, text) for (ids, n_context), (_, text) in zip(encoded, pairs, strict=True)
         ]
@@ -166,14 +168,14 @@ class Scorer:
             if needs_greedy:
                 greedy = filled_greedily(self.model, passages, self.tokenizer, self.bound)
             return [
-                ContinuationScore(each.log_likelihood, each.tokens, is_greedy)
-                for each, is_greedy in zip(self.bounds_of(groups), greedy, strict=True)
+                ContinuationScore(each.log_likelihood, each.tokens, is_greedy, size)
+                for each, is_greedy, size in zip(self.bounds_of(groups), greedy, sizes, strict=True)
             ]
         return [
             ContinuationScore(
-                float(passage.log_probabilities.double().sum()), len(passage.correct), bool(passage.correct.all())
+                float(passage.log_probabilities.double().sum()), len(passage.correct), bool(passage.correct.all()), size
             )
-            for passage in self.predictions(passages)
+            for passage, size in zip(self.predictions(passages), sizes, strict=True)
         ]
 
     def _with_specials(self, tokens: NDArray[Any]) -> Ints:

@@ -14,7 +14,7 @@ from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import BATCH_TOKENS
-from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.models.interface import LanguageModule
 
 
@@ -74,17 +74,21 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     """Return the share of queries whose correct choice is the likeliest: in total, and per byte of the choice.
 
     They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
-    choice while each token of the choice is masked in turn.
+    choice while each token of the choice is masked in turn. Beside them stand the bits per byte of the correct choices.
     """
     sizes = [len(example.continuations) for example in examples]
     scores = iter(scorer.continuations([pair for example in examples for pair in example.pairs()], sizes))
     correct = correct_per_byte = 0
+    gold = list[ContinuationScore]()
     for example in examples:
-        likelihoods = np.array([next(scores).log_likelihood for _ in example.continuations])
+        choices = [next(scores) for _ in example.continuations]
+        gold.append(choices[example.gold])
+        likelihoods = np.array([choice.log_likelihood for choice in choices])
         correct += int(likelihoods.argmax()) == example.gold
         correct_per_byte += int((likelihoods / np.array(example.choice_bytes)).argmax()) == example.gold
     count = len(examples)
-    return {"accuracy": correct / count, "accuracy_per_byte": correct_per_byte / count, "questions": count}
+    metrics = {"accuracy": correct / count, "accuracy_per_byte": correct_per_byte / count}
+    return metrics | _bits_per_byte(scorer, gold) | {"questions": count}
 
 
 def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
@@ -104,8 +108,22 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
         "accuracy": float(np.mean([score.greedy for score in scores])),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
+        **_bits_per_byte(scorer, scores),
         "passages": len(examples),
     }
+
+
+def _bits_per_byte(scorer: Scorer, answers: Sequence[ContinuationScore]) -> dict[str, float]:
+    """Return the bits of all right answers over their bytes, by a name that says how the model scores them.
+
+    It falls smoothly where the accuracy of a small model stays at chance (Schaeffer et al. 2023,
+    https://arxiv.org/abs/2304.15004). The delimiter before an answer is predicted and counted with it.
+    """
+    name = "bits_per_byte" if scorer.causal else "pseudo_bits_per_byte"
+    if scorer.bound is not None:
+        name = "bits_per_byte_bound"
+    nats = -sum(answer.log_likelihood for answer in answers)
+    return {name: nats / (math.log(2) * sum(answer.text_bytes for answer in answers))}
 
 
 _COUNTS = ("pairs", "ties", "questions", "passages")

@@ -1,10 +1,12 @@
 """Settings of `python src/plan.py`: those of the training run to plan, and of its target machine."""
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import ClassVar
 
 from pretrain.config.run import RunConfig
-from pretrain.config.setting import setting
+from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 from pretrain.program import command
 
@@ -92,3 +94,87 @@ class PlanConfig(RunConfig):
     def run_config(self) -> RunConfig:
         """Return the settings of the run without those of the plan."""
         return RunConfig(**{f.name: getattr(self, f.name) for f in fields(RunConfig)})
+
+
+@dataclass(frozen=True)
+class LadderSize:
+    """A size of a ladder: layers x width, such as 4x128."""
+
+    n_layers: int
+    d_model: int
+
+    def __str__(self) -> str:
+        return f"{self.n_layers}x{self.d_model}"
+
+    @classmethod
+    def read(cls, text: str, key: str = "ladder.sizes") -> "LadderSize":
+        """Return the size that a text such as 4x128 is. Raises ConfigError for another text."""
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,5})", text)
+        if match is None:
+            raise ConfigError(f"{key}={text} is no size, which is layers x width. Try {key}=4x128.")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass
+class LadderConfig(Settings):
+    """Which runs a scaling law is fitted to, and what it is asked."""
+
+    prefix: ClassVar[str] = "ladder."
+    sizes: list[str] = setting(
+        default_factory=lambda: ["2x64", "3x96", "4x128"], about="Sizes of the model as layers x width, smallest first."
+    )
+    tokens: list[int] = setting(
+        default_factory=lambda: [500_000, 1_000_000, 2_000_000],
+        about="Lengths of the runs of every size, each with a schedule of its own that ends with it, in tokens.",
+    )
+    held_out: str | None = setting(
+        None, "A larger size, whose loss is predicted in a file before it is trained; null: none.", example="6x192"
+    )
+    held_out_tokens: int | None = setting(
+        None, "Length of that run; null: twice the longest of ladder.tokens.", bounds="[1, inf)", unit="tokens",
+        example=4_000_000,
+    )  # fmt: skip
+    budget: float | None = setting(
+        None, "Training operations to recommend a run for, as 6 N D; null: ten times the largest run of the ladder.",
+        bounds="(0.0, inf)", unit="FLOPs", example=1e15,
+    )  # fmt: skip
+    rate_exponent: float = setting(
+        1.0,
+        "The learning rate is that of the preset times (its width / width) to this power; one that is typed stays.",
+        bounds="[0.0, 2.0]",
+    )
+    warmup_fraction: float = setting(0.1, "Share of each run that warms up.", bounds="[0.0, 1.0)")
+    samples: int = setting(500, "Bootstrap samples of the fit.", bounds="[10, inf)")
+    confidence: float = setting(0.9, "Of the intervals.", bounds="(0.0, 1.0)")
+    output: str | None = setting(None, "Folder of the ladder; null: scale/<name> in paths.logs_dir.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for size in self.sizes:
+            LadderSize.read(size)
+        if self.held_out is not None:
+            LadderSize.read(self.held_out, "ladder.held_out")
+        if any(tokens < 1 for tokens in self.tokens):
+            raise ConfigError(f"ladder.tokens={min(self.tokens)} is below 1. Try ladder.tokens=[500000,1000000].")
+        for name in ("sizes", "tokens"):
+            values = getattr(self, name)
+            if len(set(values)) < 2 or len(set(values)) < len(values):
+                raise ConfigError(
+                    f"ladder.{name}={values} are not at least two different ones. Try ladder.sizes=[2x64,3x96,4x128] "
+                    "ladder.tokens=[500000,1000000,2000000]."
+                )
+
+
+@dataclass
+class ScaleConfig(RunConfig):
+    """Settings of a training run, and of the ladder of its sizes and lengths."""
+
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume is not None or self.branch is not None or self.stages or self.size is not None:
+            raise ConfigError(
+                "scale trains runs of its own from their first step: leave resume, branch, stages and size out. Typed "
+                "again, the same words go on with what is missing."
+            )

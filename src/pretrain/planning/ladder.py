@@ -1,0 +1,102 @@
+"""A ladder of runs: sizes times lengths, each as words of the command line; and the shape for a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigError, shown
+from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.size import count_parameters_without_weights
+from pretrain.models.sizes import Shape, scaled
+from pretrain.planning.config import LadderSize, ScaleConfig
+from pretrain.planning.scaling import Optimum
+
+_WIDTH_STEP = 32  # channels between the widths that are tried for a budget
+_MAX_LAYERS, _MAX_WIDTH = 80, 8192
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of the ladder."""
+
+    size: LadderSize
+    steps: int
+    words: tuple[str, ...]  # that make it of the run that was typed
+
+    @property
+    def name(self) -> str:
+        """Its size and length, such as 2x64 for 1,000 steps."""
+        return f"{self.size} for {self.steps:,} steps"
+
+
+def cells_of(config: ScaleConfig, typed: Collection[str]) -> list[Cell]:
+    """Return the runs of the ladder, smallest first; `typed` are the names of settings that stay as they are."""
+    return [
+        cell_of(config, LadderSize.read(size), tokens, typed)
+        for size in config.ladder.sizes
+        for tokens in config.ladder.tokens
+    ]
+
+
+def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collection[str]) -> Cell:
+    """Return one run: shape, length and a learning rate that falls with the width; the schedule ends with the run."""
+    model = with_size(config.model, size)
+    steps = max(1, round(tokens / config.tokens_per_step()))
+    words = {
+        f"model.{f.name}": getattr(model, f.name)
+        for f in fields(model)
+        if getattr(model, f.name) != getattr(config.model, f.name)
+    }
+    words |= {"model.n_layers": size.n_layers, "model.d_model": size.d_model, "trainer.max_steps": steps}
+    words |= {
+        f"trainer.{name}": None
+        for name in ("max_tokens", "max_epochs", "max_time")
+        if getattr(config.trainer, name) is not None
+    }
+    if "optimizer.learning_rate" not in typed:
+        assert isinstance(config.model, TransformerConfig)
+        ratio = (config.model.d_model / size.d_model) ** config.ladder.rate_exponent
+        words["optimizer.learning_rate"] = float(f"{config.optimizer.learning_rate * ratio:.3g}")
+    if hasattr(config.schedule, "warmup_fraction") and not any(key.startswith("schedule.warmup") for key in typed):
+        words["schedule.warmup_fraction"] = config.ladder.warmup_fraction
+    return Cell(size, steps, tuple(f"{key}={shown(value)}" for key, value in words.items()))
+
+
+def with_size(model: ModelConfig, size: LadderSize) -> TransformerConfig:
+    """Return a model of the same family in another shape. Raises ConfigError for one that has no layers and width."""
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(
+            f"ladder.sizes scales layers and width, and model.kind={model.kind} is a model of another kind. "
+            "Try model=gpt_nano."
+        )
+    return scaled(model, Shape(size.n_layers, size.d_model, model.context_length, 1))
+
+
+def parameters_of(config: RunConfig, size: LadderSize, vocab_size: int) -> int:
+    """Return the parameters of the run's model in this size."""
+    return count_parameters_without_weights(with_size(config.model, size), vocab_size)
+
+
+def size_for(config: RunConfig, sizes: Sequence[LadderSize], optimum: Optimum, vocab_size: int) -> LadderSize:
+    """Return layers and width with about the optimal parameters, as slender as the sizes of the ladder grow.
+
+    Width over layers follows a line through those of the ladder, on logarithms of width.
+    """
+    widths = [math.log(size.d_model) for size in sizes]
+    aspects = [math.log(size.d_model / size.n_layers) for size in sizes]
+    mean, level = sum(widths) / len(widths), sum(aspects) / len(aspects)
+    spread = sum((width - mean) ** 2 for width in widths)
+    slope = sum((w - mean) * (a - level) for w, a in zip(widths, aspects, strict=True)) / spread if spread else 0.0
+    best, least = sizes[-1], math.inf
+    for width in range(_WIDTH_STEP, _MAX_WIDTH + 1, _WIDTH_STEP):
+        aspect = math.exp(level + slope * (math.log(width) - mean))
+        size = LadderSize(min(_MAX_LAYERS, max(1, round(width / aspect))), width)
+        distance = abs(math.log(parameters_of(config, size, vocab_size) / optimum.parameters))
+        if distance > least + 1.0:  # ever larger from here on
+            break
+        if distance < least:
+            best, least = size, distance
+    return best

@@ -1,0 +1,202 @@
+"""Compare groups of runs: final values with interval and p-value; steps, tokens and seconds to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from pretrain.errors import ConfigError
+from pretrain.planning.units import count
+from pretrain.reports.groups import Curves, Group, Member, Reached, differing, differing_environments
+from pretrain.reports.significance import Difference, Interval, holm, interval_of_mean, welch
+
+_PER_BYTE = ("val/bits_per_byte", "val/bits_per_byte_bound")
+_RISES = ("accuracy", "f1", "accuracy_per_byte", "matthews")  # last parts of metrics of which more is better
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run."""
+
+    folder: str
+    seed: str
+    final: float
+    steps: int
+    tokens: float | None
+    seconds: float | None  # in steps
+    reached: Reached | None  # None: it never met the target
+    finished: bool
+
+
+@dataclass(frozen=True)
+class GroupOutcome:
+    """What came of the runs of a group, and how it differs from the first group."""
+
+    name: str
+    runs: list[Outcome]
+    mean: float
+    deviation: float | None  # of the sample; None for one run, as for the interval
+    interval: Interval | None
+    difference: Difference | None  # None: it is the first
+    p_holm: float | None  # of all comparisons together
+
+    def mean_to_target(self, name: str) -> float | None:
+        """Return the mean steps, tokens or seconds to the target; None if a run never met it or it is unknown."""
+        found = [getattr(each.reached, name, None) for each in self.runs]
+        known = [float(value) for value in found if value is not None]
+        return fmean(known) if len(known) == len(found) else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs by one metric."""
+
+    metric: str
+    falls: bool  # whether less is better
+    confidence: float
+    target: float
+    groups: list[GroupOutcome]
+    settings: dict[str, list[str]]  # that differ, with their values by group
+    environment: dict[str, list[str]]  # likewise
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What to compare by; `metric` auto is val/loss, or bits per byte where tokenizers differ."""
+
+    metric: str = "auto"
+    target: float | None = None  # None: the worst final value, which every run meets
+    confidence: float = 0.95
+
+
+def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence[str] = ()) -> Comparison:
+    """Return the comparison of all groups with the first one.
+
+    Raises ConfigError for a metric that a run lacks, and for fewer than two groups.
+    """
+    if len(groups) < 2:
+        runs = sum(len(group.members) for group in groups)
+        raise ConfigError(
+            f"runs: {runs} of one experiment, and a comparison takes two. Name another run or folder of runs: "
+            "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
+        )
+    metric, warnings = _metric(groups, options.metric)
+    falls = metric.rpartition("/")[2] not in _RISES
+    finals = [[_final(member, metric) for member in group.members] for group in groups]
+    worst = max if falls else min
+    target = worst(value for each in finals for value in each) if options.target is None else options.target
+    outcomes = [
+        [_outcome(member, metric, target, falls=falls) for member in group.members] for group in groups
+    ]  # fmt: skip
+    differences = [welch(values, finals[0], options.confidence) for values in finals[1:]]
+    adjusted = iter(holm([each.p for each in differences if each.p is not None]))
+    found = []
+    for position, (group, values) in enumerate(zip(groups, finals, strict=True)):
+        difference = differences[position - 1] if position else None
+        p_holm = next(adjusted) if difference is not None and difference.p is not None else None
+        deviation = stdev(values) if len(values) > 1 else None
+        interval = interval_of_mean(values, options.confidence)
+        found.append(
+            GroupOutcome(group.name, outcomes[position], fmean(values), deviation, interval, difference, p_holm)
+        )
+    warnings += [*_unequal(found), *left_out]
+    settings, environment = differing(groups), differing_environments(groups)
+    return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings)
+
+
+def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
+    """Return the metric to compare by, and warnings about what makes it unfair."""
+    members = [member for group in groups for member in group.members]
+    tokenizers, objectives = ({each(member) for member in members} for each in (_tokenizer, _objective))
+    texts = {_text(member, one_tokenizer=len(tokenizers) == 1) for member in members}
+    warnings = []
+    metric = "val/loss" if asked == "auto" else asked
+    if len(tokenizers) > 1:
+        per_byte = next(
+            (name for name in _PER_BYTE if all(member.run.latest(name) is not None for member in members)), ""
+        )
+        if asked == "auto" and per_byte:
+            metric = per_byte
+        advice = f"{metric} is compared" if metric in _PER_BYTE else "compare them by metric=val/bits_per_byte"
+        warnings.append(f"THE TOKENIZERS DIFFER: a loss per token means something else in each run; {advice}.")
+    if len(texts) > 1:
+        warnings.append(
+            "THE TEXT DIFFERS: each run is validated on its own held-out text, so its figures do not compare. Score "
+            "all of them on one text, by eval path=<text>, or train with data.validation_path=<text>."
+        )
+    if len(objectives) > 1:
+        warnings.append(
+            f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
+            "diffusion are of different tasks."
+        )
+    lacking = [str(member.run.folder) for member in members if member.run.latest(metric) is None]
+    if lacking:
+        known = sorted(set.intersection(*({*m.run.curves, *_reported(m)} for m in members)))
+        known = [name for name in known if name.startswith(("val/", "train/loss", "eval/", "ema/"))]
+        raise ConfigError(
+            f"metric={metric} is missing in {lacking[0]}{f' and {len(lacking) - 1} more' if lacking[1:] else ''}. "
+            + (f"All runs have: {', '.join(known)}." if known else "There is none that all runs have.")
+        )
+    return metric, warnings
+
+
+def _reported(member: Member) -> list[str]:
+    return [name for name, value in (member.run.report.validation if member.run.report else {}).items() if value]
+
+
+def _tokenizer(member: Member) -> str:
+    """Return what identifies the tokenizer of a run: its fingerprint, or its settings where no checkpoint is left."""
+    settings = [f"{key}={value}" for key, value in member.settings.items() if key.startswith("tokenizer.")]
+    return str(member.identity.get("tokenizer_fingerprint") or " ".join(settings))
+
+
+def _text(member: Member, *, one_tokenizer: bool) -> str:
+    """Return what identifies the text of a run, that held out of it included.
+
+    That is its fingerprint; under several tokenizers the sizes of its sources, as the fingerprint is one of tokens.
+    """
+    names = ("validation_path", "validation_fraction", "max_validation_rows")
+    held_out = [member.settings.get(f"data.{name}", "") for name in names]
+    settings = [value for key, value in member.settings.items() if key in ("data.kind", "data.path")]
+    fingerprint = member.identity.get("data_fingerprint") if one_tokenizer else None
+    return repr((fingerprint or member.text() or settings, held_out))
+
+
+def _objective(member: Member) -> str:
+    return member.settings.get("objective.kind", "-")
+
+
+def _final(member: Member, metric: str) -> float:
+    value = member.run.latest(metric)
+    assert value is not None
+    return value
+
+
+def _outcome(member: Member, metric: str, target: float, *, falls: bool) -> Outcome:
+    run = member.run
+    curves = Curves.read(run.folder, [metric, "progress/tokens", "speed/tokens_per_s"])
+    steps = max((step for curve in curves.values.values() for step in curve), default=0)
+    steps = run.report.steps if run.report else steps
+    return Outcome(
+        str(run.folder), member.seed, _final(member, metric), steps, curves.tokens_at(steps), curves.seconds_at(steps),
+        curves.first(metric, target, falls=falls), run.report is not None,
+    )  # fmt: skip
+
+
+def _unequal(groups: Sequence[GroupOutcome]) -> list[str]:
+    """Return lines about what makes the final values of groups unequal: length, single seeds, ends that are missing."""
+    lines = []
+    tokens = {round(run.tokens) for group in groups for run in group.runs if run.tokens is not None}
+    if len(tokens) > 1 and max(tokens) > 1.02 * min(tokens):
+        lines.append(f"the runs differ in length, from {count(min(tokens))} to {count(max(tokens))} tokens")
+    single = sum(len(group.runs) == 1 for group in groups)
+    if single:
+        lines.append(
+            f"{single} of {len(groups)} groups have one run, and a single seed has no interval: train seed=0,1,2"
+        )
+    open_ends = [run.folder for group in groups for run in group.runs if not run.finished]
+    if open_ends:
+        lines.append(f"{len(open_ends)} runs have not finished, {open_ends[0]} among them: their newest values count")
+    return lines

@@ -1,0 +1,174 @@
+"""The runs of a ladder, the shape for a budget, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_scaling_fit import PLANTED, ladder
+
+from pretrain.commands.scale import Prediction, Scaling, _read_prediction
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.registry import choices
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.planning.config import LadderSize, ScaleConfig
+from pretrain.planning.ladder import cell_of, cells_of, parameters_of, size_for, with_size
+from pretrain.planning.scaling import Optimum
+from pretrain.planning.scaling_fit import Range, fit_law
+from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
+
+
+@pytest.fixture(autouse=True)
+def schemas() -> None:
+    register_schemas("scale", ScaleConfig)
+
+
+def scale(*words: str) -> ScaleConfig:
+    found: ScaleConfig = compose("scale", ["ladder.sizes=[2x64,4x128]", "ladder.tokens=[100000,200000]", *words])
+    return found
+
+
+def settings(words: tuple[str, ...]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in words)
+
+
+def test_a_ladder_is_every_size_with_every_length() -> None:
+    config = scale("model=llama_nano", "batch_size=8", "model.context_length=64", "trainer.max_time=5")
+    cells = cells_of(config, {"batch_size", "model.context_length"})
+    assert [(str(cell.size), cell.steps) for cell in cells] == [
+        ("2x64", 195),
+        ("2x64", 391),
+        ("4x128", 195),
+        ("4x128", 391),
+    ]
+    found = settings(cells[0].words)
+    assert found["trainer.max_steps"] == "195"
+    assert found["trainer.max_time"] == "null"
+    assert found["schedule.warmup_fraction"] == "0.1"
+    assert float(found["optimizer.learning_rate"]) == pytest.approx(config.optimizer.learning_rate * 2, rel=0.01)
+    smaller = compose("scale", ["model=llama_nano", *cells[0].words]).model
+    assert (smaller.n_layers, smaller.d_model, smaller.n_heads) == (2, 64, 1)
+    assert smaller.d_ff == pytest.approx(config.model.d_ff / 2, abs=8)  # type: ignore[attr-defined]
+    kept = cell_of(config, LadderSize(2, 64), 1e5, {"optimizer.learning_rate", "schedule.warmup_steps"})
+    assert not {"optimizer.learning_rate", "schedule.warmup_fraction"} & settings(kept.words).keys()
+    flat = cell_of(scale("ladder.rate_exponent=0"), LadderSize(2, 64), 1e5, set())
+    assert float(settings(flat.words)["optimizer.learning_rate"]) == scale().optimizer.learning_rate
+
+
+def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:
+    config = scale()
+    sizes = [LadderSize(2, 64), LadderSize(3, 96), LadderSize(4, 128)]
+    for wanted in (3e5, 1e6, 1e7):
+        size = size_for(config, sizes, Optimum(wanted, 1e6, 3.0), 2048)
+        assert parameters_of(config, size, 2048) == pytest.approx(wanted, rel=0.25)
+        assert 24 < size.d_model / size.n_layers < 48  # as slender as the ladder
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "ladder.sizes=[2x64,wide]",
+            r"ladder\.sizes=wide is no size, which is layers x width\. Try ladder\.sizes=4x128\.",
+        ),
+        ("ladder.held_out=0x5", r"ladder\.held_out=0x5 is no size, .* Try ladder\.held_out=4x128\."),
+        ("ladder.sizes=[2x64]", r"ladder\.sizes=\['2x64'\] are not at least two different ones\. Try ladder\.sizes="),
+        ("ladder.tokens=[5,5]", r"ladder\.tokens=\[5, 5\] are not at least two different ones"),
+        ("ladder.tokens=[0,5]", r"ladder\.tokens=0 is below 1\. Try ladder\.tokens=\[500000,1000000\]"),
+        (
+            "resume=auto",
+            r"scale trains runs of its own from their first step: leave resume, branch, stages and size out",
+        ),
+    ],
+)
+def test_ladders_that_are_none_are_refused(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scale(word)
+
+
+def test_a_model_without_layers_and_width_is_refused() -> None:
+    class Other:
+        kind = "convolution"
+
+    other: Any = Other()
+    with pytest.raises(
+        ConfigError, match=r"ladder\.sizes scales layers and width, and model\.kind=convolution is a mod"
+    ):
+        with_size(other, LadderSize(2, 64))
+    assert "transformer" in choices("model")
+
+
+def test_words_of_the_ladder_stay_out_of_its_runs(tmp_path: Path) -> None:
+    words = [
+        "--config-dir", "mine", "model=bert_nano", "ladder.held_out=6x192", "paths.logs_dir=elsewhere",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "experiment=novels_small",
+    ]  # fmt: skip
+    scaling = Scaling(scale("paths.logs_dir=elsewhere", "model=bert_nano"), words)
+    assert scaling.run_words == ["model=bert_nano", "experiment=novels_small"]
+    assert scaling.hydra_words == ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    assert scaling.flags == ["--config-dir", "mine"]
+    assert scaling.folder == Path("elsewhere/scale/bert_nano")
+    assert Scaling(scale(f"ladder.output={tmp_path}"), []).folder == tmp_path
+
+
+def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prediction.json"
+    assert _read_prediction(path) is None
+    path.write_text('{"written_at": 5}')
+    with pytest.raises(
+        CheckpointError, match=r"prediction\.json cannot be read: .* Delete it; the run is predicted again"
+    ):
+        _read_prediction(path)
+    written = Prediction("2026-01-01", 5.0, "6x192 for 5 steps", 10, 5.0, 3.0, 2.9, 3.1, 0.9, ["a=1"])
+    path.write_text(json.dumps(vars(written)))
+    assert _read_prediction(path) == written
+
+
+def whole_ladder(objective: str = "causal", loss: float = 2.4) -> Ladder:
+    points = ladder(0.002, 0)
+    runs = [LadderRun("2x64", 5, int(p.parameters), p.tokens, p.loss, "logs/<b>") for p in points]
+    held_out = HeldOut(LadderRun("6x192", 9, 6_400_000, 1e8, loss, "logs/h"), Range(2.42, 2.3, 2.5), "2026-01-01")
+    fit = fit_law(points, samples=50)
+    parameters = fit.optimal_parameters(1e20)
+    found = Recommended(1e20, "9x288", 10, 5.0, Range(2.0, 1.9, 2.1), parameters, 1000.0, ["plan a=1", "train a=1"])
+    return Ladder(objective, runs, fit, held_out, found)
+
+
+def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
+    page = scale_page(whole_ladder(), "gpt_nano")
+    assert "prediction held" in page
+    assert "<b>" not in page.partition("<h2>Runs")[2].partition("</table>")[0]
+    assert page.count("<svg") == 4
+    words = in_words(whole_ladder("masked", loss=2.6))
+    assert "OUTSIDE of 2.3000 to 2.5000" in words
+    assert "note: the budget is 1,000 times the largest run of the ladder: beyond 30 times" in words
+    assert "note: the held-out run lies outside its interval" in words
+    assert "note: the loss is that of masked tokens" in words
+    assert "prediction failed" in scale_page(whole_ladder(loss=2.6), "gpt_nano")
+    data = whole_ladder().as_data()
+    assert data["held_out"]["inside"]
+    assert data["constants"]["alpha"]["value"] == pytest.approx(PLANTED.alpha, abs=0.1)
+
+
+def test_a_list_of_jobs_without_any_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pretrain.commands import tasks
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "hydra/sweeper=listed"])
+    with pytest.raises(SystemExit) as ended:
+        tasks.main("train")
+    assert ended.value.code == 2
+    assert "hydra.sweeper.jobs is empty. Try hydra.sweeper.jobs=" in capsys.readouterr().err
+
+
+def test_the_recommended_run_is_a_preset_on_top_of_the_typed_experiment() -> None:
+    from pretrain.commands.scale import _experiment
+
+    cell = cell_of(scale(), LadderSize(5, 160), 1e6, set())
+    preset = yaml.safe_load(_experiment(cell, "novels_small", 1e15))
+    assert preset["defaults"] == ["novels_small", "_self_"]
+    assert preset["model"] == {"n_layers": 5, "d_model": 160}
+    assert preset["trainer"]["max_steps"] == cell.steps
