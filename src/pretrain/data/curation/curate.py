@@ -20,7 +20,14 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
-from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
+from pretrain.data.curation.config import (
+    ArchiveSource,
+    CorpusSource,
+    CurationConfig,
+    FilesSource,
+    HuggingFaceSource,
+    RulesConfig,
+)
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
@@ -32,6 +39,7 @@ from pretrain.data.curation.engine import (
     storage_errors,
 )
 from pretrain.data.curation.languages import for_language
+from pretrain.data.curation.licenses import PAGE
 from pretrain.data.curation.manifest import (
     DOMAINS,
     MANIFEST,
@@ -57,6 +65,7 @@ from pretrain.data.curation.stages import (
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.verify import STAGES
+from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains
 from pretrain.data.curation.words import WORDS_VERSION
 from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
@@ -120,6 +129,11 @@ class _Curation:
         for name, source in self.sources.items():
             self.rules[name], stop_words = for_language(config.rules_of(name), name, source.language)
             self.measured[name] = measuring(self.rules[name], stop_words)
+        self.made = made_with()
+        for name, source in self.sources.items():
+            if source.reads_pages:
+                self.made |= library_versions(f"sources.{name}.kind={source.kind}")
+        self.domains = trusted_domains(config.html.license_domains)
         self.timings: dict[str, float] = {}
         self.progress = Progress(report)
 
@@ -173,10 +187,19 @@ class _Curation:
                 hub = {key: getattr(source, key) for key in ("path", "subset", "split", "revision", "text_column")}
             readings[name] = {
                 "kind": source.kind, "license": source.license, "columns": source.columns(), "separator": separator,
-                "hugging_face": hub,
+                "hugging_face": hub, "web": self._web(source),
             }  # fmt: skip
-        settings = {"sources": readings, "made": made_with()}
+        settings = {"sources": readings, "made": self.made}
         return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
+
+    def _web(self, source: CorpusSource) -> dict[str, Any]:
+        """Return what reads the pages of a source, as plain JSON; nothing for a source of another kind."""
+        web: dict[str, Any] = {"damaged": source.damaged.value} if isinstance(source, ArchiveSource) else {}
+        html = _plain(asdict(self.config.html))
+        html.pop("license_domains")
+        if source.reads_pages:
+            return {**web, "html": html, "domains": self.domains if source.license == PAGE else None}
+        return {**web, "max_bytes": html["max_bytes"], "domains": None} if web else {}
 
     def _measure_stage(self, units: str, read: str, count: int) -> Stage:
         how = {}
@@ -269,11 +292,12 @@ class _Curation:
             raise self._nothing_left(sources)
         domains = sorted(total["domains"].items(), key=lambda item: (-item[1], item[0]))
         return {
-            "made": made_with(), "settings": self._settings(), "documents": total["documents"],
+            "made": self.made, "settings": self._settings(), "documents": total["documents"],
             "characters": total["characters"], "sources": sources, "licenses": total["licenses"],
             "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
+            "not_reproducible": not_reproducible(add_all(each["documents"]["unusable"] for each in sources.values())),
         }  # fmt: skip
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
 from pretrain.data.curation.rules import KEPT, Decisions, Rule, decide, may_be_used
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
-from pretrain.data.curation.units import read_unit, source_errors
+from pretrain.data.curation.units import WEB_FILES, Part, read_unit, source_errors
+from pretrain.data.curation.web.reading import read_web_part
 
-READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 1, 1, 1, 1
+READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 2, 1, 1, 1
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 4_000_000, 4096  # of a row group
 DOCUMENTS = pa.schema(
     [("id", pa.binary(16)), ("text", pa.large_string()), ("origin", pa.string()), ("url", pa.string()),
-     ("date", pa.string()), ("license", pa.string()), ("evidence", pa.string()), ("characters", pa.int64())]
+     ("date", pa.string()), ("license", pa.string()), ("evidence", pa.string()), ("characters", pa.int64()),
+     ("metadata", pa.string())]
 )  # fmt: skip
 DECISIONS = pa.schema([("first", pa.int16()), ("mask", pa.uint64())])
 
@@ -99,7 +101,7 @@ def read_documents(task: Task) -> Counts:
     skipped: Counter[str] = Counter()
     usable = characters = 0
     with source_errors(source), RowGroups(task.output("documents.parquet"), DOCUMENTS) as output:
-        documents = (document for part in parts for document in read_part(task, part, reading, skipped))
+        documents = (document for part in parts for document in _reader_of(part)(task, part, reading, skipped))
         for batch in _batches(documents):
             output.write(_columns(batch, source))
             usable += len(batch)
@@ -108,6 +110,10 @@ def read_documents(task: Task) -> Counts:
         "source": source, "read": usable + skipped.total(), "usable": usable, "unusable": dict(skipped),
         "characters": characters,
     }  # fmt: skip
+
+
+def _reader_of(part: Part) -> Callable[[Task, Part, Reading, Counter[str]], Iterator[RawDocument]]:
+    return read_web_part if part.form in WEB_FILES else read_part
 
 
 def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
@@ -133,6 +139,7 @@ def _columns(batch: list[RawDocument], source: str) -> dict[str, Any]:
         "license": [document.license for document in batch],
         "evidence": [document.evidence for document in batch],
         "characters": [len(document.text) for document in batch],
+        "metadata": [document.metadata for document in batch],
     }
 
 

@@ -29,14 +29,14 @@ from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 2
+WRITE_VERSION = 3
 SAMPLE_CHARACTERS = 2000
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
      ("url", pa.string()), ("date", pa.string()), ("license", pa.string()), ("license_evidence", pa.string()),
      ("language", pa.string()), ("characters", pa.int64()), ("cluster", pa.string()), ("cluster_size", pa.int64()),
-     ("split_key", pa.uint64())]
+     ("split_key", pa.uint64()), ("metadata", pa.string())]
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
@@ -208,6 +208,7 @@ class _Group:
             "characters": [len(self.texts[number]) for number in kept],
             "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
             "split_key": [int(cluster[16:], 16) for cluster in clusters],
+            "metadata": table["metadata"].to_pylist(),
         }  # fmt: skip
 
 
@@ -233,7 +234,9 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         written.clusters[_size_class(row["cluster_size"])] += 1
         written.digests += _digest(row)
         if needs_attribution(row["license"]):
-            line = {name: row[name] for name in ("id", "license", "url", "origin")}
+            line = {name: row[name] for name in ("id", "license", "license_evidence", "url", "origin")}
+            facts = json.loads(row["metadata"] or "{}")
+            line |= {name: facts[name] for name in ("title", "author") if name in facts}
             attribution.write(json.dumps(line).encode() + b"\n")
 
 
