@@ -26,7 +26,6 @@ from pretrain.data.curation.config import (
     CurationConfig,
     FilesSource,
     HuggingFaceSource,
-    RulesConfig,
 )
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
@@ -38,7 +37,8 @@ from pretrain.data.curation.engine import (
     number_of_tasks,
     storage_errors,
 )
-from pretrain.data.curation.languages import for_language
+from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
+from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.licenses import PAGE
 from pretrain.data.curation.manifest import (
     DOMAINS,
@@ -50,7 +50,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
+from pretrain.data.curation.rules import DUPLICATE_RULES, LANGUAGE_SCORE, Rule, measuring, rule_record, rules_of
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -124,11 +124,13 @@ class _Curation:
         self.config, self.output, self.work, self.workers = config, output, output / "work", workers
         self.base = open_base(config.base, output, config.duplicates)
         self.sources: dict[str, CorpusSource] = config.sources
-        self.rules: dict[str, RulesConfig] = {}
+        check_thresholds(config.language.thresholds)
+        self.rules: dict[str, SourceRules] = {}
         self.measured: dict[str, Measuring] = {}
         for name, source in self.sources.items():
-            self.rules[name], stop_words = for_language(config.rules_of(name), name, source.language)
-            self.measured[name] = measuring(self.rules[name], stop_words)
+            self.rules[name] = source_rules(config.rules_of(name), name, source.language, config.language)
+            self.measured[name] = measuring(self.rules[name].default.rules, self.rules[name].default.stop_words)
+        self.model: dict[str, Any] | None = model_record(config.language.model) if config.language.detect else None
         self.made = made_with()
         for name, source in self.sources.items():
             if source.reads_pages:
@@ -205,21 +207,46 @@ class _Curation:
         how = {}
         for name, measured in self.measured.items():
             c4 = None if measured.c4 is None else asdict(measured.c4)
-            how[name] = {"groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4}
-        settings = {"sources": how, "versions": [STATISTICS_VERSION, WORDS_VERSION]}
+            of_language = {each: sorted(own.stop_words) for each, own in self.rules[name].by_language.items()}
+            how[name] = {
+                "groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4,
+                "stop_words_of": of_language, "detect": self._detects(name),
+            }  # fmt: skip
+        settings: dict[str, Any] = {
+            "sources": how,
+            "versions": [STATISTICS_VERSION, WORDS_VERSION, LANGUAGE_VERSION],
+            "model": None,
+        }
+        if self.model is not None:
+            path = str(model_file(self.config.language.model))
+            settings["model"] = {"path": path, "characters": self.config.language.characters, **self.model}
         return Stage("measure", measure_documents, count, MEASURE_VERSION, settings, {"units": units, "read": read})
+
+    def _detects(self, source: str) -> bool:
+        return self.model is not None and self.sources[source].language is None
+
+    def _rule_lists(self, source: str) -> dict[str, list[Rule]]:
+        """Return the rules of a source by language; those of any other language under the empty name."""
+        rules = self.rules[source]
+        found = {"": rules.default, **rules.by_language}
+        return {language: rules_of(each.rules, each.min_score) for language, each in found.items()}
 
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
         settings = {
-            "sources": {
-                name: {"rules": [asdict(rule) for rule in rules_of(self.rules[name])], "priority": source.priority}
-                for name, source in self.sources.items()
-            },
+            "sources": {name: self._decided_by(name) for name in self.sources},
             "licenses": _plain(asdict(licenses)), "keep": keep.value,
             "partitions": number_of_partitions(documents * EXACT.itemsize),
         }  # fmt: skip
         return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
+
+    def _decided_by(self, source: str) -> dict[str, Any]:
+        plain = {language: [asdict(rule) for rule in rules] for language, rules in self._rule_lists(source).items()}
+        kept = self.rules[source].kept
+        return {
+            "rules": plain.pop(""), "rules_of": plain, "kept": None if kept is None else sorted(kept),
+            "priority": self.sources[source].priority,
+        }  # fmt: skip
 
     def _c4(self) -> dict[str, Any]:
         """Return by source how the lines of its texts are chosen; None: all."""
@@ -231,8 +258,8 @@ class _Curation:
             measured = self.measured[name]
             how[name] = {
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
-                "measured": list(measured.names()),
-                "values": {rule.name: rule.value for rule in rules_of(self.rules[name])},
+                "measured": [*([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names()],
+                "values": {rule.name: rule.value for rule in self._rule_lists(name)[""]},
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
@@ -323,8 +350,15 @@ class _Curation:
     def _settings(self) -> dict[str, Any]:
         """Return the settings without the folders of this machine."""
         config = self.config
+        of_language = {
+            name: {each: rule_record(rules) for each, rules in self._rule_lists(name).items() if each}
+            for name in sorted(self.rules) if self.rules[name].by_language and config.rules_of(name).by_language
+        }  # fmt: skip
         return {
-            "rules": {name: rule_record(rules_of(rules)) for name, rules in sorted(self.rules.items())},
+            "rules": {name: rule_record(self._rule_lists(name)[""]) for name in sorted(self.rules)},
+            "rules_of_languages": of_language,
+            "html": _plain(asdict(config.html) | {"license_domains": self.domains}),
+            "language": asdict(config.language) | {"model": self.model},
             "licenses": _plain(asdict(config.licenses)), "duplicates": _plain(asdict(config.duplicates)),
             "validation": asdict(config.validation),
         }  # fmt: skip
