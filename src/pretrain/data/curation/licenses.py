@@ -180,9 +180,8 @@ def check_stated(key: str, license_name: str, own: str | None = None) -> None:
         return
     if license_name in (COLUMN, PAGE):
         whose = "files of records" if license_name == COLUMN else "web pages"
-        raise ConfigError(
-            f"{key}={license_name} is for sources of {whose}. Write an SPDX name,{f' {own}' if own else ''} or unknown."
-        )
+        others = f"{own} or {UNKNOWN}" if own else UNKNOWN
+        raise ConfigError(f"{key}={license_name} is for sources of {whose}. Write an SPDX name, {others}.")
     each = {COLUMN: " column for each text's own,", PAGE: " page for what each page says,", None: ""}[own]
     raise ConfigError(
         f"{key}={license_name} is no license that is known here. {nearest(license_name, SPDX)} Write an SPDX name such "

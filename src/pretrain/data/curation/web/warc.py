@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ MEMBER_HEAD_BYTES = 4096  # of compressed bytes, enough to see how a member begi
 MAX_PASSED_BYTES = 1 << 26  # of a record too large to use that are decompressed to find its end
 GZIP_MAGIC = b"\x1f\x8b\x08"
 _VERSION = b"WARC/1"
+_BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
+_BEGIN_BYTES = 10
 
 
 class DamagedRecordError(Exception):
@@ -76,7 +79,9 @@ class _Plain:
         self._push(data)
 
     def finish(self) -> None:
-        """End a record whose content was read."""
+        """Pass over the two line ends behind a record whose content was read."""
+        rest = self.read(4)
+        self.unread(rest.lstrip(b"\r\n"))
 
     def pass_over(self, size: int) -> None:
         """Pass over the rest of a record."""
@@ -89,11 +94,10 @@ class _Plain:
             self._position, self._back = self._stream.seek(self.offset + 1), b""
         window = self._take(BLOCK_BYTES)
         while window:
-            at = window.find(b"\n" + _VERSION)
-            if at >= 0:
-                self._push(window[at + 1 :])
+            if begin := _BEGIN.search(window):
+                self._push(window[begin.start() :])
                 return True
-            tail = window[-len(_VERSION) :]
+            tail = window[1 - _BEGIN_BYTES :]
             more = self._take(BLOCK_BYTES)
             window = tail + more if more else b""
         return False
@@ -267,7 +271,12 @@ def _read_record(source: _Plain | _Members, wanted: Callable[[dict[str, str]], i
     if len(content) < size:
         raise DamagedRecordError(f"it ends after {len(content):,} of {size:,} bytes")
     source.finish()
-    _check_digest(headers.get("warc-block-digest", ""), content)
+    if not _has_digest(headers.get("warc-block-digest", ""), content):
+        following = source.read(_BEGIN_BYTES)
+        source.unread(following)
+        begins = following.startswith(_VERSION) or not following.strip(b"\r\n")
+        is_passed = begins and not _BEGIN.search(content)  # else it may be cut, and the next record stands in it
+        raise DamagedRecordError("its content does not have the sha1 of its header", is_passed)
     return Record(offset, number, headers, content)
 
 
@@ -281,6 +290,8 @@ def _read_headers(source: _Plain | _Members) -> dict[str, str]:
             raise DamagedRecordError("it does not begin with WARC/1")
         end = head.find(b"\r\n\r\n", begin)
         if end >= 0:
+            if _BEGIN.search(head, 1, end):
+                raise DamagedRecordError("its header is cut")
             source.unread(head[end + 4 :])
             return parse_headers(head[:end])
         if not more:
@@ -304,10 +315,10 @@ def parse_headers(head: bytes) -> dict[str, str]:
     return headers
 
 
-def _check_digest(digest: str, content: bytes) -> None:
-    """Raise Damage if a SHA-1 that the header gives is not that of the content; other digests are not checked."""
+def _has_digest(digest: str, content: bytes) -> bool:
+    """Return whether content has the SHA-1 that its header gives; other digests are not checked."""
     kind, _, value = digest.partition(":")
-    if kind.strip().lower() != "sha1" or len(value) != 32:
-        return
-    if base64.b32encode(hashlib.sha1(content, usedforsecurity=False).digest()).decode() != value.strip().upper():
-        raise DamagedRecordError("its content does not have the sha1 of its header", is_passed=True)
+    if kind.strip().lower() != "sha1" or len(value.strip()) != 32:
+        return True
+    found = base64.b32encode(hashlib.sha1(content, usedforsecurity=False).digest()).decode()
+    return found == value.strip().upper()
