@@ -12,8 +12,10 @@ from pretrain.data.curation.web.page_licenses import page_facts
 from pretrain.data.curation.web.responses import UnusableError
 
 MAX_REPLACED = 0.01  # of the characters of a page
+MAX_ATTRIBUTES = 2000
 MEMORY = "page takes more than html.max_memory"
 _TOKEN = re.compile(r"<(?:!--|(/?)([a-zA-Z][^\s/>]{0,40}))")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _RAW = {"script", "style", "textarea", "title", "xmp", "noembed", "noframes"}  # their content is no markup
 # Elements without content, and elements that end without a tag, so that an open one is not nested deeper.
 _FLAT = {
@@ -50,6 +52,8 @@ def read_page(content: bytes, charset: str | None, how: Extraction) -> dict[str,
 def _by_trafilatura(markup: str, precision: Precision) -> str:
     from trafilatura import extract
 
+    if "html" not in markup[:50].lower():  # it takes a page without this for no HTML
+        markup = f"<!DOCTYPE html>\n{markup}"
     found = extract(
         markup, include_comments=False, favor_precision=precision is Precision.high,
         favor_recall=precision is Precision.recall, deduplicate=False, fast=False,
@@ -121,6 +125,7 @@ def check_markup(markup: str, max_elements: int, max_depth: int) -> None:
                 depth -= 1
         else:
             elements += 1
+            at = _end_of_tag(markup, at)
             if name in _RAW:
                 at = _behind(markup, f"</{found[2]}", at)
             elif name not in _FLAT:
@@ -130,6 +135,15 @@ def check_markup(markup: str, max_elements: int, max_depth: int) -> None:
                 raise UnusableError("page has more than html.max_elements")
             if depth > max_depth:
                 raise UnusableError("page is nested deeper than html.max_depth")
+
+
+def _end_of_tag(markup: str, at: int) -> int:
+    """Return where a tag ends. Raises UnusableError for one with so many attributes that parsers take minutes."""
+    end = markup.find(">", at)
+    end = len(markup) if end < 0 else end
+    if end - at > MAX_ATTRIBUTES and len(_QUOTED.sub("", markup[at:end]).split()) > MAX_ATTRIBUTES:
+        raise UnusableError(f"page has a tag of more than {MAX_ATTRIBUTES:,} attributes")
+    return end
 
 
 def _behind(markup: str, end: str, at: int) -> int:

@@ -74,10 +74,16 @@ class PageProcess:
         self._process.start()
         theirs.close()
         self._pipe, self._pages = pipe, 0
-        if not pipe.poll(_START_S):
+        try:
+            if not pipe.poll(_START_S):
+                raise EOFError
+            pipe.recv_bytes()
+        except EOFError:
             self.close()
-            raise DataError(f"the process that reads pages did not start within {_START_S:.0f} s. Try workers=1.")
-        pipe.recv_bytes()
+            raise DataError(
+                "the process that reads pages does not start; its own error stands above. Install the libraries again: "
+                "pip install --force-reinstall 'pretrain[curate]'. A script needs if __name__ == '__main__'."
+            ) from None
         return pipe
 
     def close(self) -> None:
