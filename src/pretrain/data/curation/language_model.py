@@ -83,7 +83,8 @@ def languages_of(texts: Sequence[str], path: str, characters: int) -> list[tuple
     model = _model(path)
     found = []
     for text in texts:
-        labels, scores = model.predict(one_line(text[:characters]), 1, 0.0)
+        line = one_line(text[:characters])
+        labels, scores = model.predict(line, 1, 0.0) if line else ((), ())
         language = language_of_label(labels[0]) if labels else ""
         found.append((language, min(1.0, float(scores[0])) if labels else 0.0))
     return found
