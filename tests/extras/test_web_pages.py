@@ -64,7 +64,7 @@ def page(text: str = "The text of the page.", head: str = "") -> bytes:
         (b"<div></x>" * 50_000, "page is nested deeper than html.max_depth"),
         (b"<br>" * 250_000, "page has more than html.max_elements"),
         (b"<p " + b" ".join(b"a%d=1" % n for n in range(400_000)) + b">x</p>", "page has a tag of more than 2,000"),
-        (b"<script" * 500_000, "no text in the page"),
+        (b"<script " * 100_000, "no text in the page"),
         (b"<!--" * 900_000, "no text in the page"),
         (b"", "no text in the page"),
         (bytes(range(256)) * 100, "page is not in its encoding"),

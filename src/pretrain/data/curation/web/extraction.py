@@ -14,7 +14,6 @@ from pretrain.data.curation.web.responses import UnusableError
 MAX_REPLACED = 0.01  # of the characters of a page
 MAX_ATTRIBUTES = 2000
 MEMORY = "page takes more than html.max_memory"
-_TOKEN = re.compile(r"<(?:!--|(/?)([a-zA-Z][^\s/>]{0,40}))")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _RAW = {"script", "style", "textarea", "title", "xmp", "noembed", "noframes"}  # their content is no markup
 # Elements without content, and elements that end without a tag, so that an open one is not nested deeper.
@@ -23,6 +22,9 @@ _FLAT = {
     "html", "head", "body", "p", "li", "dt", "dd", "rt", "rp", "option", "optgroup", "colgroup", "thead", "tbody",
     "tfoot", "tr", "td", "th",
 }  # fmt: skip
+_LONG_TAG = re.compile(rf"<[a-zA-Z][^<>]{{{2 * MAX_ATTRIBUTES},}}")
+_ELEMENT = re.compile(r"<[a-zA-Z]")
+_TOKEN = re.compile(r"<(?:!--|(/?)([a-zA-Z][^\s/>]{0,40}))")
 
 
 @dataclass(frozen=True)
@@ -113,37 +115,33 @@ def check_markup(markup: str, max_elements: int, max_depth: int) -> None:
 
     A count on the tags as they stand: parsers may nest them otherwise, but hardly deeper.
     """
+    if markup.count("<") > max_elements and sum(1 for _ in _ELEMENT.finditer(markup)) > max_elements:
+        raise UnusableError("page has more than html.max_elements")
+    for tag in _LONG_TAG.finditer(markup):
+        if len(_QUOTED.sub("", tag[0]).split()) > MAX_ATTRIBUTES:
+            raise UnusableError(f"page has a tag of more than {MAX_ATTRIBUTES:,} attributes")
+    _check_depth(markup, max_depth)
+
+
+def _check_depth(markup: str, max_depth: int) -> None:
     opened: dict[str, int] = {}
-    depth = elements = at = 0
+    depth = at = 0
     while found := _TOKEN.search(markup, at):
         at = found.end()
         if found[2] is None:
             at = _behind(markup, "-->", at)
-        elif (name := found[2].lower()) and found[1]:
-            if opened.get(name, 0):
-                opened[name] -= 1
-                depth -= 1
-        else:
-            elements += 1
-            at = _end_of_tag(markup, at)
-            if name in _RAW:
-                at = _behind(markup, f"</{found[2]}", at)
-            elif name not in _FLAT:
-                opened[name] = opened.get(name, 0) + 1
-                depth += 1
-            if elements > max_elements:
-                raise UnusableError("page has more than html.max_elements")
+        elif (name := found[2].lower()) in _FLAT:
+            continue
+        elif name in _RAW:
+            at = at if found[1] else _behind(markup, f"</{found[2]}", at)
+        elif not found[1]:
+            opened[name] = opened.get(name, 0) + 1
+            depth += 1
             if depth > max_depth:
                 raise UnusableError("page is nested deeper than html.max_depth")
-
-
-def _end_of_tag(markup: str, at: int) -> int:
-    """Return where a tag ends. Raises UnusableError for one with so many attributes that parsers take minutes."""
-    end = markup.find(">", at)
-    end = len(markup) if end < 0 else end
-    if end - at > MAX_ATTRIBUTES and len(_QUOTED.sub("", markup[at:end]).split()) > MAX_ATTRIBUTES:
-        raise UnusableError(f"page has a tag of more than {MAX_ATTRIBUTES:,} attributes")
-    return end
+        elif opened.get(name, 0):
+            opened[name] -= 1
+            depth -= 1
 
 
 def _behind(markup: str, end: str, at: int) -> int:

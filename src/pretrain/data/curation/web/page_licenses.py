@@ -86,12 +86,8 @@ def _read_links(root: Any, facts: PageFacts, found: dict[str, list[str]]) -> Non
             found[LINK].append(href)
         if "canonical" in rel and href.startswith(("http://", "https://")):
             facts.address = href[:2000]
-    for link in root.query_selector_all("a[href]")[:MAX_ELEMENTS]:
-        href = link.getattr("href") or ""
-        if "license" in _words(link.getattr("rel")):
-            found[REL_LICENSE].append(href)
-        elif "creativecommons.org/" in href:
-            found[PLAIN_LINK].append(href)
+    for kind, selector in ((REL_LICENSE, "a[rel~=license i]"), (PLAIN_LINK, "a[href*='creativecommons.org/']")):
+        found[kind] += [link.getattr("href") or "" for link in root.query_selector_all(selector)[:MAX_ELEMENTS]]
 
 
 def _read_meta(name: str, content: str, facts: PageFacts, licenses: list[str]) -> None:
