@@ -21,7 +21,6 @@ import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import (
-    ArchiveSource,
     CorpusSource,
     CurationConfig,
     FilesSource,
@@ -39,7 +38,6 @@ from pretrain.data.curation.engine import (
 )
 from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
-from pretrain.data.curation.licenses import PAGE
 from pretrain.data.curation.manifest import (
     DOMAINS,
     MANIFEST,
@@ -50,7 +48,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.rules import DUPLICATE_RULES, LANGUAGE_SCORE, Rule, measuring, rule_record, rules_of
+from pretrain.data.curation.rules import DUPLICATE_RULES, LANGUAGE_SCORE, measuring, rule_record
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -65,7 +63,7 @@ from pretrain.data.curation.stages import (
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.verify import STAGES
-from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains
+from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains, web_settings
 from pretrain.data.curation.words import WORDS_VERSION
 from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
@@ -189,19 +187,10 @@ class _Curation:
                 hub = {key: getattr(source, key) for key in ("path", "subset", "split", "revision", "text_column")}
             readings[name] = {
                 "kind": source.kind, "license": source.license, "columns": source.columns(), "separator": separator,
-                "hugging_face": hub, "web": self._web(source),
+                "hugging_face": hub, "web": web_settings(source, self.config.html, self.domains),
             }  # fmt: skip
         settings = {"sources": readings, "made": self.made}
         return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
-
-    def _web(self, source: CorpusSource) -> dict[str, Any]:
-        """Return what reads the pages of a source, as plain JSON; nothing for a source of another kind."""
-        web: dict[str, Any] = {"damaged": source.damaged.value} if isinstance(source, ArchiveSource) else {}
-        html = _plain(asdict(self.config.html))
-        html.pop("license_domains")
-        if source.reads_pages:
-            return {**web, "html": html, "domains": self.domains if source.license == PAGE else None}
-        return {**web, "max_bytes": html["max_bytes"], "domains": None} if web else {}
 
     def _measure_stage(self, units: str, read: str, count: int) -> Stage:
         how = {}
@@ -225,28 +214,16 @@ class _Curation:
     def _detects(self, source: str) -> bool:
         return self.model is not None and self.sources[source].language is None
 
-    def _rule_lists(self, source: str) -> dict[str, list[Rule]]:
-        """Return the rules of a source by language; those of any other language under the empty name."""
-        rules = self.rules[source]
-        found = {"": rules.default, **rules.by_language}
-        return {language: rules_of(each.rules, each.min_score) for language, each in found.items()}
-
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
         settings = {
-            "sources": {name: self._decided_by(name) for name in self.sources},
+            "sources": {
+                name: self.rules[name].record() | {"priority": source.priority} for name, source in self.sources.items()
+            },
             "licenses": _plain(asdict(licenses)), "keep": keep.value,
             "partitions": number_of_partitions(documents * EXACT.itemsize),
         }  # fmt: skip
         return Stage("decide", decide_documents, count, DECIDE_VERSION, settings, dict(known))
-
-    def _decided_by(self, source: str) -> dict[str, Any]:
-        plain = {language: [asdict(rule) for rule in rules] for language, rules in self._rule_lists(source).items()}
-        kept = self.rules[source].kept
-        return {
-            "rules": plain.pop(""), "rules_of": plain, "kept": None if kept is None else sorted(kept),
-            "priority": self.sources[source].priority,
-        }  # fmt: skip
 
     def _c4(self) -> dict[str, Any]:
         """Return by source how the lines of its texts are chosen; None: all."""
@@ -259,7 +236,7 @@ class _Curation:
             how[name] = {
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
                 "measured": [*([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names()],
-                "values": {rule.name: rule.value for rule in self._rule_lists(name)[""]},
+                "values": {rule.name: rule.value for rule in self.rules[name].lists()[""]},
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
@@ -321,7 +298,8 @@ class _Curation:
         return {
             "made": self.made, "settings": self._settings(), "documents": total["documents"],
             "characters": total["characters"], "sources": sources, "licenses": total["licenses"],
-            "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
+            "license_evidence": total["license_evidence"], "languages": total["languages"],
+            "reservations": total["reservations"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
             "not_reproducible": not_reproducible(add_all(each["documents"]["unusable"] for each in sources.values())),
@@ -351,11 +329,11 @@ class _Curation:
         """Return the settings without the folders of this machine."""
         config = self.config
         of_language = {
-            name: {each: rule_record(rules) for each, rules in self._rule_lists(name).items() if each}
+            name: {each: rule_record(rules) for each, rules in self.rules[name].lists().items() if each}
             for name in sorted(self.rules) if self.rules[name].by_language and config.rules_of(name).by_language
         }  # fmt: skip
         return {
-            "rules": {name: rule_record(self._rule_lists(name)[""]) for name in sorted(self.rules)},
+            "rules": {name: rule_record(self.rules[name].lists()[""]) for name in sorted(self.rules)},
             "rules_of_languages": of_language,
             "html": _plain(asdict(config.html) | {"license_domains": self.domains}),
             "language": asdict(config.language) | {"model": self.model},

@@ -84,9 +84,9 @@ def languages_of(texts: Sequence[str], path: str, characters: int) -> list[tuple
     found = []
     for text in texts:
         line = one_line(text[:characters])
-        labels, scores = model.predict(line, 1, 0.0) if line else ((), ())
+        labels, scores = model.predict(line, 1, 0.0) if line else ([], [])
         language = language_of_label(labels[0]) if labels else ""
-        found.append((language, min(1.0, float(scores[0])) if labels else 0.0))
+        found.append((language, min(1.0, float(scores[0])) if labels else 0.0))  # rounding takes some above 1
     return found
 
 

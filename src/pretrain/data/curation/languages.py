@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pretrain.data.curation.config import RulesConfig
 from pretrain.data.curation.language_thresholds import STOP_WORDS, THRESHOLD_SETTINGS, THRESHOLDS
 from pretrain.data.curation.rules import STOP_WORDS as ENGLISH_STOP_WORDS
+from pretrain.data.curation.rules import Rule, rules_of
 from pretrain.data.curation.web.config import LanguageConfig
 from pretrain.errors import ConfigError, nearest
 
@@ -39,6 +40,17 @@ class SourceRules:
     def of(self, language: str | None) -> LanguageRules:
         """Return the rules for texts of a language; None: of a language that nobody stated or detected."""
         return self.by_language.get(language or "", self.default)
+
+    def lists(self) -> dict[str, list[Rule]]:
+        """Return the rules by language; those of any other language under the empty name."""
+        found = {"": self.default, **self.by_language}
+        return {language: rules_of(each.rules, each.min_score) for language, each in found.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return the rules as plain JSON, for the stage that decides."""
+        plain = {language: [asdict(rule) for rule in rules] for language, rules in self.lists().items()}
+        kept = None if self.kept is None else sorted(self.kept)
+        return {"rules": plain.pop(""), "rules_of": plain, "kept": kept}
 
 
 def source_rules(rules: RulesConfig, source: str, language: str | None, config: LanguageConfig) -> SourceRules:

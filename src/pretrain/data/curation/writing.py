@@ -57,7 +57,9 @@ class _Written:
 
     counts: Counter[str] = field(default_factory=Counter)
     licenses: dict[str, Counter[str]] = field(default_factory=dict)
+    evidence: dict[str, Counter[str]] = field(default_factory=dict)
     languages: dict[str, Counter[str]] = field(default_factory=dict)
+    reservations: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
@@ -101,6 +103,8 @@ def write_unit(task: Task) -> Counts:
     return {
         "source": source, **written.counts, "licenses": {name: dict(each) for name, each in written.licenses.items()},
         "languages": {name: dict(each) for name, each in written.languages.items()},
+        "license_evidence": {name: dict(each) for name, each in written.evidence.items()},
+        "reservations": dict(written.reservations),
         "duplicates": dict(written.duplicates), "clusters": dict(written.clusters),
         "domains": dict(written.domains.most_common(DOMAINS_OF_A_UNIT)), "years": dict(written.years),
     }  # fmt: skip
@@ -239,6 +243,9 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         one = Counter(documents=1, characters=size)
         written.counts.update(one)
         written.licenses.setdefault(row["license"], Counter()).update(one)
+        written.evidence.setdefault(row["license_evidence"], Counter()).update(one)
+        facts = json.loads(row["metadata"] or "{}")
+        written.reservations.update(facts.get("reservations", []))
         written.languages.setdefault(row["language"] or "not stated", Counter()).update(one)
         if url is not None and (domain := _domain(url)):
             written.domains[domain] += 1
@@ -248,7 +255,6 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         written.digests += _digest(row)
         if needs_attribution(row["license"]):
             line = {name: row[name] for name in ("id", "license", "license_evidence", "url", "origin")}
-            facts = json.loads(row["metadata"] or "{}")
             line |= {name: facts[name] for name in ("title", "author") if name in facts}
             attribution.write(json.dumps(line).encode() + b"\n")
 

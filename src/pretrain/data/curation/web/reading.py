@@ -7,14 +7,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from pretrain.data.curation.config import ArchiveSource, CorpusSource
 from pretrain.data.curation.engine import Task
 from pretrain.data.curation.licenses import PAGE, UNKNOWN, spdx_name
 from pretrain.data.curation.reading import MAX_FIELD, RawDocument, Reading
 from pretrain.data.curation.units import HTML, WARC, WET, Part, hashes_of
+from pretrain.data.curation.web.config import HTMLConfig
 from pretrain.data.curation.web.page_licenses import CONFLICT, header_reservations
 from pretrain.data.curation.web.page_process import NOT_REPRODUCIBLE, page_process
 from pretrain.data.curation.web.responses import UnusableError, read_response
@@ -41,6 +45,18 @@ def library_versions(key: str) -> dict[str, str]:
         raise ConfigError(
             f"{key} needs the package {error.name}, which is not installed. Install it: pip install 'pretrain[curate]'."
         ) from None
+
+
+def web_settings(source: CorpusSource, html: HTMLConfig, domains: list[str] | None) -> dict[str, Any]:
+    """Return what reads the pages of a source, as plain JSON; nothing for a source of another kind."""
+    web: dict[str, Any] = {"damaged": source.damaged.value} if isinstance(source, ArchiveSource) else {}
+    if source.reads_pages:
+        plain = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in asdict(html).items() if name != "license_domains"
+        }  # fmt: skip
+        return {**web, "html": plain, "domains": domains if source.license == PAGE else None}
+    return {**web, "max_bytes": html.max_bytes, "domains": None} if web else {}
 
 
 def trusted_domains(path: str | None) -> list[str] | None:
