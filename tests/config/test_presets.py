@@ -58,7 +58,7 @@ NEEDS = {
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
     "tokenizer=pretrained": ["tokenizer.path=x"],
 }
-OF_CURATION = ("rules", "licenses", "duplicates")  # groups of another command
+OF_CURATION = ("rules", "licenses", "language", "duplicates")  # groups of another command
 OTHERS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_FOLDER.glob("*/*.yaml")
@@ -124,7 +124,7 @@ def test_every_preset_of_curation_composes(word: str) -> None:
     config: CurateConfig = compose("curate", [word, source, "output=x"])
     default: CurateConfig = compose("curate", [source, "output=x"])
     assert config.rules_of("a") == RulesConfig()
-    assert (config == default) == (word in ("rules=gopher", "licenses=any", "duplicates=default"))
+    assert (config == default) == (word in ("rules=gopher", "licenses=any", "language=off", "duplicates=default"))
 
 
 def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:
