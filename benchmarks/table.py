@@ -345,7 +345,7 @@ def extraction(result: dict[str, Any]) -> str:
         for name, each in result["figures"].items()
     ]  # fmt: skip
     head = (f"{result['settings']['pages']} pages", "F1", "precision", "recall", "pages/s", "MB of HTML/s")
-    return markdown(head, rows)
+    return f"{markdown(head, rows)}\n\n{comparisons(result)}"
 
 
 def language_identification(result: dict[str, Any]) -> str:
