@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.curation.corpus_statistics import Threshold, clusters, order_of, samples, thresholds
+from pretrain.data.curation.corpus_statistics import Threshold, clusters, languages, order_of, samples, thresholds
 from pretrain.data.curation.manifest import add_all, read_manifest
 from pretrain.data.curation.passages import passages
 from pretrain.data.curation.rules import DUPLICATE_RULES, EXACT_RULE, LICENSE, NEAR_RULE, rule_settings
@@ -75,7 +75,8 @@ def corpus_page(folder: Path) -> str:
     )  # fmt: skip
     page.add("Duplicates", grid(_duplicates(folder, manifest), "one"))
     page.add(
-        "Licenses, languages and domains", grid(_origins(manifest, counts), "two"),
+        "Licenses, languages and domains",
+        grid([*_origins(manifest, counts), _found_languages(folder, manifest)], "two"),
         note="A license that a page names is often that of a picture or of a theme, and that of a data set is not that "
         "of its texts. Evidence says where each was found.",
     )  # fmt: skip
@@ -213,8 +214,8 @@ def _duplicates(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
 
 def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
     cards = []
-    model = manifest["settings"].get("language", {}).get("model")
-    stated = "Languages, as stated by the sources" if model is None else f"Languages, by {model['file']}"
+    is_detected = manifest["settings"].get("language", {}).get("model") is not None
+    stated = "Languages of what is kept" if is_detected else "Languages, as stated by the sources"
     for name, heading in (
         ("licenses", "Licenses"),
         ("license_evidence", "Evidence of licenses"),
@@ -234,6 +235,21 @@ def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str
         rows = [[each, number(f"{count:,}"), number(_percent(count, counts["kept"]))] for each, count in found]
         cards.append(card(table([head, "documents", ""], rows), heading=heading) if rows else "")
     return cards
+
+
+def _found_languages(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Return a table of the languages of all usable documents, also those that were removed, if any was detected."""
+    model = manifest["settings"].get("language", {}).get("model")
+    if model is None:
+        return ""
+    found = languages(folder)
+    rows = [
+        [name, number(f"{read:,}"), number(f"{kept:,}"), number(_percent(kept, read))]
+        for name, (read, kept) in list(found.items())[:ROWS]
+    ]
+    rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
+    heading = f"Languages of all usable documents, by {model['file']}"
+    return card(table(["language", "documents", "kept", ""], rows), rest, heading=heading)
 
 
 def _samples(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:

@@ -114,7 +114,8 @@ def _serve(pipe: Connection, settings: dict[str, Any], parent: int) -> None:
         settings["max_elements"],
     )  # fmt: skip
     read_page(b"<html><body><p>The first page loads the libraries.</p></body></html>", None, how)
-    resource.setrlimit(resource.RLIMIT_AS, (settings["max_memory"], settings["max_memory"]))
+    if sys.platform == "linux":  # others refuse it
+        resource.setrlimit(resource.RLIMIT_AS, (settings["max_memory"], settings["max_memory"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send_bytes(b"ready")
     while pipe.poll(_IDLE_S):

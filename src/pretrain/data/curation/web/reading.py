@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -209,7 +210,8 @@ def _records(stream: IO[bytes], part: Part, is_gzip: bool, reading: Reading, ski
             )
         skipped[DAMAGED] += 1
 
-    for record in read_records(stream, (part.start, part.stop), is_gzip, wanted, damaged):
+    end = part.stop if is_gzip or part.compression is None else sys.maxsize  # else the stream is longer than the file
+    for record in read_records(stream, (part.start, end), is_gzip, wanted, damaged):
         if record.content is None and part.form == WET:
             skipped["larger than html.max_bytes"] += 1
         else:
