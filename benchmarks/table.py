@@ -337,6 +337,36 @@ def curation_worth(result: dict[str, Any]) -> str:
     return f"{markdown(('documents', 'planted', *arms), kept)}\n\n{markdown(head, scores)}"
 
 
+def extraction(result: dict[str, Any]) -> str:
+    """Return F1 and speed of each extractor."""
+    rows = [
+        (f"`{name}`", f"**{each['f1']:.3f}**", f"{each['precision']:.3f}", f"{each['recall']:.3f}",
+         f"{each['pages_per_s']:.0f}", f"{each['megabytes_per_s']:.1f}")
+        for name, each in result["figures"].items()
+    ]  # fmt: skip
+    head = (f"{result['settings']['pages']} pages", "F1", "precision", "recall", "pages/s", "MB of HTML/s")
+    return f"{markdown(head, rows)}\n\n{comparisons(result)}"
+
+
+def language_identification(result: dict[str, Any]) -> str:
+    """Return how many paragraphs and sentences of each language are found to be in it, the worst languages first."""
+    right = result["figures"]["right"]
+    ordered = sorted(right, key=lambda language: (right[language]["paragraphs"], right[language]["sentences"]))
+    kinds = ("paragraphs", "sentences")
+    rows = [(f"`{name}`", *(percent(right[name][kind]) for kind in kinds)) for name in ordered[:12]]
+    rest = ordered[12:]
+    rows.append(
+        (
+            f"{len(rest)} others, the worst of each",
+            *(percent(min(right[name][kind] for name in rest)) for kind in kinds),
+        )
+    )
+    speed = result["figures"]["million characters a second"]
+    unknown = ", ".join(result["figures"]["unknown to the model"])
+    note = f"{speed:.1f} million characters a second on one core. The model does not know {unknown}."
+    return f"{markdown(('language', *kinds), rows)}\n\n{note}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others have comparisons
     "quality": quality,
     "nano_models": nano_models,
@@ -357,6 +387,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "curation_agreement": curation_agreement,
     "curation_speed": curation_speed,
     "curation_worth": curation_worth,
+    "extraction": extraction,
+    "language_identification": language_identification,
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.curation.corpus_statistics import Threshold, clusters, order_of, samples, thresholds
+from pretrain.data.curation.corpus_statistics import Threshold, clusters, languages, order_of, samples, thresholds
 from pretrain.data.curation.manifest import add_all, read_manifest
 from pretrain.data.curation.passages import passages
 from pretrain.data.curation.rules import DUPLICATE_RULES, EXACT_RULE, LICENSE, NEAR_RULE, rule_settings
@@ -63,14 +63,23 @@ def corpus_page(folder: Path) -> str:
         note="First: the rule is the reason. Would: the rule removes it, perhaps after another. Alone: no other rule "
         "removes it, so without this one it would stay.",
     )  # fmt: skip
-    found = thresholds(folder, manifest["settings"]["rules"])
+    of_language = manifest["settings"].get("rules_of_languages", {})
+    found = thresholds(
+        folder, {name: rules for name, rules in manifest["settings"]["rules"].items() if name not in of_language}
+    )
     page.add(
         "Thresholds", grid(_threshold(each, len(sources)) for each in found),
         note="The values of all usable documents; heights are logarithmic. The tables say how many documents the rules "
-        "would keep with another threshold, all others unchanged, before duplicates are removed.",
+        "would keep with another threshold, all others unchanged, before duplicates are removed."
+        + (f" Not shown: {', '.join(of_language)}, with thresholds for each language." if of_language else ""),
     )  # fmt: skip
     page.add("Duplicates", grid(_duplicates(folder, manifest), "one"))
-    page.add("Licenses and languages", grid(_origins(manifest, counts), "two"))
+    page.add(
+        "Licenses, languages and domains",
+        grid([*_origins(manifest, counts), _found_languages(folder, manifest)], "two"),
+        note="A license that a page names is often that of a picture or of a theme, and that of a data set is not that "
+        "of its texts. Evidence says where each was found.",
+    )  # fmt: skip
     page.add(
         "Samples of what was removed", *_samples(folder, manifest),
         note=f"Chosen by hash, not by hand. Of a long text the first {SAMPLE_CHARACTERS:,} characters are shown, and "
@@ -205,20 +214,42 @@ def _duplicates(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
 
 def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
     cards = []
-    for name, heading in (("licenses", "Licenses"), ("languages", "Languages, as stated by the sources")):
-        found = sorted(manifest[name].items(), key=lambda item: (-item[1]["characters"], item[0]))
+    is_detected = manifest["settings"].get("language", {}).get("model") is not None
+    stated = "Languages of what is kept" if is_detected else "Languages, as stated by the sources"
+    for name, heading in (
+        ("licenses", "Licenses"),
+        ("license_evidence", "Evidence of licenses"),
+        ("languages", stated),
+    ):
+        found = sorted(manifest.get(name, {}).items(), key=lambda item: (-item[1]["characters"], item[0]))
         rows = [
             [each, number(f"{count['documents']:,}"), number(f"{count['characters']:,}"),
              number(_percent(count["characters"], manifest["characters"]))]
             for each, count in found[:ROWS]
         ]  # fmt: skip
         rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
-        cards.append(card(table([name[:-1], "documents", "characters", ""], rows), rest, heading=heading))
+        head = {"licenses": "license", "languages": "language"}.get(name, "evidence")
+        cards.append(card(table([head, "documents", "characters", ""], rows), rest, heading=heading))
     for name, head, heading in (("domains_top", "domain", "Domains"), ("dates", "year", "Years")):
         found = list(manifest[name].items())[:ROWS]
         rows = [[each, number(f"{count:,}"), number(_percent(count, counts["kept"]))] for each, count in found]
         cards.append(card(table([head, "documents", ""], rows), heading=heading) if rows else "")
     return cards
+
+
+def _found_languages(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Return a table of the languages of all usable documents, also those that were removed, if any was detected."""
+    model = manifest["settings"].get("language", {}).get("model")
+    if model is None:
+        return ""
+    found = languages(folder)
+    rows = [
+        [name, number(f"{read:,}"), number(f"{kept:,}"), number(_percent(kept, read))]
+        for name, (read, kept) in list(found.items())[:ROWS]
+    ]
+    rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
+    heading = f"Languages of all usable documents, by {model['file']}"
+    return card(table(["language", "documents", "kept", ""], rows), rest, heading=heading)
 
 
 def _samples(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:

@@ -284,7 +284,7 @@ def test_hugging_face_folders_are_read(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["output=x"], r"sources names no source, and a corpus needs one\. Try 'sources\.web="),
-        (["sources.a={kind: warc, path: x, license: MIT}"], r"sources\.a\.kind=warc is unknown\. "),
+        (["sources.a={kind: wark, path: x, license: MIT}"], r"sources\.a\.kind=wark is unknown\. "),
         (["sources.a={kind: jsonl, path: x}"], r"sources\.a\.license has no value, and needs one"),
         (["sources.a={kind: jsonl, path: x, license: CC-BY-5}"], r"sources\.a\.license=CC-BY-5 is no .* Did you"),
         (["sources.a={kind: jsonl, path: x, license: MIT, rules: gofer}"], r"a\.rules=gofer is not a preset .*gopher"),

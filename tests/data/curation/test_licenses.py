@@ -69,6 +69,9 @@ def test_who_must_be_named() -> None:
 
 def test_a_stated_license_is_known() -> None:
     for stated in ("MIT", "column", "unknown", "cc-by-4.0"):
-        check_stated("license", stated)
+        check_stated("license", stated, "column")
+    check_stated("license", "page", "page")
+    with pytest.raises(ConfigError, match=r"license=page is for sources of web pages\..* column or unknown\."):
+        check_stated("license", "page", "column")
     with pytest.raises(ConfigError, match=r"license=other is no license that is known here.*or unknown\."):
         check_stated("license", "other")

@@ -3,15 +3,17 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pretrain.data.curation.config import C4Rules, FineWebRules, GopherRules, LicensesConfig, RulesConfig, Unknown
-from pretrain.data.curation.languages import for_language
+from pretrain.data.curation.languages import check_thresholds, for_language, source_rules
 from pretrain.data.curation.licenses import LicenseSet
 from pretrain.data.curation.rules import KEPT, RULE_NAMES, STOP_WORDS, decide, may_be_used, measuring, rules_of
 from pretrain.data.curation.statistics import REPEATED_SIZES, TOP_SIZES, WordGrams, measure
+from pretrain.data.curation.web.config import LanguageConfig
 from pretrain.errors import ConfigError
 
 
@@ -74,6 +76,7 @@ EDGES = {  # rules, a text at the threshold, a text beyond it, the rule
     ),
     "fineweb.newlines": (RulesConfig(fineweb=FineWebRules(max_newlines=0.5)), "a b\nc d\n", "a b\nc\n"),
 }  # fmt: skip
+NOT_BY_TEXT = {"license", "language.kept", "language.score"}
 NAMES = {
     "few words": "gopher.words", "many words": "gopher.words", "short words": "gopher.word_length",
     "long words": "gopher.word_length",
@@ -95,7 +98,20 @@ def test_a_rule_removes_beyond_its_threshold(name: str) -> None:
 
 
 def test_every_rule_is_tried_at_its_edge() -> None:
-    assert {NAMES.get(name, name) for name in EDGES} | {"license"} == set(RULE_NAMES)
+    assert {NAMES.get(name, name) for name in EDGES} | NOT_BY_TEXT == set(RULE_NAMES)
+
+
+def test_language_rules_come_before_those_of_texts() -> None:
+    config = RulesConfig(min_characters=2)
+    values = {
+        "language_is_kept": np.array([1.0, 0.0, 1.0, 1.0, np.nan]),
+        "language_score": np.array([0.5, 0.9, 0.4999, 0.9, np.nan]),
+        "characters": np.array([9.0, 1.0, 1.0, 1.0, 9.0]),
+    }  # fmt: skip
+    found = decide(rules_of(config, 0.5), values, np.ones(5, bool))
+    names = [None if each == KEPT else RULE_NAMES[each] for each in found.first]
+    assert names == [None, "language.kept", "language.score", "olmo3.characters", None]
+    assert decide(rules_of(config), values, np.ones(5, bool)).first.tolist().count(KEPT) == 2  # nothing was detected
 
 
 def test_the_license_is_the_first_reason() -> None:
@@ -178,15 +194,56 @@ def test_licenses_that_may_be_used(allow: LicenseSet, deny: list[str], unknown: 
 
 def test_thresholds_are_those_of_the_language() -> None:
     config = RulesConfig(gopher=GopherRules(max_word_length=10.0, min_stop_words=2), by_language=True)
-    german, words = for_language(config, "web", "de")
-    assert (german.gopher.max_word_length, german.gopher.min_word_length) == (15.0, None)  # null stays null
-    assert "und" in words
-    assert for_language(config, "web", "en")[0] == config
+    key = "sources.web.language"
+    german = for_language(config, key, "de")
+    assert (german.rules.gopher.max_word_length, german.rules.gopher.min_word_length) == (15.0, None)  # null stays
+    assert "und" in german.stop_words
+    assert for_language(config, key, "en").rules == config
     plain = replace(config, by_language=False)
-    assert for_language(plain, "web", "zh")[0].gopher == GopherRules()  # no words without spaces
+    assert for_language(plain, key, "zh").rules.gopher == GopherRules()  # no words without spaces
+    with pytest.raises(ConfigError, match=r"sources\.web\.language=null has no thresholds .* or rules=prose"):
+        for_language(config, key, None)
+    with pytest.raises(ConfigError, match=r"sources\.web\.language=cy has no stop words here.*rules=prose"):
+        for_language(plain, key, "cy")
+    own = {"cy": {"max_word_length": 12, "stop_words": ["yn", "y"]}}
+    welsh = for_language(config, key, "cy", own)
+    assert (welsh.rules.gopher.max_word_length, welsh.stop_words) == (12.0, ("yn", "y"))
+
+
+def test_languages_that_are_detected() -> None:
+    config = RulesConfig(gopher=GopherRules(max_word_length=10.0, min_stop_words=2), by_language=True)
+    every = source_rules(config, "web", None, LanguageConfig(detect=True, thresholds={"cy": {"stop_words": ["yn"]}}))
+    assert {"en", "de", "cy", "uk"} <= (every.kept or set())  # others have no thresholds, and are not kept
+    assert "zh" not in (every.kept or {"zh"})
+    assert every.of("de").rules.gopher.max_word_length == 15.0
+    assert every.of("xx") == every.default
+    some = source_rules(
+        config, "web", None, LanguageConfig(detect=True, keep=["de"], thresholds={"de": {"min_score": 0.9}})
+    )
+    assert (some.kept, some.of("de").min_score, some.default.min_score) == (frozenset(["de"]), 0.9, 0.65)
+    plain = replace(config, by_language=False)
+    assert source_rules(plain, "web", None, LanguageConfig(detect=True)).kept is None  # all
+    stated = source_rules(plain, "web", "en", LanguageConfig(detect=True))
+    assert (stated.by_language, stated.default.min_score) == ({}, None)
+    with pytest.raises(ConfigError, match=r"language\.keep=cy has no thresholds in rules\.by_language"):
+        source_rules(config, "web", None, LanguageConfig(detect=True, keep=["cy"]))
     with pytest.raises(
-        ConfigError, match=r"sources\.web\.language=null has no thresholds .* sources\.web\.rules=prose"
+        ConfigError, match=r"sources\.web\.language=fr is not in language\.keep=\[en\], so that no text"
     ):
-        for_language(config, "web", None)
-    with pytest.raises(ConfigError, match=r"sources\.web\.language=pl has no stop words here.*rules=prose"):
-        for_language(plain, "web", "pl")
+        source_rules(plain, "web", "fr", LanguageConfig(detect=True, keep=["en"]))
+    with pytest.raises(ConfigError, match=r"language\.keep=\[en,de\] needs the language of each text.*detect=true"):
+        LanguageConfig(keep=["en", "de"])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"cy": 3}, r"language\.thresholds\.cy=3 is not a mapping of thresholds"),
+        ({"cy": {"max_word_lenght": 3}}, r"cy\.max_word_lenght is not a threshold\. Did you mean max_word_length"),
+        ({"cy": {"max_word_length": "long"}}, r"cy\.max_word_length=long is no number\. Try 0\.3"),
+        ({"cy": {"stop_words": "yn"}}, r"cy\.stop_words=yn is no list of words\. Try \[de, het, een\]"),
+    ],
+)
+def test_thresholds_that_cannot_work(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_thresholds(own)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
-from pretrain.data.curation.licenses import LicenseSet, check_stated
+from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
+from pretrain.data.curation.web.config import HTMLConfig, LanguageConfig
 from pretrain.errors import ConfigError
 
 
@@ -19,6 +20,13 @@ class Keep(Enum):
     longest = "longest"
     newest = "newest"  # by the date column of its source
     first = "first"  # in the order of sources, files and records
+
+
+class Damaged(Enum):
+    """What a damaged record of a crawl does."""
+
+    fail = "fail"
+    skip = "skip"
 
 
 class Unknown(Enum):
@@ -33,16 +41,14 @@ class CorpusSource(Settings):
     """Settings that all sources of a curation share."""
 
     prefix: ClassVar[str] = "sources.<name>."
+    reads_pages: ClassVar[bool] = False  # whether it is of web pages, which may say their own license
     kind: str = "?"
     path: str = setting("???", "A file, a folder (read recursively, in sorted order) or a glob pattern.")
     license: str = setting("???", "License of the texts: an SPDX name such as CC-BY-4.0, column, or unknown.")
-    license_column: str = setting("license", "Column of each text's license, for license=column.")
-    text_column: str = setting("text", "Column of the text, in files that are not plain text.")
-    url_column: str | None = setting(None, "Column of the address that a text is from; null: none.")
-    date_column: str | None = setting(None, "Column of a text's date, such as 2024-05-31; null: none.")
     language: str | None = setting(
         None,
-        "Language of the texts as two letters (ISO 639-1), which selects stop words and thresholds; null: English.",
+        "Language of the texts as two letters (ISO 639-1), which selects stop words and thresholds; null: what "
+        "language.detect finds, without it English.",
     )
     priority: int = setting(0, "Of duplicates, that of the source with the larger priority stays.")
     rules: str | None = setting(None, "Preset of the rules for this source, such as none; null: the rules of all.")
@@ -50,7 +56,22 @@ class CorpusSource(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.license != "???":
-            check_stated("sources.<name>.license", self.license)
+            own = PAGE if self.reads_pages else COLUMN if isinstance(self, ColumnSource) else None
+            check_stated("sources.<name>.license", self.license, own)
+
+    def columns(self) -> dict[str, str]:
+        """Return the columns that are read, by the settings that name them; the text's comes first."""
+        return {}
+
+
+@dataclass
+class ColumnSource(CorpusSource):
+    """Records with the text in a column."""
+
+    license_column: str = setting("license", "Column of each text's license, for license=column.")
+    text_column: str = setting("text", "Column of the text, in files that are not plain text.")
+    url_column: str | None = setting(None, "Column of the address that a text is from; null: none.")
+    date_column: str | None = setting(None, "Column of a text's date, such as 2024-05-31; null: none.")
 
     def columns(self) -> dict[str, str]:
         """Return the columns that are read, by the settings that name them; the text's comes first."""
@@ -61,7 +82,7 @@ class CorpusSource(Settings):
 
 
 @dataclass
-class FilesSource(CorpusSource):
+class FilesSource(ColumnSource):
     """Files on this machine: text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .zst or .bz2."""
 
     kind: str = "text_files"
@@ -104,7 +125,7 @@ class ParquetSource(FilesSource):
 
 
 @dataclass
-class HuggingFaceSource(CorpusSource):
+class HuggingFaceSource(ColumnSource):
     """A data set of the Hugging Face `datasets` library: a folder on this machine or a name on the hub."""
 
     kind: str = "hugging_face"
@@ -113,9 +134,46 @@ class HuggingFaceSource(CorpusSource):
     revision: str | None = setting(None, "A commit or tag of the hub's repository.")
 
 
+_PAGE_LICENSE = "License of the texts: an SPDX name such as CC-BY-4.0, page for what each page says, or unknown."
+
+
+@dataclass
+class HTMLSource(CorpusSource):
+    """Web pages, one a file: .html, .htm or .xhtml, also compressed; their text is extracted as `html` says."""
+
+    reads_pages: ClassVar[bool] = True
+    kind: str = "html"
+    license: str = setting("???", _PAGE_LICENSE)
+
+
+@dataclass
+class ArchiveSource(CorpusSource):
+    """Files of records of a crawl (ISO 28500), one record a gzip member or one behind the other."""
+
+    damaged: Damaged = setting(
+        Damaged.fail, "Fail at a damaged or truncated record, or skip to the next one and count it."
+    )
+
+
+@dataclass
+class WARCSource(ArchiveSource):
+    """Responses of a crawl, .warc or .warc.gz: pages of status 2xx; their text is extracted as `html` says."""
+
+    reads_pages: ClassVar[bool] = True
+    kind: str = "warc"
+    license: str = setting("???", _PAGE_LICENSE)
+
+
+@dataclass
+class WETSource(ArchiveSource):
+    """Texts that a crawl has extracted, .wet or .warc.wet.gz: its records of type conversion."""
+
+    kind: str = "wet"
+
+
 SOURCE_KINDS: dict[str, type[CorpusSource]] = {
     "text_files": FilesSource, "jsonl": JSONLinesSource, "csv": CSVSource, "tsv": TSVSource, "parquet": ParquetSource,
-    "hugging_face": HuggingFaceSource,
+    "hugging_face": HuggingFaceSource, "html": HTMLSource, "warc": WARCSource, "wet": WETSource,
 }  # fmt: skip
 
 
@@ -246,6 +304,8 @@ class CurationConfig(Settings):
     )
     rules: RulesConfig = field(default_factory=RulesConfig)
     licenses: LicensesConfig = field(default_factory=LicensesConfig)
+    html: HTMLConfig = field(default_factory=HTMLConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     samples_per_rule: int = setting(

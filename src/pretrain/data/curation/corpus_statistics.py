@@ -171,6 +171,19 @@ def _cluster(size: int, _: int, path: Path, number: int, row: int) -> Cluster:
     return Cluster(size, found["id"], found["source"], found["origin"], found["text"][:PREVIEW])
 
 
+def languages(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return by language how many usable documents there were, and how many are kept, the most frequent first."""
+    read: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for path in _files(folder, "decisions"):
+        for table in row_groups_of(path, ["language", "removed_by"]):
+            names = [name or "none" for name in table["language"].to_pylist()]
+            read.update(names)
+            reasons = table["removed_by"].to_pylist()
+            kept.update(name for name, reason in zip(names, reasons, strict=True) if reason is None)
+    return {name: (count, kept[name]) for name, count in sorted(read.items(), key=lambda item: (-item[1], item[0]))}
+
+
 def samples(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the removed documents that were kept to look at, by rule in the order in which rules are tried."""
     found: dict[str, list[dict[str, Any]]] = {}

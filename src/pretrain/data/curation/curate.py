@@ -20,7 +20,12 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
-from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
+from pretrain.data.curation.config import (
+    CorpusSource,
+    CurationConfig,
+    FilesSource,
+    HuggingFaceSource,
+)
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
@@ -31,7 +36,8 @@ from pretrain.data.curation.engine import (
     number_of_tasks,
     storage_errors,
 )
-from pretrain.data.curation.languages import for_language
+from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
+from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
     DOMAINS,
     MANIFEST,
@@ -42,7 +48,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
+from pretrain.data.curation.rules import DUPLICATE_RULES, LANGUAGE_SCORE, measuring, rule_record
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -57,6 +63,7 @@ from pretrain.data.curation.stages import (
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.verify import STAGES
+from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains, web_settings
 from pretrain.data.curation.words import WORDS_VERSION
 from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
@@ -115,11 +122,18 @@ class _Curation:
         self.config, self.output, self.work, self.workers = config, output, output / "work", workers
         self.base = open_base(config.base, output, config.duplicates)
         self.sources: dict[str, CorpusSource] = config.sources
-        self.rules: dict[str, RulesConfig] = {}
+        check_thresholds(config.language.thresholds)
+        self.rules: dict[str, SourceRules] = {}
         self.measured: dict[str, Measuring] = {}
         for name, source in self.sources.items():
-            self.rules[name], stop_words = for_language(config.rules_of(name), name, source.language)
-            self.measured[name] = measuring(self.rules[name], stop_words)
+            self.rules[name] = source_rules(config.rules_of(name), name, source.language, config.language)
+            self.measured[name] = measuring(self.rules[name].default.rules, self.rules[name].default.stop_words)
+        self.model: dict[str, Any] | None = model_record(config.language.model) if config.language.detect else None
+        self.made = made_with()
+        for name, source in self.sources.items():
+            if source.reads_pages:
+                self.made |= library_versions(f"sources.{name}.kind={source.kind}")
+        self.domains = trusted_domains(config.html.license_domains)
         self.timings: dict[str, float] = {}
         self.progress = Progress(report)
 
@@ -173,25 +187,38 @@ class _Curation:
                 hub = {key: getattr(source, key) for key in ("path", "subset", "split", "revision", "text_column")}
             readings[name] = {
                 "kind": source.kind, "license": source.license, "columns": source.columns(), "separator": separator,
-                "hugging_face": hub,
+                "hugging_face": hub, "web": web_settings(source, self.config.html, self.domains),
             }  # fmt: skip
-        settings = {"sources": readings, "made": made_with()}
+        settings = {"sources": readings, "made": self.made}
         return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
 
     def _measure_stage(self, units: str, read: str, count: int) -> Stage:
         how = {}
         for name, measured in self.measured.items():
             c4 = None if measured.c4 is None else asdict(measured.c4)
-            how[name] = {"groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4}
-        settings = {"sources": how, "versions": [STATISTICS_VERSION, WORDS_VERSION]}
+            of_language = {each: sorted(own.stop_words) for each, own in self.rules[name].by_language.items()}
+            how[name] = {
+                "groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4,
+                "stop_words_of": of_language, "detect": self._detects(name),
+            }  # fmt: skip
+        settings: dict[str, Any] = {
+            "sources": how,
+            "versions": [STATISTICS_VERSION, WORDS_VERSION, LANGUAGE_VERSION],
+            "model": None,
+        }
+        if self.model is not None:
+            path = str(model_file(self.config.language.model))
+            settings["model"] = {"path": path, "characters": self.config.language.characters, **self.model}
         return Stage("measure", measure_documents, count, MEASURE_VERSION, settings, {"units": units, "read": read})
+
+    def _detects(self, source: str) -> bool:
+        return self.model is not None and self.sources[source].language is None
 
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
         settings = {
             "sources": {
-                name: {"rules": [asdict(rule) for rule in rules_of(self.rules[name])], "priority": source.priority}
-                for name, source in self.sources.items()
+                name: self.rules[name].record() | {"priority": source.priority} for name, source in self.sources.items()
             },
             "licenses": _plain(asdict(licenses)), "keep": keep.value,
             "partitions": number_of_partitions(documents * EXACT.itemsize),
@@ -208,8 +235,8 @@ class _Curation:
             measured = self.measured[name]
             how[name] = {
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
-                "measured": list(measured.names()),
-                "values": {rule.name: rule.value for rule in rules_of(self.rules[name])},
+                "measured": [*([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names()],
+                "values": {rule.name: rule.value for rule in self.rules[name].lists()[""]},
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
@@ -269,11 +296,13 @@ class _Curation:
             raise self._nothing_left(sources)
         domains = sorted(total["domains"].items(), key=lambda item: (-item[1], item[0]))
         return {
-            "made": made_with(), "settings": self._settings(), "documents": total["documents"],
+            "made": self.made, "settings": self._settings(), "documents": total["documents"],
             "characters": total["characters"], "sources": sources, "licenses": total["licenses"],
-            "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
+            "license_evidence": total["license_evidence"], "languages": total["languages"],
+            "reservations": total["reservations"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
+            "not_reproducible": not_reproducible(add_all(each["documents"]["unusable"] for each in sources.values())),
         }  # fmt: skip
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
@@ -299,8 +328,15 @@ class _Curation:
     def _settings(self) -> dict[str, Any]:
         """Return the settings without the folders of this machine."""
         config = self.config
+        of_language = {
+            name: {each: rule_record(rules) for each, rules in self.rules[name].lists().items() if each}
+            for name in sorted(self.rules) if self.rules[name].by_language and config.rules_of(name).by_language
+        }  # fmt: skip
         return {
-            "rules": {name: rule_record(rules_of(rules)) for name, rules in sorted(self.rules.items())},
+            "rules": {name: rule_record(self.rules[name].lists()[""]) for name in sorted(self.rules)},
+            "rules_of_languages": of_language,
+            "html": _plain(asdict(config.html) | {"license_domains": self.domains}),
+            "language": asdict(config.language) | {"model": self.model},
             "licenses": _plain(asdict(config.licenses)), "duplicates": _plain(asdict(config.duplicates)),
             "validation": asdict(config.validation),
         }  # fmt: skip

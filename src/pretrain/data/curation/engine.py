@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -237,13 +238,14 @@ def _started(count: int) -> ProcessPoolExecutor:
     keep_from_children()
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        count, context, initializer=_end_with, initargs=(os.getpid(),), max_tasks_per_child=TASKS_OF_A_PROCESS
+        count, context, initializer=end_with_parent, initargs=(os.getpid(),), max_tasks_per_child=TASKS_OF_A_PROCESS
     )
 
 
-def _end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Have the system end this process when its parent has ended, however that came."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
 

@@ -44,6 +44,7 @@ class Explained:
     source: str
     origin: str
     license: str
+    language: str | None  # as it was stated or detected
     characters: int
     removed_by: str | None  # None: it is kept
     verdicts: list[Verdict] = field(default_factory=list)
@@ -123,14 +124,17 @@ def _explained(folder: Path, manifest: dict[str, Any], location: _Location, *, w
         found = next(same, None)
         twin = None if found is None else _explained(folder, manifest, found, with_twin=False)
     return Explained(
-        decision["id"], decision["source"], decision["origin"], decision["license"], decision["characters"],
-        decision["removed_by"], _verdicts(manifest, decision), decision.get("similarity"), text, is_whole, twin,
+        decision["id"], decision["source"], decision["origin"], decision["license"],
+        decision.get("language"), decision["characters"], decision["removed_by"], _verdicts(manifest, decision),
+        decision.get("similarity"), text, is_whole, twin,
     )  # fmt: skip
 
 
 def _verdicts(manifest: dict[str, Any], decision: dict[str, Any]) -> list[Verdict]:
     """Return what each applied rule says, in the order in which rules are tried."""
-    rules = manifest["settings"]["rules"].get(decision["source"], {})
+    settings, source = manifest["settings"], decision["source"]
+    of_language = settings.get("rules_of_languages", {}).get(source, {})
+    rules = of_language.get(decision.get("language"), settings["rules"].get(source, {}))
     found = []
     for number, name in enumerate(RULE_NAMES):
         removes = bool(decision["rules"] >> number & 1)
@@ -177,6 +181,7 @@ def lines_of(document: Explained, characters: int, *, all_rules: bool) -> list[s
     What the rule counts stands between >> and <<. `all_rules`: also those that do not remove the document.
     """
     about = f"{document.characters:,} characters, license {document.license}"
+    about += f", language {document.language}" if document.language else ""
     lines = [f"document    {document.id}  {document.origin}, {about}"]
     lines.append(f"removed by  {document.removed_by}" if document.removed_by else "kept")
     lines += [

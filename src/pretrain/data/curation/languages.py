@@ -1,73 +1,148 @@
-"""Stop words and thresholds of languages, and rules that count words where no spaces stand between them.
-
-Thresholds: FineWeb-2 (Penedo et al. 2025, https://arxiv.org/abs/2506.20920), its configurations at commit 05e6729 of
-https://github.com/huggingface/fineweb-2. They were fitted to other tokenizers than ours: see docs.
-"""
+"""Rules for texts of one language: its stop words and thresholds, and rules that count words where no spaces are."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from pretrain.data.curation.config import RulesConfig
-from pretrain.data.curation.rules import STOP_WORDS
-from pretrain.errors import ConfigError
+from pretrain.data.curation.language_thresholds import STOP_WORDS, THRESHOLD_SETTINGS, THRESHOLDS
+from pretrain.data.curation.rules import STOP_WORDS as ENGLISH_STOP_WORDS
+from pretrain.data.curation.rules import Rule, rules_of
+from pretrain.data.curation.web.config import LanguageConfig
+from pretrain.errors import ConfigError, nearest
 
+ENGLISH = "en"
 WITHOUT_SPACES = ("zh", "ja", "th", "lo", "km", "my")
 _OF_WORDS = ("words", "word_length", "hashes", "ellipses", "alphabetic_words", "stop_words", "gram")  # parts of names
-
-# language: the numbers of _FIELDS
-_NUMBERS = {
-    "da": "0.305 0.367 0.297 0.232 0.169 0.158 0.147 0.134 0.123 0.112 0.1 0.182 3 11 0.798",
-    "de": "0.263 0.169 0.153 0.137 0.141 0.134 0.126 0.117 0.108 0.098 0.0 0.152 0 15 0.774",
-    "fr": "0.264 0.161 0.149 0.134 0.15 0.141 0.131 0.121 0.111 0.1 0.1 0.185 2 11 0.812",
-    "it": "0.246 0.198 0.156 0.133 0.144 0.136 0.127 0.118 0.109 0.1 0.025 0.2 3 21 0.807",
-    "ru": "0.322 0.184 0.164 0.146 0.168 0.156 0.145 0.133 0.121 0.109 0.231 0.139 3 11 0.713",
-    "sv": "0.292 0.242 0.195 0.174 0.156 0.147 0.136 0.125 0.116 0.105 0.2 0.135 3 12 0.841",
-}
-_STOP_WORDS = {
-    "en": " ".join(STOP_WORDS),
-    "da": "i og af en til er den at som på for med det blev var der fra de han et",
-    "de": "der und die in von im den des mit das er dem als wurde für",
-    "fr": "de la le et à en l' des du les est d' un une il dans par au",
-    "it": "di e il la in a del che è della un per nel l' con da i una",
-    "ru": "в и на с года по году из был к не от что за для его как а он также до после",
-    "sv": "i och är av en som den med på till att för",
-}
-_FIELDS = (
-    "max_duplicate_lines", "max_top_2_gram", "max_top_3_gram", "max_top_4_gram",
-    *(f"max_repeated_{n}_grams" for n in range(5, 11)),
-    "min_line_ends", "max_newlines", "min_word_length", "max_word_length", "min_alphabetic_words",
-)  # fmt: skip
+_STOP_WORDS = {ENGLISH: " ".join(ENGLISH_STOP_WORDS), **STOP_WORDS}
+_OWN_STOP_WORDS, _OWN_SCORE = "stop_words", "min_score"
 
 
-def for_language(rules: RulesConfig, source: str, language: str | None) -> tuple[RulesConfig, tuple[str, ...]]:
+@dataclass(frozen=True)
+class LanguageRules:
+    """Rules with the stop words that they count."""
+
+    rules: RulesConfig
+    stop_words: tuple[str, ...]
+    min_score: float | None = None  # least probability of the language, where it is detected
+
+
+@dataclass(frozen=True)
+class SourceRules:
+    """The rules of a source: those of texts in any language, and of each language that has its own."""
+
+    default: LanguageRules
+    by_language: Mapping[str, LanguageRules]
+    kept: frozenset[str] | None  # languages that are kept; None: all
+
+    def of(self, language: str | None) -> LanguageRules:
+        """Return the rules for texts of a language; None: of a language that nobody stated or detected."""
+        return self.by_language.get(language or "", self.default)
+
+    def lists(self) -> dict[str, list[Rule]]:
+        """Return the rules by language; those of any other language under the empty name."""
+        found = {"": self.default, **self.by_language}
+        return {language: rules_of(each.rules, each.min_score) for language, each in found.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return the rules as plain JSON, for the stage that decides."""
+        plain = {language: [asdict(rule) for rule in rules] for language, rules in self.lists().items()}
+        kept = None if self.kept is None else sorted(self.kept)
+        return {"rules": plain.pop(""), "rules_of": plain, "kept": kept}
+
+
+def source_rules(rules: RulesConfig, source: str, language: str | None, config: LanguageConfig) -> SourceRules:
+    """Return the rules of a source that states a language or none.
+
+    Where languages are detected and the rules are by language, only languages with thresholds are kept. Raises
+    ConfigError for a language that is to be kept, and that the rules know nothing of.
+    """
+    if language is not None and config.keep and language not in config.keep:
+        kept = ",".join(config.keep)
+        raise ConfigError(
+            f"sources.{source}.language={language} is not in language.keep=[{kept}], so that no text of the source "
+            f"would be left. Leave the source out, or try language.keep=[{kept},{language}]."
+        )
+    if language is not None or not config.detect:
+        return SourceRules(for_language(rules, f"sources.{source}.language", language, config.thresholds), {}, None)
+    known = set(THRESHOLDS) | {ENGLISH} | set(config.thresholds)
+    if not rules.by_language:
+        known |= set(STOP_WORDS) | set(WITHOUT_SPACES)
+    languages = config.keep or sorted(known)
+    by_language = {
+        each: replace(for_language(rules, "language.keep", each, config.thresholds), min_score=_score(config, each))
+        for each in languages
+    }
+    default = replace(by_language.get(ENGLISH) or LanguageRules(rules, ENGLISH_STOP_WORDS), min_score=config.min_score)
+    every = not config.keep and not rules.by_language
+    return SourceRules(default, by_language, None if every else frozenset(languages))
+
+
+def _score(config: LanguageConfig, language: str) -> float:
+    return float(config.thresholds.get(language, {}).get(_OWN_SCORE, config.min_score))
+
+
+def check_thresholds(thresholds: Mapping[str, Any]) -> None:
+    """Raise ConfigError for thresholds of languages with an unknown name or a value that is no number."""
+    known = [*THRESHOLD_SETTINGS, _OWN_STOP_WORDS, _OWN_SCORE]
+    for language, own in thresholds.items():
+        key = f"language.thresholds.{language}"
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"{key}={own} is not a mapping of thresholds. Try '{key}={{max_word_length: 14}}'.")
+        for name, value in own.items():
+            if name not in known:
+                raise ConfigError(f"{key}.{name} is not a threshold. {nearest(str(name), known)}")
+            is_list = name == _OWN_STOP_WORDS
+            right = isinstance(value, list) if is_list else isinstance(value, int | float)
+            if not right or isinstance(value, bool):
+                example = "[de, het, een]" if is_list else "0.3"
+                raise ConfigError(
+                    f"{key}.{name}={value} is no {'list of words' if is_list else 'number'}. Try {example}."
+                )
+
+
+def for_language(
+    rules: RulesConfig, key: str, language: str | None, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> LanguageRules:
     """Return the rules for texts of one language, and its stop words.
 
-    Where the rules are by language, each that is applied gets the language's threshold. Rules that count words are
-    left out for scripts without spaces between words. Raises ConfigError for a language that nothing is known of.
+    Where the rules are by language, each that is applied gets the language's threshold; `own` comes before those
+    known here. Rules that count words are left out for scripts without spaces between words. Raises ConfigError,
+    naming the setting `key`, for a language that nothing is known of.
     """
-    key = f"sources.{source}.language"
-    gopher, fineweb = replace(rules.gopher), replace(rules.fineweb)
-    if rules.by_language and language not in (*_NUMBERS, "en"):
+    given = dict((own or {}).get(language or "", {}))
+    has_thresholds = language in THRESHOLDS or language == ENGLISH or bool(given)
+    if rules.by_language and not has_thresholds:
+        known = ", ".join(sorted({*THRESHOLDS, ENGLISH, *(own or {})}))
         raise ConfigError(
-            f"{key}={language or 'null'} has no thresholds in rules.by_language. There are: "
-            f"{', '.join(sorted(_NUMBERS))}, en. Give one of these, or others: sources.{source}.rules=prose."
+            f"{key}={language or 'null'} has no thresholds in rules.by_language. There are: {known}. Give one of "
+            f"these, others as 'language.thresholds.{language or 'xx'}={{max_word_length: 12}}', or rules=prose."
         )
     if language in WITHOUT_SPACES:
-        return _without_words(rules), ()
-    if rules.gopher.min_stop_words and language is not None and language not in _STOP_WORDS:
+        return LanguageRules(_without_words(rules), ())
+    stop_words = tuple(given.get(_OWN_STOP_WORDS) or _STOP_WORDS.get(language or ENGLISH, "").split())
+    if rules.gopher.min_stop_words and not stop_words:
         raise ConfigError(
-            f"{key}={language} has no stop words here, and rules.gopher.min_stop_words={gopher.min_stop_words} "
-            f"counts them. There are: {', '.join(sorted(_STOP_WORDS))}. Try sources.{source}.rules=prose."
+            f"{key}={language} has no stop words here, and rules.gopher.min_stop_words={rules.gopher.min_stop_words} "
+            f"counts them. There are: {', '.join(sorted(_STOP_WORDS))}. Give them as "
+            f"language.thresholds.{language}={{stop_words: [...]}}, or try rules=prose."
         )
-    stop_words = tuple(_STOP_WORDS.get(language or "en", "").split())
-    if not rules.by_language or language == "en":
-        return rules, stop_words
-    for name, number in zip(_FIELDS, _NUMBERS[str(language)].split(), strict=True):
-        group = fineweb if hasattr(fineweb, name) else gopher
-        if getattr(group, name) is not None:
-            setattr(group, name, float(number))
-    return replace(rules, gopher=gopher, fineweb=fineweb), stop_words
+    if not rules.by_language or (language == ENGLISH and not given):
+        return LanguageRules(rules, stop_words)
+    numbers = dict(zip(THRESHOLD_SETTINGS, THRESHOLDS.get(str(language), ()), strict=False))
+    return LanguageRules(_with_numbers(rules, {**numbers, **given}), stop_words)
+
+
+def _with_numbers(rules: RulesConfig, numbers: Mapping[str, Any]) -> RulesConfig:
+    """Return the rules with a language's thresholds where they are applied."""
+    gopher, fineweb = replace(rules.gopher), replace(rules.fineweb)
+    for name in THRESHOLD_SETTINGS:
+        group: Any = fineweb if hasattr(fineweb, name) else gopher
+        if name in numbers and getattr(group, name) is not None:
+            setattr(group, name, float(numbers[name]))
+    return replace(rules, gopher=gopher, fineweb=fineweb)
 
 
 def _without_words(rules: RulesConfig) -> RulesConfig:

@@ -13,6 +13,7 @@ from pretrain.errors import ConfigError, nearest
 
 UNKNOWN = "unknown"
 COLUMN = "column"
+PAGE = "page"
 
 
 class LicenseSet(Enum):
@@ -173,11 +174,16 @@ def needs_attribution(spdx: str) -> bool:
     return spdx != UNKNOWN and not allows(LicenseSet.public_domain, spdx)
 
 
-def check_stated(key: str, license_name: str) -> None:
-    """Raise ConfigError for a stated license that is no SPDX name, `column` or `unknown`."""
-    if license_name in (COLUMN, UNKNOWN) or spdx_name(license_name) != UNKNOWN:
+def check_stated(key: str, license_name: str, own: str | None = None) -> None:
+    """Raise ConfigError for a stated license that is no SPDX name, `unknown`, or `own`: column or page."""
+    if license_name in (UNKNOWN, own) or spdx_name(license_name) != UNKNOWN:
         return
+    if license_name in (COLUMN, PAGE):
+        whose = "files of records" if license_name == COLUMN else "web pages"
+        others = f"{own} or {UNKNOWN}" if own else UNKNOWN
+        raise ConfigError(f"{key}={license_name} is for sources of {whose}. Write an SPDX name, {others}.")
+    each = {COLUMN: " column for each text's own,", PAGE: " page for what each page says,", None: ""}[own]
     raise ConfigError(
         f"{key}={license_name} is no license that is known here. {nearest(license_name, SPDX)} Write an SPDX name such "
-        "as CC-BY-4.0, column for each text's own, or unknown."
+        f"as CC-BY-4.0,{each} or unknown."
     )

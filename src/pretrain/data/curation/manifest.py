@@ -165,6 +165,11 @@ def made_with() -> dict[str, Any]:
     return libraries() | {"byteorder": sys.byteorder}
 
 
+def setting_name(of_rule: str) -> str:
+    """Return the whole name of a setting of a rule."""
+    return of_rule if of_rule.startswith("language.") else f"rules.{of_rule}"
+
+
 def overview(manifest: Mapping[str, Any]) -> list[str]:
     """Return lines that say how many documents were read, removed by each rule, and kept, for each source."""
     lines = []
@@ -175,7 +180,7 @@ def overview(manifest: Mapping[str, Any]) -> list[str]:
         copies = {about: documents[rule] for rule, about in DUPLICATE_RULES.items() if documents[rule]}
         for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
             settings = rule_settings().get(reason, {}) if count > documents["read"] / 2 else {}  # most of them: why?
-            by = f": {', '.join(f'rules.{each}' for each in settings)}" if settings else ""
+            by = f": {', '.join(setting_name(each) for each in settings)}" if settings else ""
             lines.append(f"  removed   {count:>9,}  {count / documents['read']:6.1%}  {reason}{by}")
         share = documents["kept"] / documents["read"] if documents["read"] else 0.0
         lines.append(f"  kept      {documents['kept']:>9,}  {share:6.1%}  {source['characters']:,} characters")

@@ -14,6 +14,7 @@ from pretrain.data.config import Format, HuggingFaceConfig
 from pretrain.data.curation.engine import Task
 from pretrain.data.curation.licenses import COLUMN, UNKNOWN, spdx_name
 from pretrain.data.curation.units import HUGGING_FACE, Part, hashes_of
+from pretrain.data.curation.web.page_licenses import CONFLICT, PAGE_EVIDENCE
 from pretrain.data.escapes import read_escapes
 from pretrain.data.sources.column_files import parquet_records, read_records
 from pretrain.data.sources.compressed_files import opened
@@ -21,7 +22,7 @@ from pretrain.data.sources.hugging_face import HuggingFace
 from pretrain.data.sources.source import fault_of, printable
 from pretrain.data.sources.text_files import decoded_document, split_documents, whole_document
 
-EVIDENCE = ("none", "source", "column")  # of a license: from weakest to strongest
+EVIDENCE = ("none", CONFLICT, *PAGE_EVIDENCE, "source", "column")  # of a license: from weakest to strongest
 MAX_FIELD = 2000  # characters of an address or a date that are kept
 _DAY = re.compile(r"(\d{4})(?:-?(\d\d))?(?:-?(\d\d))?")
 
@@ -35,6 +36,7 @@ class Reading:
     columns: dict[str, str]  # by setting; "sources.<name>.text_column" and so on
     separator: str | None
     hugging_face: dict[str, Any]
+    web: dict[str, Any]  # of sources of pages and crawls
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class RawDocument:
     date: str | None = None
     license: str = UNKNOWN  # SPDX name
     evidence: str = "none"
+    metadata: str | None = None  # what a page says about itself, as JSON
 
 
 def read_part(task: Task, part: Part, reading: Reading, skipped: Counter[str]) -> Iterator[RawDocument]:

@@ -21,6 +21,7 @@ from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES,
 
 RULES_VERSION = 1  # increase when a decision changes
 LICENSE = "license"
+LANGUAGE, LANGUAGE_SCORE, IS_KEPT = "language", "language_score", "language_is_kept"
 KEPT = -1
 # What removes documents that no rule removes, in this order.
 EXACT_RULE, NEAR_RULE, GUARD_RULE, PARAGRAPHS_RULE = "exact", "near", "guard", "paragraphs"
@@ -58,10 +59,16 @@ class Rule:
         return removed
 
 
-def rules_of(config: RulesConfig) -> list[Rule]:
-    """Return the rules in the order in which they are tried; the first one that removes is the reason."""
+def rules_of(config: RulesConfig, min_language_score: float | None = None) -> list[Rule]:
+    """Return the rules in the order in which they are tried; the first one that removes is the reason.
+
+    `min_language_score` is given where the language of a text was detected.
+    """
     gopher, c4, fineweb = config.gopher, config.c4, config.fineweb
+    detected = min_language_score is not None
     rules = [
+        Rule("language.kept", IS_KEPT, low=1.0 if detected else None),
+        Rule("language.score", LANGUAGE_SCORE, low=min_language_score),
         Rule("olmo3.characters", "characters", low=config.min_characters),
         Rule("gopher.dup_paragraphs", "duplicate_paragraphs", high=gopher.max_duplicate_paragraphs),
         Rule("gopher.dup_paragraph_characters", "duplicate_paragraph_characters",
@@ -97,11 +104,17 @@ RULE_NAMES = (LICENSE, *(rule.name for rule in rules_of(RulesConfig())))
 _LOREM, _CURLY = RULE_NAMES.index("c4.lorem"), RULE_NAMES.index("c4.curly")
 
 
+_LANGUAGE_SETTINGS = {
+    "language.kept": {"language.keep": "The language is kept, and the rules know it"},
+    "language.score": {"language.min_score": "Least probability of the language"},
+}
+
+
 @cache
 def rule_settings() -> dict[str, dict[str, str]]:
     """Return for each rule the settings that apply it, such as gopher.min_words, with what each one says about it."""
     plain = RulesConfig()
-    found: dict[str, dict[str, str]] = {name: {} for name in RULE_NAMES[1:]}
+    found: dict[str, dict[str, str]] = {name: {} for name in RULE_NAMES[1:]} | _LANGUAGE_SETTINGS
     for part in ("", "gopher", "c4", "fineweb"):
         settings: Any = getattr(plain, part) if part else plain
         for each in fields(settings):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import xxhash
 
 from pretrain.data.curation.config import Keep, LicensesConfig, Unknown
 from pretrain.data.curation.engine import Counts, Task
+from pretrain.data.curation.language_model import languages_of
 from pretrain.data.curation.licenses import LicenseSet
 from pretrain.data.curation.near_duplicates.shuffle_files import (
     Rows,
@@ -36,15 +37,17 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
     write_rows,
 )
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
-from pretrain.data.curation.rules import KEPT, Decisions, Rule, decide, may_be_used
+from pretrain.data.curation.rules import IS_KEPT, KEPT, LANGUAGE, LANGUAGE_SCORE, Decisions, Rule, decide, may_be_used
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
-from pretrain.data.curation.units import read_unit, source_errors
+from pretrain.data.curation.units import WEB_FILES, Part, read_unit, source_errors
+from pretrain.data.curation.web.reading import read_web_part
 
-READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 1, 1, 1, 1
+READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 2, 2, 2, 2
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 4_000_000, 4096  # of a row group
 DOCUMENTS = pa.schema(
     [("id", pa.binary(16)), ("text", pa.large_string()), ("origin", pa.string()), ("url", pa.string()),
-     ("date", pa.string()), ("license", pa.string()), ("evidence", pa.string()), ("characters", pa.int64())]
+     ("date", pa.string()), ("license", pa.string()), ("evidence", pa.string()), ("characters", pa.int64()),
+     ("metadata", pa.string())]
 )  # fmt: skip
 DECISIONS = pa.schema([("first", pa.int16()), ("mask", pa.uint64())])
 
@@ -99,7 +102,7 @@ def read_documents(task: Task) -> Counts:
     skipped: Counter[str] = Counter()
     usable = characters = 0
     with source_errors(source), RowGroups(task.output("documents.parquet"), DOCUMENTS) as output:
-        documents = (document for part in parts for document in read_part(task, part, reading, skipped))
+        documents = (document for part in parts for document in _reader_of(part)(task, part, reading, skipped))
         for batch in _batches(documents):
             output.write(_columns(batch, source))
             usable += len(batch)
@@ -108,6 +111,10 @@ def read_documents(task: Task) -> Counts:
         "source": source, "read": usable + skipped.total(), "usable": usable, "unusable": dict(skipped),
         "characters": characters,
     }  # fmt: skip
+
+
+def _reader_of(part: Part) -> Callable[[Task, Part, Reading, Counter[str]], Iterator[RawDocument]]:
+    return read_web_part if part.form in WEB_FILES else read_part
 
 
 def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:
@@ -133,37 +140,48 @@ def _columns(batch: list[RawDocument], source: str) -> dict[str, Any]:
         "license": [document.license for document in batch],
         "evidence": [document.evidence for document in batch],
         "characters": [len(document.text) for document in batch],
+        "metadata": [document.metadata for document in batch],
     }
 
 
-def measuring_of(record: dict[str, Any]) -> Measuring:
-    """Return what is measured, from plain JSON."""
+def measuring_of(record: dict[str, Any], language: str = "") -> Measuring:
+    """Return what is measured of texts of a language, from plain JSON."""
     c4 = None if record["c4"] is None else C4Lines(**record["c4"])
-    return Measuring(tuple(record["groups"]), frozenset(record["stop_words"]), c4)
+    stop_words = record["stop_words_of"].get(language, record["stop_words"])
+    return Measuring(tuple(record["groups"]), frozenset(stop_words), c4)
 
 
-def values_schema(how: Measuring) -> pa.Schema:
+def values_schema(names: Sequence[str], detected: bool) -> pa.Schema:
     """Return the columns of a unit's values."""
     columns = [("key", pa.binary(16)), ("characters", pa.int64())]
-    return pa.schema(columns + [(name, pa.float64()) for name in how.names()])
+    columns += [(LANGUAGE, pa.string()), (LANGUAGE_SCORE, pa.float64())] if detected else []
+    return pa.schema(columns + [(name, pa.float64()) for name in names])
 
 
 def measure_documents(task: Task) -> Counts:
     """Measure the texts of a unit; `key` and `characters` are those of the text as it would be written."""
     source, _ = read_unit(task)
-    how = measuring_of(task.settings["sources"][source])
-    names = how.names()
-    with RowGroups(task.output("values.parquet"), values_schema(how)) as output:
+    record = task.settings["sources"][source]
+    model = task.settings["model"] if record["detect"] else None
+    hows = {language: measuring_of(record, language) for language in ("", *record["stop_words_of"])}
+    names = hows[""].names()
+    with RowGroups(task.output("values.parquet"), values_schema(names, model is not None)) as output:
         for table in row_groups(task.input("read", "documents.parquet"), ["text", "id"]):
+            texts, columns = table["text"].to_pylist(), {}
+            languages = [""] * len(texts)
+            if model is not None:
+                found = languages_of(texts, model["path"], model["characters"])
+                languages = [language for language, _ in found]
+                columns = {LANGUAGE: languages, LANGUAGE_SCORE: [score for _, score in found]}
             keys, sizes = [], []
             rows = np.empty((len(table), len(names)))
-            for number, (text, raw_key) in enumerate(zip(table["text"], table["id"], strict=True)):
-                raw = text.as_py()
-                values, written = measure(raw, how)
+            for number, (raw, raw_key) in enumerate(zip(texts, table["id"], strict=True)):
+                values, written = measure(raw, hows.get(languages[number], hows[""]))
                 rows[number] = values
                 keys.append(raw_key.as_py() if written is raw else text_key(written))
                 sizes.append(len(written))
-            output.write({"key": keys, "characters": sizes} | {name: rows[:, n] for n, name in enumerate(names)})
+            columns |= {name: rows[:, n] for n, name in enumerate(names)}
+            output.write({"key": keys, "characters": sizes} | columns)
     return {}
 
 
@@ -171,7 +189,7 @@ def decide_documents(task: Task) -> Counts:
     """Compare the values of a unit with the thresholds; counts: each rule's, with the characters that it removes."""
     source, _ = read_unit(task)
     settings = task.settings["sources"][source]
-    rules = [Rule(**rule) for rule in settings["rules"]]
+    rules = RulesOfUnit(settings)
     licenses = licenses_of(task.settings["licenses"])
     keep, partitions = Keep(task.settings["keep"]), int(task.settings["partitions"])
     rows: list[Rows] = []
@@ -198,10 +216,43 @@ def decide_documents(task: Task) -> Counts:
     return {"source": source, "rules": {rule: dict(count) for rule, count in counts.items()}}
 
 
-def _decided(rules: list[Rule], measured: pa.Table, table: pa.Table, licenses: LicensesConfig) -> Decisions:
-    values = {name: measured[name].to_numpy() for name in measured.column_names if name not in ("key", "characters")}
+class RulesOfUnit:
+    """The rules of a source: those of texts in any language, and those of languages that have their own."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        """Take the source's settings of the stage as plain JSON."""
+        self.default = [Rule(**rule) for rule in record["rules"]]
+        self.by_language = {
+            language: [Rule(**rule) for rule in rules] for language, rules in record["rules_of"].items()
+        }
+        self.kept = None if record["kept"] is None else frozenset(record["kept"])
+
+    def is_kept(self, languages: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return 1.0 for each text in a language that is kept, else 0.0."""
+        return np.array([self.kept is None or language in self.kept for language in languages], np.float64)
+
+    def groups(self, languages: Sequence[str]) -> Iterator[tuple[list[Rule], npt.NDArray[np.int64]]]:
+        """Yield rules, and the positions of the texts that they are for."""
+        of_each = [language if language in self.by_language else "" for language in languages]
+        for language in sorted(set(of_each)):
+            rows = np.array([number for number, each in enumerate(of_each) if each == language], np.int64)
+            yield self.by_language.get(language, self.default), rows
+
+
+def _decided(rules: RulesOfUnit, measured: pa.Table, table: pa.Table, licenses: LicensesConfig) -> Decisions:
+    names = [name for name in measured.column_names if name not in ("key", "characters", LANGUAGE)]
+    values = {name: measured[name].to_numpy() for name in names}
     values["characters"] = table["characters"].to_numpy().astype(np.float64)
-    return decide(rules, values, may_be_used(licenses, table["license"].to_pylist()))
+    licensed = may_be_used(licenses, table["license"].to_pylist())
+    if LANGUAGE not in measured.column_names:
+        return decide(rules.default, values, licensed)
+    languages = measured[LANGUAGE].to_pylist()
+    values[IS_KEPT] = rules.is_kept(languages)
+    found = Decisions(np.empty(len(table), np.int16), np.empty(len(table), np.uint64))
+    for of_language, rows in rules.groups(languages):
+        part = decide(of_language, {name: value[rows] for name, value in values.items()}, licensed[rows])
+        found.first[rows], found.mask[rows] = part.first, part.mask
+    return found
 
 
 def _exact_rows(measured: pa.Table, table: pa.Table, numbers: npt.NDArray[np.uint64], keep: Keep) -> Rows:

@@ -7,6 +7,7 @@ text are read whole. Small files share a unit. Every file is hashed in blocks be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +20,8 @@ import xxhash
 from pretrain.data.config import Format, HuggingFaceConfig
 from pretrain.data.curation.config import CorpusSource, FilesSource, HuggingFaceSource
 from pretrain.data.curation.engine import Counts, Stage, Task, file_of
-from pretrain.data.sources.compressed_files import opened
+from pretrain.data.curation.web.warc import MEMBER_HEAD_BYTES, record_start
+from pretrain.data.sources.compressed_files import compression_of, head_of, opened
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
 from pretrain.data.sources.hugging_face import HuggingFace
@@ -31,6 +33,12 @@ from pretrain.files.untrusted_files import read_json
 FILES_VERSION, UNITS_VERSION = 1, 1
 FILES_OF_A_TASK = 1000
 HUGGING_FACE = "hugging_face"
+HTML, WARC, WET = "html", "warc", "wet"
+WEB_FILES = {
+    HTML: re.compile(r"\.(?:x?html?)(?:\.(?:gz|xz|zst|zstd|bz2))?$", re.IGNORECASE),
+    WARC: re.compile(r"\.warc(?:\.(?:gz|zst|zstd|xz))?$", re.IGNORECASE),
+    WET: re.compile(r"\.wet(?:\.(?:gz|zst|zstd|xz))?$", re.IGNORECASE),
+}  # of a folder
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,12 @@ def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
         if isinstance(source, HuggingFaceSource):
             named = [Path(source.path).name if Path(source.path).is_dir() else source.path, source.subset, source.split]
             return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, 0, HUGGING_FACE]]
-        assert isinstance(source, FilesSource)
+        is_read = WEB_FILES[source.kind].search if source.kind in WEB_FILES else None
+        form = source.format.name if isinstance(source, FilesSource) else source.kind
         listed = []
-        for file, path in find_files(source.path, "data.path").items():
+        for file, path in find_files(source.path, "data.path", is_read=is_read).items():
             status = path.stat()
-            listed.append([file, str(path.resolve()), status.st_size, status.st_mtime_ns, source.format.name])
+            listed.append([file, str(path.resolve()), status.st_size, status.st_mtime_ns, form])
         return listed
 
 
@@ -108,8 +117,11 @@ def inventory(task: Task) -> Counts:
                 identity = HuggingFace(HuggingFaceConfig(**task.settings["reading"][source])).fingerprint()
                 file = {"form": form, "compression": None, "bytes": 0, "xxh3_128": identity, "cuts": [[0, 1, 0]]}
             else:
-                kind = kind_of_file(Path(path), Format[form])
-                file, hashes = _hashed(Path(path), kind, task.settings["unit_bytes"])
+                if form in WEB_FILES:
+                    file, hashes = _hashed_web(Path(path), form, task.settings["unit_bytes"])
+                else:
+                    kind = kind_of_file(Path(path), Format[form])
+                    file, hashes = _hashed(Path(path), kind, task.settings["unit_bytes"])
                 blocks.append(hashes)
         found.append({"source": source, "file": name, "path": path, "block": count, **file})
         count += 0 if form == HUGGING_FACE else len(hashes)
@@ -134,6 +146,43 @@ def _hashed(path: Path, kind: FileKind, unit_bytes: int) -> tuple[dict[str, Any]
         "cuts": cuts,
     }  # fmt: skip
     return entry, hashed.blocks
+
+
+def _hashed_web(path: Path, form: str, unit_bytes: int) -> tuple[dict[str, Any], Any]:
+    """Return the entry of a file of pages or of a crawl, and its block hashes."""
+    with opened(path) as stream:
+        compression = compression_of(head_of(stream, 16))
+        members = _MemberCuts(unit_bytes) if form != HTML and compression == "gzip" else None
+        digest, hashed = hash_file(stream, members.read if members else None)
+    cuts = members.to_the_end() if members else [[0, hashed.size, 0]]
+    entry = {"form": form, "compression": compression, "bytes": hashed.size, "xxh3_128": digest.hex(), "cuts": cuts}
+    return entry, hashed.blocks
+
+
+class _MemberCuts:
+    """Ranges of a compressed crawl, each of whole gzip members that begin with a record."""
+
+    def __init__(self, unit_bytes: int) -> None:
+        self._unit_bytes = unit_bytes
+        self._cuts: list[list[int]] = []
+        self._start = self._size = 0  # of the range that is not complete; read so far
+        self._kept = b""  # the end of what was read, where a member may begin
+
+    def read(self, block: bytes) -> None:
+        """Read the next block of the file."""
+        data, offset = self._kept + block, self._size - len(self._kept)
+        self._size += len(block)
+        at = max(0, self._start + self._unit_bytes - offset)
+        while at < len(data) and (found := record_start(data[at:])) is not None:
+            start = offset + at + found
+            self._cuts.append([self._start, start, 0])
+            self._start = start
+            at += found + self._unit_bytes
+        self._kept = data[-MEMBER_HEAD_BYTES:]
+
+    def to_the_end(self) -> list[list[int]]:
+        """Return all ranges, the last up to the end of what was read."""
+        return [*self._cuts, [self._start, self._size, 0]]
 
 
 class _LineCuts:

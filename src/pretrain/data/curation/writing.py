@@ -24,19 +24,19 @@ from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.paragraphs import cut
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
-from pretrain.data.curation.rules import DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
+from pretrain.data.curation.rules import DUPLICATE_RULES, KEPT, LANGUAGE, LANGUAGE_SCORE, PARAGRAPHS_RULE, RULE_NAMES
 from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 2
+WRITE_VERSION = 3
 SAMPLE_CHARACTERS = 2000
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
      ("url", pa.string()), ("date", pa.string()), ("license", pa.string()), ("license_evidence", pa.string()),
-     ("language", pa.string()), ("characters", pa.int64()), ("cluster", pa.string()), ("cluster_size", pa.int64()),
-     ("split_key", pa.uint64())]
+     ("language", pa.string()), ("language_score", pa.float64()), ("characters", pa.int64()), ("cluster", pa.string()),
+     ("cluster_size", pa.int64()), ("split_key", pa.uint64()), ("metadata", pa.string())]
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
@@ -57,7 +57,9 @@ class _Written:
 
     counts: Counter[str] = field(default_factory=Counter)
     licenses: dict[str, Counter[str]] = field(default_factory=dict)
+    evidence: dict[str, Counter[str]] = field(default_factory=dict)
     languages: dict[str, Counter[str]] = field(default_factory=dict)
+    reservations: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
@@ -101,6 +103,8 @@ def write_unit(task: Task) -> Counts:
     return {
         "source": source, **written.counts, "licenses": {name: dict(each) for name, each in written.licenses.items()},
         "languages": {name: dict(each) for name, each in written.languages.items()},
+        "license_evidence": {name: dict(each) for name, each in written.evidence.items()},
+        "reservations": dict(written.reservations),
         "duplicates": dict(written.duplicates), "clusters": dict(written.clusters),
         "domains": dict(written.domains.most_common(DOMAINS_OF_A_UNIT)), "years": dict(written.years),
     }  # fmt: skip
@@ -185,8 +189,18 @@ class _Group:
             "similarity": [fate.similarity for fate in self.fates],
             "cluster": [fate.cluster for fate in self.fates],
             "license": self.table["license"], "characters": self.table["characters"],
+            "language": [self.language(number) for number in range(len(self.ids))],
             **{name: self.values[name] for name in measured},
         }  # fmt: skip
+
+    @property
+    def _is_detected(self) -> bool:
+        return LANGUAGE in self.values.column_names
+
+    def language(self, number: int) -> str | None:
+        """Return the language of a document: as it was detected, else as its source states it."""
+        found = self.values[LANGUAGE][number].as_py() if self._is_detected else self.settings["language"]
+        return found or None
 
     def key(self, number: int) -> bytes:
         """Return the key of the text of a document that stays, as it is written."""
@@ -204,17 +218,21 @@ class _Group:
             "id": ids, "text": [self.texts[number] for number in kept], "source": [self.source] * len(kept),
             "origin": table["origin"].to_pylist(), "url": table["url"].to_pylist(), "date": table["date"].to_pylist(),
             "license": table["license"].to_pylist(), "license_evidence": table["evidence"].to_pylist(),
-            "language": [self.settings["language"]] * len(kept),
+            "language": [self.language(number) for number in kept],
+            "language_score": [self.values[LANGUAGE_SCORE][number].as_py() for number in kept]
+            if self._is_detected else [None] * len(kept),
             "characters": [len(self.texts[number]) for number in kept],
             "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
             "split_key": [int(cluster[16:], 16) for cluster in clusters],
+            "metadata": table["metadata"].to_pylist(),
         }  # fmt: skip
 
 
 def _decisions_schema(measured: list[str]) -> pa.Schema:
     columns = [("id", pa.string()), ("source", pa.string()), ("origin", pa.string()), ("removed_by", pa.string()),
                ("rules", pa.uint64()), ("duplicate_of", pa.string()), ("similarity", pa.float64()),
-               ("cluster", pa.string()), ("license", pa.string()), ("characters", pa.int64())]  # fmt: skip
+               ("cluster", pa.string()), ("license", pa.string()), ("characters", pa.int64()),
+               ("language", pa.string())]  # fmt: skip
     return pa.schema(columns + [(name, pa.float64()) for name in measured])
 
 
@@ -225,6 +243,9 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         one = Counter(documents=1, characters=size)
         written.counts.update(one)
         written.licenses.setdefault(row["license"], Counter()).update(one)
+        written.evidence.setdefault(row["license_evidence"], Counter()).update(one)
+        facts = json.loads(row["metadata"] or "{}")
+        written.reservations.update(facts.get("reservations", []))
         written.languages.setdefault(row["language"] or "not stated", Counter()).update(one)
         if url is not None and (domain := _domain(url)):
             written.domains[domain] += 1
@@ -233,7 +254,8 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         written.clusters[_size_class(row["cluster_size"])] += 1
         written.digests += _digest(row)
         if needs_attribution(row["license"]):
-            line = {name: row[name] for name in ("id", "license", "url", "origin")}
+            line = {name: row[name] for name in ("id", "license", "license_evidence", "url", "origin")}
+            line |= {name: facts[name] for name in ("title", "author") if name in facts}
             attribution.write(json.dumps(line).encode() + b"\n")
 
 

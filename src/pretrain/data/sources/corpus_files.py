@@ -117,17 +117,23 @@ class _FilePosition:
         return min(1.0, position / self._total)
 
 
-def find_files(path: str, key: str, passed_over: Counter[str] | None = None) -> dict[str, Path]:
+def find_files(
+    path: str,
+    key: str,
+    passed_over: Counter[str] | None = None,
+    is_read: Callable[[str], object] | None = None,
+) -> dict[str, Path]:
     """Return the files that `path` names, by relative name, in sorted order.
 
     `path` is a file, a folder or a pattern. A folder gives its files of known suffix, at any depth, without hidden
     ones; a file named directly or matched by a pattern is read whatever its suffix. A file reached twice, through
-    links, appears once. Omitted files are counted in `passed_over`, by suffix or kind.
+    links, appears once. Omitted files are counted in `passed_over`, by suffix or kind. `is_read` says by name which
+    files of a folder are read, if not those of text.
     Raises DataError, naming the setting `key`, if there is none, and if `path` is no regular file.
     """
     omitted: Counter[str] = Counter()
     try:
-        files, root = _matches(path, key, omitted)
+        files, root = _matches(path, key, omitted, is_read or is_corpus_file)
     except OSError as error:
         raise DataError(
             f"{key}={printable(path)} cannot be listed: {error.strerror}. Name a folder that this user can read."
@@ -138,7 +144,11 @@ def find_files(path: str, key: str, passed_over: Counter[str] | None = None) -> 
     if not distinct:
         raise DataError(
             f"{key}={printable(path)} has no file to read{f' (passed over: {counted(omitted)})' if omitted else ''}. "
-            f"Name files that end in one of {' '.join(FORMATS)}, with or without {' '.join(COMPRESSIONS)}."
+            + (
+                "Name a file itself, or give the folder's files the suffix of their kind."
+                if is_read
+                else f"Name files that end in one of {' '.join(FORMATS)}, with or without {' '.join(COMPRESSIONS)}."
+            )
         )
     if passed_over is not None:
         passed_over.update(omitted)
@@ -177,13 +187,15 @@ def hash_files(
     return digest.digest()
 
 
-def _matches(path: str, key: str, passed_over: Counter[str]) -> tuple[list[Path], Path]:
+def _matches(
+    path: str, key: str, passed_over: Counter[str], is_read: Callable[[str], object]
+) -> tuple[list[Path], Path]:
     """Return the files that a path or pattern names, and the folder of their relative names."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list(_walk(root, passed_over))
-        passed_over.update(suffix_of(file.name) for file in files if not is_corpus_file(file.name))
-        return [file for file in files if is_corpus_file(file.name)], root
+        passed_over.update(suffix_of(file.name) for file in files if not is_read(file.name))
+        return [file for file in files if is_read(file.name)], root
     if root.exists():
         if not root.is_file():
             kind = untrusted_files.kind_of_file(root.stat().st_mode)

@@ -28,6 +28,7 @@ from pretrain.data.curation.near_duplicates.minhash import MinHash, keys_within
 from pretrain.data.curation.near_duplicates.shingles import Hashes
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, guard
+from pretrain.data.curation.rules import LANGUAGE
 from pretrain.data.curation.stages import EXACT, duplicates_of, row_groups
 from pretrain.data.curation.statistics import C4Lines, c4_text
 from pretrain.data.curation.units import read_unit
@@ -110,7 +111,12 @@ class _TaskUnit:
             tables = base_texts(self.task.settings["base"], self.shard)
             return [value or "not stated" for table in tables for value in table[column].to_pylist()]
         source, _ = read_unit(self.task)
-        value = source if within is Within.source else self.task.settings["languages"][source] or "not stated"
+        stated = self.task.settings["languages"][source]
+        if within is Within.language and stated is None:
+            measured = list(row_groups(self.task.input("measure", "values.parquet")))
+            if measured and LANGUAGE in measured[0].column_names:
+                return [value or "not stated" for table in measured for value in table[LANGUAGE].to_pylist()]
+        value = source if within is Within.source else stated or "not stated"
         with_rows = row_groups(self.task.input("read", "documents.parquet"), ["characters"])
         return [value] * sum(len(table) for table in with_rows)
 
