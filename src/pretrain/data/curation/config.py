@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
+from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
 from pretrain.errors import ConfigError
@@ -247,6 +248,7 @@ class CurationConfig(Settings):
     rules: RulesConfig = field(default_factory=RulesConfig)
     licenses: LicensesConfig = field(default_factory=LicensesConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     samples_per_rule: int = setting(
         20, "Removed documents of each rule that are kept to look at.", bounds="[0, 1000]", unit="documents"

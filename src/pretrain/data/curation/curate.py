@@ -21,6 +21,9 @@ import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
+from pretrain.data.curation.contamination.config import Action
+from pretrain.data.curation.contamination.eval_sets import set_name, set_records
+from pretrain.data.curation.contamination.tasks import decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
@@ -34,6 +37,7 @@ from pretrain.data.curation.engine import (
 from pretrain.data.curation.languages import for_language
 from pretrain.data.curation.manifest import (
     DOMAINS,
+    ITEMS,
     MANIFEST,
     add_all,
     by_source,
@@ -148,10 +152,14 @@ class _Curation:
         c4, languages = self._c4(), {name: source.language for name, source in self.sources.items()}
         corpus = Corpus(self.config, self.base, count, documents, partitions, c4, languages)
         find_duplicates(corpus, known, self.run_stage)
+        for stage in decontamination_stages(self.config.decontaminate, known, c4, count):
+            self.run_stage(stage)
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
-        return self._finish(folder, contents, read.folder)
+        if "verdicts" in known:
+            contents["decontamination"] = self._decontamination(self.work / known["verdicts"])
+        return self._finish(folder, contents, known)
 
     def run_stage(self, stage: Stage) -> Path:
         """Run a stage and report how far it is; return its folder."""
@@ -213,6 +221,9 @@ class _Curation:
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
+        decontaminate = self.config.decontaminate
+        sets = list(map(set_name, decontaminate.sets))
+        settings["contamination"] = {"sets": sets, "drop": decontaminate.action is Action.drop}
         return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
 
     def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
@@ -305,11 +316,22 @@ class _Curation:
             "validation": asdict(config.validation),
         }  # fmt: skip
 
-    def _finish(self, folder: Path, contents: dict[str, Any], read: str) -> dict[str, Any]:
+    def _decontamination(self, verdicts: Path) -> dict[str, Any]:
+        """Return what the manifest says of evaluation sets."""
+        (counts,), config = counts_of(verdicts), self.config.decontaminate
+        files = {name: record["sha256"] for name, record in set_records(config).items()}
+        return {
+            "words": config.words, "share": config.share, "ignore_above": config.ignore_above,
+            "fields": config.fields, "action": config.action.value, "documents": counts["documents"],
+            "boilerplate_runs": counts["boilerplate"],
+            "sets": {name: {"sha256": files[name], **each} for name, each in counts["sets"].items()},
+        }  # fmt: skip
+
+    def _finish(self, folder: Path, contents: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
         """Put the files into the output folder, the manifest last."""
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
-            write_atomically(self.work / STAGES, json.dumps({"read": read, "c4": self._c4()}).encode())
+            write_atomically(self.work / STAGES, json.dumps({"read": known["read"], "c4": self._c4()}).encode())
             shards, digest, count = [], xxhash.xxh3_128(), number_of_tasks(folder)
             for name in ("data", "decisions", "index"):
                 shutil.rmtree(self.output / name, ignore_errors=True)
@@ -328,6 +350,9 @@ class _Curation:
                     sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
                     shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
             self._write_samples(folder, count)
+            (self.output / ITEMS).unlink(missing_ok=True)
+            if "verdicts" in known:
+                _link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
             self._write_attribution(folder, count)
             timings = json.dumps(self.timings, indent=1).encode()
             write_atomically(self.output / "timings.json", timings)

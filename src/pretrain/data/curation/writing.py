@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
+from pretrain.data.curation.contamination.tasks import contaminated_documents
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.licenses import needs_attribution
@@ -24,19 +25,19 @@ from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.paragraphs import cut
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
-from pretrain.data.curation.rules import DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
+from pretrain.data.curation.rules import CONTAMINATION_RULE, DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
 from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 2
+WRITE_VERSION = 3
 SAMPLE_CHARACTERS = 2000
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
      ("url", pa.string()), ("date", pa.string()), ("license", pa.string()), ("license_evidence", pa.string()),
      ("language", pa.string()), ("characters", pa.int64()), ("cluster", pa.string()), ("cluster_size", pa.int64()),
-     ("split_key", pa.uint64())]
+     ("split_key", pa.uint64()), ("contaminates", pa.string())]
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
@@ -70,7 +71,7 @@ def write_unit(task: Task) -> Counts:
     """Write the documents of a unit that stay, and what the manifest and the report say about it."""
     source, _ = read_unit(task)
     settings = task.settings["sources"][source]
-    fates, index = Fates(task), IndexWriter(task)
+    fates, index, contamination = Fates(task), IndexWriter(task), _Contamination(task)
     written, values_of = _Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
     measured = row_groups(task.input("measure", "values.parquet"))
@@ -83,7 +84,7 @@ def write_unit(task: Task) -> Counts:
     ):
         for table, values, rules in zip(documents, measured, decided, strict=True):
             group = _Group(source, settings, table, values)
-            group.reasons(rules, fates, (task.index << 32) + position)
+            group.reasons(rules, fates, contamination, (task.index << 32) + position)
             decisions.write(group.decisions(rules, settings["measured"]))
             kept = [number for number, reason in enumerate(group.removed_by) if reason is None]
             if kept:
@@ -136,6 +137,23 @@ class IndexWriter:
         write_rows(path, rows, np.zeros(len(rows), np.int64), 1)
 
 
+class _Contamination:
+    """The documents of a unit that hold items of evaluation sets."""
+
+    def __init__(self, task: Task) -> None:
+        settings = task.settings["contamination"]
+        self.sets, self.drops = settings["sets"], settings["drop"]
+        rows = contaminated_documents(task.optional_inputs("verdicts", "documents.rows"), task.index)
+        self._found = {int(row["document"]): (int(row["sets"]), float(row["share"])) for row in rows}
+
+    def of(self, document: int) -> tuple[str, float] | None:
+        """Return the names of the sets whose items a document holds, by commas, and the largest share of an item."""
+        if (found := self._found.get(document)) is None:
+            return None
+        bits, share = found
+        return ",".join(name for number, name in enumerate(self.sets) if bits >> number & 1), share
+
+
 class _Group:
     """The documents of one row group, and what becomes of each."""
 
@@ -146,13 +164,18 @@ class _Group:
         self.fates: list[Fate] = []
         self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
         self.cut_characters: dict[int, int] = {}
+        self.contaminates: dict[int, str] = {}
 
-    def reasons(self, rules: pa.Table, fates: Fates, first: int) -> None:
+    def reasons(self, rules: pa.Table, fates: Fates, contamination: _Contamination, first: int) -> None:
         """Find why each document is removed: by the first rule, or as a duplicate; None: it stays."""
         for number, rule in enumerate(rules["first"].to_pylist()):
             fate = fates.of(first + number) if rule == KEPT else Fate()
             self.fates.append(fate)
             reason = fate.removed_by if rule == KEPT else RULE_NAMES[rule]
+            if reason is None and (holds := contamination.of(first + number)) is not None:
+                self.contaminates[number] = holds[0]
+                if contamination.drops:
+                    reason, self.fates[-1] = CONTAMINATION_RULE, replace(fate, similarity=holds[1])
             if reason is None:
                 reason = self._text(number, fate)
             self.removed_by.append(reason)
@@ -208,6 +231,7 @@ class _Group:
             "characters": [len(self.texts[number]) for number in kept],
             "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
             "split_key": [int(cluster[16:], 16) for cluster in clusters],
+            "contaminates": [self.contaminates.get(number) for number in kept],
         }  # fmt: skip
 
 
