@@ -250,6 +250,10 @@ class CurationConfig(Settings):
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    forgotten: list[str] = setting(
+        default_factory=list,
+        about="Other corpora whose forgotten documents are left out too, beside those of output and base.",
+    )
     samples_per_rule: int = setting(
         20, "Removed documents of each rule that are kept to look at.", bounds="[0, 1000]", unit="documents"
     )

@@ -34,6 +34,7 @@ from pretrain.data.curation.engine import (
     number_of_tasks,
     storage_errors,
 )
+from pretrain.data.curation.forget import finish_forgetting
 from pretrain.data.curation.languages import for_language
 from pretrain.data.curation.manifest import (
     DOMAINS,
@@ -46,7 +47,16 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.rules import DUPLICATE_RULES, measuring, rule_record, rules_of
+from pretrain.data.curation.rules import (
+    DUPLICATE_RULES,
+    EXACT_RULE,
+    GUARD_RULE,
+    NEAR_RULE,
+    PARAGRAPHS_RULE,
+    measuring,
+    rule_record,
+    rules_of,
+)
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -59,6 +69,7 @@ from pretrain.data.curation.stages import (
     row_groups,
 )
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
+from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.verify import STAGES
 from pretrain.data.curation.words import WORDS_VERSION
@@ -82,13 +93,14 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     output = Path(config.output).expanduser()
     with storage_errors(output):
         (output / "work").mkdir(parents=True, exist_ok=True)
-    with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+    with locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
         _sweep(output)
+        finish_forgetting(output)
         return _Curation(config, output, workers, report).run()
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     try:
         descriptor = open_own(output / "work" / "lock", os.O_RDWR)
     except ValueError as error:
@@ -184,7 +196,21 @@ class _Curation:
                 "hugging_face": hub,
             }  # fmt: skip
         settings = {"sources": readings, "made": made_with()}
-        return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
+        inputs = {"units": units, "files": files} | self._forgotten()
+        return Stage("read", read_documents, count, READ_VERSION, settings, inputs)
+
+    def _forgotten(self) -> dict[str, str]:
+        """Keep the list of what is to be left out in the output folder, and as an input of stages if there is any."""
+        others = [*filter(None, [self.config.base]), *self.config.forgotten]
+        found = read_tombstones([self.output, *(Path(path).expanduser() for path in others)])
+        if not found:
+            return {}
+        folder = self.work / f"forgotten-{xxhash.xxh3_128_hexdigest(found.content())[:20]}"
+        with storage_errors(self.output):
+            found.write(self.output)
+            folder.mkdir(exist_ok=True)
+            write_atomically(file_of(folder, 0, FORGOTTEN), found.content())
+        return {"forgotten": folder.name}
 
     def _measure_stage(self, units: str, read: str, count: int) -> Stage:
         how = {}
@@ -289,7 +315,16 @@ class _Curation:
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
         """Return what the manifest says of duplicates: documents removed, paragraphs cut, and sizes of clusters."""
-        names = (*DUPLICATE_RULES, "unverified_kept", "documents_cut", "paragraphs_cut", "characters_cut")
+        names = (
+            EXACT_RULE,
+            NEAR_RULE,
+            GUARD_RULE,
+            PARAGRAPHS_RULE,
+            "unverified_kept",
+            "documents_cut",
+            "paragraphs_cut",
+            "characters_cut",
+        )
         sizes = sorted(total["clusters"].items(), key=lambda item: int(item[0].partition("-")[0]))
         return {name: total["duplicates"].get(name, 0) for name in names} | {"clusters": dict(sizes)}
 

@@ -131,6 +131,8 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "languages": manifest["languages"], "duplicates": manifest["duplicates"],
         "rules": manifest["settings"]["rules"], "made": manifest["made"],
     }  # fmt: skip
+    if "decontamination" in manifest:
+        short["decontamination"] = manifest["decontamination"]
     if len(json.dumps(short)) > MAX_SUMMARY_BYTES:  # a thousand sources: their sum says what each would
         total = add_all({key: source[key] for key in ("documents", "characters")} for source in sources.values())
         short["sources"] = {"all": {"license": "see the manifest of the corpus", **total}}

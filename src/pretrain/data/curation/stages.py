@@ -38,6 +38,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
 from pretrain.data.curation.rules import KEPT, Decisions, Rule, decide, may_be_used
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
+from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
 from pretrain.data.curation.units import read_unit, source_errors
 
 READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 1, 1, 1, 1
@@ -99,7 +100,8 @@ def read_documents(task: Task) -> Counts:
     skipped: Counter[str] = Counter()
     usable = characters = 0
     with source_errors(source), RowGroups(task.output("documents.parquet"), DOCUMENTS) as output:
-        documents = (document for part in parts for document in read_part(task, part, reading, skipped))
+        read = (document for part in parts for document in read_part(task, part, reading, skipped))
+        documents = _remembered(task, read, skipped)
         for batch in _batches(documents):
             output.write(_columns(batch, source))
             usable += len(batch)
@@ -108,6 +110,19 @@ def read_documents(task: Task) -> Counts:
         "source": source, "read": usable + skipped.total(), "usable": usable, "unusable": dict(skipped),
         "characters": characters,
     }  # fmt: skip
+
+
+def _remembered(task: Task, documents: Iterator[RawDocument], skipped: Counter[str]) -> Iterator[RawDocument]:
+    """Yield the documents that nobody asked to forget."""
+    if not task.reads("forgotten"):
+        yield from documents
+        return
+    tombstones = read_tombstones([task.input("forgotten", FORGOTTEN, 0)])
+    for document in documents:
+        if tombstones.hold(text_key(document.text).hex(), document.url):
+            skipped["forgotten on request"] += 1
+        else:
+            yield document
 
 
 def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:

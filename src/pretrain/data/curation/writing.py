@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from pretrain.data.curation.near_duplicates.tasks import written_text
 from pretrain.data.curation.rules import CONTAMINATION_RULE, DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
 from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
+from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
 
 WRITE_VERSION = 3
@@ -53,7 +53,7 @@ class _Unordered(dict[str, Any]):
 
 
 @dataclass
-class _Written:
+class Written:
     """What one unit adds to the corpus."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -72,7 +72,7 @@ def write_unit(task: Task) -> Counts:
     source, _ = read_unit(task)
     settings = task.settings["sources"][source]
     fates, index, contamination = Fates(task), IndexWriter(task), _Contamination(task)
-    written, values_of = _Written(), settings["values"]
+    written, values_of = Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
     measured = row_groups(task.input("measure", "values.parquet"))
     decided = row_groups(task.input("decide", "decisions.parquet"))
@@ -91,7 +91,7 @@ def write_unit(task: Task) -> Counts:
                 columns = group.shard(kept)
                 shard.write(columns)
                 index.add(group, kept, position, columns["text"])
-                _count(columns, written, attribution)
+                count_documents(columns, written, attribution)
             position += len(table)
             written.duplicates.update(group.counts())
             _sample(group, written, values_of, task.settings["samples"])
@@ -242,21 +242,21 @@ def _decisions_schema(measured: list[str]) -> pa.Schema:
     return pa.schema(columns + [(name, pa.float64()) for name in measured])
 
 
-def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) -> None:
-    """Add the documents of a row group of the shard to the counts."""
+def count_documents(columns: dict[str, Any], written: Written, attribution: io.BytesIO | None) -> None:
+    """Add the documents of a row group of the shard to the counts, and who must be named to `attribution`."""
     for row in _rows(columns):
         size, url, date = row["characters"], row["url"], row["date"]
         one = Counter(documents=1, characters=size)
         written.counts.update(one)
         written.licenses.setdefault(row["license"], Counter()).update(one)
         written.languages.setdefault(row["language"] or "not stated", Counter()).update(one)
-        if url is not None and (domain := _domain(url)):
+        if url is not None and (domain := domain_of(url)):
             written.domains[domain] += 1
         if date is not None:
             written.years[date[:4] if date[:4].isdigit() else "other"] += 1
         written.clusters[_size_class(row["cluster_size"])] += 1
         written.digests += _digest(row)
-        if needs_attribution(row["license"]):
+        if attribution is not None and needs_attribution(row["license"]):
             line = {name: row[name] for name in ("id", "license", "url", "origin")}
             attribution.write(json.dumps(line).encode() + b"\n")
 
@@ -272,13 +272,6 @@ def _rows(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def _domain(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "")[:253]
-    except ValueError:
-        return ""
-
-
 def _digest(row: dict[str, Any]) -> bytes:
     """Return the hash of all that a document of the corpus is."""
     digest = xxhash.xxh3_128(row["text"].encode())
@@ -286,7 +279,7 @@ def _digest(row: dict[str, Any]) -> bytes:
     return digest.digest()
 
 
-def _sample(group: _Group, written: _Written, values_of: dict[str, str], most: int) -> None:
+def _sample(group: _Group, written: Written, values_of: dict[str, str], most: int) -> None:
     """Keep those removed documents of each rule whose rank is smallest."""
     for number, rule in enumerate(group.removed_by):
         if rule is None or not most:
@@ -310,7 +303,7 @@ def _sample(group: _Group, written: _Written, values_of: dict[str, str], most: i
             heapq.heapreplace(chosen, (-rank, _Unordered(row)))
 
 
-def _write_samples(path: Path, written: _Written) -> None:
+def _write_samples(path: Path, written: Written) -> None:
     rows = [row for rule in sorted(written.samples) for _, row in written.samples[rule]]
     rows.sort(key=lambda row: (row["rule"], row["rank"], row["origin"]))
     with RowGroups(path, SAMPLES) as output:
