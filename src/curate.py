@@ -8,7 +8,7 @@ import sys
 from pretrain.commands.tasks import main
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["verify"]:
-        main("verify", typed=True)
+    if sys.argv[1:2] in (["verify"], ["forget"]):
+        main(sys.argv[1], typed=True)
     else:
         main("curate")

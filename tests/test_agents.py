@@ -12,7 +12,7 @@ from pretrain import errors
 from pretrain.__main__ import COMMANDS
 from pretrain.config.command_line import as_list, parse
 from pretrain.config.compose import composed, register_schemas, sweep_words
-from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
+from pretrain.config.curate import CurateConfig, ExplainConfig, ForgetConfig, VerifyConfig
 from pretrain.config.overrides import first_values, quote
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import (
@@ -36,7 +36,7 @@ CONFIGS: dict[str, Any] = {
     "train": RunConfig, "prepare": PrepareConfig, "inspect": InspectConfig, "generate": GenerateConfig,
     "average": AverageConfig, "compare": CompareConfig, "eval": EvalConfig,
     "export": ExportConfig, "plan": PlanConfig, "scale": ScaleConfig, "report": ReportConfig, "doctor": DoctorConfig,
-    "curate": CurateConfig, "verify": VerifyConfig, "explain": ExplainConfig,
+    "curate": CurateConfig, "verify": VerifyConfig, "explain": ExplainConfig, "forget": ForgetConfig,
 }  # fmt: skip
 
 

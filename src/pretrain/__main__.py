@@ -12,6 +12,7 @@ COMMANDS = {
     "curate": "make a corpus of raw text, with a manifest of what was removed and why",
     "verify": "check every hash and count of a curated corpus",
     "explain": "say why documents of a curated corpus were removed",
+    "forget": "take documents out of a curated corpus, and say which runs read them",
     "prepare": "write the tokenizer and the token stores of a corpus",
     "inspect": "show the rows of a step of a run",
     "generate": "complete, fill masks of, or classify a prompt with a trained model",
@@ -31,7 +32,11 @@ def main() -> None:
     """Run the command that the first word names; exits with 2 where that is none."""
     outlive_readers()
     words = sys.argv[1:]
-    if words[:2] in (["prepare", "inspect"], ["curate", "verify"]):  # as behind the script of a clone
+    if words[:2] in (
+        ["prepare", "inspect"],
+        ["curate", "verify"],
+        ["curate", "forget"],
+    ):  # as behind the script of a clone
         del sys.argv[1], words[0]
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):

@@ -216,7 +216,7 @@ def latest_run(logs_folder: str | Path) -> Path:
     Compares the times recorded in checkpoints, which do not depend on names, copies, time zones or a clock set back.
     Raises CheckpointError if there is no such run.
     """
-    times = {folder: saved for folder in _runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
+    times = {folder: saved for folder in runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
     if not times:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: {command('train')}")
     return max(times, key=lambda folder: (times[folder], folder.name))
@@ -240,7 +240,7 @@ def newest_save(logs_folder: Path, run_folder: Path) -> float:
 
     Later saves record a later time, even if the clock was set back.
     """
-    folders = {*_runs_below(logs_folder), run_folder}
+    folders = {*runs_below(logs_folder), run_folder}
     return max((saved_at(folder) or 0.0 for folder in folders), default=0.0)
 
 
@@ -261,7 +261,7 @@ def saved_at(run_folder: Path) -> float | None:
     return None
 
 
-def _runs_below(folder: Path) -> Iterator[Path]:
+def runs_below(folder: Path) -> Iterator[Path]:
     """Yield this folder and those below it that have a folder `checkpoints`; links are not followed."""
     for path, folders, _ in os.walk(folder):
         if "checkpoints" in folders:

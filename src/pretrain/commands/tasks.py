@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config import cli
-from pretrain.config.curate import CurateConfig, ExplainConfig, VerifyConfig
+from pretrain.config.curate import CurateConfig, ExplainConfig, ForgetConfig, VerifyConfig
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import (
@@ -136,6 +136,34 @@ def explain(config: ExplainConfig, overrides: list[str]) -> None:
         lines = lines_of(document, config.characters, all_rules=config.id is not None)
         for line in ([""] if number else []) + lines:
             print(printable(line, one_line=True))
+
+
+def forget(config: ForgetConfig, overrides: list[str]) -> None:
+    """Take documents out of a corpus, after it is printed who read them."""
+    from pretrain.data.curation.curate import locked
+    from pretrain.data.curation.forget import Request, find_documents, finish_forgetting
+    from pretrain.data.curation.forget import forget as forget_documents
+    from pretrain.evaluation.readers import lines_of, readers, stores_that_hold
+    from pretrain.reports.curation import write_corpus_report
+
+    folder = Path(config.path).expanduser()
+    request = Request(config.id, config.url, config.domain, config.text, config.file)
+    finish_forgetting(folder)
+    found = find_documents(folder, request)
+    stores = stores_that_hold(found.ids, Path(config.paths.cache_dir))
+    roots = [Path(config.paths.logs_dir), *map(Path, config.exports)]
+    for line in lines_of(found, stores, readers(found.ids, stores, roots, Path(config.paths.cache_dir))):
+        print(printable(line, one_line=True))
+    if config.dry_run:
+        print("dry run     nothing was changed")
+        return
+    with locked(folder):
+        forget_documents(folder, found, request.tombstones())
+    if config.delete_stores:
+        for store in stores:
+            store.delete()
+    report = write_corpus_report(folder)
+    print(printable(f"forgotten   {len(found.kept):,} documents; work/ was deleted, the report is {report}"))
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:
@@ -359,6 +387,7 @@ _COMMANDS = {
     "curate": _Command(CurateConfig, curate),
     "verify": _Command(VerifyConfig, verify),
     "explain": _Command(ExplainConfig, explain, "id"),
+    "forget": _Command(ForgetConfig, forget, "text"),
     "prepare": _Command(PrepareConfig, prepare),
     "inspect": _Command(InspectConfig, inspect),
     "generate": _Command(GenerateConfig, generate, "prompt"),

@@ -63,6 +63,39 @@ class VerifyConfig(Settings):
 
 
 @dataclass
+class ForgetConfig(Settings):
+    """Take documents out of a curated corpus, keep them out of later ones, and say which runs read them and when."""
+
+    path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
+    id: str | None = setting(None, "Id of a document, or its first digits, 8 or more.", example="9f86d081884c7d65")
+    url: str | None = setting(None, "The address of documents.", example="https://example.org/page")
+    domain: str | None = setting(
+        None, "The host of documents; those below it are forgotten too.", example="example.org"
+    )
+    text: str | None = setting(None, "The whole text of a document.")
+    file: str | None = setting(None, "An input file, with its source before it.", example="web/pages.jsonl")
+    dry_run: bool = setting(False, "Say what would be forgotten and who read it, and change nothing.")
+    delete_stores: bool = setting(
+        False, "Delete cached tokens of the documents too; runs on them can no longer be resumed exactly."
+    )
+    exports: list[str] = setting(default_factory=list, about="Folders with exported models, beside paths.logs_dir.")
+    plugins: list[str] = plugins_setting()
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = ("id", "url", "domain", "text", "file")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1 or not getattr(self, given[0]):
+            raise ConfigError(
+                f"one of id=, url=, domain=, text= and file= says what to forget, and there are {len(given)}. "
+                "Try domain=example.org dry_run=true."
+            )
+        if self.id is not None and len(self.id) < 8:
+            raise ConfigError(f"id={self.id} has fewer than 8 digits, which may mean many documents. Give more of it.")
+
+
+@dataclass
 class ExplainConfig(Settings):
     """Say why documents of a curated corpus were removed: text, values beside thresholds, and twin."""
 

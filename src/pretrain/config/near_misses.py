@@ -139,7 +139,8 @@ _SOURCE = "sources.mine={{kind: text_files, path: {}, license: unknown}}"  # of 
 # the setting that a word alone most likely stands for
 _MAIN_SETTING = {
     "train": "data.path", "plan": "data.path", "doctor": "data.path", "prepare": "data.path", "generate": "prompt",
-    "eval": "path", "report": "path", "verify": "path", "explain": "path", "inspect": "run", "export": "checkpoint",
+    "eval": "path", "report": "path", "verify": "path", "explain": "path", "forget": "domain",
+    "inspect": "run", "export": "checkpoint",
 }  # fmt: skip
 
 

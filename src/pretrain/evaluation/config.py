@@ -119,6 +119,11 @@ class EvalConfig(Settings):
     new_tokens: int = setting(
         32, "task=memorization: tokens compared with the document.", bounds="[1, inf)", unit="tokens"
     )
+    contamination: str | None = setting(
+        "auto",
+        "A curated corpus with verdicts on the items, for the score on clean ones; auto: the run's own, if it has any; "
+        "null: none.",
+    )
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
     output: str | None = setting(None, "A JSON file for figures and settings.")
     glue: GlueConfig = field(default_factory=GlueConfig)

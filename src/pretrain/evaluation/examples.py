@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.data.config import Format
+from pretrain.data.curation.contamination.eval_sets import item_key, set_name
 from pretrain.data.escapes import read_escapes
 from pretrain.data.sources.column_files import json_lines, read_records
 from pretrain.data.sources.compressed_files import opened
@@ -17,7 +18,6 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import Task
 
 Item = TypeVar("Item")
-SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".csv", ".jsonl", ".ndjson", ".json")
 MAX_PARADIGM = 200  # characters of a paradigm's name, which is printed beside its accuracy
 
 
@@ -79,6 +79,7 @@ class ExampleSet:
     name: str  # of the file, without its suffixes
     task: Task
     examples: Sequence[Example]
+    keys: Sequence[str] = ()  # of the examples: hashes of their fields, by which verdicts on them are found
 
 
 def read_examples(task: Task, path: str, max_examples: int = 0, delimiter: str = " ", key: str = "path") -> ExampleSet:
@@ -92,7 +93,9 @@ def read_examples(task: Task, path: str, max_examples: int = 0, delimiter: str =
     if not records:
         raise DataError(f"{key}={printable(path)} contains no example. Write one JSON object a line.")
     read = _READERS[task]
-    return ExampleSet(_stem(Path(path)), task, [read(record, delimiter) for record in spaced(records, max_examples)])
+    chosen = spaced(records, max_examples)
+    keys = [item_key(record.values) for record in chosen]
+    return ExampleSet(set_name(path), task, [read(record, delimiter) for record in chosen], keys)
 
 
 def spaced(items: Sequence[Item], count: int) -> Sequence[Item]:
@@ -209,10 +212,3 @@ def _records(name: str, file: Path) -> list[_Record]:
                 raise DataError(f"{location} is not a JSON object. Write one example a line.")
             records.append(_Record(location, values))
     return records
-
-
-def _stem(path: Path) -> str:
-    """Return the name of a file without the suffixes of its format and compression."""
-    while path.suffix.lower() in SUFFIXES:
-        path = path.with_suffix("")
-    return path.name or "examples"

@@ -53,7 +53,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     if step < 1:
         raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
     checkpoint, _ = newest(Path(run_folder))
-    config, whole, batch_sizes = _settings(Path(run_folder), checkpoint)
+    config, whole, batch_sizes = run_settings(Path(run_folder), checkpoint)
     progress = {} if checkpoint is None else checkpoint.progress
     excluded, stage = frozenset(progress.get("left_out", [])), str(progress.get("order_of", ""))
     if (changed := batch_sizes.order_changed_at(step)) is not None:
@@ -90,7 +90,7 @@ def _runs(targets: list[int]) -> list[list[int]]:
     return [list(run) for is_target, run in runs if is_target]
 
 
-def _settings(folder: Path, checkpoint: Checkpoint | None) -> tuple[RunConfig, RunConfig, BatchSizes]:
+def run_settings(folder: Path, checkpoint: Checkpoint | None) -> tuple[RunConfig, RunConfig, BatchSizes]:
     """Return the settings of a run's newest stage and of the whole run, and the batch sizes of its steps."""
     if checkpoint is not None:
         whole = settings_of(checkpoint, whole_run=True)

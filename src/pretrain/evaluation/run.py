@@ -19,6 +19,7 @@ from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat, validation_rows
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.bound import estimate_of
+from pretrain.evaluation.clean_items import clean_scores, verdicts_for
 from pretrain.evaluation.config import FROM_FILES, OF_VECTORS, EvalConfig, Task
 from pretrain.evaluation.embedding_tasks import read_retrieval, read_sentence_pairs, score_embeddings
 from pretrain.evaluation.examples import read_examples, spaced
@@ -73,6 +74,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     )
     if examples is not None:
         metrics = score_examples(scorer, examples)
+        if (verdicts := verdicts_for(config, folder)) is not None:
+            metrics |= clean_scores(scorer, examples, verdicts)
     elif config.task is Task.memorization:
         metrics = _memorization(config, folder, scorer)
     else:

@@ -154,6 +154,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         provenance=_provenance(source),
         scores=_scores(source),
         corpora=_corpora(source),
+        evaluated={_set_of(path): _figures(path) for path in config.scores},
         denoises=source.objective.denoises,
         labels=source.objective.classifier.labels if source.objective.classifier else (),
     )
@@ -219,6 +220,27 @@ def _corpora(source: ModelFolder) -> dict[str, CuratedText]:
         return {name: read_record(CuratedText, found, "corpora of the checkpoint") for name, found in recorded.items()}
     except ValueError as error:
         raise CheckpointError(f"{printable(str(source.folder))}: {printable(str(error))}. It was edited.") from error
+
+
+def _set_of(path: str) -> str:
+    return Path(path).stem
+
+
+def _figures(path: str) -> dict[str, object]:
+    """Return the figures of a file of eval.py; raises ConfigError if it is none."""
+    try:
+        written = read_json(Path(path), 16_000_000)
+        if not isinstance(written, dict) or "settings" not in written:
+            raise ValueError("it has no settings")
+    except (OSError, ValueError) as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise ConfigError(
+            f"scores=[{printable(path)}] is no file of eval.py: {reason}. Write one: eval.py output=scores.json."
+        ) from None
+    left_out = ("settings", "checkpoint", "elapsed_s")
+    return {
+        name: value for name, value in written.items() if name not in left_out and isinstance(value, str | int | float)
+    }
 
 
 def _data_license(source: ModelFolder) -> str:

@@ -21,6 +21,8 @@ class DocumentCounts:
     near: Count = 0  # near-duplicates
     guard: Count = 0  # beside a document of the other split
     paragraphs: Count = 0  # nothing but repeated paragraphs
+    contamination: Count = 0  # holding evaluation items
+    forgotten: Count = 0  # on request
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,25 @@ class LicenseCounts:
 
 
 @dataclass(frozen=True)
+class EvaluationSet:
+    """How many items of an evaluation set stand in a corpus, by definition."""
+
+    items: Count
+    not_checkable: Count
+    contaminated: dict[str, Count]
+
+
+@dataclass(frozen=True)
+class Decontamination:
+    """The evaluation sets that a corpus was compared with."""
+
+    words: Count
+    action: str
+    documents: Count  # that hold an item
+    sets: dict[str, EvaluationSet]
+
+
+@dataclass(frozen=True)
 class CuratedText:
     """What a checkpoint records of a curated corpus, as curate.py counted it."""
 
@@ -49,6 +70,7 @@ class CuratedText:
     characters: Count
     sources: dict[str, SourceOfText]
     licenses: dict[str, LicenseCounts]
+    decontamination: Decontamination | None = None  # None: it was compared with no evaluation set
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,7 @@ class ModelCard:
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
     corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
+    evaluated: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # figures of eval.py, by file
     denoises: bool = False  # whether it is a masked diffusion
     labels: Sequence[str] = ()  # of a classifier
 
@@ -103,6 +126,10 @@ class ModelCard:
             lines += ["", f"## Training data{f' of source {_plain(name)}' if name else ''}", "", *_of_corpus(corpus)]
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
+        for name, figures in self.evaluated.items():
+            lines += ["", f"## Score: {_plain(name)}", "", *_table(figures)]
+            if any(figure.startswith("clean/") for figure in figures):
+                lines += ["", "`clean/` are the items of which no run of words stands in the training data."]
         license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."
         lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the tables above."]
         return "\n".join(lines) + "\n"
@@ -124,6 +151,7 @@ def _of_corpus(corpus: CuratedText) -> Iterator[str]:
         reasons = {f"unusable: {reason}": count for reason, count in counts.unusable.items()}
         reasons |= counts.removed | {"exact duplicates": counts.exact, "near-duplicates": counts.near}
         reasons |= {"beside the other split": counts.guard, "repeated paragraphs": counts.paragraphs}
+        reasons |= {"holding evaluation items": counts.contamination, "forgotten on request": counts.forgotten}
         why = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons.items() if count) or "none"
         yield f"| {_plain(name)} | {_plain(source.license)} | {counts.read:,} | {counts.kept:,} | {why} |"
     yield from ("", "| license | documents | characters |", "|---|---|---|")
@@ -132,10 +160,36 @@ def _of_corpus(corpus: CuratedText) -> Iterator[str]:
         yield f"| {_plain(name)} | {license_counts.documents:,} | {license_counts.characters:,} |"
     if len(ordered) > LICENSES_SHOWN:
         yield f"| {len(ordered) - LICENSES_SHOWN} more | | |"
+    yield from _of_sets(corpus.decontamination)
     yield from (
         "",
         "Licenses are as the sources state them. A license of a collection is not always that of each text in it.",
     )
+
+
+def _of_sets(found: Decontamination | None) -> Iterator[str]:
+    """Yield the lines about evaluation sets in the training data."""
+    yield ""
+    if found is None:
+        yield "Contamination by evaluation sets: not checked."
+        return
+    yield (
+        f"Contamination by evaluation sets: {found.documents:,} documents held an item; the rule was to "
+        f"{_plain(found.action)} them. Items in what is left, by definition (runs of {found.words} words for "
+        "the first two):"
+    )
+    heads = {
+        "gpt_3": "GPT-3: any run", "one_document": "most runs in one document", "palm": "PaLM: 70 % of runs of 8",
+        "llama_2_dirty": "Llama 2: dirty", "llama_2_not_clean": "Llama 2: not clean",
+    }  # fmt: skip
+    yield from (
+        "",
+        f"| set | items | not checkable | {' | '.join(heads.values())} |",
+        f"|---|---|---|{'---|' * len(heads)}",
+    )
+    for name, each in found.sets.items():
+        counts = " | ".join(f"{each.contaminated.get(key, 0):,}" for key in heads)
+        yield f"| {_plain(name)} | {each.items:,} | {each.not_checkable:,} | {counts} |"
 
 
 def _table(rows: Mapping[str, object]) -> list[str]:

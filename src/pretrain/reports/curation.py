@@ -74,6 +74,13 @@ def corpus_page(folder: Path) -> str:
         + (f" Not shown: {', '.join(of_language)}, with thresholds for each language." if of_language else ""),
     )  # fmt: skip
     page.add("Duplicates", grid(_duplicates(folder, manifest), "one"))
+    if "decontamination" in manifest:
+        page.add(
+            "Evaluation sets", card(_sets(manifest["decontamination"])),
+            note="Items of which runs of words stand in the corpus, by each published definition. GPT-3: any run. "
+            "PaLM: 70 % of the runs of 8 words. Llama 2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of "
+            f"11. Runs in more than {manifest['decontamination']['ignore_above']} documents count nowhere.",
+        )  # fmt: skip
     page.add(
         "Licenses, languages and domains",
         grid([*_origins(manifest, counts), _found_languages(folder, manifest)], "two"),
@@ -210,6 +217,17 @@ def _duplicates(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
     if largest:
         rows = [[number(f"{each.size:,}"), code(each.origin), each.text] for each in largest]
         yield card(table(["copies", "kept one", "how it begins"], rows, stacks=True), heading="Largest clusters")
+
+
+def _sets(found: Mapping[str, Any]) -> str:
+    """Return the table of evaluation sets: items, and how many each definition calls contaminated."""
+    heads = ["set", "items", "not checkable", "GPT-3", "one document", "PaLM", "Llama 2 dirty", "not clean", "longest"]
+    rows = []
+    for name, each in found["sets"].items():
+        counts = [each["items"], each["not_checkable"], *each["contaminated"].values(), each["longest_words"]]
+        rows.append([name, *(number(f"{count:,}") for count in counts)])
+    facts = f"{found['documents']:,} documents hold an item; they are to {found['action']}."
+    return f'{table(heads, rows)}<p class="note">{escaped(facts)}</p>'
 
 
 def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
+from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
 from pretrain.data.curation.web.config import HTMLConfig, LanguageConfig
@@ -307,7 +308,12 @@ class CurationConfig(Settings):
     html: HTMLConfig = field(default_factory=HTMLConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    forgotten: list[str] = setting(
+        default_factory=list,
+        about="Other corpora whose forgotten documents are left out too, beside those of output and base.",
+    )
     samples_per_rule: int = setting(
         20, "Removed documents of each rule that are kept to look at.", bounds="[0, 1000]", unit="documents"
     )

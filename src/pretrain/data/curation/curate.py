@@ -20,12 +20,10 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
-from pretrain.data.curation.config import (
-    CorpusSource,
-    CurationConfig,
-    FilesSource,
-    HuggingFaceSource,
-)
+from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource
+from pretrain.data.curation.contamination.config import Action
+from pretrain.data.curation.contamination.eval_sets import set_name, set_records
+from pretrain.data.curation.contamination.tasks import decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
@@ -36,10 +34,12 @@ from pretrain.data.curation.engine import (
     number_of_tasks,
     storage_errors,
 )
+from pretrain.data.curation.forget import finish_forgetting
 from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
     DOMAINS,
+    ITEMS,
     MANIFEST,
     add_all,
     by_source,
@@ -48,7 +48,16 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.rules import DUPLICATE_RULES, LANGUAGE_SCORE, measuring, rule_record
+from pretrain.data.curation.rules import (
+    DUPLICATE_RULES,
+    EXACT_RULE,
+    GUARD_RULE,
+    LANGUAGE_SCORE,
+    NEAR_RULE,
+    PARAGRAPHS_RULE,
+    measuring,
+    rule_record,
+)
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -61,6 +70,7 @@ from pretrain.data.curation.stages import (
     row_groups,
 )
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
+from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
 from pretrain.data.curation.units import files_stage, read_inventory, write_units
 from pretrain.data.curation.verify import STAGES
 from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains, web_settings
@@ -85,13 +95,14 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     output = Path(config.output).expanduser()
     with storage_errors(output):
         (output / "work").mkdir(parents=True, exist_ok=True)
-    with _locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+    with locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
         _sweep(output)
+        finish_forgetting(output)
         return _Curation(config, output, workers, report).run()
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     try:
         descriptor = open_own(output / "work" / "lock", os.O_RDWR)
     except ValueError as error:
@@ -162,10 +173,14 @@ class _Curation:
         c4, languages = self._c4(), {name: source.language for name, source in self.sources.items()}
         corpus = Corpus(self.config, self.base, count, documents, partitions, c4, languages)
         find_duplicates(corpus, known, self.run_stage)
+        for stage in decontamination_stages(self.config.decontaminate, known, c4, count):
+            self.run_stage(stage)
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
-        return self._finish(folder, contents, read.folder)
+        if "verdicts" in known:
+            contents["decontamination"] = self._decontamination(self.work / known["verdicts"])
+        return self._finish(folder, contents, known)
 
     def run_stage(self, stage: Stage) -> Path:
         """Run a stage and report how far it is; return its folder."""
@@ -190,7 +205,21 @@ class _Curation:
                 "hugging_face": hub, "web": web_settings(source, self.config.html, self.domains),
             }  # fmt: skip
         settings = {"sources": readings, "made": self.made}
-        return Stage("read", read_documents, count, READ_VERSION, settings, {"units": units, "files": files})
+        inputs = {"units": units, "files": files} | self._forgotten()
+        return Stage("read", read_documents, count, READ_VERSION, settings, inputs)
+
+    def _forgotten(self) -> dict[str, str]:
+        """Keep the list of what is to be left out in the output folder, and as an input of stages if there is any."""
+        others = [*filter(None, [self.config.base]), *self.config.forgotten]
+        found = read_tombstones([self.output, *(Path(path).expanduser() for path in others)])
+        if not found:
+            return {}
+        folder = self.work / f"forgotten-{xxhash.xxh3_128_hexdigest(found.content())[:20]}"
+        with storage_errors(self.output):
+            found.write(self.output)
+            folder.mkdir(exist_ok=True)
+            write_atomically(file_of(folder, 0, FORGOTTEN), found.content())
+        return {"forgotten": folder.name}
 
     def _measure_stage(self, units: str, read: str, count: int) -> Stage:
         how = {}
@@ -240,6 +269,9 @@ class _Curation:
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
+        decontaminate = self.config.decontaminate
+        sets = list(map(set_name, decontaminate.sets))
+        settings["contamination"] = {"sets": sets, "drop": decontaminate.action is Action.drop}
         return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
 
     def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
@@ -307,7 +339,16 @@ class _Curation:
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
         """Return what the manifest says of duplicates: documents removed, paragraphs cut, and sizes of clusters."""
-        names = (*DUPLICATE_RULES, "unverified_kept", "documents_cut", "paragraphs_cut", "characters_cut")
+        names = (
+            EXACT_RULE,
+            NEAR_RULE,
+            GUARD_RULE,
+            PARAGRAPHS_RULE,
+            "unverified_kept",
+            "documents_cut",
+            "paragraphs_cut",
+            "characters_cut",
+        )
         sizes = sorted(total["clusters"].items(), key=lambda item: int(item[0].partition("-")[0]))
         return {name: total["duplicates"].get(name, 0) for name in names} | {"clusters": dict(sizes)}
 
@@ -341,11 +382,22 @@ class _Curation:
             "validation": asdict(config.validation),
         }  # fmt: skip
 
-    def _finish(self, folder: Path, contents: dict[str, Any], read: str) -> dict[str, Any]:
+    def _decontamination(self, verdicts: Path) -> dict[str, Any]:
+        """Return what the manifest says of evaluation sets."""
+        (counts,), config = counts_of(verdicts), self.config.decontaminate
+        files = {name: record["sha256"] for name, record in set_records(config).items()}
+        return {
+            "words": config.words, "share": config.share, "ignore_above": config.ignore_above,
+            "fields": config.fields, "action": config.action.value, "documents": counts["documents"],
+            "boilerplate_runs": counts["boilerplate"],
+            "sets": {name: {"sha256": files[name], **each} for name, each in counts["sets"].items()},
+        }  # fmt: skip
+
+    def _finish(self, folder: Path, contents: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
         """Put the files into the output folder, the manifest last."""
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
-            write_atomically(self.work / STAGES, json.dumps({"read": read, "c4": self._c4()}).encode())
+            write_atomically(self.work / STAGES, json.dumps({"read": known["read"], "c4": self._c4()}).encode())
             shards, digest, count = [], xxhash.xxh3_128(), number_of_tasks(folder)
             for name in ("data", "decisions", "index"):
                 shutil.rmtree(self.output / name, ignore_errors=True)
@@ -364,6 +416,9 @@ class _Curation:
                     sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
                     shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
             self._write_samples(folder, count)
+            (self.output / ITEMS).unlink(missing_ok=True)
+            if "verdicts" in known:
+                _link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
             self._write_attribution(folder, count)
             timings = json.dumps(self.timings, indent=1).encode()
             write_atomically(self.output / "timings.json", timings)

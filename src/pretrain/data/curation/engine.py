@@ -82,6 +82,10 @@ class Task:
         """Return that file of all tasks of an earlier stage; none if this stage does not read that one."""
         return self.inputs(stage, name) if stage in self._inputs else []
 
+    def reads(self, stage: str) -> bool:
+        """Return whether this stage reads an earlier one."""
+        return stage in self._inputs
+
     def input_folder(self, stage: str) -> Path:
         """Return the folder of an earlier stage."""
         return self.folder.parent / self._inputs[stage]

@@ -25,6 +25,7 @@ from pretrain.files.untrusted_files import read_json
 
 FORMAT, VERSION = "pretrain corpus", 1
 MANIFEST = "manifest.json"
+ITEMS = "contaminated_items.parquet"  # the verdict on each item of the evaluation sets
 MAX_MANIFEST_BYTES = 1 << 28
 MAX_SUMMARY_BYTES = 60_000
 DOMAINS = 100  # of the manifest
@@ -67,7 +68,7 @@ def check_identity(sources: Mapping[str, Mapping[str, Any]]) -> None:
         documents = source["documents"]
         removed = sum(rule["first"] for rule in documents["removed"].values())
         rest = documents["unusable"].values()
-        duplicates = {about: documents[rule] for rule, about in DUPLICATE_RULES.items()}
+        duplicates = {about: documents.get(rule, 0) for rule, about in DUPLICATE_RULES.items()}
         if documents["read"] != sum(rest) + removed + sum(duplicates.values()) + documents["kept"]:
             raise DataError(
                 f"the counts of source {name} do not add up: {documents['read']:,} documents read, {sum(rest):,} "
@@ -130,6 +131,8 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "languages": manifest["languages"], "duplicates": manifest["duplicates"],
         "rules": manifest["settings"]["rules"], "made": manifest["made"],
     }  # fmt: skip
+    if "decontamination" in manifest:
+        short["decontamination"] = manifest["decontamination"]
     if len(json.dumps(short)) > MAX_SUMMARY_BYTES:  # a thousand sources: their sum says what each would
         total = add_all({key: source[key] for key in ("documents", "characters")} for source in sources.values())
         short["sources"] = {"all": {"license": "see the manifest of the corpus", **total}}
@@ -177,7 +180,7 @@ def overview(manifest: Mapping[str, Any]) -> list[str]:
         documents = source["documents"]
         lines.append(f"source      {name}: {documents['read']:,} documents read, license {source['license']}")
         unusable = {f"unusable ({reason})": count for reason, count in documents["unusable"].items()}
-        copies = {about: documents[rule] for rule, about in DUPLICATE_RULES.items() if documents[rule]}
+        copies = {about: documents[rule] for rule, about in DUPLICATE_RULES.items() if documents.get(rule)}
         for reason, count in {**unusable, **_first(documents["removed"]), **copies}.items():
             settings = rule_settings().get(reason, {}) if count > documents["read"] / 2 else {}  # most of them: why?
             by = f": {', '.join(setting_name(each) for each in settings)}" if settings else ""

@@ -39,6 +39,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
 from pretrain.data.curation.rules import IS_KEPT, KEPT, LANGUAGE, LANGUAGE_SCORE, Decisions, Rule, decide, may_be_used
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
+from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
 from pretrain.data.curation.units import WEB_FILES, Part, read_unit, source_errors
 from pretrain.data.curation.web.reading import read_web_part
 
@@ -102,7 +103,8 @@ def read_documents(task: Task) -> Counts:
     skipped: Counter[str] = Counter()
     usable = characters = 0
     with source_errors(source), RowGroups(task.output("documents.parquet"), DOCUMENTS) as output:
-        documents = (document for part in parts for document in _reader_of(part)(task, part, reading, skipped))
+        read = (document for part in parts for document in _reader_of(part)(task, part, reading, skipped))
+        documents = _remembered(task, read, skipped)
         for batch in _batches(documents):
             output.write(_columns(batch, source))
             usable += len(batch)
@@ -115,6 +117,19 @@ def read_documents(task: Task) -> Counts:
 
 def _reader_of(part: Part) -> Callable[[Task, Part, Reading, Counter[str]], Iterator[RawDocument]]:
     return read_web_part if part.form in WEB_FILES else read_part
+
+
+def _remembered(task: Task, documents: Iterator[RawDocument], skipped: Counter[str]) -> Iterator[RawDocument]:
+    """Yield the documents that nobody asked to forget."""
+    if not task.reads("forgotten"):
+        yield from documents
+        return
+    tombstones = read_tombstones([task.input("forgotten", FORGOTTEN, 0)])
+    for document in documents:
+        if tombstones.hold(text_key(document.text).hex(), document.url):
+            skipped["forgotten on request"] += 1
+        else:
+            yield document
 
 
 def _batches(documents: Iterator[RawDocument]) -> Iterator[list[RawDocument]]:

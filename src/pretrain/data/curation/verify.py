@@ -16,11 +16,19 @@ from pretrain.data.curation.engine import file_of
 from pretrain.data.curation.manifest import MANIFEST, check_identity, check_shard, read_manifest
 from pretrain.data.curation.near_duplicates.shingles import Hashes, Shingler, jaccard
 from pretrain.data.curation.near_duplicates.tasks import written_text
-from pretrain.data.curation.rules import EXACT_RULE, GUARD_RULE, NEAR_RULE, PARAGRAPHS_RULE
+from pretrain.data.curation.rules import (
+    CONTAMINATION_RULE,
+    EXACT_RULE,
+    FORGOTTEN_RULE,
+    GUARD_RULE,
+    NEAR_RULE,
+    PARAGRAPHS_RULE,
+)
 from pretrain.data.curation.stages import row_groups
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import read_json
 
+_LEFT_OUT = (GUARD_RULE, PARAGRAPHS_RULE, CONTAMINATION_RULE, FORGOTTEN_RULE)  # after duplicates were found
 STAGES = "stages.json"  # in work/: where the texts of the corpus are that was written last
 MAX_COMPARED = 20_000  # removed documents whose text is compared with their twin's: memory is bounded
 
@@ -45,7 +53,7 @@ class _Pairs:
     twins: list[tuple[str, str]] = field(default_factory=list)  # of those removed, by id
     chosen: list[tuple[int, tuple[int, int, str, float]]] = field(default_factory=list)
     positions: dict[str, tuple[int, int]] = field(default_factory=dict)  # of the twins that are needed
-    left_out: set[str] = field(default_factory=set)  # by the guard, or as nothing is left of them
+    left_out: set[str] = field(default_factory=set)  # by the guard and so on, after they were twins
 
 
 def verify(folder: Path, base: Path | None = None) -> Verified:
@@ -143,7 +151,7 @@ def _check_twins(
     needed = {row[2] for _, row in pairs.chosen}
     for path in files:
         for position, row in _rows(path, ["id", "removed_by"]):
-            if row["id"] in needed and row["removed_by"] in (None, GUARD_RULE, PARAGRAPHS_RULE):
+            if row["id"] in needed and row["removed_by"] in (None, *_LEFT_OUT):
                 pairs.positions[row["id"]] = (int(path.stem), position)
     found.compared = _compare(folder, pairs, Shingler(int(settings["words"])))
 
@@ -159,7 +167,7 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]
 def _read_decisions(path: Path, pairs: _Pairs) -> None:
     for position, row in _rows(path, ["id", "removed_by", "duplicate_of", "similarity"]):
         reason, twin, similarity = row["removed_by"], row["duplicate_of"], row["similarity"]
-        if reason in (GUARD_RULE, PARAGRAPHS_RULE):
+        if reason in _LEFT_OUT:
             pairs.left_out.add(row["id"])
         if reason not in (EXACT_RULE, NEAR_RULE):
             continue

@@ -7,16 +7,16 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
+from pretrain.data.curation.contamination.tasks import contaminated_documents
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.licenses import needs_attribution
@@ -24,9 +24,18 @@ from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.paragraphs import cut
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
-from pretrain.data.curation.rules import DUPLICATE_RULES, KEPT, LANGUAGE, LANGUAGE_SCORE, PARAGRAPHS_RULE, RULE_NAMES
+from pretrain.data.curation.rules import (
+    CONTAMINATION_RULE,
+    DUPLICATE_RULES,
+    KEPT,
+    LANGUAGE,
+    LANGUAGE_SCORE,
+    PARAGRAPHS_RULE,
+    RULE_NAMES,
+)
 from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
+from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
 
 WRITE_VERSION = 3
@@ -36,7 +45,8 @@ SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
      ("url", pa.string()), ("date", pa.string()), ("license", pa.string()), ("license_evidence", pa.string()),
      ("language", pa.string()), ("language_score", pa.float64()), ("characters", pa.int64()), ("cluster", pa.string()),
-     ("cluster_size", pa.int64()), ("split_key", pa.uint64()), ("metadata", pa.string())]
+     ("cluster_size", pa.int64()), ("split_key", pa.uint64()), ("metadata", pa.string()),
+     ("contaminates", pa.string())]
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
@@ -52,7 +62,7 @@ class _Unordered(dict[str, Any]):
 
 
 @dataclass
-class _Written:
+class Written:
     """What one unit adds to the corpus."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -72,8 +82,8 @@ def write_unit(task: Task) -> Counts:
     """Write the documents of a unit that stay, and what the manifest and the report say about it."""
     source, _ = read_unit(task)
     settings = task.settings["sources"][source]
-    fates, index = Fates(task), IndexWriter(task)
-    written, values_of = _Written(), settings["values"]
+    fates, index, contamination = Fates(task), IndexWriter(task), _Contamination(task)
+    written, values_of = Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
     measured = row_groups(task.input("measure", "values.parquet"))
     decided = row_groups(task.input("decide", "decisions.parquet"))
@@ -85,14 +95,14 @@ def write_unit(task: Task) -> Counts:
     ):
         for table, values, rules in zip(documents, measured, decided, strict=True):
             group = _Group(source, settings, table, values)
-            group.reasons(rules, fates, (task.index << 32) + position)
+            group.reasons(rules, fates, contamination, (task.index << 32) + position)
             decisions.write(group.decisions(rules, settings["measured"]))
             kept = [number for number, reason in enumerate(group.removed_by) if reason is None]
             if kept:
                 columns = group.shard(kept)
                 shard.write(columns)
                 index.add(group, kept, position, columns["text"])
-                _count(columns, written, attribution)
+                count_documents(columns, written, attribution)
             position += len(table)
             written.duplicates.update(group.counts())
             _sample(group, written, values_of, task.settings["samples"])
@@ -140,6 +150,23 @@ class IndexWriter:
         write_rows(path, rows, np.zeros(len(rows), np.int64), 1)
 
 
+class _Contamination:
+    """The documents of a unit that hold items of evaluation sets."""
+
+    def __init__(self, task: Task) -> None:
+        settings = task.settings["contamination"]
+        self.sets, self.drops = settings["sets"], settings["drop"]
+        rows = contaminated_documents(task.optional_inputs("verdicts", "documents.rows"), task.index)
+        self._found = {int(row["document"]): (int(row["sets"]), float(row["share"])) for row in rows}
+
+    def of(self, document: int) -> tuple[str, float] | None:
+        """Return the names of the sets whose items a document holds, by commas, and the largest share of an item."""
+        if (found := self._found.get(document)) is None:
+            return None
+        bits, share = found
+        return ",".join(name for number, name in enumerate(self.sets) if bits >> number & 1), share
+
+
 class _Group:
     """The documents of one row group, and what becomes of each."""
 
@@ -150,13 +177,18 @@ class _Group:
         self.fates: list[Fate] = []
         self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
         self.cut_characters: dict[int, int] = {}
+        self.contaminates: dict[int, str] = {}
 
-    def reasons(self, rules: pa.Table, fates: Fates, first: int) -> None:
+    def reasons(self, rules: pa.Table, fates: Fates, contamination: _Contamination, first: int) -> None:
         """Find why each document is removed: by the first rule, or as a duplicate; None: it stays."""
         for number, rule in enumerate(rules["first"].to_pylist()):
             fate = fates.of(first + number) if rule == KEPT else Fate()
             self.fates.append(fate)
             reason = fate.removed_by if rule == KEPT else RULE_NAMES[rule]
+            if reason is None and (holds := contamination.of(first + number)) is not None:
+                self.contaminates[number] = holds[0]
+                if contamination.drops:
+                    reason, self.fates[-1] = CONTAMINATION_RULE, replace(fate, similarity=holds[1])
             if reason is None:
                 reason = self._text(number, fate)
             self.removed_by.append(reason)
@@ -225,6 +257,7 @@ class _Group:
             "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
             "split_key": [int(cluster[16:], 16) for cluster in clusters],
             "metadata": table["metadata"].to_pylist(),
+            "contaminates": [self.contaminates.get(number) for number in kept],
         }  # fmt: skip
 
 
@@ -236,8 +269,8 @@ def _decisions_schema(measured: list[str]) -> pa.Schema:
     return pa.schema(columns + [(name, pa.float64()) for name in measured])
 
 
-def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) -> None:
-    """Add the documents of a row group of the shard to the counts."""
+def count_documents(columns: dict[str, Any], written: Written, attribution: io.BytesIO | None) -> None:
+    """Add the documents of a row group of the shard to the counts, and who must be named to `attribution`."""
     for row in _rows(columns):
         size, url, date = row["characters"], row["url"], row["date"]
         one = Counter(documents=1, characters=size)
@@ -247,13 +280,13 @@ def _count(columns: dict[str, Any], written: _Written, attribution: io.BytesIO) 
         facts = json.loads(row["metadata"] or "{}")
         written.reservations.update(facts.get("reservations", []))
         written.languages.setdefault(row["language"] or "not stated", Counter()).update(one)
-        if url is not None and (domain := _domain(url)):
+        if url is not None and (domain := domain_of(url)):
             written.domains[domain] += 1
         if date is not None:
             written.years[date[:4] if date[:4].isdigit() else "other"] += 1
         written.clusters[_size_class(row["cluster_size"])] += 1
         written.digests += _digest(row)
-        if needs_attribution(row["license"]):
+        if attribution is not None and needs_attribution(row["license"]):
             line = {name: row[name] for name in ("id", "license", "license_evidence", "url", "origin")}
             line |= {name: facts[name] for name in ("title", "author") if name in facts}
             attribution.write(json.dumps(line).encode() + b"\n")
@@ -270,13 +303,6 @@ def _rows(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def _domain(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "")[:253]
-    except ValueError:
-        return ""
-
-
 def _digest(row: dict[str, Any]) -> bytes:
     """Return the hash of all that a document of the corpus is."""
     digest = xxhash.xxh3_128(row["text"].encode())
@@ -284,7 +310,7 @@ def _digest(row: dict[str, Any]) -> bytes:
     return digest.digest()
 
 
-def _sample(group: _Group, written: _Written, values_of: dict[str, str], most: int) -> None:
+def _sample(group: _Group, written: Written, values_of: dict[str, str], most: int) -> None:
     """Keep those removed documents of each rule whose rank is smallest."""
     for number, rule in enumerate(group.removed_by):
         if rule is None or not most:
@@ -308,7 +334,7 @@ def _sample(group: _Group, written: _Written, values_of: dict[str, str], most: i
             heapq.heapreplace(chosen, (-rank, _Unordered(row)))
 
 
-def _write_samples(path: Path, written: _Written) -> None:
+def _write_samples(path: Path, written: Written) -> None:
     rows = [row for rule in sorted(written.samples) for _, row in written.samples[rule]]
     rows.sort(key=lambda row: (row["rule"], row["rank"], row["origin"]))
     with RowGroups(path, SAMPLES) as output:
