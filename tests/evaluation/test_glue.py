@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import binary_f1_score, binary_matthews_corrcoef
 
 from pretrain.commands import glue
 from pretrain.config.compose import compose, register_schemas
 from pretrain.errors import ConfigError, DataError
-from pretrain.evaluation.config import EvalConfig, GlueConfig
-from pretrain.evaluation.glue import binary_f1, glue_metrics, matthews, read_split
+from pretrain.evaluation.agreement import binary_f1, matthews, pearson, spearman
+from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig
+from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
 from pretrain.training.train import run
 
 
@@ -23,21 +25,40 @@ def test_metrics_are_those_of_torchmetrics() -> None:
         both = torch.from_numpy(predicted).int(), torch.from_numpy(truth).int()
         assert matthews(predicted, truth) == pytest.approx(float(binary_matthews_corrcoef(*both)), abs=1e-6)
         assert binary_f1(predicted, truth) == pytest.approx(float(binary_f1_score(*both)), abs=1e-6)
+        guessed, numbers = draw.normal(size=200).round(1), draw.normal(size=200).round(1) + share * predicted
+        both = torch.from_numpy(guessed), torch.from_numpy(numbers)  # with ties, as STS-B has them
+        assert pearson(guessed, numbers) == pytest.approx(float(pearson_corrcoef(*both)), abs=1e-6)
+        assert spearman(guessed, numbers) == pytest.approx(float(spearman_corrcoef(*both)), abs=1e-6)
+    assert pearson(np.ones(3), np.arange(3)) == spearman(np.arange(3), np.ones(3)) == pearson(*np.ones((2, 1))) == 0.0
     nothing = np.zeros(3, np.bool_)
     assert (matthews(nothing, nothing), binary_f1(nothing, nothing)) == (0.0, 0.0)
     found = glue_metrics("MRPC", ["1", "1", "0"], ["1", "0", "0"])
     assert found == pytest.approx({"f1": 2 / 3, "accuracy": 2 / 3, "score": 2 / 3})
     assert glue_metrics("CoLA", ["1", "0"], ["1", "0"]) == {"matthews": 1.0, "score": 1.0}
+    found = glue_metrics("STS-B", [1.0, 2.0, 4.0], ["0.0", "1.000", "5"])
+    assert found == pytest.approx({"pearson": 0.9897, "spearman": 1.0, "score": 0.9949}, abs=1e-4)
     assert glue_metrics("RTE", ["a", "b"], ["a", "a"]) == {"accuracy": 0.5, "score": 0.5}
 
 
 def test_the_published_files_are_read(assets: Path) -> None:
     folder = assets / "eval" / "glue"
-    sizes = {task: len(read_split(folder, task, "dev")) for task in ("CoLA", "MRPC", "RTE", "SST-2")}
-    assert sizes == {"CoLA": 1043, "MRPC": 408, "RTE": 277, "SST-2": 872}
+    sizes = {task: len(read_split(folder, task, "dev")) for task in GLUE_TASKS}
+    assert sizes == {"CoLA": 1043, "MRPC": 408, "RTE": 277, "STS-B": 1500, "SST-2": 872}
     first = read_split(folder, "MRPC", "train")[0]
     assert first.text[0].startswith('Amrozi accused his brother , whom he called " the witness " , of')
     assert first.label == "1"
+    assert read_split(folder, "STS-B", "dev")[0] == LabelledText(
+        ("A man with a hard hat is dancing.", "A man wearing a hard hat is dancing."), "5.000"
+    )
+
+
+def test_a_heading_may_be_missing(tmp_path: Path) -> None:
+    """As in the files of SST-2's whole sentences, which may stand in the place of GLUE's phrases."""
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "dev.tsv").write_text("a stirring film\t1\na dull one\t0\n")
+    assert [row.label for row in read_split(tmp_path, "SST-2", "dev")] == ["1", "0"]
+    (tmp_path / "SST-2" / "dev.tsv").write_text("sentence\tlabel\na stirring film\t1\na dull one\t0\n")
+    assert [row.label for row in read_split(tmp_path, "SST-2", "dev")] == ["1", "0"]
 
 
 def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
@@ -51,8 +72,12 @@ def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
     path.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tc\n")
     with pytest.raises(DataError, match=r"dev\.tsv has not the two labels of RTE\. Take the files as GLUE"):
         read_split(tmp_path, "RTE", "dev")
+    (tmp_path / "STS-B").mkdir()
+    (tmp_path / "STS-B" / "dev.tsv").write_text("\t" * 7 + "a\tb\thigh\n")
+    with pytest.raises(DataError, match=r"dev\.tsv:1 has the score high, no number\. Take the files as GLUE"):
+        read_split(tmp_path, "STS-B", "dev")
     for settings, message in (
-        ({"tasks": ["RTF"]}, r"glue\.tasks=\[RTF\] must name tasks of CoLA, MRPC, RTE, SST-2\. Try 'glue"),
+        ({"tasks": ["RTF"]}, r"glue\.tasks=\[RTF\] must name tasks of CoLA, MRPC, RTE, STS-B, SST-2\. Try 'glue"),
         ({"seeds": [1, 1]}, r"glue\.seeds=\[1, 1\] must be a list of one or more different values"),
         ({"learning_rates": [0.0]}, r"glue\.learning_rates=\[0\.0\] must be above 0\. Try \[2e-5,5e-5\]"),
     ):

@@ -48,18 +48,18 @@ def classifier(causal: bool) -> Transformer:
 
 
 def test_one_target_a_document_at_the_place_that_stands_for_it() -> None:
-    last = Classify(True, Pooling.last).collate(packed(), torch.arange(3))
+    last = Classify(True, Pooling.last, BYTES.eos_id).collate(packed(), torch.arange(3))
     assert_array_equal(last.targets, [[2, 0], [1, IGNORE], [2, IGNORE]])
     assert last.target_positions is not None
     assert_array_equal(last.target_positions, [[3, 5], [2, 0], [7, 0]])
-    first = Classify(False, Pooling.first).collate(packed(), torch.arange(3))
+    first = Classify(False, Pooling.first, BYTES.eos_id).collate(packed(), torch.arange(3))
     assert first.target_positions is not None
     assert_array_equal(first.target_positions, [[0, 4], [0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize(("causal", "pooling"), WAYS)
 def test_a_document_in_a_packed_and_padded_row_is_classified_as_if_alone(causal: bool, pooling: Pooling) -> None:
-    model, objective, rows = classifier(causal), Classify(causal, pooling), packed()
+    model, objective, rows = classifier(causal), Classify(causal, pooling, BYTES.eos_id), packed()
     model_with_loss = ModelWithLoss(model, objective)
     batch = objective.collate(rows, torch.arange(3))
     together = objective.log_probabilities(model(batch.tokens, batch.positions, batch.documents), model.head, batch)
@@ -115,6 +115,6 @@ def test_settings_that_cannot_be_are_refused() -> None:
 @pytest.mark.parametrize(("left_to_right", "pooling"), [(True, Pooling.last), (False, Pooling.mean)])
 def test_what_stands_for_a_text_follows_from_how_it_is_read(left_to_right: bool, pooling: Pooling) -> None:
     config = ClassifyConfig(left_to_right=left_to_right, labels=["a", "b"])
-    built = config.build(SimpleNamespace(), seed=0)  # type: ignore[arg-type]
+    built = config.build(SimpleNamespace(eos_id=1), seed=0)  # type: ignore[arg-type]
     assert (built.causal, built.pooling, config.n_labels) == (left_to_right, pooling, 2)
     assert not config.fills_masks

@@ -17,7 +17,8 @@ from pretrain.config.overrides import quote
 from pretrain.data.sources.source import printable
 from pretrain.errors import DataError
 from pretrain.evaluation.config import EvalConfig
-from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
+from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
+from pretrain.files.atomic_files import write_atomically
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import finished_run
@@ -46,7 +47,11 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[tuple[str, Try], dict[str, float]] = {}
-        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        text = path.read_text(encoding="utf8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a killed process may have left the beginning of a line
+        if whole != text:
+            write_atomically(path, whole.encode())
+        for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
                 one = Try(str(record["task"]), float(record["rate"]), int(record["seed"]))
@@ -127,7 +132,11 @@ class Glue:
             self._train(one, rows)
         model = LanguageModel.load(folder, self.config.device)
         texts: Any = [row.text for row in asked]
-        answers = [max(each, key=each.__getitem__) for each in model.classify(texts)]
+        answers = (
+            model.regress(texts)
+            if one.task == REGRESSION
+            else [max(each, key=each.__getitem__) for each in model.classify(texts)]
+        )
         return glue_metrics(one.task, answers, [row.label for row in asked])
 
     def _train(self, one: Try, rows: Sequence[LabelledText]) -> None:
@@ -145,7 +154,7 @@ class Glue:
         accelerator = "cpu" if self.config.device == "cpu" else "auto"
         with redirect_stdout(sys.stderr):
             train(
-                "experiment=classify",
+                "experiment=regress" if one.task == REGRESSION else "experiment=classify",
                 quote(f"init_from={self.base}", "init_from"),
                 quote(f"data.path={path}", "data.path"),
                 *(["data.pair_column=second"] if is_pair else []),

@@ -150,7 +150,7 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the completion, the response, the predictions for each mask, or the label probabilities."""
+    """Print the completion, the response, the predictions for each mask, the label probabilities, or a number."""
     from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
 
@@ -159,6 +159,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
+        return
+    if language_model.regressor is not None:
+        print(f"  {language_model.regress(config.prompt):.4f}")
         return
     if config.chat:
         _converse(config, language_model)

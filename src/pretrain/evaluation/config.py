@@ -32,7 +32,7 @@ FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
 OF_VECTORS = (Task.sts, Task.retrieval)
 
 
-GLUE_TASKS = ("CoLA", "MRPC", "RTE", "SST-2")
+GLUE_TASKS = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class GlueConfig(Settings):
     """Fine-tuning on GLUE's tasks, with every seed at every learning rate."""
 
     prefix: ClassVar[str] = "glue."
-    tasks: list[str] = setting(default_factory=lambda: list(GLUE_TASKS), about="Tasks: CoLA, MRPC, RTE, SST-2.")
+    tasks: list[str] = setting(default_factory=lambda: list(GLUE_TASKS), about="Tasks: CoLA, MRPC, RTE, STS-B, SST-2.")
     seeds: list[int] = setting(default_factory=lambda: [0, 1, 2], about="Seeds of the head, the order and dropout.")
     learning_rates: list[float] = setting(
         default_factory=lambda: [2.0e-5, 5.0e-5],

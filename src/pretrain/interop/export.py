@@ -104,10 +104,13 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     """Return the family that computes the same as a model; ConfigError if none does."""
     shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
-    if (classifier := source.objective.classifier) is not None:
+    if (head := source.objective.classifier or source.objective.regressor) is not None:
+        what, method = ("is a classifier", "classify") if head is source.objective.classifier else (
+            "predicts numbers of texts", "regress"
+        )  # fmt: skip
         raise ConfigError(
-            f"{path} is a classifier, and transformers has no such head (objective.pooling="
-            f"{classifier.pooling.name}). Export the base model, or use LanguageModel.load(...).classify(text)."
+            f"{path} {what}, and transformers has no such head (objective.pooling="
+            f"{head.pooling.name}). Export the base model, or use LanguageModel.load(...).{method}(text)."
         )
     if source.objective.shift_targets and not source.objective.causal:
         raise ConfigError(

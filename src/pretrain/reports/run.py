@@ -43,6 +43,8 @@ _TITLES = {
     "val/bits_per_byte_bound": "Bits per byte (upper bound), validation",
     "val/accuracy": "Accuracy, validation",
     "val/f1": "Macro F1, validation",
+    "val/pearson": "Pearson correlation, validation",
+    "val/spearman": "Spearman correlation, validation",
     "speed/mfu": "Share of the peak FLOP/s (MFU)",
     "speed/data_wait_s": "Seconds spent waiting for text, so far",
     "optim/skipped_steps": "Skipped steps, so far",
@@ -169,6 +171,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     for metric, name in (
         ("val/loss", f"validation loss{is_bound}"), ("val/bits_per_byte", "bits per byte"),
         ("val/bits_per_byte_bound", "bits per byte (bound)"), ("val/accuracy", "accuracy"),
+        ("val/spearman", "Spearman correlation"),
     ):  # fmt: skip
         if (value := run.latest(metric)) is not None:
             tiles.append((f"{value:.4f}", name))
@@ -245,8 +248,9 @@ def _loss(run: RunFiles) -> list[str]:
     ]
     if not run.curves:
         return []
-    look = Look("Training and validation loss, nats per token", marks=_marks(run), x_ends=_x_ends(run))
-    parts = [card(in_both_widths(lines, look, 380), heading="Nats per token")]
+    unit = "squared error" if "val/pearson" in run.curves else "nats per token"
+    look = Look(f"Training and validation loss, {unit}", marks=_marks(run), x_ends=_x_ends(run))
+    parts = [card(in_both_widths(lines, look, 380), heading=unit.capitalize())]
     by_source = [m for m in run.curves if m.startswith("val/") and m.count("/") == 2 and m.endswith("/loss")]
     if by_source:
         lines = [Line(metric.split("/")[1], run.curves[metric], dots=True) for metric in by_source[:COLORS]]

@@ -128,7 +128,11 @@ class Progress(StepCallback):
             if "val/bits_per_byte_bound" in metrics:
                 per_byte = f"  bits per byte at most {metrics['val/bits_per_byte_bound']:.3f}"
             loss = f"validation loss {metrics['val/loss']:.4f}{' (bound)' * ('val/loss_bound' in metrics)}"
-            line = f"step {trainer.global_step}: {loss}{per_byte}  accuracy {metrics['val/accuracy']:.1%}"
+            if "val/pearson" in metrics:
+                last = f"Pearson {metrics['val/pearson']:.3f}  Spearman {metrics['val/spearman']:.3f}"
+            else:
+                last = f"accuracy {metrics['val/accuracy']:.1%}"
+            line = f"step {trainer.global_step}: {loss}{per_byte}  {last}"
             if self.bar is not None:
                 tqdm.write(printable(line), file=sys.stderr)
             else:
