@@ -70,6 +70,29 @@ class Results:
             file.write(json.dumps({"split": split, **asdict(one), "metrics": metrics}) + "\n")
 
 
+def split_train(
+    rows: Sequence[LabelledText], max_train_examples: int = 0
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """Return the rows to train on, in an order that never changes and at most so many (0: all), and the held-out tenth.
+
+    The tenth is of all rows, whatever is trained on.
+    """
+    order = np.random.default_rng(0).permutation(len(rows))
+    n_held_out = max(1, len(rows) // 10)
+    part = [rows[place] for place in order[n_held_out:]]
+    return part[: max_train_examples or len(part)], [rows[place] for place in order[:n_held_out]]
+
+
+def _fingerprint(model: Path) -> str:
+    """Return a hash of a model's weights, so that another model in the same folder is another base."""
+    digest = hashlib.sha256()
+    manifest = model / "manifest.json"  # of a checkpoint: it has the hashes of the weights
+    for path in [manifest] if manifest.is_file() else sorted(model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 class Glue:
     """The fine-tunings of one base; `folder` holds results and, while they are needed, the runs."""
 
@@ -77,7 +100,8 @@ class Glue:
         self.config = config
         self.base = Path(base)
         settings = asdict(config.glue) | {"tasks": [], "seeds": [], "learning_rates": []}
-        key = json.dumps([str(open_model(base).folder.resolve()), str(config.path), settings], sort_keys=True)
+        found = open_model(base).folder.resolve()
+        key = json.dumps([str(found), _fingerprint(found), str(config.path), settings], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,11 +114,7 @@ class Glue:
         """
         assert self.config.path is not None
         rows, dev = (read_split(Path(self.config.path).expanduser(), task, split) for split in ("train", "dev"))
-        order = np.random.default_rng(0).permutation(len(rows))
-        n_held_out = max(1, len(rows) // 10)
-        held_out = [rows[place] for place in order[:n_held_out]]
-        part = [rows[place] for place in order[n_held_out:]]
-        part = part[: self.config.glue.max_train_examples or len(part)]
+        part, held_out = split_train(rows, self.config.glue.max_train_examples)
         rates = self.config.glue.learning_rates
         for rate in rates:
             for one in self._tries(task, rate):
