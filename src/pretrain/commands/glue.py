@@ -83,6 +83,14 @@ def split_train(
     return part[: max_train_examples or len(part)], [rows[place] for place in order[:n_held_out]]
 
 
+def examples_of_a_row(base: str | Path, rows: Sequence[LabelledText]) -> float:
+    """Return about how many of these examples a row of the base's context length holds."""
+    folder = open_model(base)
+    pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
+    mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
+    return folder.shape.context_length / mean
+
+
 def _fingerprint(model: Path) -> str:
     """Return a hash of a model's weights, so that another model in the same folder is another base."""
     digest = hashlib.sha256()
@@ -194,10 +202,7 @@ class Glue:
 
     def _batch_size(self, rows: Sequence[LabelledText]) -> int:
         """Return the rows of tokens, at least 1, that hold about `glue.batch_examples` examples."""
-        folder = open_model(self.base)
-        pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
-        mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
-        return max(1, round(self.config.glue.batch_examples * mean / folder.shape.context_length))
+        return max(1, round(self.config.glue.batch_examples / examples_of_a_row(self.base, rows)))
 
 
 def score_glue(config: EvalConfig, base: str | Path) -> dict[str, Any]:
