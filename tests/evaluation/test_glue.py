@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import binary_f1_score, binary_matthews_corrcoef
 
 from pretrain.commands import glue
+from pretrain.commands.from_python import train as run_from_python
 from pretrain.config.compose import compose, register_schemas
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.agreement import binary_f1, matthews, pearson, spearman
@@ -91,6 +93,38 @@ def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
         glue.Results(tmp_path / glue.RESULTS)
 
 
+def test_a_result_that_a_killed_process_began_is_left_out(tmp_path: Path) -> None:
+    path, one = tmp_path / glue.RESULTS, glue.Try("RTE", 1e-4, 0)
+    glue.Results(path).add("held_out", one, {"score": 0.5})
+    whole = path.read_text()
+    path.write_text(whole + whole[:-9])
+    again = glue.Results(path)
+    assert again.found == {("held_out", one): {"score": 0.5}}
+    again.add("dev", one, {"score": 0.75})
+    assert glue.Results(path).found == {("held_out", one): {"score": 0.5}, ("dev", one): {"score": 0.75}}
+
+
+def test_the_table_has_a_line_for_each_metric() -> None:
+    figures = {"checkpoint": "a", "task": "glue", "CoLA/learning_rate": "2e-05", "CoLA/matthews": 0.25,
+               "CoLA/matthews_deviation": 0.5, "CoLA/score": 0.25, "RTE/learning_rate": "1",
+               "RTE/accuracy": 0.75, "RTE/accuracy_deviation": 0.0, "mean_score": 0.5, "seeds": 2}  # fmt: skip
+    assert glue.glue_table(figures).splitlines() == [
+        "checkpoint  a",
+        "task   metric        dev   deviation   rate",
+        "CoLA   matthews   0.2500 ± 0.5000      2e-05",
+        "RTE    accuracy   0.7500 ± 0.0000      1",
+        "mean score  0.5000 (2 seeds; deviations are of single runs)",
+    ]
+
+
+def test_the_held_out_tenth_is_never_trained_on() -> None:
+    rows = [LabelledText(str(number), "a") for number in range(57)]
+    part, held_out = glue.split_train(rows)
+    assert (len(part), len(held_out)) == (52, 5)
+    assert sorted(int(row.text) for row in [*part, *held_out]) == list(range(57))
+    assert glue.split_train(rows, 10) == (part[:10], held_out)
+
+
 def entailments(path: Path, count: int, seed: int) -> None:
     """Write pairs whose label is told by one word of the second text."""
     draw = random.Random(seed)
@@ -126,3 +160,16 @@ def test_a_base_is_tuned_at_every_rate_and_a_restart_trains_nothing_again(tiny, 
     assert splits == ["held_out"] * 4 + ["dev"] * 2  # dev is read once, at the chosen rate
     monkeypatch.setattr(glue, "train", lambda *words: pytest.fail("trained again"))
     assert glue.score_glue(config, base) == found
+    path = folder / glue.RESULTS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # killed within the fourth of the six
+    monkeypatch.setattr(glue, "train", lambda *words: trained.append(words) or run_from_python(*words))
+    trained: list[tuple[str, ...]] = []
+    again = glue.score_glue(config, base)
+    assert again["RTE/score"] == pytest.approx(found["RTE/score"], abs=0.05)
+    assert len(trained) == 2  # the fourth, and for dev the first of the best rate, whose run is gone
+    assert glue.Glue(config, base).folder == folder
+    weights = next(base.glob("checkpoints/*/manifest.json"))
+    weights.write_text(weights.read_text() + " ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glue, "open_model", lambda base: SimpleNamespace(folder=weights.parent))
+        assert glue.Glue(config, base).folder != folder  # another base in the same place

@@ -205,6 +205,19 @@ class Glue:
         return max(1, round(self.config.glue.batch_examples / examples_of_a_row(self.base, rows)))
 
 
+def glue_table(figures: dict[str, Any]) -> str:
+    """Return a line for each metric of each task: mean and deviation over seeds, and the rate; then the mean score."""
+    tasks = [key.removesuffix("/learning_rate") for key in figures if key.endswith("/learning_rate")]
+    lines = [f"checkpoint  {figures['checkpoint']}", f"{'task':<6} {'metric':<9} {'dev':>7}   deviation   rate"]
+    for task in tasks:
+        names = [key.partition("/")[2] for key in figures if key.startswith(f"{task}/")]
+        for name in (each for each in names if f"{each}_deviation" in names and each != "score"):
+            mean, deviation = figures[f"{task}/{name}"], figures[f"{task}/{name}_deviation"]
+            lines.append(f"{task:<6} {name:<9} {mean:>7.4f} ± {deviation:<9.4f}   {figures[f'{task}/learning_rate']}")
+    seeds = f"{figures['seeds']} seed{'s' * (figures['seeds'] > 1)}"
+    return "\n".join([*lines, f"mean score  {figures['mean_score']:.4f} ({seeds}; deviations are of single runs)"])
+
+
 def score_glue(config: EvalConfig, base: str | Path) -> dict[str, Any]:
     """Return the figures of each task as `<task>/<metric>`, with deviations over seeds, and the mean of the scores.
 
