@@ -38,6 +38,7 @@ class StereotypePair:
     more: str
     less: str
     kind: str  # of bias; CrowS-Pairs has 9
+    direction: str = ""  # stereo: `more` is of the disadvantaged group; antistereo: `less` is; "": unknown
     location: str = field(default="", compare=False)  # file and line
 
 
@@ -148,7 +149,11 @@ def _stereotype_pair(record: _Record, delimiter: str) -> StereotypePair:
     kind = record.text("bias_type", "")
     if len(kind) > MAX_PARADIGM:
         raise record.error("bias_type", f"the name of a kind of bias, of at most {MAX_PARADIGM} characters")
-    return StereotypePair(record.nonempty_text("sent_more"), record.nonempty_text("sent_less"), kind, record.location)
+    direction = record.text("stereo_antistereo", "")
+    if direction not in ("", "stereo", "antistereo"):
+        raise record.error("stereo_antistereo", "stereo or antistereo")
+    more, less = record.nonempty_text("sent_more"), record.nonempty_text("sent_less")
+    return StereotypePair(more, less, kind, direction, record.location)
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:

@@ -24,6 +24,7 @@ from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
+from pretrain.program import command
 
 _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 
@@ -62,8 +63,9 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
     source = open_model(path)
     family = _family_of(source, path, config.family)
+    evaluations = _evaluations(config, source)
     with _new_folder(output) as temporary:
-        card, added_ids = _write(temporary, config, source, family)
+        card, added_ids = _write(temporary, config, source, family, evaluations)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
     return Exported(output, card, difference)
 
@@ -120,7 +122,33 @@ def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     return choose_family(shape, source.objective.causal, FAMILIES, name)
 
 
-def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Family) -> tuple[ModelCard, AddedIds]:
+def _evaluations(config: ExportConfig, source: ModelFolder) -> dict[str, dict[str, object]]:
+    """Return the figures of the files of the settings by task; ConfigError for one that is not of this model."""
+    found = dict[str, dict[str, object]]()
+    for each in config.evaluations:
+        try:
+            record = read_json(Path(each).expanduser())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"evaluations={printable(each)} cannot be read: {printable(str(error))}.") from error
+        checkpoint = record.get("checkpoint") if isinstance(record, dict) else None
+        if not isinstance(checkpoint, str) or Path(checkpoint).resolve() != source.folder.resolve():
+            raise ConfigError(
+                f"evaluations={printable(each)} has scores of {printable(str(checkpoint))}, and the model is "
+                f"{printable(str(source.folder))}. Score it: {command('eval')} checkpoint=... output=scores.json."
+            )
+        figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        figures.pop("elapsed_s", None)
+        found[str(record.get("task", "documents"))] = figures
+    return found
+
+
+def _write(
+    folder: Path,
+    config: ExportConfig,
+    source: ModelFolder,
+    family: Family,
+    evaluations: dict[str, dict[str, object]],
+) -> tuple[ModelCard, AddedIds]:
     model, tokenizer = source.without_weights(), source.tokenizer
     assert isinstance(model, Transformer)
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
@@ -145,6 +173,7 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         scores=_scores(source),
         corpora=_corpora(source),
         denoises=source.objective.denoises,
+        evaluations=evaluations,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
