@@ -408,8 +408,8 @@ def _check_contrastive(config: RunConfig) -> None:
             f"parallel.tensor_parallel={config.parallel.tensor_parallel} gives several processes the same rows, and "
             "objective=contrastive compares the rows of all. Try parallel.tensor_parallel=1."
         )
-    if config.scores.every_n_steps:
+    if config.scores.every_n_steps and config.scores.files():
         raise ConfigError(
             f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
-            "objective=contrastive does not train them. Try scores.every_n_steps=0."
+            "objective=contrastive does not train them. Try scores.every_n_steps=0, or scores.sts alone."
         )

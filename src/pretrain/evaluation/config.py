@@ -156,6 +156,9 @@ class ScoresConfig(Settings):
     bias: list[str] = setting(
         default_factory=list, about="Files of a more and a less stereotyping sentence a row, as CrowS-Pairs."
     )
+    sts: list[str] = setting(
+        default_factory=list, about="Files of sentence pairs with scores, as STS-B: how well vectors rank them."
+    )
     max_examples: int = setting(
         500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
     )
@@ -163,12 +166,12 @@ class ScoresConfig(Settings):
     batch_tokens: int = setting(4096, "Tokens of a forward pass.", bounds="[1, inf)", unit="tokens")
 
     def files(self) -> list[tuple[Task, str]]:
-        """Return every file of examples with its task."""
+        """Return every file of examples that predictions of tokens are scored on, with its task."""
         return [(task, path) for task in FROM_FILES for path in getattr(self, task.name)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every_n_steps and not self.files():
+        if self.every_n_steps and not (self.files() or self.sts):
             raise ConfigError(
                 f"scores.every_n_steps={self.every_n_steps} has nothing to score. "
                 "Name a file: 'scores.minimal_pairs=[blimp.jsonl]', or set scores.every_n_steps=0."

@@ -15,6 +15,7 @@ from torch import Tensor
 from pretrain.data.sources.column_files import json_lines
 from pretrain.errors import DataError, printable
 from pretrain.evaluation.agreement import pearson, spearman
+from pretrain.evaluation.examples import spaced
 
 Embed = Callable[[Sequence[str]], Tensor]  # texts to unit vectors (texts, d)
 
@@ -86,6 +87,11 @@ def read_retrieval(path: str) -> Retrieval:
     if not relevance:
         raise DataError(f"{printable(str(table))} has no relevant passage of any query, so there is nothing to find.")
     return Retrieval(queries, corpus, dict(relevance))
+
+
+def some_pairs(examples: SentencePairs, count: int) -> SentencePairs:
+    """Return at most `count` evenly spaced pairs; 0: all."""
+    return SentencePairs(list(spaced(examples.pairs, count)), list(spaced(examples.scores, count)))
 
 
 def similarity_metrics(embed: Embed, examples: SentencePairs) -> dict[str, float]:

@@ -27,7 +27,8 @@ class MinimalPair:
 
     good: str
     bad: str
-    paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
+    paradigm: str  # what the pair tests; BLiMP has 67
+    phenomenon: str = ""  # that the paradigm belongs to; BLiMP has 13
     location: str = field(default="", compare=False)  # file and line
 
 
@@ -142,7 +143,10 @@ def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
     paradigm = record.text("UID", "")
     if len(paradigm) > MAX_PARADIGM:
         raise record.error("UID", f"the name of a paradigm, of at most {MAX_PARADIGM} characters")
-    return MinimalPair(good, bad, paradigm, record.location)
+    phenomenon = record.text("linguistics_term", "")
+    if len(phenomenon) > MAX_PARADIGM:
+        raise record.error("linguistics_term", f"the name of a phenomenon, of at most {MAX_PARADIGM} characters")
+    return MinimalPair(good, bad, paradigm, phenomenon, record.location)
 
 
 def _stereotype_pair(record: _Record, delimiter: str) -> StereotypePair:

@@ -136,7 +136,7 @@ def _evaluations(config: ExportConfig, source: ModelFolder) -> dict[str, dict[st
                 f"evaluations={printable(each)} has scores of {printable(str(checkpoint))}, and the model is "
                 f"{printable(str(source.folder))}. Score it: {command('eval')} checkpoint=... output=scores.json."
             )
-        figures = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        figures: dict[str, object] = {name: value for name, value in record.items() if isinstance(value, int | float)}
         figures.pop("elapsed_s", None)
         found[str(record.get("task", "documents"))] = figures
     return found

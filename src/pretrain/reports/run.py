@@ -29,6 +29,7 @@ from pretrain.reports.chart import (
 )
 from pretrain.reports.history import End, History, Sample, StageRecord, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
+from pretrain.reports.scores import score_cards
 from pretrain.reports.series import Series
 
 MAX_CURVES = 60  # metrics that get a chart of their own; a run of ours has about ten
@@ -144,6 +145,9 @@ def run_page(run: RunFiles) -> str:
     page = Page(run.name, f"{run.folder} · {objective}" if objective else str(run.folder), _state(run), _tiles(run))
     page.add("Loss", *_loss(run))
     page.add("Curves", grid(card(chart) for chart in _curves(run)))
+    if run.curves:
+        look = Look("Scores", marks=_marks(run), x_ends=_x_ends(run))
+        page.add("Scores", score_cards(run.curves, look), note="Tasks that scored the model while it trained.")
     page.add("Samples", _samples(run.samples), note="What the model wrote at these steps, from the same prompts.")
     if history:
         page.add("Stages", _stages(history))
