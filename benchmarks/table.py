@@ -131,6 +131,19 @@ def fine_tuning(result: dict[str, Any]) -> str:
     return markdown((f"start, {len(result['seeds'])} seeds", "learning rate", "test accuracy", "macro F1"), rows)
 
 
+def glue(result: dict[str, Any]) -> str:
+    """Return a row for each way and task: the rate and each metric, mean and standard deviation over the seeds."""
+    rows = [
+        (task, row["name"], f"{found['learning_rate']:g}", ", ".join(
+            f"{name.capitalize()} {mean:.3f} ± {deviation:.3f}" for name, (mean, deviation) in found["metrics"].items()
+        ))
+        for task in result["rows"][0]["tasks"]
+        for row in result["rows"]
+        if (found := row["tasks"].get(task))
+    ]  # fmt: skip
+    return markdown(("task", f"fine-tuned by, {len(result['settings']['seeds'])} seeds", "learning rate", "dev"), rows)
+
+
 def novels(result: dict[str, Any]) -> str:
     """Return what the causal and the masked model have learned."""
     rows = [
@@ -372,6 +385,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "nano_models": nano_models,
     "continued_pretraining": continued,
     "fine_tuning": fine_tuning,
+    "glue": glue,
     "novels": novels,
     "objectives": objectives,
     "convert_stories": convert_stories,

@@ -15,7 +15,8 @@ from pretrain.errors import ConfigError, printable
 from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.likelihood import Score
 from pretrain.evaluation.scorer import Scorer
-from pretrain.inference.classification import TextOrPair, label_probabilities
+from pretrain.inference import classification
+from pretrain.inference.classification import TextOrPair
 from pretrain.inference.config import FillOptions, GenerationOptions, InferenceDtype
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
@@ -27,7 +28,7 @@ from pretrain.inference.generation_options import check_options, denoising_of, s
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
-from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling, RegressConfig
 from pretrain.program import command
 from pretrain.training.config import SavedWeights
 
@@ -49,9 +50,11 @@ class LanguageModel:
         denoises: bool = False,
         shift_targets: bool | None = None,
         pooling: Pooling | None = None,
+        regressor: RegressConfig | None = None,
     ) -> None:
         self.pooling = pooling  # of a contrastive fine-tuning; none: the model predicts tokens
         self.classifier = classifier
+        self.regressor = regressor
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
         self.shift_targets = (
             model.causal if shift_targets is None else shift_targets
@@ -59,7 +62,7 @@ class LanguageModel:
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
         self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
-        self.fills_masks = not (model.causal or classifier) if fills_masks is None else fills_masks
+        self.fills_masks = not (model.causal or classifier or regressor) if fills_masks is None else fills_masks
         self.tokenizer = tokenizer
         self.conversation: list[dict[str, str]] = []  # of `chat`, the model's turns included
         self.trained = trained or {}  # metadata of the training: step, tokens_seen, data
@@ -100,12 +103,13 @@ class LanguageModel:
             denoises=objective.denoises,
             shift_targets=objective.shift_targets,
             pooling=objective.embedding_pooling,
+            regressor=objective.regressor,
         )
 
     @property
     def causal(self) -> bool:
         """Whether the model completes prompts from left to right; a hybrid model does and `fills_masks` too."""
-        return self.model.causal and self.classifier is None
+        return self.model.causal and self.classifier is None and self.regressor is None
 
     @property
     def completes(self) -> bool:
@@ -136,21 +140,37 @@ class LanguageModel:
             )
         alone = isinstance(text, str | tuple)
         texts: Any = [text] if alone else text
-        probabilities = label_probabilities(self.model, self.classifier, self.tokenizer, texts)
+        probabilities = classification.label_probabilities(self.model, self.classifier, self.tokenizer, texts)
         named = [dict(zip(self.labels, row, strict=True)) for row in probabilities.tolist()]
         return named[0] if alone else named
 
-    def _refuse_classifier(self) -> None:
-        if self.classifier is not None:
+    @overload
+    def regress(self, text: TextOrPair) -> float: ...
+    @overload
+    def regress(self, text: list[str] | list[tuple[str, str]]) -> list[float]: ...
+    def regress(self, text: TextOrPair | list[str] | list[tuple[str, str]]) -> float | list[float]:
+        """Return the number of a text or a pair of texts, or a list for several; they are read as by `classify`.
+
+        Raises ConfigError for a model that was not trained with objective=regress.
+        """
+        if self.regressor is None:
             raise ConfigError(
-                f"this model was trained to classify texts ({', '.join(self.labels[:5])}) and predicts no tokens. "
-                'Use classify("a text"), or the base model of the fine-tuning.'
+                "this model was not trained to predict a number of a text. Fine-tune it: "
+                f"{command('train')} experiment=regress init_from=<this model> data.path=<lines of text, tab, number>."
             )
+        alone = isinstance(text, str | tuple)
+        texts: Any = [text] if alone else text
+        numbers: list[float] = classification.predicted_numbers(
+            self.model, self.regressor, self.tokenizer, texts
+        ).tolist()
+        return numbers[0] if alone else numbers
+
+    def _refuse_classifier(self) -> None:
+        classification.refuse_tokens(self.classifier or self.regressor)
         self._refuse_embedder()
 
     def _check_embeds(self) -> None:
-        if self.classifier is not None:
-            raise ConfigError("this model was trained to classify texts, not to embed them. Use its base model.")
+        classification.refuse_vectors(self.classifier or self.regressor)
 
     def _refuse_embedder(self) -> None:
         if self.pooling is not None:
@@ -393,13 +413,13 @@ class LanguageModel:
         parameters = count_parameters(self.model)
         seen = f", {self.trained['tokens_seen']:,} tokens seen" if "tokens_seen" in self.trained else ""
         data = f", data {printable(self.trained['data'], one_line=True)}" if "data" in self.trained else ""
-        if self.classifier is not None:
-            return f"LanguageModel(classifier of {len(self.labels)} labels, {parameters:,} parameters{seen}{data})"
-        if self.pooling is not None:
-            return f"LanguageModel(embeds texts, {parameters:,} parameters{seen}{data})"
         bidirectional = "diffusion" if self.denoises else "masked"
-        family = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
-        return f"LanguageModel({family}, {parameters:,} parameters{seen}{data})"
+        kind = ("hybrid" if self.fills_masks else "causal") if self.causal else bidirectional
+        if self.classifier is not None:
+            kind = f"classifier of {len(self.labels)} labels"
+        elif self.regressor is not None or self.pooling is not None:
+            kind = "embeds texts" if self.regressor is None else "predicts a number"
+        return f"LanguageModel({kind}, {parameters:,} parameters{seen}{data})"
 
     def bound(self, draws: int = 32) -> BoundEstimate | None:
         """Return how a diffusion model's texts are scored; None for a model that is scored without a bound."""
@@ -416,11 +436,7 @@ class LanguageModel:
         by default, and the score has its standard error; raises ConfigError for `draws` of another model.
         """
         self._refuse_classifier()
-        bound = (
-            BoundEstimate(32 if draws is None else draws, self.shift_targets)
-            if self.denoises and not self.causal
-            else None
-        )
+        bound = self.bound(32 if draws is None else draws)
         if bound is None and draws is not None:
             raise ConfigError(f"draws={draws} means nothing for a model that is scored without a bound. Leave it out.")
         scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos, bound=bound)

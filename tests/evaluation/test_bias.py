@@ -1,12 +1,14 @@
 """CrowS-Pairs: shared tokens alone are scored, by the published metric, with intervals."""
 
+import difflib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from families import random_model, shape
-from folders import BYTES
+from folders import BYTES, lively_weights, quiet_transformers
 
 from pretrain.errors import DataError
 from pretrain.evaluation.bias import score_stereotypes, shared_tokens, wilson_interval
@@ -15,6 +17,7 @@ from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import StereotypePair, read_examples
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_tasks
+from pretrain.interop.load import open_model
 from pretrain.models.interface import features_of
 
 PAIRS = [
@@ -65,7 +68,52 @@ def test_a_masked_model_is_scored_on_the_shared_tokens() -> None:
     assert found["gender/stereotype_percent"] == pytest.approx(50 * (expected[0] + expected[3]))
     assert found["stereotype_percent_low"] < found["stereotype_percent"] < found["stereotype_percent_high"]
     with pytest.raises(DataError, match=r"crows:9: a sentence has 3002 tokens, and this model's context is"):
-        score_stereotypes(Scorer(model, BYTES), [StereotypePair("x" * 3000, "y", "age", "crows:9")])
+        score_stereotypes(Scorer(model, BYTES), [StereotypePair("x" * 3000, "y", "age", location="crows:9")])
+
+
+def by_transformers(model, tokenizer, text: str, other: str) -> float:
+    """Return the pseudo-likelihood of the shared tokens as the paper defines it, with a forward pass each."""
+    ids, others = (tokenizer.encode(each) for each in (text, other))
+    opcodes = difflib.SequenceMatcher(None, list(map(str, ids)), list(map(str, others))).get_opcodes()
+    shared = [place for name, start, end, _, _ in opcodes if name == "equal" for place in range(start, end)]
+    total = 0.0
+    for place in shared[1:-1]:  # without [CLS] and [SEP]
+        row = torch.tensor([ids])
+        row[0, place] = tokenizer.mask_token_id
+        with torch.no_grad():
+            total += float(model(row).logits[0, place].log_softmax(-1)[ids[place]])
+    return total
+
+
+def test_the_metric_is_the_published_one_by_transformers(assets: Path, tmp_path: Path) -> None:
+    """Its percentages of all pairs, of both directions, and the same preference in every pair."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    files = assets / "tokenizers" / "bert-base-uncased"
+    config = BertConfig(
+        vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=128, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = lively_weights(BertForMaskedLM(config))
+    with quiet_transformers():
+        theirs.save_pretrained(tmp_path / "bert")
+        for file in files.iterdir():
+            shutil.copy(file, tmp_path / "bert")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    every = read_examples(Task.bias, str(assets / "eval/crows_pairs/crows_pairs_anonymized.csv")).examples
+    pairs = [pair for pair in every[::60] if isinstance(pair, StereotypePair)]
+    folder = open_model(tmp_path / "bert")
+    found = score_stereotypes(Scorer(folder.load().eval(), folder.tokenizer), pairs)
+    prefers = [
+        by_transformers(theirs, tokenizer, pair.more, pair.less)
+        > by_transformers(theirs, tokenizer, pair.less, pair.more)
+        for pair in pairs
+    ]
+    assert found["stereotype_percent"] == pytest.approx(100 * np.mean(prefers))
+    for direction in ("stereo", "antistereo"):
+        of_direction = [each for each, pair in zip(prefers, pairs, strict=True) if pair.direction == direction]
+        assert found[f"{direction}/stereotype_percent"] == pytest.approx(100 * np.mean(of_direction))
+        assert found[f"{direction}/pairs"] == len(of_direction)
 
 
 def test_causal_and_diffusion_models_are_scored_on_whole_sentences() -> None:
@@ -96,6 +144,9 @@ def test_pairs_are_read_from_a_table_and_scored_in_training(tmp_path: Path) -> N
         read_examples(Task.bias, str(path))
     path.write_text("sent_more,sent_less,bias_type\na,b\n")
     with pytest.raises(DataError, match=r"crows\.csv has rows that cannot be read: 1 wrong number of fields\. Repair"):
+        read_examples(Task.bias, str(path))
+    path.write_text("sent_more,sent_less,bias_type,stereo_antistereo\na,b,age,both\n")
+    with pytest.raises(DataError, match=r"crows\.csv:2: stereo_antistereo must be stereo or antistereo\."):
         read_examples(Task.bias, str(path))
     path.write_text(f"sent_more,sent_less,bias_type\na,b,{'x' * 201}\n")
     with pytest.raises(DataError, match=r"bias_type must be the name of a kind of bias, of at most 200 characters"):

@@ -160,7 +160,7 @@ def test_an_example_that_cannot_be_scored_is_refused_by_its_line() -> None:
     ):
         check_examples(choice, BYTES, 32, causal=False)
     spaces = tokenizer_of("word level")
-    pair = examples(Task.minimal_pairs, MinimalPair("the fox", "\n", "", "x.jsonl:3"))
+    pair = examples(Task.minimal_pairs, MinimalPair("the fox", "\n", "", location="x.jsonl:3"))
     with pytest.raises(DataError, match=r"^x\.jsonl:3: the sentence '\\n' has no token to score"):
         check_examples(pair, spaces, 32, causal=True)
     check_examples(examples(Task.cloze), BYTES, 32, causal=True)

@@ -58,6 +58,16 @@ def test_pairs_count_by_paradigm_and_a_tie_is_not_right() -> None:
     assert found == {"accuracy": pytest.approx(2 / 3), "pairs": 4, "ties": 1, "p/accuracy": third, "q/accuracy": 1.0}
 
 
+def test_a_phenomenon_counts_its_paradigms_alike() -> None:
+    pairs = [MinimalPair("a", "b", "p", "binding"), MinimalPair("b", "a", "q", "binding")]
+    pairs += [MinimalPair("b", "a", "q", "binding"), MinimalPair("a", "b", "r", "islands")]
+    found = known(Task.minimal_pairs, {"a": -1.0, "b": -2.0}, *pairs)
+    assert found["phenomenon/binding"] == 0.5
+    assert found["phenomenon/islands"] == 1.0
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert list(found)[3:5] == ["phenomenon/binding", "phenomenon/islands"]  # before the paradigms
+
+
 def test_choices_are_compared_as_they_are_and_by_the_byte() -> None:
     question = MultipleChoice("?", (" no", " certainly"), (2, 9), gold=1)
     found = known(Task.multiple_choice, {" no": -4.0, " certainly": -9.0}, question)
@@ -74,13 +84,13 @@ def test_the_perplexity_of_continuations_counts_each_once() -> None:
 def test_tasks_of_a_model_in_training(family: str, causal: bool) -> None:
     """The keys are those of the curves, and the model stays as it was."""
     model = random_model(shape(family, dropout=0.5), BYTES.vocab_size, causal).train()
-    pairs = ExampleSet("blimp", Task.minimal_pairs, [MinimalPair("ab", "ba", "p"), MinimalPair("c", "dd", "q")])
+    pairs = ExampleSet("blimp", Task.minimal_pairs, [MinimalPair("ab", "ba", "p", "x"), MinimalPair("c", "dd", "q")])
     choice = ExampleSet("arc", Task.multiple_choice, [MultipleChoice("ab", (" c", " d"), (1, 1), 0)])
     before = torch.get_rng_state()
     found = score_tasks(model, BYTES, [pairs, choice])
     of_choices = {"eval/arc/accuracy", "eval/arc/accuracy_per_byte"}
     per_byte = "eval/arc/bits_per_byte" if causal else "eval/arc/pseudo_bits_per_byte"
-    assert set(found) == {"eval/blimp/accuracy", *of_choices, per_byte}
+    assert set(found) == {"eval/blimp/accuracy", "eval/blimp/phenomenon/x", *of_choices, per_byte}
     assert found == score_tasks(model, BYTES, [pairs, choice], batch_tokens=1)
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
@@ -143,7 +153,7 @@ def test_blimp_is_what_transformers_makes_of_it(assets: Path) -> None:
     blimp = read_examples(Task.minimal_pairs, str(assets / "eval" / "blimp" / "blimp.jsonl.xz"), max_examples=500)
     found = score_examples(real(assets), blimp)
     assert found["pairs"] == 500
-    assert len(found) == 3 + 67
+    assert len(found) == 3 + 13 + 67
     pairs = [pair for pair in blimp.examples if isinstance(pair, MinimalPair)]
     theirs = by_transformers(assets, [("", text) for pair in pairs for text in (pair.good, pair.bad)])
     ours = real(assets).texts([text for pair in pairs for text in (pair.good, pair.bad)])

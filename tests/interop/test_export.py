@@ -142,6 +142,28 @@ def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_pat
         assert (again / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
 
 
+def test_the_card_shows_scores_of_this_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
+    scores = tmp_path / "bias.json"
+    figures = {"checkpoint": str(open_model(runs["causal"]).folder), "objective": "causal", "task": "bias",
+               "stereotype_percent": 51.5, "age/stereotype_percent": 40.0, "pairs": 9, "elapsed_s": 1.5}  # fmt: skip
+    scores.write_text(json.dumps(figures | {"settings": {"task": "bias"}}))
+    export_model(ExportConfig(output=str(tmp_path / "out"), evaluations=[str(scores)]), runs["causal"])
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "## Scores: bias" in page
+    for line in ("| stereotype_percent | 51.5000 |", "| age/stereotype_percent | 40.0000 |", "| pairs | 9 |"):
+        assert line in page.splitlines()
+    assert "a figure near 50 does not show that the model is harmless" in page
+    assert "elapsed_s" not in page
+    for text, message in (
+        ("[]", r"evaluations=.*bias\.json has scores of None, and the model is .*\. Score it: "),
+        (json.dumps(figures | {"checkpoint": "other"}), r"has scores of other, and the model is "),
+        ("{", r"evaluations=.*bias\.json cannot be read: "),
+    ):
+        scores.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            export_model(ExportConfig(output=str(tmp_path / "no"), evaluations=[str(scores)]), runs["causal"])
+
+
 def test_the_card_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     secret = tmp_path / "alice"
     data = TextFilesConfig(path=str(secret / "te|xts"))

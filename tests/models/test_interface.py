@@ -70,7 +70,8 @@ def test_a_module_gets_the_inputs_that_its_forward_takes() -> None:
         def forward(self, tokens, **inputs):
             return inputs
 
-    assert hidden_states(Wrapper(), rows, is_causal=torch.ones(1)).keys() == {"positions", "documents", "is_causal"}
+    inputs = {"positions", "documents", "is_causal", "token_types"}
+    assert hidden_states(Wrapper(), rows, is_causal=torch.ones(1)).keys() == inputs
 
 
 def test_a_module_without_cache_completes_rows_of_any_length_as_it_would_one_by_one() -> None:

@@ -73,3 +73,4 @@ def test_settings_that_do_not_suit_each_other_are_refused(tiny, tmp_path, words,
     tiny.words = ["batch_size=4"]
     with pytest.raises(ConfigError, match=re.escape(message)):
         tiny.config(*start, *words)
+    assert tiny.config(*start, "scores.every_n_steps=5", "scores.sts=[dev.tsv]").scores.sts == ["dev.tsv"]

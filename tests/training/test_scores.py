@@ -17,10 +17,11 @@ from pretrain.evaluation.run import score
 from pretrain.interop.load import build
 from pretrain.launch.run_folder import read_rows
 from pretrain.models.init import initialize
+from pretrain.reports.write import write_report
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.sample_prompts import SamplePrompt
 from pretrain.training.callbacks.samples import Writer
-from pretrain.training.callbacks.scores import Scores, open_tasks
+from pretrain.training.callbacks.scores import Scores, open_sts, open_tasks
 from pretrain.training.throughput import Throughput
 from pretrain.training.train import run
 
@@ -29,13 +30,20 @@ from pretrain.training.train import run
 def files(tmp_path: Path) -> dict[str, str]:
     """Return a file of examples for each task."""
     records: dict[str, Any] = {
-        "minimal_pairs": {"sentence_good": "the fox jumps", "sentence_bad": "fox the jumps", "UID": "order"},
+        "minimal_pairs": {
+            "sentence_good": "the fox jumps",
+            "sentence_bad": "fox the jumps",
+            "UID": "order",
+            "linguistics_term": "word_order",
+        },
         "multiple_choice": {"query": "birds", "choices": ["sing", "jump"], "gold": 0},
         "cloze": {"context": "the lazy", "continuation": "d"},
     }
     for name, record in records.items():
         (tmp_path / f"{name}.jsonl").write_text(2 * (json.dumps(record) + "\n"))
-    return {name: str(tmp_path / f"{name}.jsonl") for name in records}
+    sts = tmp_path / "sts.tsv"
+    sts.write_text("sentence1\tsentence2\tscore\nthe fox\ta fox\t5\nthe fox\tgold\t0\nthe sun\tsun\t4\n")
+    return {name: str(tmp_path / f"{name}.jsonl") for name in records} | {"sts": str(sts)}
 
 
 def words(files: dict[str, str], *tasks: str) -> list[str]:
@@ -52,14 +60,15 @@ def curves(folder: str) -> dict[str, dict[int, float]]:
 
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict[str, str], model: str) -> None:
-    tasks = ["minimal_pairs", "multiple_choice", *(["cloze"] if model == "gpt_nano" else [])]
+    tasks = ["minimal_pairs", "multiple_choice", "sts", *(["cloze"] if model == "gpt_nano" else [])]
     usual = [f"model={model}", "batch_size=4", "micro_batch_size=2"]
     plain = run(tiny.plan(*usual, f"paths.run_dir={tiny.folder / 'plain'}"))
     report = run(
         tiny.plan(*usual, "scores.every_n_steps=5", *words(files, *tasks), f"paths.run_dir={tiny.folder / 'scored'}")
     )
     found = curves(report.folder)
-    assert {name.split("/")[1] for name in found} == set(tasks)
+    names = {task: f"{Path(files['sts']).parent.name}-sts" if task == "sts" else task for task in tasks}
+    assert {name.split("/")[1] for name in found} == set(names.values())
     assert all(list(curve) == [5, 10, 12] for curve in found.values())
     assert not curves(plain.folder)
     for part in ("model", "optimizer", "random"):
@@ -68,11 +77,16 @@ def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict
     for task in tasks:
         afterwards = score(EvalConfig(task=Task[task], path=files[task]), report.folder)
         for name, value in afterwards.items():
-            if f"eval/{task}/{name}" in found:
-                assert found[f"eval/{task}/{name}"][12] == pytest.approx(value, rel=1e-5)
+            if (key := f"eval/{names[task]}/{name}") in found:
+                assert found[key][12] == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert "eval/minimal_pairs/accuracy" in found
     per_byte = "bits_per_byte" if model == "gpt_nano" else "pseudo_bits_per_byte"
     assert {"eval/multiple_choice/accuracy_per_byte", f"eval/multiple_choice/{per_byte}"} <= set(found)
+    assert f"eval/{names['sts']}/spearman" in found
+    assert "eval/minimal_pairs/phenomenon/word_order" in found
+    page = write_report(Path(report.folder)).read_text()
+    assert "Tasks that scored the model while it trained" in page
+    assert "<td>word order</td>" in page
 
 
 def test_scores_settings_are_typed_and_survive_being_saved(tiny: Any, files: dict[str, str]) -> None:
@@ -102,6 +116,11 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
     twice = ScoresConfig(minimal_pairs=[files["minimal_pairs"]] * 2)
     with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose metrics would collide"):
         open_tasks(twice, completes=True)
+    with pytest.raises(ConfigError, match=r"scores\.sts names two files called .*-sts, whose metrics would collide"):
+        open_sts(ScoresConfig(sts=[files["sts"]] * 2))
+    with pytest.raises(DataError, match=r"cloze\.jsonl has no column sentence1 in its first line"):
+        open_sts(ScoresConfig(sts=[files["cloze"]]))
+    assert len(next(iter(open_sts(ScoresConfig(sts=[files["sts"]], max_examples=2)).values())).pairs) == 2
 
 
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.evaluation.config import FROM_FILES
+from pretrain.evaluation.config import FROM_FILES, Task
 
 _FILE_SETTINGS = ("path", "validation_path")
 
@@ -49,7 +49,7 @@ def _path_settings(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
         )
     for name, entry in config.stages.items():
         yield from _paths_below(f"stages.{name}.data", entry.get("data"))
-    for task in FROM_FILES:
+    for task in (*FROM_FILES, Task.sts):
         files = getattr(config.scores, task.name)
         yield from ((f"scores.{task.name}", files, number) for number in range(len(files)))
 

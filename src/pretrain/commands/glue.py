@@ -17,7 +17,8 @@ from pretrain.config.overrides import quote
 from pretrain.data.sources.source import printable
 from pretrain.errors import DataError
 from pretrain.evaluation.config import EvalConfig
-from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
+from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
+from pretrain.files.atomic_files import write_atomically
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import finished_run
@@ -46,7 +47,11 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[tuple[str, Try], dict[str, float]] = {}
-        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        text = path.read_text(encoding="utf8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a killed process may have left the beginning of a line
+        if whole != text:
+            write_atomically(path, whole.encode())
+        for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
                 one = Try(str(record["task"]), float(record["rate"]), int(record["seed"]))
@@ -65,6 +70,37 @@ class Results:
             file.write(json.dumps({"split": split, **asdict(one), "metrics": metrics}) + "\n")
 
 
+def split_train(
+    rows: Sequence[LabelledText], max_train_examples: int = 0
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """Return the rows to train on, in an order that never changes and at most so many (0: all), and the held-out tenth.
+
+    The tenth is of all rows, whatever is trained on.
+    """
+    order = np.random.default_rng(0).permutation(len(rows))
+    n_held_out = max(1, len(rows) // 10)
+    part = [rows[place] for place in order[n_held_out:]]
+    return part[: max_train_examples or len(part)], [rows[place] for place in order[:n_held_out]]
+
+
+def examples_of_a_row(base: str | Path, rows: Sequence[LabelledText]) -> float:
+    """Return about how many of these examples a row of the base's context length holds."""
+    folder = open_model(base)
+    pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
+    mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
+    return folder.shape.context_length / mean
+
+
+def _fingerprint(model: Path) -> str:
+    """Return a hash of a model's weights, so that another model in the same folder is another base."""
+    digest = hashlib.sha256()
+    manifest = model / "manifest.json"  # of a checkpoint: it has the hashes of the weights
+    for path in [manifest] if manifest.is_file() else sorted(model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 class Glue:
     """The fine-tunings of one base; `folder` holds results and, while they are needed, the runs."""
 
@@ -72,7 +108,8 @@ class Glue:
         self.config = config
         self.base = Path(base)
         settings = asdict(config.glue) | {"tasks": [], "seeds": [], "learning_rates": []}
-        key = json.dumps([str(open_model(base).folder.resolve()), str(config.path), settings], sort_keys=True)
+        found = open_model(base).folder.resolve()
+        key = json.dumps([str(found), _fingerprint(found), str(config.path), settings], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,11 +122,7 @@ class Glue:
         """
         assert self.config.path is not None
         rows, dev = (read_split(Path(self.config.path).expanduser(), task, split) for split in ("train", "dev"))
-        order = np.random.default_rng(0).permutation(len(rows))
-        n_held_out = max(1, len(rows) // 10)
-        held_out = [rows[place] for place in order[:n_held_out]]
-        part = [rows[place] for place in order[n_held_out:]]
-        part = part[: self.config.glue.max_train_examples or len(part)]
+        part, held_out = split_train(rows, self.config.glue.max_train_examples)
         rates = self.config.glue.learning_rates
         for rate in rates:
             for one in self._tries(task, rate):
@@ -127,7 +160,11 @@ class Glue:
             self._train(one, rows)
         model = LanguageModel.load(folder, self.config.device)
         texts: Any = [row.text for row in asked]
-        answers = [max(each, key=each.__getitem__) for each in model.classify(texts)]
+        answers = (
+            model.regress(texts)
+            if one.task == REGRESSION
+            else [max(each, key=each.__getitem__) for each in model.classify(texts)]
+        )
         return glue_metrics(one.task, answers, [row.label for row in asked])
 
     def _train(self, one: Try, rows: Sequence[LabelledText]) -> None:
@@ -145,7 +182,7 @@ class Glue:
         accelerator = "cpu" if self.config.device == "cpu" else "auto"
         with redirect_stdout(sys.stderr):
             train(
-                "experiment=classify",
+                "experiment=regress" if one.task == REGRESSION else "experiment=classify",
                 quote(f"init_from={self.base}", "init_from"),
                 quote(f"data.path={path}", "data.path"),
                 *(["data.pair_column=second"] if is_pair else []),
@@ -165,10 +202,20 @@ class Glue:
 
     def _batch_size(self, rows: Sequence[LabelledText]) -> int:
         """Return the rows of tokens, at least 1, that hold about `glue.batch_examples` examples."""
-        folder = open_model(self.base)
-        pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
-        mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
-        return max(1, round(self.config.glue.batch_examples * mean / folder.shape.context_length))
+        return max(1, round(self.config.glue.batch_examples / examples_of_a_row(self.base, rows)))
+
+
+def glue_table(figures: dict[str, Any]) -> str:
+    """Return a line for each metric of each task: mean and deviation over seeds, and the rate; then the mean score."""
+    tasks = [key.removesuffix("/learning_rate") for key in figures if key.endswith("/learning_rate")]
+    lines = [f"checkpoint  {figures['checkpoint']}", f"{'task':<6} {'metric':<9} {'dev':>7}   deviation   rate"]
+    for task in tasks:
+        names = [key.partition("/")[2] for key in figures if key.startswith(f"{task}/")]
+        for name in (each for each in names if f"{each}_deviation" in names and each != "score"):
+            mean, deviation = figures[f"{task}/{name}"], figures[f"{task}/{name}_deviation"]
+            lines.append(f"{task:<6} {name:<9} {mean:>7.4f} ± {deviation:<9.4f}   {figures[f'{task}/learning_rate']}")
+    seeds = f"{figures['seeds']} seed{'s' * (figures['seeds'] > 1)}"
+    return "\n".join([*lines, f"mean score  {figures['mean_score']:.4f} ({seeds}; deviations are of single runs)"])
 
 
 def score_glue(config: EvalConfig, base: str | Path) -> dict[str, Any]:

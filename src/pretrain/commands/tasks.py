@@ -185,7 +185,7 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
 
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
-    """Print the completion, the response, the predictions for each mask, or the label probabilities."""
+    """Print the completion, the response, the predictions for each mask, the label probabilities, or a number."""
     from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
 
@@ -194,6 +194,9 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
+        return
+    if language_model.regressor is not None:
+        print(f"  {language_model.regress(config.prompt):.4f}")
         return
     if config.chat:
         _converse(config, language_model)
@@ -301,18 +304,22 @@ def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bo
 
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
-    """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
-    from pretrain.commands.glue import score_glue
+    """Print the figures of the task, one a line or as a table, and write them with the settings to `output`."""
+    from pretrain.commands.glue import glue_table, score_glue
     from pretrain.evaluation.config import Task
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
-    figures = score_glue(config, path) if config.task is Task.glue and not config.tasks else score(config, path)
-    width = max(16, *(len(name) for name in figures))
-    for name, value in figures.items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else value
-        print(printable(f"{name:<{width}} {shown}"))
+    if config.task is Task.glue and not config.tasks:
+        figures = score_glue(config, path)
+        print(printable(glue_table(figures)))
+    else:
+        figures = score(config, path)
+        width = max(16, *(len(name) for name in figures))
+        for name, value in figures.items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else value
+            print(printable(f"{name:<{width}} {shown}"))
     if config.output:
         Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
 

@@ -30,7 +30,7 @@ def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) 
         implied.append(f"objective={objective}")
     if objective == "diffusion":  # a position goes on to predict what it has learned to: the next token, or its own
         implied.append(f"objective.shift={str(found.objective.shift_targets).lower()}")
-    if chosen["objective"] in ("classify", "contrastive"):  # a hybrid model reads both ways, too
+    if chosen["objective"] in ("classify", "regress", "contrastive"):  # a hybrid model reads both ways, too
         reads_both_ways = found.objective.fills_masks or not found.objective.causal
         implied.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")
     return implied if own_tokenizer else [*implied, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]

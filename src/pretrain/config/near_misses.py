@@ -116,7 +116,7 @@ _PRESETS: dict[str, dict[str, str]] = {
         "constant": "none constant_with_warmup",
     },
     "objective": {"causal": "clm lm autoregressive gpt next_token", "masked": "mlm bert masked_lm",
-                  "classify": "classification cls"},
+                  "classify": "classification cls", "regress": "regression mse"},
     "trainer": {"gpu": "cuda single", "fsdp": "fsdp2 zero sharded deepspeed", "ddp": "dp distributed multi_gpu"},
     "logger": {"tensorboard": "tb", "wandb": "weights_and_biases w_b", "comet": "comet_ml", "none": "null false off"},
     "callbacks": {"lr_monitor": "learning_rate_monitor", "early_stopping": "earlystopping", "none": "null false off"},

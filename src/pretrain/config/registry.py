@@ -36,7 +36,7 @@ from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig, ObjectiveConfig
-from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, RegressConfig
 from pretrain.optim.config import AdamWConfig, MuonConfig, OptimizerConfig, StableAdamWConfig
 from pretrain.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
 from pretrain.training.callback_config import (
@@ -62,7 +62,15 @@ from pretrain.training.logger_config import (
 
 _BUILT_IN: dict[str, tuple[type, ...]] = {
     "model": (TransformerConfig,),
-    "objective": (CausalConfig, MaskedConfig, HybridConfig, DiffusionConfig, ClassifyConfig, ContrastiveConfig),
+    "objective": (
+        CausalConfig,
+        MaskedConfig,
+        HybridConfig,
+        DiffusionConfig,
+        ClassifyConfig,
+        RegressConfig,
+        ContrastiveConfig,
+    ),
     "data": (
         PythonDocsConfig,
         TextFilesConfig,

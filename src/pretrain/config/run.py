@@ -27,7 +27,7 @@ from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.sizes import Size
 from pretrain.objectives.config import CausalConfig, ObjectiveConfig
-from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, RegressConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
@@ -300,8 +300,8 @@ def _check_size(config: RunConfig) -> None:
         reason = f"init_from={config.init_from} has a shape already"
     elif not isinstance(config.model, TransformerConfig):
         reason = f"model.kind={config.model.kind} is not scaled, only transformers"
-    elif isinstance(config.objective, ClassifyConfig):
-        reason = "objective=classify fine-tunes a model that has a shape"
+    elif isinstance(config.objective, ClassifyConfig | RegressConfig):
+        reason = f"objective={config.objective.kind} fine-tunes a model that has a shape"
     if reason:
         raise ConfigError(f"size={config.size.name} chooses the shape of a new model, and {reason}. Try size=null.")
 
@@ -328,17 +328,8 @@ def _check_fine_tuning(config: RunConfig) -> None:
     data, objective = config.data, config.objective
     if isinstance(objective, ContrastiveConfig) or isinstance(data, RelatedTextsConfig):
         _check_contrastive(config)
-    elif isinstance(objective, ClassifyConfig):
-        if not isinstance(data, LabelledTextConfig):
-            raise ConfigError(
-                f"objective=classify predicts labels of texts, and data.kind={data.kind} has none. "
-                "Try data=labelled data.path=<lines of text, tab, label>."
-            )
-        if config.scores.every_n_steps:
-            raise ConfigError(
-                f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
-                "objective=classify trains a model without them. Try scores.every_n_steps=0."
-            )
+    elif isinstance(objective, ClassifyConfig | RegressConfig):
+        _check_labels(config, objective)
     elif isinstance(data, LabelledTextConfig):
         raise ConfigError(
             f"data.kind=labelled has labels, and objective={objective.kind} does not predict them. "
@@ -352,6 +343,31 @@ def _check_fine_tuning(config: RunConfig) -> None:
                     f"and objective={objective.kind} fills masks. Try objective=causal, from a causal base, or "
                     "objective=diffusion, from one of its kind."
                 )
+
+
+def _check_labels(config: RunConfig, objective: ClassifyConfig | RegressConfig) -> None:
+    """Raise ConfigError unless the data have the labels, or the numbers, that the objective predicts."""
+    data, predicted = config.data, "numbers" if isinstance(objective, RegressConfig) else "labels"
+    if not isinstance(data, LabelledTextConfig):
+        raise ConfigError(
+            f"objective={objective.kind} predicts {predicted} of texts, and data.kind={data.kind} has none. "
+            "Try data=labelled data.path=<lines of text, tab, label>."
+        )
+    if data.numeric_labels is not isinstance(objective, RegressConfig):
+        numeric = str(data.numeric_labels).lower()
+        raise ConfigError(
+            f"objective={objective.kind} predicts {predicted}, and data.numeric_labels={numeric}. "
+            + (
+                "Try objective=regress, or data.numeric_labels=false, which takes each number for a class."
+                if data.numeric_labels
+                else "Try data.numeric_labels=true, or objective=classify."
+            )
+        )
+    if config.scores.every_n_steps:
+        raise ConfigError(
+            f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
+            f"objective={objective.kind} trains a model without them. Try scores.every_n_steps=0."
+        )
 
 
 def _check_branch(config: RunConfig) -> None:
@@ -394,8 +410,8 @@ def _check_contrastive(config: RunConfig) -> None:
             f"parallel.tensor_parallel={config.parallel.tensor_parallel} gives several processes the same rows, and "
             "objective=contrastive compares the rows of all. Try parallel.tensor_parallel=1."
         )
-    if config.scores.every_n_steps:
+    if config.scores.every_n_steps and config.scores.files():
         raise ConfigError(
             f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
-            "objective=contrastive does not train them. Try scores.every_n_steps=0."
+            "objective=contrastive does not train them. Try scores.every_n_steps=0, or scores.sts alone."
         )

@@ -108,10 +108,11 @@ class ExportConfig(Settings):
     sentence_transformers: bool = setting(
         False, "Add the files of the sentence-transformers library; a model trained by objective=contrastive has them."
     )
-    license: str | None = setting(None, "License of the weights, for the model card: an SPDX name such as apache-2.0.")
-    scores: list[str] = setting(
-        default_factory=list, about="Files that eval.py wrote with output=, whose figures the model card shows."
+    evaluations: list[str] = setting(
+        default_factory=list,
+        about="Files that eval.py wrote with output=... for this checkpoint; the model card shows them.",
     )
+    license: str | None = setting(None, "License of the weights, for the model card: an SPDX name such as apache-2.0.")
     max_shard_bytes: int = setting(
         5_000_000_000, "Largest size of one file of weights.", bounds="[1, inf)", unit="bytes"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.packing import Plan
-from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS, TargetSpans
+from pretrain.data.token_store.annotations import LABEL, NUMBER, PROMPT_TOKENS, TargetSpans
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
 
@@ -27,6 +27,7 @@ class Rows:
     positions: npt.NDArray[np.int64]  # (B, L) 0, 1, 2, ... within each piece, 0 in padding; or within the row
     documents: npt.NDArray[np.int32]  # (B, L) index of the piece within its row; padding: -1
     labels: npt.NDArray[np.int64] | None = None  # (B, L) label of each token's document, IGNORE in padding
+    numbers: npt.NDArray[np.float32] | None = None  # (B, L) number of each token's document, 0 in padding
 
     def __getitem__(self, rows: npt.NDArray[Any]) -> "Rows":
         """Return the rows that a numpy index selects, in its order."""
@@ -74,7 +75,7 @@ def read_rows(
         following[gap] = IGNORE
     tokens, following = source[:size].reshape(shape), following.reshape(shape)
 
-    annotations, labels = store.annotations, None
+    annotations, labels, numbers = store.annotations, None, None
     if annotations is not None and annotations.kind == PROMPT_TOKENS:
         prompt_lengths = spans.of_pieces(annotations.values[documents] - offsets, 0)
         following[spans.offsets() + 1 < spans.fill(prompt_lengths)] = IGNORE
@@ -83,12 +84,15 @@ def read_rows(
         following[~_has_target(annotations.targets, pieces, size).reshape(shape)] = IGNORE
     if annotations is not None and annotations.kind == LABEL:
         labels = spans.fill(spans.of_pieces(annotations.values[documents], IGNORE))
+    if annotations is not None and annotations.kind == NUMBER:
+        numbers = spans.fill(spans.of_pieces(annotations.values[documents], 0).astype(np.uint32)).view(np.float32)
     return Rows(
         tokens=tokens,
         next_tokens=following,
         positions=spans.offsets() if reset_positions else np.tile(np.arange(plan.row_length), (len(rows), 1)),
         documents=spans.fill(spans.number.astype(np.int32)),
         labels=labels,
+        numbers=numbers,
     )
 
 

@@ -90,6 +90,11 @@ class DataConfig(Settings):
         """Whether documents have prompts, labels, messages or related texts, for fine-tuning; they are never split."""
         return self.has_prompts or self.has_labels or self.has_messages or self.has_related
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the label of a document is a number, `Document.number`, instead of a class."""
+        return False
+
     def open(self) -> Source:
         """Return the source of the documents, without reading them.
 

@@ -126,7 +126,7 @@ class ChatConfig(AnnotatedConfig):
 
 @dataclass
 class LabelledTextConfig(AnnotatedConfig):
-    """Texts or pairs of texts with one label each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
+    """Texts or pairs with one label or number each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "texts with labels"
     has_labels: ClassVar[bool] = True
@@ -138,6 +138,11 @@ class LabelledTextConfig(AnnotatedConfig):
     pair_column: str | None = setting(
         None, "Column of a second text, read behind the first one and a separator; null: single texts."
     )
+    numeric_labels: bool = setting(False, "Labels are numbers that objective=regress predicts, not classes.")
+
+    @property
+    def has_numbers(self) -> bool:
+        return self.numeric_labels
 
     def open(self) -> Source:
         from pretrain.data.sources.labelled_files import LabelledTexts

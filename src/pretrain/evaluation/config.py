@@ -32,7 +32,7 @@ FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
 OF_VECTORS = (Task.sts, Task.retrieval)
 
 
-GLUE_TASKS = ("CoLA", "MRPC", "RTE", "SST-2")
+GLUE_TASKS = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class GlueConfig(Settings):
     """Fine-tuning on GLUE's tasks, with every seed at every learning rate."""
 
     prefix: ClassVar[str] = "glue."
-    tasks: list[str] = setting(default_factory=lambda: list(GLUE_TASKS), about="Tasks: CoLA, MRPC, RTE, SST-2.")
+    tasks: list[str] = setting(default_factory=lambda: list(GLUE_TASKS), about="Tasks: CoLA, MRPC, RTE, STS-B, SST-2.")
     seeds: list[int] = setting(default_factory=lambda: [0, 1, 2], about="Seeds of the head, the order and dropout.")
     learning_rates: list[float] = setting(
         default_factory=lambda: [2.0e-5, 5.0e-5],
@@ -167,6 +167,9 @@ class ScoresConfig(Settings):
     bias: list[str] = setting(
         default_factory=list, about="Files of a more and a less stereotyping sentence a row, as CrowS-Pairs."
     )
+    sts: list[str] = setting(
+        default_factory=list, about="Files of sentence pairs with scores, as STS-B: how well vectors rank them."
+    )
     max_examples: int = setting(
         500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
     )
@@ -174,12 +177,12 @@ class ScoresConfig(Settings):
     batch_tokens: int = setting(4096, "Tokens of a forward pass.", bounds="[1, inf)", unit="tokens")
 
     def files(self) -> list[tuple[Task, str]]:
-        """Return every file of examples with its task."""
+        """Return every file of examples that predictions of tokens are scored on, with its task."""
         return [(task, path) for task in FROM_FILES for path in getattr(self, task.name)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every_n_steps and not self.files():
+        if self.every_n_steps and not (self.files() or self.sts):
             raise ConfigError(
                 f"scores.every_n_steps={self.every_n_steps} has nothing to score. "
                 "Name a file: 'scores.minimal_pairs=[blimp.jsonl]', or set scores.every_n_steps=0."

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pretrain.data.sources.column_files import json_lines
 from pretrain.errors import DataError, printable
+from pretrain.evaluation.agreement import pearson, spearman
+from pretrain.evaluation.examples import spaced
 
 Embed = Callable[[Sequence[str]], Tensor]  # texts to unit vectors (texts, d)
 
@@ -87,13 +89,18 @@ def read_retrieval(path: str) -> Retrieval:
     return Retrieval(queries, corpus, dict(relevance))
 
 
+def some_pairs(examples: SentencePairs, count: int) -> SentencePairs:
+    """Return at most `count` evenly spaced pairs; 0: all."""
+    return SentencePairs(list(spaced(examples.pairs, count)), list(spaced(examples.scores, count)))
+
+
 def similarity_metrics(embed: Embed, examples: SentencePairs) -> dict[str, float]:
     """Return the rank correlation (Spearman) and correlation (Pearson) of the vectors' cosine with people's scores."""
     first, second = (embed([pair[side] for pair in examples.pairs]) for side in (0, 1))
     cosine, scores = (first * second).sum(-1).double().numpy(), np.array(examples.scores)
     return {
-        "spearman": _correlation(_ranks(cosine), _ranks(scores)),
-        "pearson": _correlation(cosine, scores),
+        "spearman": spearman(cosine, scores),
+        "pearson": pearson(cosine, scores),
         "pairs": len(scores),
     }
 
@@ -127,21 +134,6 @@ def ndcg(gains: Sequence[int], relevance: Mapping[str, int]) -> float:
     best = sorted(relevance.values(), reverse=True)
     dcg, ideal = (sum(gain / math.log2(rank + 2) for rank, gain in enumerate(each[:CUTOFF])) for each in (gains, best))
     return dcg / ideal
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Pearson's correlation; 0 where one side does not vary."""
-    if first.std() == 0 or second.std() == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return each value's rank; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    means: np.ndarray = (ends - (counts - 1) / 2)[inverse]
-    return means
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -27,7 +27,8 @@ class MinimalPair:
 
     good: str
     bad: str
-    paradigm: str  # the phenomenon that the pair tests; BLiMP has 67
+    paradigm: str  # what the pair tests; BLiMP has 67
+    phenomenon: str = ""  # that the paradigm belongs to; BLiMP has 13
     location: str = field(default="", compare=False)  # file and line
 
 
@@ -38,6 +39,7 @@ class StereotypePair:
     more: str
     less: str
     kind: str  # of bias; CrowS-Pairs has 9
+    direction: str = ""  # stereo: `more` is of the disadvantaged group; antistereo: `less` is; "": unknown
     location: str = field(default="", compare=False)  # file and line
 
 
@@ -144,14 +146,21 @@ def _minimal_pair(record: _Record, delimiter: str) -> MinimalPair:
     paradigm = record.text("UID", "")
     if len(paradigm) > MAX_PARADIGM:
         raise record.error("UID", f"the name of a paradigm, of at most {MAX_PARADIGM} characters")
-    return MinimalPair(good, bad, paradigm, record.location)
+    phenomenon = record.text("linguistics_term", "")
+    if len(phenomenon) > MAX_PARADIGM:
+        raise record.error("linguistics_term", f"the name of a phenomenon, of at most {MAX_PARADIGM} characters")
+    return MinimalPair(good, bad, paradigm, phenomenon, record.location)
 
 
 def _stereotype_pair(record: _Record, delimiter: str) -> StereotypePair:
     kind = record.text("bias_type", "")
     if len(kind) > MAX_PARADIGM:
         raise record.error("bias_type", f"the name of a kind of bias, of at most {MAX_PARADIGM} characters")
-    return StereotypePair(record.nonempty_text("sent_more"), record.nonempty_text("sent_less"), kind, record.location)
+    direction = record.text("stereo_antistereo", "")
+    if direction not in ("", "stereo", "antistereo"):
+        raise record.error("stereo_antistereo", "stereo or antistereo")
+    more, less = record.nonempty_text("sent_more"), record.nonempty_text("sent_less")
+    return StereotypePair(more, less, kind, direction, record.location)
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:

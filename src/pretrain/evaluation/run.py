@@ -53,10 +53,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
             "Take task=sts or task=retrieval."
         )
     if folder.objective.n_labels is not None:
-        raise ConfigError(
-            f"checkpoint={path} is a classifier, and eval scores predictions of tokens. Its accuracy and F1 are in "
-            "report.json; for other texts use LanguageModel.load(...).classify(...)."
-        )
+        raise ConfigError(f"checkpoint={path} {_with_head(folder)}(...).")
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
@@ -82,6 +79,18 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
     return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
+
+
+def _with_head(folder: ModelFolder) -> str:
+    """Return what a model with a head on texts is, and how it is used instead of being scored."""
+    if folder.objective.classifier is None:
+        metrics, what, method = "correlations", "predicts a number of a text", "regress"
+    else:
+        metrics, what, method = "accuracy and F1", "is a classifier", "classify"
+    return (
+        f"{what}, and eval scores predictions of tokens. Its {metrics} are in report.json; for other texts use "
+        f"LanguageModel.load(...).{method}"
+    )
 
 
 def _score_vectors(config: EvalConfig, path: str | Path, examples: str) -> dict[str, Any]:

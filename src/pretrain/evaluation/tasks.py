@@ -17,6 +17,8 @@ from pretrain.evaluation.likelihood import BATCH_TOKENS
 from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.models.interface import LanguageModule
 
+PHENOMENON = "phenomenon/"  # in the names of metrics
+
 
 def score_tasks(
     model: LanguageModule,
@@ -25,7 +27,7 @@ def score_tasks(
     batch_tokens: int = BATCH_TOKENS,
     bound: BoundEstimate | None = None,
 ) -> dict[str, float]:
-    """Return each task's metrics as `eval/<file name>/<metric>`, without counts and single paradigms.
+    """Return each task's metrics as `eval/<file name>/<metric>`, without counts, paradigms and kinds of bias.
 
     The model is scored in evaluation mode and returned to its mode. Raises ConfigError for a task that it cannot do.
     """
@@ -40,7 +42,7 @@ def score_tasks(
         f"eval/{task}/{name}": value
         for task, values in metrics.items()
         for name, value in values.items()
-        if "/" not in name and name not in _COUNTS
+        if name.startswith(PHENOMENON) or ("/" not in name and name not in _COUNTS)
     }
 
 
@@ -53,7 +55,9 @@ def score_examples(scorer: Scorer, examples: ExampleSet) -> dict[str, float]:
 
 
 def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, float]:
-    """Return the share of pairs whose good sentence is likelier: of each paradigm, and their mean.
+    """Return the share of pairs whose good sentence is likelier: the mean over paradigms, of all and by phenomenon.
+
+    That of each paradigm follows.
 
     A tie is not correct; sentences with the same ids tie exactly. The bounds of a diffusion model's two sentences are
     of the same masks.
@@ -61,12 +65,16 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
     """
     scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)], group_size=2)
     good, bad = (np.array([score.log_likelihood for score in scores[start::2]]) for start in (0, 1))
-    paradigms = defaultdict[str, list[bool]](list)
+    paradigms = defaultdict[tuple[str, str], list[bool]](list)
     for pair, correct in zip(pairs, (good > bad).tolist(), strict=True):
-        paradigms[pair.paradigm].append(correct)
-    shares = {name: float(np.mean(correct)) for name, correct in sorted(paradigms.items())}
+        paradigms[pair.paradigm, pair.phenomenon].append(correct)
+    phenomena, shares = defaultdict[str, list[float]](list), dict[str, float]()
+    for (paradigm, phenomenon), answers in sorted(paradigms.items()):
+        shares[paradigm] = float(np.mean(answers))
+        phenomena[phenomenon].append(shares[paradigm])
     ties = int((good == bad).sum())
     metrics = {"accuracy": float(np.mean(list(shares.values()))), "pairs": len(pairs), "ties": ties}
+    metrics |= {f"{PHENOMENON}{name}": float(np.mean(of_its)) for name, of_its in sorted(phenomena.items()) if name}
     return metrics | {f"{name}/accuracy": share for name, share in shares.items() if name}
 
 

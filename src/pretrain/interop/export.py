@@ -33,6 +33,7 @@ from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
+from pretrain.program import command
 
 _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
 
@@ -76,8 +77,9 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
             f"sentence_transformers=true is for models that embed texts, and {path} is a classifier. "
             "Try sentence_transformers=false."
         )
+    evaluations = _evaluations(config, source)
     with _new_folder(output) as temporary:
-        card, added_ids = _write(temporary, config, source, family)
+        card, added_ids = _write(temporary, config, source, family, evaluations)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
     return Exported(output, card, difference)
 
@@ -120,6 +122,11 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     """Return the family that computes the same as a model; ConfigError if none does."""
     shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
+    if (head := source.objective.regressor) is not None:
+        raise ConfigError(
+            f"{path} predicts numbers of texts, and transformers has no such head (objective.pooling="
+            f"{head.pooling.name}). Export the base model, or use LanguageModel.load(...).regress(text)."
+        )
     if source.objective.shift_targets and not source.objective.causal:
         raise ConfigError(
             f"{path} was trained with objective.shift=true: the position before a mask predicts it, and in a masked "
@@ -130,7 +137,34 @@ def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     return family if classifier is None else classifier_family(family, shape, classifier, source.tokenizer)
 
 
-def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Family) -> tuple[ModelCard, AddedIds]:
+def _evaluations(config: ExportConfig, source: ModelFolder) -> dict[str, dict[str, object]]:
+    """Return the figures of the files of the settings by task; ConfigError for one that is not of this model."""
+    found = dict[str, dict[str, object]]()
+    for each in config.evaluations:
+        try:
+            record = read_json(Path(each).expanduser())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"evaluations={printable(each)} cannot be read: {printable(str(error))}.") from error
+        checkpoint = record.get("checkpoint") if isinstance(record, dict) else None
+        if not isinstance(checkpoint, str) or Path(checkpoint).resolve() != source.folder.resolve():
+            raise ConfigError(
+                f"evaluations={printable(each)} has scores of {printable(str(checkpoint))}, and the model is "
+                f"{printable(str(source.folder))}. Score it: {command('eval')} checkpoint=... output=scores.json."
+            )
+        figures: dict[str, object] = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        figures.pop("elapsed_s", None)
+        task = str(record.get("task", "documents"))
+        found[f"{task} ({Path(each).stem})" if task in found else task] = figures
+    return found
+
+
+def _write(
+    folder: Path,
+    config: ExportConfig,
+    source: ModelFolder,
+    family: Family,
+    evaluations: dict[str, dict[str, object]],
+) -> tuple[ModelCard, AddedIds]:
     model, tokenizer = source.without_weights(), source.tokenizer
     assert isinstance(model, Transformer)
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
@@ -154,9 +188,9 @@ def _write(folder: Path, config: ExportConfig, source: ModelFolder, family: Fami
         provenance=_provenance(source),
         scores=_scores(source),
         corpora=_corpora(source),
-        evaluated={_set_of(path): _figures(path) for path in config.scores},
         denoises=source.objective.denoises,
         labels=source.objective.classifier.labels if source.objective.classifier else (),
+        evaluations=evaluations,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
@@ -220,27 +254,6 @@ def _corpora(source: ModelFolder) -> dict[str, CuratedText]:
         return {name: read_record(CuratedText, found, "corpora of the checkpoint") for name, found in recorded.items()}
     except ValueError as error:
         raise CheckpointError(f"{printable(str(source.folder))}: {printable(str(error))}. It was edited.") from error
-
-
-def _set_of(path: str) -> str:
-    return Path(path).stem
-
-
-def _figures(path: str) -> dict[str, object]:
-    """Return the figures of a file of eval.py; raises ConfigError if it is none."""
-    try:
-        written = read_json(Path(path), 16_000_000)
-        if not isinstance(written, dict) or "settings" not in written:
-            raise ValueError("it has no settings")
-    except (OSError, ValueError) as error:
-        reason = printable(" ".join(str(error).split()))[:200]
-        raise ConfigError(
-            f"scores=[{printable(path)}] is no file of eval.py: {reason}. Write one: eval.py output=scores.json."
-        ) from None
-    left_out = ("settings", "checkpoint", "elapsed_s")
-    return {
-        name: value for name, value in written.items() if name not in left_out and isinstance(value, str | int | float)
-    }
 
 
 def _data_license(source: ModelFolder) -> str:

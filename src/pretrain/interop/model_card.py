@@ -7,6 +7,12 @@ from pretrain.data.sources.source import printable
 from pretrain.files.records import Count
 
 LICENSES_SHOWN = 30
+_ABOUT = {  # tasks whose figures are easily misread
+    "bias": "Percentage of sentence pairs of which the more stereotyping one is likelier to the model; 50 is no "
+    "preference; low and high bound its 95 % interval. The pairs are American, some are faulty "
+    "(https://aclanthology.org/2021.acl-long.81), and a figure near 50 does not show that the model is harmless.",
+    "memorization": "How much of documents that it was trained on the model repeats exactly, beside held-out ones.",
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,9 @@ class ModelCard:
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
     corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
-    evaluated: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # figures of eval.py, by file
     denoises: bool = False  # whether it is a masked diffusion
     labels: Sequence[str] = ()  # of a classifier
+    evaluations: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # figures by task of eval.py
 
     def __str__(self) -> str:
         """Return the page as Markdown with the header that the Hugging Face hub reads.
@@ -126,8 +132,10 @@ class ModelCard:
             lines += ["", f"## Training data{f' of source {_plain(name)}' if name else ''}", "", *_of_corpus(corpus)]
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
-        for name, figures in self.evaluated.items():
-            lines += ["", f"## Score: {_plain(name)}", "", *_table(figures)]
+        for task, figures in self.evaluations.items():
+            about = _ABOUT.get(task.partition(" (")[0])
+            lines += ["", f"## Scores: {_plain(task)}", "", *_table(figures)]
+            lines += ["", about] if about else []
             if any(figure.startswith("clean/") for figure in figures):
                 lines += ["", "`clean/` are the items of which no run of words stands in the training data."]
         license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."

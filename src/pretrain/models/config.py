@@ -97,9 +97,10 @@ class ModelConfig(Settings):
 
     A model of your own is a subclass with a `kind` and `build()`, which returns any `nn.Module` with
 
-    - `forward(tokens, positions=None, documents=None, is_causal=None)`: the last hidden states (B, T, d) of token ids
-      (B, T). `positions`, int64 (B, T), restart with each document; `documents`, int32 (B, T), number the documents of
-      a row, of which none may depend on another (padding: -1); `is_causal`, bool (B,), chooses the direction by row.
+    - `forward(tokens, positions=None, documents=None, is_causal=None, token_types=None)`: the last hidden states
+      (B, T, d) of token ids (B, T). `positions`, int64 (B, T), restart with each document; `documents`, int32 (B, T),
+      number the documents of a row, of which none may depend on another (padding: -1); `is_causal`, bool (B,), chooses
+      the direction by row; `token_types`, int64 (B, T), are 1 in the second text of a pair.
       Leave out what the model does not use: a run that needs it is refused as it starts.
     - `head`: an `nn.Linear(d, vocab_size)`, or a module with `weight` (vocab_size, d), `bias` and `features(hidden)`,
       the input of the matmul with `weight`. The loss reads the weight itself, in chunks of the targets.
@@ -247,7 +248,7 @@ class TransformerConfig(ModelConfig):
         about="Instead of every n-th layer, these attend to the whole row; []: every n-th.",
     )
     token_types: int = setting(
-        0, "Segment embeddings: BERT has 2, and a packed row uses segment 0.", bounds="[0, 65536]"
+        0, "Segment embeddings: BERT has 2, of which the second is for the second text of a pair.", bounds="[0, 65536]"
     )
     head: Head = setting(Head.linear, "Layers between the last hidden state and the vocabulary.")
     classifier_head: ClassifierHead = setting(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig
 
-_INPUTS = ("positions", "documents", "is_causal")
+_INPUTS = ("positions", "documents", "is_causal", "token_types")
 
 
 class LanguageModule(nn.Module):
@@ -42,7 +42,7 @@ def build_model(config: ModelConfig, vocab_size: int, causal: bool, n_labels: in
 
 
 def inputs_of(model: nn.Module) -> frozenset[str]:
-    """Return the names among positions, documents and is_causal that the model's `forward` takes."""
+    """Return the names among positions, documents, is_causal and token_types that the model's `forward` takes."""
     return _inputs_of(type(model))  # type: ignore[arg-type]  # a class is hashable
 
 
@@ -60,9 +60,12 @@ def hidden_states(
     positions: Tensor | None = None,
     documents: Tensor | None = None,
     is_causal: Tensor | None = None,
+    token_types: Tensor | None = None,
 ) -> Tensor:
     """Return the model's last hidden states (B, T, d) of tokens (B, T); it gets the inputs that its `forward` takes."""
-    given = {"positions": positions, "documents": documents, "is_causal": is_causal}
+    given = {
+        "positions": positions, "documents": documents, "is_causal": is_causal, "token_types": token_types
+    }  # fmt: skip
     taken = inputs_of(model)
     hidden: Tensor = model(tokens, **{name: value for name, value in given.items() if name in taken})
     return hidden

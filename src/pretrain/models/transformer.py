@@ -33,15 +33,19 @@ class Embeddings(nn.Module):
         self.norm = build_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T)."""
+    def forward(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
+        """Return the vectors (B, T, d_model) of tokens (B, T) at positions (B or 1, T); no types (B, T): all are 0.
+
+        A type beyond those of the model counts as its last one: RoBERTa's only type is that of all tokens.
+        """
         x = self.tokens(tokens)
         if self.scale is not None:
             x = x * self.scale
         if self.positions is not None:
             x = x + self.positions(positions + self.first_position)
         if self.types is not None:
-            x = x + self.types.weight[0]
+            last = self.types.num_embeddings - 1
+            x = x + (self.types.weight[0] if token_types is None else self.types(token_types.clamp(max=last)))
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
@@ -187,19 +191,21 @@ class Transformer(LanguageModule):
         kv_cache: KVCache | None = None,
         masks: dict[int | None, AttentionMask] | None = None,
         is_causal: Tensor | None = None,
+        token_types: Tensor | None = None,
     ) -> Tensor:
         """Return the last hidden states (B, T, d_model) of tokens (B, T).
 
         `positions` (B, T) default to 0, 1, 2, ...; `documents` (B, T) numbers the document of each token, by default
         one per row; `is_causal`, bool (B,), chooses causal or bidirectional attention by row, by default `self.causal`
-        for all. Generation passes `kv_cache` and `masks`, one for every window in use.
+        for all; `token_types` (B, T), 0 by default, are for a model with such embeddings. Generation passes `kv_cache`
+        and `masks`, one for every window in use.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         if masks is None:
             masks = self.masks(tokens, documents, is_causal)
         rotations = self._rotation(positions)
-        x = self.embeddings(tokens, positions)
+        x = self.embeddings(tokens, positions, token_types)
         for layer, (window, block) in enumerate(zip(self.windows, self.blocks, strict=True)):
             rotation = rotations[window] if self.config.layer_rotates(layer) else None
             x = block(x, masks[window], rotation, kv_cache)

@@ -26,6 +26,8 @@ class TokenRows(Protocol):
     def documents(self) -> np.ndarray: ...
     @property
     def labels(self) -> np.ndarray | None: ...
+    @property
+    def numbers(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Batch:
     is_causal: Tensor | None = None  # bool (B,): rows with causal attention; none: the model's default for all
     weights: Tensor | None = None  # float32 (B, M): factor of each target's loss; none: 1
     counts: Tensor | None = None  # int64 (B,): what the loss is divided by; none: the number of targets
+    numbers: Tensor | None = None  # float32 (B, M): the number to predict where the target is 0 instead of IGNORE
+    token_types: Tensor | None = None  # int64 (B, T): 1 in the second text of a pair; none: 0 everywhere
 
     @property
     def text_tokens(self) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
+    from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling, RegressConfig
     from pretrain.objectives.masked import Masked
     from pretrain.objectives.objective import Objective
 
@@ -83,12 +83,17 @@ class ObjectiveConfig(Settings):
 
     @property
     def n_labels(self) -> int | None:
-        """The number of labels that the model classifies texts by; None where it predicts tokens."""
+        """The outputs of a head on texts: labels, or 1 for a number; None where the model predicts tokens."""
         return None
 
     @property
     def classifier(self) -> ClassifyConfig | None:
         """The settings as those of a classifier; None for an objective that predicts tokens."""
+        return None
+
+    @property
+    def regressor(self) -> RegressConfig | None:
+        """The settings as those of a model that predicts a number; None for other objectives."""
         return None
 
     @property

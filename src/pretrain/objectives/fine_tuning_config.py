@@ -11,7 +11,7 @@ from pretrain.errors import ConfigError
 from pretrain.objectives.config import ObjectiveConfig, Vocabulary
 
 if TYPE_CHECKING:
-    from pretrain.objectives.classify import Classify
+    from pretrain.objectives.classify import Classify, Regress
     from pretrain.objectives.objective import Objective
 
 
@@ -83,7 +83,27 @@ class ClassifyConfig(PooledConfig):
     def create(self, vocabulary: Vocabulary, seed: int) -> Classify:
         from pretrain.objectives.classify import Classify
 
-        return Classify(self.causal, self.chosen_pooling)
+        return Classify(self.causal, self.chosen_pooling, vocabulary.eos_id)
+
+
+@dataclass
+class RegressConfig(PooledConfig):
+    """Predict a number for a text, by the squared error, with a head of its own instead of the vocabulary's."""
+
+    kind: str = "regress"
+
+    @property
+    def n_labels(self) -> int | None:
+        return 1
+
+    @property
+    def regressor(self) -> RegressConfig:
+        return self
+
+    def create(self, vocabulary: Vocabulary, seed: int) -> Regress:
+        from pretrain.objectives.classify import Regress
+
+        return Regress(self.causal, self.chosen_pooling, vocabulary.eos_id)
 
 
 @dataclass

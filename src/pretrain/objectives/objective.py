@@ -18,6 +18,7 @@ class Objective(nn.Module):
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
     static_shapes = False  # whether places without a target reach the head, as always on a GPU
+    predicts_numbers = False  # whether a target is a number instead of an id
     mask_version: int | None = None  # how tokens to hide are drawn; none: nothing is drawn
 
     @property
@@ -55,7 +56,10 @@ class Objective(nn.Module):
         return self.static_shapes or hidden.device.type != "cpu"
 
     def evaluate(self, hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy (B, M) in nats, unweighted, and the prediction (argmax), int64 (B, M)."""
+        """Return each target's cross-entropy (B, M) in nats, unweighted, and the prediction (argmax), int64 (B, M).
+
+        An objective that `predicts_numbers` returns squared errors and the predicted numbers, both float32.
+        """
         features, targets = self._at_targets(hidden, head, batch)
         losses, predictions = token_losses(features, head, targets)
         return losses.view_as(batch.targets), predictions.view_as(batch.targets)
@@ -93,8 +97,10 @@ class ModelWithLoss(nn.Module):
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the model's last hidden states (B, T, d_model)."""
         if not (self.use_block_masks and batch.tokens.is_cuda):
-            return hidden_states(self.model, batch.tokens, batch.positions, batch.documents, batch.is_causal)
+            return hidden_states(
+                self.model, batch.tokens, batch.positions, batch.documents, batch.is_causal, batch.token_types
+            )
         model: Any = self.model  # a Transformer: only these use block masks
         masks = model.masks(batch.tokens, batch.documents, batch.is_causal, in_blocks=True)
-        hidden: Tensor = model(batch.tokens, batch.positions, masks=masks)
+        hidden: Tensor = model(batch.tokens, batch.positions, masks=masks, token_types=batch.token_types)
         return hidden

@@ -29,6 +29,7 @@ from pretrain.reports.chart import (
 )
 from pretrain.reports.history import End, History, Sample, StageRecord, Start, read_history, read_samples
 from pretrain.reports.page import Page, card, code, escaped, folded, grid, number, table, verbatim
+from pretrain.reports.scores import score_cards
 from pretrain.reports.series import Series
 
 MAX_CURVES = 60  # metrics that get a chart of their own; a run of ours has about ten
@@ -43,6 +44,8 @@ _TITLES = {
     "val/bits_per_byte_bound": "Bits per byte (upper bound), validation",
     "val/accuracy": "Accuracy, validation",
     "val/f1": "Macro F1, validation",
+    "val/pearson": "Pearson correlation, validation",
+    "val/spearman": "Spearman correlation, validation",
     "speed/mfu": "Share of the peak FLOP/s (MFU)",
     "speed/data_wait_s": "Seconds spent waiting for text, so far",
     "optim/skipped_steps": "Skipped steps, so far",
@@ -142,6 +145,9 @@ def run_page(run: RunFiles) -> str:
     page = Page(run.name, f"{run.folder} · {objective}" if objective else str(run.folder), _state(run), _tiles(run))
     page.add("Loss", *_loss(run))
     page.add("Curves", grid(card(chart) for chart in _curves(run)))
+    if run.curves:
+        look = Look("Scores", marks=_marks(run), x_ends=_x_ends(run))
+        page.add("Scores", score_cards(run.curves, look), note="Tasks that scored the model while it trained.")
     page.add("Samples", _samples(run.samples), note="What the model wrote at these steps, from the same prompts.")
     if history:
         page.add("Stages", _stages(history))
@@ -170,6 +176,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
         ("val/loss", f"validation loss{is_bound}"), ("val/loss_ema", "loss of the average"),
         ("val/bits_per_byte", "bits per byte"),
         ("val/bits_per_byte_bound", "bits per byte (bound)"), ("val/accuracy", "accuracy"),
+        ("val/spearman", "Spearman correlation"),
     ):  # fmt: skip
         if (value := run.latest(metric)) is not None:
             tiles.append((f"{value:.4f}", name))
@@ -250,8 +257,9 @@ def _loss(run: RunFiles) -> list[str]:
     ]
     if not run.curves:
         return []
-    look = Look("Training and validation loss, nats per token", marks=_marks(run), x_ends=_x_ends(run))
-    parts = [card(in_both_widths(lines, look, 380), heading="Nats per token")]
+    unit = "squared error" if "val/pearson" in run.curves else "nats per token"
+    look = Look(f"Training and validation loss, {unit}", marks=_marks(run), x_ends=_x_ends(run))
+    parts = [card(in_both_widths(lines, look, 380), heading=unit.capitalize())]
     by_source = [m for m in run.curves if m.startswith("val/") and m.count("/") == 2 and m.endswith("/loss")]
     if by_source:
         lines = [Line(metric.split("/")[1], run.curves[metric], dots=True) for metric in by_source[:COLORS]]

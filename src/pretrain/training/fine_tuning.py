@@ -13,7 +13,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
 from pretrain.models.interface import LanguageModule
-from pretrain.objectives.fine_tuning_config import ContrastiveConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, RegressConfig
 from pretrain.training.datamodule import TextDataModule
 
 _HEAD = "head."
@@ -37,7 +37,7 @@ def with_labels(config: RunConfig, prepared: Prepared) -> RunConfig:
 
 def trained_head(config: RunConfig) -> str | None:
     """Return the prefix of the parameters that a run with adapters trains beside them: those of a new label head."""
-    return None if config.objective.classifier is None else _HEAD
+    return None if config.objective.n_labels is None else _HEAD
 
 
 def freeze_unused(config: RunConfig, model: LanguageModule) -> None:
@@ -107,23 +107,24 @@ def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model
 
     Raises ConfigError if the base cannot be fine-tuned with this objective, CheckpointError if its weights do not fit.
     """
-    classifier, of_base = config.objective.classifier, base.objective.classifier
-    if classifier is None:
-        if of_base is not None:
+    objective, of_base = config.objective, base.objective
+    if not isinstance(objective, ClassifyConfig | RegressConfig):
+        if of_base.n_labels is not None:
+            what = "predicts numbers of texts" if of_base.classifier is None else "is a classifier"
             raise ConfigError(
-                f"init_from={config.init_from} is a classifier and has no head over the vocabulary, which "
+                f"init_from={config.init_from} {what} and has no head over the vocabulary, which "
                 f"objective={config.objective.kind} needs. Start from the model that it was fine-tuned from."
             )
         if isinstance(config.objective, ContrastiveConfig):
             _check_direction(config, base, config.objective.left_to_right)
         return _with_new_tokens(config, base, model)
-    left_to_right, labels = classifier.left_to_right, classifier.labels
-    _check_direction(config, base, left_to_right)
-    if of_base is not None and of_base.labels == labels:
+    _check_direction(config, base, objective.left_to_right)
+    if type(of_base) is type(objective) and getattr(of_base, "labels", None) == getattr(objective, "labels", None):
         return base.values(model)
     weights = base.values(build_without_weights(config.model, base.objective, prepared.tokenizer))
     new = [name for name, _ in model.named_parameters() if name.startswith(_HEAD)]
-    log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({len(labels)} labels)")
+    outputs = f"{objective.n_labels} labels" if isinstance(objective, ClassifyConfig) else "a number"
+    log(f"new parameters, not from {config.init_from}: {', '.join(new)} ({outputs})")
 
     def load(name: str, size: torch.Size) -> Tensor:
         return config.model.initial_value(name, size, config.seed) if name.startswith(_HEAD) else weights(name, size)

@@ -19,7 +19,8 @@ from pretrain.training.lightning_module import NO_TARGET, OVERFLOW
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0
-_PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified."}
+_PROMPTS = {"masked": "The quick [MASK] fox jumps over the lazy dog.", "classify": "A text to be classified.",
+            "regress": "A text to be scored."}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Report:
             ("val/bits_per_byte_bound", "bits/byte (bound)"),
             ("val/accuracy", "accuracy"),
             ("val/f1", "macro F1"),
+            ("val/pearson", "Pearson"),
+            ("val/spearman", "Spearman"),
         ):
             if key in self.validation:
                 is_masked = self.objective == "masked" and label in ("perplexity", "accuracy")

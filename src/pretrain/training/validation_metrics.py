@@ -1,11 +1,16 @@
-"""Loss, accuracy and F1 of a validation, over batches and processes."""
+"""Loss, accuracy, F1 and correlations of a validation, over batches and processes."""
 
+from typing import cast
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
+from torchmetrics.utilities import dim_zero_cat
 
 from pretrain.data.collate import IGNORE
+from pretrain.evaluation.agreement import pearson, spearman
 from pretrain.evaluation.totals import Totals, target_counts, validation_metrics
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import Objective
@@ -35,6 +40,30 @@ class LossMetrics(Metric):
         return float(self.loss_sum), float(self.correct), float(self.count)
 
 
+class Correlations(Metric):
+    """Correlations of predicted with true numbers, over all targets of all ranks."""
+
+    full_state_update = False
+    predicted: list[Tensor]
+    truth: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("predicted", "truth"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """Add numbers, float32 (N,) each."""
+        self.predicted.append(predicted)
+        self.truth.append(truth)
+
+    def compute(self) -> dict[str, float]:
+        """Return Pearson's and Spearman's correlation; nothing without a number."""
+        numbers = [cast(Tensor, dim_zero_cat(each)) for each in (self.predicted, self.truth) if len(each)]
+        predicted, truth = (each.cpu().numpy() for each in numbers) if numbers else (np.zeros(0), np.zeros(0))
+        return {"pearson": pearson(predicted, truth), "spearman": spearman(predicted, truth)} if len(truth) else {}
+
+
 class ValidationScores(nn.Module):
     """Metrics of each validation source and each part of the objective."""
 
@@ -49,16 +78,21 @@ class ValidationScores(nn.Module):
             for name, part in objective.validation_parts.items()
         ]
         self.losses = nn.ModuleList(LossMetrics(dtype) for _ in self._loaders)
-        self.f1 = None if n_labels is None else macro_f1(n_labels)
+        self.f1 = None if n_labels is None or objective.predicts_numbers else macro_f1(n_labels)
+        self.correlations = Correlations() if objective.predicts_numbers else None
 
     def update(self, loader: int, batch: Batch, losses: Tensor, predictions: Tensor) -> None:
-        """Add a batch of a loader: losses (B, T) in nats and predictions (B, T)."""
+        """Add a batch of a loader: losses (B, T) in nats and predictions (B, T), or squared errors and numbers."""
         metrics = self.losses[loader]
         assert isinstance(metrics, LossMetrics)
         correct = (predictions == batch.targets).to(losses.dtype)
         metrics.update(batch.weighted(losses), batch.weighted(correct), batch.row_counts())
         if self.f1 is not None:
             self.f1.update(predictions, batch.targets)
+        if self.correlations is not None:
+            assert batch.numbers is not None
+            is_target = batch.targets != IGNORE
+            self.correlations.update(predictions[is_target], batch.numbers[is_target])
 
     def compute(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return values by metric name and targets by source, over all ranks, and reset the metrics."""
@@ -72,6 +106,9 @@ class ValidationScores(nn.Module):
             values.pop("perplexity", None)  # of labels: the loss holds the same information
             values |= {"f1": float(self.f1.compute())} if values else {}
             self.f1.reset()
+        if self.correlations is not None:  # the loss is a squared error
+            values = {"loss": values["loss"]} | self.correlations.compute() if values else {}
+            self.correlations.reset()
         return {f"val/{name}": value for name, value in values.items()}, target_counts(totals)
 
 

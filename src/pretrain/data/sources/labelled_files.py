@@ -1,8 +1,11 @@
 """Documents for fine-tuning from files: prompts with responses, and texts with labels."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 from pretrain.data.config import Format
 from pretrain.data.fine_tuning_config import (
@@ -40,6 +43,7 @@ class AnnotatedFiles(FileSource):
             "messages_column",
         )
         own = [getattr(self.config, name) for name in _OF_RELATED if hasattr(self.config, name)]
+        own += ["numbers"] if self.config.has_numbers else []
         return [getattr(self.config, name, None) for name in names] + [str(value) for value in own]
 
     def _kind(self, path: Path) -> FileKind:
@@ -126,7 +130,7 @@ class RelatedTexts(AnnotatedFiles):
 
 
 class LabelledTexts(AnnotatedFiles):
-    """The texts of files with their labels."""
+    """The texts of files with their labels or numbers."""
 
     config: LabelledTextConfig
 
@@ -148,12 +152,12 @@ class LabelledTexts(AnnotatedFiles):
         for origin, record in read_records(form, stream, name, columns, self.skipped):
             text, label = record.get(config.text_column), record.get(config.label_column)
             second = None if config.pair_column is None else record.get(config.pair_column)
-            if not (isinstance(text, str) and isinstance(label, str | int) and str(label).strip()):
-                self.skipped["text is no string, or label neither string nor whole number"] += 1
+            if not (isinstance(text, str) and self._is_label(label)):
+                self.skipped[f"text is no string, or label {self._no_label}"] += 1
             elif config.pair_column is not None and (not isinstance(second, str) or fault_of(second)):
                 self.skipped["second text is empty or no text"] += 1
             else:
-                yield Document(text, origin, label=str(label), second_text=second)
+                yield self._document(text, origin, str(label), second)
 
     def _labelled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
         """Yield the text before the last tab of each line with the label after it."""
@@ -169,10 +173,27 @@ class LabelledTexts(AnnotatedFiles):
                 )
             if number == 1 and label == self.config.label_column:
                 continue  # a heading
-            if tab and label.strip():
-                yield Document(text, f"{name}:{number}", label=label.strip())
+            if tab and self._is_label(label):
+                yield self._document(text, f"{name}:{number}", label.strip())
             elif text or label:
-                self.skipped["no label"] += 1
+                self.skipped["no number" if self.config.numeric_labels else "no label"] += 1
+
+    def _document(self, text: str, origin: str, label: str, second_text: str | None = None) -> Document:
+        if self.config.numeric_labels:
+            return Document(text, origin, number=float(label), second_text=second_text)
+        return Document(text, origin, label=label, second_text=second_text)
+
+    @property
+    def _no_label(self) -> str:
+        return "no finite number" if self.config.numeric_labels else "neither string nor whole number"
+
+    def _is_label(self, value: object) -> bool:
+        if not self.config.numeric_labels:
+            return isinstance(value, str | int) and bool(str(value).strip())
+        try:
+            return isinstance(value, str | int | float) and math.isfinite(np.float32(value))
+        except (ValueError, OverflowError):
+            return False
 
 
 def _has_heading(stream: IO[bytes], config: LabelledTextConfig) -> bool:

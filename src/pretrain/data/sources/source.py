@@ -32,7 +32,8 @@ class Document:
     name: str  # its origin, such as "novels.jsonl.xz:17" or "os.path"; control characters are escaped
     prompt_characters: int | None = None  # length of the prompt that the text begins with; the rest is the response
     label: str | None = None
-    second_text: str | None = None  # of a pair of texts with one label
+    number: float | None = None  # to predict from the text, instead of a label
+    second_text: str | None = None  # of a pair of texts with one label or number
     messages: tuple[tuple[str, str], ...] = ()  # role and content of each turn, of a conversation
     related: tuple[str, ...] = ()  # an anchor, its positive and hard negatives, if the document is of such texts
     part: Part = Part.full

@@ -3,6 +3,7 @@
 prompt_tokens  the number of tokens of a document's prompt, BOS included; they are no targets
 turns          the number of tokens before the first target of a conversation; targets.bin has all of its targets
 label          the index of its label in the manifest's list of labels
+number         the bits of a float32, little-endian as the file: a number that is predicted from the text
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from pretrain.errors import DataError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import read_record, shortened
 
-PROMPT_TOKENS, LABEL, TURNS = "prompt_tokens", "label", "turns"
+PROMPT_TOKENS, LABEL, TURNS, NUMBER = "prompt_tokens", "label", "turns", "number"
 # little-endian u32: the number of spans of each document, then first token and end of each span, in order
 TARGETS = "targets.bin"
 FILE = "annotations.bin"  # little-endian u32, one a document, in the order of the documents
@@ -82,7 +83,7 @@ class TargetSpans:
 class Annotations:
     """One number for each document of a store."""
 
-    kind: str  # PROMPT_TOKENS, LABEL or TURNS
+    kind: str  # PROMPT_TOKENS, LABEL, TURNS or NUMBER
     values: Ints  # (documents,)
     labels: tuple[str, ...] = ()  # by index
     targets: TargetSpans | None = None  # of TURNS
@@ -91,11 +92,16 @@ class Annotations:
         """Return which documents have no target in a row that begins with them, bool (documents,).
 
         `lengths` (documents,) and `row_length` are in tokens. A document has none if its prompt fills the row, so that
-        the token after the row's last one still belongs to the prompt. A label always is a target.
+        the token after the row's last one still belongs to the prompt. A label or number always is a target.
         """
-        if self.kind == LABEL:
+        if self.kind in (LABEL, NUMBER):
             return np.zeros(len(lengths), np.bool_)
         return self.values > np.minimum(row_length, lengths - 1)
+
+    def shown(self, document: int) -> str:
+        """Return the label or number of a document as text."""
+        value = self.values[document]
+        return self.labels[value] if self.kind == LABEL else f"{value.astype(np.uint32).view(np.float32):g}"
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the numbers into a store's folder and return their entry in its manifest."""
@@ -117,7 +123,7 @@ class Annotations:
             entry = read_record(_Entry, value, "annotations")
         except ValueError as error:
             raise DataError(f"{folder / 'manifest.json'}: {error}.") from error
-        if entry.kind not in (PROMPT_TOKENS, LABEL, TURNS):
+        if entry.kind not in (PROMPT_TOKENS, LABEL, TURNS, NUMBER):
             raise DataError(f"{folder / 'manifest.json'} has annotations of the unknown kind {shortened(entry.kind)}.")
         path, count = folder / FILE, manifest["n_documents"]
         size = path.stat().st_size if path.is_file() else 0
@@ -128,5 +134,7 @@ class Annotations:
             raise DataError(f"{path} is damaged: its sha256 is not the one in the store's manifest.")
         if entry.kind == LABEL and values.max(initial=0) >= len(entry.labels):
             raise DataError(f"{path} has a label {values.max()}, but the store has {len(entry.labels)} labels.")
+        if entry.kind == NUMBER and not np.isfinite(values.view("<f4")).all():
+            raise DataError(f"{path} is damaged: it has a number that is not finite.")
         targets = TargetSpans.load(folder / TARGETS, count, entry.targets_sha256) if entry.kind == TURNS else None
         return Annotations(entry.kind, values.astype(np.int64), tuple(entry.labels), targets)

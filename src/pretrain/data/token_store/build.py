@@ -12,7 +12,7 @@ from pretrain.data.config import DataConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, in_batches, reserve_of, split_of
-from pretrain.data.token_store.annotations import LABEL, PROMPT_TOKENS, TURNS, Annotations, TargetSpans
+from pretrain.data.token_store.annotations import LABEL, NUMBER, PROMPT_TOKENS, TURNS, Annotations, TargetSpans
 from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import StoreWriter
 from pretrain.data.tokenizers.chat_template import ChatTemplate
@@ -147,7 +147,7 @@ def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Documen
 
 def _labels(source: Source, data: DataConfig) -> list[str]:
     """Return the sorted labels of the training documents; none if texts have no labels."""
-    if not data.has_labels:
+    if not data.has_labels or data.has_numbers:
         return []
     labels = sorted({str(document.label) for split, document in with_splits(source, data) if split == "train"})
     if len(labels) < 2:
@@ -167,13 +167,15 @@ def _name(data: DataConfig) -> str:
 def _values(
     documents: Sequence[Document], encoded: list[NDArray[np.uint32]], tokenizer: Tokenizer, labels: list[str]
 ) -> list[int]:
-    """Return each document's annotation: its label's index or prompt's length in tokens, else 0.
+    """Return each document's annotation: its label's index, number's bits or prompt's length in tokens, else 0.
 
     If the tokens of a text do not begin with those of its prompt, as the model will read it, prompt and response are
     encoded apart and replace its tokens in `encoded`.
     """
     if labels:
         return [_label_index(document, labels) for document in documents]
+    if any(document.number is not None for document in documents):
+        return np.array([document.number for document in documents], np.float32).view(np.uint32).tolist()
     pairs = [(n, document.prompt_characters) for n, document in enumerate(documents) if document.prompt_characters]
     prompts = tokenizer.encode_documents([documents[number].text[:end] for number, end in pairs])
     values = [1 if document.prompt_characters is not None else 0 for document in documents]  # BOS of an empty prompt
@@ -202,4 +204,5 @@ def _annotations(data: DataConfig, values: list[int], labels: list[str], targets
     numbers = np.array(values, np.int64)
     if data.has_messages:
         return Annotations(TURNS, numbers, targets=TargetSpans.of_documents(targets))
-    return Annotations(LABEL if labels else PROMPT_TOKENS, numbers, tuple(labels))
+    kind = NUMBER if data.has_numbers else LABEL if labels else PROMPT_TOKENS
+    return Annotations(kind, numbers, tuple(labels))

@@ -130,7 +130,11 @@ class Progress(StepCallback):
             loss = f"validation loss {metrics['val/loss']:.4f}{' (bound)' * ('val/loss_bound' in metrics)}"
             if "val/loss_ema" in metrics:
                 loss += f", of the average of the weights {metrics['val/loss_ema']:.4f}"
-            line = f"step {trainer.global_step}: {loss}{per_byte}  accuracy {metrics['val/accuracy']:.1%}"
+            if "val/pearson" in metrics:
+                last = f"Pearson {metrics['val/pearson']:.3f}  Spearman {metrics['val/spearman']:.3f}"
+            else:
+                last = f"accuracy {metrics['val/accuracy']:.1%}"
+            line = f"step {trainer.global_step}: {loss}{per_byte}  {last}"
             if self.bar is not None:
                 tqdm.write(printable(line), file=sys.stderr)
             else:

@@ -35,13 +35,14 @@ def prompts_of(prepared: Prepared, objective: ObjectiveConfig, context_length: i
     """Return prompts that suit the objective, from validation documents, or without any from training documents.
 
     They are spread over sources and documents and always the same. A causal model gets the first words of a line, or
-    the prompt of a pair; a masked model a line with a word masked; a classifier the beginning of a text. Returns fewer
+    the prompt of a pair; a masked model a line with a word masked; a classifier or
+    regressor the beginning of a text. Returns fewer
     where the text has no such lines.
     """
     stores, tokenizer = prepared.validation or prepared.train, prepared.tokenizer
     if objective.embedding_pooling is not None:
         return []  # it predicts no tokens
-    if objective.classifier:
+    if objective.n_labels is not None:
         return list(islice(_labelled(stores, tokenizer), N_PROMPTS))
     prompts: list[SamplePrompt] = []
     if objective.causal or objective.denoises:
@@ -79,7 +80,7 @@ def _labelled(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[Sam
     for store, index in _documents(stores):
         text = " ".join(tokenizer.decode(_tokens(store, index)).split())[:_TEXT_CHARACTERS]
         if store.annotations is not None and text:
-            yield SamplePrompt(text, truth=store.annotations.labels[int(store.annotations.values[index])])
+            yield SamplePrompt(text, truth=store.annotations.shown(index))
 
 
 def _pairs(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[str]:

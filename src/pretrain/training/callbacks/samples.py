@@ -55,6 +55,7 @@ class Writer:
                 self.tokenizer,
                 fills_masks=objective.fills_masks,
                 classifier=objective.classifier,
+                regressor=objective.regressor,
                 denoises=objective.denoises,
                 shift_targets=objective.shift_targets,
             )
@@ -121,6 +122,8 @@ def _answer(language_model: LanguageModel, prompt: SamplePrompt, config: SampleC
     try:
         if language_model.labels:
             return _classified(language_model, prompt)
+        if language_model.regressor is not None:
+            return f"{prompt.text}\n    {language_model.regress(prompt.text):.4g}{_truth(prompt)}"
         if "[MASK]" in prompt.text or not language_model.completes:
             return _filled(language_model, prompt)
         return _completed(language_model, prompt.text, config, seed)

