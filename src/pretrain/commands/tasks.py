@@ -269,15 +269,20 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line, and write them with the settings where `output` names a file."""
     from pretrain.commands.glue import score_glue
     from pretrain.evaluation.config import Task
+    from pretrain.evaluation.needle import needle_table
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
     path = chosen_model(config.checkpoint, config.paths.logs_dir)
     figures = score_glue(config, path) if config.task is Task.glue and not config.tasks else score(config, path)
-    width = max(16, *(len(name) for name in figures))
-    for name, value in figures.items():
+    is_table = config.task is Task.needle and not config.tasks
+    lines = {name: value for name, value in figures.items() if not (is_table and "/" in name)}
+    width = max(16, *(len(name) for name in lines))
+    for name, value in lines.items():
         shown = f"{value:,.4f}" if isinstance(value, float) else value
         print(printable(f"{name:<{width}} {shown}"))
+    if is_table:
+        print(f"\n{needle_table(figures)}")
     if config.output:
         Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
 
