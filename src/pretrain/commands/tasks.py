@@ -307,6 +307,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line or as a table, and write them with the settings to `output`."""
     from pretrain.commands.glue import glue_table, score_glue
     from pretrain.evaluation.config import Task
+    from pretrain.evaluation.needle import needle_table
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
@@ -316,10 +317,14 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
         print(printable(glue_table(figures)))
     else:
         figures = score(config, path)
-        width = max(16, *(len(name) for name in figures))
-        for name, value in figures.items():
+        is_table = config.task is Task.needle and not config.tasks
+        lines = {name: value for name, value in figures.items() if not (is_table and "/" in name)}
+        width = max(16, *(len(name) for name in lines))
+        for name, value in lines.items():
             shown = f"{value:,.4f}" if isinstance(value, float) else value
             print(printable(f"{name:<{width}} {shown}"))
+        if is_table:
+            print(f"\n{needle_table(figures)}")
     if config.output:
         Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
 

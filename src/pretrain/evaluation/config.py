@@ -25,6 +25,7 @@ class Task(Enum):
     memorization = "memorization"  # how much of its training documents a model repeats (arxiv.org/abs/2202.07646)
     sts = "sts"  # similarity of two sentences by their vectors, as in STS-B (Cer et al. 2017, arxiv.org/abs/1708.00055)
     retrieval = "retrieval"  # passages that answer queries by their vectors, in BEIR's files (arxiv.org/abs/2104.08663)
+    needle = "needle"  # a number hidden in a long text, found by likelihood; causal models
     memorisation = memorization  # its earlier spelling, read for one version
 
 
@@ -65,6 +66,34 @@ class GlueConfig(Settings):
                 raise ConfigError(f"glue.{name}={values} must be a list of one or more different values.")
         if min(self.learning_rates) <= 0:
             raise ConfigError(f"glue.learning_rates={self.learning_rates} must be above 0. Try [2e-5,5e-5].")
+
+
+@dataclass
+class NeedleConfig(Settings):
+    """A number that is hidden in held-out text of several lengths, at several depths."""
+
+    prefix: ClassVar[str] = "needle."
+    lengths: list[int] = setting(
+        default_factory=list, about="Tokens of the texts; []: a quarter, half and all of the model's context."
+    )
+    depths: list[float] = setting(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
+        about="Where the number stands: 0 is the beginning of the text, 1 its end.",
+    )
+    trials: int = setting(10, "Texts and numbers of each length and depth.", bounds="[1, inf)")
+    choices: int = setting(10, "Numbers whose likelihood is compared; one of them is hidden.", bounds="[2, 1000]")
+    digits: int = setting(5, "Digits of a number.", bounds="[4, 12]")
+    seed: int = setting(0, "Seed of the numbers.", bounds="[0, inf)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("lengths", self.lengths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"needle.{name}={values} must be different values.")
+        if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
+            raise ConfigError(f"needle.depths={self.depths} must be one or more numbers from 0 to 1. Try [0,0.5,1].")
+        if any(length < 1 for length in self.lengths):
+            raise ConfigError(f"needle.lengths={self.lengths} must be 1 or more tokens. Try [512,1024].")
 
 
 @dataclass
@@ -127,6 +156,7 @@ class EvalConfig(Settings):
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
     output: str | None = setting(None, "A JSON file for figures and settings.")
     glue: GlueConfig = field(default_factory=GlueConfig)
+    needle: NeedleConfig = field(default_factory=NeedleConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:

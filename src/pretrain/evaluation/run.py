@@ -24,6 +24,7 @@ from pretrain.evaluation.config import FROM_FILES, OF_VECTORS, EvalConfig, Task
 from pretrain.evaluation.embedding_tasks import read_retrieval, read_sentence_pairs, score_embeddings
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
+from pretrain.evaluation.needle import score_needles
 from pretrain.evaluation.scorer import Progress, Scorer, check_examples, check_numbers
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import ScoredPart, Totals, validation_metrics
@@ -75,6 +76,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
             metrics |= clean_scores(scorer, examples, verdicts)
     elif config.task is Task.memorization:
         metrics = _memorization(config, folder, scorer)
+    elif config.task is Task.needle:
+        metrics = score_needles(scorer, _haystack(config, folder), config.needle)
     else:
         metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
@@ -253,6 +256,20 @@ def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
             )
     read = float(folder.metadata.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
     return metrics | {"train/times_read": read}
+
+
+def _haystack(config: EvalConfig, folder: ModelFolder) -> Ints:
+    """Return the ids of the held-out text, documents one behind the other without BOS and EOS, as many as are used."""
+    longest = max(config.needle.lengths, default=folder.shape.context_length)
+    found, size = list[Ints](), 0
+    for store in _stores(config, folder).values():
+        store.check_tokenizer(folder.tokenizer.fingerprint, folder.tokenizer.vocab_size)
+        for number in range(store.n_documents):
+            if size >= longest * config.needle.trials:
+                break
+            found.append(store.document(number)[1:-1].astype(np.int64))
+            size += len(found[-1])
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def verbatim_metrics(scorer: Scorer, documents: Sequence[Ints], new_tokens: int) -> dict[str, float]:

@@ -83,15 +83,16 @@ class Scorer:
         """Whether scores are likelihoods, each token predicted from those before it."""
         return self.model.causal
 
-    def predictions(self, passages: Sequence[Passage]) -> list[Predicted]:
-        """Return the predictions of each passage's targets.
+    def predictions(self, passages: Sequence[Passage], report: Report | None = None) -> list[Predicted]:
+        """Return the predictions of each passage's targets; `report` receives progress instead of the scorer's.
 
         Raises DivergenceError for NaN, which would make an arbitrary answer the best when compared.
         """
+        report = report or self.report
         if self.causal:
-            predicted = causal_predictions(self.model, passages, self.batch_tokens, self.report)
+            predicted = causal_predictions(self.model, passages, self.batch_tokens, report)
         else:
-            predicted = masked_predictions(self.model, passages, self.tokenizer, self.batch_tokens, self.report)
+            predicted = masked_predictions(self.model, passages, self.tokenizer, self.batch_tokens, report)
         check_numbers(bool(passage.log_probabilities.isnan().any()) for passage in predicted)
         return predicted
 
