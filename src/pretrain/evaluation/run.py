@@ -48,13 +48,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     if config.task in OF_VECTORS and config.path is not None:
         return _score_vectors(config, path, config.path)
     folder = open_model(path, config.weights)
-    if folder.objective.embedding_pooling is not None:
-        raise ConfigError(
-            f"checkpoint={path} embeds texts, and task={config.task.name} scores predictions of tokens. "
-            "Take task=sts or task=retrieval."
-        )
-    if folder.objective.n_labels is not None:
-        raise ConfigError(f"checkpoint={path} {_with_head(folder)}(...).")
+    _check_predicts_tokens(config, path, folder)
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
@@ -82,6 +76,17 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
         metrics = _pseudo_perplexity(config, folder, scorer)
     metadata = {"checkpoint": str(folder.folder), "objective": folder.objective.kind, "task": config.task.name}
     return metadata | metrics | {"elapsed_s": time.perf_counter() - started_s}
+
+
+def _check_predicts_tokens(config: EvalConfig, path: str | Path, folder: ModelFolder) -> None:
+    """Raise ConfigError for a model fine-tuned into something else than one that predicts tokens."""
+    if folder.objective.embedding_pooling is not None:
+        raise ConfigError(
+            f"checkpoint={path} embeds texts, and task={config.task.name} scores predictions of tokens. "
+            "Take task=sts or task=retrieval."
+        )
+    if folder.objective.n_labels is not None:
+        raise ConfigError(f"checkpoint={path} {_with_head(folder)}(...).")
 
 
 def _with_head(folder: ModelFolder) -> str:
