@@ -23,7 +23,7 @@ from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoisi
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
-from pretrain.inference.generate import Decoding, NewToken, generate_tokens
+from pretrain.inference.generate import Decoding, NewToken, generate_tokens, text_pieces
 from pretrain.inference.generation_options import check_options, denoising_of, sampling_of
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
@@ -224,7 +224,7 @@ class LanguageModel:
         template = ChatTemplate(self.tokenizer)
         row, end_id = template.prompt(checked), template.end_id
         generation = GenerationState(self.tokenizer, row, StopStrings(options.get("stop", ())))
-        text = "".join(_pieces(generation, self._steps([row], options, end_id))).strip()
+        text = "".join(text_pieces(generation, self._steps([row], options, end_id))).strip()
         self.conversation = [
             *({"role": role, "content": content} for role, content in checked), {"role": ASSISTANT, "content": text}
         ]  # fmt: skip
@@ -252,7 +252,7 @@ class LanguageModel:
         A piece is delayed while it may begin a stop string.
         """
         (generation,), steps = self._begin([prompt], options)
-        return filter(None, _pieces(generation, steps))
+        return filter(None, text_pieces(generation, steps))
 
     def _begin(
         self, prompts: Sequence[str | list[int]], options: GenerationOptions
@@ -441,11 +441,3 @@ class LanguageModel:
             raise ConfigError(f"draws={draws} means nothing for a model that is scored without a bound. Leave it out.")
         scorer = Scorer(self.model, self.tokenizer, self.starts_with_bos, bound=bound)
         return scorer.texts([text])[0] if isinstance(text, str) else scorer.texts(text)
-
-
-def _pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
-    for step in steps:
-        yield generation.add(step[0])
-        if generation.finish_reason is not None:
-            return
-    yield generation.end(FinishReason.length)

@@ -29,9 +29,7 @@ from pretrain.data.curation.engine import (
     Stage,
     Workers,
     counts_of,
-    done_record,
     file_of,
-    number_of_tasks,
     storage_errors,
 )
 from pretrain.data.curation.forget import finish_forgetting
@@ -39,15 +37,14 @@ from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, 
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
     DOMAINS,
-    ITEMS,
     MANIFEST,
     add_all,
     by_source,
     check_identity,
     made_with,
-    manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
+from pretrain.data.curation.publishing import publish
 from pretrain.data.curation.rules import (
     DUPLICATE_RULES,
     EXACT_RULE,
@@ -63,11 +60,9 @@ from pretrain.data.curation.stages import (
     EXACT,
     MEASURE_VERSION,
     READ_VERSION,
-    RowGroups,
     decide_documents,
     measure_documents,
     read_documents,
-    row_groups,
 )
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
@@ -75,10 +70,10 @@ from pretrain.data.curation.units import files_stage, read_inventory, write_unit
 from pretrain.data.curation.verify import STAGES
 from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains, web_settings
 from pretrain.data.curation.words import WORDS_VERSION
-from pretrain.data.curation.writing import SAMPLES, WRITE_VERSION, write_unit
+from pretrain.data.curation.writing import WRITE_VERSION, write_unit
 from pretrain.data.progress import Progress
 from pretrain.errors import CheckpointError, DataError, printable
-from pretrain.files.atomic_files import sync_to_disk, write_atomically
+from pretrain.files.atomic_files import write_atomically
 from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import open_own, read_json
 
@@ -394,77 +389,13 @@ class _Curation:
         }  # fmt: skip
 
     def _finish(self, folder: Path, contents: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
-        """Put the files into the output folder, the manifest last."""
+        """Put the files into the output folder, the manifest last; return the manifest."""
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
             write_atomically(self.work / STAGES, json.dumps({"read": known["read"], "c4": self._c4()}).encode())
-            shards, digest, count = [], xxhash.xxh3_128(), number_of_tasks(folder)
-            for name in ("data", "decisions", "index"):
-                shutil.rmtree(self.output / name, ignore_errors=True)
-                (self.output / name).mkdir()
-            for index in range(count):
-                record = done_record(folder, index)
-                assert record is not None
-                _link(file_of(folder, index, "decisions.parquet"), self.output / "decisions" / f"{index:05d}.parquet")
-                digest.update(file_of(folder, index, "digests").read_bytes())
-                if documents := record["counts"].get("documents", 0):
-                    name = f"data/{index:05d}.parquet"
-                    _link(file_of(folder, index, "shard.parquet"), self.output / name)
-                    index_name = f"index/{index:05d}.rows"
-                    _link(file_of(folder, index, "index.rows"), self.output / index_name)
-                    sizes = {"documents": documents, "characters": record["counts"]["characters"]}
-                    sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
-                    shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
-            self._write_samples(folder, count)
-            (self.output / ITEMS).unlink(missing_ok=True)
-            if "verdicts" in known:
-                _link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
-            self._write_attribution(folder, count)
-            timings = json.dumps(self.timings, indent=1).encode()
-            write_atomically(self.output / "timings.json", timings)
-            for name in ("data", "decisions", "index"):
-                sync_to_disk(self.output / name)
-            data = manifest_bytes({"fingerprint": digest.hexdigest(), **contents, "shards": shards})
-            write_atomically(self.output / MANIFEST, data)
-        manifest: dict[str, Any] = json.loads(data)
-        return manifest
-
-    def _write_samples(self, folder: Path, count: int) -> None:
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for index in range(count):
-            for table in row_groups(file_of(folder, index, "samples.parquet")):
-                for row in table.to_pylist():
-                    rows.setdefault(row["rule"], []).append(row)
-            for rule, found in rows.items():
-                found.sort(key=lambda row: row["rank"])
-                del rows[rule][self.config.samples_per_rule :]
-        chosen = [row for rule in sorted(rows) for row in rows[rule]]
-        draft = self.output / ".samples.tmp"
-        with RowGroups(draft, SAMPLES) as output:
-            output.write({name: [row[name] for row in chosen] for name in SAMPLES.names})
-        draft.replace(self.output / "samples.parquet")
-
-    def _write_attribution(self, folder: Path, count: int) -> None:
-        """Write who must be named: frames of zstd one behind the other are one file."""
-        draft = self.output / ".attribution.tmp"
-        with draft.open("wb") as output:
-            for index in range(count):
-                with file_of(folder, index, "attribution.jsonl.zst").open("rb") as frame:
-                    shutil.copyfileobj(frame, output)
-            size = output.tell()
-        target = self.output / "ATTRIBUTION.jsonl.zst"
-        target.unlink(missing_ok=True)
-        if size:
-            draft.replace(target)
-        draft.unlink(missing_ok=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file of work/ a second name, or copy it where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+            verdicts = self.work / known["verdicts"] if "verdicts" in known else None
+            write_atomically(self.output / "timings.json", json.dumps(self.timings, indent=1).encode())
+            return publish(folder, self.output, contents, verdicts, self.config.samples_per_rule)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
