@@ -18,12 +18,12 @@ from pretrain.evaluation.scorer import Scorer
 from pretrain.inference import classification
 from pretrain.inference.classification import TextOrPair
 from pretrain.inference.config import FillOptions, GenerationOptions, InferenceDtype
-from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings
+from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings, text_pieces
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
-from pretrain.inference.generate import Decoding, NewToken, generate_tokens, text_pieces
+from pretrain.inference.generate import Decoding, NewToken, generate_tokens
 from pretrain.inference.generation_options import check_options, denoising_of, sampling_of
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule

@@ -1,6 +1,6 @@
 """Detokenize completions as their tokens arrive: whole characters only, and not beyond a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -102,3 +102,12 @@ class GenerationState:
         text, self._buffer = self._buffer[:count], self._buffer[count:]
         self._text.append(text)
         return text
+
+
+def text_pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
+    """Yield the text of one completion as its tokens come, and last what stop strings held back."""
+    for step in steps:
+        yield generation.add(step[0])
+        if generation.finish_reason is not None:
+            return
+    yield generation.end(FinishReason.length)

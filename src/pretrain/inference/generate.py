@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
-from pretrain.inference.detokenize import FinishReason, GenerationState
 from pretrain.inference.kv_cache import StaticKVCache
 from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty
 from pretrain.models.interface import LanguageModule, hidden_states
@@ -171,12 +170,3 @@ def _steps(state: DecodingState, decoding: Decoding) -> Iterator[list[NewToken |
         yield [token if runs else None for token, runs in zip(new, running, strict=True)]
         if not any(running):
             return
-
-
-def text_pieces(generation: GenerationState, steps: Iterator[list[NewToken | None]]) -> Iterator[str]:
-    """Yield the text of one completion as its tokens come, and last what stop strings held back."""
-    for step in steps:
-        yield generation.add(step[0])
-        if generation.finish_reason is not None:
-            return
-    yield generation.end(FinishReason.length)
