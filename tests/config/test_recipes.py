@@ -93,6 +93,14 @@ def test_modernbert_base_is_trained_in_its_published_phases() -> None:
     assert short.objective.validation_mask_probability == 0.15  # type: ignore[attr-defined]
 
 
+def test_a_typed_batch_size_is_constant_unless_its_warmup_is_typed_too(capsys: pytest.CaptureFixture[str]) -> None:
+    config: RunConfig = compose("train", ["model=modernbert_base", "batch_size=8"])
+    assert (config.batch_size, config.batch_warmup_rows, config.batch_warmup_tokens) == (8, None, None)
+    assert "batch_warmup_rows=768 of the recipe grow to its own batch_size, and batch_size=8" in capsys.readouterr().out
+    typed: RunConfig = compose("train", ["model=modernbert_base", "batch_size=8", "batch_warmup_rows=4"])
+    assert (typed.batch_warmup_rows, typed.batch_warmup_tokens) == (4, 50 * B)
+
+
 def test_ettins_rates_fall_in_two_stages_and_its_encoders_hide_less_at_the_end() -> None:
     for name in ("ettin_17m", "ettin_17m_decoder"):
         short, long, decay = course_of(recipe(name)).stages

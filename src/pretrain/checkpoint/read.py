@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = MAX_JSON_BYTES
 EMBEDDING = "embeddings.tokens.weight"
 EMA = "ema"  # the part with the average of the weights
+PARTS = ("model", EMA, "optimizer", "random")  # of tensors; a run without an average has none of EMA
 
 # the settings may describe a model larger than the saved tensors by this factor and this many parameters: smaller
 # mismatches are reported by name when the weights are loaded

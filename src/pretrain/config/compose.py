@@ -69,12 +69,16 @@ def typed_run(config_name: str, tree: Any, overrides: list[str]) -> Any:
 
 
 def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
-    """Let a recipe's micro_batch_size follow a smaller batch_size, and print one line; a typed one must fit."""
+    """Let a recipe's micro-batch and batch warm-up follow a typed batch_size, and print a line; typed ones must fit."""
     keys = {override.partition("=")[0].lstrip("+") for override in overrides}
     batch, micro = tree.get("batch_size"), tree.get("micro_batch_size")
     if "micro_batch_size" not in keys and isinstance(batch, int) and isinstance(micro, int) and 0 < batch < micro:
         tree.micro_batch_size = None
         show(f"micro_batch_size={micro} of the recipe is above batch_size={batch}, and is lowered to fit.")
+    rows, is_typed = tree.get("batch_warmup_rows"), keys & {"batch_warmup_rows", "batch_warmup_tokens"}
+    if "batch_size" in keys and isinstance(rows, int) and not is_typed:
+        tree.batch_warmup_rows = tree.batch_warmup_tokens = None
+        show(f"batch_warmup_rows={rows} of the recipe grow to its own batch_size, and batch_size={batch} is constant.")
 
 
 def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto
+from pretrain.checkpoint.read import PARTS, latest_run, open_checkpoint, run_meant_by_auto
 from pretrain.config.run import RunConfig
 from pretrain.doctor.check import CheckResult, NotApplicableError
 from pretrain.doctor.context import Context
@@ -135,7 +135,7 @@ def own_checkpoint(context: Context) -> CheckResult:
         paths = context.config.paths
         folder = run_meant_by_auto(paths.run_dir, paths.logs_dir, context.config.name) or latest_run(paths.logs_dir)
     checkpoint = open_checkpoint(folder)
-    tensors = sum(len(checkpoint.tensors(part)) for part in ("model", "optimizer", "random"))
+    tensors = sum(len(checkpoint.tensors(part)) for part in PARTS)
     return CheckResult(
         True, f"{checkpoint.folder} of step {checkpoint.step:,}: sha256 of every file, {tensors:,} tensors read"
     )

@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from pretrain.checkpoint.read import open_checkpoint, step_folders
+from pretrain.checkpoint.read import PARTS, open_checkpoint, step_folders
 from pretrain.config.run import RunConfig
 from pretrain.doctor.check import CheckResult
 from pretrain.doctor.context import Context
-from pretrain.doctor.runs import PARTS, figure_difference, figures, in_folder, state_difference, train_here
+from pretrain.doctor.runs import figure_difference, figures, in_folder, state_difference, train_here
 from pretrain.doctor.shrink import HALF, ROWS, STEPS, with_dropout
 from pretrain.errors import CheckpointError
 

@@ -16,7 +16,6 @@ from pretrain.launch.run_folder import read_rows
 from pretrain.launch.run_plan import resolve_run, to_record
 from pretrain.training.elastic import spawn
 
-PARTS = ("model", "optimizer", "random")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
