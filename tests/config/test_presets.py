@@ -52,6 +52,9 @@ NEEDS = {
     "objective=classify": ["data=labelled", "data.path=x"],
     "data=related": ["data.path=x", "objective=contrastive"],
     "objective=contrastive": ["data=related", "data.path=x"],
+    "objective=regress": ["data=labelled", "data.path=x"],
+    "experiment=regress": ["data.path=x", "model=bert_nano"],
+    "experiment=extend_context": ["data.path=x", "resume=x"],  # no model to read
     "experiment=embed": ["data.path=x", "model=bert_nano"],
     "experiment=instruct": ["data.path=x", "model=gpt_nano"],
     "experiment=chat": ["data.path=x", "model=gpt_nano"],
