@@ -52,7 +52,7 @@ NEEDS = {
     "objective=classify": ["data=labelled", "data.path=x"],
     "data=related": ["data.path=x", "objective=contrastive"],
     "objective=contrastive": ["data=related", "data.path=x"],
-    "objective=regress": ["data=labelled", "data.path=x"],
+    "objective=regress": ["data=labelled", "data.path=x", "data.numeric_labels=true"],
     "experiment=regress": ["data.path=x", "model=bert_nano"],
     "experiment=extend_context": ["data.path=x", "resume=x"],  # no model to read
     "experiment=embed": ["data.path=x", "model=bert_nano"],
