@@ -73,17 +73,18 @@ class PageProcess:
         self._process = context.Process(target=_serve, args=(theirs, self._settings, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
-        self._pipe, self._pages = pipe, 0
         try:
             if not pipe.poll(_START_S):
                 raise EOFError
             pipe.recv_bytes()
         except EOFError:
+            pipe.close()
             self.close()
             raise DataError(
                 "the process that reads pages does not start; its own error stands above. Install the libraries again: "
                 "pip install --force-reinstall 'pretrain[curate]'. A script needs if __name__ == '__main__'."
             ) from None
+        self._pipe, self._pages = pipe, 0
         return pipe
 
     def close(self) -> None:
