@@ -77,7 +77,7 @@ class PageProcess:
             if not pipe.poll(_START_S):
                 raise EOFError
             pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):
             pipe.close()
             self.close()
             raise DataError(
