@@ -71,7 +71,8 @@ def source_rules(rules: RulesConfig, source: str, language: str | None, config: 
     if cut and rules.c4.lines:
         raise ConfigError(
             f"language.keep={cut[0]} has no spaces between words, and rules.c4.lines=true keeps lines by their words. "
-            f"Give such texts a source of their own with sources.{source}.language={cut[0]}, or try rules.c4.lines=false."
+            f"Give such texts a source of their own, with sources.{source}.language={cut[0]}, or try "
+            "rules.c4.lines=false."
         )
     known = set(THRESHOLDS) | {ENGLISH} | set(config.thresholds)
     if not rules.by_language:

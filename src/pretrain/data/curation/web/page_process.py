@@ -135,4 +135,6 @@ def _answer(content: bytes, charset: str | None, how: Extraction) -> dict[str, A
     except MemoryError:
         return {"unusable": MEMORY}
     except Exception as error:  # a library's own error on a hostile page
+        if type(error).__name__ == "HTMLParserException":  # HTML5 refuses no markup: the parser got no memory
+            return {"unusable": MEMORY}
         return {"unusable": f"page is refused by {how.extractor.value} ({type(error).__name__})"}
