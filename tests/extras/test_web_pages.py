@@ -24,6 +24,7 @@ from pretrain.data.curation.explain import explain_rule
 from pretrain.data.curation.language_model import language_of_label, languages_of, model_file, model_record, one_line
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.curation.verify import verify
+from pretrain.data.curation.web.extraction import MEMORY
 from pretrain.data.curation.web.page_process import DIED, TOO_LONG, PageProcess
 from pretrain.data.curation.web.reading import not_reproducible
 from pretrain.data.curation.web.responses import UnusableError
@@ -135,6 +136,14 @@ def test_a_page_that_hangs_or_kills_costs_itself_alone() -> None:
     assert not_reproducible({TOO_LONG: 2, "empty": 1, DIED: 1}) == {TOO_LONG: 2, DIED: 1}
     with pytest.raises(DataError, match="the process that reads pages does not start"):
         PageProcess(HTML | {"extractor": "none"}).read(page(), None)
+
+
+def test_a_page_that_fills_the_memory_costs_itself_alone() -> None:
+    process = PageProcess(HTML | {"max_memory": 500_000_000, "max_elements": 2_000_000, "limit_s": 60.0})
+    with pytest.raises(UnusableError, match=MEMORY):
+        process.read(page() + b"<a href=x>y</a>" * 1_500_000, None)
+    assert process.read(page(), None)["text"] == "The text of the page."
+    process.close()
 
 
 def ld(**fields: object) -> str:

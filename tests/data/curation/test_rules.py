@@ -231,6 +231,10 @@ def test_languages_that_are_detected() -> None:
         ConfigError, match=r"sources\.web\.language=fr is not in language\.keep=\[en\], so that no text"
     ):
         source_rules(plain, "web", "fr", LanguageConfig(detect=True, keep=["en"]))
+    lines = replace(plain, c4=C4Rules(lines=True))
+    with pytest.raises(ConfigError, match=r"language\.keep=ja has no spaces .*sources\.web\.language=ja"):
+        source_rules(lines, "web", None, LanguageConfig(detect=True, keep=["en", "ja"]))
+    assert source_rules(plain, "web", None, LanguageConfig(detect=True, keep=["ja"])).of("ja").stop_words == ()
     with pytest.raises(ConfigError, match=r"language\.keep=\[en,de\] needs the language of each text.*detect=true"):
         LanguageConfig(keep=["en", "de"])
 

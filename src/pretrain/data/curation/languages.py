@@ -67,6 +67,13 @@ def source_rules(rules: RulesConfig, source: str, language: str | None, config: 
         )
     if language is not None or not config.detect:
         return SourceRules(for_language(rules, f"sources.{source}.language", language, config.thresholds), {}, None)
+    cut = [each for each in config.keep if each in WITHOUT_SPACES]
+    if cut and rules.c4.lines:
+        raise ConfigError(
+            f"language.keep={cut[0]} has no spaces between words, and rules.c4.lines=true keeps lines by their words. "
+            f"Give such texts a source of their own, with sources.{source}.language={cut[0]}, or try "
+            "rules.c4.lines=false."
+        )
     known = set(THRESHOLDS) | {ENGLISH} | set(config.thresholds)
     if not rules.by_language:
         known |= set(STOP_WORDS) | set(WITHOUT_SPACES)

@@ -97,6 +97,14 @@ _CC_ADDRESS = re.compile(
     r"creativecommons\.org/(?:licenses/(?P<kind>[a-z-]+)/(?P<version>\d\.\d)|publicdomain/(?P<public>zero|mark)/)",
     re.IGNORECASE,
 )
+_ADDRESSES = (  # of other licenses, as pages link them
+    (r"gnu\.org/(?:licenses|copyleft)/(?:old-licenses/)?(fdl|gpl|lgpl|agpl)(?:-([123]\.\d))?", "{0}-{1}"),
+    (r"opensource\.org/licenses?/(mit|isc|zlib|postgresql|bsd-[23]-clause|apache-2\.0|mpl-2\.0)\b", "{0}"),
+    (r"apache\.org/licenses/license-(2\.0)", "apache-{0}"),
+    (r"opendatacommons\.org/licenses/(by|odbl|pddl)/(?:v?(\d)[.-](\d))?", "{0}"),
+    (r"nationalarchives\.gov\.uk/doc/open-government-licen[cs]e/version/(3)", "ogl-uk-3.0"),
+)
+_NAMES_IN_ADDRESSES = {"fdl": "gfdl", "by": "odc-by-1.0", "odbl": "odbl-1.0", "pddl": "pddl-1.0"}
 _CC_WORDS = re.compile(
     r"^cc(?P<kind>(?:by|nc|sa|nd)*)(?P<version>[1-4][05]|[1-4])?(?:international|unported|generic|universal)?$"
 )
@@ -121,13 +129,28 @@ def spdx_name(written: str) -> str:
     if address := _CC_ADDRESS.search(text):
         if address["public"]:
             return "CC0-1.0" if address["public"].lower() == "zero" else "CC-PDM-1.0"
-        return _BY_LOWER.get(f"cc-{address['kind']}-{address['version']}".lower(), UNKNOWN)
+        kinds = address["kind"].lower().split("-")
+        ordered = "-".join(kind for kind in ("by", "nc", "nd", "sa") if kind in kinds)  # 1.0 had another order
+        return _BY_LOWER.get(f"cc-{ordered}-{address['version']}", UNKNOWN) if kinds[:1] == ["by"] else UNKNOWN
+    if name := _of_address(text.lower()):
+        return name
     if text.lower() in _BY_LOWER:
         return _BY_LOWER[text.lower()]
     key = _key(text)
     if key in _NOTHING:
         return UNKNOWN
     return _SPELLINGS.get(key) or _plain_spelling(key) or _creative_commons(text)
+
+
+def _of_address(text: str) -> str | None:
+    """Return the license that an address is of, not one of Creative Commons; without a version a LicenseRef."""
+    for pattern, form in _ADDRESSES:
+        if found := re.search(pattern, text):
+            written = str(found[1])
+            first, second = _NAMES_IN_ADDRESSES.get(written, written), (*found.groups(), None)[1]
+            name = form.format(first, second)
+            return _BY_LOWER.get(name) or _BY_LOWER.get(f"licenseref-{first}") or UNKNOWN
+    return None
 
 
 def _key(text: str) -> str:

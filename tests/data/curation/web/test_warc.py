@@ -118,7 +118,7 @@ def test_a_cut_record_does_not_swallow_the_next_one() -> None:
 
 
 def test_a_bomb_is_passed_over_without_being_decompressed() -> None:
-    size = 20 * MAX_PASSED_BYTES
+    size = 4 * MAX_PASSED_BYTES
     compressor, head = zlib.compressobj(9, zlib.DEFLATED, 31), record(b"", Content_Length=size, digest=False)[:-4]
     bomb = compressor.compress(head)
     bomb += b"".join(compressor.compress(b"\0" * (1 << 24)) for _ in range(size >> 24)) + compressor.flush()

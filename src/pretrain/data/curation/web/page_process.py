@@ -73,17 +73,18 @@ class PageProcess:
         self._process = context.Process(target=_serve, args=(theirs, self._settings, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
-        self._pipe, self._pages = pipe, 0
         try:
             if not pipe.poll(_START_S):
                 raise EOFError
             pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):
+            pipe.close()
             self.close()
             raise DataError(
                 "the process that reads pages does not start; its own error stands above. Install the libraries again: "
                 "pip install --force-reinstall 'pretrain[curate]'. A script needs if __name__ == '__main__'."
             ) from None
+        self._pipe, self._pages = pipe, 0
         return pipe
 
     def close(self) -> None:
@@ -134,4 +135,6 @@ def _answer(content: bytes, charset: str | None, how: Extraction) -> dict[str, A
     except MemoryError:
         return {"unusable": MEMORY}
     except Exception as error:  # a library's own error on a hostile page
+        if type(error).__name__ == "HTMLParserException":  # HTML5 refuses no markup: the parser got no memory
+            return {"unusable": MEMORY}
         return {"unusable": f"page is refused by {how.extractor.value} ({type(error).__name__})"}

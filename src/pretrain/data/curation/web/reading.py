@@ -148,7 +148,7 @@ class _Pages:
         if fault := fault_of(page["text"]):
             self.skipped[fault] += 1
             return
-        url = document.url or page["address"]
+        url = document.url or _plain(page["address"])
         license_name, evidence = self._license(page, url)
         facts = {
             "title": page["title"], "author": page["author"], "licenses": page["licenses"],
