@@ -144,6 +144,20 @@ def glue(result: dict[str, Any]) -> str:
     return markdown(("task", f"fine-tuned by, {len(result['settings']['seeds'])} seeds", "learning rate", "dev"), rows)
 
 
+def embeddings(result: dict[str, Any]) -> str:
+    """Return the rank correlation with people's scores of the base and after each set of pairs, by seed."""
+    figures = result["figures"]
+    base = figures["base"]
+    rows = [("none: the base, mean of its hidden states", "", "", shown(base["held_out"]), shown(base["dev"]), "")]
+    for name, row in figures.items():
+        if name != "base":
+            rate = f"{row['learning_rate']:g}"
+            gain = f"{fmean(row['dev']) - base['dev']:+.3f}"
+            dev = ", ".join(map(shown, row["dev"]))
+            rows.append((name, f"{row['pairs']:,}", rate, shown(row["held_out"][rate]), dev, gain))
+    return markdown(("pairs", "number", "learning rate", "held out of train", "dev", "more than the base"), rows)
+
+
 def novels(result: dict[str, Any]) -> str:
     """Return what the causal and the masked model have learned."""
     rows = [
@@ -386,6 +400,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "continued_pretraining": continued,
     "fine_tuning": fine_tuning,
     "glue": glue,
+    "embeddings": embeddings,
     "novels": novels,
     "objectives": objectives,
     "convert_stories": convert_stories,

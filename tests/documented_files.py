@@ -32,7 +32,24 @@ def write_inputs(folder: Path) -> None:
         file.writelines(json.dumps(example) + "\n" for example in minimal)
     choices = [{"query": f"The {a}", "choices": [b, "stone"], "gold": 0} for a, b in _pairs(draw, 8)]
     _write_lines(folder / "arc_easy.jsonl", choices)
+    related = (
+        {"anchor": f"The {a} {b}", "positive": f"a {b} that is {a}", "negative": f"no {b}"} for a, b in _pairs(draw, 80)
+    )
+    _write_lines(folder / "related.jsonl", related)
+    rows = [f"{_sentence(draw)}\t{_sentence(draw)}\t{number % 6}\n" for number in range(12)]
+    (folder / "sts.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(rows))
+    _write_retrieval(folder / "my_questions", draw)
     _write_lines(folder / "lambada.jsonl", ({"context": f"The {a}", "continuation": b} for a, b in _pairs(draw, 8)))
+
+
+def _write_retrieval(folder: Path, draw: random.Random) -> None:
+    """Write queries, passages and their relevance in BEIR's layout."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, first in (("queries", "q"), ("corpus", "p")):
+        texts = ({"_id": f"{first}{number}", "text": _sentence(draw)} for number in range(6))
+        _write_lines(folder / f"{name}.jsonl", texts)
+    rows = "".join(f"q{number}\tp{number}\t1\n" for number in range(6))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
 
 
 def _sentence(draw: random.Random) -> str:

@@ -108,7 +108,8 @@ class Workspace:
         failed: list[str] = []
         for block in some:
             if block.language == "python" and not block.included:  # a command below runs the file
-                failed += self._failure(str(block), ["python", "-c", block.text], {})
+                text = f"compile({block.text!r}, 'page', 'exec')" if block.only_composes else block.text
+                failed += self._failure(str(block), ["python", "-c", text], {})
             elif block.language == "bash":
                 for command in commands(block):
                     failed += self._of_command(command)

@@ -3,7 +3,10 @@
 The models are ours with weights written by hand: attention that copies what followed the same characters before.
 """
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +14,16 @@ import torch
 from families import random_model, shape
 from folders import BYTES
 
+from pretrain.commands.tasks import evaluate
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.bound import BoundEstimate
-from pretrain.evaluation.config import NeedleConfig
+from pretrain.evaluation.config import EvalConfig, NeedleConfig, Task
 from pretrain.evaluation.needle import Needles, needle_table, score_needles
 from pretrain.evaluation.scorer import Scorer
+from pretrain.language_model import LanguageModel
 from pretrain.models.config import Norm, Position, TransformerConfig
 from pretrain.models.transformer import Transformer
+from pretrain.training.train import run
 
 CODE, MATCHED = 16, 8  # channels of a token's code; characters that must be the same
 TEXT = "It was a bright cold day in April, and 1234 clocks were striking thirteen. Nobody counted the number of them. "
@@ -137,3 +143,28 @@ def test_what_cannot_be_scored_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             NeedleConfig(**settings)
+
+
+@pytest.mark.slow
+def test_a_model_goes_on_in_longer_rows_and_is_scored(tiny, tmp_path: Path, capsys) -> None:
+    """`experiment=extend_context` keeps the base's shape but for what the stage changes, and task=needle reads it."""
+    base = run(tiny.plan("model=llama_nano", "model.n_kv_heads=1", "trainer.max_steps=2")).folder
+    learned = run(tiny.plan("model=gpt_nano", "model.position=learned", "trainer.max_steps=1")).folder
+    keep = [word for word in tiny.words if word.startswith(("paths.", "trainer.", "checkpoint.", "data", "sample."))]
+    tiny.words = [*keep, "experiment=extend_context", f"init_from={base}", "stages.long.model.context_length=128"]
+    longer = run(tiny.plan("trainer.max_steps=2", "logging.report=false")).folder
+    model = LanguageModel.load(longer).model.config
+    assert (model.context_length, model.rope_base, model.d_model) == (128, 500_000.0, 16)
+    words = {"lengths": [64, 128, 256], "depths": [0.0, 1.0], "trials": 2, "choices": 3}
+    config = EvalConfig(checkpoint=str(longer), task=Task.needle, needle=NeedleConfig(**words))
+    config.paths.cache_dir, config.output = str(tmp_path / "cache"), str(tmp_path / "scores.json")
+    capsys.readouterr()
+    evaluate(config, [])
+    printed = capsys.readouterr().out
+    assert re.search(r"^depth +64 tokens +128 tokens +256 tokens$", printed, re.M)
+    assert len(re.findall(r"^[01]  +\d\.\d\d +\d\.\d\d +\d\.\d\d$", printed, re.M)) == 2
+    saved = json.loads((tmp_path / "scores.json").read_text())
+    assert saved["length_256/depth_1/accuracy"] in (0.0, 0.5, 1.0)
+    assert saved["settings"]["needle"]["lengths"] == [64, 128, 256]
+    with pytest.raises(ConfigError, match=r"needs positions that model\.position=learned has no weights for"):
+        tiny.config(f"init_from={learned}")
