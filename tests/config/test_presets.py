@@ -45,10 +45,12 @@ NEEDS = {
     "data=chat": ["data.path=x"],
     "data=labelled": ["data.path=x", "objective=classify"],
     "objective=classify": ["data=labelled", "data.path=x"],
+    "objective=regress": ["data=labelled", "data.path=x", "data.numeric_labels=true"],
     "experiment=instruct": ["data.path=x", "model=gpt_nano"],
     "experiment=chat": ["data.path=x", "model=gpt_nano"],
     "experiment=lora": ["data.path=x", "resume=x"],  # no model to read
     "experiment=classify": ["data.path=x", "model=bert_nano"],
+    "experiment=regress": ["data.path=x", "model=bert_nano"],
     "experiment=shakespeare": ["data.path=x"],
     "experiment=shakespeare_char": ["data.path=x"],
     "experiment=novels_small": ["data.path=x"],
