@@ -140,7 +140,7 @@ def random_base(arguments: argparse.Namespace) -> Path:
 
 def row(name: str, figures: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
     """Return the figures of `score_glue` by task: the rate, and mean and deviation of each metric."""
-    found: dict[str, Any] = {"name": name, "tasks": {}}
+    found: dict[str, Any] = {"name": name, "seeds": figures["seeds"], "tasks": {}}
     for task in tasks:
         of_task = {key.partition("/")[2]: value for key, value in figures.items() if key.startswith(f"{task}/")}
         metrics = [key for key in of_task if f"{key}_deviation" in of_task and key != "score"]
@@ -151,7 +151,7 @@ def row(name: str, figures: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
 
 def trainer_row(arguments: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
     """Return the row of transformers, at the rates that held-out text chose for ours."""
-    found: dict[str, Any] = {"name": "transformers", "tasks": {}}
+    found: dict[str, Any] = {"name": "transformers", "seeds": len(arguments.seeds), "tasks": {}}
     for task in arguments.tasks:
         rate = ours["tasks"][task]["learning_rate"]
         scores = [of_transformers(arguments, Cell(task, rate, seed)) for seed in arguments.seeds]
@@ -170,15 +170,19 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=0, help="training examples of each task; 0: all")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--other-seeds", type=int, nargs="+", help="seeds of transformers and random weights; default: the same"
+    )
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32, help="examples of a step")
     parser.add_argument("--folder", type=Path, default=Path("logs/glue_benchmark"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/glue.json"))
     arguments = parser.parse_args()
     ours = row("pretrain", of_pretrain(arguments, arguments.base), arguments.tasks)
-    theirs = trainer_row(arguments, ours)
-    floor = row("random weights", of_pretrain(arguments, random_base(arguments)), arguments.tasks)
-    names = ("examples", "rates", "seeds", "epochs", "batch")
+    few = argparse.Namespace(**vars(arguments) | {"seeds": arguments.other_seeds or arguments.seeds})
+    theirs = trainer_row(few, ours)
+    floor = row("random weights", of_pretrain(few, random_base(arguments)), arguments.tasks)
+    names = ("examples", "rates", "seeds", "other_seeds", "epochs", "batch")
     settings = {name: getattr(arguments, name) for name in names}
     result = {
         "machine": machine(),
@@ -195,7 +199,9 @@ def words(arguments: argparse.Namespace) -> str:
     """Return the settings as they are typed."""
     typed = [f"--tasks {' '.join(arguments.tasks)}", f"--examples {arguments.examples}"]
     typed += [f"--rates {' '.join(f'{rate:g}' for rate in arguments.rates)}"]
-    typed += [f"--seeds {' '.join(map(str, arguments.seeds))}", f"--epochs {arguments.epochs:g}"]
+    typed += [f"--seeds {' '.join(map(str, arguments.seeds))}"]
+    typed += [f"--other-seeds {' '.join(map(str, arguments.other_seeds))}"] if arguments.other_seeds else []
+    typed += [f"--epochs {arguments.epochs:g}"]
     return " ".join([*typed, f"--batch {arguments.batch}"])
 
 

@@ -132,16 +132,17 @@ def fine_tuning(result: dict[str, Any]) -> str:
 
 
 def glue(result: dict[str, Any]) -> str:
-    """Return a row for each way and task: the rate and each metric, mean and standard deviation over the seeds."""
-    rows = [
-        (task, row["name"], f"{found['learning_rate']:g}", ", ".join(
-            f"{name.capitalize()} {mean:.3f} ± {deviation:.3f}" for name, (mean, deviation) in found["metrics"].items()
-        ))
-        for task in result["rows"][0]["tasks"]
-        for row in result["rows"]
-        if (found := row["tasks"].get(task))
-    ]  # fmt: skip
-    return markdown(("task", f"fine-tuned by, {len(result['settings']['seeds'])} seeds", "learning rate", "dev"), rows)
+    """Return a row for each task and way: the rate and each metric, mean and standard deviation over the seeds."""
+    rows = []
+    for task in result["rows"][0]["tasks"]:
+        for row in result["rows"]:
+            found = row["tasks"][task]
+            figures = [
+                f"{name.capitalize()} {mean:.3f}" + (f" ± {deviation:.3f}" if row["seeds"] > 1 else "")
+                for name, (mean, deviation) in found["metrics"].items()
+            ]
+            rows.append((task, row["name"], str(row["seeds"]), f"{found['learning_rate']:g}", ", ".join(figures)))
+    return markdown(("task", "fine-tuned by", "seeds", "learning rate", "dev"), rows)
 
 
 def embeddings(result: dict[str, Any]) -> str:

@@ -60,10 +60,6 @@ NEEDS = {
     "experiment=chat": ["data.path=x", "model=gpt_nano"],
     "experiment=lora": ["data.path=x", "resume=x"],  # no model to read
     "experiment=classify": ["data.path=x", "model=bert_nano"],
-    "data=related": ["data.path=x", "objective=contrastive"],
-    "objective=contrastive": ["data=related", "data.path=x"],
-    "experiment=embed": ["data.path=x", "model=bert_nano"],
-    "experiment=extend_context": ["data.path=x", "model=llama_nano"],
     "experiment=shakespeare": ["data.path=x"],
     "experiment=shakespeare_char": ["data.path=x"],
     "experiment=novels_small": ["data.path=x"],

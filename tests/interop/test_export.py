@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import random_model, shape
@@ -21,6 +22,7 @@ from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.objectives.classify import token_types
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig
 from pretrain.optim.schedules import CosineConfig
@@ -114,6 +116,27 @@ def test_a_diffusion_is_exported_as_a_masked_model(
     page = (tmp_path / "out" / "README.md").read_text()
     assert "A masked diffusion model: it fills any share of masks in a text" in page
     assert "completes text like its training data" not in page
+
+
+def test_the_exported_tokenizer_numbers_the_texts_of_a_pair_as_training_did(tmp_path: Path) -> None:
+    """BERT has token types and ModernBERT none; the ids are those of training in both."""
+    from transformers import AutoTokenizer
+
+    pairs = [("the fox", "a dog"), ("one", "two words")]
+    for name, types in (("bert", True), ("modern_bert", False)):
+        source = run_of(tmp_path / name, shape(name, context_length=64), causal=False)
+        out = tmp_path / f"{name}_out"
+        export_model(ExportConfig(output=str(out)), source)
+        theirs = AutoTokenizer.from_pretrained(out)
+        for pair, expected in zip(pairs, BYTES.encode_text_pairs(pairs), strict=True):
+            encoded = theirs(*pair)
+            assert encoded["input_ids"] == expected.tolist()
+            assert ("token_type_ids" in encoded) is types
+            if types:
+                row, one_document = expected.astype("int64")[None], np.zeros((1, len(expected)), np.int32)
+                ours = token_types(row, one_document, BYTES.eos_id)
+                assert ours is not None
+                assert encoded["token_type_ids"] == ours[0].tolist()
 
 
 def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -221,6 +221,8 @@ def test_other_labels_than_those_of_the_data_are_refused(tiny, tmp_path):
 def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
     report, _ = classified(tiny, tmp_path, None, "trainer.max_steps=1")
     llm = LanguageModel.load(report.folder)
+    with pytest.raises(ConfigError, match=r"was trained to classify texts, not to embed them"):
+        llm.embed("a film")
     for wrong in (llm.generate, llm.predict_mask, llm.score, lambda text: next(llm.stream(text))):
         with pytest.raises(
             ConfigError, match=r"was trained to classify texts \(neg, pos\) and predicts no tokens\. Use"

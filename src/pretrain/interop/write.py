@@ -94,27 +94,37 @@ def _size(stored: Stored) -> int:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, added_ids: AddedIds, config: TransformerConfig) -> None:
-    """Write the tokenizer's files, so that transformers adds `added_ids` to every text."""
+    """Write the tokenizer's files, so that transformers adds `added_ids` to every text.
+
+    For a model with several token types it also numbers the texts of a pair, 0 and 1, as BERT's does.
+    """
     tokenizer.save(folder)
     path = folder / "tokenizer_config.json"
-    _write_json(path, read_json(path, MAX_JSON_BYTES) | {"model_max_length": config.context_length})
+    settings = read_json(path, MAX_JSON_BYTES) | {"model_max_length": config.context_length}
+    has_types = config.token_types > 1
+    if has_types:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    _write_json(path, settings)
     if added_ids != tokenizer.added_ids:
         path = folder / "tokenizer.json"
         state = read_json(path, MAX_JSON_BYTES)
         text = json.dumps(
-            state | {"post_processor": _template(tokenizer, added_ids)}, ensure_ascii=False, separators=(",", ":")
+            state | {"post_processor": _template(tokenizer, added_ids, has_types)},
+            ensure_ascii=False,
+            separators=(",", ":"),
         )
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def _template(tokenizer: Tokenizer, added_ids: AddedIds) -> dict[str, Any]:
-    """Return the post-processor of tokenizer.json that adds these ids to a text."""
+def _template(tokenizer: Tokenizer, added_ids: AddedIds, has_types: bool) -> dict[str, Any]:
+    """Return the post-processor of tokenizer.json that adds these ids; `has_types`: text B of a pair has type 1."""
     before, after = ([tokenizer.token(number) for number in ids] for ids in added_ids)
 
     def template(sequence: str, first: bool) -> list[dict[str, Any]]:
-        parts = [{"SpecialToken": {"id": token, "type_id": 0}} for token in before if first]
-        parts.append({"Sequence": {"id": sequence, "type_id": 0}})
-        return parts + [{"SpecialToken": {"id": token, "type_id": 0}} for token in after]
+        kind = 0 if first else int(has_types)
+        parts = [{"SpecialToken": {"id": token, "type_id": kind}} for token in before if first]
+        parts.append({"Sequence": {"id": sequence, "type_id": kind}})
+        return parts + [{"SpecialToken": {"id": token, "type_id": kind}} for token in after]
 
     numbers = dict(zip([*before, *after], [*added_ids[0], *added_ids[1]], strict=True))
     return {
