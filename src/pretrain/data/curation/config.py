@@ -11,7 +11,8 @@ from pretrain.data.config import Format
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
-from pretrain.errors import ConfigError
+from pretrain.data.curation.personal_data import KINDS
+from pretrain.errors import ConfigError, nearest
 
 
 class Keep(Enum):
@@ -192,6 +193,9 @@ class RulesConfig(Settings):
     gopher: GopherRules = field(default_factory=GopherRules)
     c4: C4Rules = field(default_factory=C4Rules)
     fineweb: FineWebRules = field(default_factory=FineWebRules)
+    max_personal_data: int | None = setting(
+        None, "Most pieces of personal data in a text; null: any.", bounds="[0, inf)", example=5
+    )
     by_language: bool = setting(
         False, "Take thresholds of each source's language from FineWeb-2 where the rule is applied."
     )
@@ -221,6 +225,28 @@ class DuplicatesConfig(NearDuplicatesConfig):
     keep: Keep = setting(Keep.longest, "Which of several duplicates stays, within the largest priority.")
 
 
+class Replacement(Enum):
+    """What stands where personal data was."""
+
+    placeholder = "placeholder"  # such as <EMAIL_ADDRESS>
+    nothing = "nothing"
+
+
+@dataclass
+class PersonalDataConfig(Settings):
+    """Personal data that is replaced in the texts that are written; rules.max_personal_data drops documents."""
+
+    prefix: ClassVar[str] = "personal_data."
+    kinds: list[str] = setting(default_factory=list, about=f"Kinds that are replaced: {', '.join(KINDS)}.")
+    replacement: Replacement = setting(Replacement.placeholder, "What stands there then.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"personal_data.kinds=[{kind}] is no kind of personal data. {nearest(kind, KINDS)}")
+
+
 @dataclass
 class ValidationConfig(Settings):
     """The split that a training will make, for which the corpus is kept free of leaks."""
@@ -248,6 +274,7 @@ class CurationConfig(Settings):
     rules: RulesConfig = field(default_factory=RulesConfig)
     licenses: LicensesConfig = field(default_factory=LicensesConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     forgotten: list[str] = setting(

@@ -47,6 +47,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
+from pretrain.data.curation.personal_data import KINDS, NOT_COVERED, PERSONAL_DATA_VERSION
 from pretrain.data.curation.rules import (
     DUPLICATE_RULES,
     EXACT_RULE,
@@ -247,10 +248,16 @@ class _Curation:
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
+        settings["personal_data"] = self._personal_data()
         decontaminate = self.config.decontaminate
         sets = list(map(set_name, decontaminate.sets))
         settings["contamination"] = {"sets": sets, "drop": decontaminate.action is Action.drop}
         return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
+
+    def _personal_data(self) -> dict[str, Any]:
+        config = self.config.personal_data
+        kinds = [kind for kind in KINDS if kind in config.kinds]
+        return {"kinds": kinds, "replacement": config.replacement.value, "version": PERSONAL_DATA_VERSION}
 
     def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
         """Raise DataError if a file has changed since the first start in this output folder."""
@@ -311,6 +318,8 @@ class _Curation:
             "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
+            "personal_data": self._personal_data()
+            | {"replaced": total.get("personal_data", {}), "not_covered": list(NOT_COVERED)},
         }  # fmt: skip
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
