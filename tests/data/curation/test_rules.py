@@ -72,6 +72,7 @@ EDGES = {  # rules, a text at the threshold, a text beyond it, the rule
     "fineweb.dup_characters": (
         RulesConfig(fineweb=FineWebRules(max_repeated_line_characters=0.25)), "aa\nbbbb\naa", "aa\nbbb\naa"
     ),
+    "personal_data.spans": (RulesConfig(max_personal_data=1), "a@example.org", "a@example.org b@example.org"),
     "fineweb.newlines": (RulesConfig(fineweb=FineWebRules(max_newlines=0.5)), "a b\nc d\n", "a b\nc\n"),
 }  # fmt: skip
 NAMES = {

@@ -49,7 +49,7 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 _VERSION = re.compile(r"(?:\bv|version|release|build)[ .:=]{0,2}$", re.IGNORECASE)
 _SSN = re.compile(r"(?<![\w.-])(?!000|666|9)\d{3}([ -])(?!00)\d\d\1(?!0000)\d{4}(?![\w]|[-.]\d)")
 _PHONE = re.compile(
-    r"(?<![\w+.,/-])(?:"
+    r"(?<![\w+.,/-])(?<!\d )(?:"
     r"(?:\+|00)[1-9]\d{0,2}(?:[ .-]?\(?\d{1,5}\)?){2,5}"
     r"|(?:1[ .-])?\([0-9]\d{1,4}\) ?-?\d{2,4}[ .-]?\d{2,4}(?:[ .-]\d{2,4})?"
     r"|(?:1[ .-])?[2-9]\d\d([ .-])\d{3}\1\d{4}"
@@ -142,7 +142,8 @@ def _addresses(text: str) -> Spans:
                 is_global = ipaddress.ip_address(match[0]).is_global
             except ValueError:
                 continue
-            if is_global and not _VERSION.search(text, max(0, match.start() - 12), match.start()):
+            is_number = len(match[0]) == 7 and sign == "."  # four digits are a section or a version
+            if is_global and not is_number and not _VERSION.search(text, max(0, match.start() - 12), match.start()):
                 yield match.span()
 
 
