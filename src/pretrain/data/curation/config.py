@@ -11,7 +11,8 @@ from pretrain.data.config import Format
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
-from pretrain.data.curation.personal_data import KINDS
+from pretrain.data.curation.personal_data import KINDS, PERSONAL_DATA_VERSION
+from pretrain.data.curation.quality import QualityConfig
 from pretrain.errors import ConfigError, nearest
 
 
@@ -196,6 +197,9 @@ class RulesConfig(Settings):
     max_personal_data: int | None = setting(
         None, "Most pieces of personal data in a text; null: any.", bounds="[0, inf)", example=5
     )
+    min_quality: float | None = setting(
+        None, "Least quality score, of settings quality; null: any.", bounds="[0.0, 1.0]", example=0.5
+    )
     by_language: bool = setting(
         False, "Take thresholds of each source's language from FineWeb-2 where the rule is applied."
     )
@@ -246,6 +250,11 @@ class PersonalDataConfig(Settings):
             if kind not in KINDS:
                 raise ConfigError(f"personal_data.kinds=[{kind}] is no kind of personal data. {nearest(kind, KINDS)}")
 
+    def record(self) -> dict[str, Any]:
+        """Return how texts are changed, as plain JSON."""
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        return {"kinds": kinds, "replacement": self.replacement.value, "version": PERSONAL_DATA_VERSION}
+
 
 @dataclass
 class ValidationConfig(Settings):
@@ -274,6 +283,7 @@ class CurationConfig(Settings):
     rules: RulesConfig = field(default_factory=RulesConfig)
     licenses: LicensesConfig = field(default_factory=LicensesConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

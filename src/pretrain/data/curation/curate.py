@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import xxhash
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource, RulesConfig
 from pretrain.data.curation.contamination.config import Action
-from pretrain.data.curation.contamination.eval_sets import set_name, set_records
-from pretrain.data.curation.contamination.tasks import decontamination_stages
+from pretrain.data.curation.contamination.eval_sets import set_name
+from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
@@ -31,6 +31,7 @@ from pretrain.data.curation.engine import (
     counts_of,
     done_record,
     file_of,
+    link,
     number_of_tasks,
     storage_errors,
 )
@@ -47,7 +48,9 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.personal_data import KINDS, NOT_COVERED, PERSONAL_DATA_VERSION
+from pretrain.data.curation.personal_data import NOT_COVERED
+from pretrain.data.curation.quality import MODEL, quality_record, quality_stages, threshold_of_top
+from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import (
     DUPLICATE_RULES,
     EXACT_RULE,
@@ -63,11 +66,9 @@ from pretrain.data.curation.stages import (
     EXACT,
     MEASURE_VERSION,
     READ_VERSION,
-    RowGroups,
     decide_documents,
     measure_documents,
     read_documents,
-    row_groups,
 )
 from pretrain.data.curation.statistics import STATISTICS_VERSION, Measuring
 from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
@@ -153,6 +154,7 @@ class _Curation:
         measure = self._measure_stage(units, read.folder, count)
         self.run_stage(measure)
         known = {"units": units, "read": read.folder, "measure": measure.folder}
+        self._score(known, count)
         documents = self.base.documents + sum(each["usable"] for each in counts)
         decide = self._decide_stage(known, count, documents)
         if self.config.duplicates.near:
@@ -170,8 +172,12 @@ class _Curation:
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
+        if "classifier" in known:
+            contents["quality"] = quality_record(self.config.quality, self.work / known["classifier"])
         if "verdicts" in known:
-            contents["decontamination"] = self._decontamination(self.work / known["verdicts"])
+            contents["decontamination"] = decontamination_record(
+                self.config.decontaminate, self.work / known["verdicts"]
+            )
         return self._finish(folder, contents, known)
 
     def run_stage(self, stage: Stage) -> Path:
@@ -221,6 +227,17 @@ class _Curation:
         settings = {"sources": how, "versions": [STATISTICS_VERSION, WORDS_VERSION]}
         return Stage("measure", measure_documents, count, MEASURE_VERSION, settings, {"units": units, "read": read})
 
+    def _score(self, known: dict[str, str], count: int) -> None:
+        """Score the texts where that is asked for, and find the threshold of the best."""
+        config = self.config.quality
+        for stage in quality_stages(config, known, count):
+            self.run_stage(stage)
+        if config.keep_top is not None:
+            least = threshold_of_top(self.work / known["quality"], count, config.keep_top)
+            for name, source in self.sources.items():
+                if source.rules is None:  # a source with rules of its own has its own threshold
+                    self.rules[name] = replace(self.rules[name], min_quality=least)
+
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
         settings = {
@@ -243,21 +260,16 @@ class _Curation:
             measured = self.measured[name]
             how[name] = {
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
-                "measured": list(measured.names()),
+                "measured": [*measured.names(), *(["quality_score"] if "quality" in known else [])],
                 "values": {rule.name: rule.value for rule in rules_of(self.rules[name])},
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
-        settings["personal_data"] = self._personal_data()
+        settings["personal_data"] = self.config.personal_data.record()
         decontaminate = self.config.decontaminate
         sets = list(map(set_name, decontaminate.sets))
         settings["contamination"] = {"sets": sets, "drop": decontaminate.action is Action.drop}
         return Stage("write", write_unit, count, WRITE_VERSION, settings, known)
-
-    def _personal_data(self) -> dict[str, Any]:
-        config = self.config.personal_data
-        kinds = [kind for kind in KINDS if kind in config.kinds]
-        return {"kinds": kinds, "replacement": config.replacement.value, "version": PERSONAL_DATA_VERSION}
 
     def _check_unchanged(self, entries: list[dict[str, Any]]) -> None:
         """Raise DataError if a file has changed since the first start in this output folder."""
@@ -318,7 +330,7 @@ class _Curation:
             "languages": total["languages"], "domains_top": dict(domains[:DOMAINS]), "dates": total["years"],
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
-            "personal_data": self._personal_data()
+            "personal_data": self.config.personal_data.record()
             | {"replaced": total.get("personal_data", {}), "not_covered": list(NOT_COVERED)},
         }  # fmt: skip
 
@@ -360,17 +372,6 @@ class _Curation:
             "validation": asdict(config.validation),
         }  # fmt: skip
 
-    def _decontamination(self, verdicts: Path) -> dict[str, Any]:
-        """Return what the manifest says of evaluation sets."""
-        (counts,), config = counts_of(verdicts), self.config.decontaminate
-        files = {name: record["sha256"] for name, record in set_records(config).items()}
-        return {
-            "words": config.words, "share": config.share, "ignore_above": config.ignore_above,
-            "fields": config.fields, "action": config.action.value, "documents": counts["documents"],
-            "boilerplate_runs": counts["boilerplate"],
-            "sets": {name: {"sha256": files[name], **each} for name, each in counts["sets"].items()},
-        }  # fmt: skip
-
     def _finish(self, folder: Path, contents: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
         """Put the files into the output folder, the manifest last."""
         with storage_errors(self.output):
@@ -383,20 +384,23 @@ class _Curation:
             for index in range(count):
                 record = done_record(folder, index)
                 assert record is not None
-                _link(file_of(folder, index, "decisions.parquet"), self.output / "decisions" / f"{index:05d}.parquet")
+                link(file_of(folder, index, "decisions.parquet"), self.output / "decisions" / f"{index:05d}.parquet")
                 digest.update(file_of(folder, index, "digests").read_bytes())
                 if documents := record["counts"].get("documents", 0):
                     name = f"data/{index:05d}.parquet"
-                    _link(file_of(folder, index, "shard.parquet"), self.output / name)
+                    link(file_of(folder, index, "shard.parquet"), self.output / name)
                     index_name = f"index/{index:05d}.rows"
-                    _link(file_of(folder, index, "index.rows"), self.output / index_name)
+                    link(file_of(folder, index, "index.rows"), self.output / index_name)
                     sizes = {"documents": documents, "characters": record["counts"]["characters"]}
                     sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
                     shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
             self._write_samples(folder, count)
             (self.output / ITEMS).unlink(missing_ok=True)
+            (self.output / MODEL).unlink(missing_ok=True)
+            if "classifier" in known:
+                link(file_of(self.work / known["classifier"], 0, MODEL), self.output / MODEL)
             if "verdicts" in known:
-                _link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
+                link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
             self._write_attribution(folder, count)
             timings = json.dumps(self.timings, indent=1).encode()
             write_atomically(self.output / "timings.json", timings)
@@ -435,14 +439,6 @@ class _Curation:
         if size:
             draft.replace(target)
         draft.unlink(missing_ok=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file of work/ a second name, or copy it where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

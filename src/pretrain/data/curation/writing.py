@@ -25,8 +25,9 @@ from pretrain.data.curation.near_duplicates.paragraphs import cut
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
 from pretrain.data.curation.personal_data import replaced
+from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import CONTAMINATION_RULE, DUPLICATE_RULES, KEPT, PARAGRAPHS_RULE, RULE_NAMES
-from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
+from pretrain.data.curation.stages import halves, measured_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
@@ -77,7 +78,7 @@ def write_unit(task: Task) -> Counts:
     fates, index, contamination = Fates(task), IndexWriter(task), _Contamination(task)
     written, values_of = Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
-    measured = row_groups(task.input("measure", "values.parquet"))
+    measured = measured_groups(task)
     decided = row_groups(task.input("decide", "decisions.parquet"))
     attribution = io.BytesIO()
     position = 0
