@@ -96,7 +96,7 @@ def test_a_rule_removes_beyond_its_threshold(name: str) -> None:
 
 
 def test_every_rule_is_tried_at_its_edge() -> None:
-    assert {NAMES.get(name, name) for name in EDGES} | {"license"} == set(RULE_NAMES)
+    assert {NAMES.get(name, name) for name in EDGES} | {"license", "quality.score"} == set(RULE_NAMES)
 
 
 def test_the_license_is_the_first_reason() -> None:
