@@ -328,6 +328,22 @@ def near_duplicates(result: dict[str, Any]) -> str:
     return "\n\n".join([*tables, comparisons(result)])
 
 
+def personal_data(result: dict[str, Any]) -> str:
+    """Return the tables of personal data: each kind, and texts that have none."""
+    figures = result["figures"]
+    lines = ["| kind | labelled | recall | found | precision |", "|---|---|---|---|---|"]
+    for kind, each in figures["kinds"].items():
+        recall = f"{each['recalled'] / each['labelled']:.3f}" if each["labelled"] else ""
+        precision = f"{each['right'] / each['found']:.3f}" if each["found"] else ""
+        lines.append(f"| {kind} | {each['labelled']} | {recall} | {each['found']} | {precision} |")
+    negatives, reviews = figures["negatives"], figures["reviews"]
+    lines += ["", "| what | result |", "|---|---|"]
+    lines.append(f"| negatives with a false find | {negatives['with a false find']} of {negatives['texts']} |")
+    lines.append(f"| found in reviews | {reviews['found']} in {reviews['texts']:,} |")
+    lines.append(f"| all kinds, MB/s of reviews | {reviews['MB/s']} |")
+    return "\n".join(lines)
+
+
 def curation_agreement(result: dict[str, Any]) -> str:
     """Return how many texts each filter of datatrove decides as we do, and how often each rule removes one."""
     filters = result["figures"]["filters"]
@@ -415,6 +431,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "plan_accuracy": plan_accuracy,
     "near_duplicates": near_duplicates,
     "curation_agreement": curation_agreement,
+    "personal_data": personal_data,
     "curation_speed": curation_speed,
     "curation_worth": curation_worth,
     "extraction": extraction,

@@ -31,6 +31,13 @@ class CurateConfig(CurationConfig):
             for name, source in self.sources.items()
         }
 
+        scored = [name for name, rules in self._rules.items() if rules.min_quality is not None]
+        if scored and not self.quality.is_on:
+            raise ConfigError(
+                f"rules.min_quality={self._rules[scored[0]].min_quality:g} compares a score, and none is computed. "
+                "Try quality.reference=<texts to be like>, or rules.min_quality=null."
+            )
+
     def rules_of(self, source: str) -> RulesConfig:
         """Return the rules for one source: those of the preset that it names, else those of all."""
         return self._rules[source]

@@ -81,6 +81,11 @@ def corpus_page(folder: Path) -> str:
             "PaLM: 70 % of the runs of 8 words. Llama 2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of "
             f"11. Runs in more than {manifest['decontamination']['ignore_above']} documents count nowhere.",
         )  # fmt: skip
+    if (personal := manifest.get("personal_data", {})).get("kinds"):
+        page.add(
+            "Personal data", card(_personal_data(personal)),
+            note=f"Found by pattern and check digit. Not looked for: {', '.join(personal['not_covered'])}.",
+        )  # fmt: skip
     page.add(
         "Licenses, languages and domains",
         grid([*_origins(manifest, counts), _found_languages(folder, manifest)], "two"),
@@ -217,6 +222,11 @@ def _duplicates(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
     if largest:
         rows = [[number(f"{each.size:,}"), code(each.origin), each.text] for each in largest]
         yield card(table(["copies", "kept one", "how it begins"], rows, stacks=True), heading="Largest clusters")
+
+
+def _personal_data(found: Mapping[str, Any]) -> str:
+    rows = [[kind, number(f"{found['replaced'].get(kind, 0):,}")] for kind in found["kinds"]]
+    return table(["kind", "replaced" if found["replacement"] == "placeholder" else "cut out"], rows)
 
 
 def _sets(found: Mapping[str, Any]) -> str:

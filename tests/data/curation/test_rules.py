@@ -74,9 +74,10 @@ EDGES = {  # rules, a text at the threshold, a text beyond it, the rule
     "fineweb.dup_characters": (
         RulesConfig(fineweb=FineWebRules(max_repeated_line_characters=0.25)), "aa\nbbbb\naa", "aa\nbbb\naa"
     ),
+    "personal_data.spans": (RulesConfig(max_personal_data=1), "a@example.org", "a@example.org b@example.org"),
     "fineweb.newlines": (RulesConfig(fineweb=FineWebRules(max_newlines=0.5)), "a b\nc d\n", "a b\nc\n"),
 }  # fmt: skip
-NOT_BY_TEXT = {"license", "language.kept", "language.score"}
+NOT_BY_TEXT = {"license", "language.kept", "language.score", "quality.score"}
 NAMES = {
     "few words": "gopher.words", "many words": "gopher.words", "short words": "gopher.word_length",
     "long words": "gopher.word_length",

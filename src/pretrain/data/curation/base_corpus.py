@@ -22,7 +22,8 @@ from pretrain.data.curation.manifest import check_shard, read_manifest
 from pretrain.data.curation.near_duplicates.minhash import check_index, index_parameters
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, map_partition, partitions_of_keys, write_rows
 from pretrain.data.curation.reading import EVIDENCE
-from pretrain.data.curation.stages import EXACT, halves, row_groups
+from pretrain.data.curation.row_groups import row_groups
+from pretrain.data.curation.stages import EXACT, halves
 from pretrain.errors import ConfigError, DataError, printable
 
 BASE_VERSION = 1

@@ -11,8 +11,10 @@ from pretrain.data.config import Format
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
+from pretrain.data.curation.personal_data import KINDS, PERSONAL_DATA_VERSION
+from pretrain.data.curation.quality import QualityConfig
 from pretrain.data.curation.web.config import HTMLConfig, LanguageConfig
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, nearest
 
 
 class Keep(Enum):
@@ -250,6 +252,12 @@ class RulesConfig(Settings):
     gopher: GopherRules = field(default_factory=GopherRules)
     c4: C4Rules = field(default_factory=C4Rules)
     fineweb: FineWebRules = field(default_factory=FineWebRules)
+    max_personal_data: int | None = setting(
+        None, "Most pieces of personal data in a text; null: any.", bounds="[0, inf)", example=5
+    )
+    min_quality: float | None = setting(
+        None, "Least quality score, of settings quality; null: any.", bounds="[0.0, 1.0]", example=0.5
+    )
     by_language: bool = setting(
         False, "Take thresholds of each source's language from FineWeb-2 where the rule is applied."
     )
@@ -277,6 +285,33 @@ class DuplicatesConfig(NearDuplicatesConfig):
     exact: bool = setting(True, "Remove all but one of equal texts.")
     near: bool = setting(True, "Remove texts that are nearly those of a kept one.")
     keep: Keep = setting(Keep.longest, "Which of several duplicates stays, within the largest priority.")
+
+
+class Replacement(Enum):
+    """What stands where personal data was."""
+
+    placeholder = "placeholder"  # such as <EMAIL_ADDRESS>
+    nothing = "nothing"
+
+
+@dataclass
+class PersonalDataConfig(Settings):
+    """Personal data that is replaced in the texts that are written; rules.max_personal_data drops documents."""
+
+    prefix: ClassVar[str] = "personal_data."
+    kinds: list[str] = setting(default_factory=list, about=f"Kinds that are replaced: {', '.join(KINDS)}.")
+    replacement: Replacement = setting(Replacement.placeholder, "What stands there then.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"personal_data.kinds=[{kind}] is no kind of personal data. {nearest(kind, KINDS)}")
+
+    def record(self) -> dict[str, Any]:
+        """Return how texts are changed, as plain JSON."""
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        return {"kinds": kinds, "replacement": self.replacement.value, "version": PERSONAL_DATA_VERSION}
 
 
 @dataclass
@@ -308,6 +343,8 @@ class CurationConfig(Settings):
     html: HTMLConfig = field(default_factory=HTMLConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     forgotten: list[str] = setting(

@@ -22,14 +22,17 @@ import xxhash
 from pretrain.data.curation.base_corpus import index_record, open_base
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource
 from pretrain.data.curation.contamination.config import Action
-from pretrain.data.curation.contamination.eval_sets import set_name, set_records
-from pretrain.data.curation.contamination.tasks import decontamination_stages
+from pretrain.data.curation.contamination.eval_sets import set_name
+from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
     Stage,
     Workers,
     counts_of,
+    done_record,
     file_of,
+    link,
+    number_of_tasks,
     storage_errors,
 )
 from pretrain.data.curation.forget import finish_forgetting
@@ -37,14 +40,17 @@ from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, 
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
     DOMAINS,
+    ITEMS,
     MANIFEST,
     add_all,
     by_source,
     check_identity,
     made_with,
+    manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
-from pretrain.data.curation.publishing import publish
+from pretrain.data.curation.personal_data import NOT_COVERED
+from pretrain.data.curation.quality import MODEL, quality_record, quality_stages, threshold_of_top
 from pretrain.data.curation.rules import (
     DUPLICATE_RULES,
     EXACT_RULE,
@@ -70,10 +76,10 @@ from pretrain.data.curation.units import files_stage, read_inventory, write_unit
 from pretrain.data.curation.verify import STAGES
 from pretrain.data.curation.web.reading import library_versions, not_reproducible, trusted_domains, web_settings
 from pretrain.data.curation.words import WORDS_VERSION
-from pretrain.data.curation.writing import WRITE_VERSION, write_unit
+from pretrain.data.curation.writing import WRITE_VERSION, merge_attribution, merge_samples, write_unit
 from pretrain.data.progress import Progress
 from pretrain.errors import CheckpointError, DataError, printable
-from pretrain.files.atomic_files import write_atomically
+from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import open_own, read_json
 
@@ -156,6 +162,7 @@ class _Curation:
         measure = self._measure_stage(units, read.folder, count)
         self.run_stage(measure)
         known = {"units": units, "read": read.folder, "measure": measure.folder}
+        self._score(known, count)
         documents = self.base.documents + sum(each["usable"] for each in counts)
         decide = self._decide_stage(known, count, documents)
         if self.config.duplicates.near:
@@ -173,8 +180,12 @@ class _Curation:
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
+        if "classifier" in known:
+            contents["quality"] = quality_record(self.config.quality, self.work / known["classifier"])
         if "verdicts" in known:
-            contents["decontamination"] = self._decontamination(self.work / known["verdicts"])
+            contents["decontamination"] = decontamination_record(
+                self.config.decontaminate, self.work / known["verdicts"]
+            )
         return self._finish(folder, contents, known)
 
     def run_stage(self, stage: Stage) -> Path:
@@ -238,6 +249,17 @@ class _Curation:
     def _detects(self, source: str) -> bool:
         return self.model is not None and self.sources[source].language is None
 
+    def _score(self, known: dict[str, str], count: int) -> None:
+        """Score the texts where that is asked for, and find the threshold of the best."""
+        config = self.config.quality
+        for stage in quality_stages(config, known, count):
+            self.run_stage(stage)
+        if config.keep_top is not None:
+            least = threshold_of_top(self.work / known["quality"], count, config.keep_top)
+            for name, source in self.sources.items():
+                if source.rules is None:  # a source with rules of its own has its own threshold
+                    self.rules[name] = self.rules[name].with_quality(least)
+
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
         settings = {
@@ -259,11 +281,15 @@ class _Curation:
             measured = self.measured[name]
             how[name] = {
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
-                "measured": [*([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names()],
+                "measured": [
+                    *([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names(),
+                    *(["quality_score"] if "quality" in known else []),
+                ],
                 "values": {rule.name: rule.value for rule in self.rules[name].lists()[""]},
             }  # fmt: skip
         index = index_record(self.config.duplicates)
         settings = {"sources": how, "samples": self.config.samples_per_rule, "index": index}
+        settings["personal_data"] = self.config.personal_data.record()
         decontaminate = self.config.decontaminate
         sets = list(map(set_name, decontaminate.sets))
         settings["contamination"] = {"sets": sets, "drop": decontaminate.action is Action.drop}
@@ -330,6 +356,8 @@ class _Curation:
             "duplicates": self._duplicates(total), "index": index_record(self.config.duplicates),
             "base": self.base.fingerprint or None,
             "not_reproducible": not_reproducible(add_all(each["documents"]["unusable"] for each in sources.values())),
+            "personal_data": self.config.personal_data.record()
+            | {"replaced": total.get("personal_data", {}), "not_covered": list(NOT_COVERED)},
         }  # fmt: skip
 
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
@@ -377,25 +405,44 @@ class _Curation:
             "validation": asdict(config.validation),
         }  # fmt: skip
 
-    def _decontamination(self, verdicts: Path) -> dict[str, Any]:
-        """Return what the manifest says of evaluation sets."""
-        (counts,), config = counts_of(verdicts), self.config.decontaminate
-        files = {name: record["sha256"] for name, record in set_records(config).items()}
-        return {
-            "words": config.words, "share": config.share, "ignore_above": config.ignore_above,
-            "fields": config.fields, "action": config.action.value, "documents": counts["documents"],
-            "boilerplate_runs": counts["boilerplate"],
-            "sets": {name: {"sha256": files[name], **each} for name, each in counts["sets"].items()},
-        }  # fmt: skip
-
     def _finish(self, folder: Path, contents: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
-        """Put the files into the output folder, the manifest last; return the manifest."""
+        """Put the files into the output folder, the manifest last."""
         with storage_errors(self.output):
             (self.output / MANIFEST).unlink(missing_ok=True)
             write_atomically(self.work / STAGES, json.dumps({"read": known["read"], "c4": self._c4()}).encode())
-            verdicts = self.work / known["verdicts"] if "verdicts" in known else None
-            write_atomically(self.output / "timings.json", json.dumps(self.timings, indent=1).encode())
-            return publish(folder, self.output, contents, verdicts, self.config.samples_per_rule)
+            shards, digest, count = [], xxhash.xxh3_128(), number_of_tasks(folder)
+            for name in ("data", "decisions", "index"):
+                shutil.rmtree(self.output / name, ignore_errors=True)
+                (self.output / name).mkdir()
+            for index in range(count):
+                record = done_record(folder, index)
+                assert record is not None
+                link(file_of(folder, index, "decisions.parquet"), self.output / "decisions" / f"{index:05d}.parquet")
+                digest.update(file_of(folder, index, "digests").read_bytes())
+                if documents := record["counts"].get("documents", 0):
+                    name = f"data/{index:05d}.parquet"
+                    link(file_of(folder, index, "shard.parquet"), self.output / name)
+                    index_name = f"index/{index:05d}.rows"
+                    link(file_of(folder, index, "index.rows"), self.output / index_name)
+                    sizes = {"documents": documents, "characters": record["counts"]["characters"]}
+                    sizes["index"] = {"file": index_name, **record["files"]["index.rows"]}
+                    shards.append({"file": name, **record["files"]["shard.parquet"], **sizes})
+            merge_samples(folder, self.output, self.config.samples_per_rule)
+            (self.output / ITEMS).unlink(missing_ok=True)
+            (self.output / MODEL).unlink(missing_ok=True)
+            if "classifier" in known:
+                link(file_of(self.work / known["classifier"], 0, MODEL), self.output / MODEL)
+            if "verdicts" in known:
+                link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
+            merge_attribution(folder, self.output)
+            timings = json.dumps(self.timings, indent=1).encode()
+            write_atomically(self.output / "timings.json", timings)
+            for name in ("data", "decisions", "index"):
+                sync_to_disk(self.output / name)
+            data = manifest_bytes({"fingerprint": digest.hexdigest(), **contents, "shards": shards})
+            write_atomically(self.output / MANIFEST, data)
+        manifest: dict[str, Any] = json.loads(data)
+        return manifest
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

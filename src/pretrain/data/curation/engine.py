@@ -17,6 +17,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -117,6 +118,14 @@ class Task:
 def file_of(folder: Path, index: int, name: str) -> Path:
     """Return a file of a finished task."""
     return folder / f"{index:05d}.{name}"
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file of work/ a second name, or copy it where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def number_of_tasks(folder: Path) -> int:

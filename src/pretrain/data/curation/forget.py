@@ -100,7 +100,8 @@ def find_documents(folder: Path, request: Request) -> Found:
             found.removed.add(row["id"].hex())
     for row in _rows(folder, "decisions/*.parquet", ["id", "origin", "removed_by", "duplicate_of"]):
         is_twin = row["removed_by"] in (EXACT_RULE, NEAR_RULE) and row["duplicate_of"] in found.kept
-        if is_twin or request.wants(row["id"], None, row["origin"]):
+        is_new = row["removed_by"] != FORGOTTEN_RULE
+        if is_twin or (is_new and request.wants(row["id"], None, row["origin"])):
             found.removed.add(row["id"])
     found.removed -= found.kept.keys()
     if not found.ids:

@@ -41,6 +41,15 @@ class SourceRules:
         """Return the rules for texts of a language; None: of a language that nobody stated or detected."""
         return self.by_language.get(language or "", self.default)
 
+    def with_quality(self, least: float | None) -> SourceRules:
+        """Return the rules with another threshold of the quality's score."""
+
+        def changed(own: LanguageRules) -> LanguageRules:
+            return replace(own, rules=replace(own.rules, min_quality=least))
+
+        by_language = {language: changed(own) for language, own in self.by_language.items()}
+        return replace(self, default=changed(self.default), by_language=by_language)
+
     def lists(self) -> dict[str, list[Rule]]:
         """Return the rules by language; those of any other language under the empty name."""
         found = {"": self.default, **self.by_language}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from pretrain.data.curation.personal_data import find
 from pretrain.data.curation.statistics import SENTENCE_ENDS, SHORT_LINE
 from pretrain.data.curation.words import split_words
 
@@ -123,6 +124,7 @@ def _without_letters(text: str) -> list[Span]:
 
 _ELLIPSES = ("...", "\u2026")
 _FINDERS: dict[str, Callable[[str], list[Span]]] = {
+    "personal_data.spans": lambda text: [(span.start, span.end) for span in find(text)],
     "gopher.dup_paragraphs": _repeated("\n\n"),
     "gopher.dup_paragraph_characters": _repeated("\n\n"),
     "gopher.dup_lines": _repeated("\n"),

@@ -99,6 +99,8 @@ def rules_of(config: RulesConfig, min_language_score: float | None = None) -> li
         Rule("fineweb.short_lines", "short_lines", high=fineweb.max_short_lines),
         Rule("fineweb.dup_characters", "repeated_line_characters", high=fineweb.max_repeated_line_characters),
         Rule("fineweb.newlines", "newlines", high=fineweb.max_newlines),
+        Rule("personal_data.spans", "personal_data", high=config.max_personal_data),
+        Rule("quality.score", "quality_score", low=config.min_quality),
     ]
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from pretrain.data.curation.config import Keep, LicensesConfig, Unknown
@@ -37,6 +36,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
     write_rows,
 )
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
+from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import IS_KEPT, KEPT, LANGUAGE, LANGUAGE_SCORE, Decisions, Rule, decide, may_be_used
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
 from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
@@ -64,36 +64,6 @@ EXACT = np.dtype(
     ]
 )
 DUPLICATE = np.dtype([("document", "<u8"), ("kept", "<u8"), ("kept_id", "<u8", (2,)), ("copies", "<i8")])
-
-
-class RowGroups:
-    """A parquet file written one row group at a time; equal rows give equal bytes."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3)
-
-    def __enter__(self) -> RowGroups:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._writer.close()
-
-    def write(self, columns: dict[str, Any]) -> None:
-        """Write one row group."""
-        table = pa.table([pa.array(columns[name], kind) for name, kind in _types(self.schema)], schema=self.schema)
-        self._writer.write_table(table, row_group_size=max(1, len(table)))
-
-
-def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in schema]
-
-
-def row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield each row group of a parquet file as a table of these columns."""
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            yield file.read_row_group(number, columns)
 
 
 def read_documents(task: Task) -> Counts:
@@ -200,6 +170,16 @@ def measure_documents(task: Task) -> Counts:
     return {}
 
 
+def measured_groups(task: Task) -> Iterator[pa.Table]:
+    """Yield the values of a unit's documents by row group, its scores among them where texts are scored."""
+    values = row_groups(task.input("measure", "values.parquet"))
+    if not task.reads("quality"):
+        yield from values
+        return
+    for table, scores in zip(values, row_groups(task.input("quality", "scores.parquet")), strict=True):
+        yield table.append_column("quality_score", scores["quality_score"])
+
+
 def decide_documents(task: Task) -> Counts:
     """Compare the values of a unit with the thresholds; counts: each rule's, with the characters that it removes."""
     source, _ = read_unit(task)
@@ -210,7 +190,7 @@ def decide_documents(task: Task) -> Counts:
     rows: list[Rows] = []
     counts: dict[str, Counter[str]] = {}
     position = 0
-    values = row_groups(task.input("measure", "values.parquet"))
+    values = measured_groups(task)
     documents = row_groups(
         task.input("read", "documents.parquet"), ["id", "url", "date", "license", "evidence", "characters"]
     )

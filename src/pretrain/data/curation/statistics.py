@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pretrain.data.curation.personal_data import find
 from pretrain.data.curation.words import split_sentences, split_words
 
 STATISTICS_VERSION = 1  # increase when a value of a text changes
-GROUPS = ("repetition", "quality", "c4", "fineweb")
+GROUPS = ("repetition", "quality", "c4", "fineweb", "personal_data")
 TOP_SIZES, REPEATED_SIZES = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # words of an n-gram
 VALUES: dict[str, tuple[str, ...]] = {
     "repetition": (
@@ -31,6 +32,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     ),
     "c4": ("lorem_ipsum_line", "curly_bracket_line", "sentences", "characters_left"),
     "fineweb": ("line_ends", "short_lines", "repeated_line_characters", "newlines"),
+    "personal_data": ("personal_data",),
 }  # fmt: skip
 SHORT_LINE = 30  # characters
 
@@ -102,6 +104,8 @@ def measure(text: str, how: Measuring) -> tuple[list[float], str]:
         written = text if how.c4 is None or lines == text else lines
     if "fineweb" in how.groups:
         values += fineweb(written, words if written is text and words else split_words(written))
+    if "personal_data" in how.groups:
+        values.append(float(len(find(written))))
     return values, written
 
 

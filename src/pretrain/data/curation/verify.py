@@ -16,6 +16,7 @@ from pretrain.data.curation.engine import file_of
 from pretrain.data.curation.manifest import MANIFEST, check_identity, check_shard, read_manifest
 from pretrain.data.curation.near_duplicates.shingles import Hashes, Shingler, jaccard
 from pretrain.data.curation.near_duplicates.tasks import written_text
+from pretrain.data.curation.row_groups import row_groups
 from pretrain.data.curation.rules import (
     CONTAMINATION_RULE,
     EXACT_RULE,
@@ -24,7 +25,6 @@ from pretrain.data.curation.rules import (
     NEAR_RULE,
     PARAGRAPHS_RULE,
 )
-from pretrain.data.curation.stages import row_groups
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import read_json
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,14 @@ import xxhash
 from pretrain.data.curation.base_corpus import index_dtype
 from pretrain.data.curation.contamination.tasks import contaminated_documents
 from pretrain.data.curation.duplicates import Fate, Fates
-from pretrain.data.curation.engine import Counts, Task
+from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
 from pretrain.data.curation.licenses import needs_attribution
 from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.paragraphs import cut
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
+from pretrain.data.curation.personal_data import replaced
+from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import (
     CONTAMINATION_RULE,
     DUPLICATE_RULES,
@@ -33,7 +36,7 @@ from pretrain.data.curation.rules import (
     PARAGRAPHS_RULE,
     RULE_NAMES,
 )
-from pretrain.data.curation.stages import RowGroups, halves, row_groups, sample_rank
+from pretrain.data.curation.stages import halves, measured_groups, sample_rank
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
@@ -45,8 +48,8 @@ SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
      ("url", pa.string()), ("date", pa.string()), ("license", pa.string()), ("license_evidence", pa.string()),
      ("language", pa.string()), ("language_score", pa.float64()), ("characters", pa.int64()), ("cluster", pa.string()),
-     ("cluster_size", pa.int64()), ("split_key", pa.uint64()), ("metadata", pa.string()),
-     ("contaminates", pa.string())]
+     ("cluster_size", pa.int64()), ("split_key", pa.uint64()), ("metadata", pa.string()), ("contaminates", pa.string()),
+     ("personal_data", pa.int64())]
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
@@ -73,6 +76,7 @@ class Written:
     domains: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
+    personal_data: Counter[str] = field(default_factory=Counter)  # spans that were replaced, by kind
     clusters: Counter[str] = field(default_factory=Counter)  # documents kept, by how many each stands for
     samples: dict[str, list[tuple[int, _Unordered]]] = field(default_factory=dict)
     digests: bytearray = field(default_factory=bytearray)
@@ -85,7 +89,7 @@ def write_unit(task: Task) -> Counts:
     fates, index, contamination = Fates(task), IndexWriter(task), _Contamination(task)
     written, values_of = Written(), settings["values"]
     documents = row_groups(task.input("read", "documents.parquet"))
-    measured = row_groups(task.input("measure", "values.parquet"))
+    measured = measured_groups(task)
     decided = row_groups(task.input("decide", "decisions.parquet"))
     attribution = io.BytesIO()
     position = 0
@@ -94,14 +98,15 @@ def write_unit(task: Task) -> Counts:
         RowGroups(task.output("decisions.parquet"), _decisions_schema(settings["measured"])) as decisions,
     ):
         for table, values, rules in zip(documents, measured, decided, strict=True):
-            group = _Group(source, settings, table, values)
+            group = _Group(source, settings | task.settings["personal_data"], table, values)
             group.reasons(rules, fates, contamination, (task.index << 32) + position)
             decisions.write(group.decisions(rules, settings["measured"]))
             kept = [number for number, reason in enumerate(group.removed_by) if reason is None]
             if kept:
                 columns = group.shard(kept)
                 shard.write(columns)
-                index.add(group, kept, position, columns["text"])
+                index.add(group, kept, position)
+                written.personal_data += group.personal_data
                 count_documents(columns, written, attribution)
             position += len(table)
             written.duplicates.update(group.counts())
@@ -115,7 +120,8 @@ def write_unit(task: Task) -> Counts:
         "languages": {name: dict(each) for name, each in written.languages.items()},
         "license_evidence": {name: dict(each) for name, each in written.evidence.items()},
         "reservations": dict(written.reservations),
-        "duplicates": dict(written.duplicates), "clusters": dict(written.clusters),
+        "personal_data": dict(written.personal_data), "duplicates": dict(written.duplicates),
+        "clusters": dict(written.clusters),
         "domains": dict(written.domains.most_common(DOMAINS_OF_A_UNIT)), "years": dict(written.years),
     }  # fmt: skip
 
@@ -133,7 +139,7 @@ class IndexWriter:
             self._keys = flat.reshape(-1, self._bands)
             self._minhash = MinHash(record["words"], self._bands, record["rows"])
 
-    def add(self, group: _Group, kept: list[int], position: int, texts: list[str]) -> None:
+    def add(self, group: _Group, kept: list[int], position: int) -> None:
         """Add the documents `kept` of a row group whose first document has this position in the unit."""
         rows = np.zeros(len(kept), index_dtype(self._bands))
         rows["key"] = halves([group.key(number) for number in kept])
@@ -141,7 +147,7 @@ class IndexWriter:
             rows["bands"] = self._keys[position + np.array(kept)]
             cut_ones = [at for at, number in enumerate(kept) if number in group.cut_characters]
             if cut_ones:
-                rows["bands"][cut_ones] = self._minhash.band_keys([texts[at] for at in cut_ones])
+                rows["bands"][cut_ones] = self._minhash.band_keys([group.texts[kept[at]] for at in cut_ones])
         self._rows.append(rows)
 
     def write(self, path: Path) -> None:
@@ -178,6 +184,7 @@ class _Group:
         self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
         self.cut_characters: dict[int, int] = {}
         self.contaminates: dict[int, str] = {}
+        self.personal_data: Counter[str] = Counter()
 
     def reasons(self, rules: pa.Table, fates: Fates, contamination: _Contamination, first: int) -> None:
         """Find why each document is removed: by the first rule, or as a duplicate; None: it stays."""
@@ -241,23 +248,36 @@ class _Group:
         key: bytes = self.values["key"][number].as_py()
         return key
 
+    def without_personal_data(self, text: str) -> tuple[str, Counter[str]]:
+        """Return a text as it is written, and how many spans of each kind were replaced."""
+        if not self.settings["kinds"]:
+            return text, Counter()
+        return replaced(text, self.settings["kinds"], remove=self.settings["replacement"] == "nothing")
+
     def shard(self, kept: list[int]) -> dict[str, Any]:
         """Return the columns of the documents that stay."""
         table = self.table.take(kept)
         ids = [self.ids[number] for number in kept]
+        texts, spans = list[str](), list[int]()
+        for number in kept:
+            text, counts = self.without_personal_data(self.texts[number])
+            self.personal_data += counts
+            texts.append(text)
+            spans.append(counts.total())
         clusters = [self.fates[number].cluster or self.ids[number] for number in kept]
         return {
-            "id": ids, "text": [self.texts[number] for number in kept], "source": [self.source] * len(kept),
+            "id": ids, "text": texts, "source": [self.source] * len(kept),
             "origin": table["origin"].to_pylist(), "url": table["url"].to_pylist(), "date": table["date"].to_pylist(),
             "license": table["license"].to_pylist(), "license_evidence": table["evidence"].to_pylist(),
             "language": [self.language(number) for number in kept],
             "language_score": [self.values[LANGUAGE_SCORE][number].as_py() for number in kept]
             if self._is_detected else [None] * len(kept),
-            "characters": [len(self.texts[number]) for number in kept],
+            "characters": [len(text) for text in texts],
             "cluster": clusters, "cluster_size": [self.fates[number].copies for number in kept],
             "split_key": [int(cluster[16:], 16) for cluster in clusters],
             "metadata": table["metadata"].to_pylist(),
             "contaminates": [self.contaminates.get(number) for number in kept],
+            "personal_data": spans,
         }  # fmt: skip
 
 
@@ -326,7 +346,7 @@ def _sample(group: _Group, written: Written, values_of: dict[str, str], most: in
             "value": group.values[value][number].as_py()
             if value in group.values.column_names else group.fates[number].similarity,
             "duplicate_of": group.fates[number].twin,
-            "text": group.table["text"][number].as_py()[:SAMPLE_CHARACTERS],
+            "text": group.without_personal_data(group.table["text"][number].as_py()[:SAMPLE_CHARACTERS])[0],
         }  # fmt: skip
         if len(chosen) < most:
             heapq.heappush(chosen, (-rank, _Unordered(row)))
@@ -345,3 +365,35 @@ def _compressed(data: bytes) -> bytes:
     import zstandard
 
     return zstandard.ZstdCompressor(level=3).compress(data) if data else b""
+
+
+def merge_samples(folder: Path, output: Path, most: int) -> None:
+    """Write samples.parquet of a corpus: of the samples of all units the `most` of each rule with the smallest rank."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for index in range(number_of_tasks(folder)):
+        for table in row_groups(file_of(folder, index, "samples.parquet")):
+            for row in table.to_pylist():
+                rows.setdefault(row["rule"], []).append(row)
+        for rule, found in rows.items():
+            found.sort(key=lambda row: row["rank"])
+            del rows[rule][most:]
+    chosen = [row for rule in sorted(rows) for row in rows[rule]]
+    draft = output / ".samples.tmp"
+    with RowGroups(draft, SAMPLES) as file:
+        file.write({name: [row[name] for row in chosen] for name in SAMPLES.names})
+    draft.replace(output / "samples.parquet")
+
+
+def merge_attribution(folder: Path, output: Path) -> None:
+    """Write who must be named: frames of zstd one behind the other are one file."""
+    draft = output / ".attribution.tmp"
+    with draft.open("wb") as file:
+        for index in range(number_of_tasks(folder)):
+            with file_of(folder, index, "attribution.jsonl.zst").open("rb") as frame:
+                shutil.copyfileobj(frame, file)
+        size = file.tell()
+    target = output / "ATTRIBUTION.jsonl.zst"
+    target.unlink(missing_ok=True)
+    if size:
+        draft.replace(target)
+    draft.unlink(missing_ok=True)

@@ -34,12 +34,12 @@ from pretrain.data.curation.contamination.overlap import (
     grams_of_items,
 )
 from pretrain.data.curation.duplicates import Fates
-from pretrain.data.curation.engine import Counts, Stage, Task
+from pretrain.data.curation.engine import Counts, Stage, Task, counts_of
 from pretrain.data.curation.near_duplicates.shingles import Ints
 from pretrain.data.curation.near_duplicates.shuffle_files import concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.tasks import written_text
+from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import KEPT
-from pretrain.data.curation.stages import RowGroups, row_groups
 from pretrain.data.curation.units import read_unit
 
 ITEMS = pa.schema([("set", pa.string()), ("key", pa.string()), ("location", pa.string()), ("words", pa.int64())])
@@ -188,6 +188,16 @@ def _of_set(verdicts: Verdicts, of_set: Any, share: float) -> dict[str, Any]:
         },
         "llama_3": {f"{limit:g}": count(verdicts.llama_3 > limit) for limit in CURVE},
         "longest_words": int(longest.max()) if len(longest) else 0,
+    }  # fmt: skip
+
+
+def decontamination_record(config: DecontaminateConfig, verdicts: Path) -> dict[str, Any]:
+    """Return what the manifest says of evaluation sets, by the folder of the verdicts."""
+    (counts,), files = counts_of(verdicts), set_records(config)
+    return {
+        "words": config.words, "share": config.share, "ignore_above": config.ignore_above, "fields": config.fields,
+        "action": config.action.value, "documents": counts["documents"], "boilerplate_runs": counts["boilerplate"],
+        "sets": {name: {"sha256": files[name]["sha256"], **each} for name, each in counts["sets"].items()},
     }  # fmt: skip
 
 

@@ -28,8 +28,9 @@ from pretrain.data.curation.near_duplicates.minhash import MinHash, keys_within
 from pretrain.data.curation.near_duplicates.shingles import Hashes
 from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, guard
+from pretrain.data.curation.row_groups import row_groups
 from pretrain.data.curation.rules import LANGUAGE
-from pretrain.data.curation.stages import EXACT, duplicates_of, row_groups
+from pretrain.data.curation.stages import EXACT, duplicates_of
 from pretrain.data.curation.statistics import C4Lines, c4_text
 from pretrain.data.curation.units import read_unit
 from pretrain.data.sources.splits import SPLIT_PARTS

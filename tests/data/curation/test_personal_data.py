@@ -1,0 +1,129 @@
+"""Personal data: each kind is found whole, numbers that are none are not, and replacing twice is replacing once."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pretrain.config.compose import compose, register_schemas
+from pretrain.config.curate import CurateConfig
+from pretrain.data.curation.curate import curate
+from pretrain.data.curation.personal_data import KINDS, PLACEHOLDERS, find, replaced
+from pretrain.data.curation.verify import verify
+from pretrain.errors import ConfigError
+from pretrain.reports.curation import write_corpus_report
+
+ASSETS = Path(os.environ.get("PRETRAIN_ASSETS", "missing")) / "curation" / "pii" / "synth_dataset_v2.json"
+EXAMPLES = {
+    "secret": ["AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1B2" * 9,
+               "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----"],
+    "email": ["ada.lovelace+x@mail.example.co.uk", "o'neil@example.org", "jörg@müller.de"],
+    "iban": ["GB82WEST12345698765432", "DE89 3704 0044 0532 0130 00", "fr14-2004-1010-0505-0001-3M02-606"],
+    "card": ["4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "6011111111111117"],
+    "ip": ["81.2.69.142", "2001:4860:4860::8888"],
+    "national_id": ["078-05-1120", "219 09 9999"],
+    "phone": ["+44 20 7946 0958", "(415) 555-2671", "415-555-2671", "+41 (0)69 979 80 58", "03.93.92.16.85"],
+}  # fmt: skip
+NEGATIVES = (
+    "on 05.10.2016 and 5/10/2016, 2016-10-05", "version 81.2.69.142 and v81.2.69.4", "see 3.1.0.5",
+    "10.0.0.1 and 127.0.0.1 and ::1",
+    "ISBN 978-3-16-148410-0", "3.14159265358979", "at 12:30:45 and 52.520008, 13.404954", "4111 1111 1111 1112",
+    "GB82WEST12345698765433", "000-12-3456, 666-12-3456, 900-12-3456", "a@b and @name and x@y.z", "f(a@b.c1)",
+    "1 000 000 to 2 000 000", "pages 100-200, 1999-2004", "0x1234567890", "467 3395", "8.8.8.8.8", "1.2.3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in KINDS for value in EXAMPLES[kind]])
+def test_each_kind_is_found_whole(kind: str, value: str) -> None:
+    text = f"Please take {value}, or ask."
+    (span,) = find(text)
+    assert (span.kind, text[span.start : span.end]) == (kind, value)
+    once, counts = replaced(text, KINDS)
+    assert once == f"Please take {PLACEHOLDERS[kind]}, or ask."
+    assert counts == {kind: 1}
+    assert replaced(once, KINDS) == (once, {})
+    assert replaced(text, [kind], remove=True)[0] == "Please take , or ask."
+    assert replaced(text, [other for other in KINDS if other not in (kind, "phone")])[0] == text
+
+
+@pytest.mark.parametrize("text", NEGATIVES)
+def test_other_numbers_are_left(text: str) -> None:
+    assert find(text) == []
+
+
+@pytest.mark.skipif(not ASSETS.is_file(), reason="PRETRAIN_ASSETS names no folder with curation/pii")
+def test_labelled_sentences() -> None:
+    """Email, address, bank account and social security number: all; cards nearly; phones most, and nothing else."""
+    labels = {"EMAIL_ADDRESS": "email", "IBAN_CODE": "iban", "CREDIT_CARD": "card", "IP_ADDRESS": "ip",
+              "US_SSN": "national_id", "PHONE_NUMBER": "phone"}  # fmt: skip
+    gold: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    right: list[bool] = []
+    for row in json.loads(ASSETS.read_text(encoding="utf8")):
+        labelled = [(labels.get(each["entity_type"]), each["start_position"], each["end_position"])
+                    for each in row["spans"]]  # fmt: skip
+        spans = find(row["full_text"])
+        for kind, start, end in labelled:
+            if kind is not None:
+                gold[kind].append(any(s.kind == kind and s.start < end and start < s.end for s in spans))
+        right += [
+            any(s.kind == kind and s.start < end and start < s.end for kind, start, end in labelled) for s in spans
+        ]
+    recall = {kind: sum(each) / len(each) for kind, each in gold.items() if each}
+    assert {kind: recall[kind] for kind in ("email", "iban", "ip", "national_id")} == dict.fromkeys(
+        ("email", "iban", "ip", "national_id"), 1.0
+    )
+    assert recall["card"] >= 0.99
+    assert recall["phone"] >= 0.6
+    assert sum(right) / len(right) >= 0.97
+
+
+@pytest.mark.parametrize("sign", ["a", "1", "a@", "1.", "1 ", "A1", "(1", "::", "0-", "-----BEGIN "])
+def test_hostile_texts_take_no_longer_than_their_length(sign: str) -> None:
+    started = time.process_time()
+    find(sign * (200_000 // len(sign)))
+    assert time.process_time() - started < 5
+
+
+def run(folder: Path, output: str, *more: str) -> dict[str, Any]:
+    register_schemas("curate", CurateConfig)
+    config = compose(
+        "curate",
+        [f"sources.web={{kind: jsonl, path: {folder}/web.jsonl, license: MIT}}", "rules=none", "workers=1",
+         f"output={folder / output}", *more],
+    )  # fmt: skip
+    return curate(config, report=lambda line: None)  # type: ignore[arg-type]
+
+
+def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_path: Path) -> None:
+    texts = ["Write to ada@example.org or bob@example.org, or call +44 20 7946 0958.", "Nothing here but words.",
+             " ".join(f"a{n}@example.org" for n in range(9))]  # fmt: skip
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ("personal_data.kinds=[email,phone]", "rules.max_personal_data=5")
+    manifest = run(tmp_path, "masked", *words)
+    rows = pq.read_table(tmp_path / "masked" / "data" / "00000.parquet").to_pylist()
+    assert [(row["text"], row["personal_data"]) for row in rows] == [
+        ("Write to <EMAIL_ADDRESS> or <EMAIL_ADDRESS>, or call <PHONE_NUMBER>.", 3), (texts[1], 0),
+    ]  # fmt: skip
+    assert manifest["personal_data"]["replaced"] == {"email": 2, "phone": 1}
+    assert "names" in manifest["personal_data"]["not_covered"]
+    assert manifest["sources"]["web"]["documents"]["removed"]["personal_data.spans"]["first"] == 1
+    page = write_corpus_report(tmp_path / "masked").read_text()
+    assert "Personal data" in page
+    assert "example.org" not in page  # samples of removed texts neither
+    plain = run(tmp_path, "plain")
+    ids = pq.read_table(tmp_path / "plain" / "data" / "00000.parquet")["id"].to_pylist()
+    assert [row["id"] for row in rows] == ids[:2]  # of the texts as they were read
+    assert plain["personal_data"]["replaced"] == {}
+    assert verify(tmp_path / "masked").documents == 2
+    run(tmp_path, "cut", "personal_data.kinds=[email]", "personal_data.replacement=nothing", "workers=2")
+    cut = pq.read_table(tmp_path / "cut" / "data" / "00000.parquet").to_pylist()
+    assert cut[0]["text"] == "Write to  or , or call +44 20 7946 0958."
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"personal_data.kinds=\[mail\] is no kind of personal data.*email"):
+        run(tmp_path, "corpus", "personal_data.kinds=[mail]")
