@@ -111,7 +111,7 @@ class Classifier:
 
         path.write_bytes(
             save({"weights": self.weights.astype(np.float32), "bias": np.array([self.bias], np.float32)},
-                 {"format": "pretrain quality", "version": str(QUALITY_VERSION)})
+                 {"format": f"pretrain quality {QUALITY_VERSION}"})
         )  # fmt: skip
 
 
