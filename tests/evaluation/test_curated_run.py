@@ -119,13 +119,12 @@ def _check_scores(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     named = score(EvalConfig(task=Task.minimal_pairs, path=str(clean), paths=paths, contamination=str(corpus)), run)
     assert named["items/clean"] == 4
     (raw / "scores.json").write_text(json.dumps(found | {"settings": {}}))
-    export = ExportConfig(output=f"{tiny.folder}/logs/exported", scores=[f"{raw}/scores.json"])
+    export = ExportConfig(output=f"{tiny.folder}/logs/exported", evaluations=[f"{raw}/scores.json"])
     card = str(export_model(export, run).card)
     assert "| pairs | 6 | 1 | 1 | 1 | 1 | 1 | 1 |" in card
     assert f"| clean/accuracy | {found['clean/accuracy']:,.4f} |" in card
-    assert "## Score: scores" in card
-    with pytest.raises(ConfigError, match=r"scores=\[.*pairs.jsonl\] is no file of eval.py"):
-        export_model(ExportConfig(output=f"{tiny.folder}/no", scores=[pairs]), run)
+    assert "## Scores: minimal_pairs" in card
+    assert "no run of words stands in the training data" in card
     plain = tiny.folder / "plain"
     curate(config_of(raw, plain), lambda line: None)
     with pytest.raises(DataError, match="was compared with no evaluation set"):

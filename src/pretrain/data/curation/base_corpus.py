@@ -38,6 +38,7 @@ class Base:
     path: str
     fingerprint: str
     shards: list[dict[str, Any]] = field(default_factory=list)
+    bands: int = 0  # of its index: those of its own settings, whether the new corpus looks for near-duplicates or not
 
     @property
     def documents(self) -> int:
@@ -83,7 +84,8 @@ def open_base(path: str | None, output: Path, config: DuplicatesConfig) -> Base:
         )
     if config.near:
         check_index(index, config, name)
-    return Base(str(folder), str(manifest["fingerprint"]), manifest["shards"])
+    bands = int(index["bands"]) if index.get("near") else 0
+    return Base(str(folder), str(manifest["fingerprint"]), manifest["shards"], bands)
 
 
 def read_base(task: Task) -> Counts:

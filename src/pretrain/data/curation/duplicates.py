@@ -65,8 +65,7 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
         return run(made)
 
     if base.shards:
-        bands = config.bands if config.near else 0
-        record = base.record() | {"first": corpus.units, "partitions": corpus.partitions, "bands": bands}
+        record = base.record() | {"first": corpus.units, "partitions": corpus.partitions, "bands": base.bands}
         known["base"] = (older := Stage("base", read_base, len(base.shards), BASE_VERSION, record, {})).folder
         run(older)
     if config.exact:
