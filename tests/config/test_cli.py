@@ -44,7 +44,7 @@ MISTYPED = [
         "model.rope_scaling.knd is not a setting. Did you mean model.rope_scaling.kind?",
     ),
     (["nam=x"], "nam is not a setting. Did you mean name?"),
-    (["a.b.c=3"], "a is not a setting. There are: allow_change, batch_size"),
+    (["q.b.c=3"], "q is not a setting. There are: allow_change, batch_size"),
     (["trainer.max_steps=1oo"], "trainer.max_steps=1oo does not fit: Value '1oo' of type 'str' could not be converted"),
     (["seed=1.5"], "seed=1.5 does not fit: Value '1.5'"),
     (["optimizer.learning_rate=fast"], "optimizer.learning_rate=fast does not fit: Value 'fast'"),

@@ -50,7 +50,7 @@ def test_stops_have_their_escapes_read_and_a_prompt_stands_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Recorder()
-    monkeypatch.setattr(LanguageModel, "load", lambda *given: model)
+    monkeypatch.setattr(LanguageModel, "load", lambda *given, **named: model)
     generate(GenerateConfig(checkpoint="x", prompt=r"ROMEO:\n\\n", stop=[r"\n\n", "."]), [])
     assert model.asked == [r"ROMEO:\n\\n", ["\n\n", "."]]
     assert capsys.readouterr().out == "ROMEO:\\n\\\\n...\n"

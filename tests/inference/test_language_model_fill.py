@@ -122,7 +122,7 @@ def test_the_canvas_can_be_watched() -> None:
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     models = {"diffusion": DIFFUSION, "masked": MASKED, "causal": CAUSAL}
     monkeypatch.setattr(loading, "chosen_model", lambda *_: "")
-    monkeypatch.setattr(LanguageModel, "load", lambda *_: models[request.param])
+    monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: models[request.param])
     return request.param
 
 
