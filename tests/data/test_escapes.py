@@ -33,6 +33,7 @@ class Recorder:
     causal = completes = True
     denoises = False
     prompt_template = None
+    regressor = None
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
