@@ -150,7 +150,7 @@ class EvalConfig(Settings):
     )
     contamination: str | None = setting(
         "auto",
-        "A curated corpus with verdicts on the items, for the score on clean ones; auto: the run's own, if it has any; "
+        "A curated corpus with verdicts on the items, for the score on clean ones; auto: the run's own, if any; "
         "null: none.",
     )
     device: str = setting("cpu", "Device of the model: cpu, cuda or mps.")
