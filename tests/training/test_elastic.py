@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.errors import DataError, Interrupted, RankLostError
 from pretrain.stop_signals import AskedToStop
-from pretrain.training.elastic import first_failure, interruption
+from pretrain.training.elastic import Failure, first_failure, interruption, lasting_failure
 
 
 def leave(folder: Path, rank: int, time: float, exit_code: int, message: str) -> None:
@@ -40,6 +40,22 @@ def test_a_lost_process_differs_from_one_that_the_launcher_stopped(tmp_path: Pat
     assert "rank 1 was lost (SIGKILL)" in str(first_failure(failures, 2, 1, -9))
     assert isinstance(first_failure(failures, 2, 1, 3), RankLostError)
     assert isinstance(first_failure(failures, 2, 1, -signal.SIGTERM), Interrupted)
+
+
+@pytest.mark.parametrize(
+    ("codes", "lasting"),
+    [
+        ({0: 1, 1: 1}, None),
+        ({0: 1}, None),
+        ({0: 143}, None),  # rank 1 was killed, and the launcher stopped rank 0 before it noticed
+        ({0: 143, 1: 143}, 143),  # a signal to both of them
+        ({0: 3}, 3),  # damaged data, whatever became of rank 1
+        ({0: 143, 1: 3}, 143),
+    ],
+)
+def test_a_restart_goes_on_unless_the_failure_would_come_again(codes: dict[int, int], lasting: int | None):
+    written = [Failure(0.0, rank, code, "") for rank, code in codes.items()]
+    assert lasting_failure(written, ranks=2) == lasting
 
 
 def test_the_first_failure_with_a_reason_is_raised(tmp_path: Path):

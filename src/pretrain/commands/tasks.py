@@ -196,7 +196,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
             print(printable(f"  {probability:6.1%}  {label}", one_line=True))
         return
     if language_model.regressor is not None:
-        print(f"  {language_model.regress(config.prompt):.4f}")
+        print(printable(f"  {language_model.regress(config.prompt):.4f}"))
         return
     if config.chat:
         _converse(config, language_model)
@@ -324,7 +324,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
             shown = f"{value:,.4f}" if isinstance(value, float) else value
             print(printable(f"{name:<{width}} {shown}"))
         if is_table:
-            print(f"\n{needle_table(figures)}")
+            print(printable(f"\n{needle_table(figures)}"))
     if config.output:
         Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pretrain.errors import shown
+from pretrain.errors import printable, shown
 from pretrain.interop.classifiers import CLASSIFIERS
 from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.families import FAMILIES
@@ -59,4 +59,4 @@ def _code(words: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(families_table())
+    print(printable(families_table()))

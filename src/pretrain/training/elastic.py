@@ -136,12 +136,22 @@ def _train(record: dict[str, Any]) -> str:
 def _resume_newest(record: dict[str, Any]) -> None:
     """Set the newest checkpoint in the record; end the process if the failure would occur again."""
     folder = Path(record["folder"])
-    for failure in _failures(folder / FAILURES):
-        if failure.exit_code != 1:
-            os._exit(failure.exit_code)
+    if (code := lasting_failure(_failures(folder / FAILURES), int(os.environ["WORLD_SIZE"]))) is not None:
+        os._exit(code)
+    (folder / FAILURES / f"rank-{rank()}.json").unlink(missing_ok=True)  # it has been answered
     resumed, _ = newest(folder)
     record["resumed"] = str(resumed.folder) if resumed else None
     log(f"a process was lost; all resume from {f'step {resumed.step}' if resumed else 'the start'}")
+
+
+def lasting_failure(written: list[Failure], ranks: int) -> int | None:
+    """Return the exit code of a failure that a restart would meet again, or of a stop; None if there is none.
+
+    A process that wrote no failure was lost. The launcher stops the others by a signal, which asks for no stop of the run.
+    """
+    was_lost = len({failure.rank for failure in written}) < ranks
+    codes = [each.exit_code for each in written if each.exit_code != 1 and not (was_lost and each.exit_code > 128)]
+    return codes[0] if codes else None
 
 
 def interruption(failures: Path, asked: AskedToStop) -> PretrainError:
