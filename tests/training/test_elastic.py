@@ -50,7 +50,7 @@ def test_a_lost_process_differs_from_one_that_the_launcher_stopped(tmp_path: Pat
         ({0: 143}, None),  # rank 1 was killed, and the launcher stopped rank 0 before it noticed
         ({0: 143, 1: 143}, 143),  # a signal to both of them
         ({0: 3}, 3),  # damaged data, whatever became of rank 1
-        ({0: 143, 1: 3}, 143),
+        ({0: 143, 1: 3}, 3),
     ],
 )
 def test_a_restart_goes_on_unless_the_failure_would_come_again(codes: dict[int, int], lasting: int | None):

@@ -147,11 +147,11 @@ def _resume_newest(record: dict[str, Any]) -> None:
 def lasting_failure(written: list[Failure], ranks: int) -> int | None:
     """Return the exit code of a failure that a restart would meet again, or of a stop; None if there is none.
 
-    A process that wrote no failure was lost. The launcher stops the others by a signal, which asks for no stop of the run.
+    A process that wrote no failure was lost. The launcher stops the others by a signal, which is no stop of the run.
     """
     was_lost = len({failure.rank for failure in written}) < ranks
     codes = [each.exit_code for each in written if each.exit_code != 1 and not (was_lost and each.exit_code > 128)]
-    return codes[0] if codes else None
+    return min(codes, default=None)
 
 
 def interruption(failures: Path, asked: AskedToStop) -> PretrainError:
