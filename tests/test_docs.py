@@ -206,6 +206,9 @@ def unknown_settings(text: str) -> list[str]:
     """Return the settings in a page's inline code that do not exist."""
     if "# Coming from another tool" in text:  # in its tables the first column is the other tool's
         text = re.sub(r"^\| .*? \|", "|", text, flags=re.M)
+    head, begin, rest = text.partition("<!-- families -->")  # its table names settings of `model` without the group
+    table, end, rest = rest.partition("<!-- end -->")
+    text = head + begin + re.sub(r"`(\w+=)", r"`model.\1", table) + end + rest
     typed = [
         word for span in code_spans(text) for word in re.findall(r"(?:^|[\s'\"(])\+?([a-z_]+(?:[./][\w<>]+)*)=", span)
     ]
