@@ -38,7 +38,7 @@ from pretrain.config.stages import ENDS
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
     "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
-    "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ",
+    "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ", "hf auth login",
 )  # fmt: skip
 NANO = [
     "data.max_validation_rows=4", "sample.max_new_tokens=4", "trainer.enable_progress_bar=false",
@@ -119,10 +119,10 @@ class Workspace:
         where = f"{command.block}: {command.line}"
         if not command.is_ours or command.words[0] == "pip":
             return [] if command.line.startswith(NOT_RUN) else [f"{where} is neither run nor listed in NOT_RUN"]
-        if command.name == "export":  # which overwrites nothing
-            shutil.rmtree(self.folder / "my_model", ignore_errors=True)
         if command.block.only_composes:
             return self._failure(where, ["python", "-c", composed(command)], {})
+        if command.name == "export":  # which overwrites nothing
+            shutil.rmtree(self.folder / "my_model", ignore_errors=True)
         return self._failure(where, shortened(command), command.environment)
 
     def _failure(self, where: str, words: list[str], environment: dict[str, str]) -> list[str]:

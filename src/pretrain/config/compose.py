@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
-from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, section_of
+from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, THRESHOLDS, section_of
 from pretrain.config.near_misses import of_preset, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import (
@@ -217,7 +217,9 @@ def _declared(override: str) -> str:
 
 def _names_entry(override: str) -> bool:
     """Return whether an override is of a section whose keys the user names, and no choice of its presets."""
-    return _declared(override) in (*SECTIONS, STAGES, GROUPS) and not is_group(override.partition("=")[0].lstrip("+"))
+    return _declared(override) in (*SECTIONS, STAGES, GROUPS, THRESHOLDS) and not is_group(
+        override.partition("=")[0].lstrip("+")
+    )
 
 
 def _check_words(config_name: str, overrides: list[str]) -> None:

@@ -49,12 +49,13 @@ CORPUS_SOURCES = Section(
 LOGGERS = Section("loggers", "logger", "logger", "logger", "mine", "{kind: tensorboard}", "tensorboard")
 STAGES = "stages"  # a section whose entries hold settings of the run itself: config/stages.py
 GROUPS = "optimizer.groups"  # a section whose entries are no settings with a kind: optim/config.py
+THRESHOLDS = "language.thresholds"  # a section of a curation whose entries are plain mappings, too
 SECTIONS = {section.key: section for section in (SOURCES, CALLBACKS, LOGGERS, CORPUS_SOURCES)}
 
 
 def section_of(key: str) -> str | None:
     """Return the section that a setting lies in, or is; None for a setting with a name of ours."""
-    return next((name for name in (*SECTIONS, STAGES, GROUPS) if f"{key}.".startswith(f"{name}.")), None)
+    return next((name for name in (*SECTIONS, STAGES, GROUPS, THRESHOLDS) if f"{key}.".startswith(f"{name}.")), None)
 
 
 def typed_entries(section: Section, written: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

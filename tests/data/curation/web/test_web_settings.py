@@ -131,3 +131,17 @@ def test_the_evidence_of_licenses_has_an_order() -> None:
     assert EVIDENCE[-1] == "column"
     assert EVIDENCE[1:-2] == ("conflict", *PAGE_EVIDENCE)
     assert PAGE_EVIDENCE[-1] == "meta"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["language.thresholds={nl: {max_word_length: 14, stop_words: [de, het]}}"],
+        ["language.thresholds.nl.max_word_length=14", "language.thresholds.nl.stop_words=[de,het]"],
+    ],
+)
+def test_thresholds_of_a_language_can_be_typed(words: list[str]) -> None:
+    register_schemas("curate", CurateConfig)
+    source = "sources.a={kind: jsonl, path: x, license: unknown}"
+    found: CurateConfig = compose("curate", [source, "rules=web_multilingual", "language=any", *words, "output=x"])
+    assert found.language.thresholds == {"nl": {"max_word_length": 14, "stop_words": ["de", "het"]}}
