@@ -39,6 +39,7 @@ from pretrain.config.stages import ENDS
 NOT_RUN = (
     "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ", "hf auth login",
+    "python llama.cpp/", "llama.cpp/build/", "vllm serve ",
 )  # fmt: skip
 NANO = [
     "data.max_validation_rows=4", "sample.max_new_tokens=4", "trainer.enable_progress_bar=false",
@@ -122,7 +123,9 @@ class Workspace:
         if command.block.only_composes:
             return self._failure(where, ["python", "-c", composed(command)], {})
         if command.name == "export":  # which overwrites nothing
-            shutil.rmtree(self.folder / "my_model", ignore_errors=True)
+            for word in command.overrides:
+                if word.startswith("output="):
+                    shutil.rmtree(self.folder / word.removeprefix("output="), ignore_errors=True)
         return self._failure(where, shortened(command), command.environment)
 
     def _failure(self, where: str, words: list[str], environment: dict[str, str]) -> list[str]:
