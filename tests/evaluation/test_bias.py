@@ -48,13 +48,13 @@ def by_hand(model, text: str, other: str) -> float:
     ids, others = ([BYTES.bos_id, *each.encode(), BYTES.eos_id] for each in (text, other))
     shared, _ = shared_tokens(np.array(ids), np.array(others))
     total = 0.0
-    for place in range(1, len(ids) - 1):
-        if shared[place]:
+    for position in range(1, len(ids) - 1):
+        if shared[position]:
             row = torch.tensor([ids])
-            row[0, place] = BYTES.mask_id
+            row[0, position] = BYTES.mask_id
             hidden = features_of(model.head, model(row))
             logits = torch.nn.functional.linear(hidden, model.head.weight, model.head.bias)
-            total += float(logits[0, place].log_softmax(-1)[ids[place]])
+            total += float(logits[0, position].log_softmax(-1)[ids[position]])
     return total
 
 
@@ -75,13 +75,13 @@ def by_transformers(model, tokenizer, text: str, other: str) -> float:
     """Return the pseudo-likelihood of the shared tokens as the paper defines it, with a forward pass each."""
     ids, others = (tokenizer.encode(each) for each in (text, other))
     opcodes = difflib.SequenceMatcher(None, list(map(str, ids)), list(map(str, others))).get_opcodes()
-    shared = [place for name, start, end, _, _ in opcodes if name == "equal" for place in range(start, end)]
+    shared = [position for name, start, end, _, _ in opcodes if name == "equal" for position in range(start, end)]
     total = 0.0
-    for place in shared[1:-1]:  # without [CLS] and [SEP]
+    for position in shared[1:-1]:  # without [CLS] and [SEP]
         row = torch.tensor([ids])
-        row[0, place] = tokenizer.mask_token_id
+        row[0, position] = tokenizer.mask_token_id
         with torch.no_grad():
-            total += float(model(row).logits[0, place].log_softmax(-1)[ids[place]])
+            total += float(model(row).logits[0, position].log_softmax(-1)[ids[position]])
     return total
 
 

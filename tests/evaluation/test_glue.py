@@ -55,7 +55,7 @@ def test_the_published_files_are_read(assets: Path) -> None:
 
 
 def test_a_heading_may_be_missing(tmp_path: Path) -> None:
-    """As in the files of SST-2's whole sentences, which may stand in the place of GLUE's phrases."""
+    """As in the files of SST-2's whole sentences, which may replace GLUE's phrases."""
     (tmp_path / "SST-2").mkdir()
     (tmp_path / "SST-2" / "dev.tsv").write_text("a stirring film\t1\na dull one\t0\n")
     assert [row.label for row in read_split(tmp_path, "SST-2", "dev")] == ["1", "0"]
@@ -172,4 +172,4 @@ def test_a_base_is_tuned_at_every_rate_and_a_restart_trains_nothing_again(tiny, 
     weights.write_text(weights.read_text() + " ")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(glue, "open_model", lambda base: SimpleNamespace(folder=weights.parent))
-        assert glue.Glue(config, base).folder != folder  # another base in the same place
+        assert glue.Glue(config, base).folder != folder  # another base in the same folder

@@ -113,10 +113,10 @@ def test_rows_have_their_length_and_the_needle_its_place() -> None:
                 assert len(set(numbers)) == 4
                 needle = f" The magic number is {numbers[0]}."
                 assert all(text.count(needle) == 1 for text in texts)
-                place = texts[0].index(needle)
+                position = texts[0].index(needle)
                 text = texts[0].replace(needle, "").removesuffix(needle[:-1])
                 assert text in TEXT * 20
-                assert abs(place - depth * len(text)) <= len(text) / 20
+                assert abs(position - depth * len(text)) <= len(text) / 20
                 targets = [BYTES.decode(row.tokens[row.first :]) for row in trial]
                 assert all(number.endswith(target) for number, target in zip(numbers, targets, strict=True))
 

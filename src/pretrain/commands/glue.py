@@ -79,8 +79,8 @@ def split_train(
     """
     order = np.random.default_rng(0).permutation(len(rows))
     n_held_out = max(1, len(rows) // 10)
-    part = [rows[place] for place in order[n_held_out:]]
-    return part[: max_train_examples or len(part)], [rows[place] for place in order[:n_held_out]]
+    part = [rows[position] for position in order[n_held_out:]]
+    return part[: max_train_examples or len(part)], [rows[position] for position in order[:n_held_out]]
 
 
 def examples_of_a_row(base: str | Path, rows: Sequence[LabelledText]) -> float:

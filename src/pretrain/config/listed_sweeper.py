@@ -1,4 +1,4 @@
-"""`hydra/sweeper=listed`: the jobs of a list, each with settings of its own that no product of values has."""
+"""`hydra/sweeper=listed`: the jobs of a list, each with settings of its own, and no combinations of values."""
 
 from __future__ import annotations
 

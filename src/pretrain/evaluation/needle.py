@@ -109,9 +109,9 @@ class Needles:
     @cached_property
     def _ends(self) -> np.ndarray:
         """Whether a sentence ends with each token of the text, bool (T,)."""
-        ids, places = np.unique(self.haystack, return_inverse=True)
+        ids, inverse = np.unique(self.haystack, return_inverse=True)
         spelled = (self.tokenizer.token(number).rstrip(" ") for number in ids.tolist())
-        found: np.ndarray = np.array([text.endswith(_SENTENCE_ENDS) for text in spelled], np.bool_)[places]
+        found: np.ndarray = np.array([text.endswith(_SENTENCE_ENDS) for text in spelled], np.bool_)[inverse]
         return found
 
     def _encoded(self, trial: int) -> list[Ints]:

@@ -51,12 +51,12 @@ class Contrastive(Objective):
         changes = np.diff(rows.documents, axis=1, prepend=-1) != 0
         begins = (follows | changes) & within
         texts = np.where(within, begins.cumsum(1) - 1, -1).astype(np.int32)
-        places = np.broadcast_to(np.arange(texts.shape[1]), texts.shape)
-        positions = np.where(within, places - np.maximum.accumulate(np.where(begins, places, 0), axis=1), 0)
+        columns = np.broadcast_to(np.arange(texts.shape[1]), texts.shape)
+        positions = np.where(within, columns - np.maximum.accumulate(np.where(begins, columns, 0), axis=1), 0)
         shape = (len(texts), max(1, int(texts.max()) + 1))
         targets, anchors = np.full(shape, IGNORE, np.int64), np.full(shape, _ABSENT, np.int64)
-        row, place = np.nonzero(begins)
-        number, is_anchor = texts[row, place], changes[row, place]
+        row, column = np.nonzero(begins)
+        number, is_anchor = texts[row, column], changes[row, column]
         anchor = np.maximum.accumulate(np.where(is_anchor, np.arange(len(row)), 0)) if len(row) else row
         anchors[row, number] = number[anchor]
         positive = np.flatnonzero(np.diff(anchor, append=-1) == 0)  # texts that the next one of their pair follows

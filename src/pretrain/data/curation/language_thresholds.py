@@ -64,7 +64,7 @@ _EARLIER_NUMBERS = {
 THRESHOLDS = {
     language: tuple(map(float, numbers.split())) for language, numbers in (_NUMBERS | _EARLIER_NUMBERS).items()
 }
-# Of languages with long lists the words that are most frequent; names of places are left out.
+# Of languages with long lists the words that are most frequent; geographic names are left out.
 STOP_WORDS = {
     "af": "die van in en is n het wat sy op the word",
     "az": ("və ilə ildə bir bu azərbaycan olan üçün sonra də kimi il isə o görə da tərəfindən çox ki onun edir idi"),

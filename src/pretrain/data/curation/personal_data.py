@@ -61,7 +61,7 @@ _DATE = re.compile(r"\d{1,2}([. /-])\d{1,2}\1\d{2,4}|\d{4}([. /-])\d{1,2}\2\d{1,
 
 @dataclass(frozen=True)
 class Span:
-    """A place in a text."""
+    """A part of a text that is personal data."""
 
     start: int
     end: int
@@ -129,7 +129,7 @@ def _cards(text: str) -> Spans:
 
 
 def _luhn(digits: str) -> bool:
-    doubled = (int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits)))
+    doubled = (int(digit) * (1 + position % 2) for position, digit in enumerate(reversed(digits)))
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
 
 

@@ -83,26 +83,26 @@ class Classifier:
         self.bias = bias
         self._shinglers = Shingler(1), Shingler(2)
 
-    def _places(self, text: str) -> npt.NDArray[np.uint64]:
+    def _buckets(self, text: str) -> npt.NDArray[np.uint64]:
         found = [shingler.shingles([text[:CHARACTERS]])[0] for shingler in self._shinglers]
         return np.unique(np.concatenate(found) & np.uint64(BUCKETS - 1))
 
     def score(self, text: str) -> float:
         """Return the probability that a text is one of the reference."""
-        return self._probability(self._places(text))
+        return self._probability(self._buckets(text))
 
-    def _probability(self, places: npt.NDArray[np.uint64]) -> float:
-        total = float(self.weights[places].sum()) / np.sqrt(len(places)) + self.bias
+    def _probability(self, buckets: npt.NDArray[np.uint64]) -> float:
+        total = float(self.weights[buckets].sum()) / np.sqrt(len(buckets)) + self.bias
         return float(1 / (1 + np.exp(-np.clip(total, -30, 30))))
 
     def train(self, texts: Sequence[str], labels: Sequence[int]) -> None:
         """Learn from texts with the labels 1 (of the reference) and 0, in an order that their hashes decide."""
-        places = [self._places(text) for text in texts]
+        buckets = [self._buckets(text) for text in texts]
         for number in range(PASSES):
             ranks = [xxhash.xxh3_64_intdigest(text.encode(), seed=number) for text in texts]
             for at in sorted(range(len(texts)), key=ranks.__getitem__):
-                error = labels[at] - self._probability(places[at])
-                self.weights[places[at]] += RATE * error / np.sqrt(len(places[at]))
+                error = labels[at] - self._probability(buckets[at])
+                self.weights[buckets[at]] += RATE * error / np.sqrt(len(buckets[at]))
                 self.bias += RATE * _RATE_OF_BIAS * error
 
     def write(self, path: Path) -> None:

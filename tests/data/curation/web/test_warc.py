@@ -58,13 +58,13 @@ def test_records_are_read_with_their_place(compressed: bool) -> None:
 def test_several_records_in_one_member_have_places_of_their_own() -> None:
     records, damaged = read(gzip.compress(b"".join(PARTS[:3])) + gzip.compress(PARTS[3]), True)
     assert (contents(records), damaged) == (TEXTS[:4], [])
-    assert len({each.place for each in records}) == 4
+    assert len({each.position for each in records}) == 4
     assert [each.number for each in records] == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damage_costs_the_record_that_has_it(compressed: bool) -> None:
-    """A bit is turned at every place of a file in turn: other records than the one around it are read."""
+    """A bit is flipped at every byte of a file in turn: other records than the one around it are read."""
     parts = [gzip.compress(part, mtime=0) if compressed else part for part in PARTS[:4]]
     data, ends = b"".join(parts), [sum(map(len, parts[: n + 1])) for n in range(4)]
     for position in random.Random(0).sample(range(len(data)), 150):

@@ -38,7 +38,7 @@ def grams_of_items(items: Iterable[Item], words: int) -> tuple[Rows, Rows, Ints]
 
     A posting's position is that of the run's first word, counted through the item's parts.
     """
-    lengths, hashes, places, totals = list[Ints](), list[Hashes](), list[Rows](), list[int]()
+    lengths, hashes, all_rows, totals = list[Ints](), list[Hashes](), list[Rows](), list[int]()
     shinglers: dict[int, Shingler] = {}
     for number, item in enumerate(items):
         before = 0
@@ -51,7 +51,7 @@ def grams_of_items(items: Iterable[Item], words: int) -> tuple[Rows, Rows, Ints]
                 found, _ = shinglers.setdefault(used, Shingler(used)).shingles([part])
                 rows = np.zeros(len(found), POSTING)
                 rows["item"], rows["position"], rows["size"] = number, before + np.arange(len(found)), size
-                places.append(rows)
+                all_rows.append(rows)
                 hashes.append(found)
                 lengths.append(np.full(len(found), used, np.int64))
             before += count
@@ -60,7 +60,7 @@ def grams_of_items(items: Iterable[Item], words: int) -> tuple[Rows, Rows, Ints]
     if len(known):
         known["length"], known["hash"] = np.concatenate(lengths), np.concatenate(hashes)
     grams, which = np.unique(known, return_inverse=True)
-    postings = np.concatenate([np.empty(0, POSTING), *places])
+    postings = np.concatenate([np.empty(0, POSTING), *all_rows])
     postings["gram"] = which
     return grams, postings[np.argsort(postings["gram"], kind="stable")], np.array(totals, np.int64)
 
@@ -98,7 +98,7 @@ class Finder:
         return np.concatenate([empty, *documents]), np.concatenate([empty, *grams])
 
     def _known(self, length: int, hashes: Hashes) -> tuple[Ints, Ints]:
-        """Return the numbers of the runs among hashes, and at which places these stand."""
+        """Return the numbers of the runs among hashes, and the positions of these."""
         table, first = self._tables[length]
         positions = np.searchsorted(table, hashes)
         positions[positions == len(table)] = 0
@@ -194,8 +194,8 @@ def _longest(pair: Ints, positions: Rows, pairs: int) -> Ints:
     if not len(pair):
         return found
     order = np.lexsort((positions, pair))
-    pair, places = pair[order], positions[order].astype(np.int64)
-    breaks = np.concatenate([[True], (pair[1:] != pair[:-1]) | (places[1:] != places[:-1] + 1)])
+    pair, ordered = pair[order], positions[order].astype(np.int64)
+    breaks = np.concatenate([[True], (pair[1:] != pair[:-1]) | (ordered[1:] != ordered[:-1] + 1)])
     starts = np.flatnonzero(breaks)
     lengths = np.diff(np.concatenate([starts, [len(pair)]]))
     np.maximum.at(found, pair[starts], lengths + SHORTEST - 1)

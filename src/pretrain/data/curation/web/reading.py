@@ -112,7 +112,7 @@ class _Pages:
                 continue
             charset = _CHARSET.search(response.headers.get("content-type", ""))
             document = RawDocument(
-                "", f"{printable(part.file)}:{record.place}", _address(record.headers), _date(record.headers)
+                "", f"{printable(part.file)}:{record.position}", _address(record.headers), _date(record.headers)
             )
             reserved = header_reservations(response.headers)
             yield from self.of_page(response.body, charset[1] if charset else None, document, reserved)
@@ -131,7 +131,7 @@ class _Pages:
                 continue
             name = spdx_name(self.reading.license)
             yield RawDocument(
-                text, f"{printable(part.file)}:{record.place}", _address(record.headers), _date(record.headers), name,
+                text, f"{printable(part.file)}:{record.position}", _address(record.headers), _date(record.headers), name,
                 "none" if name == UNKNOWN else "source",
             )  # fmt: skip
 

@@ -42,8 +42,8 @@ class Record:
     content: bytes | None
 
     @property
-    def place(self) -> str:
-        """Return where it stands, unique in its file."""
+    def position(self) -> str:
+        """Return the offset, and the number behind it within a member of several records: unique in its file."""
         return f"{self.offset}" if not self.number else f"{self.offset}+{self.number}"
 
 
@@ -89,7 +89,7 @@ class _Plain:
             size -= len(part)
 
     def recover(self) -> bool:
-        """Go to the next place behind the start of this record that looks like one; False if there is none."""
+        """Go to the next offset that looks like the start of a record; False if there is none."""
         if self._stream.seekable():
             self._position, self._back = self._stream.seek(self.offset + 1), b""
         window = self._take(BLOCK_BYTES)
