@@ -84,7 +84,6 @@ from pretrain.files.locks import try_lock
 from pretrain.files.untrusted_files import open_own, read_json
 
 Report = Callable[[str], object]
-_Records = list[dict[str, Any]]
 
 
 def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from pretrain.data.curation.config import LicensesConfig, RulesConfig, Unknown
 from pretrain.data.curation.licenses import UNKNOWN, allows, spdx_name
 from pretrain.data.curation.statistics import GROUPS, REPEATED_SIZES, TOP_SIZES, VALUES, C4Lines, Measuring
 
-RULES_VERSION = 1  # increase when a decision changes
 LICENSE = "license"
 LANGUAGE, LANGUAGE_SCORE, IS_KEPT = "language", "language_score", "language_is_kept"
 KEPT = -1

@@ -7,7 +7,7 @@ threshold falls on the same side.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -325,8 +325,3 @@ def _progression(base: int, size: int) -> Hashes:
 def text_key(text: str) -> bytes:
     """Return the 16 bytes (xxh3_128 of its UTF-8) by which equal texts are found."""
     return xxhash.xxh3_128_digest(text.encode())
-
-
-def characters_of(texts: Iterable[str]) -> int:
-    """Return the characters of all texts."""
-    return sum(map(len, texts))

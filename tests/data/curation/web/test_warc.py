@@ -64,7 +64,7 @@ def test_several_records_in_one_member_have_places_of_their_own() -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damage_costs_the_record_that_has_it(compressed: bool) -> None:
-    """A bit is flipped at every byte of a file in turn: other records than the one around it are read."""
+    """A bit is flipped at random bytes of a file: other records than the one around it are read."""
     parts = [gzip.compress(part, mtime=0) if compressed else part for part in PARTS[:4]]
     data, ends = b"".join(parts), [sum(map(len, parts[: n + 1])) for n in range(4)]
     for position in random.Random(0).sample(range(len(data)), 150):

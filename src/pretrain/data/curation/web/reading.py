@@ -130,8 +130,9 @@ class _Pages:
                 self.skipped[fault] += 1
                 continue
             name = spdx_name(self.reading.license)
+            origin = f"{printable(part.file)}:{record.position}"
             yield RawDocument(
-                text, f"{printable(part.file)}:{record.position}", _address(record.headers), _date(record.headers), name,
+                text, origin, _address(record.headers), _date(record.headers), name,
                 "none" if name == UNKNOWN else "source",
             )  # fmt: skip
 
