@@ -14,8 +14,7 @@ import numpy as np
 
 from pretrain.commands.from_python import train
 from pretrain.config.overrides import quote
-from pretrain.data.sources.source import printable
-from pretrain.errors import DataError
+from pretrain.errors import DataError, printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
 from pretrain.files.atomic_files import write_atomically
