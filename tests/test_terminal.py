@@ -122,7 +122,8 @@ def test_a_command_ends_by_itself_when_its_reader_closes_the_pipe(options: list[
 
 def test_a_python_without_the_libraries_leads_to_one_that_has_them(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    for name in ("train.py", "pretrain/__init__.py", "pretrain/errors.py", "pretrain/commands/__init__.py"):
+    needed = ("__init__.py", "errors.py", "stop_signals.py", "commands/__init__.py")
+    for name in ("train.py", *(f"pretrain/{each}" for each in needed)):
         (clone / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(SOURCE / name, clone / "src" / name)
 

@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAME_KEY_S = 1.0  # one Ctrl-C reaches a process twice, from the terminal and from its launcher
+RELAY_AGAIN_S = 0.2  # after which a signal that the main thread has not handled is sent to it again
 CLEAN_UP_S = 15.0  # time for a process to end by itself, before it is ended
 _RELAY = signal.SIGURG  # wakes the main thread; ignored by default
 
@@ -144,7 +145,9 @@ def _wait_for_signals() -> None:
         if number == signal.SIGHUP and signal.getsignal(number) != signal.SIG_IGN:
             _leave_terminals()
         _received.append(number)
-        signal.pthread_kill(main, _RELAY)  # also ends a system call that the main thread waits in
+        while _received:  # again: a signal between the main thread's last look and its wait does not end the wait
+            signal.pthread_kill(main, _RELAY)  # also ends a system call that the main thread waits in
+            time.sleep(RELAY_AGAIN_S)
 
 
 def _leave_terminals() -> None:

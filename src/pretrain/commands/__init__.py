@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pretrain.stop_signals  # noqa: F401  first, so that Ctrl-C ends the slow imports of a command in one line
 from pretrain.errors import ConfigError, message_of
 
 _NEEDED = ("torch", "lightning", "hydra", "omegaconf", "numpy", "pyarrow", "safetensors", "tokenizers", "yaml")
