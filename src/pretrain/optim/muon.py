@@ -56,8 +56,9 @@ def orthogonalize(matrices: Tensor, steps: int, kind: NewtonSchulz = NewtonSchul
 def even_rows(updates: Tensor, moments: list[Tensor], beta2: float, skips: Tensor | None = None) -> Tensor:
     """Return updates (N, rows, columns) with rows of like size; add them to the moments, N of (rows, 1), in place.
 
-    The moments stay as they are where `skips` () holds. Each row is divided by the root of its second moment, and the whole then has the Frobenius norm of a matrix whose
-    numbers have a root mean square of 1. Source: NorMuon, Li et al. 2025, https://arxiv.org/abs/2510.05491.
+    The moments stay as they are where `skips` () holds. Each row is divided by the root of its second moment, and the
+    whole then has the Frobenius norm of a matrix whose numbers have a root mean square of 1. Source: NorMuon, Li et al.
+    2025, https://arxiv.org/abs/2510.05491.
     """
     before = None if skips is None else [moment.clone() for moment in moments]
     torch._foreach_lerp_(moments, list(updates.square().mean(-1, keepdim=True).unbind()), 1.0 - beta2)
