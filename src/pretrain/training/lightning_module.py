@@ -28,6 +28,7 @@ from pretrain.training.agreement import Agreement
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
+from pretrain.training.graphs import MicroBatchGraphs, capture_on
 from pretrain.training.loss_scaler import LossScaler
 from pretrain.training.run_length import RunLength
 from pretrain.training.run_state import end_after_step
@@ -53,6 +54,7 @@ class StepSettings:
     loss_scaler: LossScaler | None  # of fp16
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
     average: WeightAverage | None = None  # of the weights, with ema.decay
+    uses_graphs: bool = False  # forward and backward pass of a micro-batch are one CUDA graph
 
 
 class TrainingModule(L.LightningModule):
@@ -82,6 +84,7 @@ class TrainingModule(L.LightningModule):
         self.outcomes = StepOutcomes()
         self.outcomes.listeners.append(self.count_outcome)
         self._agreement: Agreement | None = None  # from `configure_model` on
+        self._graphs: MicroBatchGraphs | None = None  # from `configure_model` on, with `uses_graphs`
         self._is_materialized = False
         self.validated: dict[str, float] = {}  # metrics of the latest validation; empty without targets
         self.validation_targets: dict[str, int] = {}  # of the latest validation, by source
@@ -124,6 +127,8 @@ class TrainingModule(L.LightningModule):
             if self.average is not None:
                 self.average.materialize(mesh, strategy.root_device, self.model_with_loss)
             self._agreement = Agreement(self.global_rank, self.trainer.world_size, self.settings.timeout)
+            if self.settings.uses_graphs:
+                self._graphs = MicroBatchGraphs(self.train_micro_batch, capture_on(strategy.root_device))
             self._is_materialized = True
 
     def on_train_start(self) -> None:
@@ -136,11 +141,28 @@ class TrainingModule(L.LightningModule):
         The loss is summed over targets and divided by a constant; `optimizer_step` then divides by the true number of
         targets in the global batch, and by the loss scale. The code is the same for every objective.
         """
-        loss_sum, count = self.model_with_loss(batch)
+        loss_sum, count = self.model_with_loss(batch) if self._graphs is None else self._graphs(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
         self._samples.append(batch.sample_indices)
-        return loss_sum * (self.loss_scale * self.trainer.accumulate_grad_batches / self.expected_targets)
+        return loss_sum * self._loss_factor()
+
+    def train_micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run both passes of a micro-batch: return its summed loss and targets, detached, and add to the gradients."""
+        loss_sum, count = self.model_with_loss(batch)
+        # Lightning divides the loss by the micro-batches of a step before the backward pass, which no autocast is for
+        with torch.autocast(loss_sum.device.type, enabled=False):
+            (loss_sum * self._loss_factor() / self.trainer.accumulate_grad_batches).backward()
+        return loss_sum.detach(), count
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of a micro-batch, unless its graph has done so."""
+        if self._graphs is None:
+            super().backward(loss, *args, **kwargs)
+
+    def _loss_factor(self) -> float:
+        """Return what the summed loss of a micro-batch is multiplied by."""
+        return self.loss_scale * self.trainer.accumulate_grad_batches / self.expected_targets
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer; `set_learning_rate` computes the rate of each step, without a scheduler object."""
@@ -171,11 +193,11 @@ class TrainingModule(L.LightningModule):
             self.average_and_clip(gradients, scale)
             self.add_to_logged_loss(applies, targets)
             self.update_weights(optimizer, applies)
-        optimizer.optimizer.zero_grad(set_to_none=True)
+        optimizer.optimizer.zero_grad(set_to_none=self._graphs is None)  # a graph adds to the same tensors
         self.end_step(reason, torch.stack([applies.to(loss_sum), targets.to(loss_sum), loss_sum]))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing: `optimizer_step` has freed the gradients of the previous step."""
+        """Do nothing: `optimizer_step` has freed or emptied the gradients of the previous step."""
 
     def reduce_step_totals(self) -> tuple[Tensor, Tensor]:
         """Return the targets of the global batch, int64 (), and their summed loss (); agree on signals and the clock.

@@ -287,6 +287,7 @@ def _build_module(
         timeout=timedelta(seconds=config.trainer.timeout_s),
         loss_scaler=build_loss_scaler(config.trainer),
         materialize=materializer(model_with_loss, config, weights),
+        uses_graphs=config.parallel.cuda_graphs,
         average=build_average(config, run_plan.resumed, model_with_loss, weights, of_average),
     )
     return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
