@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -23,12 +24,12 @@ _READS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_uni
 
 def _where() -> str:
     """Return the innermost function of the package on the stack, as file:function."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(SOURCES) or "lightning" in path.parts:
             return f"{path.name}:{frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "?"
 
 

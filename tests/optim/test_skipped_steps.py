@@ -91,7 +91,8 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     for kind, config in OPTIMIZERS.items():
         task, case = subject("llama", config), Case(2, ParallelConfig())
         model_with_loss = prepare_case(task, case)
-        model, optimizer = model_with_loss.model, config.build(model_with_loss.model)
+        model: nn.Module = model_with_loss.model
+        optimizer: Any = config.build(model)
         assert skips_on_device(optimizer)
         train_step(model_with_loss, optimizer, task, case, 0)
         before = everything(optimizer, model)

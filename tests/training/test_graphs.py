@@ -16,6 +16,7 @@ from torch import Tensor
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.data.collate import IGNORE
 from pretrain.errors import ConfigError, Interrupted
+from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
@@ -52,6 +53,7 @@ def build(family: str) -> ModelWithLoss:
     task = subject(family)
     model_with_loss: ModelWithLoss = task.build()
     model_with_loss.to_empty(device="cpu")
+    assert isinstance(model_with_loss.model, Transformer)
     model_with_loss.model.tie()
     load_parameters(model_with_loss.model, task.values)
     return model_with_loss.train()
@@ -161,7 +163,7 @@ class Signal(Callback):
     ) -> None:
         """Set the flag that the handler would set."""
         if trainer.global_step == 4:
-            pl_module.signal_received = 15  # type: ignore[assignment]
+            pl_module.signal_received = 15
 
 
 def test_graphs_can_be_switched_on_at_a_resume(tiny: Any, tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ class MicroBatchGraphs:
     """Does `work` on micro-batches: the first of its shapes without a graph, the second and later ones by replay.
 
     Every micro-batch is copied into the tensors that the graph of its shapes reads. Gradients must stay in their
-    memory: `zero_grad(set_to_none=False)`. The result is overwritten by the next micro-batch of these shapes.
+    memory: `zero_grad(set_to_none=False)`. A parameter that a step does not use then has a gradient of 0 instead of
+    none, if an earlier step did. The result is overwritten by the next micro-batch of these shapes.
     """
 
     def __init__(self, work: Work, capture: Capture) -> None:
