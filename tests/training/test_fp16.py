@@ -17,9 +17,10 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.precision import auto_precision
 from pretrain.training import train as training
 from pretrain.training.config import Precision, TrainerConfig
-from pretrain.training.lightning_module import OVERFLOW, TrainingModule
+from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loss_scaler import HIGHEST, LOWEST, LossScaler, build_loss_scaler
 from pretrain.training.report import check_outcome
+from pretrain.training.step_outcomes import OVERFLOW
 from pretrain.training.train import run
 
 FP16 = ["model=gpt_nano", "model.d_model=32", "trainer.precision=fp16"]

@@ -24,6 +24,7 @@ from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.report import check_outcome
+from pretrain.training.step_outcomes import StepOutcomes
 from pretrain.training.train import run
 
 PAIR = {"prompt": "a", "response": "b"}
@@ -173,7 +174,7 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
     module: Any = SimpleNamespace(
         take_training_loss=lambda: 2.0, learning_rate=lambda: 0.1, grad_norm=1.0, skipped_steps=0,
         loss_scaler=None, length=SimpleNamespace(stage=None),
-        device=torch.device("cpu"), log_dict=lambda found, logger: None,
+        device=torch.device("cpu"), outcomes=StepOutcomes(), log_dict=lambda found, logger: None,
     )  # fmt: skip
     throughput: Any = SimpleNamespace(tokens_per_s=lambda: 100.0, goodput=lambda: 1.0, other_s={})
     for peak in (1_000.0, 1_001.0, 999.0):

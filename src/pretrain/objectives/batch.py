@@ -78,8 +78,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch on `device`, but the sample indices on the CPU: nothing on a device reads them."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, sample_indices=self.sample_indices)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, which is copied to a GPU asynchronously."""

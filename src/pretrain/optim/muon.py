@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig, NewtonSchulz
 from pretrain.optim.groups import Role, parameter_names, split_groups
+from pretrain.optim.skipped_steps import assign_unless, fill_if, local, skipped
 
 # quintic polynomials a x + b x^3 + c x^5 of the singular values, one for each iteration; the last one goes on
 _QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
@@ -52,13 +53,17 @@ def orthogonalize(matrices: Tensor, steps: int, kind: NewtonSchulz = NewtonSchul
     return x.mT if tall else x
 
 
-def even_rows(updates: Tensor, moments: list[Tensor], beta2: float) -> Tensor:
+def even_rows(updates: Tensor, moments: list[Tensor], beta2: float, skips: Tensor | None = None) -> Tensor:
     """Return updates (N, rows, columns) with rows of like size; add them to the moments, N of (rows, 1), in place.
 
-    Each row is divided by the root of its second moment, and the whole then has the Frobenius norm of a matrix whose
-    numbers have a root mean square of 1. Source: NorMuon, Li et al. 2025, https://arxiv.org/abs/2510.05491.
+    The moments stay as they are where `skips` () holds. Each row is divided by the root of its second moment, and the
+    whole then has the Frobenius norm of a matrix whose numbers have a root mean square of 1. Source: NorMuon, Li et al.
+    2025, https://arxiv.org/abs/2510.05491.
     """
+    before = None if skips is None else [moment.clone() for moment in moments]
     torch._foreach_lerp_(moments, list(updates.square().mean(-1, keepdim=True).unbind()), 1.0 - beta2)
+    if skips is not None and before is not None:
+        assign_unless(~skips, moments, before)
     even = updates / (torch.stack(moments).sqrt() + _TINY)
     numbers = updates.shape[-2] * updates.shape[-1]
     return even * (numbers**0.5 / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
@@ -66,6 +71,9 @@ def even_rows(updates: Tensor, moments: list[Tensor], beta2: float) -> Tensor:
 
 class Muon(torch.optim.AdamW):
     """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's."""
+
+    takes_found_inf = True
+    found_inf: Tensor | None = None  # see optim/skipped_steps.py
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -95,14 +103,18 @@ class Muon(torch.optim.AdamW):
             weights: list[Tensor] = list(parameters)
             updates, scale = self._updates(group, parameters)
             rate, decay = float(group["lr"]), float(group["weight_decay"])
+            skips = skipped(self.found_inf)
             if group["cautious_weight_decay"]:
                 # Chen et al. 2025, https://arxiv.org/abs/2510.12402: where update and weight have one sign
                 kept = [
                     1.0 - rate * decay * (update * weight >= 0) for update, weight in zip(updates, weights, strict=True)
                 ]
+                fill_if(skips, kept, 1.0)
                 torch._foreach_mul_(weights, kept)
-            else:
+            elif skips is None:
                 torch._foreach_mul_(weights, 1.0 - rate * decay)
+            else:
+                torch._foreach_mul_(local(weights), torch.where(skips, 1.0, 1.0 - rate * decay))
             torch._foreach_add_(weights, updates, alpha=-rate * scale)
 
     def _updates(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> tuple[list[Tensor], float]:
@@ -116,15 +128,19 @@ class Muon(torch.optim.AdamW):
                 state["row_second_moment"] = torch.zeros_like(parameter.detach()[:, :1])
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+        skips = skipped(self.found_inf)
+        momenta, moved = local(buffers), torch._foreach_lerp(local(buffers), local(gradients), 1.0 - momentum)
+        assign_unless(skips, momenta, moved)
         nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
         dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
         steps, kind = int(group["newton_schulz_steps"]), group["newton_schulz_coefficients"]
         updates = orthogonalize(nesterov.to(dtype), steps, kind).to(nesterov.dtype)
-        if not beta2:
-            return list(updates.unbind()), 0.2 * max(updates.shape[1:]) ** 0.5
-        moments = [self.state[parameter]["row_second_moment"] for parameter in parameters]
-        return list(even_rows(updates, moments, beta2).unbind()), 0.2
+        scale = 0.2 if beta2 else 0.2 * max(updates.shape[1:]) ** 0.5
+        if beta2:
+            moments = [self.state[parameter]["row_second_moment"] for parameter in parameters]
+            updates = even_rows(updates, moments, beta2, skips)
+        fill_if(skips, [updates], 0.0)
+        return list(updates.unbind()), scale
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
 from pretrain.optim.config import StableAdamWConfig
 from pretrain.optim.groups import adamw_groups
+from pretrain.optim.skipped_steps import assign_unless, constants, fill_if, local, skipped
 
 
 class StableAdamW(torch.optim.AdamW):
@@ -23,6 +24,9 @@ class StableAdamW(torch.optim.AdamW):
     With the bias-corrected moments m and u of a gradient g of n numbers, RMS = sqrt(mean(g^2 / max(u, eps^2))) and
     rate = lr / max(1, RMS): the weights decay by rate * weight_decay and move by -rate * m / (sqrt(u) + eps).
     """
+
+    takes_found_inf = True
+    found_inf: Tensor | None = None  # see optim/skipped_steps.py
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -38,22 +42,26 @@ class StableAdamW(torch.optim.AdamW):
 
     def _group_step(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         (beta1, beta2), eps = group["betas"], group["eps"]
-        states = [self._state(parameter) for parameter in parameters]
-        torch._foreach_add_([state["step"] for state in states], 1.0)
-        steps = torch.stack([state["step"] for state in states])
-        weights, gradients = _local(parameters), _local([parameter.grad for parameter in parameters])
-        first, second = (_local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
-        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
-        corrected = torch._foreach_div(second, list(_debiasing(beta2, steps).unbind()))
+        states, skips = [self._state(parameter) for parameter in parameters], skipped(self.found_inf)
+        steps = torch.stack([state["step"] for state in states]) + 1.0
+        weights, gradients = local(parameters), local([parameter.grad for parameter in parameters])
+        first, second = (local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+        updates = list(torch._foreach_lerp(first, gradients, 1.0 - beta1))
+        assign_unless(skips, first, updates)
+        corrected = list(torch._foreach_mul(second, beta2))
+        torch._foreach_addcmul_(corrected, gradients, gradients, value=1.0 - beta2)
+        assign_unless(skips, second, corrected)
+        assign_unless(skips, [state["step"] for state in states], list(steps.unbind()))
+        torch._foreach_div_(corrected, list(_debiasing(beta2, steps).unbind()))
         ratio = _root_mean_squares(parameters, gradients, list(torch._foreach_clamp_min(corrected, eps**2)))
         rates = group["lr"] / ratio.clamp(min=1.0)
+        fill_if(skips, [rates], 0.0)
         torch._foreach_sqrt_(corrected)
         torch._foreach_add_(corrected, eps)
         torch._foreach_mul_(weights, list((1.0 - rates * group["weight_decay"]).unbind()))
-        updates = torch._foreach_div(first, corrected)
+        torch._foreach_div_(updates, corrected)
         torch._foreach_mul_(updates, list((-rates / _debiasing(beta1, steps)).unbind()))
+        fill_if(skips, updates, -0.0)  # added to a weight, it changes no bit
         torch._foreach_add_(weights, updates)
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -68,11 +76,6 @@ class StableAdamW(torch.optim.AdamW):
 def _debiasing(beta: float, steps: Tensor) -> Tensor:
     """Return 1 - beta^steps without the rounding of beta^steps near 1."""
     return -torch.expm1(steps * (math.log(beta) if beta > 0.0 else -math.inf))
-
-
-def _local(tensors: list[Any]) -> list[Tensor]:
-    """Return this process's parts of tensors that may be sharded; they share memory."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def _root_mean_squares(parameters: list[nn.Parameter], gradients: list[Tensor], second: list[Tensor]) -> Tensor:
@@ -90,8 +93,8 @@ def _root_mean_squares(parameters: list[nn.Parameter], gradients: list[Tensor], 
     for (mesh, placements), indices in alike.items():
         parts: list[Placement] = [Partial() if place.is_shard() else Replicate() for place in placements]
         sums[indices] = DTensor.from_local(sums[indices], mesh, parts, run_check=False).full_tensor()
-    sizes = torch.tensor([parameter.numel() for parameter in parameters], dtype=sums.dtype, device=sums.device)
-    return (sums / sizes).sqrt()
+    sizes = tuple(parameter.numel() for parameter in parameters)
+    return (sums / constants(sizes, sums.dtype, sums.device)).sqrt()
 
 
 def build_stable_adamw(config: StableAdamWConfig, model: nn.Module) -> StableAdamW:

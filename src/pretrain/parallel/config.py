@@ -6,7 +6,7 @@ from typing import ClassVar
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig
-from pretrain.training.config import Strategy, TrainerConfig
+from pretrain.training.config import Precision, Strategy, TrainerConfig
 
 
 @dataclass
@@ -46,6 +46,9 @@ class ParallelConfig(Settings):
         False, "With activation_checkpointing: keep the results of matmuls and attention, recompute the rest."
     )
     compile: bool | None = setting(None, "torch.compile each block; null: on GPUs, in runs of 5 minutes or more.")
+    cuda_graphs: bool = setting(
+        False, "single: replay each micro-batch as one CUDA graph, for small models; not run on a GPU yet."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +56,11 @@ class ParallelConfig(Settings):
             raise ConfigError(
                 "parallel.sequence_parallel=true splits rows among the devices that split matrices, and "
                 "parallel.tensor_parallel=1 has none. Try parallel.tensor_parallel=2."
+            )
+        if self.cuda_graphs and self.activation_checkpointing:
+            raise ConfigError(
+                "parallel.cuda_graphs=true cannot record parallel.activation_checkpointing=true, which reads the state "
+                "of the random generator. Try parallel.cuda_graphs=false."
             )
         how = {"selective_checkpointing": "true"} if self.selective_checkpointing else {}
         how |= {"checkpoint_every_blocks": f"{n}"} if (n := self.checkpoint_every_blocks) > 1 else {}
@@ -103,6 +111,8 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
                     f"parallel.{name}={getattr(parallel, name)} needs a sharded model, and "
                     f"trainer.strategy={trainer.strategy.name} shards none. Try trainer=fsdp."
                 )
+    if parallel.cuda_graphs:
+        _check_graphs(trainer)
     together = parallel.tensor_parallel * parallel.replicas
     if trainer.ranks % together:
         raise ConfigError(
@@ -112,6 +122,19 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
     if parallel.tensor_parallel > 1:
         _check_split(parallel, model)
     return ParallelDims(trainer.ranks, parallel.replicas, parallel.tensor_parallel)
+
+
+def _check_graphs(trainer: TrainerConfig) -> None:
+    """Raise ConfigError for a run whose micro-batches are no graphs: of several processes, or with a loss scale."""
+    name, value, why = "strategy", trainer.strategy.name, "is that of several processes, whose sums are not recorded"
+    if trainer.strategy is Strategy.single:
+        name, value, why = "precision", trainer.precision.name, "has a loss scale that changes with the steps"
+        if trainer.precision is not Precision.fp16:
+            return
+    raise ConfigError(
+        f"parallel.cuda_graphs=true records a micro-batch once, and trainer.{name}={value} {why}. "
+        "Try parallel.cuda_graphs=false."
+    )
 
 
 def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:

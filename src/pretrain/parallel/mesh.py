@@ -12,6 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from pretrain.checkpoint.safetensors_file import TensorShard
 from pretrain.optim.groups import parameters_by_name
+from pretrain.optim.skipped_steps import constants
 from pretrain.parallel.config import ParallelDims
 
 REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor"  # axes of the mesh, outermost first
@@ -103,7 +104,7 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients, foreach=True)
     world_size = torch.distributed.get_world_size()
     norms = torch._foreach_norm([shard.to_local() for shard in shards])
-    copies = torch.tensor([_copies(shard, world_size) for shard in shards], dtype=torch.float64, device=norms[0].device)
+    copies = constants(tuple(_copies(shard, world_size) for shard in shards), torch.float64, norms[0].device)
     squares = (torch.stack(norms).double().square() / copies).sum()
     torch.distributed.all_reduce(squares)
     return squares.sqrt().float()

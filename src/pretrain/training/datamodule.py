@@ -138,7 +138,8 @@ class CopyToGpu:
 
 def _used_by(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor, whose memory is not given to another copy before `stream` has come past its use."""
-    tensor.record_stream(stream)
+    if tensor.is_cuda:  # the sample indices are not
+        tensor.record_stream(stream)
     return tensor
 
 

@@ -1,8 +1,8 @@
 """The LightningModule: one training step, the same for every model and objective."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -20,22 +20,23 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import group_table
 from pretrain.optim.schedules import ScheduleConfig
+from pretrain.optim.skipped_steps import skips_on_device
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.mesh import global_norm, scale_by
 from pretrain.program import command
-from pretrain.stop_signals import STOP_SIGNALS
+from pretrain.training.agreement import Agreement
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
+from pretrain.training.graphs import MicroBatchGraphs, capture_on
 from pretrain.training.loss_scaler import LossScaler
 from pretrain.training.run_length import RunLength
 from pretrain.training.run_state import end_after_step
+from pretrain.training.step_outcomes import NO_TARGET, NOT_FINITE, OVERFLOW, SPIKE, StepOutcome, StepOutcomes
 from pretrain.training.validation_metrics import ValidationScores
 from pretrain.training.weight_average import WeightAverage
 
 MAX_SKIPPED_IN_A_ROW = 10
-NO_TARGET = "the step's rows had no target token"
-OVERFLOW = "the gradient overflowed fp16"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class StepSettings:
     expected_targets: float  # approximate number in a global batch: keeps gradients near their final scale
     sum_dtype: torch.dtype  # of summed losses
     keeps_ledger: bool
+    timeout: timedelta  # of a process's wait for the others
     loss_scaler: LossScaler | None  # of fp16
     materialize: Callable[[DeviceMesh | None, torch.device], None]  # loads the model's weights onto device and mesh
     average: WeightAverage | None = None  # of the weights, with ema.decay
+    uses_graphs: bool = False  # forward and backward pass of a micro-batch are one CUDA graph
 
 
 class TrainingModule(L.LightningModule):
@@ -78,7 +81,10 @@ class TrainingModule(L.LightningModule):
         self.expected_targets = settings.expected_targets
         self.signal_received = 0  # by this process
         self.signal_agreed = 0  # by all processes, at the latest reduction
-        self._signal_reduction: tuple[Any, Tensor] | None = None  # pending all-reduce of signals
+        self.outcomes = StepOutcomes()
+        self.outcomes.listeners.append(self.count_outcome)
+        self._agreement: Agreement | None = None  # from `configure_model` on
+        self._graphs: MicroBatchGraphs | None = None  # from `configure_model` on, with `uses_graphs`
         self._is_materialized = False
         self.validated: dict[str, float] = {}  # metrics of the latest validation; empty without targets
         self.validation_targets: dict[str, int] = {}  # of the latest validation, by source
@@ -89,11 +95,8 @@ class TrainingModule(L.LightningModule):
         self.skipped_steps = 0
         self.skipped_because = ""  # reason of the latest skipped step
         self._skipped_in_a_row = 0
-        self.step_loss = math.nan  # of the latest step, over all processes; computed for spikes and ledger only
-        self.step_samples: list[int] = []  # sample indices of the latest step, for the ledger only
         self._step_targets = torch.zeros((), dtype=torch.int64)
         self._step_loss_sum = torch.zeros((), dtype=settings.sum_dtype)
-        self._global_loss_sum = self._step_loss_sum  # of the latest step, over all processes
         self._logged_loss = torch.zeros((), dtype=settings.sum_dtype)
         self._logged_targets = torch.zeros((), dtype=torch.int64)
         self._samples: list[Tensor] = []
@@ -123,6 +126,9 @@ class TrainingModule(L.LightningModule):
             self.settings.materialize(mesh, strategy.root_device)
             if self.average is not None:
                 self.average.materialize(mesh, strategy.root_device, self.model_with_loss)
+            self._agreement = Agreement(self.global_rank, self.trainer.world_size, self.settings.timeout)
+            if self.settings.uses_graphs:
+                self._graphs = MicroBatchGraphs(self.train_micro_batch, capture_on(strategy.root_device))
             self._is_materialized = True
 
     def on_train_start(self) -> None:
@@ -135,11 +141,28 @@ class TrainingModule(L.LightningModule):
         The loss is summed over targets and divided by a constant; `optimizer_step` then divides by the true number of
         targets in the global batch, and by the loss scale. The code is the same for every objective.
         """
-        loss_sum, count = self.model_with_loss(batch)
+        loss_sum, count = self.model_with_loss(batch) if self._graphs is None else self._graphs(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
         self._samples.append(batch.sample_indices)
-        return loss_sum * (self.loss_scale * self.trainer.accumulate_grad_batches / self.expected_targets)
+        return loss_sum * self._loss_factor()
+
+    def train_micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run both passes of a micro-batch: return its summed loss and targets, detached, and add to the gradients."""
+        loss_sum, count = self.model_with_loss(batch)
+        # Lightning divides the loss by the micro-batches of a step before the backward pass, which no autocast is for
+        with torch.autocast(loss_sum.device.type, enabled=False):
+            (loss_sum * self._loss_factor() / self.trainer.accumulate_grad_batches).backward()
+        return loss_sum.detach(), count
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of a micro-batch, unless its graph has done so."""
+        if self._graphs is None:
+            super().backward(loss, *args, **kwargs)
+
+    def _loss_factor(self) -> float:
+        """Return what the summed loss of a micro-batch is multiplied by."""
+        return self.loss_scale * self.trainer.accumulate_grad_batches / self.expected_targets
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer; `set_learning_rate` computes the rate of each step, without a scheduler object."""
@@ -153,56 +176,45 @@ class TrainingModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Run the last micro-batch, then take one optimizer step or skip it.
+        """Run the last micro-batch, then take one optimizer step or skip it, without waiting for the device.
 
-        A skipped step advances `global_step`, the schedule and the batch-end hooks like any other.
+        A skipped step advances `global_step`, the schedule and the batch-end hooks like any other. Without targets or a
+        finite gradient the device leaves the weights alone, and `outcomes` hand that over a step later.
         """
         assert optimizer_closure is not None
         optimizer_closure()  # the last micro-batch; Lightning has run the earlier ones before this hook
-        targets = self.reduce_step_totals()
+        targets, loss_sum = self.reduce_step_totals()
         self.set_learning_rate(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scale = self.measure_gradients(gradients, targets)
-        if reason := self.reason_to_skip(targets):
-            self.skip_step(reason)
-        else:
+        applies = torch.isfinite(self.grad_norm) & (targets > 0)
+        reason = self.reason_to_skip(applies, targets, loss_sum)
+        if not reason:
             self.average_and_clip(gradients, scale)
-            self.count_step(targets)
-            optimizer.step()  # Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients
-            if self.average is not None:
-                self.average.update()
-        optimizer.optimizer.zero_grad(set_to_none=True)
-        self.end_step()
+            self.add_to_logged_loss(applies, targets)
+            self.update_weights(optimizer, applies)
+        optimizer.optimizer.zero_grad(set_to_none=self._graphs is None)  # a graph adds to the same tensors
+        self.end_step(reason, torch.stack([applies.to(loss_sum), targets.to(loss_sum), loss_sum]))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Do nothing: `optimizer_step` has freed the gradients of the previous step."""
+        """Do nothing: `optimizer_step` has freed or emptied the gradients of the previous step."""
 
-    def reduce_step_totals(self) -> Tensor:
-        """Return the targets of the global batch, int64 (); agree on loss, stop signal and the run's clock.
+    def reduce_step_totals(self) -> tuple[Tensor, Tensor]:
+        """Return the targets of the global batch, int64 (), and their summed loss (); agree on signals and the clock.
 
-        One all-reduce carries all four; the clock is that of rank 0.
+        Signals and clock go through CPU memory: reading them waits for the other processes, and not for their devices.
         """
-        seconds, loss_sum, targets = self.length.clock(), self._step_loss_sum, self._step_targets
-        if self.trainer.world_size == 1:
-            self.signal_agreed = self.signal_received
-        else:
-            signals = [int(self.signal_received == number) for number in STOP_SIGNALS]
-            clock = int(seconds * 1000) if self.trainer.is_global_zero else 0
-            device = targets.device
-            sums = torch.stack([targets.double(), loss_sum.to(device)]) * self._is_tp_rank_zero()
+        assert self._agreement is not None
+        self._agreement.start(self.signal_received, self.length.clock())
+        targets, loss_sum = self._step_targets, self._step_loss_sum
+        if self.trainer.world_size > 1:
             # float64 is exact for integers below 2^53
-            sums = torch.cat([sums, torch.tensor([*signals, clock], device=device, dtype=sums.dtype)])
+            sums = torch.stack([targets.double(), loss_sum.to(targets.device)]) * self._is_tp_rank_zero()
             torch.distributed.all_reduce(sums)
             targets, loss_sum = sums[0].long(), sums[1]
-            *counts, clock = sums[2:].long().tolist()
-            self.signal_agreed = _first_signal(counts)
-            seconds = clock / 1000
+        self.signal_agreed, seconds = self._agreement.finish()
         self.length.record_step(seconds)
-        self._global_loss_sum = loss_sum
-        if self.spikes.is_on or self.settings.keeps_ledger:  # waits for the device
-            count = int(targets)
-            self.step_loss = float(loss_sum) / count if count else math.nan
-        return targets
+        return targets, loss_sum
 
     def set_learning_rate(self, optimizer: Any) -> None:
         """Set what this step's optimizer takes from the step; if the step is the last, end the training after it."""
@@ -226,19 +238,38 @@ class TrainingModule(L.LightningModule):
             self.gradient_hook(scale)
         return scale
 
-    def reason_to_skip(self, targets: Tensor) -> str:
-        """Return why this step must not change the weights; empty if it may.
+    def reason_to_skip(self, applies: Tensor, targets: Tensor, loss_sum: Tensor) -> str:
+        """Return why this step must not change the weights; empty if it may, or if the device decides by `applies` ().
 
-        Raises Rewind or DivergenceError at a loss spike, unless `divergence.on_spike` is ignore or skip.
+        Waits for the device in fp16, whose next loss scale depends on the gradient, and where spikes are looked for.
+        Raises Rewind or DivergenceError at a spike, unless `divergence.on_spike` is ignore or skip.
         """
-        if not bool(torch.isfinite(self.grad_norm)):  # waits for the device
-            return OVERFLOW if self._lower_loss_scale() else "the gradient was not finite"
-        if not int(targets):
-            return NO_TARGET
-        if self.spikes.is_spike(self.step_loss):
-            self._handle_spike()
-            return "the loss jumped"
+        if self.loss_scaler is None and not self.spikes.is_on:
+            return ""
+        if not bool(applies):
+            if bool(torch.isfinite(self.grad_norm)):
+                return NO_TARGET
+            return OVERFLOW if self._lower_loss_scale(loss_sum) else NOT_FINITE
+        if self.spikes.is_on and self.spikes.is_spike(loss := float(loss_sum) / int(targets)):
+            self._handle_spike(loss)
+            return SPIKE
+        if self.loss_scaler is not None:
+            self.loss_scaler.count_step()
         return ""
+
+    def update_weights(self, optimizer: Any, applies: Tensor) -> None:
+        """Take the optimizer step if `applies` () is true; the device decides where the optimizer can skip by itself.
+
+        `optimizer` is Lightning's own: on_before_optimizer_step fires, with averaged, clipped gradients.
+        """
+        if skips_on_device(optimizer.optimizer):
+            device = optimizer.param_groups[0]["params"][0].device  # the CPU, with parallel.cpu_offload
+            optimizer.optimizer.found_inf = (~applies).float().to(device)
+        elif not bool(applies):  # waits for the device
+            return
+        optimizer.step()
+        if self.average is not None:
+            self.average.update(applies)
 
     def average_and_clip(self, gradients: list[Tensor], scale: Tensor) -> None:
         """Multiply the gradients by `scale` and clip their norm, in one pass over them."""
@@ -246,21 +277,19 @@ class TrainingModule(L.LightningModule):
             scale = scale * (self.settings.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
         scale_by(gradients, scale)
 
-    def count_step(self, targets: Tensor) -> None:
-        """Add a step that changes the weights to the next logged training loss."""
-        self._skipped_in_a_row = 0
-        if self.loss_scaler is not None:
-            self.loss_scaler.count_step()
-        self._logged_loss = self._logged_loss.to(self._step_loss_sum.device) + self._step_loss_sum
-        self._logged_targets = self._logged_targets.to(targets.device) + targets
+    def add_to_logged_loss(self, applies: Tensor, targets: Tensor) -> None:
+        """Add a step to the next logged training loss if it changes the weights."""
+        loss_sum = torch.where(applies, self._step_loss_sum, 0.0)
+        self._logged_loss = self._logged_loss.to(loss_sum.device) + loss_sum
+        self._logged_targets = self._logged_targets.to(targets.device) + targets * applies
 
-    def _lower_loss_scale(self) -> bool:
+    def _lower_loss_scale(self, loss_sum: Tensor) -> bool:
         """Halve the loss scale if that may make the gradient finite; return whether it did.
 
         It cannot if the loss itself is not finite, or the scale is at its lowest. Loss and gradient norm are those of
         all processes, so all decide alike.
         """
-        if self.loss_scaler is None or not bool(torch.isfinite(self._global_loss_sum)):
+        if self.loss_scaler is None or not bool(torch.isfinite(loss_sum)):
             return False
         before = self.loss_scale
         if lowered := self.loss_scaler.lower():
@@ -274,42 +303,42 @@ class TrainingModule(L.LightningModule):
         self.finish_signal_reduction()
 
     def start_signal_reduction(self) -> None:
-        """Start the all-reduce of stop signals, without waiting for it."""
-        if self.trainer.world_size == 1:
+        """Start to agree on stop signals, without waiting for the other processes."""
+        assert self._agreement is not None
+        self._agreement.start(self.signal_received, 0.0)
+        if not self._agreement.is_pending:  # one process
             self.signal_agreed = self.signal_received
-            return
-        counts = torch.tensor([int(self.signal_received == number) for number in STOP_SIGNALS], device=self.device)
-        self._signal_reduction = torch.distributed.all_reduce(counts, async_op=True), counts
 
     def finish_signal_reduction(self) -> None:
-        """Wait for the pending all-reduce of stop signals, if any, and set `signal_agreed`."""
-        if self._signal_reduction is None:
-            return
-        (work, counts), self._signal_reduction = self._signal_reduction, None
-        work.wait()
-        self.signal_agreed = _first_signal(counts.tolist())
+        """Wait for the other processes if `start_signal_reduction` was called, and set `signal_agreed`."""
+        if self._agreement is not None and self._agreement.is_pending:
+            self.signal_agreed, _ = self._agreement.finish()
 
-    def _handle_spike(self) -> None:
+    def _handle_spike(self, loss: float) -> None:
         """Raise Rewind or DivergenceError at a spike, as `divergence.on_spike` asks; return if it is skip."""
         if self.spikes.on_spike is OnSpike.skip:
             return
+        self.outcomes.settle()
         data: TextDataModule = self.trainer.datamodule
-        samples = torch.cat(self._samples).cpu().numpy()
+        samples = torch.cat(self._samples).numpy()
         rows = outlier_sequences(self.model_with_loss, data, samples, self.spikes.deviations, self.parallel_dims)
         step = self.global_step + 1
-        description = self.spikes.describe(step, self.step_loss)
+        description = self.spikes.describe(step, loss)
         new = frozenset(rows) - data.excluded
         if self.spikes.on_spike is OnSpike.rewind and new:
             message = f"{description}; excluding rows {named(new)}"
             raise Rewind(message, step, data.excluded | new, self.length.clock())
         raise spike_error(description, rows)
 
-    def skip_step(self, reason: str) -> None:
-        """Count a step that does not change the weights.
+    def count_outcome(self, outcome: StepOutcome) -> None:
+        """Count a step that did not change the weights.
 
         Raises DataError or DivergenceError after MAX_SKIPPED_IN_A_ROW consecutive ones; a step that lowered the loss
         scale is none of them, as the next may fit.
         """
+        if not (reason := outcome.skipped_because):
+            self._skipped_in_a_row = 0
+            return
         self.skipped_steps += 1
         self.skipped_because = reason
         if reason == OVERFLOW:
@@ -317,9 +346,10 @@ class TrainingModule(L.LightningModule):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             data: TextDataModule = self.trainer.datamodule
-            rows = data.train_stream.row_origins(self._all_samples().cpu().numpy())
+            samples = outcome.samples if self.settings.keeps_ledger else self._of_all_processes(outcome.samples)
+            rows = data.train_stream.row_origins(samples.numpy())
             description = (
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, up to step {self.global_step + 1}: {reason}. "
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, up to step {outcome.step}: {reason}. "
                 f"The last one read rows {named(row.id for row in rows)}. "
             )
             if reason == NO_TARGET:
@@ -329,22 +359,28 @@ class TrainingModule(L.LightningModule):
                 advice += " Or start anew with trainer.precision=fp32: fp16 has no number above 65,504."
             raise DivergenceError(f"{description}Try {advice}")
 
-    def end_step(self) -> None:
-        """Reset the sums of the step; keep its sample indices if the ledger needs them."""
+    def end_step(self, skipped_because: str, numbers: Tensor) -> None:
+        """Post the outcome of the step, which hands over that of the step before; reset the sums of the step."""
         self._step_targets = torch.zeros_like(self._step_targets)
         self._step_loss_sum = torch.zeros_like(self._step_loss_sum)
-        if self.settings.keeps_ledger:
-            self.step_samples = sorted(self._all_samples().tolist())
-        self._samples.clear()
-
-    def _all_samples(self) -> Tensor:
-        """Return the sample indices of this step over all processes, int64 (batch_size,)."""
         samples = torch.cat(self._samples)
-        if self.trainer.world_size == 1:
-            return samples
-        gathered = [torch.empty_like(samples) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(gathered, samples)
-        return torch.cat(gathered[:: self.parallel_dims.tensor])
+        self._samples.clear()
+        if self.settings.keeps_ledger:
+            samples = self._of_all_processes(samples)
+        self.outcomes.post(self.global_step + 1, skipped_because, numbers, samples)
+
+    def on_validation_start(self) -> None:
+        """Count every step before a validation."""
+        self.outcomes.settle()
+
+    def on_train_end(self) -> None:
+        """Count the last step."""
+        self.outcomes.settle()
+
+    def _of_all_processes(self, samples: Tensor) -> Tensor:
+        """Return the sample indices of a step over all processes, int64 (batch_size,); a collective call."""
+        assert self._agreement is not None
+        return torch.cat(self._agreement.gather(samples)[:: self.parallel_dims.tensor])
 
     def _is_tp_rank_zero(self) -> bool:
         """Return whether this process contributes to sums: ranks of one tensor-parallel group read the same rows."""
@@ -387,8 +423,3 @@ class TrainingModule(L.LightningModule):
             self.log_dict(self.validated, logger=False, sync_dist=self.trainer.world_size > 1)
         if self.trainer.sanity_checking and not self.validated_at:  # Lightning's name for the one before the first step
             self.first_validated = self.validated
-
-
-def _first_signal(counts: list[int]) -> int:
-    """Return the first of STOP_SIGNALS with a nonzero count, 0 if none; `counts` are in their order."""
-    return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), 0)

@@ -15,7 +15,7 @@ from pretrain.launch.run_folder import PAGE, REPORT, finished_run
 from pretrain.planning.cost import best_interval_s
 from pretrain.program import SCRIPTS, command, is_installed
 from pretrain.training.divergence import named
-from pretrain.training.lightning_module import NO_TARGET, OVERFLOW
+from pretrain.training.step_outcomes import NO_TARGET, OVERFLOW
 from pretrain.training.validation import FEW_TARGETS, changes, too_few
 
 _DAY_S = 86_400.0

@@ -31,6 +31,7 @@ from pretrain.parallel.mesh import distribute_like, local_shards
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.datamodule import TextDataModule
 from pretrain.training.divergence import Spikes
+from pretrain.training.host_copies import HostCopies
 from pretrain.training.run_length import RunLength
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class RunState(Callback):
         self._thread = ThreadPoolExecutor(1, "checkpoint") if settings.asynchronous else None
         self._writing: Future[str | None] | None = None
         self._undeletable: set[Path] = set()  # folders that another program may own, already reported
-        self._copies: dict[str, Tensor] = {}  # of the tensors being written; the next save reuses the memory
+        self._copies = HostCopies()  # of the tensors being written
         self._group: Any = None  # gloo group for checkpoints only: their threads run beside the training
 
     def add_user_callbacks(self, callbacks: UserCallbacks) -> None:
@@ -143,6 +144,7 @@ class RunState(Callback):
         every process raises CheckpointError.
         """
         self._raise(self.wait())
+        self.module.outcomes.settle()
         reshard(self.module.model_with_loss)
         model, rank, ranks = self.module.model_with_loss.model, self.trainer.global_rank, self.trainer.world_size
         if ranks > 1 and self._group is None:
@@ -196,18 +198,12 @@ class RunState(Callback):
         return {"saved_at": self.saved_at, "working_folder": folder, "typed": self.settings.typed}
 
     def _copy(self, parts: dict[str, dict[str, Tensor | TensorShard]]) -> dict[str, dict[str, Tensor | TensorShard]]:
-        """Return a copy of the parts in CPU memory that every save reuses."""
+        """Return a copy of the parts in CPU memory that every save reuses, to be read after `HostCopies.wait`."""
 
         def copy(key: str, tensor: Tensor | TensorShard) -> Tensor | TensorShard:
             if isinstance(tensor, TensorShard):
-                return replace(tensor, values=copy_values(key, tensor.values))
-            return copy_values(key, tensor)
-
-        def copy_values(key: str, tensor: Tensor) -> Tensor:
-            buffer = self._copies.get(key)
-            if buffer is None or buffer.shape != tensor.shape:
-                buffer = self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
-            return buffer.copy_(tensor)
+                return replace(tensor, values=self._copies.copy(key, tensor.values))
+            return self._copies.copy(key, tensor)
 
         return {
             part: {name: copy(f"{part}/{name}", tensor) for name, tensor in tensors.items()}
@@ -220,6 +216,7 @@ class RunState(Callback):
         """Write a checkpoint and delete old ones; return the error message of the first process that failed."""
         problem = None
         try:
+            self._copies.wait()
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
             if self.settings.whole_run is not None:
                 manifest["whole_run"] = self.settings.whole_run
@@ -268,6 +265,14 @@ def end_after_step(trainer: L.Trainer, step: int) -> None:
 def keep_own_signal_handlers(trainer: L.Trainer) -> None:
     """Register no signal handlers of Lightning's, which would communicate in the middle of a step."""
     trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def let_micro_batches_run(trainer: L.Trainer) -> None:
+    """Have Lightning not ask all processes for SIGTERM at every micro-batch, which waits for the device.
+
+    The run agrees on signals itself, once a step (`training/agreement.py`).
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def every_random_state(parallel_dims: ParallelDims, device: torch.device) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
@@ -35,6 +36,7 @@ from pretrain.parallel.precision import half_dtype
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.auto_settings import resolve_precision
 from pretrain.training.callbacks.checkpoints import Checkpoints, late_signals
+from pretrain.training.callbacks.garbage import Garbage
 from pretrain.training.callbacks.ledger import Ledger
 from pretrain.training.callbacks.metrics import Metrics, Norms
 from pretrain.training.callbacks.profile import Profile
@@ -59,7 +61,13 @@ from pretrain.training.loss_scaler import build_loss_scaler
 from pretrain.training.model_support import check_supported
 from pretrain.training.report import Report, check_outcome
 from pretrain.training.run_length import RunLength, course_from, run_length, schedule_of
-from pretrain.training.run_state import RunState, SaveSettings, check_disk_space, keep_own_signal_handlers
+from pretrain.training.run_state import (
+    RunState,
+    SaveSettings,
+    check_disk_space,
+    keep_own_signal_handlers,
+    let_micro_batches_run,
+)
 from pretrain.training.startup_summary import rate_change, stages_table, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightning
@@ -163,6 +171,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     ending.push(lambda kind, *_: close(loggers.values(), failed=kind is not None))
     trainer = build_trainer(run_plan, device, list(loggers.values()), length.last_step, bool(data.validation_streams))
     keep_own_signal_handlers(trainer)
+    let_micro_batches_run(trainer)
     vocabulary = config.model.vocabulary(prepared.tokenizer.vocab_size)
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model, stage))
@@ -275,8 +284,10 @@ def _build_module(
         expected_targets=float(targets_per_row * config.batch_size),
         sum_dtype=totals,
         keeps_ledger=config.logging.ledger,
+        timeout=timedelta(seconds=config.trainer.timeout_s),
         loss_scaler=build_loss_scaler(config.trainer),
         materialize=materializer(model_with_loss, config, weights),
+        uses_graphs=config.parallel.cuda_graphs,
         average=build_average(config, run_plan.resumed, model_with_loss, weights, of_average),
     )
     return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
@@ -343,7 +354,7 @@ def _build_callbacks(parts: _Parts) -> list[Callback]:
         callbacks.append(Profile(folder / PROFILE, config.trainer.profile_steps))
     if config.logging.system_every_s:
         callbacks.append(SystemMetrics(config.logging.system_every_s, max(1, config.trainer.devices)))
-    return [*callbacks, parts.state]
+    return [*callbacks, Garbage(), parts.state]
 
 
 def _build_text_ahead(parts: _Parts, rows: StreamingDataset, checkpoints: Checkpoints) -> TextAhead:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from pretrain.checkpoint.read import EMA, Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.interop.load import LoadParameter, saved_values
+from pretrain.kernels.device import sum_dtype
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.groups import parameters_by_name
+from pretrain.optim.skipped_steps import local
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.initial_weights import materializer
 from pretrain.training.validation_metrics import ValidationScores
@@ -40,7 +41,7 @@ class WeightAverage:
         self.decay = decay
         self.model_with_loss = model_with_loss
         self.scores = scores
-        self.updates = 0
+        self.updates = torch.zeros((), dtype=torch.float64)
         self._materialize = materialize  # loads the saved average, or the weights that the run starts with
         self._is_saved = is_saved
         self._weights: list[nn.Parameter] = []
@@ -49,16 +50,19 @@ class WeightAverage:
     def materialize(self, mesh: DeviceMesh | None, device: torch.device, trained: ModelWithLoss) -> None:
         """Build the average on device and mesh beside the trained model, which is there already."""
         self._materialize(mesh, device)
+        self.updates = self.updates.to(device, sum_dtype(device))
         self.model_with_loss.model.eval().requires_grad_(False)  # the objective is that of the training
         weights, averages = (parameters_by_name(each.model) for each in (trained, self.model_with_loss))
         self._weights, self._averages = list(weights.values()), [averages[name] for name in weights]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Add the weights of this step; nothing is sent between processes."""
-        kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(_local(self._averages), _local(self._weights), 1.0 - kept)
-        self.updates += 1
+    def update(self, applies: Tensor) -> None:
+        """Add the weights of this step if `applies` () is true, on the device; nothing is sent between processes."""
+        kept = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+        share = torch.where(applies, 1.0 - kept, 0.0).float()
+        for average, weight in zip(local(self._averages), local(self._weights), strict=True):
+            average.lerp_(weight, share.to(average.device))
+        self.updates += applies
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the average by the names of the weights, sharded as they are."""
@@ -78,11 +82,11 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates; `tensors` are the average itself."""
-        return {"ema_updates": self.updates}
+        return {"ema_updates": int(self.updates)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue to count updates from a checkpoint that holds the average; without one, from 0."""
-        self.updates = int(state_dict.get("ema_updates", 0)) if self._is_saved else 0
+        self.updates.fill_(int(state_dict.get("ema_updates", 0)) if self._is_saved else 0)
 
 
 def build_average(
@@ -104,8 +108,3 @@ def build_average(
     second = ModelWithLoss(model, model_with_loss.objective)
     plain = replace(config, parallel=replace(config.parallel, compile=False))  # it is run in validations alone
     return WeightAverage(config.ema.decay, second, scores, materializer(second, plain, weights), is_saved)
-
-
-def _local(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Return this process's parts of parameters that may be sharded; they share memory."""
-    return [each.to_local() if isinstance(each, DTensor) else each for each in parameters]

@@ -59,6 +59,7 @@ class Metrics(Callback):
             self._log(trainer, pl_module, step)
 
     def _log(self, trainer: L.Trainer, module: TrainingModule, step: int) -> None:
+        module.outcomes.settle()
         tokens_per_s, loss = self.throughput.tokens_per_s(), module.take_training_loss()
         utilization = tokens_per_s * self.flops_per_token / self.peak_flops_per_s
         self.newest = {} if loss is None else {"train/loss": loss}
