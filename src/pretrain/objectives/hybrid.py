@@ -31,11 +31,12 @@ class Hybrid(Objective):
 
     @property
     def mask_version(self) -> int | None:
-        """The version of the draw of masked rows; None for diffusion rows, which have one draw."""
+        """The version of the draw of masked or diffusion rows."""
         return self.bidirectional.mask_version
 
     @mask_version.setter
     def mask_version(self, version: int | None) -> None:
+        assert version is not None
         self.bidirectional.mask_version = version
 
     @property
@@ -51,27 +52,32 @@ class Hybrid(Objective):
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
-        causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())
-        next_targets = at_positions(masked, masked.targets, torch.full_like(causal.targets, IGNORE))
+        causal = Causal().collate(rows, sample_indices)
         hidden = self.is_masked(sample_indices)
+        chosen = hidden.nonzero().squeeze(1)
+        tokens, targets = causal.tokens.clone(), causal.targets.clone()
+        weights, counts = (
+            (torch.ones(targets.shape), causal.row_counts()) if self.bidirectional.is_bound else (None, None)
+        )
+        if len(chosen):  # only these rows are masked: what is hidden depends on nothing but the row
+            masked = self.bidirectional.collate(rows[chosen.numpy()], sample_indices[chosen])
+            tokens[chosen] = masked.tokens
+            targets[chosen] = at_positions(masked, masked.targets, torch.full_like(targets[chosen], IGNORE))
+            if weights is not None and counts is not None:
+                assert masked.weights is not None
+                weights[chosen] = at_positions(masked, masked.weights, weights[chosen])
+                counts[chosen] = masked.row_counts()
         return Batch(
-            tokens=torch.where(hidden[:, None], masked.tokens, causal.tokens),
+            tokens=tokens,
             positions=causal.positions,
             documents=visible_documents(rows.documents, causal=False),
-            targets=torch.where(hidden[:, None], next_targets, causal.targets),
+            targets=targets,
             target_positions=None,
             sample_indices=sample_indices,
             is_causal=~hidden,
-            **self._weights(causal, masked, hidden),
+            weights=weights,
+            counts=counts,
         )
-
-    def _weights(self, causal: Batch, masked: Batch, hidden: Tensor) -> dict[str, Tensor]:
-        """Return weights (B, T) and counts (B,) of a batch with diffusion rows, where `hidden` (B,) is true."""
-        if masked.weights is None:
-            return {}
-        ones = torch.ones(causal.targets.shape)
-        weights = torch.where(hidden[:, None], at_positions(masked, masked.weights, ones), ones)
-        return {"weights": weights, "counts": torch.where(hidden, masked.row_counts(), causal.row_counts())}
 
     def is_masked(self, sample_indices: Tensor) -> Tensor:
         """Return which rows of the stream are masked, bool (B,): close to `masked_rows` of any consecutive rows.
