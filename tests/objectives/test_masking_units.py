@@ -41,7 +41,7 @@ def test_a_word_is_hidden_whole_or_not_at_all() -> None:
     word = np.cumsum(STARTS[tokens], axis=1)
     for row in range(300):
         for number in np.unique(word[row][found[row]]):
-                whole = found[row][word[row] == number]
+            whole = found[row][word[row] == number]
             assert whole.all() or whole.sum() == found[row].sum() == 15  # of a first word of more than 15 tokens
 
 
