@@ -106,11 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=10, help="of the novels")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", type=int, default=100, help="micro-batches per objective and round")
+    parser.add_argument("--batches", type=int, default=60, help="micro-batches per objective and round")
     parser.add_argument("--no-keep", action="store_true", help="print only")
+    parser.add_argument("--quick", action="store_true", help="4 megabytes, 5 rounds of 20 batches; not saved")
     given = parser.parse_args()
+    if given.quick:
+        given.megabytes, given.rounds, given.batches = 4, 5, 20
     with tempfile.TemporaryDirectory() as folder:
-        measure(given, Path(folder)).finish(keep=not given.no_keep)
+        measure(given, Path(folder)).finish(keep=not (given.quick or given.no_keep))
 
 
 if __name__ == "__main__":
