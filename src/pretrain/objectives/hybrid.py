@@ -1,6 +1,8 @@
 """Next-token prediction on some rows, masked prediction or diffusion on the others, with one model and one head."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.collate import IGNORE
@@ -52,31 +54,30 @@ class Hybrid(Objective):
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
-        causal = Causal().collate(rows, sample_indices)
         hidden = self.is_masked(sample_indices)
-        chosen = hidden.nonzero().squeeze(1)
-        tokens, targets = causal.tokens.clone(), causal.targets.clone()
-        weights, counts = (
-            (torch.ones(targets.shape), causal.row_counts()) if self.bidirectional.is_bound else (None, None)
-        )
+        chosen = hidden.numpy().nonzero()[0]
+        tokens, targets = rows.tokens.copy(), rows.next_tokens.copy()
+        is_bound = self.bidirectional.is_bound
+        weights = np.ones(targets.shape, np.float32) if is_bound else None
+        counts = (targets != IGNORE).sum(1) if is_bound else None
         if len(chosen):  # only these rows are masked: what is hidden depends on nothing but the row
-            masked = self.bidirectional.collate(rows[chosen.numpy()], sample_indices[chosen])
+            masked = self.bidirectional.collate(rows[chosen], sample_indices[chosen])
             tokens[chosen] = masked.tokens
-            targets[chosen] = at_positions(masked, masked.targets, torch.full_like(targets[chosen], IGNORE))
+            targets[chosen] = at_positions(masked, masked.targets, IGNORE)
             if weights is not None and counts is not None:
                 assert masked.weights is not None
-                weights[chosen] = at_positions(masked, masked.weights, weights[chosen])
+                weights[chosen] = at_positions(masked, masked.weights, 1)
                 counts[chosen] = masked.row_counts()
         return Batch(
-            tokens=tokens,
-            positions=causal.positions,
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(rows.positions),
             documents=visible_documents(rows.documents, causal=False),
-            targets=targets,
+            targets=torch.from_numpy(targets),
             target_positions=None,
             sample_indices=sample_indices,
             is_causal=~hidden,
-            weights=weights,
-            counts=counts,
+            weights=None if weights is None else torch.from_numpy(weights),
+            counts=None if counts is None else torch.from_numpy(counts),
         )
 
     def is_masked(self, sample_indices: Tensor) -> Tensor:
@@ -90,10 +91,11 @@ class Hybrid(Objective):
         return fraction.double() / 2**53 < self.masked_rows
 
 
-def at_positions(batch: Batch, values: Tensor, otherwise: Tensor) -> Tensor:
-    """Return values of the targets (B, M) at the positions that predict them, and `otherwise` (B, T) elsewhere."""
+def at_positions(batch: Batch, values: Tensor, otherwise: int) -> NDArray[np.generic]:
+    """Return values of the targets (B, M) at the positions that predict them, and `otherwise` elsewhere, (B, T)."""
     assert batch.target_positions is not None
-    row, slot = (batch.targets != IGNORE).nonzero(as_tuple=True)
-    placed = otherwise.clone()
-    placed[row, batch.target_positions[row, slot]] = values[row, slot]
+    positions, of_targets = batch.target_positions.numpy(), values.numpy()
+    row, slot = (batch.targets.numpy() != IGNORE).nonzero()
+    placed = np.full(batch.tokens.shape, otherwise, of_targets.dtype)
+    placed[row, positions[row, slot]] = of_targets[row, slot]
     return placed
