@@ -102,7 +102,7 @@ def smallest_units(units: Units, hashes: Hashes, counts: Ints, bounds: Hashes) -
     chosen = (keys <= ordered.take(fits - 1, mode="clip").repeat(per_row)).nonzero()[0]
     row = row.take(chosen)
     sizes = np.minimum(sizes.take(chosen), counts.take(row))
-    shift = units.firsts.take(found.take(chosen)) - (sizes.cumsum() - sizes)
+    shift = units.firsts.take(found.take(chosen)) + sizes - np.cumsum(sizes, dtype=np.int64)
     positions = units.tokens.take(np.arange(int(sizes.sum())) + shift.repeat(sizes))
     return positions, _sums_by_row(sizes, row, len(counts))
 
