@@ -95,7 +95,9 @@ def test_a_result_is_marked_once_what_it_measures_has_changed(tmp_path: Path, mo
         provenance.measured_line(result)
 
 
-@pytest.mark.parametrize("name", ["start_up", "checkpointing", "data_loading", "tokenizing", "masked_head"])
+@pytest.mark.parametrize(
+    "name", ["start_up", "checkpointing", "data_loading", "masked_loading", "tokenizing", "masked_head"]
+)
 def test_a_short_form_keeps_nothing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     benchmark = importlib.import_module(name)
     monkeypatch.setattr(benchmark, "measure", lambda *_: Result("kept", "python benchmarks/x.py", {}))

@@ -1,7 +1,8 @@
-"""Runs of an earlier version resume: tests/earlier_version has two, with the final weights of that version.
+"""Runs of an earlier version resume: tests/earlier_version has four, with the final weights of that version.
 
-They were written before settings and files had the names they have now: gpt_nano with Muon and bert_nano with AdamW,
-one layer of 16 channels each, saved at step 4 of 8.
+All have one layer of 16 channels and are saved at step 4 of 8. gpt (gpt_nano with Muon) and bert (bert_nano with AdamW)
+were written before settings and files had the names they have now; spans (a hybrid that hides spans) and diffusion when
+what they hide was drawn row by row, versions 2 and 1 of the draw.
 """
 
 import shutil
@@ -20,7 +21,7 @@ SAVED = Path(__file__).parents[1] / "earlier_version"
 ROUNDING = 1e-6  # of float32 weights, as another processor may add in another order
 
 
-@pytest.mark.parametrize("name", ["gpt", "bert"])
+@pytest.mark.parametrize("name", ["gpt", "bert", "spans", "diffusion"])
 def test_a_run_of_an_earlier_version_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shutil.copytree(SAVED, tmp_path / "project"))
     register_schemas("train", RunConfig)

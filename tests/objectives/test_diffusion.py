@@ -131,33 +131,27 @@ def test_the_mask_is_a_function_of_seed_sample_and_piece() -> None:
 
 def test_a_mask_of_the_global_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above fails with it."""
-    monkeypatch.setattr(Diffusion, "_generator", lambda self, sample: np.random.mtrand.RandomState())
+    draw = np.random.mtrand.RandomState(0)
+    monkeypatch.setattr(
+        "pretrain.objectives.diffusion.position_hashes",
+        lambda _, samples, length: draw.randint(2**32, size=(len(samples), length), dtype=np.uint32),
+    )
     with pytest.raises(AssertionError):
         test_the_mask_is_a_function_of_seed_sample_and_piece()
 
 
-def test_the_draw_never_changes_silently() -> None:
-    """A resumed run must hide what it would have hidden."""
+@pytest.mark.parametrize(
+    ("version", "places", "borders"),
+    [(1, [*range(1, 5), 6, 8, 10, *range(13, 21)], [4, 11, 20]), (3, [*range(1, 9), 10, *range(14, 21)], [11, 14, 20])],
+)
+def test_the_draw_never_changes_silently(version: int, places: list[int], borders: list[int]) -> None:
+    """A resumed run must hide what it would have hidden, by the version it began with."""
     rows = packed([11, 8])
-    batch = diffusion(seed=5, random_length_rows=1.0).collate(rows, torch.tensor([12]))
-    assert np.flatnonzero(batch.tokens[0].numpy() == MASK).tolist() == [
-        1,
-        2,
-        3,
-        4,
-        6,
-        8,
-        10,
-        13,
-        14,
-        15,
-        16,
-        17,
-        18,
-        19,
-        20,
-    ]
-    assert np.flatnonzero(np.diff(batch.documents[0].numpy())).tolist() == [4, 11, 20]  # type: ignore[index]
+    objective = diffusion(seed=5, random_length_rows=1.0)
+    objective.mask_version = version
+    batch = objective.collate(rows, torch.tensor([12]))
+    assert np.flatnonzero(batch.tokens[0].numpy() == MASK).tolist() == places
+    assert np.flatnonzero(np.diff(batch.documents[0].numpy())).tolist() == borders  # type: ignore[index]
 
 
 def test_at_least_the_set_share_is_hidden() -> None:
@@ -226,13 +220,21 @@ def test_positions_that_count_through_the_row_go_on_at_a_border() -> None:
     for positions, restarts in ((np.arange(12), False), (np.r_[np.arange(5), np.arange(7)], True)):
         for seed in range(20):
             documents, place = np.repeat([0, 1], [5, 7]).astype(np.int32), positions.copy()
-            add_border(documents, place, np.random.default_rng(seed))
+            add_border(documents, place, seed % 11 + 1)
             assert documents.max() == 2
             starts = np.flatnonzero(np.diff(documents, prepend=-1))
             assert np.array_equal(place, np.arange(12) - np.repeat(starts, np.diff([*starts, 12])) * restarts)
-    single = np.array([0, -1, -1], np.int32)
-    add_border(single, np.zeros(3, int), np.random.default_rng(0))
-    assert single.tolist() == [0, -1, -1]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_row_of_one_token_has_no_border(version: int) -> None:
+    rows = packed([3])
+    rows.documents[0, 1:] = -1
+    objective = diffusion(random_length_rows=1.0)
+    objective.mask_version = version
+    batch = objective.collate(rows, torch.arange(1))
+    assert batch.documents is not None
+    assert batch.documents[0, :2].tolist() == [0, -1]
 
 
 def test_validation_scores_the_bound_itself() -> None:

@@ -157,7 +157,7 @@ def test_a_sort_of_few_hashes_chooses_what_a_sort_of_all_does(
     quotas, bounds = too_few._quotas(600)
     too_few._quotas_of[600] = quotas, bounds // np.uint32(8)
     drawn = [objective.collate(before, torch.arange(6)) for objective in (few, too_few)]
-    monkeypatch.setattr("pretrain.objectives.masked._LONG", 601)
+    monkeypatch.setattr("pretrain.objectives.hashed_draws._LONG", 601)
     of_all = few.collate(before, torch.arange(6))
     for batch in drawn:
         assert batch.target_positions is not None

@@ -41,7 +41,8 @@ def test_a_word_is_hidden_whole_or_not_at_all() -> None:
     word = np.cumsum(STARTS[tokens], axis=1)
     for row in range(300):
         for number in np.unique(word[row][found[row]]):
-            assert found[row][word[row] == number].all()
+            whole = found[row][word[row] == number]
+            assert whole.all() or whole.sum() == found[row].sum() == 15  # of a first word of more than 15 tokens
 
 
 def test_spans_have_their_mean_length_and_stay_within_documents() -> None:
@@ -69,6 +70,31 @@ def test_a_word_longer_than_the_share_is_hidden_in_part() -> None:
     tokens = np.full((1, 40), 4)  # no id begins a word: the row is one
     found = hidden(masked(MaskingUnit.whole_word).collate(rows(tokens), torch.arange(1)), 40)
     assert found.sum() == 6
+
+
+@pytest.mark.parametrize("unit", [MaskingUnit.whole_word, MaskingUnit.span])
+@pytest.mark.parametrize(
+    ("version", "places"),
+    [
+        (2, {"whole_word": [26, 27, 28, 35, 36, 37], "span": [32]}),
+        (3, {"whole_word": [2, 3, 4, 38, 39], "span": [0, 1, 2, 3, 4, 5]}),
+    ],
+)
+def test_the_draw_never_changes_silently(unit: MaskingUnit, version: int, places: dict[str, list[int]]) -> None:
+    """A resumed run must hide what it would have hidden, by the version it began with."""
+    objective = masked(unit)
+    objective.mask_version = version
+    batch = objective.collate(rows(np.arange(10, 50).reshape(1, 40)), torch.tensor([12]))
+    assert np.flatnonzero(hidden(batch, 40)[0]).tolist() == places[unit.value]
+
+
+def test_words_and_spans_end_at_a_document_without_an_end_token() -> None:
+    """Where a document goes on in another row, nothing stands between it and the next."""
+    tokens = np.full((400, 40), 4)  # no id begins a word
+    source = rows(tokens)
+    source.documents[:, 20:] = 1
+    found = hidden(masked(MaskingUnit.whole_word).collate(source, torch.arange(400)), 40)
+    assert set(found[:, :20].sum(1).tolist()) == set(found[:, 20:].sum(1).tolist()) == {0, 6}
 
 
 def test_words_begin_where_the_tokenizer_spells_a_beginning(assets) -> None:

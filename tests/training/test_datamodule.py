@@ -9,8 +9,8 @@ import pytest
 from subjects import Words
 
 from pretrain.errors import DataError
-from pretrain.objectives.config import CausalConfig, HybridConfig, MaskedConfig
-from pretrain.objectives.masked import MASK_VERSION
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig
+from pretrain.objectives.hashed_draws import MASK_VERSION
 from pretrain.training.datamodule import BatchLoader, TextDataModule
 
 
@@ -82,17 +82,20 @@ def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
     objective = MaskedConfig().build(Words(), seed=0)
     data: Any = SimpleNamespace(excluded=frozenset(), objective=objective, order=None)
     newest = TextDataModule.state_dict(data)
-    assert newest["mask_version"] == MASK_VERSION == 2
+    assert newest["mask_version"] == MASK_VERSION == 3
     TextDataModule.load_state_dict(data, {})  # of a program that knew one version only
     assert objective.mask_version == 1
     assert TextDataModule.state_dict(data)["mask_version"] == 1
     TextDataModule.load_state_dict(data, newest)
-    assert objective.mask_version == 2
-    with pytest.raises(DataError, match=r"by mask_version 3, and this program knows 1 to 2\. Resume it with"):
-        TextDataModule.load_state_dict(data, {"mask_version": 3})
+    assert objective.mask_version == 3
+    with pytest.raises(DataError, match=r"by mask_version 4, and this program knows 1 to 3\. Resume it with"):
+        TextDataModule.load_state_dict(data, {"mask_version": 4})
     hybrid = HybridConfig().build(Words(), seed=0)
     hybrid.mask_version = 1
     assert hybrid.parts["masked"].mask_version == 1
+    diffusion = DiffusionConfig().build(Words(), seed=0)
+    diffusion.mask_version = 1
+    assert diffusion.validation_parts[""].mask_version == 1
     data.objective = CausalConfig().build(Words(), seed=0)
     TextDataModule.load_state_dict(data, {})
     assert "mask_version" not in TextDataModule.state_dict(data)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pretrain.data.collate import IGNORE
+from pretrain.data.shuffle import hashed_key, mix
 from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.config import DiffusionConfig
+from pretrain.objectives.hashed_draws import MASK_VERSION, position_hashes, row_sums, smallest_of_pieces
 from pretrain.objectives.objective import Objective
 
 # 1 / r and 1 / r^2 in units of 2^-64, where r^3 = r + 1: multiples of the two are spread evenly over the unit square
 # (Roberts 2018, https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences)
 _OF_ROW, _OF_PIECE = 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1D
+_BORDER = np.uint64(0x9E3779B97F4A7C15)  # added to the key of a row, to hash it again for its border
+_AT_ONCE = 3  # the version of the draw from which on it is one of all rows
 _ROUNDING = 1e-9  # a share of n tokens such as 0.1 x 30 must not become 4 of them
 
 
@@ -44,6 +49,8 @@ class Diffusion(Objective):
         self.mask_id = mask_id
         self.bos_id = bos_id
         self.seed = seed
+        self.mask_version: int = MASK_VERSION
+        self._seed_hash = hashed_key((seed,))
         self.in_causal_model = in_causal_model  # rows must say that their attention is bidirectional
 
     @property
@@ -53,6 +60,7 @@ class Diffusion(Objective):
         bound = Diffusion(
             config, mask_id=self.mask_id, bos_id=self.bos_id, seed=self.seed, in_causal_model=self.in_causal_model
         )
+        bound.mask_version = self.mask_version
         return {"": bound}
 
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
@@ -60,16 +68,13 @@ class Diffusion(Objective):
 
         With `complementary` the model reads 2 B rows, and T targets are enough for both passes of a row.
         """
-        draws = [self._generator(sample) for sample in sample_indices.tolist()]
-        scores = np.stack([draw.random(rows.tokens.shape[1]) for draw in draws])
         documents, positions = rows.documents.copy(), rows.positions.copy()
-        for row, draw in enumerate(draws):
-            if draw.random() < self.config.random_length_rows:
-                add_border(documents[row], positions[row], draw)
+        at_once = self.mask_version >= _AT_ONCE
+        scores = (self._draw if at_once else self._draw_by_row)(sample_indices.numpy(), documents, positions)
         maskable = self._maskable(rows, documents)
         weights = self._weights(_pieces(documents, maskable, sample_indices.numpy()), maskable, scores)
         tokens = np.repeat(rows.tokens[:, None], self.config.passes, axis=1)  # (B, P, T)
-        targets = _compact(weights > 0, tokens, weights, maskable.shape[1])
+        targets = _compact(tokens, weights)
         tokens[weights > 0] = self.mask_id
 
         def per_pass(values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -88,6 +93,29 @@ class Diffusion(Objective):
             weights=torch.from_numpy(targets.weights),
             counts=torch.from_numpy(self.config.passes * maskable.sum(1)),
         )
+
+    def _draw(
+        self, samples: NDArray[np.int64], documents: NDArray[np.int32], positions: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        """Return a hash of each token (B, T), distinct within a row; add borders to some rows, in place."""
+        if self.config.random_length_rows:
+            words = mix(mix(samples.view(np.uint64) + self._seed_hash) + _BORDER)
+            for row in np.flatnonzero((words >> np.uint64(11)) / 2.0**53 < self.config.random_length_rows).tolist():
+                place = (int(mix(words[row : row + 1])[0]) >> 11) / 2.0**53
+                if (used := text_length(documents[row])) > 1:
+                    add_border(documents[row], positions[row], 1 + int(place * (used - 1)))
+        return position_hashes(self._seed_hash, samples, documents.shape[1])
+
+    def _draw_by_row(
+        self, samples: NDArray[np.int64], documents: NDArray[np.int32], positions: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Do as `_draw` by a generator of each row, as the first versions did."""
+        draws = [self._generator(sample) for sample in samples.tolist()]
+        scores = np.stack([draw.random(documents.shape[1]) for draw in draws])
+        for row, draw in enumerate(draws):
+            if draw.random() < self.config.random_length_rows and (used := text_length(documents[row])) > 1:
+                add_border(documents[row], positions[row], int(draw.integers(1, used)))
+        return scores
 
     def _generator(self, sample: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=[0, 0, 0, sample]))
@@ -112,26 +140,22 @@ class Diffusion(Objective):
         return maskable
 
     def _weights(
-        self, pieces: _Pieces, maskable: NDArray[np.bool_], scores: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+        self, pieces: _Pieces, maskable: NDArray[np.bool_], scores: NDArray[np.float64] | NDArray[np.uint32]
+    ) -> NDArray[np.float32]:
         """Return the weight of each token in each pass (B, P, T), 0 where it is not hidden.
 
         The k tokens of a piece with the lowest scores (B, T) are hidden.
         """
         n, k = pieces.sizes, self._n_hidden(pieces)
-        starts = np.cumsum(n) - n
-        of_token = np.repeat(np.arange(len(n)), n)
-        order = np.lexsort((scores[maskable], of_token))
-        hidden = np.empty(len(order), bool)
-        hidden[order] = np.arange(len(order)) - starts[of_token] < k[of_token]
-        weights = np.zeros((self.config.passes, *maskable.shape))
+        hidden = _lowest(scores[maskable], n, k)
+        weights = np.zeros((len(maskable), self.config.passes, maskable.shape[1]), np.float32)
         if self.config.passes == 1:
-            weights[0, maskable] = np.where(hidden, (n / k)[of_token], 0.0)
+            weights[:, 0][maskable] = (n / k).astype(np.float32).repeat(n) * hidden
         else:  # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
             first, second = np.where(k == n, 2.0, n / k), n / np.maximum(n - k, 1)
-            weights[0, maskable] = np.where(hidden, first[of_token], 0.0)
-            weights[1, maskable] = np.where(hidden, 0.0, second[of_token])
-        return weights.transpose(1, 0, 2)
+            weights[:, 0][maskable] = first.astype(np.float32).repeat(n) * hidden
+            weights[:, 1][maskable] = second.astype(np.float32).repeat(n) * ~hidden
+        return weights
 
     def _n_hidden(self, pieces: _Pieces) -> NDArray[np.int64]:
         """Return k of each piece; with `complementary` n with probability 1 / n, else uniform over 1..n-1."""
@@ -165,21 +189,42 @@ class _Targets:
 
 def uniform(seed: int, samples: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return a number in 0 <= u < 1 for each (sample, piece of its row), of low discrepancy over both."""
-    offset = np.random.Philox(key=seed % 2**64).random_raw()
+    offset = _offset(seed)
     with np.errstate(over="ignore"):  # wraps: the fractional part in units of 2^-64
         place = samples.astype(np.uint64) * np.uint64(_OF_ROW) + pieces.astype(np.uint64) * np.uint64(_OF_PIECE)
         return ((place + np.uint64(offset)) >> np.uint64(11)) / 2.0**53
 
 
-def add_border(documents: NDArray[np.int32], positions: NDArray[np.int64], draw: np.random.Generator) -> None:
-    """Split one row's document in two at a random place, in place: both (T,).
+@lru_cache
+def _offset(seed: int) -> int:
+    """Return the first word of a seed's generator, which takes longer to make than the numbers of a batch."""
+    return int(np.random.Philox(key=seed % 2**64).random_raw())
+
+
+def _lowest(
+    scores: NDArray[np.float64] | NDArray[np.uint32], n: NDArray[np.int64], k: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which of the scores (tokens,) are among the k lowest of their piece, bool (tokens,)."""
+    if scores.dtype == np.uint32:
+        return smallest_of_pieces(scores.astype(np.uint32, copy=False), n, k)
+    of_token = np.repeat(np.arange(len(n)), n)
+    order = np.lexsort((scores, of_token))
+    hidden = np.empty(len(order), bool)
+    hidden[order] = np.arange(len(order)) - (np.cumsum(n) - n)[of_token] < k[of_token]
+    return hidden
+
+
+def text_length(documents: NDArray[np.int32]) -> int:
+    """Return the number of tokens of a row (T,), without padding."""
+    return int((documents >= 0).sum())
+
+
+def add_border(documents: NDArray[np.int32], positions: NDArray[np.int64], border: int) -> None:
+    """Split one row's document in two at a position from 1 on, in place: both (T,).
 
     Positions restart at the border if those of the row restart with its documents.
     """
-    used = int((documents >= 0).sum())
-    if used < 2:
-        return
-    border = int(draw.integers(1, used))
+    used = text_length(documents)
     last = int(np.argmax(documents == documents[used - 1]))
     if positions[last] == 0:
         restarts = np.flatnonzero(positions[border:used] == 0)
@@ -189,26 +234,29 @@ def add_border(documents: NDArray[np.int32], positions: NDArray[np.int64], draw:
 
 
 def _pieces(documents: NDArray[np.int32], maskable: NDArray[np.bool_], samples: NDArray[np.int64]) -> _Pieces:
-    row, place = np.nonzero(maskable)
-    number = documents[row, place].astype(np.int64)
-    first = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 0))
-    return _Pieces(np.diff(first, append=len(row)), samples[row[first]], number[first])
+    counts = row_sums(maskable)
+    number = documents[maskable]
+    begins = np.ones(len(number), bool)
+    np.not_equal(number[1:], number[:-1], out=begins[1:])
+    begins[(counts.cumsum() - counts)[counts > 0]] = True
+    first = begins.nonzero()[0]
+    row = np.searchsorted(counts.cumsum(), first, side="right")
+    return _Pieces(np.diff(first, append=len(number)), samples[row], number[first].astype(np.int64))
 
 
-def _compact(
-    hidden: NDArray[np.bool_], tokens: NDArray[np.int64], weights: NDArray[np.float64], n_targets: int
-) -> _Targets:
-    """Return the hidden tokens of each row; the first three are (B, P, T)."""
-    n_rows = len(hidden)
-    row, place = np.nonzero(hidden.reshape(n_rows, -1))
-    counts = hidden.sum((1, 2))
-    slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+def _compact(tokens: NDArray[np.int64], weights: NDArray[np.float32]) -> _Targets:
+    """Return the tokens of each row with a weight above 0; both (B, P, T)."""
+    n_rows, _, n_targets = tokens.shape
+    flags = weights.reshape(n_rows, -1) > 0
+    counts = row_sums(flags)
+    chosen, rows = flags.ravel().nonzero()[0], np.arange(n_rows)
+    slot = np.arange(len(chosen)) + (rows * n_targets + counts - counts.cumsum()).repeat(counts)
     targets = _Targets(
         np.full((n_rows, n_targets), IGNORE, np.int64),
         np.zeros((n_rows, n_targets), np.int64),
         np.zeros((n_rows, n_targets), np.float32),
     )
-    targets.ids[row, slot] = tokens.reshape(n_rows, -1)[row, place]
-    targets.positions[row, slot] = place
-    targets.weights[row, slot] = weights.reshape(n_rows, -1)[row, place]
+    targets.ids.reshape(-1)[slot] = tokens.take(chosen)
+    targets.positions.reshape(-1)[slot] = chosen - (rows * flags.shape[1]).repeat(counts)
+    targets.weights.reshape(-1)[slot] = weights.take(chosen)
     return targets

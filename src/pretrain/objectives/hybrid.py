@@ -1,6 +1,8 @@
 """Next-token prediction on some rows, masked prediction or diffusion on the others, with one model and one head."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.collate import IGNORE
@@ -31,11 +33,12 @@ class Hybrid(Objective):
 
     @property
     def mask_version(self) -> int | None:
-        """The version of the draw of masked rows; None for diffusion rows, which have one draw."""
+        """The version of the draw of masked or diffusion rows."""
         return self.bidirectional.mask_version
 
     @mask_version.setter
     def mask_version(self, version: int | None) -> None:
+        assert version is not None
         self.bidirectional.mask_version = version
 
     @property
@@ -51,27 +54,31 @@ class Hybrid(Objective):
 
     def collate(self, rows: TokenRows, sample_indices: Tensor) -> Batch:
         """Return rows of both kinds, with a target or IGNORE at every position: targets are (B, T)."""
-        causal, masked = (part.collate(rows, sample_indices) for part in self.parts.values())
-        next_targets = at_positions(masked, masked.targets, torch.full_like(causal.targets, IGNORE))
         hidden = self.is_masked(sample_indices)
+        chosen = hidden.numpy().nonzero()[0]
+        tokens, targets = rows.tokens.copy(), rows.next_tokens.copy()
+        is_bound = self.bidirectional.is_bound
+        weights = np.ones(targets.shape, np.float32) if is_bound else None
+        counts = (targets != IGNORE).sum(1) if is_bound else None
+        if len(chosen):  # only these rows are masked: what is hidden depends on nothing but the row
+            masked = self.bidirectional.collate(rows[chosen], sample_indices[chosen])
+            tokens[chosen] = masked.tokens
+            targets[chosen] = at_positions(masked, masked.targets, IGNORE)
+            if weights is not None and counts is not None:
+                assert masked.weights is not None
+                weights[chosen] = at_positions(masked, masked.weights, 1)
+                counts[chosen] = masked.row_counts()
         return Batch(
-            tokens=torch.where(hidden[:, None], masked.tokens, causal.tokens),
-            positions=causal.positions,
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(rows.positions),
             documents=visible_documents(rows.documents, causal=False),
-            targets=torch.where(hidden[:, None], next_targets, causal.targets),
+            targets=torch.from_numpy(targets),
             target_positions=None,
             sample_indices=sample_indices,
             is_causal=~hidden,
-            **self._weights(causal, masked, hidden),
+            weights=None if weights is None else torch.from_numpy(weights),
+            counts=None if counts is None else torch.from_numpy(counts),
         )
-
-    def _weights(self, causal: Batch, masked: Batch, hidden: Tensor) -> dict[str, Tensor]:
-        """Return weights (B, T) and counts (B,) of a batch with diffusion rows, where `hidden` (B,) is true."""
-        if masked.weights is None:
-            return {}
-        ones = torch.ones(causal.targets.shape)
-        weights = torch.where(hidden[:, None], at_positions(masked, masked.weights, ones), ones)
-        return {"weights": weights, "counts": torch.where(hidden, masked.row_counts(), causal.row_counts())}
 
     def is_masked(self, sample_indices: Tensor) -> Tensor:
         """Return which rows of the stream are masked, bool (B,): close to `masked_rows` of any consecutive rows.
@@ -84,10 +91,11 @@ class Hybrid(Objective):
         return fraction.double() / 2**53 < self.masked_rows
 
 
-def at_positions(batch: Batch, values: Tensor, otherwise: Tensor) -> Tensor:
-    """Return values of the targets (B, M) at the positions that predict them, and `otherwise` (B, T) elsewhere."""
+def at_positions(batch: Batch, values: Tensor, otherwise: int) -> NDArray[np.generic]:
+    """Return values of the targets (B, M) at the positions that predict them, and `otherwise` elsewhere, (B, T)."""
     assert batch.target_positions is not None
-    row, slot = (batch.targets != IGNORE).nonzero(as_tuple=True)
-    placed = otherwise.clone()
-    placed[row, batch.target_positions[row, slot]] = values[row, slot]
+    positions, of_targets = batch.target_positions.numpy(), values.numpy()
+    row, slot = (batch.targets.numpy() != IGNORE).nonzero()
+    placed = np.full(batch.tokens.shape, otherwise, of_targets.dtype)
+    placed[row, positions[row, slot]] = of_targets[row, slot]
     return placed

@@ -10,17 +10,22 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.data.collate import IGNORE
-from pretrain.data.shuffle import hashed_key, mix, mix_32_bits
+from pretrain.data.shuffle import hashed_key, mix_32_bits
 from pretrain.objectives.batch import Batch, TokenRows, visible_documents
 from pretrain.objectives.config import MaskingConfig, MaskingUnit
+from pretrain.objectives.hashed_draws import (
+    LARGEST,
+    MASK_VERSION,
+    Units,
+    position_hashes,
+    row_sums,
+    smallest,
+    smallest_units,
+)
 from pretrain.objectives.objective import Objective
 
-# How targets are drawn. 1: row by row, from a generator of each row's own. 2: single tokens of all rows at once, by
-# hashes; words and spans as 1. A checkpoint names its version, and a resume goes on with it.
-MASK_VERSION = 2
-_LARGEST = np.uint32(2**32 - 1)
-_LONG = 512  # tokens of a row from which on it pays to sort only the hashes that may be chosen
 _FATE = np.uint32(0x9E3779B9)  # added to the hash that chose a target, to hash it again
+_WORD = 3.0  # tokens of a word, weighted by its tokens; a guess that decides how many hashes are sorted, not which
 
 
 class Masked(Objective):
@@ -88,8 +93,9 @@ class Masked(Objective):
         if self.shift_targets:  # no position before a document's first token in the row can predict it
             maskable[:, 0] = False
             maskable[:, 1:] &= rows.documents[:, 1:] == rows.documents[:, :-1]
-        if self.mask_version > 1 and self.config.unit is MaskingUnit.token:
-            self._hide_at_once(tokens, maskable, target_positions, targets, sample_indices.numpy())
+        if self.mask_version >= (2 if self.config.unit is MaskingUnit.token else 3):
+            chosen, counts, hashes = self._draw(rows, maskable, sample_indices.numpy())
+            self._hide_at_once(tokens, (target_positions, targets), (chosen, counts), hashes)
         else:
             for row, sample in enumerate(sample_indices.tolist()):
                 self._hide(tokens[row], np.flatnonzero(maskable[row]), target_positions[row], targets[row], sample)
@@ -105,27 +111,58 @@ class Masked(Objective):
             is_causal=torch.zeros(len(tokens), dtype=torch.bool) if self.shift_targets else None,
         )
 
-    def _hide_at_once(
-        self, tokens: NDArray[np.int64], maskable: NDArray[np.bool_], target_positions: NDArray[np.int64],
-        targets: NDArray[np.int64], samples: NDArray[np.int64],
-    ) -> None:  # fmt: skip
-        """Choose the targets of all rows: of each, the `maskable` tokens (B, T) with the smallest hashes.
+    def _draw(
+        self, rows: TokenRows, maskable: NDArray[np.bool_], samples: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
+        """Return the targets of all rows: flat positions in order, their number in each row, and their hashes.
 
-        Writes to `tokens`, `target_positions` and `targets` in place.
+        Of each row, they are the `maskable` tokens (B, T) with the smallest hashes, or the words or spans.
         """
-        (n_rows, length), n_targets = tokens.shape, targets.shape[1]
+        length = maskable.shape[1]
         quotas, bounds = self._quotas(length)
-        n_maskable = _row_sums(maskable)
+        n_maskable = row_sums(maskable)
         counts = quotas[n_maskable]
-        chosen, fates = _smallest(self._hashes(samples, length), maskable, counts, bounds[n_maskable])
+        hashes = position_hashes(self._seed_hash, samples, length)
+        if self.config.unit is MaskingUnit.token:
+            chosen = smallest(hashes, maskable, counts, bounds[n_maskable])
+        else:
+            units = Units.between(self._begins(rows, maskable, hashes), maskable)
+            chosen, counts = smallest_units(units, units.hashes(hashes), counts, bounds[n_maskable])
+        return chosen, counts, hashes.take(chosen)
+
+    def _begins(self, rows: TokenRows, maskable: NDArray[np.bool_], hashes: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return where a word or span begins (B, T); what is not `maskable` and the end of a document end one.
+
+        A span begins at any token with probability 1 / `mean_span`, so that its length has a geometric distribution.
+        """
+        begins = np.ones_like(maskable)
+        np.not_equal(rows.documents[:, 1:], rows.documents[:, :-1], out=begins[:, 1:])
+        begins[:, 1:] |= ~maskable[:, :-1]
+        if self.config.unit is MaskingUnit.span:
+            begins |= hashes <= np.uint32(min(2.0**32 / self.config.mean_span, 2.0**32 - 1))
+        else:
+            assert self.word_starts is not None
+            begins |= self.word_starts.take(rows.tokens)
+        return begins
+
+    def _hide_at_once(
+        self, tokens: NDArray[np.int64], targets: tuple[NDArray[np.int64], NDArray[np.int64]],
+        chosen_of_rows: tuple[NDArray[np.int64], NDArray[np.int64]], fates: NDArray[np.uint32],
+    ) -> None:  # fmt: skip
+        """Hide the chosen tokens of all rows, given by flat position and number in each row.
+
+        Writes to `tokens` (B, T) and `targets`, their positions and ids, in place.
+        """
+        (n_rows, length), (target_positions, ids) = tokens.shape, targets
+        chosen, counts = chosen_of_rows
         rows = np.arange(n_rows)
         # in the flat targets: chosen number i of row r is at r n_targets + i - (chosen in earlier rows)
         slot = np.arange(len(chosen))
-        slot += (rows * n_targets + counts - counts.cumsum()).repeat(counts)
+        slot += (rows * ids.shape[1] + counts - counts.cumsum()).repeat(counts)
         tokens = tokens.reshape(-1)
         hidden = tokens.take(chosen)
         target_positions.reshape(-1)[slot] = chosen - (rows * length).repeat(counts)
-        targets.reshape(-1)[slot] = hidden
+        ids.reshape(-1)[slot] = hidden
         fates += _FATE
         mix_32_bits(fates)
         np.putmask(hidden, fates < self._mask_limit, self.mask_id)
@@ -137,23 +174,17 @@ class Masked(Objective):
     def _quotas(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """Return how many of n maskable tokens become targets, and a bound of their hashes, by n, both (length + 1,).
 
-        The bound is four standard deviations above the mean of the largest hash that is chosen.
+        The bound is about four standard deviations above the mean of the largest hash that is chosen.
         """
         if length not in self._quotas_of:
             n = np.arange(length + 1)
             wanted = np.rint(self.config.mask_probability * n).astype(np.int64)
             counts = np.minimum(np.maximum(wanted, 1), np.minimum(n, self.targets_per_sequence(length)))
-            shares = (counts + 4.0 * np.sqrt(counts)) / np.maximum(n, 1)
-            self._quotas_of[length] = counts, (np.minimum(shares, 1.0) * _LARGEST).astype(np.uint32)
+            size = {MaskingUnit.token: 1.0, MaskingUnit.whole_word: _WORD, MaskingUnit.span: 2 * self.config.mean_span}
+            spread = size[self.config.unit]
+            shares = (counts + 4.0 * np.sqrt(counts * spread) + spread) / np.maximum(n, 1)
+            self._quotas_of[length] = counts, (np.minimum(shares, 1.0) * LARGEST).astype(np.uint32)
         return self._quotas_of[length]
-
-    def _hashes(self, samples: NDArray[np.int64], length: int) -> NDArray[np.uint32]:
-        """Return a hash of each of `length` positions for each sample (B,): (B, length), distinct within a row."""
-        keys = mix(samples.view(np.uint64) + self._seed_hash)
-        factors, offsets = (keys >> np.uint64(32)).astype(np.uint32) | np.uint32(1), keys.astype(np.uint32)
-        hashes = np.arange(length, dtype=np.uint32) * factors[:, None]
-        hashes += offsets[:, None]
-        return mix_32_bits(hashes)
 
     def _hide(
         self, tokens: np.ndarray, candidates: np.ndarray, target_positions: np.ndarray, targets: np.ndarray, sample: int
@@ -196,47 +227,3 @@ class Masked(Objective):
         total = np.cumsum(np.bincount(group)[order])
         chosen = order[total <= count] if total[0] <= count else order[:1]
         return candidates[np.isin(group, chosen)][:count]
-
-
-def _smallest(
-    hashes: NDArray[np.uint32], maskable: NDArray[np.bool_], counts: NDArray[np.int64], bounds: NDArray[np.uint32]
-) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """Return the flat positions of the `counts` (B,) smallest maskable hashes of each row, in order, and their hashes.
-
-    In long rows only the hashes up to `bounds` (B,) are sorted, unless a row has too few of them.
-    """
-    n_rows, length = hashes.shape
-    if length >= _LONG:
-        below = hashes <= bounds[:, None]
-        below &= maskable
-        sizes = _row_sums(below)
-        if (sizes >= counts).all():
-            candidates = below.ravel().nonzero()[0]
-            values = hashes.take(candidates)
-            taken = (values <= _last_of(values, sizes, counts).repeat(sizes)).nonzero()[0]
-            return candidates.take(taken), values.take(taken)
-    ordered = np.where(maskable, hashes, _LARGEST)
-    ordered.sort(axis=1)
-    last = ordered[np.arange(n_rows), counts - 1]  # of a row without candidates: any
-    chosen = np.flatnonzero((hashes <= last[:, None]) & maskable)
-    return chosen, hashes.take(chosen)
-
-
-def _row_sums(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return how many of each row's flags (B, T) are set, (B,), in two thirds of the time of their sum."""
-    return flags.view(np.uint8).sum(axis=1, dtype=np.uint32).astype(np.int64)
-
-
-def _last_of(values: NDArray[np.uint32], sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return the largest of the `counts` (B,) smallest values of each row, (B,).
-
-    The values of a row follow those of the row before, `sizes` (B,) of them.
-    """
-    width = max(1, int(sizes.max()))
-    rows = np.arange(len(sizes))
-    ordered = np.full((len(sizes), width), _LARGEST)
-    slot = np.arange(len(values))
-    slot += (rows * width + sizes - sizes.cumsum()).repeat(sizes)
-    ordered.reshape(-1)[slot] = values
-    ordered.sort(axis=1)
-    return ordered[rows, counts - 1]

@@ -22,7 +22,7 @@ from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import DataError
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.masked import MASK_VERSION
+from pretrain.objectives.hashed_draws import MASK_VERSION
 from pretrain.objectives.objective import Objective
 
 _VALIDATION_SAMPLES = 2**62  # sample index of the first validation row: its masks never equal those of training
