@@ -159,12 +159,12 @@ class RemoteFolder:
         return self._opened[1]
 
     def _at(self, name: str) -> str:
-        if not all(_is_name(part) for part in name.split("/")):
-            raise ValueError(f"{name!a} is no plain name of an object")
         return f"{self._path.rstrip('/')}/{name}"
 
     def _retried(self, verb: str, name: str, work: Callable[[], T]) -> T:
         """Return the result of a request, repeated with growing pauses while it fails for a reason that may pass."""
+        if name and not all(_is_name(part) for part in name.split("/")):
+            raise ValueError(f"{name!a} is no plain name of an object")
         start, wait_s, where = time.monotonic(), _FIRST_WAIT_S, f"{self.url}/{name}".rstrip("/")
         self._opened  # noqa: B018  (an address or library that is missing is an error of its own)
         while True:
