@@ -1,7 +1,6 @@
 """A run whose copy is in an object storage goes on exactly where its own folder is lost, and back."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +36,7 @@ def lose(tiny) -> None:
 
 
 def test_a_run_moves_from_the_storage_to_a_folder_and_back_bit_for_bit(tiny, storage: FaultyStorage) -> None:
+    tiny.words.append("schedule=constant")  # whose rate does not depend on the length of the run
     expected = uninterrupted(tiny)
     train(tiny.plan(HERE, "name=a", "trainer.max_steps=4"))
     assert steps_at() == [4]
@@ -113,15 +113,13 @@ def test_a_run_outlives_its_storage_and_is_copied_again(
 ) -> None:
     plan = tiny.plan(HERE, "name=a", "storage.retry_s=0", "trainer.max_steps=8")
     storage.refuse(OSError("503 slow down"))
-    with pytest.raises(
-        CheckpointError, match=r"all of the run is in \S+, but not in memory://.*503 slow down.*resume="
-    ):
+    with pytest.raises(CheckpointError, match=r"all of the run is in \S+, but not in memory://.*503 slow down"):
         train(plan)
     assert "warning: step-00000004 is not in the object storage" in capsys.readouterr().out
     assert open_checkpoint(plan.folder).step == 8
     storage.heal()
     assert steps_at() == []
-    train(tiny.plan(f"resume={plan.folder}", HERE))
+    train(tiny.plan(f"resume={plan.folder}", HERE, "trainer.max_steps=8"))
     assert steps_at() == [8]
     assert (plan.folder / "report.json").read_bytes() == MemoryFileSystem().cat_file(f"{plan.remote}/report.json")
 
@@ -143,9 +141,7 @@ def test_an_error_of_the_run_stays_the_error(
 
 def test_a_storage_that_refuses_is_found_before_anything_is_made(tiny, storage: FaultyStorage) -> None:
     storage.refuse(PermissionError("access denied"))
-    with pytest.raises(
-        CheckpointError, match=r"cannot write memory://bucket/logs/\.probe: access denied\. Check the cr"
-    ):
+    with pytest.raises(CheckpointError, match=r"cannot write memory://bucket/logs/\.probe: access denied\."):
         tiny.plan(HERE)
     assert not (tiny.folder / "logs").exists()
     with pytest.raises(ConfigError, match=r"storage\.url=http://a/b is no address"):
@@ -169,6 +165,7 @@ def test_commands_read_a_run_in_the_storage(
     tasks.average(AverageConfig(run=str(plan.remote), last=2, output="averaged", paths=paths), [])
     assert open_checkpoint(Path("averaged")).manifest["average_of"] == [4, 8]
     assert tiny.plan(f"init_from={plan.remote}", "model=imported", "name=b").config.model.d_model == 16
+    tiny.words.remove("trainer.max_steps=12")
     branch = tiny.plan(f"branch={plan.remote}/checkpoints/step-00000004", "cooldown=2", "name=c")
     assert branch.start == 4
     with pytest.raises(CheckpointError, match=r"memory://bucket/none holds no run: there is no config\.yaml"):
@@ -180,4 +177,4 @@ def test_nothing_of_a_run_without_a_copy_changes(tiny, storage: FaultyStorage) -
     plan = tiny.plan("trainer.max_steps=4")
     train(plan)
     assert not storage.requests
-    assert "lock" in os.listdir(plan.folder)
+    assert plan.uploads is None
