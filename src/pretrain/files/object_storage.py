@@ -138,7 +138,9 @@ class RemoteFolder:
     def _opened(self) -> tuple[Any, str]:
         check_address("the address", self.url)
         scheme = self.url.partition("://")[0]
-        options = {"auto_mkdir": True} if scheme == "file" else {"use_listings_cache": False}
+        options: dict[str, Any] = {"auto_mkdir": True} if scheme == "file" else {"use_listings_cache": False}
+        if scheme == "s3":  # botocore draws its pauses from the global generator of `random`, whose state a run saves
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
         try:
             from fsspec.core import url_to_fs  # here: it comes with what trains, and few runs need it
 
