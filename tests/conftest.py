@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fault_matrix
 import pytest
+from faulty_storage import FaultyStorage
 from job import Job
 from tiny_run import TinyRun
 
@@ -124,3 +125,9 @@ def tiny(corpus: Path, tmp_path: Path) -> TinyRun:
 def job(tmp_path: Path, corpus: Path) -> Job:
     """Return a maker of runs on several processes."""
     return Job(tmp_path, corpus)
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> FaultyStorage:
+    """Return an empty object storage in memory."""
+    return FaultyStorage(monkeypatch)

@@ -19,7 +19,7 @@ from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import sync_to_disk
 from pretrain.files.records import sealed
 
-_WRITTEN = re.compile(
+FILE_NAMES = re.compile(
     r"manifest\.json|(model|ema|optimizer|random)(-rank-\d{5,})?\.safetensors|tokenizer/("
     + "|".join(map(re.escape, NAMES))
     + ")"
@@ -159,8 +159,8 @@ def _storage_message(parent: Path, step: int, needed_bytes: int, problem: str) -
     return f"the checkpoint of step {step} could not be written below {parent}: {problem}.{space}"
 
 
-def prune(parent: Path, keep: int) -> dict[Path, str]:
-    """Verify the newest checkpoint, then delete all but the newest `keep`; 0 keeps all.
+def prune(parent: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> dict[Path, str]:
+    """Verify the newest checkpoint, then delete all but the newest `keep` and those `in_use`; 0 keeps all.
 
     Folders that are named like checkpoints but hold other files stay; returns them with the reason. Raises
     CheckpointError if the newest does not verify or an old one cannot be deleted.
@@ -174,7 +174,8 @@ def prune(parent: Path, keep: int) -> dict[Path, str]:
     foreign = {folder: reason for folder in folders if (reason := _foreign_content(folder, complete=True))}
     try:
         for folder in [folder for folder in folders if folder not in foreign][:-keep]:
-            _remove(folder)
+            if folder not in in_use:
+                _remove(folder)
     except OSError as error:
         raise CheckpointError(f"an old checkpoint below {parent} could not be deleted: {error}.") from error
     return foreign
@@ -212,7 +213,7 @@ def _foreign_content(folder: Path, complete: bool) -> str | None:
             read_manifest(folder)
         for path in [*folder.iterdir(), *(folder / "tokenizer").glob("*")]:
             name = path.relative_to(folder).as_posix()
-            fits = path.is_dir() if name == "tokenizer" else path.is_file() and _WRITTEN.fullmatch(name)
+            fits = path.is_dir() if name == "tokenizer" else path.is_file() and FILE_NAMES.fullmatch(name)
             if path.is_symlink() or not fits:
                 return f"it holds {name!a}, which is not a file of a checkpoint"
     except (OSError, ValueError) as error:

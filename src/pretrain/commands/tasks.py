@@ -171,7 +171,7 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
     from pretrain.evaluation.inspect_step import rows_of_step
     from pretrain.interop.load import chosen_model
 
-    folder = chosen_model(config.run, config.paths.logs_dir)
+    folder = chosen_model(config.run, config.paths)
     print(printable(f"step {config.step} of {folder}", one_line=True))
     for row in rows_of_step(folder, config.step):
         print(printable(f"row {row.id}, sample {row.sample}{' (left out)' if row.excluded else ''}", one_line=True))
@@ -189,7 +189,7 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
     from pretrain.interop.load import chosen_model
     from pretrain.language_model import LanguageModel
 
-    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    path = chosen_model(config.checkpoint, config.paths)
     language_model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
     if language_model.labels:
         for label, probability in language_model.classify(config.prompt).items():
@@ -311,7 +311,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
-    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    path = chosen_model(config.checkpoint, config.paths)
     if config.task is Task.glue and not config.tasks:
         figures = score_glue(config, path)
         print(printable(glue_table(figures)))
@@ -335,7 +335,7 @@ def export(config: ExportConfig, overrides: list[str]) -> None:
     from pretrain.interop.load import chosen_model
     from pretrain.interop.push import push_folder, sign_in
 
-    path = chosen_model(config.checkpoint, config.paths.logs_dir)
+    path = chosen_model(config.checkpoint, config.paths)
     account = sign_in(config)
     print(printable(export_adapters(config, path) if config.adapters else str(export_model(config, path))), flush=True)
     if account is not None:
@@ -347,9 +347,14 @@ def average(config: AverageConfig, overrides: list[str]) -> None:
     from pretrain.checkpoint.average import average as write_average
     from pretrain.checkpoint.average import last_checkpoints
     from pretrain.checkpoint.read import latest_run
+    from pretrain.checkpoint.remote import local_copy, local_path
+    from pretrain.files.object_storage import is_remote
 
-    folders = [Path(each) for each in config.checkpoints]
-    if not folders:
+    cache = Path(config.paths.cache_dir)
+    folders = [local_path(each, cache) for each in config.checkpoints]
+    if not folders and is_remote(config.run):
+        folders = last_checkpoints(local_copy(config.run, cache, last=config.last), config.last)
+    elif not folders:
         run = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
         folders = last_checkpoints(run, config.last)
     path = write_average(folders, Path(config.output))
@@ -359,21 +364,25 @@ def average(config: AverageConfig, overrides: list[str]) -> None:
 def report(config: ReportConfig, overrides: list[str]) -> None:
     """Write the report and print where it is."""
     from pretrain.checkpoint.read import latest_run
+    from pretrain.launch.remote_runs import local_figures
     from pretrain.reports.write import write_report
 
-    folder = latest_run(config.paths.logs_dir) if config.path == "auto" else Path(config.path)
+    auto = config.path == "auto"
+    folder = latest_run(config.paths.logs_dir) if auto else local_figures(config.path, config.paths.cache_dir)
     path = write_report(folder, Path(config.output) if config.output else None)
     print(printable(f"report      {path}", one_line=True))
 
 
 def compare(config: CompareConfig, overrides: list[str]) -> None:
     """Print and write the comparison of the runs."""
+    from pretrain.launch.remote_runs import local_figures
     from pretrain.reports.compare import CompareOptions
     from pretrain.reports.comparison_page import in_words, write_comparison
 
     options = CompareOptions(config.metric, config.target, config.confidence)
     output = Path(config.output or f"{config.paths.logs_dir}/compare.html").expanduser()
-    comparison, data = write_comparison(config.runs, options, output)
+    runs = [str(local_figures(run, config.paths.cache_dir)) for run in config.runs]
+    comparison, data = write_comparison(runs, options, output)
     print(printable(in_words(comparison)))
     print(printable(f"\nreport      {output}\ndata        {data}"))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from pretrain.config.command_line import is_hydras
@@ -28,7 +27,7 @@ from pretrain.config.preset_folders import (
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
-from pretrain.errors import CheckpointError, ConfigError, nearest, show
+from pretrain.errors import ConfigError, nearest, show
 
 _WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
 
@@ -183,8 +182,8 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from pretrain.checkpoint.read import run_meant_by_auto, unverified  # here: only who resumes waits for torch
-    from pretrain.checkpoint.recorded_paths import settings_of
+    from pretrain.checkpoint.read import run_meant_by_auto  # here: only who resumes waits for torch
+    from pretrain.checkpoint.remote import recorded_settings
 
     where = [
         override
@@ -192,16 +191,13 @@ def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str])
         if is_group(key := override.partition("=")[0].lstrip("+")) or key in _WHICH_RUN
     ]
     tree = _by_hydra(config_name, where)
-    path = Path(tree.get("branch") or tree.resume)
+    path = tree.get("branch") or tree.resume
     if tree.resume == "auto":
-        path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or Path()
-    saved = unverified(path)
-    if saved is None:
+        path = run_meant_by_auto(tree.paths.run_dir, tree.paths.logs_dir, tree.name) or ""
+    saved = recorded_settings(str(path))
+    if saved is None:  # resuming raises the error itself
         return []
-    try:
-        record = to_dict(settings_of(saved, whole_run=True))
-    except CheckpointError:  # resuming raises it itself
-        return []
+    record = to_dict(saved)
     for group in wanted:
         declared = choices(group)[record[group]["kind"]]
         node = OmegaConf.merge(OmegaConf.structured(declared), record[group])

@@ -21,7 +21,7 @@ def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) 
         )
     from pretrain.interop.load import open_model  # here: loads torch
 
-    found = open_model(tree.init_from)
+    found = open_model(tree.init_from, cache=tree.paths.cache_dir)
     shape = flat(to_dict(found.shape), "model.")  # numbers, flags and names of our own enumerations only
     implied = [f"{key}={shown(value)}" for key, value in shape if key != "model.kind"]
     objective = chosen["objective"]

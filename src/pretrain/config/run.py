@@ -38,6 +38,7 @@ from pretrain.training.config import (
     LoggingConfig,
     PathsConfig,
     SampleConfig,
+    StorageConfig,
     TrainerConfig,
 )
 
@@ -119,6 +120,7 @@ class RunConfig(Settings):
     sample: SampleConfig = field(default_factory=SampleConfig)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import EMA, Checkpoint, latest_run, open_checkpoint
 from pretrain.checkpoint.recorded_paths import settings_of
+from pretrain.checkpoint.remote import local_path
 from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, printable
+from pretrain.files.object_storage import is_remote
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
 from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
@@ -27,7 +29,7 @@ from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
 from pretrain.parallel.mesh import load_parameters
 from pretrain.program import command
-from pretrain.training.config import SavedWeights
+from pretrain.training.config import PathsConfig, SavedWeights
 
 LoadParameter = Callable[[str, torch.Size], Tensor]
 
@@ -64,14 +66,17 @@ class ModelFolder:
         return model
 
 
-def open_model(path: str | Path, weights: SavedWeights = SavedWeights.trained) -> ModelFolder:
+def open_model(
+    path: str | Path, weights: SavedWeights = SavedWeights.trained, *, cache: str | Path = ".cache"
+) -> ModelFolder:
     """Return the model at `path`: a run, a folder of runs, a checkpoint, a Hugging Face folder or a hub name.
 
+    A run, a folder of runs or a checkpoint may be in an object storage, s3://bucket/logs; it is copied to `cache`.
     A run means its newest checkpoint, a folder of runs the newest run. A hub name is owner/name or owner/name@revision,
     if no folder here has the owner's name. Raises CheckpointError for a missing or damaged model or average of weights,
     ConfigError for settings that are not ours.
     """
-    folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(Path(path))
+    folder = fetch(str(path)) if is_hub_name(str(path)) else run_or_model(local_path(str(path), cache))
     if not _is_hugging_face(folder):
         return _of_checkpoint(open_checkpoint(folder), weights)
     if weights is SavedWeights.ema:
@@ -105,11 +110,15 @@ def run_or_model(path: Path) -> Path:
         ) from None
 
 
-def chosen_model(checkpoint: str, logs_folder: str) -> str:
+def chosen_model(checkpoint: str, paths: PathsConfig) -> str:
     """Return the folder or hub name for a script's setting `checkpoint` or `run`; "auto" is the newest run.
 
-    Prints to standard error which run was chosen, unless the setting names it. Raises CheckpointError if there is none.
+    What is in an object storage is copied to the cache. Prints to standard error which run was chosen, unless the
+    setting names it. Raises CheckpointError if there is none.
     """
+    logs_folder = paths.logs_dir
+    if is_remote(checkpoint):
+        return str(local_path(checkpoint, paths.cache_dir, lambda line: print(printable(line), file=sys.stderr)))
     if checkpoint != "auto" and not Path(checkpoint).is_dir():
         return checkpoint  # a hub name, or an error in `open_model`
     folder = latest_run(logs_folder) if checkpoint == "auto" else run_or_model(Path(checkpoint))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint
+from pretrain.checkpoint.remote import local_path
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.launch.rank import log
@@ -32,7 +33,7 @@ def open_base(config: RunConfig, resumed: Checkpoint | None) -> Checkpoint:
 
     Raises ConfigError where `resumed` is of another run.
     """
-    base = open_checkpoint(Path(str(config.branch)))
+    base = open_checkpoint(local_path(str(config.branch), config.paths.cache_dir, log))
     is_base = resumed is not None and resumed.folder.parent.parent.resolve() == base.folder.parent.parent.resolve()
     if resumed is not None and (is_base or resumed.step != base.step):
         raise ConfigError(

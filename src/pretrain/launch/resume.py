@@ -18,6 +18,7 @@ from pretrain.config.typed_lengths import other_warmups
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
+from pretrain.launch.remote_runs import local_run, restore_newest
 
 # settings that determine the result of a run: a resume must keep them, or allow each change by name
 _RESUME_CRITICAL = (
@@ -43,9 +44,11 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
     if none of a run's checkpoints can be used.
     """
     if config.resume != "auto":
-        return open_checkpoint(Path(str(config.resume)))
+        return open_checkpoint(local_run(str(config.resume), config.paths, config.storage))
     named = any(_key_of(word).split(".")[0] in (*_RESUME_CRITICAL, "name", "experiment") for word in overrides)
-    folder = run_meant_by_auto(config.paths.run_dir, config.paths.logs_dir, config.name if named else None)
+    name = config.name if named else None
+    restore_newest(config.paths, config.storage, name)
+    folder = run_meant_by_auto(config.paths.run_dir, config.paths.logs_dir, name)
     if folder is not None:
         checkpoint, skipped = newest(folder)
         for path, reason in skipped:
@@ -99,6 +102,7 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
         if _get(merged, key) == auto and (resolved := _get(saved, key)) is not None:
             _set(merged, key, resolved)
     merged["plugins"] = typed["plugins"]  # of this start: what a saved run names is never imported
+    merged["storage"] = typed["storage"]  # of this start, too: a saved run does not decide where this one is copied
     base = typed["init_from"]
     if base is None or _is_same_path(base, saved["init_from"]):  # None: a resumed run needs no base
         merged["init_from"] = saved["init_from"]
@@ -172,7 +176,7 @@ def _check_changes(saved: dict[str, Any], merged: dict[str, Any], allowed: list[
             f"Leave them as they are, or allow them: 'allow_change=[{names}]'."
         )
     for key, (before, after) in changes.items():
-        if not key.startswith(("resume", "paths", "allow_change", "objective.labels", "plugins")):
+        if not key.startswith(("resume", "paths", "storage", "allow_change", "objective.labels", "plugins")):
             log(f"  {key}: {shown(before)} before, {shown(after)} from here on", one_line=True)
     if from_dict(saved).step_size().order != as_config(merged).step_size().order:
         log("  the order of rows changes from here on: until the epoch ends, some are read twice and some not at all")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.read import Checkpoint, newest_save, open_checkpoint, step_folders
+from pretrain.checkpoint.upload import Uploads
 from pretrain.config.registry import load_plugins
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
@@ -18,6 +19,7 @@ from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
 from pretrain.launch.branch import branched, copy_base, is_begun, open_base
 from pretrain.launch.rank import log
+from pretrain.launch.remote_runs import check_destination, destination
 from pretrain.launch.resume import as_config, find_resumed, merge, overrides_of_the_run
 from pretrain.launch.run_folder import CHECKPOINTS, LOCK, check_folder
 from pretrain.training.class_paths import classes_of, refuse_unnamed
@@ -37,6 +39,8 @@ class RunPlan:
     after: float = 0.0  # Unix time of the newest save in logs_dir; this run's saves get later ones
     whole: RunConfig | None = None  # settings of the whole run, where `config` has those of a stage
     goes_on: bool = False  # with its next stage, in a process that has trained the one before
+    remote: str | None = None  # address of the run's copy in an object storage
+    uploads: Uploads | None = None  # what copies it, in the process of rank 0
 
     @property
     def start(self) -> int:
@@ -60,6 +64,7 @@ def to_record(run_plan: RunPlan) -> dict[str, Any]:
     return {
         "config": to_dict(run_plan.config), "folder": str(run_plan.folder), "resumed": resumed,
         "typed": run_plan.typed, "classes": sorted(run_plan.classes), "after": run_plan.after,
+        "remote": run_plan.remote,
     }  # fmt: skip
 
 
@@ -69,7 +74,8 @@ def from_record(record: dict[str, Any]) -> RunPlan:
     resumed = open_checkpoint(Path(record["resumed"])) if record["resumed"] else None
     config, folder = as_config(record["config"]), Path(record["folder"])
     classes = frozenset(record["classes"])
-    return RunPlan(config, folder, resumed, typed=record["typed"], classes=classes, after=record["after"])
+    typed, after, remote = record["typed"], record["after"], record["remote"]
+    return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after, remote=remote)
 
 
 def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
@@ -78,7 +84,8 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
     Raises ConfigError for overrides that would change the result of the resumed run and for a class that only the
     resumed run names, CheckpointError for a folder that cannot be used.
     """
-    classes = classes_of(config.callbacks, config.loggers)
+    classes, started = classes_of(config.callbacks, config.loggers), config
+    check_destination(config)
     resumed = find_resumed(config, overrides) if config.resume else None
     if config.branch and (resumed is None or not is_begun(resumed)):
         base, typed_config = open_base(config, resumed), config
@@ -95,7 +102,10 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
         folder = _new_folder(config)
     typed = overrides_of_the_run(overrides, resumed.typed if resumed else [])
     after = newest_save(Path(config.paths.logs_dir), folder)
-    return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after)
+    remote = destination(started, folder)
+    if remote is not None:
+        log(f"copying {folder} to {remote}", one_line=True)
+    return RunPlan(config, folder, resumed, typed=typed, classes=classes, after=after, remote=remote)
 
 
 def prepare_text(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError, shown
+from pretrain.files.object_storage import check_address
 
 
 class Precision(Enum):
@@ -235,6 +236,24 @@ class SampleConfig(Settings):
     repetition_penalty: float = setting(
         1.1, "Above 1: tokens of the text so far become less likely (Keskar et al. 2019).", bounds="(0.0, inf)"
     )
+
+
+@dataclass
+class StorageConfig(Settings):
+    """A copy of the run in an object storage, made while it trains."""
+
+    prefix: ClassVar[str] = "storage."
+    url: str | None = setting(
+        None, "Where run folders are copied to, s3://bucket/logs or gs://bucket/logs, as below logs_dir; null: nowhere."
+    )
+    retry_s: float = setting(
+        60.0, "Time for which a request that failed is tried again.", bounds="[0.0, inf)", unit="seconds"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.url is not None:
+            check_address("storage.url", self.url)
 
 
 @dataclass

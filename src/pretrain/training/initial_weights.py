@@ -42,7 +42,7 @@ def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule
         _check_same_data(resumed.progress, prepared, text_of)
         return saved_values(resumed, config.lora, model)
     if config.init_from:
-        base = open_model(config.init_from)
+        base = open_model(config.init_from, cache=config.paths.cache_dir)
         _check_same_tokenizer(config, base, prepared)
         _check_same_shape(config, base.shape)
         for line in what_changes(config, base, prepared):

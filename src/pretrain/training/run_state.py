@@ -22,6 +22,7 @@ from torch import Tensor
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.checkpoint.read import EMA, Checkpoint
 from pretrain.checkpoint.safetensors_file import TensorShard
+from pretrain.checkpoint.upload import Uploads
 from pretrain.errors import CheckpointError, printable
 from pretrain.launch.rank import log
 from pretrain.optim.groups import parameters_by_name
@@ -54,6 +55,7 @@ class SaveSettings:
     typed: list[str]  # command-line overrides of all starts
     after: float  # Unix time of the newest save in logs_dir; this run's saves get later ones
     save_tokenizer: Callable[[Path], None]
+    uploads: Uploads | None = None  # copies each checkpoint to an object storage; of rank 0
 
 
 class RunState(Callback):
@@ -220,17 +222,26 @@ class RunState(Callback):
             manifest = {**self._origin(), "progress": progress, "config": self.settings.config}
             if self.settings.whole_run is not None:
                 manifest["whole_run"] = self.settings.whole_run
-            checkpoint_writing.write(
+            folder = checkpoint_writing.write(
                 self.settings.folder,
                 step,
                 checkpoint_writing.Contents(parts, manifest, self.settings.save_tokenizer),
                 checkpoint_writing.Writers(self.trainer.global_rank, self.trainer.world_size, self._all_gather),
             )
             if self.trainer.is_global_zero:
-                self._report_undeletable(checkpoint_writing.prune(self.settings.folder, self.settings.keep))
+                in_use = self._submit(folder)
+                self._report_undeletable(checkpoint_writing.prune(self.settings.folder, self.settings.keep, in_use))
         except CheckpointError as error:
             problem = str(error)
         return next(filter(None, self._all_gather(problem)), None)
+
+    def _submit(self, checkpoint: Path) -> frozenset[Path]:
+        """Have a checkpoint copied to the object storage, if any; return those that are still to be copied."""
+        uploads = self.settings.uploads
+        if uploads is None:
+            return frozenset()
+        uploads.submit(checkpoint)
+        return uploads.in_use()
 
 
 def check_disk_space(folder: Path, parameters: int, copies: int = 3) -> None:

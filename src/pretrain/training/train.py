@@ -71,6 +71,7 @@ from pretrain.training.run_state import (
 from pretrain.training.startup_summary import rate_change, stages_table, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, open_loggers, quiet_lightning
+from pretrain.training.uploads import uploaded
 from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
 from pretrain.training.validation import check_first_validation, final_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
@@ -83,12 +84,13 @@ def train(run_plan: RunPlan) -> Report:
     All processes of a run rewind together. Raises DivergenceError after more than `divergence.max_rewinds` rewinds.
     """
     throughput = Throughput()
-    try:
-        report = _with_rewinds(run_plan, throughput)
-    except BaseException as error:
-        record_end(run_plan, throughput, error, _named_again(run_plan))
-        raise
-    record_end(run_plan, throughput, report, report.named_again)
+    with uploaded(run_plan) as run_plan:
+        try:
+            report = _with_rewinds(run_plan, throughput)
+        except BaseException as error:
+            record_end(run_plan, throughput, error, _named_again(run_plan))
+            raise
+        record_end(run_plan, throughput, report, report.named_again)
     return report
 
 
@@ -329,6 +331,7 @@ def _save_settings(run_plan: RunPlan, prepared: Prepared, model: LanguageModule,
         typed=run_plan.typed,
         after=run_plan.after,
         save_tokenizer=prepared.tokenizer.save,
+        uploads=run_plan.uploads,
     )
 
 
