@@ -88,7 +88,8 @@ def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
     update of Muon has the same root mean square, but full rank, so its spectral norm grows with sqrt(m) alone: its rate
     is 1 / sqrt(m) (Yang et al. 2023, https://arxiv.org/abs/2310.17813, condition 1).
     """
-    multiplier = next((float(m.width_multiplier) for m in model.modules() if hasattr(m, "width_multiplier")), 1.0)
+    multipliers: list[Any] = [getattr(module, "width_multiplier", None) for module in model.modules()]
+    multiplier = next((float(found) for found in multipliers if found is not None), 1.0)
     if multiplier == 1.0:
         return roles
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
