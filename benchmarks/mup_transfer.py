@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
     given = parser.parse_args()
     settings = {"text": given.text.parent.name, "steps": STEPS, "tokens": STEPS * ROWS * LENGTH, "seed": 0}
-    result = Result("mup_transfer", "python benchmarks/mup_transfer.py TEXT", settings)
+    result = Result(
+        "mup_transfer", f"python benchmarks/mup_transfer.py TEXT --optimizers {' '.join(given.optimizers)}", settings
+    )
 
     def keep(done: dict[Run, float]) -> None:
         result.figures = {"best": best_rates(done), "runs": len(done)}
