@@ -206,6 +206,22 @@ def objectives(result: dict[str, Any]) -> str:
     return markdown(head, rows) if rows else "No cell has been measured yet."
 
 
+def mup_transfer(result: dict[str, Any]) -> str:
+    """Return the best rate of each width in both parametrizations, with its loss."""
+    cells: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for found in result["figures"]["best"]:
+        cells.setdefault((found["optimizer"], found["width"]), {})[found["parametrization"]] = found
+    rows = []
+    for (optimizer, width), by_name in cells.items():
+        both = [
+            (f"{found['rate']:.5f}", f"{found['loss']:.3f}") if found else ("", "")
+            for found in (by_name.get("standard"), by_name.get("mup"))
+        ]
+        rows.append((optimizer, str(width), *both[0], *both[1]))
+    head = ("optimizer", "width", "best rate, standard", "loss", "best rate, muP", "loss")
+    return markdown(head, rows)
+
+
 def convert_stories(result: dict[str, Any]) -> str:
     """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
     figures = result["figures"]
@@ -420,6 +436,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "embeddings": embeddings,
     "novels": novels,
     "objectives": objectives,
+    "mup_transfer": mup_transfer,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,

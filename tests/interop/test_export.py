@@ -18,10 +18,11 @@ from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig, TextFil
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.interop import comparison, export
-from pretrain.interop.export import export_model
+from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.config import ModelConfig, Parametrization, TransformerConfig
+from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.classify import token_types
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig
@@ -93,6 +94,28 @@ def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_pat
     text = [each["token_str"] for each in theirs if each["token"] < 256]
     assert [answer.token for answer in ours] == text[:3]
     assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "neox", "gemma", "gemma2", "bert", "modern_bert"])
+def test_the_factors_of_mup_are_in_the_exported_weights(name: str, tmp_path: Path) -> None:
+    mup: dict[str, Any] = {"parametrization": Parametrization.mup, "base_width": 16, "base_head_dim": 4}
+    causal = name not in ("bert", "modern_bert")
+    run = run_of(tmp_path / "run", shape(name, context_length=64, **mup), causal=causal)
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-4
+    again = open_model(tmp_path / "out").shape.transformer
+    assert again is not None
+    assert again.parametrization is Parametrization.standard
+    with pytest.raises(ConfigError, match=r"adapters=true writes the adapters of a LoRA run"):
+        export_adapters(ExportConfig(output=str(tmp_path / "adapters")), run)
+
+
+def test_adapters_of_a_mup_base_are_refused(tmp_path: Path) -> None:
+    config = shape("gpt", context_length=64, parametrization=Parametrization.mup, base_width=16)
+    run = run_of(tmp_path / "run", config, causal=True, init_from="base", lora=LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match=r"model.parametrization=mup, .* Try adapters=false, which merges them\."):
+        export_adapters(ExportConfig(output=str(tmp_path / "out")), run)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def _shrunk(model: TransformerConfig) -> TransformerConfig:
         n_heads=n_heads,
         n_kv_heads=None if model.n_kv_heads is None else kv_heads,
         head_dim=None if model.head_dim is None else HEAD_DIM,
+        base_width=None if model.base_width is None else max(1, round(d_model / model.width_multiplier)),
         d_ff=None if model.d_ff is None else max(8, round(model.d_ff * d_model / model.d_model)),
         context_length=context_length,
         sliding_window=None if model.sliding_window is None else min(model.sliding_window, max(2, context_length // 4)),

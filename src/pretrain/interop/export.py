@@ -30,8 +30,9 @@ from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import CuratedText, ModelCard
 from pretrain.interop.peft_folder import write_adapters
 from pretrain.interop.sentence_transformers_folder import write_modules
+from pretrain.interop.width_factors import in_standard, standard_shape
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
-from pretrain.models.config import transformer_of
+from pretrain.models.config import Parametrization, transformer_of
 from pretrain.models.transformer import Transformer
 from pretrain.program import command
 
@@ -79,7 +80,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
         )
     evaluations = _evaluations(config, source)
     with _new_folder(output) as temporary:
-        card, added_ids = _write(temporary, config, source, family, evaluations)
+        card, added_ids = _write(temporary, config, in_standard(source, family), family, evaluations)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
     return Exported(output, card, difference)
 
@@ -94,6 +95,11 @@ def export_adapters(config: ExportConfig, path: str | Path) -> str:
         raise ConfigError(f"adapters=true writes the adapters of a LoRA run, and {path} has none. Try adapters=false.")
     if source.objective.classifier is not None:
         raise ConfigError(f"adapters=true writes no head, and the classifier {path} has one. Try adapters=false.")
+    if source.run.model.transformer and source.run.model.transformer.parametrization is Parametrization.mup:
+        raise ConfigError(
+            f"adapters=true writes adapters of a base in Hugging Face's formats, and that of {path} has "
+            "model.parametrization=mup, whose factors change with the format. Try adapters=false, which merges them."
+        )
     family = _family_of(source, path, config.family)
     with _new_folder(output) as temporary:
         base = _without_folders(source.run.init_from) if source.run.init_from else None
@@ -121,7 +127,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
     """Return the family that computes the same as a model; ConfigError if none does."""
-    shape = transformer_of(source.shape, "is exported to Hugging Face's formats")
+    shape = standard_shape(transformer_of(source.shape, "is exported to Hugging Face's formats"))
     if (head := source.objective.regressor) is not None:
         raise ConfigError(
             f"{path} predicts numbers of texts, and transformers has no such head (objective.pooling="

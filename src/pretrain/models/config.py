@@ -91,6 +91,13 @@ class ResidualInit(Enum):
     zero = "zero"  # every block starts as the identity (Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D)
 
 
+class Parametrization(Enum):
+    """How initial weights, learning rates, scores and logits depend on the width of a model."""
+
+    standard = "standard"
+    mup = "mup"  # Yang et al. 2022, https://arxiv.org/abs/2203.03466, table 8
+
+
 @dataclass
 class ModelConfig(Settings):
     """Settings that all models share.
@@ -274,6 +281,19 @@ class TransformerConfig(ModelConfig):
         ResidualInit.scaled, "Initial scale of the matrices that write into the residual stream."
     )
 
+    parametrization: Parametrization = setting(
+        Parametrization.standard,
+        "mup: a rate found at base_width is also that of wider models (arxiv.org/abs/2203.03466).",
+    )
+    base_width: int | None = setting(
+        None, "With parametrization=mup: the d_model of the model whose rates were tuned.", bounds=f"[1, {1 << 20}]",
+        unit="channels", example=256,
+    )  # fmt: skip
+    base_head_dim: int | None = setting(
+        None, "With parametrization=mup: head_dim of that model; null: head_dim, where wider models have more heads.",
+        bounds="[1, 65536]", unit="channels", example=64,
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         super().__post_init__()
         from pretrain.models.shape_checks import check_shape  # here: it reads these settings
@@ -317,8 +337,15 @@ class TransformerConfig(ModelConfig):
 
     @property
     def score_scale(self) -> float:
-        """Factor of the attention scores."""
-        return float(self.attention_head_dim**-0.5) if self.attention_scale is None else self.attention_scale
+        """Factor of the attention scores; with muP it falls as 1 / head_dim from its value at `base_head_dim`."""
+        base = self.base_head_dim or self.attention_head_dim
+        at_base = float(base**-0.5) if self.attention_scale is None else self.attention_scale
+        return at_base if base == self.attention_head_dim else at_base * base / self.attention_head_dim
+
+    @property
+    def width_multiplier(self) -> float:
+        """The width over the base width of muP; 1 in the standard parametrization."""
+        return 1.0 if self.base_width is None else self.d_model / self.base_width
 
     def softcap(self, cap: float | None) -> Softcap | None:
         """Return the function that bounds logits or scores by `cap`; None without one."""

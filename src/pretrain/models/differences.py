@@ -51,6 +51,7 @@ def effective(config: TransformerConfig) -> dict[str, object]:
         "qkv_bias": config.attention_bias,
         "attention_output_bias": config.output_bias,
         "attention_scale": config.score_scale,
+        "base_width": config.base_width or config.d_model,  # the head multiplies by it over d_model
         "logit_softcap": config.logit_softcap or math.inf,
         "attention_softcap": config.attention_softcap or math.inf,
         "softcap_kind": config.softcap_kind if config.logit_softcap or config.attention_softcap else None,

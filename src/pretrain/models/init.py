@@ -15,8 +15,10 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
     """Return the initial value of the full parameter `name`, float32 on the CPU.
 
     Biases are 0, norms multiply by 1, matrices are normal with `init_std`; `residual_init=scaled` multiplies those that
-    write into the residual stream by 1 / sqrt(2 n_layers). Source: Radford et al. 2019, section 2.3; Devlin et al.
-    2019, reference code. The draw depends on (seed, name) alone, and not on how the model is sharded.
+    write into the residual stream by 1 / sqrt(2 n_layers), and muP those inside the model, but not embeddings and the
+    head, by 1 / sqrt(width_multiplier). The draw depends on (seed, name) alone, and not on how the model is sharded.
+    Source: Radford et al. 2019, section 2.3; Devlin et al. 2019, reference code; Yang et al. 2022,
+    https://arxiv.org/abs/2203.03466, table 8.
     """
     if name.endswith("bias"):
         return torch.zeros(shape)
@@ -28,6 +30,8 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
             return torch.zeros(shape)
         if config.residual_init is ResidualInit.scaled:
             std /= math.sqrt(2 * config.n_layers)
+    if name.startswith("blocks.") or name.endswith("head.dense.weight"):
+        std /= math.sqrt(config.width_multiplier)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     values = torch.empty(shape)
     if config.init is Init.truncated_normal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pretrain.errors import ConfigError, shown
-from pretrain.models.config import Norm, NormPosition, Position
+from pretrain.models.config import Norm, NormPosition, Parametrization, Position
 from pretrain.models.rope_config import RopeScaling
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def check_shape(config: TransformerConfig) -> None:
             f"Try model.head_dim={config.attention_head_dim + 1}."
         )
     _check_positions(config)
+    _check_parametrization(config)
     if config.attention_softcap is not None and config.attention_dropout:
         raise ConfigError(
             f"model.attention_softcap={config.attention_softcap} does not go with model.attention_dropout="
@@ -54,6 +55,22 @@ def check_shape(config: TransformerConfig) -> None:
             f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="
             f"{config.norm_position.name} has some behind. Try model.norm_position=pre."
         )
+
+
+def _check_parametrization(config: TransformerConfig) -> None:
+    if config.parametrization is Parametrization.mup:
+        if config.base_width is None:
+            raise ConfigError(
+                "model.parametrization=mup needs model.base_width=null to be the d_model of the model whose rates were "
+                "tuned. Try model.base_width=256."
+            )
+        return
+    for name in ("base_width", "base_head_dim"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"model.{name}={getattr(config, name)} is of muP, and model.parametrization=standard. "
+                f"Try model.parametrization=mup, or model.{name}=null."
+            )
 
 
 def _check_positions(config: TransformerConfig) -> None:

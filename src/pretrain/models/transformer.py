@@ -96,6 +96,7 @@ class VocabularyHead(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, tied_to: Tensor | None) -> None:
         super().__init__()
         mlm = config.head is Head.mlm
+        self.output_factor = 1.0 / config.width_multiplier  # of muP
         self.matmul = Matmul()
         self.softcap = config.softcap(config.logit_softcap)
         self.activation = Activation.gelu if config.gated else config.feed_forward
@@ -106,9 +107,9 @@ class VocabularyHead(nn.Module):
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return the input of the vocabulary matmul, same shape as hidden (..., d_model)."""
-        if self.dense is None or self.norm is None:
-            return hidden
-        return self.norm(activate(self.dense(hidden), self.activation))
+        if self.dense is not None and self.norm is not None:
+            hidden = self.norm(activate(self.dense(hidden), self.activation))
+        return hidden if self.output_factor == 1.0 else hidden * self.output_factor
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
@@ -123,6 +124,7 @@ class LabelHead(nn.Module):
         super().__init__()
         kind, mlm = config.classifier_head, config.classifier_head is ClassifierHead.mlm
         self.kind = kind
+        self.output_factor = 1.0 / config.width_multiplier  # of muP
         self.activation = Activation.gelu if config.gated else config.feed_forward  # of kind mlm
         has_dense = kind not in (ClassifierHead.linear, ClassifierHead.score)
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias or not mlm) if has_dense else None
@@ -137,7 +139,8 @@ class LabelHead(nn.Module):
         """Return the input of the label matmul, same shape as hidden (..., d_model)."""
         if self.dense is not None:
             hidden = self._activate(self.dense(hidden))
-        return self.dropout(hidden if self.norm is None else self.norm(hidden))
+        hidden = self.dropout(hidden if self.norm is None else self.norm(hidden))
+        return hidden if self.output_factor == 1.0 else hidden * self.output_factor
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.kind is ClassifierHead.mlm:
@@ -164,6 +167,7 @@ class Transformer(LanguageModule):
     def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool, n_labels: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.width_multiplier = config.width_multiplier  # by which the optimizers scale the rates of matrices
         self.vocab_size = vocab_size
         self.causal = causal
         self.embeddings = Embeddings(config, vocab_size)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -78,17 +78,52 @@ class Role:
     names: list[str]
     settings: dict[str, Any]
     has_betas: bool = True  # whether its update has AdamW's moments
+    rate_factor: float = 1.0  # of muP, behind all rates that are set
+
+
+def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
+    """Return the roles with the linear layers of a muP model apart, whose rates fall with the width.
+
+    For m times the base width AdamW's rate is 1 / m (Yang et al. 2022, https://arxiv.org/abs/2203.03466, table 8). An
+    update of Muon has the same root mean square, but full rank, so its spectral norm grows with sqrt(m) alone: its rate
+    is 1 / sqrt(m) (Yang et al. 2023, https://arxiv.org/abs/2310.17813, condition 1).
+    """
+    multipliers: list[Any] = [getattr(module, "width_multiplier", None) for module in model.modules()]
+    multiplier = next((float(found) for found in multipliers if found is not None), 1.0)
+    if multiplier == 1.0:
+        return roles
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    hidden = {name for name, parameter in parameters_by_name(model).items() if id(parameter) in linear}
+    split = list[Role]()
+    for role in roles:
+        factor = 1.0 / multiplier if role.has_betas else multiplier**-0.5
+        split.append(replace(role, names=[name for name in role.names if name in hidden], rate_factor=factor))
+        split.append(replace(role, names=[name for name in role.names if name not in hidden]))
+    return split
+
+
+def _at_width(settings: dict[str, Any], factor: float, learning_rate: float) -> dict[str, Any]:
+    """Return the settings with a rate times `factor`, and a decay that takes as much of a weight in a step as before.
+
+    Source of the decay: Wang and Aitchison 2024, https://arxiv.org/abs/2405.13698.
+    """
+    if factor == 1.0:
+        return settings
+    decay = settings["weight_decay"] / factor
+    return settings | {"lr": settings.get("lr", learning_rate) * factor, "weight_decay": decay}
 
 
 def split_groups(config: AdamWConfig, model: nn.Module, roles: list[Role]) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer: those that no setting names by role, then those of each name.
 
-    A parameter is in the first of `optimizer.groups` with a pattern that matches its name. Raises ConfigError for a
+    A parameter is in the first of `optimizer.groups` with a pattern that matches its name. In a muP model the rates are
+    those of the base width, and `roles_by_width` says how they follow the width. Raises ConfigError for a
     pattern that matches no trained parameter, and for betas where there are no moments.
     """
     parameters, of_name = parameters_by_name(model), _group_of_names(config, [n for role in roles for n in role.names])
     chosen: dict[str, GroupConfig] = typed_groups(config.groups)
     groups: list[dict[str, Any]] = []
+    roles = roles_by_width(roles, model)
     for owner in (None, *chosen):
         for role in roles:
             names = [name for name in role.names if of_name.get(name) == owner]
@@ -97,6 +132,7 @@ def split_groups(config: AdamWConfig, model: nn.Module, roles: list[Role]) -> li
             settings = role.settings
             if owner is not None:
                 settings = settings | _changes(owner, chosen[owner], role, config.learning_rate)
+            settings = _at_width(settings, role.rate_factor, config.learning_rate)
             groups.append({"params": [parameters[name] for name in names], **settings})
     return groups
 
