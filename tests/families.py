@@ -9,7 +9,7 @@ import torch
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
-from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.config import Activation, AttentionGate, Head, Norm, NormPosition, Position, TransformerConfig
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
@@ -48,6 +48,9 @@ GEMMA2 = replace(
     GEMMA, qk_norm=False, rope_base_local=None, attention_softcap=1.5, n_layers=2, global_attention_every=2,
     global_attention_offset=1, rope_scaling=RopeScalingConfig(),
 )  # fmt: skip
+GATED = replace(  # no released model; the second layer of two has a value embedding
+    LLAMA, attention_gate=AttentionGate.channel, value_embeddings_every=2, residual_scalars=True, embedding_norm=True
+)
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
@@ -56,10 +59,11 @@ SHAPES = {
     "olmo": OLMO,
     "gemma": GEMMA,
     "gemma2": GEMMA2,
+    "gated": GATED,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2", "gated"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:

@@ -10,7 +10,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.models.config import Activation, Head, Norm, NormPosition, Position, SoftcapKind
+from pretrain.models.config import Activation, AttentionGate, Head, Norm, NormPosition, Position, SoftcapKind
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LLAMA: dict[str, Any] = {"qk_norm": False}
@@ -54,6 +54,9 @@ UNSUPPORTED = [
     ("gemma", True, {"attention_output_bias": None}, "model.attention_output_bias=false", "output_bias=true"),
     ("gpt", True, {"attention_scale": 0.5}, "model.attention_scale=0.5", "model.attention_scale=0.35355339"),
     ("olmo", True, {}, "model.nope_every=2", "model.nope_every=0"),
+    ("llama", True, {"attention_gate": AttentionGate.head}, "model.attention_gate=head", "attention_gate=none"),
+    ("llama", True, {"value_embeddings_every": 2}, "value_embeddings_every=2", "value_embeddings_every=0"),
+    ("llama", True, {"residual_scalars": True}, "residual_scalars=true", "residual_scalars=false"),
     ("gpt", True, {"norm_bias": False}, "model.norm_bias=false", "model.norm_bias=true"),
     ("gpt", True, {"bias": False, "qkv_bias": True}, "model.bias=false", "model.bias=true"),
     ("gpt", True, {"n_kv_heads": 2}, "model.n_kv_heads=2", "model.n_kv_heads=4"),

@@ -18,6 +18,7 @@ from pretrain.models import attention
 from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, attend_capped
 from pretrain.models.config import (
     Activation,
+    AttentionGate,
     Head,
     Norm,
     NormPosition,
@@ -37,6 +38,7 @@ FAMILIES = [
     ("olmo", True),
     ("gemma", True),
     ("gemma2", True),
+    ("gated", True),
     ("bert", False),
     ("modern_bert", False),
 ]
@@ -81,7 +83,7 @@ def test_documents_in_one_row_do_not_see_each_other(family: str, causal: bool) -
     assert (whole - packed[7:19]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "gemma2", "bert"])
+@pytest.mark.parametrize("family", ["gpt", "neox", "olmo", "gemma", "gemma2", "gated", "bert"])
 def test_the_gradient_is_the_slope_of_the_loss(family: str) -> None:
     """By a central difference in float64 along a random direction of all parameters."""
     model, tokens = random_model(shape(family), 50, True).double(), some_tokens(2, 9)
@@ -162,6 +164,7 @@ def test_new_parts_of_a_block_equal_their_formulas() -> None:
             {"rope_base": 1.0},
             "kind=yarn needs a base above 1, and .*rope_base=1.0.* Try .*_base=10000",
         ),
+        ("gpt", {"head_init_std": 0.0}, "head_init_std=0.0 is for .* Try model.tie_embeddings=false"),
         ("bert", {"parallel_residual": True}, "parallel_residual=true needs .*norm_position=post .*norm_position=pre"),
     ],
 )
@@ -325,6 +328,9 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
         position=position,
         position_offset=draw(st.integers(0, 3)) if position is Position.learned else 0,
         nope_every=draw(st.integers(0, 2)),
+        attention_gate=draw(st.sampled_from(AttentionGate)),
+        value_embeddings_every=draw(st.integers(0, 3)),
+        residual_scalars=draw(st.booleans()),
         head=draw(st.sampled_from(Head)),
         **flags,
     )

@@ -14,7 +14,8 @@ from pretrain.optim.groups import group_table, parameter_names
 
 def role(name: str, tie_embeddings: bool) -> str:
     """The rule, written against names rather than modules."""
-    if name.startswith("blocks.") and "norm" not in name and name.endswith("weight"):
+    vectors = ("norm", "_scale.", "value_embedding")
+    if name.startswith("blocks.") and not any(part in name for part in vectors) and name.endswith("weight"):
         return "matrices"
     if name == "head.dense.weight" or (name == "head.weight" and not tie_embeddings):
         return "head"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pretrain.models.transformer import Transformer
-from pretrain.optim.config import MuonConfig, NewtonSchulz
+from pretrain.optim.config import MuonConfig, NewtonSchulz, UpdateScale
 from pretrain.optim.groups import parameter_names
 from pretrain.optim.muon import _POLAR_EXPRESS, Muon, orthogonalize
 
@@ -202,3 +202,26 @@ def test_a_closure_is_called_once_with_gradients_enabled() -> None:
     assert optimizer.step(closure) == 1.5
     assert calls == [True]
     assert len(optimizer.param_groups) == 3
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 96), (96, 24), (32, 32)])
+@pytest.mark.parametrize("row_beta2", [0.0, 0.9])
+def test_a_spectral_update_has_singular_values_of_the_shape(rows: int, columns: int, row_beta2: float) -> None:
+    """sqrt(max(1, rows / columns)), by the polynomial that converges to an orthogonal matrix."""
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(columns, rows, bias=False)])})
+    config = MuonConfig(
+        learning_rate=0.5, weight_decay=0.0, newton_schulz_steps=12, row_beta2=row_beta2,
+        newton_schulz_coefficients=NewtonSchulz.converging, update_scale=UpdateScale.spectral,
+    )  # fmt: skip
+    optimizer = config.build(model)
+    weight = model.get_parameter("blocks.0.weight")
+    before = weight.detach().clone()
+    # singular values of a geometric series: even the smallest must come close to 1
+    u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=torch.Generator().manual_seed(5)), False)
+    weight.grad = u @ torch.diag(torch.logspace(0, -2, min(rows, columns))) @ v
+    optimizer.step()
+    step = (before - weight.detach()) / 0.5
+    expected = max(1, rows / columns) ** 0.5
+    assert step.square().mean().sqrt().item() == pytest.approx(expected / max(rows, columns) ** 0.5, rel=1e-3)
+    if not row_beta2:
+        assert_close(torch.linalg.svdvals(step), torch.full((min(rows, columns),), expected), rtol=1e-3, atol=0)

@@ -79,11 +79,15 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
             "gpt untied": subject("gpt", tie_embeddings=False),
             "modern_bert": subject("modern_bert"),
             "gemma": subject("gemma"),
+            "gated": subject("gated"),
             "hybrid": subject("hybrid"),
             "diffusion": subject("diffusion"),
         }
     for name, one in others.items():
         cases |= {f"{name}, alone": (one, ALONE), f"{name}, rows split": (one, Case(2, ROWS))}
+    if "gated" in others:  # its blocks read tokens and embeddings, besides the residual stream
+        cases |= {f"gated, {name}": (others["gated"], SHARED[name]) for name in ("ddp x 2", "fsdp x 2")}
+        cases["gated, checkpointed"] = (others["gated"], Case(2, ParallelConfig(**CHECKPOINTED)))
     if "diffusion" in others:  # its targets have weights, and micro-batches unequal sums of them
         names = ("accumulation 4", "ddp x 2", "fsdp x 2")
         cases |= {f"diffusion, {name}": (others["diffusion"], SHARED[name]) for name in names}

@@ -33,6 +33,12 @@ SHAPES = {
     "llama untied": ["model=llama_nano", "model.tie_embeddings=false"],
     "soft caps": ["model=llama_nano", "model.attention_softcap=50.0", "model.logit_softcap=30.0"],
     "sandwich": ["model=llama_nano", "model.norm_position=sandwich", "model.norm_unit_offset=true"],
+    "gated": [
+        "model=llama_nano",
+        "model.attention_gate=channel",
+        "model.value_embeddings_every=2",
+        "model.residual_scalars=true",
+    ],
     "bert": ["model=bert_nano"],
     "modernbert": ["model=modernbert_nano"],
     "hybrid": ["model=hybrid_nano"],
@@ -43,6 +49,14 @@ SHAPES = {
     "tensor": [*SMALL_GPT, *TWO, "vocab_size=50257", "parallel.tensor_parallel=2"],
     "tensor, rows split": [*SMALL_GPT, *FOUR, "micro_batch_size=2", *ROWS_SPLIT],
     "tensor, llama": ["model=llama_nano", *TWO, *ROWS_SPLIT],
+    "tensor, gated": [
+        "model=llama_nano",
+        *TWO,
+        *ROWS_SPLIT,
+        "model.attention_gate=head",
+        "model.value_embeddings_every=1",
+        "model.residual_scalars=true",
+    ],
     "tensor, bert": ["model=bert_nano", *TWO, *ROWS_SPLIT],
     "tensor, checkpointing": [*SMALL_GPT, *TWO, *ROWS_SPLIT, "parallel.activation_checkpointing=true"],
     "every second block": [

@@ -111,10 +111,10 @@ _PRESETS: dict[str, dict[str, str]] = {
     },
     "data": {
         "text_files": "text txt file files local folder jsonl json", "hugging_face": "hf huggingface datasets hub",
-        "fineweb_edu": "fineweb", "wikitext": "wiki wikitext_2 wikitext_103 wikitext2 wikitext103",
+        "wikitext": "wiki wikitext_2 wikitext_103 wikitext2 wikitext103",
         "pairs": "instruct sft chat instructions", "labelled": "labeled classification labels", "mixture": "mix blend",
     },
-    "tokenizer": {"bytes": "byte char characters byt5", "pretrained": "gpt2 hf huggingface hugging_face sentencepiece"},
+    "tokenizer": {"bytes": "byte char characters byt5", "pretrained": "hf huggingface hugging_face sentencepiece"},
     "optimizer": {"adamw": "adam adam_w sgd adamw_torch adafactor", "stable_adamw": "stableadamw"},
     "schedule": {
         "cosine": "cosine_with_warmup cosine_annealing", "linear": "linear_with_warmup", "wsd": "trapezoidal warmup",

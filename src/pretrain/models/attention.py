@@ -99,9 +99,12 @@ class Attention(nn.Module):
     """Self-attention with grouped keys and values, optional rotary positions and query-key norms.
 
     Source: Vaswani et al. 2017, section 3.2; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245, section 2.2.
+    With `attention_gate` the output is multiplied by a sigmoid of the input (Qiu et al. 2025,
+    https://arxiv.org/abs/2505.06708, equation 5). With a value embedding each token adds a vector of its own to the
+    values of each head, times 2 sigmoid of the input (https://github.com/karpathy/nanochat, gpt.py).
     """
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig, layer: int, vocab_size: int = 0) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.attention_head_dim
@@ -112,6 +115,11 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.value = nn.Linear(config.d_model, inner_kv, bias=config.attention_bias)
         self.output = nn.Linear(inner, config.d_model, bias=config.output_bias)
+        self.gate = nn.Linear(config.d_model, config.gate_width, bias=False) if config.gate_width else None
+        self.gate_dim = config.gate_width // config.n_heads
+        embeds = config.has_value_embedding(layer)
+        self.value_embedding = nn.Embedding(vocab_size, inner_kv) if embeds else None
+        self.value_gate = nn.Linear(config.d_model, config.kv_heads, bias=False) if embeds else None
         self.norm_across_heads = config.qk_norm_across_heads
         widths = (inner, inner_kv) if self.norm_across_heads else (config.attention_head_dim,) * 2
         query_norm, key_norm = (RMSNorm(width, config.norm_eps, config.norm_unit_offset) for width in widths)
@@ -126,14 +134,17 @@ class Attention(nn.Module):
         mask: AttentionMask,
         rotation: tuple[Tensor, Tensor] | None = None,
         kv_cache: KVCache | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """Return the attention output of x (B, T, d_model), same shape."""
+        """Return the attention output of x (B, T, d_model), same shape; value embeddings are of `tokens` (B, T)."""
         q, k, v = self.project(x)
         if self.norm_across_heads:
             q, k = self._normalized(q, k)
         q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, H, T, D), and twice (B, K, T, D)
         if not self.norm_across_heads:
             q, k = self._normalized(q, k)
+        if tokens is not None and self.value_embedding is not None:
+            v = v + self._token_values(x, tokens).type_as(v)
         if self.query_factor is not None:
             q = q * self.query_factor
         if rotation is not None:
@@ -144,7 +155,20 @@ class Attention(nn.Module):
             y = attend_capped(q, k, v, mask, self.softcap)
         else:
             y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        if self.gate is not None:
+            y = y * self._gate(self.gate(x)).type_as(y)
         return self.output(y.transpose(1, 2).flatten(2))
+
+    def _token_values(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return what the tokens (B, T) add to the values, (B, K, T, D)."""
+        assert self.value_embedding is not None
+        assert self.value_gate is not None
+        gates = 2.0 * self.value_gate(x).sigmoid()  # (B, T, K)
+        return gates.transpose(1, 2).unsqueeze(-1) * self._heads(self.value_embedding(tokens))
+
+    def _gate(self, logits: Tensor) -> Tensor:
+        """Return the factors of the output, (B, H, T, D) or (B, H, T, 1)."""
+        return logits.sigmoid().unflatten(-1, (-1, self.gate_dim)).transpose(1, 2)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries (B, T, H x D), keys and values (B, T, K x D) of x (B, T, d_model)."""

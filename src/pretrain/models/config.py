@@ -65,6 +65,14 @@ class SoftcapKind(Enum):
     sqrt = "sqrt"
 
 
+class AttentionGate(Enum):
+    """What a sigmoid of a layer's input multiplies in the output of its attention, before the output projection."""
+
+    none = "none"
+    head = "head"  # one factor for each head and token (Qiu et al. 2025, https://arxiv.org/abs/2505.06708)
+    channel = "channel"  # one for each channel of each head
+
+
 class ClassifierHead(Enum):
     """Layers between the pooled hidden state of a text and its labels."""
 
@@ -240,6 +248,17 @@ class TransformerConfig(ModelConfig):
     qk_norm_across_heads: bool = setting(
         False, "With qk_norm: one norm over the channels of all heads, with as many weights (OLMo 2)."
     )
+    attention_gate: AttentionGate = setting(
+        AttentionGate.none,
+        "Multiply the output of attention by a sigmoid of its input (Qiu et al. 2025, arxiv.org/abs/2505.06708).",
+    )
+    value_embeddings_every: int = setting(
+        0, "The last of every n layers adds a second embedding of each token to its values (after Zhou et al. 2024, "
+        "arxiv.org/abs/2410.17897); 0: none.", bounds="[0, 10000]", example=2,
+    )  # fmt: skip
+    residual_scalars: bool = setting(
+        False, "Each block reads a x + b x0 by two learned numbers, 1 and 0 at first; x0: the embeddings (nanochat)."
+    )
     sliding_window: int | None = setting(
         None, "Tokens a local layer attends to: the last ones if causal, else half on either side. null: all.",
         bounds="[1, inf)", unit="tokens", example=128, hint="or null for none",
@@ -280,6 +299,13 @@ class TransformerConfig(ModelConfig):
     residual_init: ResidualInit = setting(
         ResidualInit.scaled, "Initial scale of the matrices that write into the residual stream."
     )
+    embedding_init_std: float | None = setting(
+        None, "Standard deviation of the initial token embeddings; null: init_std.", bounds="(0.0, inf)", example=1.0
+    )
+    head_init_std: float | None = setting(
+        None, "The same of an untied head, 0: all zero (Yang et al. 2022, appendix D); null: init_std.",
+        bounds="[0.0, inf)", example=0.0,
+    )  # fmt: skip
 
     parametrization: Parametrization = setting(
         Parametrization.standard,
@@ -346,6 +372,17 @@ class TransformerConfig(ModelConfig):
     def width_multiplier(self) -> float:
         """The width over the base width of muP; 1 in the standard parametrization."""
         return 1.0 if self.base_width is None else self.d_model / self.base_width
+
+    @property
+    def gate_width(self) -> int:
+        """Factors of `attention_gate` for each token."""
+        per_head = {AttentionGate.none: 0, AttentionGate.head: 1, AttentionGate.channel: self.attention_head_dim}
+        return self.n_heads * per_head[self.attention_gate]
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Return whether this layer adds an embedding of each token to its values."""
+        every = self.value_embeddings_every
+        return every > 0 and layer % every == (self.n_layers - 1) % every
 
     def softcap(self, cap: float | None) -> Softcap | None:
         """Return the function that bounds logits or scores by `cap`; None without one."""

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 _ALIKE = (
     "n_layers", "d_model", "n_heads", "feed_forward", "norm", "norm_position", "norm_unit_offset", "norm_eps",
     "norm_first_block", "embedding_norm", "scale_embeddings", "position", "bias", "qk_norm", "token_types", "head",
-    "tie_embeddings", "parallel_residual",
+    "tie_embeddings", "parallel_residual", "attention_gate", "residual_scalars",
 )  # fmt: skip
-_PATTERNS = ("sliding_window", "global_attention_every", "nope_every")  # compared by layer, shown as they are set
+_PATTERNS = (  # compared by layer, shown as they are set
+    "sliding_window", "global_attention_every", "nope_every", "value_embeddings_every",
+)  # fmt: skip
 
 _WITH_ORIGINAL = (RopeScaling.llama3, RopeScaling.yarn)
 
@@ -46,6 +48,7 @@ def effective(config: TransformerConfig) -> dict[str, object]:
         "position_offset": None if rope else config.position_offset,
         "qk_norm_across_heads": config.qk_norm_across_heads if config.qk_norm else None,
         "nope_every": rotates if rope else None,
+        "value_embeddings_every": [config.has_value_embedding(layer) for layer in range(config.n_layers)],
         "rope_fraction": config.rope_dim / config.attention_head_dim if rope else None,
         "norm_bias": config.norm_bias if config.norm is Norm.layer else None,
         "qkv_bias": config.attention_bias,

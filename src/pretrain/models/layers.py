@@ -1,5 +1,6 @@
 """The norms and the feed-forward layer of a block."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,6 +38,18 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     if activation is Activation.relu2:
         return F.relu(x).square()
     return gelu_tanh(x) if activation in (Activation.gelu_tanh, Activation.geglu_tanh) else F.gelu(x)
+
+
+class Scale(nn.Module):
+    """A learned factor of all numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (...) times the factor, same shape and dtype."""
+        return x * self.weight.to(x.dtype)
 
 
 class FeedForward(nn.Module):

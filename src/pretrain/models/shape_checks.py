@@ -45,6 +45,11 @@ def check_shape(config: TransformerConfig) -> None:
             f"model.attention_softcap={config.attention_softcap} does not go with model.attention_dropout="
             f"{config.attention_dropout}. Try model.attention_dropout=0."
         )
+    if config.head_init_std is not None and config.tie_embeddings:
+        raise ConfigError(
+            f"model.head_init_std={config.head_init_std} is for a matrix of the head's own, and model.tie_embeddings="
+            "true shares that of the embedding. Try model.tie_embeddings=false."
+        )
     if config.norm_unit_offset and config.norm is not Norm.rms:
         raise ConfigError(
             f"model.norm_unit_offset=true is for RMS norms, and model.norm={config.norm.name} is none. "

@@ -22,6 +22,8 @@ def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     total += config.token_types * config.d_model
     total += norm if config.embedding_norm else 0
     total += config.n_layers * (_attention(config) + _feed_forward(config) + block_norms * norm)
+    total += _value_embeddings(config) * (vocab_size * config.attention_head_dim + config.d_model) * config.kv_heads
+    total += 2 * config.n_layers * config.residual_scalars
     total -= 0 if config.norm_first_block else norm
     total += norm if config.norm_position is not NormPosition.post else 0
     total += 0 if config.tie_embeddings else vocab_size * config.d_model
@@ -42,10 +44,15 @@ def classifier_head_parameters(config: TransformerConfig, n_labels: int) -> int:
 
 def _attention(config: TransformerConfig) -> int:
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
-    weights = config.d_model * (2 * inner + 2 * inner_kv)
+    weights = config.d_model * (2 * inner + 2 * inner_kv + config.gate_width)
     biases = (inner + 2 * inner_kv) * config.attention_bias + config.d_model * config.output_bias
     norms = inner + inner_kv if config.qk_norm_across_heads else 2 * config.attention_head_dim
     return weights + biases + (norms if config.qk_norm else 0)
+
+
+def _value_embeddings(config: TransformerConfig) -> int:
+    """Return the number of layers that add an embedding of each token to its values."""
+    return sum(config.has_value_embedding(layer) for layer in range(config.n_layers))
 
 
 def _feed_forward(config: TransformerConfig) -> int:
@@ -63,11 +70,12 @@ def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_sh
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; Kaplan et al. 2020, section 2.1.
     """
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
-    matrices = config.d_model * (2 * inner + 2 * inner_kv)
+    matrices = config.d_model * (2 * inner + 2 * inner_kv + config.gate_width)
     matrices += (3 if config.gated else 2) * config.d_model * config.ff_width
     head = vocab_size * config.d_model + (config.d_model**2 if config.head is Head.mlm else 0)
     attended_tokens = sum(
         min(config.layer_window(layer) or config.context_length, config.context_length)
         for layer in range(config.n_layers)
     )
-    return 6.0 * (config.n_layers * matrices + head_share * head) + 12.0 * inner * attended_tokens
+    value_gates = _value_embeddings(config) * config.d_model * config.kv_heads
+    return 6.0 * (config.n_layers * matrices + value_gates + head_share * head) + 12.0 * inner * attended_tokens

@@ -4,6 +4,7 @@ Shapes: B batch, T positions, V vocabulary.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.config import Activation, ClassifierHead, Head, NormPosition, Position, TransformerConfig
 from pretrain.models.interface import LanguageModule
-from pretrain.models.layers import FeedForward, activate, build_norm
+from pretrain.models.layers import FeedForward, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotation
 
@@ -51,21 +52,34 @@ class Embeddings(nn.Module):
         return self.dropout(x)
 
 
-class Block(nn.Module):
-    """Attention, then feed-forward; each adds to the residual stream."""
+class TokenInputs(NamedTuple):
+    """What every block reads of the tokens, besides the residual stream."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    tokens: Tensor  # (B, T)
+    embedded: Tensor  # (B, T, d_model)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each adds to the residual stream.
+
+    With `residual_scalars` the stream is first scaled, and a multiple of the embeddings added
+    (https://github.com/karpathy/nanochat, gpt.py).
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int, vocab_size: int) -> None:
         super().__init__()
         self.post, self.on_output = (config.norm_position is each for each in (NormPosition.post, NormPosition.output))
         self.parallel = config.parallel_residual
         first = layer == 0 and not config.norm_first_block
         self.attention_norm = nn.Identity() if first else build_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, vocab_size)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = FeedForward(config)
         sandwich = config.norm_position is NormPosition.sandwich
         self.attention_output_norm = build_norm(config) if sandwich else nn.Identity()
         self.feed_forward_output_norm = build_norm(config) if sandwich else nn.Identity()
+        self.residual_scale = Scale() if config.residual_scalars else None
+        self.embedding_scale = Scale() if config.residual_scalars else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -74,15 +88,19 @@ class Block(nn.Module):
         mask: AttentionMask,
         rotation: tuple[Tensor, Tensor] | None = None,
         kv_cache: KVCache | None = None,
+        inputs: TokenInputs | None = None,
     ) -> Tensor:
         """Return the residual stream x (B, T, d_model) after this block, same shape."""
+        tokens = None if inputs is None else inputs.tokens
+        if inputs is not None and self.residual_scale is not None and self.embedding_scale is not None:
+            x = self.residual_scale(x) + self.embedding_scale(inputs.embedded)
         if self.post:
-            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache)))
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache, tokens)))
             return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         if self.on_output:
-            x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache)))
+            x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache, tokens)))
             return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
-        attended = self.attention(self.attention_norm(x), mask, rotation, kv_cache)
+        attended = self.attention(self.attention_norm(x), mask, rotation, kv_cache, tokens)
         attended = self.dropout(self.attention_output_norm(attended))
         if self.parallel:
             return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -171,7 +189,7 @@ class Transformer(LanguageModule):
         self.vocab_size = vocab_size
         self.causal = causal
         self.embeddings = Embeddings(config, vocab_size)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer, vocab_size) for layer in range(config.n_layers))
         post = config.norm_position is NormPosition.post
         self.final_norm = nn.Identity() if post else build_norm(config)
         self.head = (
@@ -179,6 +197,7 @@ class Transformer(LanguageModule):
             if n_labels is None
             else LabelHead(config, n_labels)
         )
+        self.reads_inputs = config.residual_scalars or config.value_embeddings_every > 0
         self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 
@@ -210,9 +229,10 @@ class Transformer(LanguageModule):
             masks = self.masks(tokens, documents, is_causal)
         rotations = self._rotation(positions)
         x = self.embeddings(tokens, positions, token_types)
+        inputs = TokenInputs(tokens, x) if self.reads_inputs else None
         for layer, (window, block) in enumerate(zip(self.windows, self.blocks, strict=True)):
             rotation = rotations[window] if self.config.layer_rotates(layer) else None
-            x = block(x, masks[window], rotation, kv_cache)
+            x = block(x, masks[window], rotation, kv_cache, inputs)
         return self.final_norm(x)
 
     def masks(

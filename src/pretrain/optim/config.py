@@ -27,7 +27,15 @@ class NewtonSchulz(Enum):
     """Polynomials that move the singular values of Muon's updates towards 1."""
 
     quintic = "quintic"  # one for all iterations (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
+    converging = "converging"  # one that leaves 1 where it is, so that more iterations come closer (modded-nanogpt)
     polar_express = "polar_express"  # the best for each iteration (Amsel et al. 2025, https://arxiv.org/abs/2505.16932)
+
+
+class UpdateScale(Enum):
+    """Size of Muon's updates, each an orthogonal matrix times a number."""
+
+    rms = "rms"  # a root mean square of 0.2, as AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982)
+    spectral = "spectral"  # singular values of sqrt(max(1, rows / columns)) (Jordan et al. 2024)
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,9 @@ class MuonConfig(AdamWConfig):
     )
     newton_schulz_coefficients: NewtonSchulz = setting(
         NewtonSchulz.quintic, "Polynomials of the orthogonalization: one for all iterations, or the best for each."
+    )
+    update_scale: UpdateScale = setting(
+        UpdateScale.rms, "Size of the matrices' updates: a root mean square of 0.2, or sqrt(max(1, rows / columns))."
     )
     row_beta2: float = setting(
         0.0, "Decay of a second moment of each row, which evens out the rows of an update (NorMuon); 0: none.",

@@ -27,7 +27,7 @@ class ParameterNames:
 
     matrices: list[str] = field(default_factory=list)  # weights of linear layers inside blocks: decay, Muon
     head: list[str] = field(default_factory=list)  # other linear weights, as of an untied head: decay
-    rest: list[str] = field(default_factory=list)  # embeddings, norms, biases: no decay
+    rest: list[str] = field(default_factory=list)  # embeddings, norms, biases, learned scales: no decay
 
 
 def parameter_names(model: nn.Module) -> ParameterNames:
@@ -38,7 +38,7 @@ def parameter_names(model: nn.Module) -> ParameterNames:
     for name, parameter in parameters_by_name(model).items():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in embeddings or name.endswith("bias") or "norm" in name:
+        if id(parameter) in embeddings or name.endswith(("bias", "_scale.weight")) or "norm" in name:
             names.rest.append(name)
         elif id(parameter) in linear and ".blocks." in f".{name}":
             names.matrices.append(name)

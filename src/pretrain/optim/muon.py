@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.optim.config import MatrixPrecision, MuonConfig, NewtonSchulz
+from pretrain.optim.config import MatrixPrecision, MuonConfig, NewtonSchulz, UpdateScale
 from pretrain.optim.groups import Role, parameter_names, split_groups
 from pretrain.optim.skipped_steps import assign_unless, fill_if, local, skipped
 
 # quintic polynomials a x + b x^3 + c x^5 of the singular values, one for each iteration; the last one goes on
 _QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
+_CONVERGING = ((2.0, -1.5, 0.5),)  # https://github.com/KellerJordan/modded-nanogpt, records/track_3_optimization
 # Amsel et al. 2025, https://arxiv.org/abs/2505.16932, listing 1: each is the best on the interval that those before it
 # leave of [0.001, 1], narrowed a little for the small ones
 _POLAR_EXPRESS = (
@@ -33,6 +34,8 @@ def coefficients(kind: NewtonSchulz, steps: int) -> list[tuple[float, float, flo
     """Return the polynomial of each iteration."""
     if kind is NewtonSchulz.quintic:
         return [*_QUINTIC] * steps
+    if kind is NewtonSchulz.converging:
+        return [*_CONVERGING] * steps
     *safe, last = _POLAR_EXPRESS
     scaled = [(a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in safe]
     return [scaled[step] if step < len(scaled) else last for step in range(steps)]
@@ -45,7 +48,7 @@ def orthogonalize(matrices: Tensor, steps: int, kind: NewtonSchulz = NewtonSchul
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (1.0 if kind is NewtonSchulz.quintic else _SAFETY) + _TINY)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * (_SAFETY if kind is NewtonSchulz.polar_express else 1.0) + _TINY)
     for a, b, c in coefficients(kind, steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -67,6 +70,13 @@ def even_rows(updates: Tensor, moments: list[Tensor], beta2: float, skips: Tenso
     even = updates / (torch.stack(moments).sqrt() + _TINY)
     numbers = updates.shape[-2] * updates.shape[-1]
     return even * (numbers**0.5 / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
+
+
+def root_mean_square(kind: UpdateScale, rows: int, columns: int) -> float:
+    """Return the root mean square of an update of a matrix; that of an orthogonal one is max(rows, columns)^-0.5."""
+    if kind is UpdateScale.rms:
+        return 0.2
+    return float((max(1.0, rows / columns) / max(rows, columns)) ** 0.5)
 
 
 class Muon(torch.optim.AdamW):
@@ -118,7 +128,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_add_(weights, updates, alpha=-rate * scale)
 
     def _updates(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> tuple[list[Tensor], float]:
-        """Return the updates of matrices of one shape, and the factor that makes their root mean square AdamW's 0.2."""
+        """Return the updates of matrices of one shape, and the factor that gives them the size of `update_scale`."""
         momentum, beta2 = float(group["momentum"]), float(group["row_beta2"])
         for parameter in parameters:
             state = self.state[parameter]
@@ -135,7 +145,8 @@ class Muon(torch.optim.AdamW):
         dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
         steps, kind = int(group["newton_schulz_steps"]), group["newton_schulz_coefficients"]
         updates = orthogonalize(nesterov.to(dtype), steps, kind).to(nesterov.dtype)
-        scale = 0.2 if beta2 else 0.2 * max(updates.shape[1:]) ** 0.5
+        size = root_mean_square(group["update_scale"], *updates.shape[1:])
+        scale = size if beta2 else size * max(updates.shape[1:]) ** 0.5
         if beta2:
             moments = [self.state[parameter]["row_second_moment"] for parameter in parameters]
             updates = even_rows(updates, moments, beta2, skips)
@@ -149,7 +160,7 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
     adamw = {
         "matrices": False, "momentum": 0.0, "newton_schulz_steps": 0, "newton_schulz_bf16": False,
         "newton_schulz_coefficients": config.newton_schulz_coefficients, "row_beta2": 0.0,
-        "cautious_weight_decay": False,
+        "update_scale": config.update_scale, "cautious_weight_decay": False,
     }  # fmt: skip
     matrices = {
         "weight_decay": config.weight_decay,
@@ -160,6 +171,7 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
         "newton_schulz_bf16": config.newton_schulz_precision is MatrixPrecision.bf16,
         "newton_schulz_coefficients": config.newton_schulz_coefficients,
         "row_beta2": config.row_beta2,
+        "update_scale": config.update_scale,
         "cautious_weight_decay": config.cautious_weight_decay,
     }
     roles = [

@@ -19,6 +19,10 @@ from torch.distributed.tensor.parallel import (
 
 from pretrain.models.transformer import Transformer, VocabularyHead
 
+_BY_POSITION = (
+    "attention_norm", "attention_output_norm", "feed_forward_norm", "feed_forward_output_norm", "residual_scale",
+    "embedding_scale",
+)  # fmt: skip
 _HEADS = 1  # axis of queries and keys (B, H, T, D) that is split
 
 
@@ -34,7 +38,7 @@ def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool
     )
     for block in model.blocks:
         for name, style in (_attention_plan(between) | _feed_forward_plan(between)).items():
-            if any(name == path for path, _ in block.named_modules()):  # only some feed-forward layers have a gate
+            if any(name == path for path, _ in block.named_modules()):  # only some layers have gates
                 parallelize_module(block.get_submodule(name), mesh, style)
         for name in ("query_norm", "key_norm"):
             _style(
@@ -54,9 +58,10 @@ def split_matrices(model: Transformer, mesh: DeviceMesh, sequence_parallel: bool
 
 def _attention_plan(between: Placement) -> dict[str, ParallelStyle]:
     gather = PrepareModuleInput(
-        input_layouts=(between, None, None, None), desired_input_layouts=(Replicate(), None, None, None)
+        input_layouts=(between, None, None, None, None), desired_input_layouts=(Replicate(), None, None, None, None)
     )
-    plan: dict[str, ParallelStyle] = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+    split = ("query", "key", "value", "gate", "value_gate", "value_embedding")
+    plan: dict[str, ParallelStyle] = {f"attention.{name}": ColwiseParallel() for name in split}
     return {"attention": gather, **plan, "attention.output": RowwiseParallel(output_layouts=between)}
 
 
@@ -71,7 +76,7 @@ def _split_rows(model: Transformer, mesh: DeviceMesh) -> None:
     split = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1))
     parallelize_module(model.embeddings, mesh, split)
     for block in model.blocks:
-        for name in ("attention_norm", "attention_output_norm", "feed_forward_norm", "feed_forward_output_norm"):
+        for name in _BY_POSITION:
             _style(block, name, mesh, SequenceParallel(use_local_output=True))
     _style(model, "final_norm", mesh, SequenceParallel(use_local_output=True))
     parallelize_module(model, mesh, PrepareModuleOutput(output_layouts=Shard(1), desired_output_layouts=Replicate()))

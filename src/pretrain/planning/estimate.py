@@ -90,6 +90,11 @@ def block_bytes(work: Workload) -> int:
     hidden = (4 if model.gated else 2) * model.ff_width // work.split
     inputs = (5 if model.gated else 4) if work.autocasts else 2  # with one cast copy per linear layer
     saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
+    saved += n * c * (2 * model.gate_width // work.split + heads * (model.gate_width > 0))  # gates, and their input
+    if model.value_embeddings_every:  # the embedding's vectors and their gated sum
+        saved += n * (kv_heads * (work.stream_bytes + c) + 2 * c * model.kv_heads // work.split)
+    if model.residual_scalars:  # the stream before it is scaled
+        saved += work.tokens_between * model.d_model * work.stream_bytes
     rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
     saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
     if model.norm_position is NormPosition.sandwich:  # the inputs of two more norms, which nothing else saves

@@ -17,9 +17,13 @@ from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Precision, Strategy
 
 FLOAT_BYTES = 4
-_SPLIT_INTO_COLUMNS = ("attention.output.weight", "feed_forward.down.weight")
+_SPLIT_INTO_COLUMNS = (
+    "attention.output.weight", "feed_forward.down.weight", "attention.value_embedding.weight",
+)  # fmt: skip
 _SPLIT_INTO_ROWS = (
     *(f"attention.{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")),
+    "attention.gate.weight",
+    "attention.value_gate.weight",
     *(f"feed_forward.{name}.{kind}" for name in ("gate", "up") for kind in ("weight", "bias")),
     "embeddings.tokens.weight",
     "head.weight",
