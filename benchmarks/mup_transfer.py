@@ -22,7 +22,8 @@ from comparison import Result
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pretrain.models.config import Parametrization, TransformerConfig
+from pretrain.models.choices import Parametrization
+from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initialize
 from pretrain.models.transformer import Transformer
 from pretrain.optim.config import AdamWConfig, MuonConfig

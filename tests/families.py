@@ -9,7 +9,8 @@ import torch
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
-from pretrain.models.config import Activation, AttentionGate, Head, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig

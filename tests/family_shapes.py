@@ -7,13 +7,8 @@ from families import shape
 from folders import BYTES
 from hypothesis import strategies as st
 
-from pretrain.models.config import (
-    Activation,
-    Head,
-    NormPosition,
-    Position,
-    TransformerConfig,
-)
+from pretrain.models.choices import Activation, Head, NormPosition, Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 booleans = st.booleans()

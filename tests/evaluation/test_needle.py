@@ -21,7 +21,8 @@ from pretrain.evaluation.config import EvalConfig, NeedleConfig, Task
 from pretrain.evaluation.needle import Needles, needle_table, score_needles
 from pretrain.evaluation.scorer import Scorer
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import Norm, Position, TransformerConfig
+from pretrain.models.choices import Norm, Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.transformer import Transformer
 from pretrain.training.train import run
 

@@ -21,7 +21,8 @@ from pretrain.interop.classifiers import CLASSIFIERS, classifier_family
 from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.families import FAMILIES
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import Activation, ClassifierHead, NormPosition, TransformerConfig
+from pretrain.models.choices import Activation, ClassifierHead, NormPosition
+from pretrain.models.config import TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.size import classifier_head_parameters
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling

@@ -21,7 +21,8 @@ from pretrain.interop import comparison, export
 from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import ModelConfig, Parametrization, TransformerConfig
+from pretrain.models.choices import Parametrization
+from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.classify import token_types
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, MaskedConfig

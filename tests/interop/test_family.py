@@ -10,7 +10,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
-from pretrain.models.config import Activation, AttentionGate, Head, Norm, NormPosition, Position, SoftcapKind
+from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Position, SoftcapKind
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LLAMA: dict[str, Any] = {"qk_norm": False}

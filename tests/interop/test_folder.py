@@ -27,7 +27,7 @@ from pretrain.interop.families import (
 )
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import Activation
+from pretrain.models.choices import Activation
 
 SHAPES = {
     "llama": (LLAMA_FAMILY, shape("llama", qk_norm=False)),

@@ -20,9 +20,7 @@ from pretrain.interop.families import FAMILIES
 from pretrain.interop.families_table import families_table
 from pretrain.interop.family import choose_family
 from pretrain.interop.load import open_model
-from pretrain.models.config import (
-    Activation,
-)
+from pretrain.models.choices import Activation
 
 LENGTH = 24
 few = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from pretrain.interop.families import FAMILIES
 from pretrain.models.attention import attend
-from pretrain.models.config import AttentionGate, ResidualInit, TransformerConfig
+from pretrain.models.choices import AttentionGate, ResidualInit
+from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor, initialize
 from pretrain.models.masks import build_mask
 from pretrain.models.size import training_flops_per_token

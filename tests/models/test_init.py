@@ -7,7 +7,7 @@ import torch
 from families import shape
 from torch.testing import assert_close
 
-from pretrain.models.config import Init, ResidualInit
+from pretrain.models.choices import Init, ResidualInit
 from pretrain.models.init import initial_tensor, initialize
 
 BIG = torch.Size([300, 200])

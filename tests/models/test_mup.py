@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from pretrain.errors import ConfigError
-from pretrain.models.config import Parametrization, TransformerConfig
+from pretrain.models.choices import Parametrization
+from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor, initialize
 from pretrain.models.transformer import Transformer
 from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig

@@ -16,15 +16,8 @@ from pretrain.errors import ConfigError
 from pretrain.kernels.softcap import Softcap
 from pretrain.models import attention
 from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, attend_capped
-from pretrain.models.config import (
-    Activation,
-    AttentionGate,
-    Head,
-    Norm,
-    NormPosition,
-    Position,
-    TransformerConfig,
-)
+from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import FeedForward
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotate, rotation

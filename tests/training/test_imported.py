@@ -14,7 +14,8 @@ from pretrain.errors import ConfigError
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.models.config import Position, TransformerConfig
+from pretrain.models.choices import Position
+from pretrain.models.config import TransformerConfig
 from pretrain.training.train import run
 
 SHAPE = shape("llama", qk_norm=False, context_length=32, vocab_multiple=64, norm_eps=1e-6)

@@ -19,7 +19,7 @@ from pretrain.config.setting import check_bounds
 from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import Mode
 from pretrain.errors import ConfigError, nearest, shown
-from pretrain.models.config import Position
+from pretrain.models.choices import Position
 from pretrain.training.config import StageEnd
 
 # What may change inside a run: the shape of the weights and the meaning of the saved state do not depend on it. It is a

@@ -19,7 +19,7 @@ from pretrain.evaluation.bias import wilson_interval
 from pretrain.evaluation.config import NeedleConfig
 from pretrain.evaluation.likelihood import Ints, Passage, Report
 from pretrain.evaluation.scorer import Scorer
-from pretrain.models.config import Position
+from pretrain.models.choices import Position
 
 STATEMENT = " The magic number is {}"
 _SENTENCE_ENDS = (".", "!", "?", "\n")

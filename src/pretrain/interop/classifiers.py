@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.interop.family import Family, Settings
-from pretrain.models.config import ClassifierHead, TransformerConfig
+from pretrain.models.choices import ClassifierHead
+from pretrain.models.config import TransformerConfig
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling
 
 

@@ -32,7 +32,8 @@ from pretrain.interop.peft_folder import write_adapters
 from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.width_factors import in_standard, standard_shape
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
-from pretrain.models.config import Parametrization, transformer_of
+from pretrain.models.choices import Parametrization
+from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
 from pretrain.program import command
 

@@ -21,7 +21,7 @@ from pretrain.interop.keys import (
 )
 from pretrain.interop.names import BERT, DISTIL_BERT, GEMMA3, GPT2, GPT_NEOX, LLAMA, MODERN_BERT, OLMO2, PHI3, ROBERTA
 from pretrain.interop.rope_keys import LAYERS_WITHOUT_ROPE, partial_rope, rope, rope_by_kind
-from pretrain.models.config import Activation, Head, Norm, NormPosition, Position
+from pretrain.models.choices import Activation, Head, Norm, NormPosition, Position
 
 PLAIN = {
     "gelu_new": Activation.gelu_tanh,

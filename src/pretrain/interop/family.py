@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.names import NameTable
-from pretrain.models.config import Head, TransformerConfig
+from pretrain.models.choices import Head
+from pretrain.models.config import TransformerConfig
 
 # Keys of config.json that do not change the logits. A family reads a key, requires one value of it, or lists it here;
 # any other key is an error. Source: https://github.com/huggingface/transformers, configuration_utils.py,

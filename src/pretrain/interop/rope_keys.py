@@ -6,7 +6,8 @@ from dataclasses import replace
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.interop.config_json import ConfigJson
 from pretrain.interop.family import Group, Settings
-from pretrain.models.config import Position, TransformerConfig
+from pretrain.models.choices import Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.rope_config import RopeScaling, RopeScalingConfig
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"

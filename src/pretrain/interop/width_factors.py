@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pretrain.interop.family import Family
 from pretrain.interop.load import LoadParameter, ModelFolder
-from pretrain.models.config import Head, NormPosition, Parametrization, TransformerConfig
+from pretrain.models.choices import Head, NormPosition, Parametrization
+from pretrain.models.config import TransformerConfig
 from pretrain.models.interface import LanguageModule
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pretrain.models.config import Norm, Position
+from pretrain.models.choices import Norm, Position
 from pretrain.models.rope_config import RopeScaling
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.config import Init, ResidualInit, TransformerConfig
+from pretrain.models.choices import Init, ResidualInit
+from pretrain.models.config import TransformerConfig
 
 _ZERO = ("embedding_scale.weight", "value_gate.weight")
 _INTO_RESIDUAL = ("attention.output.weight", "feed_forward.down.weight")

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.kernels.gelu import gelu_tanh
-from pretrain.models.config import Activation, Norm, TransformerConfig
+from pretrain.models.choices import Activation, Norm
+from pretrain.models.config import TransformerConfig
 
 
 class RMSNorm(nn.RMSNorm):

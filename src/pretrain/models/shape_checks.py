@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pretrain.errors import ConfigError, shown
-from pretrain.models.config import Norm, NormPosition, Parametrization, Position
+from pretrain.models.choices import Norm, NormPosition, Parametrization, Position
 from pretrain.models.rope_config import RopeScaling
 
 if TYPE_CHECKING:

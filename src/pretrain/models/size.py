@@ -2,7 +2,8 @@
 
 import torch
 
-from pretrain.models.config import ClassifierHead, Head, ModelConfig, Norm, NormPosition, Position, TransformerConfig
+from pretrain.models.choices import ClassifierHead, Head, Norm, NormPosition, Position
+from pretrain.models.config import ModelConfig, TransformerConfig
 
 
 def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> int:

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
-from pretrain.models.config import Activation, ClassifierHead, Head, NormPosition, Position, TransformerConfig
+from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
+from pretrain.models.config import TransformerConfig
 from pretrain.models.interface import LanguageModule
 from pretrain.models.layers import FeedForward, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask

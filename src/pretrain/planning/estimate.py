@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from pretrain.models.attention import MAX_EAGER_SCORES
-from pretrain.models.config import Head, Norm, NormPosition
+from pretrain.models.choices import Head, Norm, NormPosition
 from pretrain.models.masks import can_use_block_masks
 from pretrain.objectives.loss import MAX_UNCHUNKED_LOGITS, chunk_size
 from pretrain.planning.workload import FLOAT_BYTES, Workload

@@ -6,7 +6,7 @@ from pathlib import Path
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import find_prepared
 from pretrain.errors import DataError
-from pretrain.models.config import Norm
+from pretrain.models.choices import Norm
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
 from pretrain.planning.dry_run import Simulated, dry_run
