@@ -10,8 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -36,6 +35,7 @@ from pretrain.data.curation.engine import (
     storage_errors,
 )
 from pretrain.data.curation.forget import finish_forgetting
+from pretrain.data.curation.growth import append, appended_before, check_has_not_grown
 from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
@@ -49,6 +49,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
+from pretrain.data.curation.output_folder import locked, sweep
 from pretrain.data.curation.personal_data import NOT_COVERED
 from pretrain.data.curation.quality import MODEL, quality_record, quality_stages, threshold_of_top
 from pretrain.data.curation.rules import (
@@ -80,8 +81,7 @@ from pretrain.data.curation.writing import WRITE_VERSION, merge_attribution, mer
 from pretrain.data.progress import Progress
 from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
-from pretrain.files.locks import try_lock
-from pretrain.files.untrusted_files import open_own, read_json
+from pretrain.files.untrusted_files import read_json
 
 Report = Callable[[str], object]
 
@@ -93,37 +93,19 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     CheckpointError if the output cannot be written or another process writes it.
     """
     output = Path(config.output).expanduser()
-    with storage_errors(output):
-        (output / "work").mkdir(parents=True, exist_ok=True)
     with locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
-        _sweep(output)
+        sweep(output)
         finish_forgetting(output)
-        return _Curation(config, output, workers, report).run()
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    try:
-        descriptor = open_own(output / "work" / "lock", os.O_RDWR)
-    except ValueError as error:
-        raise CheckpointError(f"{output / 'work' / 'lock'} cannot be opened: {error}. Delete it.") from error
-    try:
-        if not try_lock(descriptor):
-            raise CheckpointError(
-                f"output={printable(str(output))} is being written by another process. Wait for it, or choose "
-                "another folder."
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(output: Path) -> None:
-    """Delete the half-written files of a process that was killed; those of stages are deleted as each begins."""
-    with storage_errors(output):
-        for pattern in (".*.tmp", "work/.*.tmp", "work/units-*/.*.tmp"):
-            for draft in output.glob(pattern):
-                draft.unlink(missing_ok=True)
+        check_has_not_grown(output)
+        if not config.append:
+            return _Curation(config, output, workers, report).run()
+        base = Path(str(config.base)).expanduser()
+        manifest = appended_before(base, output)
+        if manifest is None:
+            manifest = _Curation(config, output, workers, report).run()
+            documents = append(base, output)["documents"]
+            report(f"base={printable(str(base))} has grown to {documents:,} documents")
+        return manifest
 
 
 class _Curation:
