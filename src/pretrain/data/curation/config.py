@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
+from pretrain.data.curation.clusters.config import EngineConfig
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
@@ -364,6 +365,8 @@ class CurationConfig(Settings):
     workers: int | None = setting(
         None, "Processes that work side by side; null: one for each core.", bounds="[1, 1024]", example=2
     )
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

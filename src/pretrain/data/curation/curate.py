@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
+from pretrain.data.curation.clusters.config import EngineKind
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource
 from pretrain.data.curation.contamination.config import Action
 from pretrain.data.curation.contamination.eval_sets import set_name
 from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
+    Engine,
     Stage,
     Workers,
     counts_of,
@@ -93,26 +96,40 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     CheckpointError if the output cannot be written or another process writes it.
     """
     output = Path(config.output).expanduser()
-    with locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
+    with locked(output), engine_of(config) as engine:
         sweep(output)
         finish_forgetting(output)
         check_has_not_grown(output)
         if not config.append:
-            return _Curation(config, output, workers, report).run()
+            return _Curation(config, output, engine, report).run()
         base = Path(str(config.base)).expanduser()
         manifest = appended_before(base, output)
         if manifest is None:
-            manifest = _Curation(config, output, workers, report).run()
+            manifest = _Curation(config, output, engine, report).run()
             documents = append(base, output)["documents"]
             report(f"base={printable(str(base))} has grown to {documents:,} documents")
         return manifest
 
 
+def engine_of(config: CurationConfig) -> AbstractContextManager[Engine]:
+    """Return what runs the tasks. Raises ConfigError for an engine whose package is missing."""
+    cores = config.workers or len(os.sched_getaffinity(0))
+    if config.engine.kind is EngineKind.slurm:
+        from pretrain.data.curation.clusters.slurm import SlurmArrays
+
+        return SlurmArrays(config.engine)
+    if config.engine.kind is EngineKind.ray:
+        from pretrain.data.curation.clusters.ray import RayTasks
+
+        return RayTasks(config.engine, cores)
+    return Workers(cores)
+
+
 class _Curation:
     """One curation under way."""
 
-    def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
-        self.config, self.output, self.work, self.workers = config, output, output / "work", workers
+    def __init__(self, config: CurationConfig, output: Path, engine: Engine, report: Report) -> None:
+        self.config, self.output, self.work, self.engine = config, output, output / "work", engine
         self.base = open_base(config.base, output, config.duplicates)
         self.sources: dict[str, CorpusSource] = config.sources
         check_thresholds(config.language.thresholds)
@@ -176,7 +193,7 @@ class _Curation:
         def report(done: int, tasks: int) -> None:
             self.progress.report_waiting(f"{stage.name}: {done:,} of {tasks:,} tasks")
 
-        folder = self.workers.run_stage(self.work, stage, report)
+        folder = self.engine.run_stage(self.work, stage, report)
         self.timings[stage.name] = round(time.monotonic() - started, 3)
         return folder
 
