@@ -75,7 +75,7 @@ NEEDS = {
         f"experiment=ettin_{size}{kind}": ["data.path=x"] for size in ("17m", "32m", "68m") for kind in ("", "_decoder")
     },
 }
-OF_CURATION = ("rules", "licenses", "language", "duplicates")  # groups of another command
+OF_CURATION = ("rules", "licenses", "language", "duplicates", "engine")  # groups of another command
 OTHERS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_FOLDER.glob("*/*.yaml")
@@ -142,7 +142,8 @@ def test_every_preset_of_curation_composes(word: str) -> None:
     config: CurateConfig = compose("curate", [word, source, "output=x"])
     default: CurateConfig = compose("curate", [source, "output=x"])
     assert config.rules_of("a") == RulesConfig()
-    assert (config == default) == (word in ("rules=gopher", "licenses=any", "language=off", "duplicates=default"))
+    defaults = ("rules=gopher", "licenses=any", "language=off", "duplicates=default", "engine=local")
+    assert (config == default) == (word in defaults)
 
 
 def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -140,9 +140,9 @@ def explain(config: ExplainConfig, overrides: list[str]) -> None:
 
 def forget(config: ForgetConfig, overrides: list[str]) -> None:
     """Take documents out of a corpus, after it is printed who read them."""
-    from pretrain.data.curation.curate import locked
     from pretrain.data.curation.forget import Request, find_documents, finish_forgetting
     from pretrain.data.curation.forget import forget as forget_documents
+    from pretrain.data.curation.output_folder import locked
     from pretrain.evaluation.readers import lines_of, readers, stores_that_hold
     from pretrain.reports.curation import write_corpus_report
 

@@ -220,6 +220,18 @@ class CuratedConfig(DataConfig):
     kind: str = "curated"
     path: str = setting("???", "The folder that curate.py wrote.")
     only: CuratedOnly = field(default_factory=CuratedOnly)
+    growth_timeout_s: float | None = setting(
+        None, "mode=stream: also read what is added later, until nothing was added for so long; null: nothing later.",
+        bounds="(0.0, inf)", unit="seconds", example=86400,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.growth_timeout_s is not None and self.mode is not Mode.stream:
+            raise ConfigError(
+                f"data.growth_timeout_s={self.growth_timeout_s:g} reads a corpus that grows, and data.mode="
+                f"{self.mode.value} counts all rows before the first step. Try data.mode=stream."
+            )
 
     def open(self) -> Source:
         from pretrain.data.sources.curated import Curated

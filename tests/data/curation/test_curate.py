@@ -320,7 +320,7 @@ def test_input_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
 
 
 def test_two_do_not_write_one_corpus(raw: Path, tmp_path: Path) -> None:
-    from pretrain.data.curation.curate import locked
+    from pretrain.data.curation.output_folder import locked
 
     (tmp_path / "corpus" / "work").mkdir(parents=True)
     with locked(tmp_path / "corpus"), pytest.raises(CheckpointError, match="is being written by another process"):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import Format
+from pretrain.data.curation.clusters.config import EngineConfig
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stated
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
@@ -335,6 +336,10 @@ class CurationConfig(Settings):
     base: str | None = setting(
         None, "A curated corpus whose documents count as older, so that only what is new is written; null: none."
     )
+    append: bool = setting(
+        False,
+        "Also put what is new behind the base corpus's own documents, for runs that read it as a stream.",
+    )
     sources: dict[str, Any] = setting(
         default_factory=dict, about="Sources by name: kind, path, license, and the kind's own settings."
     )
@@ -360,6 +365,16 @@ class CurationConfig(Settings):
     workers: int | None = setting(
         None, "Processes that work side by side; null: one for each core.", bounds="[1, 1024]", example=2
     )
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.append and self.base is None:
+            raise ConfigError(
+                "append=true puts documents behind those of a base corpus, and base=null names none. "
+                "Try base=<the corpus that grows>."
+            )
 
     def rules_of(self, source: str) -> RulesConfig:
         """Return the rules for one source; a command's settings know the presets that sources name."""

@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import Any
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_record, open_base
+from pretrain.data.curation.clusters.config import EngineKind
 from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSource, HuggingFaceSource
 from pretrain.data.curation.contamination.config import Action
 from pretrain.data.curation.contamination.eval_sets import set_name
 from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
 from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
 from pretrain.data.curation.engine import (
+    Engine,
     Stage,
     Workers,
     counts_of,
@@ -36,6 +38,7 @@ from pretrain.data.curation.engine import (
     storage_errors,
 )
 from pretrain.data.curation.forget import finish_forgetting
+from pretrain.data.curation.growth import append, appended_before, check_has_not_grown
 from pretrain.data.curation.language_model import LANGUAGE_VERSION, model_file, model_record
 from pretrain.data.curation.languages import SourceRules, check_thresholds, source_rules
 from pretrain.data.curation.manifest import (
@@ -49,6 +52,7 @@ from pretrain.data.curation.manifest import (
     manifest_bytes,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
+from pretrain.data.curation.output_folder import locked, sweep
 from pretrain.data.curation.personal_data import NOT_COVERED
 from pretrain.data.curation.quality import MODEL, quality_record, quality_stages, threshold_of_top
 from pretrain.data.curation.rules import (
@@ -80,8 +84,7 @@ from pretrain.data.curation.writing import WRITE_VERSION, merge_attribution, mer
 from pretrain.data.progress import Progress
 from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
-from pretrain.files.locks import try_lock
-from pretrain.files.untrusted_files import open_own, read_json
+from pretrain.files.untrusted_files import read_json
 
 Report = Callable[[str], object]
 
@@ -93,44 +96,40 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
     CheckpointError if the output cannot be written or another process writes it.
     """
     output = Path(config.output).expanduser()
-    with storage_errors(output):
-        (output / "work").mkdir(parents=True, exist_ok=True)
-    with locked(output), Workers(config.workers or len(os.sched_getaffinity(0))) as workers:
-        _sweep(output)
+    with locked(output), engine_of(config) as engine:
+        sweep(output)
         finish_forgetting(output)
-        return _Curation(config, output, workers, report).run()
+        check_has_not_grown(output)
+        if not config.append:
+            return _Curation(config, output, engine, report).run()
+        base = Path(str(config.base)).expanduser()
+        manifest = appended_before(base, output)
+        if manifest is None:
+            manifest = _Curation(config, output, engine, report).run()
+            documents = append(base, output)["documents"]
+            report(f"base={printable(str(base))} has grown to {documents:,} documents")
+        return manifest
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    try:
-        descriptor = open_own(output / "work" / "lock", os.O_RDWR)
-    except ValueError as error:
-        raise CheckpointError(f"{output / 'work' / 'lock'} cannot be opened: {error}. Delete it.") from error
-    try:
-        if not try_lock(descriptor):
-            raise CheckpointError(
-                f"output={printable(str(output))} is being written by another process. Wait for it, or choose "
-                "another folder."
-            )
-        yield
-    finally:
-        os.close(descriptor)
+def engine_of(config: CurationConfig) -> AbstractContextManager[Engine]:
+    """Return what runs the tasks. Raises ConfigError for an engine whose package is missing."""
+    cores = config.workers or len(os.sched_getaffinity(0))
+    if config.engine.kind is EngineKind.slurm:
+        from pretrain.data.curation.clusters.slurm import SlurmArrays
 
+        return SlurmArrays(config.engine)
+    if config.engine.kind is EngineKind.ray:
+        from pretrain.data.curation.clusters.ray import RayTasks
 
-def _sweep(output: Path) -> None:
-    """Delete the half-written files of a process that was killed; those of stages are deleted as each begins."""
-    with storage_errors(output):
-        for pattern in (".*.tmp", "work/.*.tmp", "work/units-*/.*.tmp"):
-            for draft in output.glob(pattern):
-                draft.unlink(missing_ok=True)
+        return RayTasks(config.engine, cores)
+    return Workers(cores)
 
 
 class _Curation:
     """One curation under way."""
 
-    def __init__(self, config: CurationConfig, output: Path, workers: Workers, report: Report) -> None:
-        self.config, self.output, self.work, self.workers = config, output, output / "work", workers
+    def __init__(self, config: CurationConfig, output: Path, engine: Engine, report: Report) -> None:
+        self.config, self.output, self.work, self.engine = config, output, output / "work", engine
         self.base = open_base(config.base, output, config.duplicates)
         self.sources: dict[str, CorpusSource] = config.sources
         check_thresholds(config.language.thresholds)
@@ -194,7 +193,7 @@ class _Curation:
         def report(done: int, tasks: int) -> None:
             self.progress.report_waiting(f"{stage.name}: {done:,} of {tasks:,} tasks")
 
-        folder = self.workers.run_stage(self.work, stage, report)
+        folder = self.engine.run_stage(self.work, stage, report)
         self.timings[stage.name] = round(time.monotonic() - started, 3)
         return folder
 

@@ -26,7 +26,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import xxhash
 
@@ -156,6 +156,28 @@ def counts_of(folder: Path) -> list[Counts]:
     return found
 
 
+class Engine(Protocol):
+    """Runs stages, one after another; a context manager."""
+
+    def run_stage(self, work: Path, stage: Stage, report: Callable[[int, int], object]) -> Path:
+        """Run the tasks that are not done yet; return the stage's folder.
+
+        `report` takes the tasks done and all of them. Raises the error of a task that fails.
+        """
+
+
+def prepare_stage(work: Path, stage: Stage) -> list[int]:
+    """Make the folder of a stage and write its plan; return the tasks that are not done yet."""
+    folder = work / stage.folder
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = {"tasks": stage.tasks, "settings": stage.settings, "inputs": stage.inputs}
+        write_atomically(folder / "plan.json", json.dumps(plan, sort_keys=True).encode())
+        for draft in folder.glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
+    return [index for index in range(stage.tasks) if done_record(folder, index) is None]
+
+
 class Workers:
     """Processes that run the tasks of one stage after another; as a context manager it ends them."""
 
@@ -177,14 +199,7 @@ class Workers:
 
         `report` takes the tasks done and all of them. Raises the error of the first task that fails.
         """
-        folder = work / stage.folder
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            plan = {"tasks": stage.tasks, "settings": stage.settings, "inputs": stage.inputs}
-            write_atomically(folder / "plan.json", json.dumps(plan, sort_keys=True).encode())
-            for draft in folder.glob(".*.tmp"):
-                draft.unlink(missing_ok=True)
-        waiting = [index for index in range(stage.tasks) if done_record(folder, index) is None]
+        folder, waiting = work / stage.folder, prepare_stage(work, stage)
         report(stage.tasks - len(waiting), stage.tasks)
         if self.count == 1 or len(waiting) < 2:
             for number, index in enumerate(waiting, start=1):

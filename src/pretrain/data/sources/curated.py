@@ -1,7 +1,13 @@
-"""Documents of a corpus that curate.py wrote."""
+"""Documents of a corpus that curate.py wrote.
 
+One that grows is read shard by shard: shards are only ever added behind those there are, so that the documents and
+their order do not depend on when they were added.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,7 @@ from pretrain.data.curation.manifest import check_shard, read_manifest, summary
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.errors import ConfigError, DataError
 
+POLL_S = 1.0  # between reads of the manifest while a stream waits for more documents
 COLUMNS = ["id", "text", "source", "license", "language", "split_key"]
 
 
@@ -27,6 +34,7 @@ class Curated(Source):
         self._checked: set[str] = set()
         self._resume_token: ResumeToken | None = None
         self._done = 0  # documents of the shards that were read
+        self._shard = 0  # the number of the one that is read
         wanted, known = config.only, self.manifest
         for name, values, there in (
             ("source", wanted.source, known["sources"]), ("license", wanted.license, known["licenses"]),
@@ -42,7 +50,8 @@ class Curated(Source):
     def _check_split(self) -> None:
         """Raise ConfigError if near-duplicates were kept on one side of another split than this training's."""
         made, share = self.manifest["settings"]["validation"], self.config.validation_fraction
-        guarded = self.manifest["base"] and self.manifest["settings"]["duplicates"]["near"] and made["guard"]
+        has_base = self.manifest["base"] or self.manifest.get("grown")
+        guarded = has_base and self.manifest["settings"]["duplicates"]["near"] and made["guard"]
         if guarded and share and share != made["fraction"]:
             raise ConfigError(
                 f"data.validation_fraction={share:g} is not the validation.fraction={made['fraction']:g} for which "
@@ -54,16 +63,41 @@ class Curated(Source):
         return f"data.path={printable(self.config.path)}"
 
     def fingerprint(self) -> str:
-        """Return the hash of the corpus's own fingerprint and of the part of it that is read."""
+        """Return the hash of the corpus's own fingerprint and of the part of it that is read.
+
+        Of a corpus that grows, its first shard stands for all.
+        """
         import xxhash
 
         only = self.config.only
         part = [sorted(only.source), sorted(only.license), sorted(only.language)]
-        return xxhash.xxh3_128_hexdigest(json.dumps([self.manifest["fingerprint"], part]).encode())
+        own = self.manifest["fingerprint"] if not self._grows else ["grows", self.manifest["shards"][0]["sha256"]]
+        return xxhash.xxh3_128_hexdigest(json.dumps([own, part]).encode())
+
+    @property
+    def _grows(self) -> bool:
+        return self.config.growth_timeout_s is not None
 
     def provenance(self) -> dict[str, Any]:
         only = {name: values for name, values in vars(self.config.only).items() if values}
-        return summary(self.manifest) | ({"only": only} if only else {})
+        found = summary(self.manifest) | ({"only": only} if only else {})
+        if self._grows:
+            count = min(self._shard + 1, len(self.manifest["shards"]))
+            found["shards_read"] = {"count": count, "sha256": _digest(self.manifest, count)}
+        return found
+
+    def check_read_before(self, provenance: dict[str, Any]) -> None:
+        """Raise DataError unless the corpus begins with the shards that were read when it had this provenance."""
+        if not self._grows:
+            return
+        before = provenance.get("shards_read", {})
+        count = before.get("count", 0) if isinstance(before, dict) else 0
+        if not count or count > len(self.manifest["shards"]) or before.get("sha256") != _digest(self.manifest, count):
+            raise DataError(
+                f"{self.origin()} does not begin with the {count:,} shards of it that were read before: it has "
+                f"{len(self.manifest['shards']):,}, and shards were deleted or changed. Restore the corpus, or leave "
+                "data.growth_timeout_s out to read it as it is now."
+            )
 
     def characters(self) -> int:
         """Return the characters of the part of the corpus that is read; at most so many where `only` names several."""
@@ -89,8 +123,35 @@ class Curated(Source):
         self._done = sum(shard["documents"] for shard in shards[: position or 0])
         for number in range(position or 0, len(shards)):
             self._resume_token = ResumeToken(self.kept, dict(self.skipped), number)
+            self._shard = number
             yield from self._read_shard(shards[number])
             self._done += shards[number]["documents"]
+
+    def wait_for_more(self, keep_waiting: Callable[[], bool]) -> bool:
+        """Return whether there are more shards than were read, False once none came for the time of the setting."""
+        if self.config.growth_timeout_s is None:
+            return False
+        until = time.monotonic() + self.config.growth_timeout_s
+        while keep_waiting():
+            self._reread()
+            if len(self.manifest["shards"]) > self._shard + 1:
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(min(POLL_S, self.config.growth_timeout_s))
+        return False
+
+    def _reread(self) -> None:
+        """Take the manifest as it is now; DataError unless shards were only added to it."""
+        now, known = read_manifest(self.folder), len(self.manifest["shards"])
+        if now["fingerprint"] == self.manifest["fingerprint"]:
+            return
+        if len(now["shards"]) < known or _digest(now, known) != _digest(self.manifest, known):
+            raise DataError(
+                f"{self.origin()} did not only grow while it was read: of its first {known:,} shards some are gone or "
+                "are others. Restore the corpus; documents are only ever added by a curation with append=true."
+            )
+        self.manifest = now
 
     def _read_shard(self, shard: dict[str, Any]) -> Iterator[Document]:
         import pyarrow as pa
@@ -115,7 +176,21 @@ class Curated(Source):
 
     def check_unchanged(self) -> None:
         """Raise DataError if another corpus has been written into the folder since it was opened."""
+        if self._grows:
+            self._reread()
+            return
         if read_manifest(self.folder)["fingerprint"] != self.manifest["fingerprint"]:
             raise DataError(
                 f"{self.origin()} was written anew while it was being prepared, so the result is dropped. Start again."
             )
+
+    def check_as_opened(self) -> None:
+        """Raise DataError if a corpus that grows did anything else."""
+        if self._grows:
+            self._reread()
+
+
+def _digest(manifest: Mapping[str, Any], count: int) -> str:
+    """Return a hash of the contents of the first `count` shards."""
+    names = "".join(str(shard["sha256"]) for shard in manifest["shards"][:count])
+    return hashlib.sha256(names.encode()).hexdigest()

@@ -5,7 +5,7 @@ drops those that no tokenizer can use and counts them by reason: documents in = 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
@@ -124,6 +124,19 @@ class Source:
         """Raise DataError if a file changed since the source was opened: a cheap check between eras.
 
         Sources whose files are compared block by block need none.
+        """
+
+    def wait_for_more(self, keep_waiting: Callable[[], bool]) -> bool:
+        """Wait, after all documents were read, for later ones; return whether there are any.
+
+        Waits no longer than `keep_waiting` returns True. Sources that never grow return False at once.
+        """
+        return False
+
+    def check_read_before(self, provenance: dict[str, Any]) -> None:
+        """Raise DataError unless the source begins with what was read when it had this provenance.
+
+        Sources that never grow need none: another content is another stream.
         """
 
     def read(self, position: Any = None) -> Iterator[Document]:

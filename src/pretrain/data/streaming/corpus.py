@@ -52,8 +52,8 @@ class Stream:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is known of the text, as of the first era."""
-        return self.era(0).provenance
+        """What is known of the text, as of the last era."""
+        return self.era(len(self.ledger.eras) - 1).provenance
 
     @property
     def n_tokens(self) -> int:

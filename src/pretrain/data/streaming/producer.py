@@ -17,7 +17,7 @@ import xxhash
 from pretrain.data.progress import LINES_S, Progress, minutes
 from pretrain.data.sources.source import Document, ResumeToken, Source
 from pretrain.data.sources.splits import in_batches
-from pretrain.data.streaming.corpus import POLL_S, era_folder, locked, remedy
+from pretrain.data.streaming.corpus import POLL_S, Stream, era_folder, locked, remedy
 from pretrain.data.streaming.ledger import Era, Ledger, StreamPosition
 from pretrain.data.streaming.resume_reading import Reading, resume_readings, save_resume_token
 from pretrain.data.token_store.build import open_writer
@@ -83,6 +83,9 @@ class _Production:
             _draft(job.folder / "tokenizer").rename(job.folder / "tokenizer")
         self.seen = {digest for era in self.ledger.eras for digest in _load_hashes(job.folder, era)}
         self.reached = self.ledger.eras[-1].reached if self.ledger.eras else StreamPosition(0, 0, 0, {}, "")
+        if self.ledger.eras:
+            written = Stream(job.folder).era(len(self.ledger.eras) - 1).provenance
+            self.source.check_read_before(written.get("corpus", {}))
 
     def run(self, enough: Callable[[], bool], stopped: Callable[[], bool]) -> None:
         """Write eras until `enough` or the corpus ends; an unfinished era is dropped when stopped."""
@@ -93,7 +96,10 @@ class _Production:
             era = _EraDraft(self.job, len(self.ledger.eras))
             try:
                 ended = self._fill(era, encoded, stopped)
-                if ended is None:
+                while ended and (more := self._resume_at_growth(era, stopped)) is not None:
+                    encoded = more
+                    ended = self._fill(era, encoded, stopped)
+                if ended is None or (ended and stopped()):
                     return
                 self.source.check_as_opened()
                 if era.tokens:
@@ -139,6 +145,21 @@ class _Production:
             if era.tokens >= self.source.config.era_tokens:
                 return False
         return True
+
+    def _resume_at_growth(self, era: "_EraDraft", stopped: Callable[[], bool]) -> Iterator[Encoded] | None:
+        """Wait for documents behind those that were read; return them, None if there are none."""
+
+        def keep_waiting() -> bool:
+            self.progress.report_waiting(f"has read {self.reached.documents:,} documents and waits for more")
+            return not stopped()
+
+        if not self.source.wait_for_more(keep_waiting):
+            return None
+        hint = era.draft / "bookmark.json"
+        if era.resume_token is not None:
+            save_resume_token(era.resume_token, hint)
+        source = self.source
+        return self._encoded(resume_readings(source, source.config, self.reached, hint, self.job.report))
 
     def _report_progress(self, era: "_EraDraft") -> None:
         """Report progress if due; during the first era also the time until training can start."""
