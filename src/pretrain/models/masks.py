@@ -132,9 +132,7 @@ def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tenso
     return BlockMask((length, length), *partial, *full, *partial_queries, *full_queries, (BLOCK, BLOCK), rule)
 
 
-def build_slice_block_mask(
-    causal: bool | Tensor, window: int | None, documents: Tensor, queries: Tensor
-) -> BlockMask:
+def build_slice_block_mask(causal: bool | Tensor, window: int | None, documents: Tensor, queries: Tensor) -> BlockMask:
     """Return the mask of queries at positions (T,), which are runs of whole blocks, over rows; else `build_block_mask`.
 
     `documents` (B, S) are those of whole rows.

@@ -70,16 +70,16 @@ class RowSplit:
 
         The others return 0 targets, so that sums over the processes of a group are those of the batch.
         """
-        hidden = self._hidden(model_with_loss, batch)
-        part, _ = self._targets(batch)
+        part, _ = self.part_of(batch)
+        hidden = self._hidden(model_with_loss, part)
         loss, _ = model_with_loss.objective(hidden, model_with_loss.model.head, part)
         count = batch.row_counts().sum()
         return loss, count if self.rank == 0 else torch.zeros_like(count)
 
     def evaluate(self, model_with_loss: ModelWithLoss, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return losses (B, M) in nats and predictions (B, M) of all targets, equal on every process of the group."""
-        hidden = self._hidden(model_with_loss, batch)
-        part, index = self._targets(batch)
+        part, index = self.part_of(batch)
+        hidden = self._hidden(model_with_loss, part)
         values = model_with_loss.objective.evaluate(hidden, model_with_loss.model.head, part)
         losses, predictions = (
             torch.zeros(batch.targets.shape, dtype=each.dtype, device=each.device).scatter(
@@ -96,25 +96,11 @@ class RowSplit:
         chunks = torch.arange(length, device=device).view(2 * self.size, -1)
         return torch.cat((chunks[self.rank], chunks[-1 - self.rank]))
 
-    def _hidden(self, model_with_loss: ModelWithLoss, batch: Batch) -> Tensor:
-        """Return the last hidden states (P B, t, d_model) of this slice."""
-        model: Any = model_with_loss.model  # a Transformer: the settings refuse all others
-        queries = self.positions(batch.tokens.shape[1], batch.tokens.device)
-        in_blocks = model_with_loss.use_block_masks and batch.tokens.is_cuda
-        hidden: Tensor = model(
-            batch.tokens[:, queries],
-            batch.positions[:, queries],
-            kv_cache=GatheredRow(self.group, self.size),
-            masks=slice_masks(model, batch, queries, in_blocks),
-            token_types=None if batch.token_types is None else batch.token_types[:, queries],
-        )
-        return hidden
+    def part_of(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """Return this process's slice of a batch, and the index of its m targets in those of a row, int64 (B, m).
 
-    def _targets(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """Return the batch with the m targets that this slice predicts, and their index in a row's, int64 (B, m).
-
-        m is t where each position has a target of its own, else the smaller of M and P t, so that shapes are static;
-        places that are left over have no target.
+        Documents stay those of whole rows, which masks need. m is t where each position has a target of its own, else
+        the smaller of M and P t, so that shapes are static; places that are left over have no target.
         """
         length, device = batch.tokens.shape[1], batch.tokens.device
         queries = self.positions(length, device)
@@ -132,24 +118,43 @@ class RowSplit:
             slots = in_row // length * len(queries) + slot_of[in_row % length]
             positions = slots.where(held, 0)
             targets = batch.targets.gather(1, index).where(held, IGNORE)
-        weights = None if batch.weights is None else batch.weights.gather(1, index)
-        return replace(batch, targets=targets, target_positions=positions, weights=weights, counts=None), index
+        part = replace(
+            batch,
+            tokens=batch.tokens[:, queries],
+            positions=batch.positions[:, queries],
+            token_types=None if batch.token_types is None else batch.token_types[:, queries],
+            targets=targets,
+            target_positions=positions,
+            weights=None if batch.weights is None else batch.weights.gather(1, index),
+            counts=None,
+        )
+        return part, index
 
+    def _hidden(self, model_with_loss: ModelWithLoss, part: Batch) -> Tensor:
+        """Return the last hidden states (P B, t, d_model) of a slice."""
+        model: Any = model_with_loss.model  # a Transformer: the settings refuse all others
+        hidden: Tensor = model(
+            part.tokens,
+            part.positions,
+            kv_cache=GatheredRow(self.group, self.size),
+            masks=self.masks(model, part, model_with_loss.use_block_masks and part.tokens.is_cuda),
+            token_types=part.token_types,
+        )
+        return hidden
 
-def slice_masks(model: Any, batch: Batch, queries: Tensor, in_blocks: bool) -> dict[int | None, AttentionMask]:
-    """Return one mask for every window of the model: queries at positions (t,) against the whole row.
+    def masks(self, model: Any, part: Batch, in_blocks: bool) -> dict[int | None, AttentionMask]:
+        """Return one mask for every window of the model: the positions of a slice (t,) against those of whole rows.
 
-    With `in_blocks` they are block masks where the chunks of a slice are whole blocks.
-    """
-    causal = model.causal if batch.is_causal is None else batch.is_causal
-    windows = set(model.windows)
-    if in_blocks and len(queries) % (2 * BLOCK) == 0:
-        documents = batch.documents
+        With `in_blocks` they are block masks where the two chunks of a slice are whole blocks.
+        """
+        causal = model.causal if part.is_causal is None else part.is_causal
+        length, documents = part.tokens.shape[1] * self.size, part.documents
+        queries = self.positions(length, part.tokens.device)
+        if not in_blocks or len(queries) % (2 * BLOCK):
+            return {w: build_slice_mask(causal, w, documents, queries, length) for w in set(model.windows)}
         if documents is None:
-            documents = torch.zeros_like(batch.tokens, dtype=torch.int32)
+            documents = torch.zeros(len(part.tokens), length, dtype=torch.int32, device=queries.device)
         return {
-            window: AttentionMask(causal is True, blocks=build_slice_block_mask(causal, window, documents, queries))
-            for window in windows
+            w: AttentionMask(causal is True, blocks=build_slice_block_mask(causal, w, documents, queries))
+            for w in set(model.windows)
         }
-    length = batch.tokens.shape[1]
-    return {window: build_slice_mask(causal, window, batch.documents, queries, length) for window in windows}

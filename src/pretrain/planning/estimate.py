@@ -89,7 +89,7 @@ def block_bytes(work: Workload) -> int:
     heads, kv_heads = (number * model.attention_head_dim // work.split for number in (model.n_heads, model.kv_heads))
     hidden = (4 if model.gated else 2) * model.ff_width // work.split
     inputs = (5 if model.gated else 4) if work.autocasts else 2  # with one cast copy per linear layer
-    saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
+    saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads * work.context + hidden)
     rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
     saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
     if model.norm_position is NormPosition.sandwich:  # the inputs of two more norms, which nothing else saves

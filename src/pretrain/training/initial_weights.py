@@ -23,8 +23,8 @@ from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.context_parallel import build_row_split
+from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.precision import half_dtype
 from pretrain.training.config import Strategy

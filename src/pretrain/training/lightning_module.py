@@ -220,7 +220,9 @@ class TrainingModule(L.LightningModule):
         DDP and FSDP2 have averaged them over `gradient_ranks`, and each micro-batch was divided by `expected_targets` and
         multiplied by the loss scale.
         """
-        scale = self.expected_targets * self.parallel_dims.gradient_ranks / self.loss_scale / targets.clamp(min=1).float()
+        scale = (
+            self.expected_targets * self.parallel_dims.gradient_ranks / self.loss_scale / targets.clamp(min=1).float()
+        )
         self.grad_norm = global_norm(gradients) * scale
         if self.gradient_hook is not None:
             self.gradient_hook(scale)
