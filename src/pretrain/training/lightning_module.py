@@ -217,12 +217,11 @@ class TrainingModule(L.LightningModule):
     def measure_gradients(self, gradients: list[Tensor], targets: Tensor) -> Tensor:
         """Set `grad_norm`; return the factor that makes gradients a mean over the global batch's targets.
 
-        DDP and FSDP2 have averaged them over `gradient_ranks`, and each micro-batch was divided by `expected_targets` and
-        multiplied by the loss scale.
+        DDP and FSDP2 have averaged them over the gradient ranks, and each micro-batch was divided by
+        `expected_targets` and multiplied by the loss scale.
         """
-        scale = (
-            self.expected_targets * self.parallel_dims.gradient_ranks / self.loss_scale / targets.clamp(min=1).float()
-        )
+        divided = self.expected_targets * self.parallel_dims.gradient_ranks
+        scale = divided / self.loss_scale / targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
         if self.gradient_hook is not None:
             self.gradient_hook(scale)
