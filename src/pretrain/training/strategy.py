@@ -41,7 +41,7 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
 
     def __init__(self, parallel_dims: ParallelDims, settings: ParallelConfig, backend: str, timeout: timedelta) -> None:
         super().__init__(
-            data_parallel_size=parallel_dims.data_ranks,
+            data_parallel_size=parallel_dims.gradient_ranks,
             tensor_parallel_size=parallel_dims.tensor,
             process_group_backend=backend,
             timeout=timeout,
