@@ -80,7 +80,7 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
 
 def test_every_part_has_its_checks(context):
     found = checks(context(), Part.all)
-    assert len(found) == len({check.name for check in found}) == 19
+    assert len(found) == len({check.name for check in found}) == 20
     for part in (Part.data, Part.machine, Part.resume, Part.parallel):
         own = checks(context(), part)
         assert {check.part for check in own} == {part, Part.data}

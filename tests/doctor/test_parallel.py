@@ -55,6 +55,18 @@ def test_two_processes_that_split_matrices_are_one(context):
     assert finding.passed, finding
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_that_split_rows_are_one(context):
+    finding = SharedRuns(context(*WORDS)).context_parallel()
+    assert finding.passed, finding
+
+
+def test_a_row_that_two_devices_cannot_split_is_passed_over(context):
+    with pytest.raises(NotApplicableError, match=r"two devices cannot split a row: .* model\.context_length=62"):
+        SharedRuns(context(*WORDS, "model.context_length=62")).context_parallel()
+
+
 def test_a_model_that_two_devices_cannot_split_is_passed_over(context):
     with pytest.raises(NotApplicableError, match=r"two devices cannot split this model: .* model\.n_heads=1"):
         SharedRuns(context(*WORDS, "model.n_heads=1")).tensor()

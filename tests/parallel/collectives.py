@@ -24,7 +24,8 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it comes back as the operations of this process
-        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func._opname:
+        sends = "wait" not in func._opname and "wrap" not in func._opname
+        if func.namespace in ("c10d", "_c10d_functional") and sends:
             self.counts[func._opname.strip("_")] += 1
         return func(*args, **(kwargs or {}))
 

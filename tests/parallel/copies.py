@@ -24,7 +24,7 @@ def apart(folder: Path, alike: bool) -> float:
 def _work(rank: int, store: Path, alike: bool, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     case = Case(2, ParallelConfig(tensor_parallel=2))
-    torch.manual_seed(case.parallel_dims.data_rank(rank) if alike else rank)
+    torch.manual_seed(case.parallel_dims.gradient_rank(rank) if alike else rank)
     one = subject("gpt", dropout=0.2, attention_dropout=0.2)
     model_with_loss = prepare_case(one, case)
     optimizer = one.optimizer.build(model_with_loss.model)

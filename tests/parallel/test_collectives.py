@@ -16,6 +16,8 @@ CASES = {
     "once": Case(2, ParallelConfig(no_sync_accumulation=True), accumulation=2),
     "tensor": Case(2, ParallelConfig(tensor_parallel=2)),
     "rows": Case(2, ParallelConfig(tensor_parallel=2, sequence_parallel=True)),
+    "context": Case(2, ParallelConfig(context_parallel=2)),
+    "context, checkpointed": Case(2, ParallelConfig(context_parallel=2, activation_checkpointing=True)),
 }
 
 
@@ -41,3 +43,8 @@ def test_a_step_sends_what_theory_says(tmp_path):
     assert found["rows"]["all_reduce"] == 1 + head_norms + 2 * LAYERS + 1  # and gradients of the norms between
     assert found["rows"]["all_gather_into_tensor"] == both_ways + 2  # and at either end
     assert found["rows"]["reduce_scatter_tensor"] == both_ways
+
+    keys_and_values = {"all_gather_into_tensor": LAYERS, "reduce_scatter_tensor": LAYERS}
+    assert found["context"] == expected["fsdp"] | keys_and_values
+    again = {"all_gather_into_tensor": 2 * LAYERS}  # a checkpointed block gathers them in its second forward pass
+    assert found["context, checkpointed"] == expected["fsdp"] | keys_and_values | again

@@ -25,6 +25,14 @@ def test_neighbours_split_matrices_and_read_the_same_rows():
     assert [parallel_dims.is_tp_rank_zero(rank) for rank in range(4)] == [True, False, True, False]
 
 
+def test_neighbours_split_rows_and_are_shards_of_the_model():
+    settings = ParallelConfig(tensor_parallel=2, context_parallel=2)
+    parallel_dims = build_parallel_dims(settings, FSDP8, families.GPT)
+    assert (parallel_dims.shards, parallel_dims.data_ranks, parallel_dims.gradient_ranks) == (4, 2, 4)
+    assert [parallel_dims.data_rank(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [parallel_dims.gradient_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -53,6 +61,18 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], message: 
          r"model\.qk_norm_across_heads=true normalizes over all of them\. Try parallel\.tensor_parallel=1, with "),
         (ParallelConfig(tensor_parallel=2), FSDP8, ModelConfig(kind="mine"),
          r"matrices of model\.kind=transformer, and model\.kind is mine\. Try parallel\.tensor_parallel=1\."),
+        (ParallelConfig(context_parallel=2), replace(FSDP8, strategy=Strategy.single, devices=1, num_nodes=1),
+         families.GPT,
+         r"context_parallel=2 splits rows over devices, and .*single has one\. Try trainer=fsdp trainer\.devices=2\."),
+        (ParallelConfig(context_parallel=3), FSDP8, families.GPT,
+         r"replicas=1 x parallel\.context_parallel=3 do not divide the 8 devices.* Try trainer\.devices=3\."),
+        (ParallelConfig(context_parallel=2), FSDP8, replace(families.GPT, context_length=31),
+         r"4 equal chunks, and model\.context_length=31 is no multiple of 4\. Try model\.context_length=28\."),
+        (ParallelConfig(context_parallel=2), FSDP8, ModelConfig(kind="mine"),
+         r"rows of model\.kind=transformer, and model\.kind is mine\. Try parallel\.context_parallel=1\."),
+        (ParallelConfig(context_parallel=2, tensor_parallel=4, sequence_parallel=True), FSDP8,
+         replace(families.GPT, context_length=36),
+         r"the 18 positions that parallel\.context_parallel=2 leaves .* Try parallel\.sequence_parallel=false\."),
     ],
 )  # fmt: skip
 def test_impossible_mesh_shapes_are_refused(parallel, trainer, model, message: str):

@@ -70,6 +70,8 @@ def test_processes_exchange_what_a_ring_passes(plan: Plan, cpu: Hardware) -> Non
         "kept": ["trainer=fsdp", "trainer.devices=2", "parallel.reshard_after_forward=false"],
         "copies": ["trainer=fsdp", "trainer.devices=4", "parallel.replicas=2"],
         "split": ["trainer=fsdp", "trainer.devices=2", "parallel.tensor_parallel=2"],
+        "sliced": ["trainer=fsdp", "trainer.devices=2", "parallel.context_parallel=2"],
+        "sliced copies": ["trainer=ddp", "trainer.devices=2", "parallel.context_parallel=2"],
     }
     works = {name: workload_of(plan(*words, *more), 2048, Precision.fp32) for name, more in settings.items()}
     found = {name: bytes_exchanged(work) for name, work in works.items()}
@@ -80,6 +82,9 @@ def test_processes_exchange_what_a_ring_passes(plan: Plan, cpu: Hardware) -> Non
     assert found["kept"] == 0.5 * 4 * 2 * whole
     assert found["copies"] == found["fsdp"] + 2 * 0.5 * 4 * whole / 2
     assert found["split"] == 8 * 0.5 * 4 * 8 * 256 * 128 * 4
+    keys_and_values = 2 * 0.5 * 4 * (2 * 8 * 256 * 128) * 4
+    assert found["sliced"] == found["fsdp"] + keys_and_values
+    assert found["sliced copies"] == found["ddp"] + keys_and_values
     slow = replace(cpu, exchanged_per_s=1e9)
     alone, together = (cost_of(works["fsdp"], hardware, 0.4, 10, None).step_s for hardware in (cpu, slow))
     assert together - alone == pytest.approx(found["fsdp"] / 1e9)

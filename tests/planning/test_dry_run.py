@@ -59,6 +59,10 @@ SHAPES = {
     ],
     "tensor, bert": ["model=bert_nano", *TWO, *ROWS_SPLIT],
     "tensor, checkpointing": [*SMALL_GPT, *TWO, *ROWS_SPLIT, "parallel.activation_checkpointing=true"],
+    "rows in slices": [*SMALL_GPT, *TWO, "parallel.context_parallel=2", "vocab_size=50257"],
+    "rows in slices, bert": ["model=bert_nano", *TWO, "parallel.context_parallel=2"],
+    "rows in slices, diffusion": ["model=diffusion_nano", *TWO, "parallel.context_parallel=2"],
+    "rows in slices, ddp": ["model=llama_nano", *TWO, "trainer=ddp", "parallel.context_parallel=2"],
     "every second block": [
         *SMALL_GPT,
         "parallel.activation_checkpointing=true",

@@ -25,16 +25,29 @@ MUON_OPTIONS = [
     "optimizer.cautious_weight_decay=true",
 ]
 SPLIT = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
-WHOLE = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false"]
+WHOLE = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false", "parallel.context_parallel=1"]
+SLICED = ["parallel.context_parallel=2"]
 ARRANGED = {
     "ddp": ["trainer=ddp", *TWO],
     "fsdp": ["trainer=fsdp", *TWO],
     "tensor": ["trainer=fsdp", *TWO, *SPLIT],
+    "context": ["trainer=fsdp", *TWO, *SLICED],
 }
 GOES_ON = {
     "back_to_one": ("tensor", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
     "on_to_two": ("fsdp", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
     "split": ("ddp", ["trainer=fsdp", *TWO, *SPLIT]),
+    "sliced": ("tensor", ["trainer=ddp", *TWO, *WHOLE[:2], *SLICED]),
+    "in_four_slices": (
+        "context",
+        [
+            "trainer=fsdp",
+            "trainer.accelerator=cpu",
+            "trainer.devices=4",
+            "parallel.context_parallel=4",
+        ],
+    ),
+    "whole_again": ("context", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
     "as_ddp": ("fsdp", ["trainer=ddp", *TWO]),
 }
 

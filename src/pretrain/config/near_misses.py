@@ -80,6 +80,7 @@ _SETTINGS: dict[str, str] = {
     "trainer.enable_progress_bar": "progress progress_bar",
     "parallel.compile": "torch_compile compile_model",
     "parallel.tensor_parallel": "tp tp_size tensor_parallel_size tensor_model_parallel_size",
+    "parallel.context_parallel": "cp cp_size context_parallel_size ring_attention",
     "parallel.activation_checkpointing": "gradient_checkpointing activation_recomputation recompute",
     "checkpoint.every_n_steps": "save_steps save_every save_interval checkpoint_interval checkpoint_every",
     "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k",

@@ -27,7 +27,7 @@ from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.sizes import Size
 from pretrain.objectives.config import CausalConfig, ObjectiveConfig
-from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, RegressConfig
+from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, PooledConfig, RegressConfig
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.schedules import ScheduleConfig
 from pretrain.parallel.config import ParallelConfig, ParallelDims, build_parallel_dims
@@ -133,6 +133,7 @@ class RunConfig(Settings):
         _check_batch_warmup(self)
         _check_fine_tuning(self)
         _check_lora(self)
+        _check_context(self)
         _check_epochs(self)
         _check_size(self)
         if self.trainer.max_tokens is not None:
@@ -159,7 +160,7 @@ class RunConfig(Settings):
 
     def accumulation_steps(self) -> int:
         """Return the number of micro-batches of one optimizer step on each device."""
-        ranks = max(1, self.trainer.ranks // self.parallel.tensor_parallel)
+        ranks = max(1, self.trainer.ranks // (self.parallel.tensor_parallel * self.parallel.context_parallel))
         micro = self.micro_batch_size or max(1, self.batch_size // ranks)
         unit = micro * ranks
         if micro < 1 or self.batch_size % unit:
@@ -322,6 +323,16 @@ def _check_lora(config: RunConfig) -> None:
         raise ConfigError(
             f"parallel.tensor_parallel={config.parallel.tensor_parallel} splits the matrices, and lora.rank={rank} "
             "needs them in one piece. Try parallel.tensor_parallel=1, with trainer.strategy=fsdp."
+        )
+
+
+def _check_context(config: RunConfig) -> None:
+    """Raise ConfigError where devices split rows that the objective needs in one piece."""
+    devices = config.parallel.context_parallel
+    if devices > 1 and isinstance(config.objective, PooledConfig):
+        raise ConfigError(
+            f"parallel.context_parallel={devices} splits the positions of a row, and "
+            f"objective={config.objective.kind} pools those of whole texts. Try parallel.context_parallel=1."
         )
 
 

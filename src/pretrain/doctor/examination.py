@@ -53,6 +53,7 @@ def checks(context: Context, part: Part) -> list[Check]:
         Check(Part.parallel, "2 processes (DDP) equal 1", shared.ddp),
         Check(Part.parallel, "2 processes (FSDP2) equal 1", shared.fsdp),
         Check(Part.parallel, "2 processes (tensor parallel) equal 1", shared.tensor),
+        Check(Part.parallel, "2 processes (context parallel) equal 1", shared.context_parallel),
     ]
     return [check for check in all_checks if part in (Part.all, check.part) or check.makes_corpus]
 

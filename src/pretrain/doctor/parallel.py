@@ -54,11 +54,27 @@ class SharedRuns:
             raise NotApplicableError(f"two devices cannot split this model: {error}") from error
         return self._compare(self._two(Strategy.fsdp, split))
 
+    def context_parallel(self) -> CheckResult:
+        """Compare context parallelism on two processes to one process.
+
+        Raises NotApplicableError if two devices cannot split a row."""
+        split = replace(self.context.small.parallel, context_parallel=2)
+        trainer = replace(self.context.small.trainer, strategy=Strategy.fsdp, devices=2)
+        try:
+            build_parallel_dims(split, trainer, self.context.shape)
+        except ConfigError as error:
+            raise NotApplicableError(f"two devices cannot split a row: {error}") from error
+        return self._compare(self._two(Strategy.fsdp, split))
+
     def _two(self, strategy: Strategy, parallel: ParallelConfig | None = None) -> Path:
         small = self.context.small
         trainer = replace(small.trainer, strategy=strategy, devices=2)
         shared = replace(small, trainer=trainer, parallel=parallel or small.parallel)
-        name = "tensor" if parallel else strategy.name
+        name = strategy.name
+        if shared.parallel.tensor_parallel > 1:
+            name = "tensor"
+        elif shared.parallel.context_parallel > 1:
+            name = "context"
         return train_in_processes(in_folder(shared, self.folder / name))
 
     def _compare(self, other: Path) -> CheckResult:

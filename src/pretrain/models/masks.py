@@ -93,8 +93,29 @@ def build_mask(
     if documents is None and not by_row and (window is None or (causal and window >= length)):
         return AttentionMask(bool(causal))
     positions = torch.arange(length, device=device)
-    rows = len(documents) if documents is not None else len(causal) if isinstance(causal, Tensor) else 1
-    return AttentionMask(causal is True, dense_mask(mask_mod(causal, window, documents), positions, positions, rows))
+    rule = mask_mod(causal, window, documents)
+    return AttentionMask(causal is True, dense_mask(rule, positions, positions, _mask_rows(causal, documents)))
+
+
+def _mask_rows(causal: bool | Tensor, documents: Tensor | None) -> int:
+    """Return how many rows a dense mask has: those of the batch if its rows differ, else 1."""
+    if documents is not None:
+        return len(documents)
+    return len(causal) if isinstance(causal, Tensor) else 1
+
+
+def build_slice_mask(
+    causal: bool | Tensor, window: int | None, documents: Tensor | None, queries: Tensor, length: int
+) -> AttentionMask:
+    """Return the mask of queries at positions (T,) over rows of `length` tokens; else as `build_mask`.
+
+    It is dense unless every query attends to the whole row: kernels take plain causal masks of whole rows alone.
+    """
+    if documents is None and window is None and causal is False:
+        return AttentionMask(False)
+    keys = torch.arange(length, device=queries.device)
+    rule = mask_mod(causal, window, documents)
+    return AttentionMask(causal is True, dense_mask(rule, queries, keys, _mask_rows(causal, documents)))
 
 
 def can_use_block_masks(config: TransformerConfig) -> bool:
@@ -109,6 +130,22 @@ def build_block_mask(causal: bool | Tensor, window: int | None, documents: Tenso
     partial, full, partial_queries, full_queries = lists_of(causal, window, documents)
     rule = mask_mod(causal, window, documents)
     return BlockMask((length, length), *partial, *full, *partial_queries, *full_queries, (BLOCK, BLOCK), rule)
+
+
+def build_slice_block_mask(causal: bool | Tensor, window: int | None, documents: Tensor, queries: Tensor) -> BlockMask:
+    """Return the mask of queries at positions (T,), which are runs of whole blocks, over rows; else `build_block_mask`.
+
+    `documents` (B, S) are those of whole rows.
+    """
+    blocks = queries[::BLOCK] // BLOCK
+    of_row = mask_mod(causal, window, documents)
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return of_row(row, head, queries[query], key)
+
+    partial, full = (kind[:, blocks] for kind in _block_kinds(causal, window, documents))
+    lists = (*_listed(partial), *_listed(full), *_listed(partial.mT), *_listed(full.mT))
+    return BlockMask((len(queries), documents.shape[1]), *lists, (BLOCK, BLOCK), rule)
 
 
 def block_lists(

@@ -1,6 +1,6 @@
 """The base of all objectives: from hidden states to the loss at the targets."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,18 @@ class Objective(nn.Module):
         return features_of(head, hidden.flatten(0, 1)), batch.targets.flatten()
 
 
+class SplitRows(Protocol):
+    """Computes a batch of which this process has only some positions of each row."""
+
+    def loss(self, model_with_loss: "ModelWithLoss", batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return this process's part of `ModelWithLoss.forward`; the sums over all processes are those of the batch."""
+        ...
+
+    def evaluate(self, model_with_loss: "ModelWithLoss", batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what `ModelWithLoss.evaluate` does, of whole rows."""
+        ...
+
+
 class ModelWithLoss(nn.Module):
     """A model with its objective, from batch to loss: the unit that is compiled, sharded and trained."""
 
@@ -80,9 +92,12 @@ class ModelWithLoss(nn.Module):
         self.model = model
         self.objective = objective
         self.use_block_masks = False  # on a GPU, for compiled layers
+        self.split_rows: SplitRows | None = None  # with context parallelism
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""
+        if self.split_rows is not None:
+            return self.split_rows.loss(self, batch)
         hidden = self._hidden(batch)
         loss: tuple[Tensor, Tensor] = self.objective(hidden, self.model.head, batch)
         return loss
@@ -90,6 +105,8 @@ class ModelWithLoss(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each target's cross-entropy (B, M) in nats and the prediction (argmax), int64 (B, M)."""
+        if self.split_rows is not None:
+            return self.split_rows.evaluate(self, batch)
         hidden = self._hidden(batch)
         head: Head = self.model.head
         return self.objective.evaluate(hidden, head, batch)

@@ -18,6 +18,10 @@ class ParallelConfig(Settings):
         1, "fsdp: neighboring devices that split each matrix (Shoeybi et al. 2019, arXiv:1909.08053).",
         bounds="[1, inf)", unit="devices",
     )  # fmt: skip
+    context_parallel: int = setting(
+        1, "ddp, fsdp: neighboring devices that split the positions of each row (arXiv:2407.21783, section 3.3.2).",
+        bounds="[1, inf)", unit="devices",
+    )  # fmt: skip
     sequence_parallel: bool = setting(
         False, "Split the rows between the matrices too (Korthikanti et al. 2022, arXiv:2205.05198)."
     )
@@ -74,11 +78,16 @@ class ParallelConfig(Settings):
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """Shape of the device mesh: `ranks` = replicas x shards x tensor; neighboring ranks split matrices."""
+    """Shape of the device mesh: `ranks` = replicas x shards x tensor; neighboring ranks split matrices.
+
+    `context` neighbors among the ranks with the same part of the matrices split the positions of their rows, and are
+    shards like those with other rows.
+    """
 
     ranks: int = 1
     replicas: int = 1  # copies of the sharded model
     tensor: int = 1  # processes that split each matrix and read the same rows
+    context: int = 1  # processes that split the positions of the same rows
 
     @property
     def shards(self) -> int:
@@ -88,16 +97,30 @@ class ParallelDims:
     @property
     def data_ranks(self) -> int:
         """The number of groups of processes that read the same rows."""
+        return self.ranks // self.same_rows
+
+    @property
+    def same_rows(self) -> int:
+        """The number of neighboring processes that read the same rows."""
+        return self.context * self.tensor
+
+    @property
+    def gradient_ranks(self) -> int:
+        """The number of processes over which a gradient is averaged: each has other rows, or other positions."""
         return self.ranks // self.tensor
 
     def data_rank(self, rank: int) -> int:
         """Return the index of the group that a process reads with."""
+        return rank // self.same_rows
+
+    def gradient_rank(self, rank: int) -> int:
+        """Return the index of a process among those with other rows or positions; tensor-parallel ranks share it."""
         return rank // self.tensor
 
     def is_tp_rank_zero(self, rank: int) -> bool:
         """Whether a process is tensor-parallel rank 0.
 
-        Ranks of one tensor-parallel group read the same sequences, so only this one contributes to sums.
+        Ranks of one tensor-parallel group compute the same losses, so only this one contributes to sums.
         """
         return rank % self.tensor == 0
 
@@ -113,15 +136,47 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
                 )
     if parallel.cuda_graphs:
         _check_graphs(trainer)
-    together = parallel.tensor_parallel * parallel.replicas
-    if trainer.ranks % together:
+    context = parallel.context_parallel
+    if context > 1 and trainer.strategy is Strategy.single:
         raise ConfigError(
-            f"parallel.tensor_parallel={parallel.tensor_parallel} x parallel.replicas={parallel.replicas} do not "
-            f"divide the {trainer.ranks} devices of the run. Try trainer.devices={together}."
+            f"parallel.context_parallel={context} splits rows over devices, and trainer.strategy=single has one. "
+            f"Try trainer=fsdp trainer.devices={context}."
+        )
+    together = parallel.tensor_parallel * parallel.replicas * context
+    if trainer.ranks % together:
+        of_rows = f" x parallel.context_parallel={context}" if context > 1 else ""
+        raise ConfigError(
+            f"parallel.tensor_parallel={parallel.tensor_parallel} x parallel.replicas={parallel.replicas}{of_rows} do "
+            f"not divide the {trainer.ranks} devices of the run. Try trainer.devices={together}."
         )
     if parallel.tensor_parallel > 1:
         _check_split(parallel, model)
-    return ParallelDims(trainer.ranks, parallel.replicas, parallel.tensor_parallel)
+    if context > 1:
+        _check_slices(parallel, model)
+    return ParallelDims(trainer.ranks, parallel.replicas, parallel.tensor_parallel, context)
+
+
+def _check_slices(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Raise ConfigError where the devices do not divide the rows of the model."""
+    devices, shape = parallel.context_parallel, model.transformer
+    if shape is None:
+        raise ConfigError(
+            f"parallel.context_parallel={devices} splits the rows of model.kind=transformer, and model.kind is "
+            f"{model.kind}. Try parallel.context_parallel=1."
+        )
+    length, chunks = shape.context_length, 2 * devices
+    if length % chunks:
+        near = max(chunks, length // chunks * chunks)
+        raise ConfigError(
+            f"parallel.context_parallel={devices} cuts rows into {chunks} equal chunks, and "
+            f"model.context_length={length} is no multiple of {chunks}. Try model.context_length={near}."
+        )
+    if parallel.sequence_parallel and (length // devices) % parallel.tensor_parallel:
+        raise ConfigError(
+            f"parallel.sequence_parallel=true splits the {length // devices} positions that "
+            f"parallel.context_parallel={devices} leaves a device, and parallel.tensor_parallel="
+            f"{parallel.tensor_parallel} does not divide them. Try parallel.sequence_parallel=false."
+        )
 
 
 def _check_graphs(trainer: TrainerConfig) -> None:

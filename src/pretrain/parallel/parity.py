@@ -23,6 +23,7 @@ from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelConfig, ParallelDims
+from pretrain.parallel.context_parallel import build_row_split
 from pretrain.parallel.mesh import build_mesh, full_tensor, global_norm, load_parameters, scale_by
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.precision import autocast
@@ -43,7 +44,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class Case:
-    """A parallel layout; `settings` hold the tensor-parallel size and the number of replicas."""
+    """A parallel layout; `settings` hold the tensor- and context-parallel sizes and the number of replicas."""
 
     ranks: int = 1
     settings: ParallelConfig = field(default_factory=ParallelConfig)
@@ -54,7 +55,8 @@ class Case:
     @property
     def parallel_dims(self) -> ParallelDims:
         """Shape of the device mesh."""
-        return ParallelDims(self.ranks, self.settings.replicas, self.settings.tensor_parallel)
+        settings = self.settings
+        return ParallelDims(self.ranks, settings.replicas, settings.tensor_parallel, settings.context_parallel)
 
     @property
     def sharded(self) -> bool:
@@ -159,6 +161,7 @@ def prepare_case(task: TrainingTask, case: Case) -> ModelWithLoss:
     model_with_loss = task.build()
     mesh = build_mesh(case.parallel_dims, "cpu") if case.sharded else None
     parallelize(model_with_loss, mesh, case.settings, case.half)
+    model_with_loss.split_rows = build_row_split(case.parallel_dims, "cpu")
     model_with_loss.to_empty(device="cpu")
     model = model_with_loss.model
     assert isinstance(model, Transformer)
@@ -184,7 +187,7 @@ def train_step(
         rows = slice(start, start + size)
         with autocast("cpu", None if case.sharded else case.half):
             loss, _ = module(batch.map(itemgetter(rows)))
-        (loss * (parallel_dims.data_ranks / targets)).backward()
+        (loss * (parallel_dims.gradient_ranks / targets)).backward()
         total += loss.detach() * parallel_dims.is_tp_rank_zero(rank)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = global_norm(gradients)

@@ -48,11 +48,11 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     bytes moved through memory (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785), and bytes exchanged by
     its processes.
     """
-    share = work.targets_per_row / (work.passes * work.length)
+    share = work.targets / work.tokens
     per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share)
     recomputed = work.passes * _recomputed(work)
-    per_device = work.rows * work.length * work.accumulation  # tokens, each once
-    flops = per_device * (per_token + recomputed) / work.split
+    per_group = work.rows * work.length * work.accumulation  # tokens, each once
+    flops = per_group * (per_token + recomputed) / (work.split * work.context)
     if hardware.bytes_per_s:
         step_s = flops / hardware.flops_per_s(work.precision) + bytes_moved(work) / hardware.bytes_per_s
         if hardware.exchanged_per_s:
@@ -63,7 +63,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     if max_minutes is not None:
         by_clock = max(1, int(60 * max_minutes / step_s))
         steps = by_clock if steps is None else min(steps, by_clock)
-    return Cost(per_token, recomputed, per_device * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
+    return Cost(per_token, recomputed, per_group * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
 
 
 def _recomputed(work: Workload) -> float:
@@ -99,15 +99,24 @@ def bytes_exchanged(work: Workload) -> float:
     In a ring of n devices each receives (n - 1) / n of an array to gather or to reduce it, and twice that for both
     (Thakur et al. 2005, https://doi.org/10.1177/1094342005051521). FSDP2 gathers blocks forward and backward and the
     rest once, and reduces gradients; replicas reduce their shards; tensor parallelism sums twice per block and
-    direction.
+    direction; context parallelism gathers keys and values in every forward pass of a block, and reduces their
+    gradients.
     """
     parallel_dims, model, numbers = work.parallel_dims, work.model, _numbers(work)
     if not work.sharded:
-        return 2.0 * _ring_share(parallel_dims.ranks) * FLOAT_BYTES * numbers
+        return 2.0 * _ring_share(parallel_dims.ranks) * FLOAT_BYTES * numbers + work.accumulation * _of_rows(work)
     per_micro_batch = _ring_share(parallel_dims.shards) * (_gathered(work) + FLOAT_BYTES * numbers)
     per_micro_batch += 8.0 * _ring_share(work.split) * model.n_layers * work.tokens * model.d_model * work.stream_bytes
+    per_micro_batch += _of_rows(work)
     of_replicas = 2.0 * _ring_share(parallel_dims.replicas) * FLOAT_BYTES * numbers / parallel_dims.shards
     return work.accumulation * per_micro_batch + of_replicas
+
+
+def _of_rows(work: Workload) -> float:
+    """Return the bytes of keys and values, and of their gradients, that a micro-batch exchanges."""
+    row = 2 * work.tokens * work.context * work.model.kv_heads * work.model.attention_head_dim // work.split
+    passes = 2 * work.model.n_layers + work.checkpointed_blocks
+    return _ring_share(work.context) * passes * row * work.compute_bytes
 
 
 def _numbers(work: Workload) -> int:

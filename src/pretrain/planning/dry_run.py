@@ -29,6 +29,7 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelDims
+from pretrain.parallel.context_parallel import build_row_split
 from pretrain.parallel.mesh import build_mesh, global_norm, scale_by
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.precision import autocast, half_dtype
@@ -104,8 +105,12 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        mesh = stack.enter_context(_simulated_devices(workload.parallel_dims)) if workload.sharded else None
-        model_with_loss = build_model_with_loss(config, workload, mesh)
+        mesh, split_rows = None, None
+        if workload.sharded or workload.context > 1:
+            mesh = stack.enter_context(_simulated_devices(workload.parallel_dims))
+            split_rows = build_row_split(workload.parallel_dims, "cpu")
+        model_with_loss = build_model_with_loss(config, workload, mesh if workload.sharded else None)
+        model_with_loss.split_rows = split_rows
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model_with_loss.to_empty(device="cpu")
         model = model_with_loss.model

@@ -89,7 +89,7 @@ def block_bytes(work: Workload) -> int:
     heads, kv_heads = (number * model.attention_head_dim // work.split for number in (model.n_heads, model.kv_heads))
     hidden = (4 if model.gated else 2) * model.ff_width // work.split
     inputs = (5 if model.gated else 4) if work.autocasts else 2  # with one cast copy per linear layer
-    saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads + hidden)
+    saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads * work.context + hidden)
     saved += n * c * (2 * model.gate_width // work.split + heads * (model.gate_width > 0))  # gates, and their input
     if model.value_embeddings_every:  # the embedding's vectors and their gated sum
         saved += n * (kv_heads * (work.stream_bytes + c) + 2 * c * model.kv_heads // work.split)

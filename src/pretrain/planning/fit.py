@@ -119,7 +119,7 @@ def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
     sharings = [config.trainer.strategy] if ranks == 1 else [Strategy.ddp, Strategy.fsdp]
     for sharing in sharings:
         split = config.parallel.tensor_parallel if sharing is Strategy.fsdp else 1
-        per_device = config.batch_size * split // ranks
+        per_device = config.batch_size * split * config.parallel.context_parallel // ranks
         for rows in (rows for rows in range(1, per_device + 1) if per_device % rows == 0):
             for checkpointing in (False, True):
                 for reshard in (True, False) if sharing is Strategy.fsdp else (True,):

@@ -65,7 +65,7 @@ def _shape(forecast: Forecast) -> str:
     work = forecast.work
     parts = [f"{work.rows} rows x {work.length:,} tokens"]
     parts += [f"{work.accumulation} micro-batches"] if work.accumulation > 1 else []
-    if work.split > 1:
+    if work.parallel_dims.same_rows > 1:
         parts.append(f"{work.parallel_dims.data_ranks:,} data ranks ({work.ranks:,} devices: {_sharing(work)})")
     elif work.ranks > 1:
         parts.append(f"{work.ranks:,} devices ({_sharing(work)})")
@@ -73,11 +73,16 @@ def _shape(forecast: Forecast) -> str:
 
 
 def _sharing(work: Workload) -> str:
-    """Return how devices share the model: the strategy, or replicas x shards x tensor parallel."""
+    """Return how devices share the model: the strategy, or replicas x shards x context x tensor parallel."""
     dims = work.parallel_dims
-    parts = {"replicas": dims.replicas, "shards": dims.shards, "tensor parallel": dims.tensor}
+    parts = {
+        "replicas": dims.replicas,
+        "shards" if work.sharded else "copies": dims.shards // dims.context,
+        "context parallel": dims.context,
+        "tensor parallel": dims.tensor,
+    }
     several = " x ".join(f"{size:,} {name}" for name, size in parts.items() if size > 1)
-    return work.strategy.name if dims.replicas == dims.tensor == 1 else several
+    return work.strategy.name if dims.replicas == dims.same_rows == 1 else several
 
 
 def _optimum(forecast: Forecast) -> list[str]:

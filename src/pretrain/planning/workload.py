@@ -11,7 +11,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig, transformer_of
 from pretrain.models.lora import add_adapters
-from pretrain.models.masks import can_use_block_masks
+from pretrain.models.masks import BLOCK, can_use_block_masks
 from pretrain.optim.groups import parameters_by_name
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Precision, Strategy
@@ -84,6 +84,11 @@ class Workload:
         return self.parallel_dims.tensor
 
     @property
+    def context(self) -> int:
+        """Devices that split the positions of the same rows."""
+        return self.parallel_dims.context
+
+    @property
     def tokens_between(self) -> int:
         """Tokens of a micro-batch on one device between tensor-parallel matmuls."""
         return self.tokens // self.split if self.sequence_parallel else self.tokens
@@ -105,13 +110,13 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch that the model reads, in all passes."""
-        return self.rows * self.passes * self.length
+        """Tokens of a micro-batch on one device that the model reads, in all passes."""
+        return self.rows * self.passes * self.length // self.context
 
     @property
     def targets(self) -> int:
-        """Target positions of a micro-batch."""
-        return self.rows * self.targets_per_row
+        """Target positions of a micro-batch on one device."""
+        return min(self.rows * self.targets_per_row, self.tokens)
 
     @property
     def half(self) -> bool:
@@ -196,7 +201,7 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
         parallel_dims=config.parallel_dims(),
         strategy=config.trainer.strategy,
         precision=precision,
-        masked=_masked(config) and not (compiled and can_use_block_masks(shape)),
+        masked=_masked(config) and not (compiled and can_use_block_masks(shape) and _slices_are_blocks(config)),
         activation_checkpointing=config.parallel.activation_checkpointing,
         checkpoint_every_blocks=config.parallel.checkpoint_every_blocks,
         selective_checkpointing=config.parallel.selective_checkpointing,
@@ -209,7 +214,13 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
 
 
 def _masked(config: RunConfig) -> bool:
-    return config.data.document_mask or not config.objective.causal or config.objective.mixes_directions
+    slices = config.parallel.context_parallel > 1  # which have no plain causal mask
+    return slices or config.data.document_mask or not config.objective.causal or config.objective.mixes_directions
+
+
+def _slices_are_blocks(config: RunConfig) -> bool:
+    context = config.parallel.context_parallel
+    return context == 1 or config.model.context_length % (2 * context * BLOCK) == 0
 
 
 def _targets_per_row(config: RunConfig) -> int:

@@ -99,7 +99,7 @@ def outlier_sequences(
     if parallel_dims.ranks > 1:
         gathered: list[tuple[list[str], list[float]]] = [([], [])] * parallel_dims.ranks
         torch.distributed.all_gather_object(gathered, (ids, losses.tolist()))
-        gathered = gathered[:: parallel_dims.tensor]
+        gathered = gathered[:: parallel_dims.same_rows]
         ids = [name for names, _ in gathered for name in names]
         losses = torch.tensor([loss for _, values in gathered for loss in values], dtype=torch.float64)
     scored = ~losses.isnan()  # an excluded row has no targets

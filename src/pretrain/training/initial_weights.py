@@ -23,6 +23,7 @@ from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.parallel.context_parallel import build_row_split
 from pretrain.parallel.mesh import load_parameters
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.precision import half_dtype
@@ -92,6 +93,7 @@ def materializer(
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, half)
         allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
         load_parameters(model, weights)
+        model_with_loss.split_rows = build_row_split(config.parallel_dims(), device.type)
         model_with_loss.train()
 
     def rebuilt() -> nn.ModuleDict:

@@ -229,10 +229,11 @@ class TrainingModule(L.LightningModule):
     def measure_gradients(self, gradients: list[Tensor], targets: Tensor) -> Tensor:
         """Set `grad_norm`; return the factor that makes gradients a mean over the global batch's targets.
 
-        DDP and FSDP2 have averaged them over the data ranks, and each micro-batch was divided by `expected_targets` and
-        multiplied by the loss scale.
+        DDP and FSDP2 have averaged them over the gradient ranks, and each micro-batch was divided by
+        `expected_targets` and multiplied by the loss scale.
         """
-        scale = self.expected_targets * self.parallel_dims.data_ranks / self.loss_scale / targets.clamp(min=1).float()
+        divided = self.expected_targets * self.parallel_dims.gradient_ranks
+        scale = divided / self.loss_scale / targets.clamp(min=1).float()
         self.grad_norm = global_norm(gradients) * scale
         if self.gradient_hook is not None:
             self.gradient_hook(scale)
@@ -380,10 +381,10 @@ class TrainingModule(L.LightningModule):
     def _of_all_processes(self, samples: Tensor) -> Tensor:
         """Return the sample indices of a step over all processes, int64 (batch_size,); a collective call."""
         assert self._agreement is not None
-        return torch.cat(self._agreement.gather(samples)[:: self.parallel_dims.tensor])
+        return torch.cat(self._agreement.gather(samples)[:: self.parallel_dims.same_rows])
 
     def _is_tp_rank_zero(self) -> bool:
-        """Return whether this process contributes to sums: ranks of one tensor-parallel group read the same rows."""
+        """Return whether this process contributes to sums: ranks of one tensor-parallel group have the same losses."""
         return self.parallel_dims.is_tp_rank_zero(self.global_rank)
 
     def learning_rate(self) -> float:

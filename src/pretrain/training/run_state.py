@@ -134,7 +134,7 @@ class RunState(Callback):
         reshard(model_with_loss)  # a first validation has gathered weights; the optimizer state is sharded
         optimizer = self._loaded.tensors("optimizer")
         load_optimizer_state(trainer.optimizers[0], model_with_loss.model, optimizer, distribute_like)
-        prefix = f"{self.module.parallel_dims.data_rank(trainer.global_rank)}/"
+        prefix = f"{self.module.parallel_dims.gradient_rank(trainer.global_rank)}/"
         states = self._loaded.tensors("random").items()
         if own_states := {name.removeprefix(prefix): state for name, state in states if name.startswith(prefix)}:
             set_random_state(own_states)
@@ -287,7 +287,7 @@ def let_micro_batches_run(trainer: L.Trainer) -> None:
 
 
 def every_random_state(parallel_dims: ParallelDims, device: torch.device) -> dict[str, Tensor]:
-    """Return the states of all random generators as <data rank>/<generator>, on every process.
+    """Return the states of all random generators as <gradient rank>/<generator>, on every process.
 
     Ranks of one tensor-parallel group draw the same numbers, so one state stands for the group.
     """

@@ -23,6 +23,15 @@ from pretrain.training.lightning_module import TrainingModule
 class MeshDDPStrategy(DDPStrategy):
     """DDP built on the compute stream; Lightning builds it on another one, and every backward pass waits for it."""
 
+    def __init__(self, parallel_dims: ParallelDims, backend: str, timeout: timedelta) -> None:
+        super().__init__(process_group_backend=backend, timeout=timeout)
+        self.parallel_dims = parallel_dims
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Number of data ranks and this process's rank among them."""
+        return _sampler_settings(self.parallel_dims, self.global_rank)
+
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
@@ -32,7 +41,7 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
 
     def __init__(self, parallel_dims: ParallelDims, settings: ParallelConfig, backend: str, timeout: timedelta) -> None:
         super().__init__(
-            data_parallel_size=parallel_dims.data_ranks,
+            data_parallel_size=parallel_dims.gradient_ranks,
             tensor_parallel_size=parallel_dims.tensor,
             process_group_backend=backend,
             timeout=timeout,
@@ -65,7 +74,7 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Number of data ranks and this process's rank among them."""
-        return {"num_replicas": self.parallel_dims.data_ranks, "rank": self.parallel_dims.data_rank(self.global_rank)}
+        return _sampler_settings(self.parallel_dims, self.global_rank)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -83,12 +92,16 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
             model_with_loss.set_requires_gradient_sync(True)
 
 
+def _sampler_settings(parallel_dims: ParallelDims, rank: int) -> dict[str, Any]:
+    return {"num_replicas": parallel_dims.data_ranks, "rank": parallel_dims.data_rank(rank)}
+
+
 def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     """Return Lightning's strategy for the run; raise ConfigError for CPU offload without a GPU."""
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.trainer.strategy is Sharing.ddp:
-        return MeshDDPStrategy(process_group_backend=backend, timeout=timeout)
+        return MeshDDPStrategy(config.parallel_dims(), backend, timeout)
     if config.trainer.strategy is Sharing.fsdp:
         if config.parallel.cpu_offload and device.type == "cpu":
             raise ConfigError(

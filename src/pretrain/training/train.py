@@ -371,8 +371,8 @@ def _build_text_ahead(parts: _Parts, rows: StreamingDataset, checkpoints: Checkp
 
 def _seed_everything(parts: _Parts) -> None:
     """Seed the generators of this process; ranks of one tensor-parallel group draw the same numbers."""
-    data_rank = parts.module.parallel_dims.data_rank(parts.trainer.global_rank)
-    L.seed_everything((parts.config.seed + data_rank) % (MAX_SEED + 1), workers=False, verbose=False)
+    rank = parts.module.parallel_dims.gradient_rank(parts.trainer.global_rank)
+    L.seed_everything((parts.config.seed + rank) % (MAX_SEED + 1), workers=False, verbose=False)
 
 
 def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float]) -> Report:
