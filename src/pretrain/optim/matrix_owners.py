@@ -103,7 +103,7 @@ class OwnedCopies(Alone):
         sent = torch.zeros(longest, dtype=dtype, device=parts[0][0].device)
         torch._foreach_copy_(_views(sent, shapes[self.rank]), [part for whole in wholes.values() for part in whole])
         received = sent.new_empty(len(shapes) * longest)
-        torch.distributed.all_gather_into_tensor(received, sent, group=self.group)
+        torch.distributed.all_gather_single(received, sent, group=self.group)
         views = [_views(each, of) for each, of in zip(received.split(longest), shapes, strict=True)]
         return _by_matrix(self.owned, views, parts)
 

@@ -88,7 +88,8 @@ def build_strategy(config: RunConfig, device: torch.device) -> Strategy | str:
     timeout = timedelta(seconds=config.trainer.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if config.trainer.strategy is Sharing.ddp:
-        return MeshDDPStrategy(process_group_backend=backend, timeout=timeout)
+        # gradients are views of DDP's buckets, which saves a copy of all of them
+        return MeshDDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
     if config.trainer.strategy is Sharing.fsdp:
         if config.parallel.cpu_offload and device.type == "cpu":
             raise ConfigError(
