@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -223,7 +224,8 @@ def _group_of(mesh: DeviceMesh, axes: list[int]) -> Any:
         return mesh.get_group(axes[0])
     names = mesh.mesh_dim_names
     assert names is not None
-    return mesh[tuple(names[axis] for axis in axes)]._flatten().get_group()
+    with unset_fake_temporarily():  # a dry run simulates tensors, and a mesh needs real ones
+        return mesh[tuple(names[axis] for axis in axes)]._flatten().get_group()
 
 
 def _neighbors() -> Any:
