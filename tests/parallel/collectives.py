@@ -8,8 +8,10 @@ import torch
 from subjects import subject
 from torch import multiprocessing
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.optim.config import OptimizerConfig
 from pretrain.parallel.parity import Case, prepare_case, train_step
 from pretrain.parallel.process_group import end_process
 
@@ -30,23 +32,26 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(cases: dict[str, Case], folder: Path) -> dict[str, dict[str, Counter[str]]]:
+def counted(
+    cases: dict[str, Case], folder: Path, optimizer: OptimizerConfig | None = None
+) -> dict[str, dict[str, Counter[str]]]:
     """Return for each case the collectives of its second step by name, on two processes."""
     answers = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_work, (folder / "store", cases, answers), nprocs=2)
+    multiprocessing.spawn(_work, (folder / "store", cases, optimizer, answers), nprocs=2)
     return answers.get()
 
 
-def _work(rank: int, store: Path, cases: dict[str, Case], answers: Any) -> None:
+def _work(rank: int, store: Path, cases: dict[str, Case], config: OptimizerConfig | None, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {}
-    one = subject("llama")
+    one = subject("llama") if config is None else subject("llama", config)
     for name, case in cases.items():
         model_with_loss = prepare_case(one, case)
         optimizer = one.optimizer.build(model_with_loss.model)
-        train_step(model_with_loss, optimizer, one, case, 0)
+        module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss
+        train_step(module, optimizer, one, case, 0)
         with Collectives() as collectives:
-            train_step(model_with_loss, optimizer, one, case, 1)
+            train_step(module, optimizer, one, case, 1)
         found[name] = collectives.counts
     if rank == 0:
         answers.put(found)

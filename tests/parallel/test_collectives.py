@@ -3,6 +3,7 @@
 import pytest
 from collectives import counted
 
+from pretrain.optim.config import MuonConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case
 
@@ -24,7 +25,7 @@ CASES = {
 def test_a_step_sends_what_theory_says(tmp_path):
     found = counted(CASES, tmp_path)
     units = LAYERS + 1  # the blocks, and what is around them, which is gathered once and kept
-    gathered = units + LAYERS  # blocks once more on the way back
+    gathered = units + LAYERS - 1  # on the way back all blocks once more but the last, which was kept
     own = {"allreduce": 2}  # the gradient's norm, and the loss for the log
     expected = {
         "fsdp": {"allgather_base": gathered, "reduce_scatter_base": units, **own},
@@ -48,3 +49,17 @@ def test_a_step_sends_what_theory_says(tmp_path):
     assert found["context"] == expected["fsdp"] | keys_and_values
     again = {"all_gather_into_tensor": 2 * LAYERS}  # a checkpointed block gathers them in its second forward pass
     assert found["context, checkpointed"] == expected["fsdp"] | keys_and_values | again
+
+
+def test_muon_sends_each_matrix_to_its_owner_and_back_at_once(tmp_path):
+    """Two collectives more than AdamW, whatever the number of layers and of shapes, and one for copies."""
+    names = ("fsdp", "tensor")
+    cases = {name: CASES[name] for name in names} | {"ddp": Case(2, ddp=True)}
+    plain = counted(cases, tmp_path)
+    for row_beta2 in (0.0, 0.9):
+        folder = tmp_path / f"muon-{row_beta2}"
+        folder.mkdir()
+        found = counted(cases, folder, MuonConfig(learning_rate=1e-3, row_beta2=row_beta2))
+        for name in names:
+            assert found[name] - plain[name] == {"alltoall_base": 2}
+        assert sum((found["ddp"] - plain["ddp"]).values()) == 1

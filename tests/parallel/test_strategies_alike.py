@@ -105,7 +105,7 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
 
 def test_muon_trains_alike_on_split_matrices():
     one = subject("llama", MuonConfig(learning_rate=3e-3))
-    names = ["fsdp x 2", "tensor x 2", "fsdp 2 x tensor 2"]
+    names = ["ddp x 2", "fsdp x 2", "tensor x 2", "fsdp 2 x tensor 2", "hsdp 2 x 2"]
     found = table({"alone": (one, ALONE)} | {name: (one, SHARED[name]) for name in names})
     for name in names:
         assert difference(found["alone"], found[name]).loss <= 2e-4

@@ -124,6 +124,15 @@ def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -
     assert seen.optimizer == 8 * fullest + steps
 
 
+def test_muon_on_shards_of_split_matrices_is_simulated(plan: Plan) -> None:
+    words = ["trainer=fsdp", "trainer.accelerator=cpu", "batch_size=8", "micro_batch_size=1", "optimizer=muon"]
+    mesh = ["trainer.devices=8", "parallel.replicas=2", "parallel.tensor_parallel=2", "optimizer.row_beta2=0.9"]
+    config = plan("model=llama_nano", *words, *mesh)
+    work = work_of(config, Precision.fp32)
+    seen, memory = dry_run(config.run_config(), work), estimate_memory(work)
+    assert seen.optimizer == pytest.approx(memory.optimizer, rel=0.01)
+
+
 @pytest.mark.parametrize("words", [["optimizer=adamw"], TWO], ids=["one", "sharded"])
 def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list[str]) -> None:
     without, averaged = (plan("model=gpt_nano", *words, f"ema.decay={decay}") for decay in (0.0, 0.999))

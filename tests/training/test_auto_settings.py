@@ -25,7 +25,7 @@ from pretrain.training.auto_settings import resolve_compile
 from pretrain.training.config import TrainerConfig
 from pretrain.training.run_length import run_length
 from pretrain.training.startup_summary import startup_summary
-from pretrain.training.strategy import build_strategy
+from pretrain.training.strategy import MeshDDPStrategy, build_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch, as it compiles
 CPU = torch.device("cpu")
@@ -172,6 +172,13 @@ def test_offloading_needs_a_gpu_to_offload_from() -> None:
     config = settings("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "parallel.cpu_offload=true")
     with pytest.raises(ConfigError, match=r"parallel\.cpu_offload=true .* Try parallel\.cpu_offload=false"):
         build_strategy(config, choose_device(config.trainer))
+
+
+def test_gradients_of_ddp_are_views_of_its_buckets() -> None:
+    config = settings("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    strategy = build_strategy(config, choose_device(config.trainer))
+    assert isinstance(strategy, MeshDDPStrategy)
+    assert strategy._ddp_kwargs == {"gradient_as_bucket_view": True}
 
 
 def test_a_run_without_a_limit_is_refused() -> None:

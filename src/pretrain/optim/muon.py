@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.optim.config import MatrixPrecision, MuonConfig, NewtonSchulz, UpdateScale
 from pretrain.optim.groups import Role, parameter_names, split_groups
-from pretrain.optim.skipped_steps import assign_unless, fill_if, local, skipped
+from pretrain.optim.matrix_owners import Alone, Parts, local, share, sharing_key
+from pretrain.optim.skipped_steps import assign_unless, fill_if, skipped
 
 # quintic polynomials a x + b x^3 + c x^5 of the singular values, one for each iteration; the last one goes on
 _QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
@@ -79,11 +81,27 @@ def root_mean_square(kind: UpdateScale, rows: int, columns: int) -> float:
     return float((max(1.0, rows / columns) / max(rows, columns)) ** 0.5)
 
 
+@dataclass
+class _Stack:
+    """Matrices of one shape and one parameter group, stepped in a batch: a single one is too small for all cores."""
+
+    group: dict[str, Any]
+    parameters: list[nn.Parameter]
+
+
 class Muon(torch.optim.AdamW):
-    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's."""
+    """One optimizer for two kinds of groups: Muon's step if `matrices` is set, else AdamW's.
+
+    Where several processes train one model, each orthogonalizes the matrices that it owns. All must step, with
+    equal gradients of what is not sharded. The state of a matrix is sharded as the matrix is.
+    """
 
     takes_found_inf = True
     found_inf: Tensor | None = None  # see optim/skipped_steps.py
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._owners: dict[tuple[int, ...], Alone] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -98,60 +116,114 @@ class Muon(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
-        for group in groups:
-            if group["matrices"]:
-                self._matrix_step(group)
+        for stacks in _rounds([group for group in groups if group["matrices"]]):
+            self._step_matrices(stacks)
         return loss
 
-    def _matrix_step(self, group: dict[str, Any]) -> None:
-        """Step matrices of one shape in a batch: a single one is too small to use all cores."""
-        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape[parameter.shape].append(parameter)
-        for parameters in by_shape.values():
-            weights: list[Tensor] = list(parameters)
-            updates, scale = self._updates(group, parameters)
-            rate, decay = float(group["lr"]), float(group["weight_decay"])
-            skips = skipped(self.found_inf)
-            if group["cautious_weight_decay"]:
-                # Chen et al. 2025, https://arxiv.org/abs/2510.12402: where update and weight have one sign
-                kept = [
-                    1.0 - rate * decay * (update * weight >= 0) for update, weight in zip(updates, weights, strict=True)
-                ]
-                fill_if(skips, kept, 1.0)
-                torch._foreach_mul_(weights, kept)
-            elif skips is None:
-                torch._foreach_mul_(weights, 1.0 - rate * decay)
-            else:
-                torch._foreach_mul_(local(weights), torch.where(skips, 1.0, 1.0 - rate * decay))
-            torch._foreach_add_(weights, updates, alpha=-rate * scale)
+    def _step_matrices(self, stacks: list[_Stack]) -> None:
+        """Step matrices that the same processes share; each is orthogonalized, whole, by its owner."""
+        parameters = [parameter for stack in stacks for parameter in stack.parameters]
+        bf16, beta2 = bool(stacks[0].group["newton_schulz_bf16"]), float(stacks[0].group["row_beta2"])
+        dtype = torch.bfloat16 if bf16 and not beta2 else torch.float32  # of what is sent
+        parts = [part for stack in stacks for part in self._parts(stack)]
+        owners = self._owners_of(parameters)
+        wholes = owners.gather(parts, dtype)
+        done: dict[int, Parts] = {}
+        first, skips = 0, skipped(self.found_inf)
+        for stack in stacks:
+            own = [index for index in range(first, first + len(stack.parameters)) if index in wholes]
+            first += len(stack.parameters)
+            if own:
+                updates = _updates(stack.group, [wholes.pop(index) for index in own], skips)
+                done |= dict(zip(own, updates, strict=True))
+        results = iter(owners.scatter(done, parts, dtype))
+        for stack in stacks:
+            self._apply(stack, [next(results) for _ in stack.parameters])
 
-    def _updates(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> tuple[list[Tensor], float]:
-        """Return the updates of matrices of one shape, and the factor that gives them the size of `update_scale`."""
-        momentum, beta2 = float(group["momentum"]), float(group["row_beta2"])
-        for parameter in parameters:
+    def _owners_of(self, parameters: list[nn.Parameter]) -> Alone:
+        """Return the owners of matrices; who owns what is settled once, at their first step."""
+        key = tuple(map(id, parameters))
+        if key not in self._owners:
+            self._owners[key] = share(parameters)
+        return self._owners[key]
+
+    def _parts(self, stack: _Stack) -> list[Parts]:
+        """Return this process's part of each matrix of Nesterov's momentum, and of the rows' second moments if any."""
+        momentum, beta2 = float(stack.group["momentum"]), float(stack.group["row_beta2"])
+        for parameter in stack.parameters:
             state = self.state[parameter]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             if beta2 and "row_second_moment" not in state:
                 state["row_second_moment"] = torch.zeros_like(parameter.detach()[:, :1])
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        skips = skipped(self.found_inf)
-        momenta, moved = local(buffers), torch._foreach_lerp(local(buffers), local(gradients), 1.0 - momentum)
-        assign_unless(skips, momenta, moved)
-        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-        dtype = torch.bfloat16 if group["newton_schulz_bf16"] else torch.float32
-        steps, kind = int(group["newton_schulz_steps"]), group["newton_schulz_coefficients"]
-        updates = orthogonalize(nesterov.to(dtype), steps, kind).to(nesterov.dtype)
-        size = root_mean_square(group["update_scale"], *updates.shape[1:])
-        scale = size if beta2 else size * max(updates.shape[1:]) ** 0.5
-        if beta2:
-            moments = [self.state[parameter]["row_second_moment"] for parameter in parameters]
-            updates = even_rows(updates, moments, beta2, skips)
-        fill_if(skips, [updates], 0.0)
-        return list(updates.unbind()), scale
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in stack.parameters]
+        gradients = [local(parameter.grad) for parameter in stack.parameters if parameter.grad is not None]
+        assign_unless(skipped(self.found_inf), buffers, torch._foreach_lerp(buffers, gradients, 1.0 - momentum))
+        nesterov = torch._foreach_lerp(gradients, buffers, momentum)
+        if not beta2:
+            return [[each] for each in nesterov]
+        moments = [local(self.state[parameter]["row_second_moment"]) for parameter in stack.parameters]
+        return [list(each) for each in zip(nesterov, moments, strict=True)]
+
+    def _apply(self, stack: _Stack, results: list[Parts]) -> None:
+        """Decay and move this process's part of the weights by its part of the updates."""
+        group = stack.group
+        weights: list[Tensor] = [local(parameter) for parameter in stack.parameters]
+        updates = [result[0].to(weight.dtype) for result, weight in zip(results, weights, strict=True)]
+        rate, decay, skips = float(group["lr"]), float(group["weight_decay"]), skipped(self.found_inf)
+        fill_if(skips, updates, 0.0)
+        if group["cautious_weight_decay"]:
+            # Chen et al. 2025, https://arxiv.org/abs/2510.12402: where update and weight have one sign
+            kept = [
+                1.0 - rate * decay * (update * weight >= 0) for update, weight in zip(updates, weights, strict=True)
+            ]
+            fill_if(skips, kept, 1.0)
+            torch._foreach_mul_(weights, kept)
+        elif skips is None:
+            torch._foreach_mul_(weights, 1.0 - rate * decay)
+        else:
+            torch._foreach_mul_(weights, torch.where(skips, 1.0, 1.0 - rate * decay))
+        shape = stack.parameters[0].shape
+        size = root_mean_square(group["update_scale"], *shape)  # rows that were made even have one of 1
+        scale = size if group["row_beta2"] else size * max(shape) ** 0.5
+        torch._foreach_add_(weights, updates, alpha=-rate * scale)
+        for parameter, (_, *moments) in zip(stack.parameters, results, strict=True):
+            for moment in moments:
+                local(self.state[parameter]["row_second_moment"]).copy_(moment)
+
+
+def _rounds(groups: list[dict[str, Any]]) -> list[list[_Stack]]:
+    """Return the stacks of all groups that are stepped together.
+
+    What several processes share goes to its owners at once, so that few collectives are needed and all owners have
+    like work. A process alone steps one stack after the other, which needs less memory.
+    """
+    stacks: dict[Any, list[nn.Parameter]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                stacks[sharing_key(parameter), number, parameter.shape].append(parameter)
+    rounds: dict[Any, list[_Stack]] = defaultdict(list)
+    for (key, number, shape), parameters in stacks.items():
+        rounds[(number, shape) if key is None else key].append(_Stack(groups[number], parameters))
+    return list(rounds.values())
+
+
+def _updates(group: dict[str, Any], matrices: list[Parts], skips: Tensor | None) -> list[Parts]:
+    """Return the updates of whole matrices of one shape, each with the rows' second moments if there are any.
+
+    The second moments are changed in place, unless `skips` () holds.
+    """
+    nesterov, dtype = torch.stack([matrix for matrix, *_ in matrices]), torch.float32
+    if group["newton_schulz_bf16"]:
+        dtype = torch.bfloat16
+    steps, kind = int(group["newton_schulz_steps"]), group["newton_schulz_coefficients"]
+    updates = orthogonalize(nesterov.to(dtype), steps, kind).to(nesterov.dtype)
+    if not group["row_beta2"]:
+        return [[update] for update in updates.unbind()]
+    moments = [moment for _, moment in matrices]
+    updates = even_rows(updates, moments, float(group["row_beta2"]), skips)
+    return [list(each) for each in zip(updates.unbind(), moments, strict=True)]
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:

@@ -33,7 +33,7 @@ def skipped(found_inf: Tensor | None) -> Tensor | None:
 
 def assign_unless(skips: Tensor | None, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Set `tensors` to `values`, which may be NaN where `skips` () holds: then nothing changes."""
-    kept, new = local(tensors), local(values)
+    kept, new = local_parts(tensors), local_parts(values)
     if skips is None:
         torch._foreach_copy_(kept, new)
         return
@@ -44,7 +44,7 @@ def assign_unless(skips: Tensor | None, tensors: Sequence[Tensor], values: Seque
 def fill_if(skips: Tensor | None, tensors: Sequence[Tensor], value: float) -> None:
     """Set every number of `tensors` to `value` where `skips` () holds; 0 times NaN would be NaN."""
     if skips is not None:
-        for tensor in local(tensors):
+        for tensor in local_parts(tensors):
             tensor.masked_fill_(skips, value)
 
 
@@ -54,6 +54,6 @@ def constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devi
     return torch.tensor(numbers, dtype=dtype, device=device)
 
 
-def local(tensors: Sequence[Any]) -> list[Tensor]:
+def local_parts(tensors: Sequence[Any]) -> list[Tensor]:
     """Return this process's parts of tensors that may be sharded; they share memory."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

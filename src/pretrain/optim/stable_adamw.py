@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
 from pretrain.optim.config import StableAdamWConfig
 from pretrain.optim.groups import adamw_groups
-from pretrain.optim.skipped_steps import assign_unless, constants, fill_if, local, skipped
+from pretrain.optim.skipped_steps import assign_unless, constants, fill_if, local_parts, skipped
 
 
 class StableAdamW(torch.optim.AdamW):
@@ -44,8 +44,8 @@ class StableAdamW(torch.optim.AdamW):
         (beta1, beta2), eps = group["betas"], group["eps"]
         states, skips = [self._state(parameter) for parameter in parameters], skipped(self.found_inf)
         steps = torch.stack([state["step"] for state in states]) + 1.0
-        weights, gradients = local(parameters), local([parameter.grad for parameter in parameters])
-        first, second = (local([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
+        weights, gradients = local_parts(parameters), local_parts([parameter.grad for parameter in parameters])
+        first, second = (local_parts([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq"))
         updates = list(torch._foreach_lerp(first, gradients, 1.0 - beta1))
         assign_unless(skips, first, updates)
         corrected = list(torch._foreach_mul(second, beta2))

@@ -100,7 +100,12 @@ def _shard(
     offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
     shard = partial(fully_shard, mesh=data_mesh(mesh), mp_policy=policy, offload_policy=offload)
     model = model_with_loss.model
-    blocks = [shard(block, reshard_after_forward=settings.reshard_after_forward) for block in blocks_of(model)]
+    modules = blocks_of(model)
+    blocks = [
+        # the last one stays gathered: its backward pass comes next
+        shard(block, reshard_after_forward=settings.reshard_after_forward and number < len(modules))
+        for number, block in enumerate(modules, 1)
+    ]
     shard(model_with_loss)
     register_fsdp_forward_method(model_with_loss, "evaluate")
     if settings.prefetch_blocks:

@@ -24,7 +24,8 @@ class MeshDDPStrategy(DDPStrategy):
     """DDP built on the compute stream; Lightning builds it on another one, and every backward pass waits for it."""
 
     def __init__(self, parallel_dims: ParallelDims, backend: str, timeout: timedelta) -> None:
-        super().__init__(process_group_backend=backend, timeout=timeout)
+        # gradients are views of DDP's buckets, which saves a copy of all of them
+        super().__init__(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
         self.parallel_dims = parallel_dims
 
     @property

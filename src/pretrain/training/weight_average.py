@@ -16,7 +16,7 @@ from pretrain.kernels.device import sum_dtype
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.groups import parameters_by_name
-from pretrain.optim.skipped_steps import local
+from pretrain.optim.skipped_steps import local_parts
 from pretrain.parallel.parallelize import reshard
 from pretrain.training.initial_weights import materializer
 from pretrain.training.validation_metrics import ValidationScores
@@ -60,7 +60,7 @@ class WeightAverage:
         """Add the weights of this step if `applies` () is true, on the device; nothing is sent between processes."""
         kept = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
         share = torch.where(applies, 1.0 - kept, 0.0).float()
-        for average, weight in zip(local(self._averages), local(self._weights), strict=True):
+        for average, weight in zip(local_parts(self._averages), local_parts(self._weights), strict=True):
             average.lerp_(weight, share.to(average.device))
         self.updates += applies
 
