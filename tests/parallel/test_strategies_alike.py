@@ -30,6 +30,7 @@ SHARED = {
     "tensor x 2, rows split": Case(2, ROWS),
     "fsdp 2 x tensor 2": Case(4, ROWS),
     "hsdp 2 x 2": Case(4, ParallelConfig(replicas=2)),
+    "context x 2": Case(2, ParallelConfig(context_parallel=2)),
 }
 CHECKPOINTED = {"activation_checkpointing": True}
 OPTIONS = {
@@ -111,12 +112,14 @@ def test_muon_trains_alike_on_split_matrices():
         assert difference(found["alone"], found[name]).loss <= 2e-4
 
 
-def test_bf16_trains_alike_within_its_rounding():
-    one = subject("gpt", AdamWConfig(learning_rate=1e-3))
-    names = ["fsdp x 2", "tensor x 2, rows split"]
+@pytest.mark.parametrize("family", ["gpt", pytest.param("llama", marks=pytest.mark.long)])
+def test_bf16_trains_alike_within_its_rounding(family: str):
+    one = subject(family, AdamWConfig(learning_rate=1e-3))
+    names = ["fsdp x 2", "tensor x 2, rows split", "context x 2"]
     bf16 = {name: (one, Case(SHARED[name].ranks, SHARED[name].settings, half=torch.bfloat16)) for name in names}
+    bf16["context x 2, ddp"] = (one, Case(2, SHARED["context x 2"].settings, ddp=True, half=torch.bfloat16))
     found = table({"alone": (one, Case(half=torch.bfloat16)), "fp32": (one, ALONE)} | bf16, steps=10)
-    for name in names:
+    for name in bf16:
         assert 0 < difference(found["alone"], found[name]).loss <= 5e-4
     assert difference(found["alone"], found["fp32"]).loss > 1e-5, "nothing was computed in bf16"
 
@@ -124,7 +127,11 @@ def test_bf16_trains_alike_within_its_rounding():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
 def test_compiled_blocks_train_alike():
     one = subject("gpt")
-    cases = {"fsdp": ParallelConfig(compile=True), "tensor": ParallelConfig(tensor_parallel=2, compile=True)}
+    cases = {
+        "fsdp": ParallelConfig(compile=True),
+        "tensor": ParallelConfig(tensor_parallel=2, compile=True),
+        "context": ParallelConfig(context_parallel=2, compile=True),
+    }
     found = table({"alone": (one, ALONE)} | {name: (one, Case(2, settings)) for name, settings in cases.items()})
     for name in cases:
         assert difference(found["alone"], found[name]).loss <= 1e-5

@@ -50,6 +50,7 @@ GOES_ON = {
     "whole_again": ("context", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
     "as_ddp": ("fsdp", ["trainer=ddp", *TWO]),
 }
+USUAL = ["back_to_one", "on_to_two", "split", "as_ddp", "in_four_slices"]
 
 
 def norms(folder: Path) -> dict[tuple[str, str], float]:
@@ -61,15 +62,15 @@ def norms(folder: Path) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize(
     ("family", "arranged", "goes_on"),
     [
-        pytest.param(["model=gpt_nano"], [*ARRANGED], [*GOES_ON], id="gpt"),
+        pytest.param(["model=gpt_nano"], [*ARRANGED], USUAL, id="gpt"),
         pytest.param(
             ["model=bert_nano", "optimizer=adamw"],
-            ["ddp", "tensor"],
-            ["back_to_one"],
+            ["ddp", "tensor", "context"],
+            ["back_to_one", "whole_again"],
             id="bert",
             marks=pytest.mark.long,
         ),
-        pytest.param(["model=diffusion_nano"], ["ddp"], ["split"], id="diffusion", marks=pytest.mark.long),
+        pytest.param(["model=diffusion_nano"], ["ddp", "context"], ["split"], id="diffusion", marks=pytest.mark.long),
         pytest.param(
             ["model=gpt_nano", *MUON_OPTIONS], [*ARRANGED], [*GOES_ON], id="muon_options", marks=pytest.mark.long
         ),
@@ -132,10 +133,13 @@ def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
     assert_same_weights(compiled, plain, 1e-4)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("ddp", marks=pytest.mark.long), "fsdp", pytest.param("context", marks=pytest.mark.long)]
+)
 @pytest.mark.fault("F06")
 def test_a_signal_to_one_process_saves_all_and_resumes_exactly(job: Job, strategy: str):
-    words = [f"trainer={strategy}", *TWO, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
+    arranged = ARRANGED.get(strategy, ["trainer=fsdp", *TWO])
+    words = [*arranged, "trainer.max_steps=60", "model.dropout=0.1", "checkpoint.every_n_steps=1000"]
     words.append("trainer.val_check_interval=1")  # so that it ends in a validation or before one, and goes on with it
     process = job.start("cut", *words, group=True)
     wait_for(process, 10)

@@ -65,6 +65,10 @@ def test_a_base_learns_to_embed_and_resumes_exactly(tiny, tmp_path):
         (["objective.dimensions=[16]"], "must each be below model.d_model=16"),
         (["scores.every_n_steps=5", "scores.minimal_pairs=[a]"], "objective=contrastive does not train them"),
         (["trainer=fsdp", "trainer.devices=2", "parallel.tensor_parallel=2"], "compares the rows of all"),
+        (
+            ["trainer=ddp", "trainer.devices=2", "parallel.context_parallel=2"],
+            r"context_parallel=2 splits .* pools those of whole texts\. Try parallel\.context_parallel=1",
+        ),
     ],
 )
 def test_settings_that_do_not_suit_each_other_are_refused(tiny, tmp_path, words, message):

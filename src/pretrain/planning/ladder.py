@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError, shown
+from pretrain.models.choices import Parametrization
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.size import count_parameters_without_weights
 from pretrain.models.sizes import Shape, scaled
@@ -56,8 +57,9 @@ def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collect
         for name in ("max_tokens", "max_epochs", "max_time")
         if getattr(config.trainer, name) is not None
     }
-    if "optimizer.learning_rate" not in typed:
-        assert isinstance(config.model, TransformerConfig)
+    assert isinstance(config.model, TransformerConfig)
+    scales_rates = config.model.parametrization is Parametrization.mup  # by the width itself, from the base width's
+    if "optimizer.learning_rate" not in typed and not scales_rates:
         ratio = (config.model.d_model / size.d_model) ** config.ladder.rate_exponent
         words["optimizer.learning_rate"] = float(f"{config.optimizer.learning_rate * ratio:.3g}")
     if hasattr(config.schedule, "warmup_fraction") and not any(key.startswith("schedule.warmup") for key in typed):
