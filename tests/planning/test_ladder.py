@@ -55,6 +55,8 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert not {"optimizer.learning_rate", "schedule.warmup_fraction"} & settings(kept.words).keys()
     flat = cell_of(scale("ladder.rate_exponent=0"), LadderSize(2, 64), 1e5, set())
     assert float(settings(flat.words)["optimizer.learning_rate"]) == scale().optimizer.learning_rate
+    scaled_by_mup = cell_of(scale("model.parametrization=mup", "model.base_width=64"), LadderSize(2, 128), 1e5, ())
+    assert "optimizer.learning_rate" not in settings(scaled_by_mup.words)
 
 
 def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:

@@ -140,7 +140,7 @@ class LadderConfig(Settings):
     )  # fmt: skip
     rate_exponent: float = setting(
         1.0,
-        "The learning rate is the preset's times (its width / width) to this power; not with muP, or where one is typed.",
+        "The learning rate is the preset's times (its width / width) to this power, unless one is typed or muP is on.",
         bounds="[0.0, 2.0]",
     )
     warmup_fraction: float = setting(0.1, "Share of each run that warms up.", bounds="[0.0, 1.0)")
