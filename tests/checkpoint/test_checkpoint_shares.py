@@ -119,6 +119,7 @@ import sys
 from pathlib import Path
 import torch
 from pretrain.checkpoint.write import Contents, write
+from pretrain.training.host_copies import HostCopies
 from pretrain.training.run_state import RunState
 
 def peak():
@@ -135,7 +136,7 @@ manifest = {"config": {}, "progress": {}}
 write(folder, 1, Contents(parts, manifest, tokenizer))
 at_once = peak() - before
 state = RunState.__new__(RunState)
-state._copies = {}
+state._copies = HostCopies()
 for step in (2, 3):
     write(folder, step, Contents(state._copy(parts), manifest, tokenizer))
 print(at_once / size, (peak() - before) / size)
