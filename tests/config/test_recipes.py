@@ -29,7 +29,8 @@ RECIPES = {  # vocabulary, published parameters in millions, names of the stages
     "neobert": (BERT, 250, "cosine flat long"),
     "gpt_bert": (BABY, 30, "short middle long"),
 }
-TWINS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*_nano.yaml"))
+WITHOUT_STAGES = "track3_124m_nano"
+TWINS = sorted({path.stem for path in (CONFIG_FOLDER / "experiment").glob("*_nano.yaml")} - {WITHOUT_STAGES})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_ettins_larger_encoders_are_the_shapes_of_modernbert() -> None:
         shape = model.transformer
         assert shape is not None
         assert (shape.n_layers, shape.d_model, shape.d_ff, shape.n_heads) == (layers, width, ff, heads)
-        by_depth = {"global_attention_every", "nope_every"}  # listed layer by layer
+        by_depth = {"global_attention_every", "nope_every", "value_embeddings_every"}  # listed layer by layer
         differences = set(shape.differences(ettin)) - by_depth  # type: ignore[arg-type]
         assert differences == {"n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff"}
 
@@ -171,4 +172,11 @@ def test_a_twin_trains_through_its_stages(tiny: Any, name: str) -> None:
     rows = read_rows(Path(report.folder) / "metrics.csv")
     stages = [float(row["value"]) for row in rows if row["name"] == "progress/stage"]
     assert stages == [float(number) for number in range(1, len(names) + 1) for _ in range(2)]
+    assert report.validation["val/loss"] < 6.0
+
+
+def test_the_twin_without_stages_trains(tiny: Any) -> None:
+    tiny.words = [word for word in tiny.words if not word.startswith(("tokenizer", "schedule", "optimizer"))]
+    words = [f"experiment={WITHOUT_STAGES}", "tokenizer.kind=bpe", "tokenizer.vocab_size=270", "trainer.max_steps=4"]
+    report = train(tiny.plan(*words, "batch_size=4", "model.context_length=64", "logger=csv"))
     assert report.validation["val/loss"] < 6.0

@@ -176,8 +176,9 @@ class TransformerConfig(ModelConfig):
         "Multiply the output of attention by a sigmoid of its input (Qiu et al. 2025, arxiv.org/abs/2505.06708).",
     )
     value_embeddings_every: int = setting(
-        0, "The last of every n layers adds a second embedding of each token to its values (after Zhou et al. 2024, "
-        "arxiv.org/abs/2410.17897); 0: none.", bounds="[0, 10000]", example=2,
+        0,
+        "The last of every n layers adds an embedding of each token to its values (arxiv.org/abs/2410.17897); 0: none.",
+        bounds="[0, 10000]", example=2,
     )  # fmt: skip
     residual_scalars: bool = setting(
         False, "Each block reads a x + b x0 by two learned numbers, 1 and 0 at first; x0: the embeddings (nanochat)."

@@ -16,8 +16,8 @@ _ALIKE = (
     "norm_first_block", "embedding_norm", "scale_embeddings", "position", "bias", "qk_norm", "token_types", "head",
     "tie_embeddings", "parallel_residual", "attention_gate", "residual_scalars",
 )  # fmt: skip
-_PATTERNS = (  # compared by layer, shown as they are set
-    "sliding_window", "global_attention_every", "nope_every", "value_embeddings_every",
+_AS_SET = (  # compared by layer or as a factor, shown as they are set
+    "sliding_window", "global_attention_every", "nope_every", "value_embeddings_every", "base_width",
 )  # fmt: skip
 
 _WITH_ORIGINAL = (RopeScaling.llama3, RopeScaling.yarn)
@@ -31,7 +31,7 @@ def differences(ours: TransformerConfig, theirs: TransformerConfig) -> dict[str,
     values, others = effective(ours), effective(theirs)
     both = ((name, values[name], others[name]) for name in values)
     found = {name: (a, b) for name, a, b in both if a != b and None not in (a, b)}
-    as_set = {name: (getattr(ours, name), getattr(theirs, name)) for name in _PATTERNS}
+    as_set = {name: (getattr(ours, name), getattr(theirs, name)) for name in _AS_SET}
     return {name: as_set.get(name, values) for name, values in found.items()}
 
 
@@ -54,7 +54,7 @@ def effective(config: TransformerConfig) -> dict[str, object]:
         "qkv_bias": config.attention_bias,
         "attention_output_bias": config.output_bias,
         "attention_scale": config.score_scale,
-        "base_width": config.base_width or config.d_model,  # the head multiplies by it over d_model
+        "base_width": config.width_multiplier,
         "logit_softcap": config.logit_softcap or math.inf,
         "attention_softcap": config.attention_softcap or math.inf,
         "softcap_kind": config.softcap_kind if config.logit_softcap or config.attention_softcap else None,
