@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         record = error_record(error)
         job = os.environ.get("SLURM_ARRAY_JOB_ID", "0")
         write_atomically(folder / f"error-{job}-{share}.json", json.dumps(record).encode())
-        print(record["message"], file=sys.stderr)
+        print(printable(str(record["message"])), file=sys.stderr)
         return error.exit_code if isinstance(error, PretrainError) else 1
     return 0
 
