@@ -93,6 +93,19 @@ def test_what_is_tokenized_is_shown_and_what_was_found_of_the_files(
     assert any("does not occur" in line for line in said)
 
 
+def test_ends_of_text_within_a_file_read_as_one_document_are_told(tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").write_text("One day.\n<|endoftext|>\nOnce upon a time.\n<|endoftext|>\n")
+    told = []
+    for separator in (None, "<|endoftext|>"):
+        source = TextFilesConfig(path=str(tmp_path / "stories.txt"), separator=separator).open()
+        documents = list(source.documents())
+        told.append((len(documents), source.remarks()))
+    (whole, remarks), (parts, none) = told
+    assert (whole, parts, none) == (1, 2, [])
+    assert "'<|endoftext|>' occurs 2 times in data.path=" in remarks[0]
+    assert "set data.separator='<|endoftext|>'" in remarks[0]
+
+
 def test_who_waits_for_another_reader_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "LINES_S", 0.0)
     monkeypatch.setattr(producer, "POLL_S", 0.01)

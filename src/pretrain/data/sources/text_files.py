@@ -14,6 +14,8 @@ from pretrain.data.sources.source import Document, ResumeToken
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
 from pretrain.errors import ConfigError
 
+END_OF_TEXT = "<|endoftext|>"  # stands between the documents of many published text files
+
 
 class TextFiles(FileSource):
     """The texts of files."""
@@ -27,14 +29,20 @@ class TextFiles(FileSource):
         self.separator = None if config.separator is None else read_escapes(config.separator)
         self._resume_token: ResumeToken | None = None
         self._texts, self._separators = 0, 0  # plain text files read, and separators found in them
+        self._ends_in_text = 0  # of END_OF_TEXT, in files read as one document
 
     def resume_token(self) -> ResumeToken | None:
         """Return the start of the current file; its position is the number of the file."""
         return self._resume_token
 
     def remarks(self) -> list[str]:
-        """Return lines about files that were passed over and about a separator that never occurred."""
+        """Return lines about files that were passed over, a separator that never occurred and one that is text."""
         lines = super().remarks()
+        if self._ends_in_text:
+            lines.append(
+                f"'{END_OF_TEXT}' occurs {self._ends_in_text:,} times in {self.origin()} and is read as text. "
+                f"If it stands between documents, set data.separator='{END_OF_TEXT}'"
+            )
         if self.separator is not None and not self._separators:
             what = f"where text files are read whole ({self._texts:,})" if self._texts else "which has no plain text"
             lines.append(
@@ -50,7 +58,7 @@ class TextFiles(FileSource):
 
     def read(self, position: Any = None) -> Iterator[Document]:
         files = list(self.files.items())
-        self._texts, self._separators = 0, 0
+        self._texts, self._separators, self._ends_in_text = 0, 0, 0
         for number in range(position or 0, len(files)):
             self._resume_token = ResumeToken(self.kept, dict(self.skipped), number)
             yield from self._read_files(dict([files[number]]))
@@ -70,7 +78,9 @@ class TextFiles(FileSource):
         """Yield the stream as one document, or its parts between separators."""
         self._texts += 1
         if self.separator is None:
-            yield from whole_document(stream, name, self.skipped)
+            for document in whole_document(stream, name, self.skipped):
+                self._ends_in_text += document.text.count(END_OF_TEXT)
+                yield document
             return
         for number, (part, is_separated) in enumerate(split_documents(stream, self.separator, name), start=1):
             self._separators += is_separated
