@@ -46,6 +46,7 @@ def base(tiny) -> Path:
 def test_a_model_learns_to_converse(tiny, base, tmp_path):
     words = tune(tiny, "chat", base, f"data.path={dialogs(tmp_path / 'dialogs.jsonl')}", "trainer.max_steps=150")
     report = run(tiny.plan(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=150", "batch_size=8"))
+    assert report.commands()[0].endswith(f"checkpoint={report.folder} chat=true")
     llm = LanguageModel.load(report.folder)
     assert llm.chat("hi", temperature=0) == "yes?"
     assert llm.chat("I am Bob 6", temperature=0) == "good"

@@ -43,6 +43,7 @@ def test_a_base_learns_to_embed_and_resumes_exactly(tiny, tmp_path):
     assert cut.steps == whole.steps == 8
     assert_same_state(Path(whole.folder), Path(cut.folder))
     assert cut.validation == whole.validation
+    assert re.search(rf"export(\.py)? checkpoint={re.escape(cut.folder)} output=my_model$", cut.commands()[0])
     llm = LanguageModel.load(whole.folder)
     assert llm.pooling is Pooling.mean
     assert llm.embed(["the fox", "a tree"], normalize=True).shape == (2, 16)

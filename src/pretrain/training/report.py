@@ -47,6 +47,7 @@ class Report:
     validation_targets: dict[str, int] = field(default_factory=dict)  # of the last validation, by source
     named_again: list[str] = field(default_factory=list)  # plug-ins and classes that only the user's words may name
     ended: str = ""  # why a callback ended the run before its length; empty if none did
+    chats: bool = False  # learned from conversations
 
     def save(self) -> None:
         """Write report.json into the run folder, unless the run had nothing left to do and has a report.
@@ -103,10 +104,11 @@ class Report:
 
     def commands(self) -> list[str]:
         """Return the next commands, in the form in which this run was started."""
-        prompt = _PROMPTS.get(self.objective, "The")
         plugins = [word for word in self.named_again if word.startswith("plugins=")]
+        use = "chat=true" if self.chats else f"prompt={_PROMPTS.get(self.objective, 'The')}"
+        program, words = ("export", "output=my_model") if self.objective == "contrastive" else ("generate", use)
         return [
-            shlex.join([*_program("generate"), f"checkpoint={self.folder}", f"prompt={prompt}", *plugins]),
+            shlex.join([*_program(program), f"checkpoint={self.folder}", words, *plugins]),
             shlex.join(["tensorboard", "--logdir", str(Path(self.folder).parent)]),
             *go_on(self.folder, [*self.longer.split(), *self.named_again]),
         ]

@@ -401,6 +401,7 @@ def _build_report(parts: _Parts, prepared: Prepared, validation: dict[str, float
         validation_targets=targets,
         named_again=_named_again(parts.run_plan),
         ended=_why_ended(parts),
+        chats=config.data.kind == "chat",
     )
 
 
