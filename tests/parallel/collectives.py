@@ -44,8 +44,8 @@ def counted(
 def _work(rank: int, store: Path, cases: dict[str, Case], config: OptimizerConfig | None, answers: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {}
-    one = subject("llama") if config is None else subject("llama", config)
     for name, case in cases.items():
+        one = subject("llama", config, tie_embeddings=name == "tied")
         model_with_loss = prepare_case(one, case)
         optimizer = one.optimizer.build(model_with_loss.model)
         module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss

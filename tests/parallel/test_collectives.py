@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 LAYERS = 2
 CASES = {
     "fsdp": Case(2),
+    "tied": Case(2),
     "kept": Case(2, ParallelConfig(reshard_after_forward=False)),
     "accumulation": Case(2, accumulation=2),
     "once": Case(2, ParallelConfig(no_sync_accumulation=True), accumulation=2),
@@ -24,11 +25,13 @@ CASES = {
 
 def test_a_step_sends_what_theory_says(tmp_path):
     found = counted(CASES, tmp_path)
-    units = LAYERS + 1  # the blocks, and what is around them, which is gathered once and kept
-    gathered = units + LAYERS - 1  # on the way back all blocks once more but the last, which was kept
+    units = LAYERS + 3  # the blocks, the embedding, the head, and the last norm
+    again = LAYERS - 1  # gathered on the way back, too: all blocks but the last, which was kept
+    gathered, tied = units + again, LAYERS + 1  # one matrix is a unit with the last norm, gathered once and kept
     own = {"allreduce": 2}  # the gradient's norm, and the loss for the log
     expected = {
         "fsdp": {"allgather_base": gathered, "reduce_scatter_base": units, **own},
+        "tied": {"allgather_base": tied + again, "reduce_scatter_base": tied, **own},
         "kept": {"allgather_base": units, "reduce_scatter_base": units, **own},
         "accumulation": {"allgather_base": 2 * gathered, "reduce_scatter_base": 2 * units, **own},
         "once": {"allgather_base": 2 * gathered, "reduce_scatter_base": units, **own},
@@ -47,8 +50,8 @@ def test_a_step_sends_what_theory_says(tmp_path):
 
     keys_and_values = {"all_gather_into_tensor": LAYERS, "reduce_scatter_tensor": LAYERS}
     assert found["context"] == expected["fsdp"] | keys_and_values
-    again = {"all_gather_into_tensor": 2 * LAYERS}  # a checkpointed block gathers them in its second forward pass
-    assert found["context, checkpointed"] == expected["fsdp"] | keys_and_values | again
+    twice = {"all_gather_into_tensor": 2 * LAYERS}  # a checkpointed block gathers them in its second forward pass
+    assert found["context, checkpointed"] == expected["fsdp"] | keys_and_values | twice
 
 
 def test_muon_sends_each_matrix_to_its_owner_and_back_at_once(tmp_path):

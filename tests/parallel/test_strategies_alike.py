@@ -112,6 +112,27 @@ def test_muon_trains_alike_on_split_matrices():
         assert difference(found["alone"], found[name]).loss <= 2e-4
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gpt", "llama", "bert", "hybrid", "diffusion"])
+def test_muon_trains_every_objective_alike_on_four_processes(family: str):
+    one = subject(family, MuonConfig(learning_rate=3e-3, row_beta2=0.9 if family == "hybrid" else 0.0))
+    layouts = {
+        "ddp x 4": Case(4, ddp=True),
+        "fsdp x 4": Case(4),
+        "fsdp 2 x tensor 2": SHARED["fsdp 2 x tensor 2"],
+        "hsdp 2 x 2": SHARED["hsdp 2 x 2"],
+        "context 4": Case(4, ParallelConfig(context_parallel=4)),
+        "ddp 2 x context 2": Case(4, ParallelConfig(context_parallel=2), ddp=True),
+        "hsdp 2 x context 2": Case(4, ParallelConfig(context_parallel=2, replicas=2)),
+        "context 2 x tensor 2": Case(4, ParallelConfig(context_parallel=2, tensor_parallel=2)),
+        "fsdp x 4, accumulation 2": Case(4, ParallelConfig(no_sync_accumulation=True), accumulation=2),
+    }
+    found = table({"alone": (one, ALONE)} | {name: (one, case) for name, case in layouts.items()}, steps=10)
+    for name in layouts:
+        assert difference(found["alone"], found[name]).loss <= 2e-4, name
+    assert min(found["alone"].losses) < found["alone"].losses[0] - 0.01, f"{family} learned nothing"
+
+
 @pytest.mark.parametrize("family", ["gpt", pytest.param("llama", marks=pytest.mark.long)])
 def test_bf16_trains_alike_within_its_rounding(family: str):
     one = subject(family, AdamWConfig(learning_rate=1e-3))

@@ -35,7 +35,7 @@ ARRANGED = {
 }
 GOES_ON = {
     "back_to_one": ("tensor", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
-    "on_to_two": ("fsdp", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
+    "on_to_two": ("single", ["trainer=fsdp", *TWO, "micro_batch_size=1"]),
     "split": ("ddp", ["trainer=fsdp", *TWO, *SPLIT]),
     "sliced": ("tensor", ["trainer=ddp", *TWO, *WHOLE[:2], *SLICED]),
     "in_four_slices": (
@@ -49,6 +49,8 @@ GOES_ON = {
     ),
     "whole_again": ("context", ["trainer.strategy=single", "trainer.devices=1", *WHOLE]),
     "as_ddp": ("fsdp", ["trainer=ddp", *TWO]),
+    "as_shards": ("ddp", ["trainer=fsdp", *TWO]),
+    "on_to_copies": ("single", ["trainer=ddp", *TWO]),
 }
 USUAL = ["back_to_one", "on_to_two", "split", "as_ddp", "in_four_slices"]
 

@@ -13,6 +13,7 @@ from pretrain.config.preset_folders import config_file, presets
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.curation.config import SOURCE_KINDS, CurationConfig, RulesConfig, checked_sources
 from pretrain.errors import ConfigError, nearest
+from pretrain.files.object_storage import refuse_address
 from pretrain.training.config import PathsConfig
 
 
@@ -25,6 +26,8 @@ class CurateConfig(CurationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("output", self.output, "Try output=corpus, and copy it when it is done, the manifest last.")
+        refuse_address("base", self.base)
         self.sources = checked_sources(typed_entries(CORPUS_SOURCES, self.sources, SOURCE_KINDS))
         self._rules = {
             name: self.rules if source.rules is None else _preset_of_rules(f"sources.{name}.rules", source.rules)
@@ -68,6 +71,11 @@ class VerifyConfig(Settings):
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_address("path", self.path)
+        refuse_address("base", self.base)
+
 
 @dataclass
 class ForgetConfig(Settings):
@@ -91,6 +99,7 @@ class ForgetConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("path", self.path)
         names = ("id", "url", "domain", "text", "file")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1 or not getattr(self, given[0]):
@@ -116,6 +125,7 @@ class ExplainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("path", self.path)
         if (self.id is None) == (self.rule is None):
             both = "both are" if self.id is not None else "neither is"
             raise ConfigError(

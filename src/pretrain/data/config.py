@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError, DataError
+from pretrain.files.object_storage import check_address, is_remote
 
 if TYPE_CHECKING:
     from pretrain.data.sources.source import Source
@@ -218,7 +219,9 @@ class CuratedConfig(DataConfig):
     """A corpus that curate.py wrote: its manifest goes with the tokens, the checkpoints and the exported model."""
 
     kind: str = "curated"
-    path: str = setting("???", "The folder that curate.py wrote.")
+    path: str = setting(
+        "???", "The folder that curate.py wrote; also in an object storage, such as s3://bucket/corpus."
+    )
     only: CuratedOnly = field(default_factory=CuratedOnly)
     growth_timeout_s: float | None = setting(
         None, "mode=stream: also read what is added later, until nothing was added for so long; null: nothing later.",
@@ -227,6 +230,13 @@ class CuratedConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_remote(self.path):
+            check_address("data.path", self.path)
+        if is_remote(self.path) and self.growth_timeout_s is not None:
+            raise ConfigError(
+                f"data.growth_timeout_s={self.growth_timeout_s:g} waits for what is added to a corpus, and data.path="
+                f"{self.path} is copied once, before the first step. Try data.growth_timeout_s=null."
+            )
         if self.growth_timeout_s is not None and self.mode is not Mode.stream:
             raise ConfigError(
                 f"data.growth_timeout_s={self.growth_timeout_s:g} reads a corpus that grows, and data.mode="
@@ -239,12 +249,16 @@ class CuratedConfig(DataConfig):
         return Curated(self)
 
     def check_files(self) -> None:
-        self.open()
+        if self.is_local():
+            self.open()
+
+    def is_local(self) -> bool:
+        return not is_remote(self.path)
 
     def known_characters(self) -> int | None:
         from pretrain.data.sources.curated import Curated
 
-        return Curated(self).characters()
+        return Curated(self).characters() if self.is_local() else None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.mixture import MixtureDataset, OwnOrder, mixture_dataset
 from pretrain.data.progress import Progress
+from pretrain.data.sources.remote_corpus import on_this_machine
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import StreamingDataset
@@ -96,9 +97,9 @@ def prepare(
     Of a stream, the first era is read. The stores of a source do not depend on the other sources, unless a tokenizer is
     trained. Raises DataError if a source cannot be read or is empty, CheckpointError if the cache cannot be written.
     """
-    sources = _open(data)
+    sources = _open(data, cache, report)
     with storage_errors(cache):
-        learned = sources if trained_on is None or not tokenizer.trains else _open(trained_on)
+        learned = sources if trained_on is None or not tokenizer.trains else _open(trained_on, cache, report)
         trained = _with_chat_template(_cached_tokenizer(learned, tokenizer, cache, report), data)
         corpora = {}
         for name, source in sources.items():
@@ -113,8 +114,8 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
     Nothing is written or downloaded; local files are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
     """
     if not all(part.is_local() for part in data.parts().values()):
-        return None  # the newest commit can be looked up on the hub only
-    sources = _open(data)
+        return None  # the newest commit can be looked up on the hub only, a manifest in its storage only
+    sources = _open(data, cache, report=lambda line: None)
     if tokenizer.trains and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
         return None
     trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report=lambda line: None), data)
@@ -133,12 +134,15 @@ def check_files(data: DataConfig) -> None:
             part.check_files()
 
 
-def _open(data: DataConfig) -> dict[str, Source]:
-    """Return the sources of a corpus by name, each with its fingerprint in `identity`."""
+def _open(data: DataConfig, cache: Path, report: Report) -> dict[str, Source]:
+    """Return the sources of a corpus by name, each with its fingerprint in `identity`.
+
+    A corpus in an object storage is copied to the cache, and opened there.
+    """
     sources = {}
     for name, part in data.parts().items():
         with errors_of(name):
-            sources[name] = part.open()
+            sources[name] = on_this_machine(part, cache, _naming(name, report)).open()
             sources[name].identity = sources[name].fingerprint()
     return sources
 
@@ -202,7 +206,7 @@ def finish_stream(prepared: Prepared, data: DataConfig, report: Report = print) 
     stream = prepared.stream
     if stream is not None:
         with storage_errors(stream.folder):
-            source = data.open()
+            source = on_this_machine(data, stream.folder.parents[1], report).open()
             source.hashed = stream.hashed
             produce(StreamJob(stream.folder, source, prepared.tokenizer, report), enough=lambda: False)
         stream.ended()  # refreshes its totals

@@ -56,6 +56,19 @@ def check_address(setting: str, url: str) -> None:
         raise ConfigError(f"{setting}={url} names no plain folder of a bucket. Try {setting}={scheme}://bucket/logs.")
 
 
+def refuse_address(setting: str, path: str | None, instead: str = "") -> None:
+    """Raise ConfigError if a setting that names a folder of this machine is an address of an object storage.
+
+    `instead` says what to type, by default how to copy the folder.
+    """
+    if path is not None and is_remote(path):
+        copied = f"Copy it first, such as by aws s3 sync {printable(path)} <folder>, and try {setting}=<folder>."
+        raise ConfigError(
+            f"{setting}={printable(path)} is in an object storage, and this setting takes a folder of this machine. "
+            f"{instead or copied}"
+        )
+
+
 def _is_name(part: str) -> bool:
     return _NAME.fullmatch(part) is not None and part not in (".", "..")
 

@@ -6,7 +6,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig
 
+Outputs = TypeVar("Outputs")
 _INPUTS = ("positions", "documents", "is_causal", "token_types")
 
 
@@ -75,6 +76,16 @@ def features_of(head: Any, hidden: Tensor) -> Tensor:
     """Return the input of the matmul with the head's weight, (..., d); a plain `nn.Linear` takes the hidden states."""
     features: Callable[[Tensor], Tensor] | None = getattr(head, "features", None)
     return hidden if features is None else features(hidden)
+
+
+def through_head(head: Any, compute: Callable[..., Outputs], hidden: Tensor, *others: Any) -> Outputs:
+    """Return `compute(hidden, head, *others)`: all that a step computes with a head's weights, in one call.
+
+    FSDP2 gathers the weights of a head that is a unit of its own before that call, and reduces their gradients when
+    that of `hidden` (..., d) is known. A head without `compute`, of another kind of model, is never such a unit.
+    """
+    call: Callable[..., Outputs] | None = getattr(head, "compute", None)
+    return compute(hidden, head, *others) if call is None else call(compute, hidden, *others)
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:

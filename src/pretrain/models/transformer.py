@@ -4,7 +4,8 @@ Shapes: B batch, T positions, V vocabulary.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
 from pretrain.models.config import TransformerConfig
-from pretrain.models.interface import LanguageModule
+from pretrain.models.interface import LanguageModule, Outputs
 from pretrain.models.layers import FeedForward, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotation
@@ -129,6 +130,10 @@ class VocabularyHead(nn.Module):
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(activate(self.dense(hidden), self.activation))
         return hidden if self.output_factor == 1.0 else hidden * self.output_factor
+
+    def compute(self, function: Callable[..., Outputs], hidden: Tensor, *others: Any) -> Outputs:
+        """Return `function(hidden, self, *others)`: one call, before and after which FSDP2 does its work."""
+        return function(hidden, self, *others)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""

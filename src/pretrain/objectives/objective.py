@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.interface import LanguageModule, features_of, hidden_states
+from pretrain.models.interface import LanguageModule, features_of, hidden_states, through_head
 from pretrain.objectives.batch import Batch, TokenRows
 from pretrain.objectives.loss import Head, LossSettings, cross_entropy_sum, token_losses
 
@@ -99,7 +99,7 @@ class ModelWithLoss(nn.Module):
         if self.split_rows is not None:
             return self.split_rows.loss(self, batch)
         hidden = self._hidden(batch)
-        loss: tuple[Tensor, Tensor] = self.objective(hidden, self.model.head, batch)
+        loss: tuple[Tensor, Tensor] = through_head(self.model.head, self.objective, hidden, batch)
         return loss
 
     @torch.no_grad()
@@ -108,8 +108,7 @@ class ModelWithLoss(nn.Module):
         if self.split_rows is not None:
             return self.split_rows.evaluate(self, batch)
         hidden = self._hidden(batch)
-        head: Head = self.model.head
-        return self.objective.evaluate(hidden, head, batch)
+        return through_head(self.model.head, self.objective.evaluate, hidden, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the model's last hidden states (B, T, d_model)."""

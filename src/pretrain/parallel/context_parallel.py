@@ -20,6 +20,7 @@ from torch.distributed._functional_collectives import all_gather_single
 from torch.distributed.device_mesh import init_device_mesh
 
 from pretrain.data.collate import IGNORE
+from pretrain.models.interface import through_head
 from pretrain.models.masks import BLOCK, AttentionMask, build_slice_block_mask, build_slice_mask
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
@@ -72,7 +73,7 @@ class RowSplit:
         """
         part, _ = self.part_of(batch)
         hidden = self._hidden(model_with_loss, part)
-        loss, _ = model_with_loss.objective(hidden, model_with_loss.model.head, part)
+        loss, _ = through_head(model_with_loss.model.head, model_with_loss.objective, hidden, part)
         count = batch.row_counts().sum()
         return loss, count if self.rank == 0 else torch.zeros_like(count)
 
@@ -80,7 +81,7 @@ class RowSplit:
         """Return losses (B, M) in nats and predictions (B, M) of all targets, equal on every process of the group."""
         part, index = self.part_of(batch)
         hidden = self._hidden(model_with_loss, part)
-        values = model_with_loss.objective.evaluate(hidden, model_with_loss.model.head, part)
+        values = through_head(model_with_loss.model.head, model_with_loss.objective.evaluate, hidden, part)
         losses, predictions = (
             torch.zeros(batch.targets.shape, dtype=each.dtype, device=each.device).scatter(
                 1, index, each.where(part.targets != IGNORE, 0)

@@ -1,6 +1,8 @@
 """Spread a model over devices: a pure function of the model, the mesh and the settings."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from pretrain.kernels.compile import compile_block
 from pretrain.kernels.onednn_linear import install, onednn_matmul_ops
 from pretrain.models.interface import blocks_of
 from pretrain.models.masks import can_use_block_masks
-from pretrain.models.transformer import Transformer
+from pretrain.models.transformer import Transformer, VocabularyHead
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.mesh import TENSOR, data_mesh
@@ -92,9 +94,9 @@ def _selective_policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any
 def _shard(
     model_with_loss: ModelWithLoss, mesh: DeviceMesh, settings: ParallelConfig, half: torch.dtype | None
 ) -> None:
-    """Shard each block, then the `ModelWithLoss` as the outermost unit.
+    """Shard each block, embedding and head where they are two matrices, and the `ModelWithLoss` as the outermost unit.
 
-    The outermost unit gathers embedding and head together, so a tied matrix is gathered once.
+    A tied matrix belongs to the outermost unit, which stays gathered during the step, so it is gathered once.
     """
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
     offload = CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy()
@@ -106,10 +108,23 @@ def _shard(
         shard(block, reshard_after_forward=settings.reshard_after_forward and number < len(modules))
         for number, block in enumerate(modules, 1)
     ]
+    if isinstance(model, Transformer) and isinstance(model.head, VocabularyHead) and not model.config.tie_embeddings:
+        _shard_ends(model, partial(shard, mp_policy=replace(policy, cast_forward_inputs=False)), settings)
     shard(model_with_loss)
     register_fsdp_forward_method(model_with_loss, "evaluate")
     if settings.prefetch_blocks:
         _prefetch(blocks, settings.prefetch_blocks)
+
+
+def _shard_ends(model: Transformer, shard: Callable[..., FSDPModule], settings: ParallelConfig) -> None:
+    """Make units of the embedding, whose backward pass reads no weights, and of the head, whose backward pass is next.
+
+    So neither is gathered a second time, and the embedding takes no memory while the blocks compute.
+    """
+    embedding = shard(model.embeddings.tokens, reshard_after_forward=settings.reshard_after_forward)
+    embedding.set_unshard_in_backward(False)
+    shard(model.head, reshard_after_forward=False)
+    register_fsdp_forward_method(model.head, "compute")
 
 
 def reshard(model_with_loss: ModelWithLoss) -> None:

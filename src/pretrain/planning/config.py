@@ -8,6 +8,7 @@ from typing import ClassVar
 from pretrain.config.run import RunConfig
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
+from pretrain.files.object_storage import refuse_address
 from pretrain.program import command
 
 
@@ -80,6 +81,7 @@ class PlanConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("run", self.run)
         if self.report is not None and self.run is not None:
             raise ConfigError(
                 f"report={self.report} writes a plan, and run={self.run} compares a finished run. Leave one of them "

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError, shown
-from pretrain.files.object_storage import check_address
+from pretrain.files.object_storage import check_address, refuse_address
 
 
 class Precision(Enum):
@@ -264,3 +264,10 @@ class PathsConfig(Settings):
     logs_dir: str = setting("logs", "Folder of all run folders.")
     cache_dir: str = setting(".cache", "Tokenizers and token stores, each named by the hash of what it was made from.")
     run_dir: str | None = setting(None, "The run folder; null: logs_dir/<name>/<time of the start>.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        copied = "Try storage.url=s3://bucket/logs, which copies each finished checkpoint there."
+        for name in ("logs_dir", "run_dir"):
+            refuse_address(f"paths.{name}", getattr(self, name), copied)
+        refuse_address("paths.cache_dir", self.cache_dir, "Try paths.cache_dir=.cache.")

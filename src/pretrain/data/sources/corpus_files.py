@@ -26,6 +26,7 @@ from pretrain.data.sources.source import Document, Source, counted, printable
 from pretrain.data.sources.unchanged_files import HashedFile, hash_file
 from pretrain.errors import DataError
 from pretrain.files import untrusted_files
+from pretrain.files.object_storage import is_remote
 
 
 class FileSource(Source):
@@ -131,6 +132,7 @@ def find_files(
     files of a folder are read, if not those of text.
     Raises DataError, naming the setting `key`, if there is none, and if `path` is no regular file.
     """
+    refuse_remote(path, key)
     omitted: Counter[str] = Counter()
     try:
         files, root = _matches(path, key, omitted, is_read or is_corpus_file)
@@ -153,6 +155,16 @@ def find_files(
     if passed_over is not None:
         passed_over.update(omitted)
     return {name: named[name] for name in sorted(distinct.values())}
+
+
+def refuse_remote(path: str, key: str) -> None:
+    """Raise DataError, naming the setting `key`, for a path in an object storage, where no manifest lists the files."""
+    if is_remote(path):
+        raise DataError(
+            f"{key}={printable(path)} is in an object storage. Of text, only a curated corpus is read from there, "
+            f"whose manifest has the hash of every file: data=curated data.path={printable(path)}. Copy other files "
+            f"first, such as by aws s3 sync {printable(path)} <folder>, and name that folder."
+        )
 
 
 def all_files(folder: Path) -> dict[str, Path]:

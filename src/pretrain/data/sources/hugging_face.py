@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.data.config import HuggingFaceConfig
 from pretrain.data.sources.column_files import missing_column
-from pretrain.data.sources.corpus_files import all_files, hash_files
+from pretrain.data.sources.corpus_files import all_files, hash_files, refuse_remote
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.errors import DataError
 
@@ -19,6 +19,7 @@ class HuggingFace(Source):
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         super().__init__(config)
+        refuse_remote(config.path, "data.path")
         path = Path(config.path).expanduser()
         self.folder = path if path.is_dir() else None
         # raises DataError for a FIFO or device, which the library would wait for or read
