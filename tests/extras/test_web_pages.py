@@ -380,6 +380,25 @@ def test_a_model_with_labels_of_language_and_script(assets: Path, tmp_path: Path
     assert manifest["languages"].keys() <= {"fr", "hu", "el", "en"}
 
 
+def test_toxicity_by_a_classifier(tmp_path: Path) -> None:
+    """Any fastText model by path; that of languages stands in for one, with French as what is looked for."""
+    texts = ["Le chat est assis sur la table de la cuisine.", "The cat sits on the table of the kitchen."]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model = model_file(None)
+    words = [f"sources.web={{kind: jsonl, path: {tmp_path}/web.jsonl, license: unknown}}", "rules=none", "workers=1"]
+    words += [f"toxicity.model={model}", f"output={tmp_path}/corpus"]
+    with pytest.raises(ConfigError, match=r"toxicity\.label=toxic is no label of the model\. It has af, als"):
+        curate(settings(*words), report=lambda line: None)
+    manifest = curate(settings(*words, "toxicity.label=fr", "rules.max_toxicity=0.5"), report=lambda line: None)
+    assert manifest["toxicity"] == {
+        "model": model.name, "label": "fr", "documents": 1, "sha256": model_record(None)["sha256"],
+    }  # fmt: skip
+    (kept,) = [row for path in (tmp_path / "corpus" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert kept["text"] == texts[1]
+    with pytest.raises(ConfigError, match=r"toxicity\.model=none\.bin is no file"):
+        model_file("none.bin", "toxicity.model")
+
+
 def test_models_and_domains_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"language\.model=.*none\.bin is no file\. Name a fastText model"):
         model_file(str(tmp_path / "none.bin"))
