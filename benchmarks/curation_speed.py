@@ -118,10 +118,10 @@ def filtered(documents: Path, output: Path) -> None:
     run([JsonlReader(kept), minhash.MinhashDedupFilter(folders[2]), JsonlWriter(str(output / "last"))])
 
 
-def measured(*words: str) -> tuple[float, float, float]:
-    """Return seconds, processor seconds and peak MiB of the largest process of a run of this script."""
+def measured(*words: str, script: str = __file__) -> tuple[float, float, float]:
+    """Return seconds, processor seconds and peak MiB of the largest process of a run of this script or another."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, __file__, CHILD, *words], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, script, CHILD, *words], stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -136,9 +136,14 @@ def child(kind: str, documents: str, output: str, *words: str) -> None:
     else:
         filtered(Path(documents), Path(output))
         print("done")
+    print(largest_process())
+
+
+def largest_process() -> float:
+    """Return the peak memory in MiB of this process and of those that it has started and that have ended."""
     # What getrusage says of this process holds the memory of the one that started it.
     own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
-    print(max(int(own[1]) if own else 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
+    return max(int(own[1]) if own else 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def compare(result: "Result", folder: Path, count: int, rounds: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_run import TinyRun
 
+from pretrain.commands.tasks import forget
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig, ForgetConfig
 from pretrain.config.scripts import ExportConfig
@@ -198,3 +199,36 @@ def _check_forgotten(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
 def test_what_to_forget_is_said_once(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ForgetConfig(path="corpus", **settings)
+
+
+def test_a_document_of_a_grown_corpus_is_forgotten(
+    raw: Path, tiny: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its steps are named, its text is gone from both folders, and nothing that is added later brings it back."""
+    corpus, addition = tiny.folder / "corpus", tiny.folder / "addition"
+    texts = [json.loads(line)["text"] for line in (raw / "web.jsonl").read_text().splitlines()]
+    for name, rows in (("more", range(40, 60)), ("web", range(40))):
+        records = [{"text": texts[n], "url": f"https://a{n % 3}.org/{n}"} for n in rows]
+        (raw / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    curate(config_of(raw, corpus), lambda line: None)
+    source = f"sources={{more: {{kind: jsonl, path: {raw}/more.jsonl, license: CC-BY-4.0, url_column: url}}}}"
+    curate(config_of(raw, addition, source, f"base={corpus}", "append=true"), lambda line: None)
+    before = read_manifest(corpus)
+    plan = tiny.plan("data=curated", f"data.path={corpus}", "data.validation_fraction=0.05", "batch_size=64")
+    report = train(plan)
+    forgotten = _id_of(corpus, texts[50])
+    steps = _names_of_steps(report.folder, 12)[forgotten]
+    for folder in (corpus, addition):
+        paths = PathsConfig(cache_dir=f"{tiny.folder}/cache", logs_dir=f"{tiny.folder}/logs")
+        forget(ForgetConfig(path=str(folder), url="https://a2.org/50", paths=paths), [])
+        assert steps_in(capsys.readouterr().out) == steps
+        assert not holds(folder, texts[50])
+    assert holds(corpus, texts[51])
+    manifest = read_manifest(corpus)
+    assert manifest["documents"] == before["documents"] - 1
+    assert [each["fingerprint"] for each in manifest["grown"]] == [each["fingerprint"] for each in before["grown"]]
+    assert verify(corpus).documents == manifest["documents"]
+    again = config_of(raw, tiny.folder / "again", source, f"base={corpus}", "append=true")
+    with pytest.raises(DataError, match="nothing is new"):
+        curate(again, lambda line: None)
+    assert not holds(corpus, texts[50])

@@ -44,6 +44,7 @@ HTML = {
     "max_memory": 2_000_000_000,
 }  # fmt: skip
 PAGE = "<html><head>{head}</head><body><article><p>{text}</p></article></body></html>"
+ITEM = "A question of an evaluation set, with words enough for a run of thirteen and for some more of them behind."
 BY, NC, BY_SA = (f"https://creativecommons.org/licenses/{kind}/4.0/" for kind in ("by", "by-nc", "by-sa"))
 
 
@@ -208,7 +209,8 @@ def words_of(assets: Path, raw: Path, output: Path) -> list[str]:
         f"sources.broken={{kind: warc, path: {raw}/broken.warc, license: unknown, damaged: skip}}",
         f"sources.pages={{kind: html, path: {raw}/pages, license: page}}",
         f"sources.web={{kind: jsonl, path: {assets}/curation/web_jsonl, license: unknown, language: en}}",
-        "rules=none", "language=any", "unit_bytes=60000", f"output={output}",
+        "rules=none", "language=any", "unit_bytes=60000", f"output={output}", "personal_data.kinds=[email,phone]",
+        f"decontaminate.sets=[{raw}/items.jsonl]", "decontaminate.fields=[question]",
     ]  # fmt: skip
 
 
@@ -225,6 +227,9 @@ def raw(assets: Path, tmp_path: Path) -> Path:
     (folder / "pages" / "bomb.html.gz").write_bytes(gzip.compress(b"<" * 50_000_000))
     (folder / "pages" / "note.txt").write_text("no page")
     (folder / "broken.warc").write_bytes((assets / "curation/warc/example-trunc.warc").read_bytes())
+    (folder / "items.jsonl").write_text(json.dumps({"question": ITEM}) + "\n")
+    item = page(f"{ITEM} Write to someone@example.org or call +1 415 555 2671. {ITEM}")
+    (folder / "pages" / "item.html").write_bytes(item)
     return folder
 
 
@@ -241,7 +246,7 @@ def test_a_crawl_becomes_a_corpus_with_equal_bytes(assets: Path, raw: Path, tmp_
     assert counts["pages"]["unusable"] == {
         "larger than html.max_bytes": 1, "page is nested deeper than html.max_depth": 1,
     }  # fmt: skip
-    assert (counts["pages"]["read"], counts["texts"]["read"], counts["web"]["read"]) == (9, 1, 20)
+    assert (counts["pages"]["read"], counts["texts"]["read"], counts["web"]["read"]) == (10, 1, 20)
     assert len(manifest["shards"]) > 5
     assert manifest["not_reproducible"] == {}
     assert manifest["settings"]["language"]["model"]["license"] == "CC-BY-SA-3.0"
@@ -252,6 +257,12 @@ def test_a_crawl_becomes_a_corpus_with_equal_bytes(assets: Path, raw: Path, tmp_
     assert verify(output).documents == manifest["documents"]
     _check_rows(output)
     _check_report(output)
+    assert manifest["personal_data"]["replaced"].keys() == {"email", "phone"}
+    assert manifest["decontamination"]["documents"] == 1
+    for workers in (2, 4):
+        again = tmp_path / f"workers-{workers}"
+        curate(settings(*words_of(assets, raw, again), f"workers={workers}"), report=lambda line: None)
+        assert tree(again) == tree(output)
     _killed_and_resumed(words_of(assets, raw, tmp_path / "other"), tmp_path / "other")
     assert tree(tmp_path / "other") == tree(output)
 
@@ -345,6 +356,47 @@ def test_languages_of_texts(assets: Path) -> None:
     labels = {"de": "de", "no": "nb", "deu_Latn": "de", "als_Latn": "sq", "als": "als", "xyz_Latn": "xyz"}
     assert {label: language_of_label(f"__label__{label}") for label in labels} == labels
     assert model_record(None)["sha256"].startswith("8f3472cf")
+
+
+def test_a_model_with_labels_of_language_and_script(assets: Path, tmp_path: Path) -> None:
+    """GlotLID names languages as deu_Latn: lid.176 with such labels gives the same languages, named by its path."""
+    data = model_file(None).read_bytes()
+    for label, other in ((b"en", b"eng_Latn"), (b"fr", b"fra_Latn"), (b"hu", b"hun_Latn"), (b"el", b"ell_Grek")):
+        assert data.count(b"__label__" + label + b"\0") == 1
+        data = data.replace(b"__label__" + label + b"\0", b"__label__" + other + b"\0")
+    model = tmp_path / "glot.ftz"
+    model.write_bytes(data)
+    with lzma.open(assets / "curation/language/sentences.jsonl.xz", "rt", encoding="utf8") as file:
+        rows = [row for row in map(json.loads, file) if row["language"] in ("fr", "hu", "el")]
+    texts = [row["text"] for row in rows]
+    assert languages_of(texts, str(model), 2000) == languages_of(texts, str(model_file(None)), 2000)
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": each * 3}) + "\n" for each in texts[:40]))
+    words = [f"sources.web={{kind: jsonl, path: {tmp_path}/web.jsonl, license: unknown}}", "rules=none", "workers=1"]
+    more = ["language=any", f"language.model={model}", f"output={tmp_path}/corpus"]
+    manifest = curate(settings(*words, *more), report=lambda line: None)
+    record = manifest["settings"]["language"]["model"]
+    assert (record["file"], record["license"]) == ("glot.ftz", "unknown")
+    assert record["sha256"] == hashlib.sha256(data).hexdigest()
+    assert manifest["languages"].keys() <= {"fr", "hu", "el", "en"}
+
+
+def test_toxicity_by_a_classifier(tmp_path: Path) -> None:
+    """Any fastText model by path; that of languages stands in for one, with French as what is looked for."""
+    texts = ["Le chat est assis sur la table de la cuisine.", "The cat sits on the table of the kitchen."]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model = model_file(None)
+    words = [f"sources.web={{kind: jsonl, path: {tmp_path}/web.jsonl, license: unknown}}", "rules=none", "workers=1"]
+    words += [f"toxicity.model={model}", f"output={tmp_path}/corpus"]
+    with pytest.raises(ConfigError, match=r"toxicity\.label=toxic is no label of the model\. It has af, als"):
+        curate(settings(*words), report=lambda line: None)
+    manifest = curate(settings(*words, "toxicity.label=fr", "rules.max_toxicity=0.5"), report=lambda line: None)
+    assert manifest["toxicity"] == {
+        "model": model.name, "label": "fr", "documents": 1, "sha256": model_record(None)["sha256"],
+    }  # fmt: skip
+    (kept,) = [row for path in (tmp_path / "corpus" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert kept["text"] == texts[1]
+    with pytest.raises(ConfigError, match=r"toxicity\.model=none\.bin is no file"):
+        model_file("none.bin", "toxicity.model")
 
 
 def test_models_and_domains_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,18 @@ class CurateConfig(CurationConfig):
             for name, source in self.sources.items()
         }
 
-        scored = [name for name, rules in self._rules.items() if rules.min_quality is not None]
-        if scored and not self.quality.is_on:
+        by_checkpoint = (self.quality.checkpoint is not None, "quality.checkpoint=<a run>")
+        self._check_scored("min_quality", self.quality.is_on, "quality.reference=<texts to be like>")
+        self._check_scored("min_bits_per_byte", *by_checkpoint)
+        self._check_scored("max_bits_per_byte", *by_checkpoint)
+        self._check_scored("max_toxicity", self.toxicity.is_on, "toxicity.words=<a list of words>")
+
+    def _check_scored(self, rule: str, is_computed: bool, remedy: str) -> None:
+        """Raise ConfigError for a rule on a score that is not computed."""
+        given = [value for rules in self._rules.values() if (value := getattr(rules, rule)) is not None]
+        if given and not is_computed:
             raise ConfigError(
-                f"rules.min_quality={self._rules[scored[0]].min_quality:g} compares a score, and none is computed. "
-                "Try quality.reference=<texts to be like>, or rules.min_quality=null."
+                f"rules.{rule}={given[0]:g} compares a score, and none is computed. Try {remedy}, or rules.{rule}=null."
             )
 
     def rules_of(self, source: str) -> RulesConfig:

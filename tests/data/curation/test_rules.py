@@ -77,7 +77,7 @@ EDGES = {  # rules, a text at the threshold, a text beyond it, the rule
     "personal_data.spans": (RulesConfig(max_personal_data=1), "a@example.org", "a@example.org b@example.org"),
     "fineweb.newlines": (RulesConfig(fineweb=FineWebRules(max_newlines=0.5)), "a b\nc d\n", "a b\nc\n"),
 }  # fmt: skip
-NOT_BY_TEXT = {"license", "language.kept", "language.score", "quality.score"}
+NOT_BY_TEXT = {"license", "language.kept", "language.score", "quality.score", "quality.bits_per_byte", "toxicity.score"}
 NAMES = {
     "few words": "gopher.words", "many words": "gopher.words", "short words": "gopher.word_length",
     "long words": "gopher.word_length",

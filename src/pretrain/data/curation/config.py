@@ -14,6 +14,7 @@ from pretrain.data.curation.licenses import COLUMN, PAGE, LicenseSet, check_stat
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig
 from pretrain.data.curation.personal_data import KINDS, PERSONAL_DATA_VERSION
 from pretrain.data.curation.quality import QualityConfig
+from pretrain.data.curation.toxicity import ToxicityConfig
 from pretrain.data.curation.web.config import HTMLConfig, LanguageConfig
 from pretrain.errors import ConfigError, nearest
 
@@ -259,6 +260,17 @@ class RulesConfig(Settings):
     min_quality: float | None = setting(
         None, "Least quality score, of settings quality; null: any.", bounds="[0.0, 1.0]", example=0.5
     )
+    min_bits_per_byte: float | None = setting(
+        None, "Fewest bits per byte under quality.checkpoint; null: any.", bounds="[0.0, inf)", unit="bits per byte",
+        example=0.3,
+    )  # fmt: skip
+    max_bits_per_byte: float | None = setting(
+        None, "Most bits per byte under quality.checkpoint; null: any.", bounds="(0.0, inf)", unit="bits per byte",
+        example=1.5,
+    )  # fmt: skip
+    max_toxicity: float | None = setting(
+        None, "Greatest toxicity, of settings toxicity; null: any.", bounds="[0.0, 1.0]", example=0.5
+    )
     by_language: bool = setting(
         False, "Take thresholds of each source's language from FineWeb-2 where the rule is applied."
     )
@@ -349,6 +361,7 @@ class CurationConfig(Settings):
     language: LanguageConfig = field(default_factory=LanguageConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    toxicity: ToxicityConfig = field(default_factory=ToxicityConfig)
     personal_data: PersonalDataConfig = field(default_factory=PersonalDataConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -54,7 +54,7 @@ from pretrain.data.curation.manifest import (
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
 from pretrain.data.curation.output_folder import locked, sweep
 from pretrain.data.curation.personal_data import NOT_COVERED
-from pretrain.data.curation.quality import MODEL, quality_record, quality_stages, threshold_of_top
+from pretrain.data.curation.quality import MODEL
 from pretrain.data.curation.rules import (
     DUPLICATE_RULES,
     EXACT_RULE,
@@ -65,6 +65,8 @@ from pretrain.data.curation.rules import (
     measuring,
     rule_record,
 )
+from pretrain.data.curation.score_columns import SCORES
+from pretrain.data.curation.scores import Scoring
 from pretrain.data.curation.stages import (
     DECIDE_VERSION,
     EXACT,
@@ -160,7 +162,7 @@ class _Curation:
         measure = self._measure_stage(units, read.folder, count)
         self.run_stage(measure)
         known = {"units": units, "read": read.folder, "measure": measure.folder}
-        self._score(known, count)
+        scoring = self._score(known, count)
         documents = self.base.documents + sum(each["usable"] for each in counts)
         decide = self._decide_stage(known, count, documents)
         if self.config.duplicates.near:
@@ -178,8 +180,7 @@ class _Curation:
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
-        if "classifier" in known:
-            contents["quality"] = quality_record(self.config.quality, self.work / known["classifier"])
+        contents |= scoring.records(self.work)
         if "verdicts" in known:
             contents["decontamination"] = decontamination_record(
                 self.config.decontaminate, self.work / known["verdicts"]
@@ -247,16 +248,16 @@ class _Curation:
     def _detects(self, source: str) -> bool:
         return self.model is not None and self.sources[source].language is None
 
-    def _score(self, known: dict[str, str], count: int) -> None:
+    def _score(self, known: dict[str, str], count: int) -> Scoring:
         """Score the texts where that is asked for, and find the threshold of the best."""
-        config = self.config.quality
-        for stage in quality_stages(config, known, count):
+        scoring = Scoring(self.config.quality, self.config.toxicity, known, count)
+        for stage in scoring.stages:
             self.run_stage(stage)
-        if config.keep_top is not None:
-            least = threshold_of_top(self.work / known["quality"], count, config.keep_top)
-            for name, source in self.sources.items():
-                if source.rules is None:  # a source with rules of its own has its own threshold
-                    self.rules[name] = self.rules[name].with_quality(least)
+        thresholds = scoring.thresholds(self.work)
+        for name, source in self.sources.items():
+            if source.rules is None and thresholds:  # a source with rules of its own has its own
+                self.rules[name] = self.rules[name].with_thresholds(**thresholds)
+        return scoring
 
     def _decide_stage(self, known: dict[str, str], count: int, documents: int) -> Stage:
         licenses, keep = self.config.licenses, self.config.duplicates.keep
@@ -281,7 +282,7 @@ class _Curation:
                 "language": source.language, "c4": None if measured.c4 is None else asdict(measured.c4),
                 "measured": [
                     *([LANGUAGE_SCORE] if self._detects(name) else []), *measured.names(),
-                    *(["quality_score"] if "quality" in known else []),
+                    *(column for stage, column in SCORES.items() if stage in known),
                 ],
                 "values": {rule.name: rule.value for rule in self.rules[name].lists()[""]},
             }  # fmt: skip

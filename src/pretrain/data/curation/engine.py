@@ -36,7 +36,7 @@ from pretrain.files.untrusted_files import read_json
 from pretrain.kernels.malloc import return_freed_memory
 from pretrain.stop_signals import keep_from_children
 
-TASKS_OF_A_PROCESS = 64  # then it is replaced, so that no library's memory grows over a long run
+TASKS_OF_A_PROCESS = 64  # about; then it is replaced, so that no library's memory grows over a long run
 Counts = dict[str, Any]  # plain JSON
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -184,6 +184,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self._executor: ProcessPoolExecutor | None = None
+        self._tasks_left = 0  # until its processes are replaced
 
     def __enter__(self) -> Workers:
         return self
@@ -210,20 +211,38 @@ class Workers:
         return folder
 
     def _run(self, stage: Stage, folder: Path, waiting: list[int], report: Callable[[int, int], object]) -> None:
-        executor = self._executor = self._executor or _started(self.count)
+        one = functools.partial(run_task, stage.function, folder)
+        done, given = stage.tasks - len(waiting), 0
         try:
-            one = functools.partial(run_task, stage.function, folder)
-            pending: set[Future[None]] = {executor.submit(one, index) for index in waiting}
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                report(stage.tasks - len(pending), stage.tasks)
+            while given < len(waiting):
+                executor = self._ready_executor()
+                batch = waiting[given : given + self._tasks_left]
+                given, self._tasks_left = given + len(batch), self._tasks_left - len(batch)
+                pending: set[Future[None]] = {executor.submit(one, index) for index in batch}
+                while pending:
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                        done += 1
+                    report(done, stage.tasks)
         except BrokenProcessPool as error:
             raise RankLostError(
                 f"a process of the stage {stage.name} died, killed by the system, perhaps because memory ended. Give "
                 "the command again: it goes on where it was; fewer processes take less memory: workers=1."
             ) from error
+
+    def _ready_executor(self) -> ProcessPoolExecutor:
+        """Return processes that may take tasks: other ones where these have done their number.
+
+        `max_tasks_per_child` of the executor would wait forever: where one process ends while another one is idle, none
+        is started in its place (https://github.com/python/cpython/issues/115634).
+        """
+        if self._executor is not None and not self._tasks_left:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+        if self._executor is None:
+            self._executor, self._tasks_left = _started(self.count), self.count * TASKS_OF_A_PROCESS
+        return self._executor
 
 
 def run_task(function: Callable[[Task], Counts], folder: Path, index: int) -> None:
@@ -265,9 +284,7 @@ class storage_errors:  # noqa: N801  (a context manager, used like a function)
 def _started(count: int) -> ProcessPoolExecutor:
     keep_from_children()
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        count, context, initializer=end_with_parent, initargs=(os.getpid(),), max_tasks_per_child=TASKS_OF_A_PROCESS
-    )
+    return ProcessPoolExecutor(count, context, initializer=end_with_parent, initargs=(os.getpid(),))
 
 
 def end_with_parent(parent: int) -> None:

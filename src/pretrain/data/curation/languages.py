@@ -41,11 +41,11 @@ class SourceRules:
         """Return the rules for texts of a language; None: of a language that nobody stated or detected."""
         return self.by_language.get(language or "", self.default)
 
-    def with_quality(self, least: float | None) -> SourceRules:
-        """Return the rules with another threshold of the quality's score."""
+    def with_thresholds(self, **thresholds: float) -> SourceRules:
+        """Return the rules with other thresholds, such as min_quality."""
 
         def changed(own: LanguageRules) -> LanguageRules:
-            return replace(own, rules=replace(own.rules, min_quality=least))
+            return replace(own, rules=replace(own.rules, **thresholds))  # type: ignore[arg-type]
 
         by_language = {language: changed(own) for language, own in self.by_language.items()}
         return replace(self, default=changed(self.default), by_language=by_language)

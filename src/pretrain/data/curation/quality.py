@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import xxhash
 
 from pretrain.config.setting import Settings, setting
 from pretrain.data.config import TextFilesConfig
 from pretrain.data.curation.engine import Counts, Stage, Task, done_record
 from pretrain.data.curation.near_duplicates.shingles import Shingler
-from pretrain.data.curation.row_groups import RowGroups, row_groups
+from pretrain.data.curation.row_groups import row_groups
+from pretrain.data.curation.score_columns import SCORES, write_scores
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import open_regular
@@ -39,7 +39,6 @@ CHARACTERS = 20_000  # of a text that are looked at
 PASSES, RATE = 3, 0.5
 HELD_OUT = 10  # one text in so many measures the classifier and does not train it
 MOST, FEWEST = 20_000, 20  # texts of the reference
-SCORES = pa.schema([("quality_score", pa.float64())])
 _RATE_OF_BIAS = 0.1
 
 Floats = npt.NDArray[np.float64]
@@ -47,31 +46,40 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class QualityConfig(Settings):
-    """A score of each text, which rules.min_quality compares; without reference and model there is none."""
+    """A score of each text: by example, which rules.min_quality compares, or by a checkpoint, in bits per byte."""
 
     prefix: ClassVar[str] = "quality."
     reference: str | None = setting(None, "Texts to be like: a file or a folder; they train a classifier; null: none.")
     model: str | None = setting(None, f"A classifier that an earlier curation wrote, its {MODEL}; null: none.")
+    checkpoint: str | None = setting(
+        None, "A run or checkpoint of a causal model, whose bits per byte of each text are measured; null: none."
+    )
+    device: str = setting("cpu", "Where the checkpoint computes: cpu or cuda.")
+    characters: int = setting(
+        4000, "Characters of a text that the checkpoint reads.", bounds="[1, inf)", unit="characters"
+    )
     keep_top: float | None = setting(
-        None, "Share of usable documents with the best scores that stays, instead of rules.min_quality; null: all.",
+        None, "Share of usable documents with the best scores that stays, instead of a threshold in rules; null: all.",
         bounds="(0.0, 1.0]", example=0.1,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference is not None and self.model is not None:
+        ways = {name: getattr(self, name) for name in ("model", "reference", "checkpoint")}
+        typed = [f"quality.{name}={value}" for name, value in ways.items() if value is not None]
+        if len(typed) > 1:
             raise ConfigError(
-                f"quality.model={self.model} and quality.reference={self.reference} are two ways to score texts. "
-                "Give one of them: quality.reference=null."
+                f"{' and '.join(typed)} are {'three' if len(typed) > 2 else 'two'} ways to score texts. "
+                f"Give one of them: {typed[-1].partition('=')[0]}=null."
             )
-        if self.keep_top is not None and not self.is_on:
+        if self.keep_top is not None and not typed:
             raise ConfigError(
                 f"quality.keep_top={self.keep_top:g} needs a score. Try quality.reference=<texts to be like>."
             )
 
     @property
     def is_on(self) -> bool:
-        """Whether texts are scored."""
+        """Whether texts are scored by example."""
         return self.reference is not None or self.model is not None
 
 
@@ -224,15 +232,5 @@ def _smallest(texts: Iterator[str], count: int) -> list[str]:
 def score_documents(task: Task) -> Counts:
     """Write the scores of a unit's documents, in their row groups."""
     classifier = read_classifier(task.input("classifier", MODEL, 0))
-    with RowGroups(task.output("scores.parquet"), SCORES) as output:
-        for table in row_groups(task.input("read", "documents.parquet"), ["text"]):
-            output.write({"quality_score": [classifier.score(text) for text in table["text"].to_pylist()]})
+    write_scores(task, SCORES["quality"], lambda texts: [classifier.score(text) for text in texts])
     return {}
-
-
-def threshold_of_top(folder: Path, units: int, share: float) -> float:
-    """Return the least score of the best `share` of all documents; those with just that score stay too."""
-    paths = [folder / f"{index:05d}.scores.parquet" for index in range(units)]
-    scores = [table["quality_score"].to_numpy() for path in paths for table in row_groups(path)]
-    ordered: Any = np.sort(np.concatenate([np.empty(0), *scores]))
-    return float(ordered[len(ordered) - max(1, round(share * len(ordered)))]) if len(ordered) else 0.0

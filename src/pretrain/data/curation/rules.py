@@ -100,6 +100,8 @@ def rules_of(config: RulesConfig, min_language_score: float | None = None) -> li
         Rule("fineweb.newlines", "newlines", high=fineweb.max_newlines),
         Rule("personal_data.spans", "personal_data", high=config.max_personal_data),
         Rule("quality.score", "quality_score", low=config.min_quality),
+        Rule("quality.bits_per_byte", "bits_per_byte", config.min_bits_per_byte, config.max_bits_per_byte),
+        Rule("toxicity.score", "toxicity", high=config.max_toxicity),
     ]
 
 

@@ -38,6 +38,7 @@ from pretrain.data.curation.near_duplicates.shuffle_files import (
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
 from pretrain.data.curation.row_groups import RowGroups, row_groups
 from pretrain.data.curation.rules import IS_KEPT, KEPT, LANGUAGE, LANGUAGE_SCORE, Decisions, Rule, decide, may_be_used
+from pretrain.data.curation.score_columns import with_scores
 from pretrain.data.curation.statistics import C4Lines, Measuring, measure, text_key
 from pretrain.data.curation.tombstones import FORGOTTEN, read_tombstones
 from pretrain.data.curation.units import WEB_FILES, Part, read_unit, source_errors
@@ -172,13 +173,8 @@ def measure_documents(task: Task) -> Counts:
 
 
 def measured_groups(task: Task) -> Iterator[pa.Table]:
-    """Yield the values of a unit's documents by row group, its scores among them where texts are scored."""
-    values = row_groups(task.input("measure", "values.parquet"))
-    if not task.reads("quality"):
-        yield from values
-        return
-    for table, scores in zip(values, row_groups(task.input("quality", "scores.parquet")), strict=True):
-        yield table.append_column("quality_score", scores["quality_score"])
+    """Yield the values of a unit's documents by row group, their scores among them where texts are scored."""
+    yield from with_scores(task, row_groups(task.input("measure", "values.parquet")))
 
 
 def decide_documents(task: Task) -> Counts:

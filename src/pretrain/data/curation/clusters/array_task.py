@@ -24,13 +24,14 @@ MAX_MESSAGE = 20_000  # characters
 
 def task_function(stage: str) -> Callable[[Task], Counts]:
     """Return the function of a stage by its name; ConfigError for a name that no stage has."""
-    from pretrain.data.curation import base_corpus, quality, stages, units, writing
+    from pretrain.data.curation import base_corpus, bits_per_byte, quality, stages, toxicity, units, writing
     from pretrain.data.curation.contamination import tasks as contamination
     from pretrain.data.curation.near_duplicates import tasks as near
 
     known: dict[str, Callable[[Task], Counts]] = {
         "files": units.inventory, "read": stages.read_documents, "measure": stages.measure_documents,
         "classifier": quality.make_classifier, "quality": quality.score_documents,
+        "bits": bits_per_byte.measure_bits, "toxicity": toxicity.score_toxicity,
         "signatures": near.sign_documents, "decide": stages.decide_documents, "base": base_corpus.read_base,
         "exact": stages.find_exact, "bands": near.shuffle_bands, "buckets": near.find_buckets,
         "components": near.find_components, "members": near.shuffle_members, "routed": near.route_buckets,
