@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from pretrain.errors import ConfigError
+from pretrain.interop.width_factors import standard_shape
 from pretrain.models.choices import Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor, initialize
@@ -28,7 +29,7 @@ def mup(config: TransformerConfig, **changes: Any) -> TransformerConfig:
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_at_the_base_width_it_is_the_standard_parametrization(family: str) -> None:
-    plain = shape(family)
+    plain = standard_shape(shape(family))
     ours = mup(plain, base_width=plain.d_model, base_head_dim=plain.attention_head_dim)
     assert not ours.differences(plain)
     models = [config.build(50, family in CAUSAL).eval() for config in (plain, ours)]
