@@ -9,7 +9,7 @@ import torch
 from pretrain.checkpoint.safetensors_file import TensorFiles, write_tensors
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
-from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Position
+from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Parametrization, Position
 from pretrain.models.config import TransformerConfig
 from pretrain.models.lora import add_adapters, is_adapter
 from pretrain.models.lora_config import LoraConfig
@@ -52,6 +52,7 @@ GEMMA2 = replace(
 GATED = replace(  # no released model; the second layer of two has a value embedding
     LLAMA, attention_gate=AttentionGate.channel, value_embeddings_every=2, residual_scalars=True, embedding_norm=True
 )
+MUP = replace(LLAMA, parametrization=Parametrization.mup, base_width=16, base_head_dim=4)
 SHAPES = {
     "gpt": GPT,
     "llama": LLAMA,
@@ -61,10 +62,11 @@ SHAPES = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gated": GATED,
+    "mup": MUP,
     "bert": BERT,
     "modern_bert": MODERN_BERT,
 }
-CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2", "gated"]
+CAUSAL = ["gpt", "llama", "local", "neox", "olmo", "gemma", "gemma2", "gated", "mup"]
 
 
 def shape(name: str, **changes: Any) -> TransformerConfig:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.types import IntervalSweep
+from omegaconf import OmegaConf
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose, composed, register_schemas
 from pretrain.config.curate import CurateConfig
+from pretrain.config.launcher import register_plugins
+from pretrain.config.overrides import parsed
 from pretrain.config.preset_folders import CONFIG_FOLDER
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
@@ -67,6 +71,8 @@ NEEDS = {
     "experiment=novels_small_diffusion": ["data.path=x"],
     "experiment=convert_to_diffusion": ["data.path=x", "model=gpt_nano", "tokenizer=pretrained", "tokenizer.path=x"],
     "experiment=continue": ["resume=x", "data.sources.domain.path=x", "data.sources.replay.path=x"],  # no model to read
+    "search=shakespeare": ["data.path=x"],
+    "search=novels_small": ["data.path=x"],
     "tokenizer=pretrained": ["tokenizer.path=x"],
     **{
         f"experiment={name}": ["data.path=x"] for name in ("modernbert_base", "modernbert_large", "neobert", "gpt_bert")
@@ -89,6 +95,7 @@ MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "diffusion_nano", "bert_n
 @pytest.fixture(autouse=True)
 def schemas() -> None:
     register_schemas("train", RunConfig)
+    register_plugins()
 
 
 def test_no_preset_of_a_model_is_left_out() -> None:
@@ -130,7 +137,22 @@ def test_every_other_preset_composes(word: str) -> None:
     group = word.split("=")[0]
     config: RunConfig = compose("train", [word, *NEEDS.get(word, [])])
     assert from_dict(to_dict(config)) == config
-    assert hasattr(config, group) or group in ("experiment", "recipe", "logger")
+    assert hasattr(config, group) or group in ("experiment", "recipe", "logger", "search")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_FOLDER / "search").iterdir()), ids=lambda path: path.stem)
+def test_a_space_to_search_has_the_recipe_inside(path: Path) -> None:
+    """Every range is of a setting of the run, and holds the value that it has without a search."""
+    tree, _ = composed("train", [f"search={path.stem}", *NEEDS.get(f"search={path.stem}", [])])
+    assert tree.name == path.stem
+    assert tree.hydra.mode.name == "MULTIRUN"
+    for name, space in tree.hydra.sweeper.params.items():
+        ((override,), usual) = parsed([f"{name}={space}"]), OmegaConf.select(tree, name)
+        sweep = override.value()
+        if isinstance(sweep, IntervalSweep):
+            assert sweep.start < usual < sweep.end, name
+        else:
+            assert usual in sweep.list, name
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
 
 def test_every_part_has_its_checks(context):
     found = checks(context(), Part.all)
-    assert len(found) == len({check.name for check in found}) == 20
-    for part in (Part.data, Part.machine, Part.resume, Part.parallel):
+    assert len(found) == len({check.name for check in found}) == 21
+    for part in (Part.data, Part.machine, Part.mup, Part.resume, Part.parallel):
         own = checks(context(), part)
         assert {check.part for check in own} == {part, Part.data}
         assert [check.name for check in own if check.part is not part] == (
@@ -111,7 +111,7 @@ def test_the_words_are_those_of_a_run():
     assert config.doctor is Part.resume
     assert config.run_config() == compose("train", words)
     with pytest.raises(
-        ConfigError, match=r"doctor=model does not fit: .* one of \[all, data, machine, resume, parallel\]"
+        ConfigError, match=r"doctor=model does not fit: .* one of \[all, data, machine, mup, resume, parallel\]"
     ):
         compose("doctor", ["doctor=model"])
 

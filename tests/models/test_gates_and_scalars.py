@@ -10,6 +10,7 @@ from families import random_model, shape
 from same_state import assert_same_state
 from torch.testing import assert_close
 
+from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.models.attention import attend
 from pretrain.models.choices import AttentionGate, ResidualInit
@@ -122,14 +123,28 @@ def test_no_architecture_of_transformers_has_them(setting: dict[str, Any]) -> No
     assert all(setting.keys() <= family.obstacles(config).keys() for family in FAMILIES)
 
 
-def test_resume_is_exact(tiny: Any, tmp_path: Path) -> None:
+def test_resume_is_exact_and_another_base_width_is_refused(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["model.attention_gate=head", "model.value_embeddings_every=2", "model.residual_scalars=true"]
     words += ["model.tie_embeddings=false", "model.head_init_std=0.0", "model.embedding_init_std=1.0"]
-    words += ["optimizer=muon", "optimizer.learning_rate=0.01"]
+    words += ["model.parametrization=mup", "model.base_width=8", "optimizer=muon", "optimizer.learning_rate=0.01"]
     words += ["trainer.max_steps=6", "checkpoint.every_n_steps=3", "checkpoint.keep=0"]
     whole = Path(run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'whole'}")).folder)
+    told = "export is not possible: no supported architecture of transformers computes exactly this model, because of "
+    assert f"{told}model.attention_gate=head" in capsys.readouterr().out
     copy = tmp_path / "copy" / "checkpoints"
     copy.mkdir(parents=True)
     (whole / "checkpoints" / "step-00000003").rename(copy / "step-00000003")
     resumed = Path(run(tiny.plan(*words, "resume=auto", f"paths.run_dir={tmp_path / 'copy'}")).folder)
     assert_same_state(whole, resumed)
+    starts = [*words, f"init_from={whole}", f"paths.run_dir={tmp_path / 'start'}"]
+    for changed, before in (
+        ("base_width=4", "base_width=8"),
+        ("d_model=32", "d_model=16"),
+        ("attention_gate=none", "attention_gate=head"),
+    ):
+        with pytest.raises(ConfigError, match=f"has model.{before}, .* this run has model.{changed}"):
+            run(tiny.plan(*starts, f"model.{changed}"))
+    with pytest.raises(ConfigError, match=r"model\.base_width"):
+        tiny.plan(*words, f"resume={whole}", "model.base_width=4")

@@ -1,6 +1,8 @@
 """muP: at the base width nothing changes; wider models start and learn with activations of one size."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from pretrain.errors import ConfigError
+from pretrain.interop.width_factors import standard_shape
 from pretrain.models.choices import Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor, initialize
 from pretrain.models.transformer import Transformer
-from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig, UpdateScale
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -26,7 +29,7 @@ def mup(config: TransformerConfig, **changes: Any) -> TransformerConfig:
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_at_the_base_width_it_is_the_standard_parametrization(family: str) -> None:
-    plain = shape(family)
+    plain = standard_shape(shape(family))
     ours = mup(plain, base_width=plain.d_model, base_head_dim=plain.attention_head_dim)
     assert not ours.differences(plain)
     models = [config.build(50, family in CAUSAL).eval() for config in (plain, ours)]
@@ -62,8 +65,18 @@ def test_initial_weights_scores_and_logits_follow_the_width() -> None:
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-@pytest.mark.parametrize(("kind", "factor"), [(AdamWConfig, 0.25), (StableAdamWConfig, 0.25), (MuonConfig, 0.5)])
-def test_rates_of_matrices_follow_the_width(kind: type[AdamWConfig], factor: float, tie_embeddings: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [
+        (AdamWConfig, 0.25),
+        (StableAdamWConfig, 0.25),
+        (MuonConfig, 0.5),
+        (partial(MuonConfig, update_scale=UpdateScale.spectral), 1.0),  # of one spectral norm at every width
+    ],
+)
+def test_rates_of_matrices_follow_the_width(
+    kind: Callable[..., AdamWConfig], factor: float, tie_embeddings: bool
+) -> None:
     """Rate times decay stays; embeddings, the head, norms and biases keep their rate; groups of the user's count."""
     model = mup(shape("gpt", tie_embeddings=tie_embeddings), base_width=8).build(50, causal=True)
     groups = {"up": {"match": ["*up.weight"], "learning_rate": 0.02}}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from subjects import subject
 
+from pretrain.models.choices import Parametrization
 from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case, ParityResult, TrainingTask, difference, train_cases
@@ -32,6 +33,7 @@ SHARED = {
     "hsdp 2 x 2": Case(4, ParallelConfig(replicas=2)),
     "context x 2": Case(2, ParallelConfig(context_parallel=2)),
 }
+MUP = {"parametrization": Parametrization.mup, "base_width": 16, "base_head_dim": 4}
 CHECKPOINTED = {"activation_checkpointing": True}
 OPTIONS = {
     "fsdp, accumulation 2, reduced once": Case(2, ParallelConfig(no_sync_accumulation=True), accumulation=2),
@@ -80,7 +82,7 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
             "gpt untied": subject("gpt", tie_embeddings=False),
             "modern_bert": subject("modern_bert"),
             "gemma": subject("gemma"),
-            "gated": subject("gated"),
+            "gated": subject("gated", **MUP),
             "hybrid": subject("hybrid"),
             "diffusion": subject("diffusion"),
         }
@@ -105,7 +107,7 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
 
 
 def test_muon_trains_alike_on_split_matrices():
-    one = subject("llama", MuonConfig(learning_rate=3e-3))
+    one = subject("llama", MuonConfig(learning_rate=3e-3), **MUP)
     names = ["ddp x 2", "fsdp x 2", "tensor x 2", "fsdp 2 x tensor 2", "hsdp 2 x 2"]
     found = table({"alone": (one, ALONE)} | {name: (one, SHARED[name]) for name in names})
     for name in names:

@@ -87,6 +87,12 @@ def test_every_family_has_every_size(plan: Plan, model: str) -> None:
         assert rates[0] == base.optimizer.learning_rate
 
 
+def test_under_mup_the_rate_of_a_size_is_that_of_the_base(plan: Plan) -> None:
+    """The width scales it once, in the optimizer."""
+    base = plan("model.parametrization=mup", "model.base_width=128")
+    assert {with_shape(base, size, {}).optimizer.learning_rate for size in SHAPES} == {base.optimizer.learning_rate}
+
+
 def test_what_is_typed_stays(plan: Plan) -> None:
     typed = {"model.d_model": "256", "batch_size": "6", "optimizer.learning_rate": "0.1", "trainer.max_steps": "7"}
     found = with_shape(plan("size=small", *(f"{key}={value}" for key, value in typed.items())), Size.small, typed)

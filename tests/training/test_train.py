@@ -371,6 +371,7 @@ def test_warnings_about_the_plan_come_before_the_first_step(tiny, capsys):
     out = capsys.readouterr().out
     assert "parameters, the data" in out
     assert "decay" not in out
+    assert "export" not in out
     reaching = ("schedule.warmup_steps=9", "schedule.decay_fraction=0.5")
     run(tiny.plan(*CAUSAL, "trainer.max_steps=10", "model.d_model=32", *reaching))
     told = "decay_fraction=0.5 asks for 5 steps of decay, and the warm-up of 9 steps leaves 1 of 10: "

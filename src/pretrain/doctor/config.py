@@ -13,6 +13,7 @@ class Part(Enum):
     all = "all"
     data = "data"  # the user's prepared corpus: files, tokenizer, packing, shuffle, mixture
     machine = "machine"  # library versions, device, gradients of its kernels, disk space
+    mup = "mup"  # steps of a muP model at three widths
     resume = "resume"  # a resumed run against an uninterrupted one, checkpoints
     parallel = "parallel"  # gradient accumulation and two processes against one process
 

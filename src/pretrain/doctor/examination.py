@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.doctor import corpus, machine
+from pretrain.doctor import coordinates, corpus, machine
 from pretrain.doctor.check import Check, CheckResult, Outcome, Verdict, run_checks
 from pretrain.doctor.config import Part
 from pretrain.doctor.context import Context
@@ -46,6 +46,7 @@ def checks(context: Context, part: Part) -> list[Check]:
     all_checks += [
         Check(Part.machine, "gradients match float64 eager ones", partial(machine.gradients, context)),
         Check(Part.machine, "checkpoints fit on the disk", partial(machine.disk_space, context)),
+        Check(Part.mup, "steps change every width alike", partial(coordinates.steps_change_every_width_alike, context)),
         Check(Part.resume, "resumed equals uninterrupted", resumed.goes_on_exactly),
         Check(Part.resume, "prefetch changes nothing", resumed.prefetch_changes_nothing),
         Check(Part.resume, "a damaged checkpoint is detected", resumed.damage_is_noticed),

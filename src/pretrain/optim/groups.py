@@ -78,6 +78,7 @@ class Role:
     names: list[str]
     settings: dict[str, Any]
     has_betas: bool = True  # whether its update has AdamW's moments
+    width_power: float = 1.0  # by which the singular values of an update of full size grow with the width
     rate_factor: float = 1.0  # of muP, behind all rates that are set
 
 
@@ -86,7 +87,8 @@ def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
 
     For m times the base width AdamW's rate is 1 / m (Yang et al. 2022, https://arxiv.org/abs/2203.03466, table 8). An
     update of Muon has the same root mean square, but full rank, so its spectral norm grows with sqrt(m) alone: its rate
-    is 1 / sqrt(m) (Yang et al. 2023, https://arxiv.org/abs/2310.17813, condition 1).
+    is 1 / sqrt(m) (Yang et al. 2023, https://arxiv.org/abs/2310.17813, condition 1). With `update_scale=spectral` that
+    norm is the same at every width, and so is the rate.
     """
     multipliers: list[Any] = [getattr(module, "width_multiplier", None) for module in model.modules()]
     multiplier = next((float(found) for found in multipliers if found is not None), 1.0)
@@ -96,7 +98,7 @@ def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
     hidden = {name for name, parameter in parameters_by_name(model).items() if id(parameter) in linear}
     split = list[Role]()
     for role in roles:
-        factor = 1.0 / multiplier if role.has_betas else multiplier**-0.5
+        factor = multiplier**-role.width_power
         split.append(replace(role, names=[name for name in role.names if name in hidden], rate_factor=factor))
         split.append(replace(role, names=[name for name in role.names if name not in hidden]))
     return split

@@ -246,8 +246,9 @@ def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
         "update_scale": config.update_scale,
         "cautious_weight_decay": config.cautious_weight_decay,
     }
+    width_power = 0.5 if config.update_scale is UpdateScale.rms else 0.0
     roles = [
-        Role(names.matrices, matrices, has_betas=False),
+        Role(names.matrices, matrices, has_betas=False, width_power=width_power),
         Role(names.head, {"weight_decay": config.weight_decay, **adamw}),
         Role(names.rest, {"weight_decay": 0.0, **adamw}),
     ]

@@ -6,6 +6,7 @@ from functools import partial
 
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared
+from pretrain.models.choices import Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.sizes import SHAPES, Size, scaled
 from pretrain.parallel.device import choose_device
@@ -134,14 +135,15 @@ def with_shape(config: PlanConfig, size: Size, typed: Mapping[str, str]) -> Plan
     """Return the settings with the shape of a size, its batch, and a learning rate that falls with the width.
 
     The rate is that of the preset, times the ratio of the widths (Yang et al. 2022, https://arxiv.org/abs/2203.03466,
-    for Adam's matrices; experiment=novels_small found it at 192 channels). What was typed stays.
+    for Adam's matrices; experiment=novels_small found it at 192 channels). What was typed stays, and muP
+    scales the rate by itself.
     """
     shape, model, ranks = SHAPES[size], config.model, max(1, config.parallel_dims().data_ranks)
     assert isinstance(model, TransformerConfig)
     names = {key.removeprefix("model.") for key in typed if key.startswith("model.")}
     new_model = scaled(model, shape, names)
     rate = config.optimizer.learning_rate
-    if "optimizer.learning_rate" not in typed:
+    if "optimizer.learning_rate" not in typed and new_model.parametrization is not Parametrization.mup:
         rate = float(f"{rate * model.d_model / new_model.d_model:.2g}")
     batch = config.batch_size if "batch_size" in typed else -(-shape.batch_size // ranks) * ranks
     micro = config.micro_batch_size if typed.keys() & {"batch_size", "micro_batch_size"} else None

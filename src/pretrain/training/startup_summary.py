@@ -11,6 +11,10 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.config.stages import Course, Stage
 from pretrain.data.batch_sizes import BatchSizes
+from pretrain.errors import ConfigError
+from pretrain.interop.families import FAMILIES
+from pretrain.interop.family import choose_family
+from pretrain.interop.width_factors import standard_shape
 from pretrain.kernels.device import device_name
 from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import adapted, trainable
@@ -26,6 +30,7 @@ COMPILE_NOTICE = "; the first step and the first validation wait for the compile
 def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModule, device: torch.device) -> str:
     """Return one line: model, machine, length of the run and its data; with adapters a second one about them.
 
+    One more says so if the model, once it is trained, cannot be exported.
     Of a run with stages, the length is that of the stage that begins.
     """
     stage = length.stage
@@ -46,7 +51,20 @@ def startup_summary(length: RunLength, model: LanguageModule, data: TextDataModu
         + (f" ({shares})" if shares else _passes(length, data))
         + (COMPILE_NOTICE if config.parallel.compile else "")
         + (f"\n{_adapters(config, model)}" if config.lora.is_on else "")
+        + (f"\nexport is not possible: {reason}" if (reason := _why_not_exported(config)) and not stage.begin else "")
     )
+
+
+def _why_not_exported(config: RunConfig) -> str:
+    """Return why no architecture of transformers computes a pre-trained model; empty if one does, or for others."""
+    shape = config.model.transformer
+    if shape is None or config.data.annotated:
+        return ""
+    try:
+        choose_family(standard_shape(shape), config.objective.causal, FAMILIES)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _steps_of(stage: Stage, length: RunLength) -> str:
